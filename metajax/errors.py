@@ -1,0 +1,9 @@
+"""The one error that means: the user's input is at fault."""
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used.
+
+    The message is one line that says what is wrong, where (file and line), and
+    what to do. The command line prints it and ends with exit status 2.
+    """
