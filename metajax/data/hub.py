@@ -1,0 +1,76 @@
+"""The hub's data sets, as tables."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from metajax.data.glue import GLUE, HUB_NAME, glue_name
+from metajax.data.readers import Table
+from metajax.errors import InputError
+
+
+def hub_address(spec: str, split: str) -> tuple[str, str | None, str]:
+    """Returns the repository, the configuration and the split behind a glue: or hub: spec.
+
+    Raises:
+      InputError: If the spec is not of either form.
+    """
+    if spec.startswith("glue:"):
+        key = glue_name(spec[5:])
+        return HUB_NAME, key, split if split == "train" else GLUE[key].development[1]
+    parts = spec.removeprefix("hub:").split("/")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise InputError(f"{spec}: is not of the form hub:OWNER/NAME or hub:OWNER/NAME/CONFIG")
+    return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None, split
+
+
+def read_hub(
+    repository: str, config: str | None, split: str
+) -> tuple[Table, dict[str, tuple[str, ...]]]:
+    """Returns a hub data set, and the names of the classes its columns declare.
+
+    No code of the data set is run: `datasets` knows none since version 4.
+
+    Raises:
+      InputError: If it cannot be loaded, whatever the reason.
+    """
+    import datasets
+
+    source = f"hub:{repository}" + (f"/{config}" if config else "")
+    try:
+        with _one_complaint():
+            data = datasets.load_dataset(repository, config, split=split)
+    except Exception as error:  # it documents none, and every one is about what was asked for
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{source}: the {split} split cannot be loaded ({reason}); "
+            "check the name and the network, or give a local file"
+        ) from None
+    classes = {
+        name: tuple(feature.names)
+        for name, feature in data.features.items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
+
+    def column(name: str) -> list[Any]:
+        values = data[name][:]
+        if name not in classes:
+            return values
+        return [None if x is None or x < 0 else classes[name][x] for x in values]
+
+    return Table(
+        source, tuple(data.features), column, lambda row: f"{source} row {row + 1}"
+    ), classes
+
+
+@contextlib.contextmanager
+def _one_complaint() -> Iterator[None]:
+    # The hub's client warns of every retry; the error at the end says it all.
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

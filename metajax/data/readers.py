@@ -1,0 +1,206 @@
+"""Files to tables: CSV, TSV, JSON lines and Parquet, with a place for every complaint."""
+
+import collections
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from metajax.errors import InputError
+
+
+class Table(NamedTuple):
+    """Named columns of one source.
+
+    Attributes:
+      source: The file or hub name, for messages.
+      names: The columns' names, in the source's order.
+      column: Returns a column's values by its name; None where a row has none.
+      place: Returns where a row stands ("data.csv:7"), for messages.
+    """
+
+    source: str
+    names: tuple[str, ...]
+    column: Callable[[str], list[Any]]
+    place: Callable[[int], str]
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Returns a file's content.
+
+    Raises:
+      InputError: If it is missing, unreadable, or a directory.
+    """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a directory; give a file in it") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_text(path: str | Path) -> str:
+    """Returns a text file's content, without a byte-order mark.
+
+    Raises:
+      InputError: As `read_bytes`, for bytes that are not UTF-8 or are NUL, and if
+        there is nothing but white space.
+    """
+    content = read_bytes(path).removeprefix(b"\xef\xbb\xbf")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        byte = content[error.start]
+        raise InputError(
+            f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8"
+        ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise InputError(f"{path}:{line}: a NUL byte; save the file as plain UTF-8 text")
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty; put text into it or give another")
+    return text
+
+
+def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Yields (number, stripped line) for the lines of a text file that are not blank.
+
+    Only line feeds end a line: str.splitlines would also cut at characters that
+    stand inside of sentences, such as U+2028, and every later number be wrong.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line := line.strip():
+            yield number, line
+
+
+def read_table(path: str | Path) -> Table:
+    """Reads a CSV, TSV, JSON-lines or Parquet file, told apart by its extension.
+
+    Raises:
+      InputError: If it is not readable as what its extension says.
+    """
+    readers: dict[str, Callable[[str | Path], Table]] = {
+        ".csv": lambda path: _read_delimited(path, ","),
+        ".tsv": lambda path: _read_delimited(path, "\t"),
+        ".jsonl": _read_json_lines,
+        ".json": _read_json_lines,
+        ".ndjson": _read_json_lines,
+        ".parquet": _read_parquet,
+    }
+    extension = Path(path).suffix.lower()
+    if extension not in readers:
+        read_bytes(path)  # a missing file is the better complaint
+        raise InputError(
+            f"{path}: unknown extension {extension!r}; give one of {', '.join(readers)}"
+        )
+    return readers[extension](path)
+
+
+def rows_table(
+    path: str | Path, names: list[str], rows: list[list[str]], lines: list[int]
+) -> Table:
+    """Makes a table of rows of text fields, each with the line it begins on.
+
+    Raises:
+      InputError: If two columns share a name or there are no rows.
+    """
+    _check_names(str(path), names)
+    if not rows:
+        raise InputError(f"{path}: has a header but no rows; add examples")
+    index = {name: i for i, name in enumerate(names)}
+    return Table(
+        str(path),
+        tuple(names),
+        lambda name: [row[index[name]] for row in rows],
+        lambda row: f"{path}:{lines[row]}",
+    )
+
+
+def _check_names(source: str, names: list[str]) -> None:
+    twice = [name for name, count in collections.Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(f"{source}: two columns are named {twice[0]!r}; rename one")
+
+
+def _read_delimited(path: str | Path, delimiter: str) -> Table:
+    text = read_text(path)
+    records: list[list[str]] = []
+    lines: list[int] = []
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    begin = 1  # a quoted field may hold line breaks: a record begins where the last one ended
+    try:
+        for record in reader:
+            if record:
+                records.append(record)
+                lines.append(begin)
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(
+            f"{path}:{begin}: {error}; enclose fields in double quotes, and double those inside"
+        ) from None
+    header = [name.strip() for name in records[0]]
+    for record, line in zip(records, lines):
+        if len(record) != len(header):
+            raise InputError(
+                f"{path}:{line}: has {len(record)} fields where the header has {len(header)}; "
+                "quote fields that contain the delimiter"
+            )
+    return rows_table(path, header, records[1:], lines[1:])
+
+
+def _read_json_lines(path: str | Path) -> Table:
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
+    names: dict[str, None] = {}
+    for number, line in numbered_lines(path):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:  # also numbers of 5,000 digits
+            raise InputError(
+                f"{path}:{number}: is not JSON ({error}); write one object a line"
+            ) from None
+        if not isinstance(row, dict):
+            raise InputError(
+                f"{path}:{number}: is not a JSON object; write one a line, "
+                'such as {"text": "...", "label": "..."}'
+            )
+        rows.append(row)
+        lines.append(number)
+        names.update(dict.fromkeys(row))
+    return Table(
+        str(path),
+        tuple(names),
+        lambda name: [row.get(name) for row in rows],
+        lambda row: f"{path}:{lines[row]}",
+    )
+
+
+def _read_parquet(path: str | Path) -> Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def corrupt(error: Exception) -> NoReturn:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: is not a sound Parquet file ({reason}); write it again")
+
+    try:
+        # From memory: given a path, Arrow would read columns out of directory names.
+        table = pq.read_table(pa.BufferReader(read_bytes(path)))
+    except (pa.ArrowException, OSError) as error:
+        corrupt(error)
+    _check_names(str(path), table.column_names)
+    if not table.num_rows:
+        raise InputError(f"{path}: has no rows; add examples")
+
+    def column(name: str) -> list[Any]:
+        try:
+            return table.column(name).to_pylist()
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            corrupt(error)
+
+    return Table(str(path), tuple(table.column_names), column, lambda row: f"{path} row {row + 1}")

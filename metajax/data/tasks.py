@@ -1,0 +1,239 @@
+"""Tasks from files, from GLUE's classic layout and from the hub."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metajax.data.glue import GLUE, glue_name, glue_path, read_glue
+from metajax.data.hub import hub_address, read_hub
+from metajax.data.readers import Table, numbered_lines, read_bytes, read_table
+from metajax.errors import InputError
+
+
+class TaskData(NamedTuple):
+    """A labelled data set of N examples.
+
+    Attributes:
+      name: The spec it was loaded from; "glue:mrpc" however GLUE's name was written.
+      texts: N texts.
+      pairs: N second texts, or None where the task is about single texts.
+      labels: int32 [N], indices into label_names; float32 [N] for a regression.
+      label_names: The classes in the order of their ids; empty for a regression.
+    """
+
+    name: str
+    texts: list[str]
+    pairs: list[str] | None
+    labels: np.ndarray
+    label_names: tuple[str, ...]
+
+
+class _Columns(NamedTuple):
+    text: str | None
+    pair: str | None
+    label: str | None
+
+
+def load_tasks(
+    specs: Sequence[str],
+    *,
+    glue_dir: str | Path | None = None,
+    split: str = "train",
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    label_column: str | None = None,
+    classes: str | Path | Sequence[str | Path] | None = None,
+) -> list[TaskData]:
+    """Loads tasks, one a spec, in order.
+
+    Classes of a file are numbered in sorted order (by value if all look like numbers);
+    those of GLUE, and of a hub data set that declares them, in their published order.
+
+    Args:
+      specs: Each a CSV, TSV, JSON-lines or Parquet file; "glue:NAME"; or
+        "hub:OWNER/NAME[/CONFIG]".
+      glue_dir: Where GLUE's classic TSV layout lies; without it the hub's copy is used.
+      split: "train" or "validation", for glue: and hub:. A file is its own split: it
+        is read whole whatever is asked.
+      text_column: The column of the text; by default `text`, or else `sentence`.
+      pair_column: The column of the second text; by default `text_pair` if it is there.
+      label_column: The column of the label; by default `label`.
+      classes: Files of the labels to keep, a label a line; others' examples are left out.
+
+    Raises:
+      InputError: If anything in them cannot be used; the message says where.
+    """
+    columns = _Columns(text_column, pair_column, label_column)
+    tasks = [_load(str(spec), glue_dir, split, columns) for spec in specs]
+    if classes is not None:
+        tasks = _keep_classes(tasks, [classes] if isinstance(classes, str | Path) else classes)
+    for task in tasks:
+        present = np.unique(task.labels)
+        if task.label_names and len(present) < 2:
+            names = [task.label_names[label] for label in present]
+            raise InputError(
+                f"{task.name}: has examples of {len(present)} of the classes asked for "
+                f"({', '.join(map(repr, names)) or 'none'}); a task needs at least two"
+            )
+    return tasks
+
+
+def fingerprint(spec: str, *, glue_dir: str | Path | None = None, split: str = "train") -> str:
+    """Returns the sha256 (hexadecimal) of the data behind a spec or any file's path.
+
+    For files it is that of their bytes, for the hub's data sets of their rows.
+
+    Raises:
+      InputError: If they cannot be read.
+    """
+    if spec.startswith("glue:") and glue_dir is not None:
+        return hashlib.sha256(
+            read_bytes(glue_path(glue_name(spec[5:]), glue_dir, split))
+        ).hexdigest()
+    if spec.startswith(("glue:", "hub:")):
+        table, _ = read_hub(*hub_address(spec, split))
+        digest = hashlib.sha256()
+        for name in table.names:
+            digest.update(json.dumps([name, table.column(name)], default=repr).encode())
+        return digest.hexdigest()
+    return hashlib.sha256(read_bytes(spec)).hexdigest()
+
+
+def _load(spec: str, glue_dir: str | Path | None, split: str, columns: _Columns) -> TaskData:
+    if spec.startswith("glue:"):
+        return _load_glue(glue_name(spec[5:]), glue_dir, split)
+    order: tuple[str, ...] | None = None
+    if spec.startswith("hub:"):
+        columns = columns._replace(label=columns.label or "label")
+        table, classes = read_hub(*hub_address(spec, split))
+        order = classes.get(columns.label or "")
+    else:
+        table = read_table(spec)
+    return _task(spec, table, _find_columns(table, columns), order)
+
+
+def _load_glue(key: str, glue_dir: str | Path | None, split: str) -> TaskData:
+    task = GLUE[key]
+    if glue_dir is not None:
+        table = read_glue(glue_path(key, glue_dir, split), task)
+        columns = _Columns(*task.columns, task.label)
+    else:
+        table, _ = read_hub(*hub_address(f"glue:{key}", split))
+        columns = _Columns(*task.hub_columns, "label")
+    return _task(f"glue:{key}", table, _find_columns(table, columns), task.labels)
+
+
+def _find_columns(table: Table, wanted: _Columns) -> _Columns:
+    text = wanted.text or ("text" if "text" in table.names else "sentence")
+    pair = wanted.pair or ("text_pair" if "text_pair" in table.names else None)
+    found = _Columns(text, pair, wanted.label or "label")
+    for name in found:
+        if name is not None and name not in table.names:
+            alternative = "'text' or 'sentence'" if name == text and not wanted.text else repr(name)
+            names = ", ".join(repr(name[:40]) for name in table.names[:12])
+            raise InputError(
+                f"{table.source}: has no column {alternative}, only {names}; "
+                "name the columns in the first line, or say which to use"
+            )
+    return found
+
+
+def _task(
+    name: str, table: Table, columns: _Columns, order: tuple[str, ...] | None = None
+) -> TaskData:
+    """Builds a task; order is that of the label names, () for a regression, None to sort."""
+    assert columns.text is not None
+    assert columns.label is not None
+    texts = _texts(table, columns.text)
+    pairs = None if columns.pair is None else _texts(table, columns.pair)
+    if order == ():
+        return TaskData(name, texts, pairs, _scores(table, columns.label), ())
+    labels = _labels(table, columns.label)
+    names = _sorted_names(set(labels)) if order is None else order
+    ids = {label: i for i, label in enumerate(names)}
+    if order is not None:  # GLUE writes some classes as their number
+        ids = {str(i): i for i in range(len(names))} | ids
+    for row, label in enumerate(labels):
+        if label not in ids:
+            raise InputError(
+                f"{table.place(row)}: unknown label {label!r}; one of {', '.join(names)}"
+            )
+    return TaskData(name, texts, pairs, np.array([ids[x] for x in labels], np.int32), names)
+
+
+def _texts(table: Table, column: str) -> list[str]:
+    values = table.column(column)
+    for row, value in enumerate(values):
+        _check_string(value, table, row, column)
+    return values
+
+
+def _labels(table: Table, column: str) -> list[str]:
+    labels = []
+    for row, value in enumerate(table.column(column)):
+        label = str(value) if isinstance(value, int) else value
+        _check_string(label, table, row, column)
+        labels.append(label.strip())
+    return labels
+
+
+def _check_string(value: Any, table: Table, row: int, column: str) -> None:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise InputError(f"{table.place(row)}: no {column!r}; fill it in or remove the row")
+    if not isinstance(value, str):
+        raise InputError(
+            f"{table.place(row)}: {column!r} is {type(value).__name__}, not text; write a string"
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{table.place(row)}: {column!r} holds half a character (a lone surrogate); mend it"
+        ) from None
+
+
+def _scores(table: Table, column: str) -> np.ndarray:
+    scores = []
+    for row, value in enumerate(table.column(column)):
+        try:
+            score = float(value)
+        except (TypeError, ValueError):
+            score = float("nan")
+        if not np.isfinite(score):
+            raise InputError(f"{table.place(row)}: {column!r} is {value!r}, not a number; mend it")
+        scores.append(score)
+    return np.array(scores, np.float32)
+
+
+def _sorted_names(names: set[str]) -> tuple[str, ...]:
+    if all(re.fullmatch(r"[+-]?\d+(\.\d*)?", name, re.ASCII) for name in names):
+        return tuple(sorted(names, key=lambda name: (float(name), name)))
+    return tuple(sorted(names))
+
+
+def _keep_classes(tasks: list[TaskData], paths: Sequence[str | Path]) -> list[TaskData]:
+    kept = {label: f"{path}:{line}" for path in paths for line, label in numbered_lines(path)}
+    known = {label for task in tasks for label in task.label_names}
+    for label, place in kept.items():
+        if label not in known:
+            raise InputError(f"{place}: no task has the label {label!r}; correct or remove it")
+    return [_keep(task, kept) for task in tasks]
+
+
+def _keep(task: TaskData, kept: dict[str, str]) -> TaskData:
+    if not task.label_names:
+        raise InputError(f"{task.name}: is a regression and has no classes to keep; leave it out")
+    old = [i for i, name in enumerate(task.label_names) if name in kept]
+    rows = np.flatnonzero(np.isin(task.labels, old))
+    return TaskData(
+        task.name,
+        [task.texts[row] for row in rows],
+        None if task.pairs is None else [task.pairs[row] for row in rows],
+        np.searchsorted(old, task.labels[rows]).astype(np.int32),
+        tuple(task.label_names[i] for i in old),
+    )
