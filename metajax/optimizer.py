@@ -1,0 +1,39 @@
+"""AdamW as the training of BERT uses it."""
+
+import optax
+
+from metajax.tree import mask
+from metajax.types import Params
+
+
+def learning_rate(peak: float, num_steps: int, warmup_steps: int) -> optax.Schedule:
+    """Rises linearly over the warm-up, then falls linearly to zero at num_steps."""
+    return optax.schedules.join_schedules(
+        [
+            optax.schedules.linear_schedule(0.0, peak, warmup_steps),
+            optax.schedules.linear_schedule(peak, 0.0, num_steps - warmup_steps),
+        ],
+        [warmup_steps],
+    )
+
+
+def decays(path: str) -> bool:
+    """Whether weight decay applies: not to LayerNorms and biases."""
+    return path.rsplit("/", 1)[-1] not in ("bias", "scale")
+
+
+def adamw(
+    schedule: optax.ScalarOrSchedule, *, weight_decay: float, clip_norm: float
+) -> optax.GradientTransformation:
+    """Clips the gradient's global norm, then AdamW (Loshchilov & Hutter, arXiv:1711.05101).
+
+    Weight decay leaves LayerNorms and biases alone (Devlin et al. 2019, appendix A.2).
+    """
+
+    def decay_mask(params: Params) -> Params:
+        return mask(params, decays)
+
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.adamw(schedule, weight_decay=weight_decay, mask=decay_mask),
+    )

@@ -1,0 +1,159 @@
+"""A batch of tasks, and the outer step on their mean meta-gradient."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax.types import Key, MetaAlgorithm, MetaInfo, PyTree, Task
+
+
+class OuterState(NamedTuple):
+    """What the next outer step needs.
+
+    Attributes:
+        step: [] int32, outer steps taken.
+        meta_params: what the algorithm trains.
+        opt_state: the outer optimizer's.
+        rng: the run's key. It never changes: step n draws from `fold_in(rng, n)`.
+    """
+
+    step: jax.Array
+    meta_params: PyTree
+    opt_state: Any
+    rng: Key
+
+
+class Metrics(NamedTuple):
+    """Means over the tasks of one outer step.
+
+    Attributes:
+        query_loss: [] after adaptation.
+        query_aux: the loss function's auxiliary output on the query sets.
+        support_loss: [K] before each inner step.
+        grad_norm: [] Euclidean norm of the mean meta-gradient.
+    """
+
+    query_loss: jax.Array
+    query_aux: Any
+    support_loss: jax.Array
+    grad_norm: jax.Array
+
+
+def num_tasks(tasks: Task) -> int:
+    """T, the leading axis that all leaves of a batch of tasks share.
+
+    Raises:
+        ValueError: there are no leaves, or their leading axes differ.
+    """
+    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(tasks)}
+    if len(sizes) != 1 or None in sizes:
+        raise ValueError(
+            f"a batch of tasks needs one leading axis on every leaf, found sizes {sorted(map(str, sizes))}"
+        )
+    return sizes.pop()
+
+
+def default_chunk_size(total: int) -> int:
+    """Tasks under one vmap: all of them on an accelerator; one on a CPU, where that is faster."""
+    return 1 if jax.default_backend() == "cpu" else total
+
+
+def map_tasks(
+    function: Callable[[Task, Key], tuple[PyTree, PyTree]],
+    tasks: Task,
+    keys: Key,
+    chunk_size: int | None,
+) -> tuple[PyTree, PyTree]:
+    """Applies a function to T tasks, adding up its first result and stacking its second.
+
+    The sums never exist side by side for more than one chunk, which is what keeps memory from
+    growing with the number of tasks.
+
+    Args:
+        function: `(task, key) -> (to_sum, to_stack)`, of one task.
+        tasks: leaves [T, ...].
+        keys: [T].
+        chunk_size: tasks under one vmap, a divisor of T; the chunks run one after the other.
+            None: `default_chunk_size`.
+
+    Returns:
+        The sum over the T tasks, and the stacked [T, ...].
+    """
+    total = num_tasks(tasks)
+    chunk = chunk_size or default_chunk_size(total)
+    if total % chunk:
+        near = [size for size in range(1, total + 1) if total % size == 0]
+        raise ValueError(f"chunk_size {chunk} does not divide {total} tasks: use one of {near}")
+
+    def run_chunk(inputs: tuple[Task, Key]) -> tuple[PyTree, PyTree]:
+        if chunk == 1:  # An axis of one would only make the products batched.
+            squeezed = jax.tree.map(lambda leaf: leaf[0], inputs)
+            to_sum, to_stack = function(*squeezed)
+            return to_sum, jax.tree.map(lambda leaf: leaf[None], to_stack)
+        to_sum, to_stack = jax.vmap(function)(*inputs)
+        return jax.tree.map(lambda leaf: leaf.sum(0), to_sum), to_stack
+
+    if chunk == total:
+        return run_chunk((tasks, keys))
+
+    def accumulate(total_sum: PyTree, inputs: tuple[Task, Key]) -> tuple[PyTree, PyTree]:
+        to_sum, to_stack = run_chunk(inputs)
+        return jax.tree.map(jnp.add, total_sum, to_sum), to_stack
+
+    chunks = jax.tree.map(
+        lambda leaf: leaf.reshape(total // chunk, chunk, *leaf.shape[1:]), (tasks, keys)
+    )
+    first = jax.tree.map(lambda leaf: leaf[0], chunks)
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run_chunk, first)[0]
+    )
+    total_sum, stacked = jax.lax.scan(accumulate, zeros, chunks)
+    return total_sum, jax.tree.map(lambda leaf: leaf.reshape(total, *leaf.shape[2:]), stacked)
+
+
+def task_keys(rng: Key, first: int | jax.Array, count: int) -> Key:
+    """Keys [count] of the tasks numbered from `first`: the same whichever device has them."""
+    return jax.vmap(lambda index: jax.random.fold_in(rng, index))(first + jnp.arange(count))
+
+
+def outer_step(
+    algorithm: MetaAlgorithm,
+    optimizer: optax.GradientTransformation,
+    *,
+    chunk_size: int | None = None,
+    axis_name: str | None = None,
+) -> Callable[[OuterState, Task], tuple[OuterState, Metrics]]:
+    """Makes one step of the outer loop, a pure function.
+
+    Args:
+        algorithm: whose meta-gradient to follow.
+        optimizer: the outer one.
+        chunk_size: see `map_tasks`.
+        axis_name: the axis over devices, each holding an equal share of the tasks in order.
+
+    Returns:
+        `(state, tasks) -> (state, metrics)`.
+    """
+
+    def step(state: OuterState, tasks: Task) -> tuple[OuterState, Metrics]:
+        count = num_tasks(tasks)
+        first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * count
+        keys = task_keys(jax.random.fold_in(state.rng, state.step), first, count)
+
+        def meta_grad(task: Task, key: Key) -> tuple[PyTree, MetaInfo]:
+            return algorithm.meta_grad(state.meta_params, task, key)
+
+        grads, infos = map_tasks(meta_grad, tasks, keys, chunk_size)
+        grads = jax.tree.map(lambda leaf: leaf / count, grads)
+        info = jax.tree.map(lambda leaf: leaf.mean(0), infos)
+        if axis_name is not None:
+            grads, info = jax.lax.pmean((grads, info), axis_name)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.meta_params)
+        meta_params = optax.apply_updates(state.meta_params, updates)
+        metrics = Metrics(*info, grad_norm=optax.tree.norm(grads))
+        return OuterState(state.step + 1, meta_params, opt_state, state.rng), metrics
+
+    return step
