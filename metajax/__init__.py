@@ -1,15 +1,26 @@
-"""Meta-learning for language models in JAX."""
+"""Meta-learning for language models in JAX.
 
-from metajax.errors import InputError
-from metajax.evaluate import Estimate, evaluate
-from metajax.maml import maml
-from metajax.outer import Metrics, OuterState
-from metajax.parallel import OuterLoop, outer_loop
-from metajax.supervised import supervised
-from metajax.types import AdaptInfo, LossFn, MetaAlgorithm, MetaInfo, Task
+The names below are loaded when first used, so that `metajax --help` need not wait for JAX.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metajax.errors import InputError
+    from metajax.evaluate import Estimate, evaluate
+    from metajax.maml import maml
+    from metajax.models import Bert, from_pretrained, save_pretrained
+    from metajax.outer import Metrics, OuterState
+    from metajax.parallel import OuterLoop, outer_loop
+    from metajax.supervised import supervised
+    from metajax.types import AdaptInfo, LossFn, MetaAlgorithm, MetaInfo, Task
 
 __all__ = [
     "AdaptInfo",
+    "Bert",
     "Estimate",
     "InputError",
     "LossFn",
@@ -20,7 +31,44 @@ __all__ = [
     "OuterState",
     "Task",
     "evaluate",
+    "from_pretrained",
     "maml",
     "outer_loop",
+    "save_pretrained",
     "supervised",
 ]
+
+_MODULES = {
+    "errors": ("InputError",),
+    "evaluate": ("Estimate", "evaluate"),
+    "maml": ("maml",),
+    "models": ("Bert", "from_pretrained", "save_pretrained"),
+    "outer": ("Metrics", "OuterState"),
+    "parallel": ("OuterLoop", "outer_loop"),
+    "supervised": ("supervised",),
+    "types": ("AdaptInfo", "LossFn", "MetaAlgorithm", "MetaInfo", "Task"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'metajax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"metajax.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+class _Package(ModuleType):
+    """Keeps `metajax.maml` the function when the module of that name is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from scipy import stats
 
 from metajax.outer import map_tasks, num_tasks, task_keys
 from metajax.types import Key, MetaAlgorithm, MetaInfo, PyTree, Task
@@ -25,6 +24,8 @@ def estimate(values: Any) -> Estimate:
     Args:
         values: [E, ...], one entry an episode. The interval of a single one is infinite.
     """
+    from scipy import stats  # Slow to import.
+
     values = np.asarray(values, np.float64)
     count = values.shape[0]
     if count < 2:

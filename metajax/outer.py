@@ -48,12 +48,10 @@ def num_tasks(tasks: Task) -> int:
     Raises:
         ValueError: there are no leaves, or their leading axes differ.
     """
-    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(tasks)}
-    if len(sizes) != 1 or None in sizes:
-        raise ValueError(
-            f"a batch of tasks needs one leading axis on every leaf, found sizes {sorted(map(str, sizes))}"
-        )
-    return sizes.pop()
+    sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(tasks)}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(f"a batch of tasks needs one leading axis on every leaf, found {sizes}")
+    return sizes.pop()[0]
 
 
 def default_chunk_size(total: int) -> int:
@@ -153,7 +151,9 @@ def outer_step(
             grads, info = jax.lax.pmean((grads, info), axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.meta_params)
         meta_params = optax.apply_updates(state.meta_params, updates)
-        metrics = Metrics(*info, grad_norm=optax.tree.norm(grads))
+        metrics = Metrics(
+            info.query_loss, info.query_aux, info.support_loss, optax.tree.norm(grads)
+        )
         return OuterState(state.step + 1, meta_params, opt_state, state.rng), metrics
 
     return step

@@ -65,7 +65,7 @@ def outer_loop(
     def init(params: Params, rng: Key) -> OuterState:
         meta_params = algorithm.init(params)
         state = OuterState(jnp.int32(0), meta_params, outer_optimizer.init(meta_params), rng)
-        return jax.tree.map(jnp.asarray, state)
+        return jax.device_put(state, devices[0]) if len(devices) == 1 else state
 
     donated = 0 if donate else ()
     if len(devices) == 1:
