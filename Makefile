@@ -1,0 +1,37 @@
+PYTHON ?= python3
+PYTEST_OPTIONS ?= -n 2
+
+.PHONY: help demo test test-all lint clean
+.DEFAULT_GOAL := help
+
+help:  ## What can be made.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+demo: .venv-demo/stamp  ## The three stages on real weights and real text.
+	.venv-demo/bin/metajax demo
+
+test: .venv/stamp  ## The tests, less the slow ones.
+	.venv/bin/python -m pytest $(PYTEST_OPTIONS)
+
+test-all: .venv/stamp  ## All tests.
+	.venv/bin/python -m pytest $(PYTEST_OPTIONS) -m ""
+
+lint: .venv/stamp  ## Style and types.
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+clean:  ## Remove the virtual environments and caches.
+	rm -rf .venv .venv-demo .pytest_cache .ruff_cache .mypy_cache *.egg-info
+
+# PyTorch first and alone, so that nothing else can choose another version of it.
+.venv/stamp: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet torch==2.13.0
+	.venv/bin/python -m pip install --quiet -e ".[test]"
+	touch $@
+
+.venv-demo/stamp: pyproject.toml
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/python -m pip install --quiet -e ".[demo]"
+	touch $@
