@@ -1,0 +1,142 @@
+"""Masked language modelling: which tokens to hide, drawn afresh for every step."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metajax.data.counting import generator, shuffled_rows
+from metajax.data.text import Blocks
+from metajax.errors import InputError
+
+
+class MaskRule(NamedTuple):
+    """How tokens are hidden (Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
+
+    Attributes:
+      mask_id: The token that stands for a hidden one.
+      replacements: int32 [R]; the tokens that random replacements are drawn from.
+      rate: The share of maskable tokens to choose.
+      whole_word: Choose whole words instead of tokens.
+    """
+
+    mask_id: int
+    replacements: np.ndarray
+    rate: float = 0.15
+    whole_word: bool = False
+
+
+def mask_rule(tokenizer: Any, *, rate: float = 0.15, whole_word: bool = False) -> MaskRule:
+    """Returns the rule for a tokenizer; random replacements are never special tokens.
+
+    Raises:
+      InputError: If the tokenizer has no mask token, or rate is not between 0 and 1.
+    """
+    if tokenizer.mask_token_id is None:
+        raise InputError("the tokenizer has no mask token; give a masked language model's")
+    if not 0 < rate < 1:
+        raise InputError(f"a mask rate of {rate} makes no sense; give a share such as 0.15")
+    ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
+    return MaskRule(tokenizer.mask_token_id, ordinary.astype(np.int32), rate, whole_word)
+
+
+def mask_tokens(blocks: Blocks, rule: MaskRule, seed: int, step: int) -> dict[str, np.ndarray]:
+    """Hides tokens of B blocks of length L, as a function of (seed, step).
+
+    Of each row's maskable tokens a share of `rate` is chosen, rounded, at least one. Of the
+    chosen 80% become the mask token, 10% a random one, and 10% stay. With whole words, words
+    are chosen in random order as long as they fit into that number.
+
+    Returns:
+      input_ids, attention_mask, token_type_ids [B, L]; positions and targets [B, M] with
+      M = ceil(rate * L), in ascending order, targets -1 at unused places.
+    """
+    B, L = blocks.input_ids.shape
+    M = math.ceil(rule.rate * L)
+    rng = generator(seed, "mask", step)
+    count = np.clip(np.rint(rule.rate * blocks.maskable.sum(1)), 1, M).astype(np.int64)
+    choose = _choose_words if rule.whole_word else _choose_tokens
+    chosen = choose(blocks, rng.random((B, L)), count, M)
+
+    positions = np.argsort(~chosen, axis=1, kind="stable")[:, :M]
+    valid = np.arange(M) < chosen.sum(1)[:, None]
+    positions = np.where(valid, positions, 0).astype(np.int32)
+    originals = np.take_along_axis(blocks.input_ids, positions, 1)
+    fate = rng.random((B, M))
+    random_ids = rule.replacements[rng.integers(len(rule.replacements), size=(B, M))]
+    hidden = np.where(fate < 0.8, rule.mask_id, np.where(fate < 0.9, random_ids, originals))
+    input_ids = blocks.input_ids.copy()
+    input_ids[chosen] = hidden[valid]  # both in ascending order of row and position
+    return {
+        "input_ids": input_ids,
+        "attention_mask": blocks.attention_mask,
+        "token_type_ids": np.zeros((B, L), np.int32),
+        "positions": positions,
+        "targets": np.where(valid, originals, -1).astype(np.int32),
+    }
+
+
+def pretraining_batch(
+    blocks: Blocks, rule: MaskRule, seed: int, step: int, batch_size: int
+) -> dict[str, np.ndarray]:
+    """Returns the masked batch of one step: every block once an epoch, always masked anew.
+
+    See `shuffled_rows` for the order and `mask_tokens` for the result.
+    """
+    rows = shuffled_rows(seed, step, batch_size, len(blocks.input_ids))
+    return mask_tokens(take(blocks, rows), rule, seed, step)
+
+
+def held_out(blocks: Blocks, seed: int, share: float = 0.05) -> tuple[Blocks, Blocks]:
+    """Splits blocks into those to train on and a share to evaluate on, at least one each.
+
+    Raises:
+      InputError: If there is only one block.
+    """
+    size = len(blocks.input_ids)
+    if size < 2:
+        raise InputError(
+            f"the text fills one block of {blocks.input_ids.shape[1]} tokens, which leaves none "
+            "to evaluate on; give more text or a shorter length"
+        )
+    order = generator(seed, "held out").permutation(size)
+    count = min(max(round(share * size), 1), size - 1)
+    return take(blocks, np.sort(order[count:])), take(blocks, np.sort(order[:count]))
+
+
+def take(blocks: Blocks, rows: np.ndarray | slice) -> Blocks:
+    """Returns some of the blocks."""
+    return Blocks(*(array[rows] for array in blocks))
+
+
+def _choose_tokens(blocks: Blocks, scores: np.ndarray, count: np.ndarray, _: int) -> np.ndarray:
+    """Returns bool [B, L]: the count [B] maskable tokens of least score in each row."""
+    order = np.argsort(np.where(blocks.maskable, scores, 2.0), axis=1, kind="stable")
+    chosen = np.zeros_like(blocks.maskable)
+    np.put_along_axis(chosen, order, np.arange(order.shape[1]) < count[:, None], axis=1)
+    return chosen & blocks.maskable
+
+
+def _choose_words(blocks: Blocks, scores: np.ndarray, count: np.ndarray, most: int) -> np.ndarray:
+    """Returns bool [B, L]: whole words in order of score, as many as fit into count [B].
+
+    Where even the shortest word does not fit, it is chosen, up to the most tokens there
+    is room for.
+    """
+    B, L = scores.shape
+    rows = np.arange(B)
+    words = np.maximum(np.cumsum(blocks.word_start, axis=1) - 1, 0)
+    sizes = np.zeros((B, L), np.int64)
+    np.add.at(sizes, (rows[:, None], words), blocks.maskable)
+    shortest = np.where(sizes > 0, sizes, L).min(axis=1)
+    left = np.minimum(np.maximum(count, shortest), most)
+    order = np.argsort(np.where(sizes > 0, scores, 2.0), axis=1, kind="stable")
+    taken = np.zeros((B, L), bool)
+    for column in order.T:
+        size = sizes[rows, column]
+        fits = size <= left
+        taken[rows, column] = fits
+        left -= size * fits
+        if not left.any():
+            break
+    return np.take_along_axis(taken, words, axis=1) & blocks.maskable

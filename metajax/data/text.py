@@ -1,0 +1,221 @@
+"""Text to arrays of tokens, once, through the model's own fast tokenizer."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metajax.data.readers import numbered_lines
+from metajax.data.tasks import TaskData
+from metajax.errors import InputError
+
+_CHUNK = 1024  # texts tokenised at once: enough to keep the tokenizer's threads busy
+
+
+class Tokens(NamedTuple):
+    """N tokenised texts, padded to the longest.
+
+    Attributes:
+      input_ids: int32 [N, L].
+      token_type_ids: int8 [N, L]; 1 in the second text of a pair.
+      lengths: int32 [N]; tokens before the padding.
+      truncated: How many texts were longer than the limit.
+    """
+
+    input_ids: np.ndarray
+    token_type_ids: np.ndarray
+    lengths: np.ndarray
+    truncated: int
+
+
+class TokenizedTask(NamedTuple):
+    """A task ready for batches.
+
+    Attributes:
+      name: The task's name.
+      tokens: Its N examples.
+      labels: int32 [N], or float32 [N] for a regression.
+      label_names: The classes in the order of their ids; empty for a regression.
+      rows_by_class: For each class the rows of its examples, int64 [n_c].
+    """
+
+    name: str
+    tokens: Tokens
+    labels: np.ndarray
+    label_names: tuple[str, ...]
+    rows_by_class: tuple[np.ndarray, ...]
+
+
+class Blocks(NamedTuple):
+    """N blocks of running text, each [CLS] ... [SEP], the last one padded.
+
+    Attributes:
+      input_ids: int32 [N, L].
+      attention_mask: int32 [N, L]; 0 at padding.
+      word_start: bool [N, L]; the first token of each maskable word in the block.
+      maskable: bool [N, L]; neither a special token nor padding.
+    """
+
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+    word_start: np.ndarray
+    maskable: np.ndarray
+
+
+def read_lines(paths: str | Path | Sequence[str | Path]) -> list[str]:
+    """Returns the lines of plain text files that are not blank, stripped.
+
+    Raises:
+      InputError: If a file is missing, empty, or not UTF-8.
+    """
+    files = [paths] if isinstance(paths, str | Path) else paths
+    return [line for path in files for _, line in numbered_lines(path)]
+
+
+def tokenize(
+    texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Any, max_length: int
+) -> Tokens:
+    """Tokenises N texts or pairs of texts, special tokens included.
+
+    Args:
+      texts: N texts.
+      pairs: N second texts, or None.
+      tokenizer: The model's fast tokenizer, of transformers.
+      max_length: The most tokens an example may have. Longer ones lose their end; of a
+        pair, the longer text does.
+
+    Returns:
+      The tokens, padded to the longest there is.
+
+    Raises:
+      InputError: If max_length leaves no room for a token besides the special ones.
+    """
+    least = tokenizer.num_special_tokens_to_add(pairs is not None) + 1
+    if max_length < least:
+        raise InputError(
+            f"a maximal length of {max_length} tokens holds no text; give {least} or more"
+        )
+    ids: list[list[int]] = []
+    types: list[list[int]] = []
+    truncated = 0
+    for begin in range(0, len(texts), _CHUNK):
+        chunk = slice(begin, begin + _CHUNK)
+        # All at full length first: that is how the long ones are known and counted.
+        found = _encode(tokenizer, texts[chunk], pairs and pairs[chunk])
+        long = [i for i, row in enumerate(found["input_ids"]) if len(row) > max_length]
+        if long:
+            cut = _encode(
+                tokenizer,
+                [texts[begin + i] for i in long],
+                pairs and [pairs[begin + i] for i in long],
+                truncation=True,
+                max_length=max_length,
+            )
+            for key, rows in cut.items():
+                for i, row in zip(long, rows):
+                    found[key][i] = row
+        ids += found["input_ids"]
+        types += found["token_type_ids"]
+        truncated += len(long)
+    lengths = np.array([len(row) for row in ids], np.int32)
+    return Tokens(
+        _pad(ids, lengths, tokenizer.pad_token_id, np.int32),
+        _pad(types, lengths, 0, np.int8),
+        lengths,
+        truncated,
+    )
+
+
+def tokenize_task(task: TaskData, tokenizer: Any, max_length: int) -> TokenizedTask:
+    """Tokenises a task's examples; see `tokenize`."""
+    return TokenizedTask(
+        task.name,
+        tokenize(task.texts, task.pairs, tokenizer, max_length),
+        task.labels,
+        task.label_names,
+        tuple(np.flatnonzero(task.labels == label) for label in range(len(task.label_names))),
+    )
+
+
+def pack_blocks(lines: Sequence[str], tokenizer: Any, block_length: int) -> Blocks:
+    """Cuts the tokens of all lines, one after the other, into blocks.
+
+    The full-sentences format of RoBERTa (Liu et al. 2019, https://arxiv.org/abs/1907.11692,
+    section 4.2), without a separator between lines.
+
+    Args:
+      lines: The text.
+      tokenizer: The model's fast tokenizer, of transformers.
+      block_length: L, special tokens included.
+
+    Raises:
+      InputError: If block_length leaves no room for a token besides [CLS] and [SEP], or
+        the lines have no tokens.
+    """
+    room = block_length - 2
+    if room < 1:
+        raise InputError(f"blocks of {block_length} tokens hold no text; give 3 or more")
+    ids, starts = _stream(lines, tokenizer)
+    if not ids.size:
+        raise InputError("the text has no tokens; give text in the model's language")
+    count = -(-ids.size // room)
+    used = np.arange(count * room).reshape(count, room) < ids.size
+    lengths = used.sum(1)
+    input_ids = np.full((count, block_length), tokenizer.pad_token_id, np.int32)
+    input_ids[:, 0] = tokenizer.cls_token_id
+    input_ids[:, 1:-1][used] = ids
+    input_ids[np.arange(count), lengths + 1] = tokenizer.sep_token_id
+    maskable = np.zeros((count, block_length), bool)
+    maskable[:, 1:-1] = used
+    # The text itself may spell a special token, or hold what the vocabulary does not.
+    maskable &= ~np.isin(input_ids, tokenizer.all_special_ids)
+    word_start = np.zeros((count, block_length), bool)
+    word_start[:, 1:-1][used] = starts
+    # A word goes on only from a maskable token: one that the block's edge cuts begins anew.
+    word_start[:, 1:] |= ~maskable[:, :-1]
+    attention_mask = (np.arange(block_length) < lengths[:, None] + 2).astype(np.int32)
+    return Blocks(input_ids, attention_mask, word_start & maskable, maskable)
+
+
+def _encode(
+    tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, **settings: Any
+) -> dict[str, list[list[int]]]:
+    return tokenizer(
+        list(texts),
+        None if pairs is None else list(pairs),
+        return_attention_mask=False,
+        return_token_type_ids=True,
+        verbose=False,
+        **settings,
+    )
+
+
+def _pad(rows: list[list[int]], lengths: np.ndarray, value: int, dtype: type) -> np.ndarray:
+    width = int(lengths.max(initial=1))
+    padded: np.ndarray = np.full((len(rows), width), value, dtype)
+    flat: np.ndarray = np.fromiter(itertools.chain.from_iterable(rows), dtype)
+    padded[np.arange(width) < lengths[:, None]] = flat
+    return padded
+
+
+def _stream(lines: Sequence[str], tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the tokens of all lines, and which of them begin a word."""
+    ids: list[np.ndarray] = []
+    starts: list[np.ndarray] = []
+    for begin in range(0, len(lines), _CHUNK):
+        found = tokenizer(
+            list(lines[begin : begin + _CHUNK]),
+            add_special_tokens=False,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        for encoding in found.encodings:
+            # None stands for a special token that the text spells: a word of its own.
+            words = np.array([-1 if x is None else x for x in encoding.word_ids], np.int32)
+            ids.append(np.array(encoding.ids, np.int32))
+            starts.append(np.diff(words, prepend=-2) != 0)
+    if not ids:
+        return np.zeros(0, np.int32), np.zeros(0, bool)
+    return np.concatenate(ids), np.concatenate(starts)
