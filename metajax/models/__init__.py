@@ -1,1 +1,24 @@
+"""BERT as a pure function, from and to Hugging Face files."""
 
+from metajax.models.config import BertConfig
+from metajax.models.losses import (
+    classification_loss,
+    masked_lm_loss,
+    prototype_start,
+    zero_start,
+)
+from metajax.models.pretrained import Bert, Outputs, from_pretrained, with_head
+from metajax.models.save import save_pretrained
+
+__all__ = [
+    "Bert",
+    "BertConfig",
+    "Outputs",
+    "classification_loss",
+    "from_pretrained",
+    "masked_lm_loss",
+    "prototype_start",
+    "save_pretrained",
+    "with_head",
+    "zero_start",
+]

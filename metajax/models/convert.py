@@ -1,0 +1,180 @@
+"""Hugging Face's names and shapes <-> ours.
+
+The tables say which of their tensors make one of ours: several are joined along the last
+axis. Their dense weights are `[out, in]`, ours `[in, out]`; our layers, and our
+classification heads, are stacked on a leading axis.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from metajax.errors import InputError
+
+Path = tuple[str, ...]
+
+
+def _dense(ours: Path, *theirs: str) -> dict[Path, tuple[str, ...]]:
+    return {
+        (*ours, "kernel"): tuple(f"{name}.weight" for name in theirs),
+        (*ours, "bias"): tuple(f"{name}.bias" for name in theirs),
+    }
+
+
+def _norm(ours: Path, theirs: str) -> dict[Path, tuple[str, ...]]:
+    return {(*ours, "scale"): (f"{theirs}.weight",), (*ours, "bias"): (f"{theirs}.bias",)}
+
+
+_LAYER = {
+    **_dense(
+        ("layers", "qkv"), "attention.self.query", "attention.self.key", "attention.self.value"
+    ),
+    **_dense(("layers", "out"), "attention.output.dense"),
+    **_norm(("layers", "attention_norm"), "attention.output.LayerNorm"),
+    **_dense(("layers", "up"), "intermediate.dense"),
+    **_dense(("layers", "down"), "output.dense"),
+    **_norm(("layers", "output_norm"), "output.LayerNorm"),
+}
+_TABLE: dict[Path, tuple[str, ...]] = {
+    ("embeddings", "word"): ("embeddings.word_embeddings.weight",),
+    ("embeddings", "position"): ("embeddings.position_embeddings.weight",),
+    ("embeddings", "token_type"): ("embeddings.token_type_embeddings.weight",),
+    **_norm(("embeddings", "norm"), "embeddings.LayerNorm"),
+    **{path: tuple(f"encoder.layer.*.{name}" for name in names) for path, names in _LAYER.items()},
+    **_dense(("pooler",), "pooler.dense"),
+    **_dense(("masked_lm", "dense"), "cls.predictions.transform.dense"),
+    **_norm(("masked_lm", "norm"), "cls.predictions.transform.LayerNorm"),
+    ("masked_lm", "bias"): ("cls.predictions.bias",),
+    ("masked_lm", "decoder"): ("cls.predictions.decoder.weight",),
+    **_dense(("classifier",), "classifier.*"),
+}
+_TRANSPOSED = ("kernel", "decoder")
+_STACKED = ("layers", "classifier")
+_REQUIRED = ("embeddings", "layers")
+
+# Neither used nor worth a word: a buffer of old versions, the next-sentence head, and the
+# heads that were not asked for (the decoder, where it is tied, only repeats the embeddings).
+_IGNORED = re.compile(r"(embeddings\.position_ids|cls\.|classifier\.|pooler\.)")
+
+
+def to_hugging_face(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Our parameters by their names, without `bert.`; the heads are `classifier.0.` and on."""
+    tensors = {}
+    for path, leaf in _leaves(params):
+        names, value = _TABLE[path], np.asarray(leaf)
+        for index, layer in enumerate(value if path[0] in _STACKED else [value]):
+            for name, part in zip(names, np.split(layer, len(names), axis=-1)):
+                part = part.T if path[-1] in _TRANSPOSED else part
+                tensors[name.replace("*", str(index))] = np.ascontiguousarray(part)
+    return tensors
+
+
+def from_hugging_face(
+    tensors: Mapping[str, np.ndarray], template: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """Our parameters from their tensors, as far as these go.
+
+    Args:
+        tensors: by name: either generation of names, with or without `bert.`.
+        template: the shapes of the parameters wanted (arrays or `ShapeDtypeStruct`s).
+        where: the directory, for error messages.
+
+    Returns:
+        The parameters, less the parts (pooler, a head) that `tensors` do not have, or, for
+        classifiers, have in another shape.
+
+    Raises:
+        InputError: unexpected or missing tensors, or shapes that do not fit.
+    """
+    tensors = _modern_names(tensors)
+    expected = _theirs(template)
+    groups = {name: path[0] for path, names in expected.items() for name in names}
+    unexpected = [name for name in tensors if name not in groups and not _IGNORED.match(name)]
+    if unexpected:
+        raise InputError(
+            f"{where}: unexpected tensors: {_some(unexpected)}; give the weights of a plain BERT"
+        )
+    missing = [name for name in groups if name not in tensors]
+    required = [name for name in missing if groups[name] in _REQUIRED]
+    if required:
+        raise InputError(
+            f"{where}: missing tensors: {_some(required)}; give complete weights that go with "
+            "config.json"
+        )
+    shapes = {name: shape for names in expected.values() for name, shape in names.items()}
+    unfit = [name for name in groups if name in tensors and tensors[name].shape != shapes[name]]
+    wrong = [
+        f"{name} is {list(tensors[name].shape)}, expected {list(shapes[name])}"
+        for name in unfit
+        if groups[name] != "classifier"
+    ]
+    if wrong:
+        raise InputError(
+            f"{where}: shapes do not fit config.json: {_some(wrong)}; give the weights' own config"
+        )
+    absent = {groups[name] for name in (*missing, *unfit)}
+    loaded: dict[str, Any] = {}
+    for path, names in expected.items():
+        if path[0] not in absent:
+            _put(loaded, path, _join(path, [tensors[name] for name in names]))
+    return loaded
+
+
+def _modern_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Today's names without prefix, a lone head numbered, one name for the decoder's bias."""
+    renamed = {}
+    for name, value in tensors.items():
+        name = name.removeprefix("bert.")
+        name = re.sub(r"^classifier\.(weight|bias)$", r"classifier.0.\1", name)
+        name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+        renamed[re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)] = value
+    # transformers computes with the decoder's own bias, which tying makes the other's alias.
+    decoder_bias = renamed.pop("cls.predictions.decoder.bias", None)
+    if decoder_bias is not None:
+        renamed["cls.predictions.bias"] = decoder_bias
+    return renamed
+
+
+def _theirs(template: Mapping[str, Any]) -> dict[Path, dict[str, tuple[int, ...]]]:
+    """For each of our parameters, their tensors' names and shapes, layer by layer."""
+    expected = {}
+    for path, leaf in _leaves(template):
+        names, shape = _TABLE[path], leaf.shape
+        count, shape = (shape[0], shape[1:]) if path[0] in _STACKED else (1, shape)
+        shape = (*shape[:-1], shape[-1] // len(names))
+        shape = shape[::-1] if path[-1] in _TRANSPOSED else shape
+        expected[path] = {
+            name.replace("*", str(index)): shape for index in range(count) for name in names
+        }
+    return expected
+
+
+def _join(path: Path, parts: list[np.ndarray]) -> np.ndarray:
+    if path[-1] in _TRANSPOSED:
+        parts = [part.T for part in parts]
+    if path[0] not in _STACKED:
+        return parts[0]
+    width = len(_TABLE[path])
+    layers = [parts[i : i + width] for i in range(0, len(parts), width)]
+    return np.stack([np.concatenate(layer, axis=-1) for layer in layers])
+
+
+def _leaves(tree: Mapping[str, Any], path: Path = ()) -> Iterable[tuple[Path, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def _put(tree: dict[str, Any], path: Path, value: Any) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = value
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,234 @@
+"""Reading a Hugging Face model directory: where it is, its configuration, weights, tokenizer.
+
+Nothing in a directory is ever executed: no remote code, no unpickling beyond plain tensors.
+"""
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metajax.errors import InputError
+
+# What BertModel, BertForMaskedLM and BertForSequenceClassification have no place for is
+# written beside their weights.
+COMPANIONS = ("pooler.safetensors", "classifier.safetensors")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+_SMALL = ("config.json", "1_Pooling/config.json", *TOKENIZER_FILES)
+_SAFE = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors", *COMPANIONS)
+_TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
+_HINT = "pass --model the path of a local directory with config.json and model.safetensors instead"
+
+
+class Notes(NamedTuple):
+    """What a directory says about its use, beyond the network's sizes; None is unsaid."""
+
+    pooling: str
+    feature_norm: float | None
+    num_labels: tuple[int, ...] | None
+    label_names: tuple[tuple[str, ...] | None, ...] | None
+
+
+def resolve(name_or_path: str) -> Path:
+    """The directory of that path, or else the hub's model of that name in the local cache.
+
+    Raises:
+        InputError: neither can be had.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(f"{path}: this is a file; give the directory that holds config.json")
+    # A hub id is NAME or OWNER/NAME.
+    if name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1:
+        raise InputError(f"{name_or_path}: no such directory; check the path")
+    directory = _snapshot(name_or_path, (*_SMALL, *_SAFE))
+    if not any(directory.glob("model*.safetensors")):
+        directory = _snapshot(name_or_path, (*_SMALL, *_TORCH))
+    return directory
+
+
+def _snapshot(name: str, patterns: tuple[str, ...]) -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
+    except huggingface_hub.errors.GatedRepoError as error:
+        raise InputError(f"{name}: the hub wants a login for it; log in, or {_HINT}") from error
+    except huggingface_hub.errors.RepositoryNotFoundError as error:
+        raise InputError(
+            f"{name}: the hub has no such model; check the name, or {_HINT}"
+        ) from error
+    except huggingface_hub.errors.HFValidationError as error:
+        raise InputError(f"{name!r}: neither a directory nor a hub id; {_HINT}") from error
+    except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
+        raise InputError(
+            f"{name}: no such directory, and the hub is out of reach; {_HINT}"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: missing; give a complete model directory") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8; replace the file") from error
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}:{error.lineno}: not JSON ({error.msg}); replace the file"
+        ) from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: not a JSON object; replace the file")
+    return values
+
+
+def read_notes(directory: Path, values: Mapping[str, Any]) -> Notes:
+    """What config.json (as `values`) and sentence-transformers' files say of pooling and classes.
+
+    Raises:
+        InputError: something that cannot be understood.
+    """
+    where = directory / "config.json"
+    own = values.get("metajax", {})
+    names = values.get("id2label")
+    try:
+        pooling = own.get("pooling")
+        if pooling is None:
+            path = directory / "1_Pooling" / "config.json"
+            mean = path.exists() and read_json(path).get("pooling_mode_mean_tokens") is True
+            pooling = "mean" if mean else "pooler"
+        feature_norm = own.get("feature_norm")
+        num_labels: Any = own.get("num_labels")
+        label_names: Any = own.get("label_names")
+        if num_labels is not None:
+            num_labels = tuple(int(n) for n in num_labels)
+            label_names = label_names and tuple(n and tuple(n) for n in label_names)
+        elif names is not None:
+            num_labels = (len(names),)
+            known = tuple(names[str(i)] for i in range(len(names)))
+            unnamed = all(name == f"LABEL_{i}" for i, name in enumerate(known))
+            label_names = None if unnamed else (known,)
+        feature_norm = None if feature_norm is None else float(feature_norm)
+    except InputError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f'{where}: "metajax" or "id2label" makes no sense; correct it') from error
+    return Notes(pooling, feature_norm, num_labels, label_names)
+
+
+def read_weights(directory: Path) -> dict[str, np.ndarray]:
+    """All tensors of a directory by name: safetensors, else PyTorch's; whole or in shards.
+
+    Raises:
+        InputError: there are none, or they cannot be read.
+    """
+    for name, read in (
+        ("model.safetensors", _read_safetensors),
+        ("pytorch_model.bin", _read_torch),
+    ):
+        if (directory / name).exists():
+            shards = [directory / name]
+        elif (directory / f"{name}.index.json").exists():
+            shards = _shards(directory, f"{name}.index.json")
+        else:
+            continue
+        extra = [directory / file for file in COMPANIONS if (directory / file).exists()]
+        tensors = [read(path) for path in shards] + [_read_safetensors(path) for path in extra]
+        return {key: value for part in tensors for key, value in part.items()}
+    raise InputError(
+        f"{directory}: no weights (model.safetensors or pytorch_model.bin); give a complete model "
+        "directory"
+    )
+
+
+def _shards(directory: Path, index: str) -> list[Path]:
+    names = read_json(directory / index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise InputError(f"{directory / index}: no weight_map; replace the file")
+    for name in names.values():
+        # An index is data from elsewhere: it must not point out of its directory.
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+            raise InputError(
+                f"{directory / index}: {name!r} is not a plain file name; replace the index"
+            )
+        if not (directory / name).exists():
+            raise InputError(
+                f"{directory / name}: missing, though {index} lists it; fetch it again"
+            )
+    return [directory / name for name in sorted(set(names.values()))]
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: truncated or not safetensors ({_line(error)}); fetch it again"
+        ) from error
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            f"{path}: reading it takes PyTorch; install torch, or give the same model with "
+            "model.safetensors"
+        ) from error
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+    except Exception as error:  # torch.load raises whatever its parsers raise
+        raise InputError(
+            f"{path}: truncated, or holds more than plain tensors; fetch it again, or give "
+            "model.safetensors"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
+
+
+@functools.lru_cache(maxsize=8)
+def tokenizer(source: str | None) -> Any:
+    """The fast tokenizer in the directory `source`.
+
+    Raises:
+        InputError: there is none that can be used.
+    """
+    if source is None:
+        raise InputError("the model has no directory with a tokenizer; give it one as `source`")
+    import transformers
+
+    try:
+        found = transformers.AutoTokenizer.from_pretrained(
+            source, use_fast=True, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # transformers raises whatever its parsers raise
+        raise InputError(
+            f"{source}: no usable tokenizer ({_line(error)}); add the model's tokenizer.json"
+        ) from error
+    if not found.is_fast:
+        raise InputError(f"{source}: not a fast tokenizer; add the model's tokenizer.json")
+    return found

@@ -1,0 +1,104 @@
+"""What stands on the encoder: pooling, the masked-LM head, classification heads.
+
+Sizes in array names: B examples, L tokens, M positions, H hidden, V vocabulary, T heads,
+C classes of the largest head.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from metajax.models.bert import (
+    ACTIVATION,
+    MASKED,
+    Dense,
+    LayerNorm,
+    at_least_float32,
+    dropout,
+    normal,
+)
+from metajax.models.config import BertConfig
+
+
+def mean_pool(hidden_BxLxH: jax.Array, attention_mask_BxL: jax.Array) -> jax.Array:
+    """The mean over tokens that are not padding [B, H]."""
+    mask_BxLx1 = attention_mask_BxL[:, :, None].astype(at_least_float32(hidden_BxLxH.dtype))
+    mean_BxH = (hidden_BxLxH * mask_BxLx1).sum(1) / jnp.maximum(mask_BxLx1.sum(1), 1)
+    return mean_BxH.astype(hidden_BxLxH.dtype)
+
+
+def rescale(x_BxH: jax.Array, length: float | None) -> jax.Array:
+    """Each row at Euclidean length `length` (None: as it is); a zero row stays zero."""
+    if length is None:
+        return x_BxH
+    square_Bx1 = jnp.square(x_BxH.astype(at_least_float32(x_BxH.dtype))).sum(-1, keepdims=True)
+    # The inner `where` keeps the derivative at zero finite.
+    scale_Bx1 = length * jax.lax.rsqrt(jnp.where(square_Bx1 > 0, square_Bx1, 1))
+    return (x_BxH * scale_Bx1).astype(x_BxH.dtype)
+
+
+class MaskedLMHead(nnx.Module):
+    """Dense, activation, norm, and a decoder that is the word embeddings' transpose.
+
+    With `tie_word_embeddings` false in the configuration it has a decoder of its own.
+    """
+
+    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
+        hidden, scale = config.hidden_size, config.initializer_range
+        self.activation = config.hidden_act
+        self.dense = Dense(hidden, hidden, scale, rngs=rngs)
+        self.norm = LayerNorm(hidden, config.layer_norm_eps)
+        self.bias = nnx.Param(jnp.zeros(config.vocab_size, jnp.float32))
+        if not config.tie_word_embeddings:
+            self.decoder = nnx.Param(normal(rngs.params(), (hidden, config.vocab_size), scale))
+
+    def __call__(
+        self, hidden_BxLxH: jax.Array, positions_BxM: jax.Array | None, word_VxH: jax.Array
+    ) -> jax.Array:
+        """Logits [B, M, V], or [B, L, V] without positions."""
+        x_BxMxH = hidden_BxLxH
+        if positions_BxM is not None:
+            x_BxMxH = jnp.take_along_axis(hidden_BxLxH, positions_BxM[:, :, None], axis=1)
+        x_BxMxH = self.norm(ACTIVATION[self.activation](self.dense(x_BxMxH)))
+        decoder_HxV = self.decoder[...] if hasattr(self, "decoder") else word_VxH.T
+        logits_BxMxV = x_BxMxH @ decoder_HxV.astype(x_BxMxH.dtype)
+        return logits_BxMxV.astype(at_least_float32(x_BxMxH.dtype)) + self.bias
+
+
+class ClassificationHeads(nnx.Module):
+    """T linear classifiers, padded to as many classes as the largest has.
+
+    Args:
+        config: sizes and rates.
+        num_labels: the classes of each head.
+        rngs: for the initial kernel.
+    """
+
+    def __init__(self, config: BertConfig, num_labels: tuple[int, ...], *, rngs: nnx.Rngs):
+        self.num_labels = num_labels
+        rate = config.classifier_dropout
+        self.rate = config.hidden_dropout_prob if rate is None else rate
+        shape = (len(num_labels), config.hidden_size, max(num_labels))
+        self.kernel = nnx.Param(normal(rngs.params(), shape, config.initializer_range))
+        self.bias = nnx.Param(jnp.zeros((shape[0], shape[2]), jnp.float32))
+
+    def __call__(
+        self, features_BxH: jax.Array, batch: dict[str, jax.Array], key: jax.Array | None
+    ) -> jax.Array:
+        """Logits [B, C]; -1e9 where the head, or the batch's class_mask, has no such class."""
+        features_BxH = dropout(features_BxH, self.rate, key)
+        wide = at_least_float32(features_BxH.dtype)
+        kernel_TxHxC = self.kernel.astype(features_BxH.dtype)
+        logits_BxTxC = jnp.einsum("bh,thc->btc", features_BxH, kernel_TxHxC).astype(wide)
+        present_TxC = np.arange(max(self.num_labels)) < np.array(self.num_labels)[:, None]
+        logits_BxTxC = jnp.where(present_TxC, logits_BxTxC + self.bias, MASKED)
+        if "task" in batch:
+            logits_BxC = jnp.take_along_axis(logits_BxTxC, batch["task"][:, None, None], axis=1)[
+                :, 0
+            ]
+        else:
+            logits_BxC = logits_BxTxC[:, 0]
+        if "class_mask" in batch:
+            logits_BxC = jnp.where(batch["class_mask"] > 0, logits_BxC, MASKED)
+        return logits_BxC

@@ -1,0 +1,125 @@
+"""Losses of the contract `(params, batch, rng) -> (loss, aux)`, and starts for few-shot heads."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from metajax.models.bert import at_least_float32
+from metajax.models.pretrained import Batch, Bert, Params
+
+LossFn = Callable[[Params, Batch, jax.Array | None], tuple[jax.Array, dict[str, Any]]]
+HeadStart = Callable[[Params, Batch, jax.Array | None], Params]
+
+
+def masked_lm_loss(model: Bert) -> LossFn:
+    """Cross-entropy, the mean over targets that are not padding (-1).
+
+    aux: `accuracy` of these targets, and their `count` (both 0 without any).
+    """
+
+    def loss_fn(
+        params: Params, batch: Batch, rng: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        logits_BxMxV = _logits(model, params, batch, rng)
+        targets_BxM = batch["targets"]
+        weights_BxM = (targets_BxM >= 0).astype(logits_BxMxV.dtype)
+        losses_BxM = optax.softmax_cross_entropy_with_integer_labels(
+            logits_BxMxV, jnp.maximum(targets_BxM, 0)
+        )
+        correct_BxM = logits_BxMxV.argmax(-1) == targets_BxM
+        return _mean(losses_BxM, weights_BxM), {
+            "accuracy": _mean(correct_BxM, weights_BxM),
+            "count": weights_BxM.sum(),
+        }
+
+    return loss_fn
+
+
+def classification_loss(model: Bert) -> LossFn:
+    """Cross-entropy, or squared error for examples whose head has one class.
+
+    The mean over examples, weighted by `example_mask`. aux: `accuracy`, the same mean over
+    the examples that have classes (0 without any), and `logits` `[B, C]`.
+    """
+
+    def loss_fn(
+        params: Params, batch: Batch, rng: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        logits_BxC = _logits(model, params, batch, rng)
+        labels_B = batch["labels"]
+        weights_B = batch.get("example_mask", jnp.ones(labels_B.shape, logits_BxC.dtype))
+        task_B = batch.get("task", jnp.zeros(labels_B.shape, jnp.int32))
+        regression_B = jnp.asarray(np.array(model.num_labels) == 1)[task_B]
+        # Regression labels may be anything: they must not index, nor spoil a gradient.
+        classes_B = jnp.where(regression_B, 0, labels_B).astype(jnp.int32)
+        entropy_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxC, classes_B)
+        squared_B = jnp.square(logits_BxC[:, 0] - labels_B)
+        correct_B = logits_BxC.argmax(-1) == classes_B
+        return _mean(jnp.where(regression_B, squared_B, entropy_B), weights_B), {
+            "accuracy": _mean(correct_B, jnp.where(regression_B, 0, weights_B)),
+            "logits": logits_BxC,
+        }
+
+    return loss_fn
+
+
+def prototype_start(model: Bert) -> HeadStart:
+    """A head that begins as the nearest-prototype classifier of the support set.
+
+    With c_k the mean feature of class k, the head has weights c_k and bias -|c_k|^2 / 2, so
+    that its logits are -|f - c_k|^2 / 2 up to a constant: Proto-MAML (Triantafillou et al.
+    2020, arXiv:1903.03096, section 3). Differentiable with respect to the encoder.
+
+    Returns:
+        `(params, support, rng) -> params` that adds "classifier"; a class without examples
+        gets zeros.
+    """
+
+    def start(params: Params, support: Batch, rng: jax.Array | None) -> Params:
+        features_BxH = model.features(params, support, rng)
+        wide_BxH = features_BxH.astype(at_least_float32(features_BxH.dtype))
+        onehot_BxC = jax.nn.one_hot(support["labels"], model.num_labels[0], dtype=wide_BxH.dtype)
+        if "example_mask" in support:
+            onehot_BxC = onehot_BxC * support["example_mask"][:, None]
+        count_C = onehot_BxC.sum(0)
+        prototypes_HxC = wide_BxH.T @ onehot_BxC / jnp.where(count_C > 0, count_C, 1)
+        bias_C = -0.5 * jnp.square(prototypes_HxC).sum(0)
+        return _with_classifier(params, prototypes_HxC, bias_C)
+
+    return start
+
+
+def zero_start(model: Bert) -> HeadStart:
+    """A head of zeros: `(params, support, rng) -> params` that adds "classifier"."""
+
+    def start(params: Params, support: Batch, rng: jax.Array | None) -> Params:
+        del support, rng
+        classes = model.num_labels[0]
+        return _with_classifier(
+            params, jnp.zeros((model.config.hidden_size, classes)), jnp.zeros(classes)
+        )
+
+    return start
+
+
+def _with_classifier(params: Params, kernel_HxC: jax.Array, bias_C: jax.Array) -> Params:
+    dtype = params["embeddings"]["word"].dtype
+    classifier = {"kernel": kernel_HxC[None].astype(dtype), "bias": bias_C[None].astype(dtype)}
+    return {**params, "classifier": classifier}
+
+
+def _logits(model: Bert, params: Params, batch: Batch, rng: jax.Array | None) -> jax.Array:
+    logits = model(params, batch, rng).logits
+    if logits is None:
+        raise ValueError("the model has no head; make one with with_head")
+    return logits
+
+
+def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """The weighted mean; 0 where all weights are."""
+    total = weights.sum()
+    return (values * weights).sum() / jnp.where(total > 0, total, 1)

@@ -1,0 +1,262 @@
+"""A BERT as a pure function of (params, batch, rng), fresh or from Hugging Face files."""
+
+import dataclasses
+import functools
+import logging
+from typing import Any, Literal, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from metajax.errors import InputError
+from metajax.models import convert, files
+from metajax.models.bert import Encoder
+from metajax.models.config import BertConfig
+from metajax.models.heads import ClassificationHeads, MaskedLMHead, mean_pool, rescale
+
+Params = dict[str, Any]
+Batch = dict[str, jax.Array]
+Head = Literal["encoder", "masked_lm", "classification"]
+Pooling = Literal["pooler", "mean"]
+
+HEAD_KEY = {"encoder": None, "masked_lm": "masked_lm", "classification": "classifier"}
+_ENCODER_KEYS = ("embeddings", "layers", "pooler")
+_log = logging.getLogger("metajax")
+
+
+class Outputs(NamedTuple):
+    """What a model gives.
+
+    Attributes:
+        last_hidden_state: `[B, L, H]`.
+        pooled: `[B, H]`, by the model's pooling.
+        logits: classification `[B, C]`; masked LM `[B, M, V]` at the batch's positions, or
+            `[B, L, V]`; None without a head. At least float32.
+    """
+
+    last_hidden_state: jax.Array
+    pooled: jax.Array
+    logits: jax.Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Bert:
+    """A BERT: static settings only. Its parameters are a plain dict, see docs/design.md.
+
+    Attributes:
+        config: sizes and rates.
+        head: "encoder" (none), "masked_lm" or "classification".
+        pooling: "pooler" (BERT's tanh layer on the first token) or "mean" (over tokens).
+        feature_norm: the Euclidean length that classification heads see `pooled` at; None
+            leaves it as it is.
+        num_labels: the classes of each classification head; 1 is regression.
+        label_names: the names of each head's classes, where known.
+        remat: checkpoint each block (less memory in the backward pass, more time).
+        dtype: of the computation; None means the parameters' own.
+        source: the directory that holds the tokenizer.
+    """
+
+    config: BertConfig
+    head: Head = "encoder"
+    pooling: Pooling = "pooler"
+    feature_norm: float | None = None
+    num_labels: tuple[int, ...] = (2,)
+    label_names: tuple[tuple[str, ...] | None, ...] | None = None
+    remat: bool = False
+    dtype: Any = None
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.head not in HEAD_KEY:
+            raise InputError(f"head is {self.head!r}; it has to be one of {', '.join(HEAD_KEY)}")
+        if self.pooling not in ("pooler", "mean"):
+            raise InputError(f"pooling is {self.pooling!r}; it has to be pooler or mean")
+        if not self.num_labels or min(self.num_labels) < 1:
+            raise InputError(f"num_labels is {self.num_labels}; every head needs at least one")
+
+    def replace(self, **changes: Any) -> "Bert":
+        """The same model with other settings; `with_head` changes the parameters to match."""
+        return dataclasses.replace(self, **changes)
+
+    def init(self, rng: jax.Array) -> Params:
+        """Fresh float32 parameters: normal with the configuration's `initializer_range`."""
+        encoder_rng, head_rng = jax.random.split(rng)
+        params = nnx.to_pure_dict(nnx.state(_encoder(self, nnx.Rngs(params=encoder_rng))))
+        key = HEAD_KEY[self.head]
+        if key:
+            params[key] = nnx.to_pure_dict(nnx.state(_head(self, nnx.Rngs(params=head_rng))))
+        return cast(Params, params)
+
+    def __call__(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> Outputs:
+        """Runs the model; pure, and differentiable as often as one likes.
+
+        Args:
+            params: as `init` gives them.
+            batch: `input_ids`, `attention_mask`, `token_type_ids` `[B, L]`; optionally
+                `positions` `[B, M]`, `class_mask` `[C]`, `task` `[B]`.
+            rng: the key of dropout; None means none.
+        """
+        encoder_rng, head_rng = (None, None) if rng is None else jax.random.split(rng)
+        hidden, pooled = self._encode(params, batch, encoder_rng)
+        logits = None
+        if self.head == "masked_lm":
+            head = nnx.merge(_head_graph(self), params["masked_lm"])
+            logits = head(hidden, batch.get("positions"), params["embeddings"]["word"])
+        elif self.head == "classification":
+            head = nnx.merge(_head_graph(self), params["classifier"])
+            logits = head(rescale(pooled, self.feature_norm), batch, head_rng)
+        return Outputs(hidden, pooled, logits)
+
+    def features(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
+        """What a classification head sees, before its dropout `[B, H]`; needs no head."""
+        encoder_rng = None if rng is None else jax.random.split(rng)[0]
+        return rescale(self._encode(params, batch, encoder_rng)[1], self.feature_norm)
+
+    def _encode(
+        self, params: Params, batch: Batch, rng: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        encoder = nnx.merge(_encoder_graph(self), {key: params[key] for key in _ENCODER_KEYS})
+        hidden = encoder(batch, rng)
+        if self.pooling == "mean":
+            return hidden, mean_pool(hidden, batch["attention_mask"])
+        return hidden, jnp.tanh(encoder.pooler(hidden[:, 0]))
+
+    @property
+    def tokenizer(self) -> Any:
+        """The directory's fast tokenizer (transformers).
+
+        Raises:
+            InputError: the model has no directory, or no usable tokenizer is in it.
+        """
+        return files.tokenizer(self.source)
+
+
+def _encoder(model: Bert, rngs: nnx.Rngs) -> Encoder:
+    return Encoder(model.config, model.remat, model.dtype, rngs=rngs)
+
+
+def _head(model: Bert, rngs: nnx.Rngs) -> nnx.Module:
+    if model.head == "masked_lm":
+        return MaskedLMHead(model.config, rngs=rngs)
+    return ClassificationHeads(model.config, model.num_labels, rngs=rngs)
+
+
+# Structures without arrays, so that a call only has to put the parameters in.
+@functools.lru_cache(maxsize=64)
+def _encoder_graph(model: Bert) -> Any:
+    return nnx.graphdef(nnx.eval_shape(lambda: _encoder(model, nnx.Rngs(0))))
+
+
+@functools.lru_cache(maxsize=64)
+def _head_graph(model: Bert) -> Any:
+    return nnx.graphdef(nnx.eval_shape(lambda: _head(model, nnx.Rngs(0))))
+
+
+def from_pretrained(
+    name_or_path: str,
+    head: Head = "encoder",
+    *,
+    num_labels: int | tuple[int, ...] | None = None,
+    pooling: Pooling | None = None,
+    feature_norm: float | None = None,
+    label_names: tuple[tuple[str, ...] | None, ...] | None = None,
+    remat: bool = False,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+    rng: jax.Array | None = None,
+) -> tuple[Bert, Params]:
+    """Reads a BERT in Hugging Face format.
+
+    Args:
+        name_or_path: a directory, or a hub id (a directory of that name comes first).
+        head: "encoder", "masked_lm" or "classification".
+        num_labels: the classes of the head, or of each head; None: what the directory's own
+            classifier has, else 2.
+        pooling: None: what `save_pretrained` noted in config.json, else "mean" where
+            sentence-transformers' `1_Pooling/config.json` asks for it, else "pooler".
+        feature_norm: see `Bert`; None: what `save_pretrained` noted, else none.
+        label_names: the names of each head's classes; None: the directory's, if they fit.
+        remat: checkpoint each block.
+        dtype: of the computation; None: the parameters' own.
+        param_dtype: of the parameters.
+        rng: for the parts that the directory lacks (one log line names them); None: key 0.
+
+    Raises:
+        InputError: the directory or id cannot be read, or is no BERT that fits.
+    """
+    directory = files.resolve(name_or_path)
+    values = files.read_json(directory / "config.json")
+    noted = files.read_notes(directory, values)
+    if isinstance(num_labels, int):
+        num_labels = (num_labels,)
+    num_labels = num_labels or noted.num_labels or (2,)
+    fits = noted.num_labels == num_labels
+    model = Bert(
+        config=BertConfig.from_dict(values, str(directory / "config.json")),
+        head=head,
+        pooling=cast(Pooling, pooling or noted.pooling),
+        feature_norm=noted.feature_norm if feature_norm is None else feature_norm,
+        num_labels=num_labels,
+        label_names=label_names or (noted.label_names if fits else None),
+        remat=remat,
+        dtype=dtype,
+        source=str(directory),
+    )
+    template = jax.eval_shape(model.init, jax.random.key(0))
+    loaded = convert.from_hugging_face(files.read_weights(directory), template, str(directory))
+    if noted.num_labels not in (None, num_labels):
+        loaded.pop("classifier", None)  # padding can make other heads the same shape
+    return model, _complete(model, loaded, rng, str(directory), param_dtype)
+
+
+def with_head(
+    model: Bert,
+    params: Params,
+    *,
+    head: Head,
+    num_labels: int | tuple[int, ...] | None = None,
+    pooling: Pooling | None = None,
+    rng: jax.Array | None = None,
+) -> tuple[Bert, Params]:
+    """Moves parameters to another head.
+
+    What fits is kept (encoder, pooler, the same head), what is missing is
+    initialised and named in a log line, what the new model does not have is dropped.
+
+    Args:
+        model: the model that `params` belong to.
+        params: its parameters.
+        head: of the new model.
+        num_labels: of the new model; None: the old one's.
+        pooling: of the new model; None: the old one's.
+        rng: for what is initialised; None: key 0.
+    """
+    if isinstance(num_labels, int):
+        num_labels = (num_labels,)
+    same = num_labels is None or num_labels == model.num_labels
+    sibling = model.replace(
+        head=head,
+        num_labels=num_labels or model.num_labels,
+        label_names=model.label_names if same else None,
+        pooling=pooling or model.pooling,
+    )
+    wanted = (*_ENCODER_KEYS, HEAD_KEY[head])
+    kept = {
+        key: value
+        for key, value in params.items()
+        if key in wanted and (same or key != "classifier")
+    }
+    return sibling, _complete(sibling, kept, rng, "with_head", params["embeddings"]["word"].dtype)
+
+
+def _complete(model: Bert, loaded: Params, rng: jax.Array | None, where: str, dtype: Any) -> Params:
+    """`loaded` in `dtype`; what it lacks is initialised, and named in one log line."""
+    names = [key for key in (*_ENCODER_KEYS, HEAD_KEY[model.head]) if key]
+    missing = [key for key in names if key not in loaded]
+    if missing:
+        _log.warning("%s: freshly initialised: %s", where, ", ".join(missing))
+        rng = jax.random.key(0) if rng is None else rng
+        fresh = jax.jit(lambda rng: {key: model.init(rng)[key] for key in missing})(rng)
+        loaded = {**loaded, **fresh}
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), {key: loaded[key] for key in names})

@@ -1,0 +1,155 @@
+"""Writing a model as Hugging Face's own classes read it."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metajax.models import convert, files
+from metajax.models.pretrained import Bert, Params
+
+_CLASS = {
+    "encoder": "BertModel",
+    "masked_lm": "BertForMaskedLM",
+    "classification": "BertForSequenceClassification",
+}
+_MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+]
+
+
+def save_pretrained(directory: str | os.PathLike[str], model: Bert, params: Params) -> None:
+    """Writes config.json, tokenizer and safetensors that transformers loads without a warning.
+
+    A classifier that BertForSequenceClassification cannot express (mean pooling,
+    `feature_norm`, several heads) goes to `classifier.safetensors` beside a BertModel; so does
+    the pooler, which BertForMaskedLM lacks, to `pooler.safetensors`. `from_pretrained` reads
+    both back. Mean pooling is noted for sentence-transformers too.
+
+    config.json goes first and comes last: a directory with one is complete.
+
+    Args:
+        directory: made if need be; files of the same names are replaced.
+        model: the model.
+        params: its parameters; every bit is kept.
+    """
+    target = Path(directory)
+    target.mkdir(parents=True, exist_ok=True)
+    architecture, weights = _weights(model, params)
+    contents = {name: _safetensors(tensors) for name, tensors in weights.items()}
+    contents.update(_tokenizer_files(model))
+    if model.pooling == "mean":
+        contents["modules.json"] = _json(_MODULES)
+        contents["1_Pooling/config.json"] = _json(
+            {
+                "word_embedding_dimension": model.config.hidden_size,
+                "pooling_mode_cls_token": False,
+                "pooling_mode_mean_tokens": True,
+                "pooling_mode_max_tokens": False,
+                "pooling_mode_mean_sqrt_len_tokens": False,
+            }
+        )
+    dtype = str(np.dtype(params["embeddings"]["word"].dtype))
+    contents["config.json"] = _json(_config(model, architecture, dtype))
+    _write(target, contents)
+
+
+def _weights(model: Bert, params: Params) -> tuple[str, dict[str, dict[str, np.ndarray]]]:
+    """The class to load with, and the tensors of each file."""
+    architecture = _CLASS[model.head]
+    main, aside = convert.to_hugging_face(params), {}
+    if model.head == "masked_lm":
+        aside["pooler.safetensors"] = _take(main, "pooler.")
+        if "cls.predictions.decoder.weight" in main:  # then the decoder's bias is its own too
+            main["cls.predictions.decoder.bias"] = main["cls.predictions.bias"].copy()
+    elif model.head == "classification" and _plain(model):
+        for name in ("weight", "bias"):
+            main[f"classifier.{name}"] = main.pop(f"classifier.0.{name}")
+    elif model.head == "classification":
+        architecture = "BertModel"
+        aside["classifier.safetensors"] = _take(main, "classifier.")
+    if architecture != "BertModel":
+        heads = ("cls.", "classifier.")
+        main = {n if n.startswith(heads) else f"bert.{n}": value for n, value in main.items()}
+    return architecture, {**aside, "model.safetensors": main}
+
+
+def _take(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+
+
+def _plain(model: Bert) -> bool:
+    """Whether BertForSequenceClassification can express the model."""
+    return model.pooling == "pooler" and model.feature_norm is None and len(model.num_labels) == 1
+
+
+def _config(model: Bert, architecture: str, dtype: str) -> dict[str, Any]:
+    values = {"architectures": [architecture], "dtype": dtype, **model.config.to_dict()}
+    notes: dict[str, Any] = {}
+    if model.pooling != "pooler":
+        notes["pooling"] = model.pooling
+    if model.feature_norm is not None:
+        notes["feature_norm"] = model.feature_norm
+    if model.head == "classification" and _plain(model):
+        count = model.num_labels[0]
+        names = model.label_names and model.label_names[0]
+        names = names or tuple(f"LABEL_{i}" for i in range(count))
+        values["id2label"] = {str(i): name for i, name in enumerate(names)}
+        values["label2id"] = {name: i for i, name in enumerate(names)}
+        if count == 1:
+            values["problem_type"] = "regression"
+    elif model.head == "classification":
+        notes["num_labels"] = model.num_labels
+        notes["label_names"] = model.label_names
+    return {**values, "metajax": notes} if notes else values
+
+
+def _tokenizer_files(model: Bert) -> dict[str, bytes]:
+    if model.source is None:
+        return {}
+    paths = [Path(model.source) / name for name in files.TOKENIZER_FILES]
+    return {path.name: path.read_bytes() for path in paths if path.exists()}
+
+
+def _safetensors(tensors: dict[str, np.ndarray]) -> bytes:
+    import safetensors.numpy
+
+    return safetensors.numpy.save(tensors, metadata={"format": "pt"})
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _write(target: Path, contents: Mapping[str, bytes]) -> None:
+    """Writes all files under other names, then moves them into place, config.json last."""
+    (target / "1_Pooling").mkdir(exist_ok=True)
+    for name, content in contents.items():
+        with open(target / f"{name}.tmp", "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    (target / "config.json").unlink(missing_ok=True)
+    # What an earlier model left would be read as this one's.
+    for name in (
+        "modules.json",
+        "1_Pooling/config.json",
+        *files.COMPANIONS,
+        *_other_weights(target),
+    ):
+        (target / name).unlink(missing_ok=True)
+    for name in (*(n for n in contents if n != "config.json"), "config.json"):
+        os.replace(target / f"{name}.tmp", target / name)
+    if not any((target / "1_Pooling").iterdir()):
+        shutil.rmtree(target / "1_Pooling")
+
+
+def _other_weights(target: Path) -> list[str]:
+    """Shards and indices of a model that stood here before."""
+    patterns = ("model*.safetensors", "model*.safetensors.index.json", "pytorch_model*")
+    return [path.name for pattern in patterns for path in target.glob(pattern)]
