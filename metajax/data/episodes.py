@@ -112,15 +112,14 @@ def sample_episodes(
       first: The number of the first one within the step.
     """
     C = max(len(task.label_names) for task in tasks) if spec.ways is None else spec.ways
-    weights = np.sqrt([len(task.labels) for task in tasks])
-    chances = np.cumsum(weights) / weights.sum()
-    chances[-1] = 1.0  # whatever rounding made of it
+    bounds = np.cumsum(np.sqrt([len(task.labels) for task in tasks]))
+    bounds /= bounds[-1]
     which = np.empty(count, np.int64)
     classes = np.full((count, C), -1)
     rows = np.empty((count, C, spec.shots + spec.queries), np.int64)
     for t in range(count):
         rng = generator(seed, "episode", step, first + t)
-        which[t] = np.searchsorted(chances, rng.random(), side="right")
+        which[t] = np.searchsorted(bounds, rng.random(), side="right")
         by_class = tasks[which[t]].rows_by_class
         drawn = rng.permutation(len(by_class))[:C]
         classes[t, : len(drawn)] = drawn

@@ -40,7 +40,7 @@ def read_bytes(path: str | Path) -> bytes:
     except IsADirectoryError:
         raise InputError(f"{path}: is a directory; give a file in it") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
 
 
 def read_text(path: str | Path) -> str:
@@ -184,23 +184,26 @@ def _read_parquet(path: str | Path) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    damage = (pa.ArrowException, OSError, UnicodeDecodeError)
+
     def corrupt(error: Exception) -> NoReturn:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{path}: is not a sound Parquet file ({reason}); write it again")
 
+    content = pa.BufferReader(read_bytes(path))
     try:
-        # From memory: given a path, Arrow would read columns out of directory names.
-        table = pq.read_table(pa.BufferReader(read_bytes(path)))
-    except (pa.ArrowException, OSError) as error:
+        file = pq.ParquetFile(content)
+        _check_names(str(path), file.schema_arrow.names)
+        table = file.read()
+    except damage as error:
         corrupt(error)
-    _check_names(str(path), table.column_names)
     if not table.num_rows:
         raise InputError(f"{path}: has no rows; add examples")
 
     def column(name: str) -> list[Any]:
         try:
             return table.column(name).to_pylist()
-        except (pa.ArrowException, UnicodeDecodeError) as error:
+        except damage as error:
             corrupt(error)
 
     return Table(str(path), tuple(table.column_names), column, lambda row: f"{path} row {row + 1}")
