@@ -1,0 +1,181 @@
+"""The command line: arguments to settings, settings to stages, errors to messages."""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import logging
+import os
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from metajax.errors import InputError
+from metajax.stages import settings
+from metajax.stages.settings import Settings, flag
+
+
+class Command(NamedTuple):
+    """A subcommand: what it is for, its settings and an example."""
+
+    help: str
+    settings: type[Settings]
+    example: str
+
+
+COMMANDS = {
+    "pretrain": Command(
+        "masked-language-model training on plain text",
+        settings.PretrainSettings,
+        "metajax pretrain --model bert-base-uncased --text corpus.txt --workdir runs/pretrain",
+    ),
+    "finetune": Command(
+        "supervised training on one task or many",
+        settings.FinetuneSettings,
+        "metajax finetune --model runs/pretrain --tasks glue:mrpc --workdir runs/mrpc",
+    ),
+    "metatrain": Command(
+        "MAML over few-shot episodes",
+        settings.MetatrainSettings,
+        "metajax metatrain --model runs/pretrain --tasks intents.jsonl --workdir runs/maml",
+    ),
+    "adapt": Command(
+        "a few gradient steps on a new task's examples",
+        settings.AdaptSettings,
+        "metajax adapt --model runs/maml --tasks examples.csv --workdir runs/mine",
+    ),
+    "predict": Command(
+        "labels for new text, a text a line",
+        settings.PredictSettings,
+        "metajax predict --model runs/mine --input texts.txt",
+    ),
+    "evaluate": Command(
+        "methods compared on the same episodes",
+        settings.EvaluateSettings,
+        "metajax evaluate --model runs/maml --tasks intents.jsonl --classes test.txt",
+    ),
+    "export": Command(
+        "Hugging Face format from any stage",
+        settings.ExportSettings,
+        "metajax export --model runs/mine --output mine-hf",
+    ),
+    "demo": Command(
+        "all of it on small weights and Python's own docstrings",
+        settings.DemoSettings,
+        "metajax demo",
+    ),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}: see {self.prog} --help")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands."""
+    parser = _Parser(
+        prog="metajax",
+        description="Meta-learning for language models. Each stage reads the last one's workdir.",
+        epilog="metajax demo shows everything at once; metajax COMMAND --help has an example.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=command.help,
+            description=(command.settings.__doc__ or "").strip(),
+            epilog=f"example: {command.example}",
+        )
+        for setting in dataclasses.fields(command.settings):
+            _add_option(sub, setting, typing.get_type_hints(command.settings)[setting.name])
+    return parser
+
+
+def _add_option(parser: argparse.ArgumentParser, setting: Any, kind: Any) -> None:
+    options: dict[str, Any] = {"help": _help(setting), "dest": setting.name}
+    required = setting.default is dataclasses.MISSING
+    if kind is bool:
+        options["action"] = "store_true"
+    else:
+        arguments = [item for item in typing.get_args(kind) if item not in (type(None), ...)]
+        if typing.get_origin(kind) is tuple:
+            options["nargs"] = "+"
+        options["type"] = kind if isinstance(kind, type) and not arguments else arguments[0]
+        options["metavar"] = setting.metadata["metavar"] or _metavar(setting, options["type"])
+    if isinstance(kind, types.UnionType) or not required:
+        options["default"] = setting.default
+    parser.add_argument(flag(setting.name), required=required, **options)
+
+
+def _metavar(setting: Any, kind: type) -> str:
+    choices = setting.metadata["choices"]
+    if choices:
+        return "{" + ",".join(choices) + "}"
+    return {int: "N", float: "X"}.get(kind, setting.name.upper())
+
+
+def _help(setting: Any) -> str:
+    text = setting.metadata["help"]
+    default = setting.default
+    if default in (dataclasses.MISSING, None, (), False):
+        return text
+    shown = " ".join(default) if isinstance(default, tuple) else default
+    return f"{text} (default {shown})"
+
+
+def parse(arguments: Sequence[str] | None = None) -> tuple[str, Settings]:
+    """The subcommand and its settings.
+
+    Raises:
+        InputError: they cannot be used.
+    """
+    values = vars(build_parser().parse_args(arguments))
+    name = values.pop("command")
+    given = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    return name, COMMANDS[name].settings(**given)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subcommand.
+
+    Returns:
+        The exit status: 0 done, 2 the input is at fault (one line on standard error says what),
+        130 interrupted. Anything else raises, which ends Python with 1.
+    """
+    logging.basicConfig(format="metajax: %(message)s", level=logging.ERROR)
+    logging.getLogger("metajax").setLevel(logging.INFO)
+    try:
+        name, chosen = parse(arguments)
+        _show(name, chosen, _run(name, chosen))
+        sys.stdout.flush()
+    except InputError as error:
+        print(f"metajax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "metajax: stopped; the same command resumes from the last checkpoint", file=sys.stderr
+        )
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has enough of it: leave nothing for the exit to flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _run(name: str, chosen: Settings) -> Any:
+    module = importlib.import_module(f"metajax.stages.{name}")
+    return getattr(module, name)(chosen)
+
+
+def _show(name: str, chosen: Any, results: Any) -> None:
+    if name == "evaluate":
+        from metajax.stages.evaluate import table
+
+        print(table(results))
+    elif results is not None:
+        print(json.dumps(results, indent=2))
+        if hasattr(chosen, "workdir"):
+            print(f"written to {chosen.workdir}")

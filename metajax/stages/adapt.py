@@ -1,0 +1,59 @@
+"""Stage 3: a few gradient steps on a new task's few examples."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metajax.checkpoint import Checkpoints
+from metajax.errors import InputError
+from metajax.models import save_config
+from metajax.outer import OuterState
+from metajax.stages.few_shot import open_few_shot
+from metajax.stages.run import begin, make_record, open_run, write_results
+from metajax.stages.settings import AdaptSettings
+from metajax.stages.source import describe, text_length
+from metajax.stages.tasks import batch_of, fingerprints, load, tokenized
+
+
+def adapt(settings: AdaptSettings) -> dict[str, Any]:
+    """Adapts to the one task of `settings.tasks` and writes a checkpoint that `predict` reads.
+
+    Returns:
+        `labels`, the task's label names; `examples`, how many; `loss`, on them before each of the
+        inner steps.
+
+    Raises:
+        InputError: the input cannot be used.
+    """
+    if len(settings.tasks) != 1:
+        raise InputError(f"--tasks names {len(settings.tasks)} tasks: adapt to one at a time")
+    (task,) = load(settings, split="train")
+    if not task.label_names:
+        raise InputError(f"{task.name}: is a regression: adapt needs classes")
+    few_shot = open_few_shot(settings.model, settings, settings, len(task.label_names))
+    model = few_shot.model.replace(label_names=(task.label_names,))
+    (examples,) = tokenized([task], model, text_length(model, settings.max_length))
+    record = make_record(
+        "adapt",
+        settings,
+        data=fingerprints(settings),
+        parent=few_shot.source.record,
+        model=describe(model),
+    )
+    run = open_run(settings.workdir, record, settings)
+
+    rng = jax.random.key(settings.seed)
+    steps = few_shot.inner["inner_steps"]
+    params, info = jax.jit(few_shot.algorithm().adapt)(few_shot.params, batch_of(examples), rng)
+    begin(run, lambda directory: save_config(directory, model))
+    with Checkpoints(run.checkpoints, keep=1, record=run.record) as checkpoints:
+        if checkpoints.latest_step is None:
+            checkpoints.save(OuterState(jnp.int32(steps), params, (), rng))
+    results = {
+        "labels": list(task.label_names),
+        "examples": len(task.labels),
+        "loss": [float(loss) for loss in info.support_loss],
+    }
+    write_results(run, results)
+    return results

@@ -1,0 +1,215 @@
+"""Methods compared on the same episodes."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from metajax import data
+from metajax.errors import InputError
+from metajax.evaluate import BASELINES, estimate, run_episodes
+from metajax.models import Bert
+from metajax.stages.few_shot import FewShot, open_few_shot
+from metajax.stages.metatrain import episode_spec
+from metajax.stages.run import write_atomically
+from metajax.stages.settings import EvaluateSettings, writable
+from metajax.stages.source import text_length
+from metajax.stages.tasks import load, tokenized
+from metajax.types import Params
+
+_CHUNK = 8  # Episodes assembled and run at once.
+_FEATURE_BATCH = 64
+
+
+class Row(NamedTuple):
+    """A method's result; accuracy and ci95 are in 0..1, seconds of wall time."""
+
+    tasks: str
+    method: str
+    ways: int
+    shots: int
+    queries: int
+    inner_steps: int
+    episodes: int
+    accuracy: float
+    ci95: float
+    seconds: float
+
+
+def evaluate(settings: EvaluateSettings) -> list[Row]:
+    """Runs each method on the same episodes.
+
+    `maml` adapts the checkpoint's meta-parameters; the others start from the weights that the
+    checkpoint was meta-trained from: `finetune` adapts them in the same way, `protonet`, `linear`
+    and `knn` classify on their frozen features (of unit length).
+
+    Returns:
+        A row a method, in the order of the settings.
+
+    Raises:
+        InputError: the input cannot be used.
+    """
+    output = writable(settings.output) if settings.output else None
+    tasks = load(settings, split="train")
+    spec = episode_spec(settings)
+    data.check_episodes(tasks, spec)
+    classes = spec.ways or max(len(task.label_names) for task in tasks)
+    trained, plain = _models(settings, classes)
+    few_shot = trained or plain
+    length = text_length(few_shot.model, settings.max_length)
+    examples = tokenized(tasks, few_shot.model, length)
+    drawn = [
+        data.sample_episodes(
+            examples, spec, settings.seed, 0, min(_CHUNK, settings.episodes - first), first=first
+        )
+        for first in range(0, settings.episodes, _CHUNK)
+    ]
+    features = _Features(plain.model, plain.params, examples)
+    rows = []
+    for method in _methods(settings, trained):
+        start = time.perf_counter()
+        if method in BASELINES:
+            accuracies = _run_baseline(method, features, drawn)
+        else:
+            chosen = trained if method == "maml" else plain
+            assert chosen is not None
+            accuracies = _run_adaptation(
+                method, few_shot, chosen.params, examples, drawn, settings.seed
+            )
+        accuracy = estimate(accuracies)
+        rows.append(
+            Row(
+                tasks=" ".join(settings.tasks),
+                method=method,
+                ways=settings.ways,
+                shots=settings.shots,
+                queries=settings.queries,
+                inner_steps=0 if method in BASELINES else few_shot.inner["inner_steps"],
+                episodes=len(accuracies),
+                accuracy=float(accuracy.mean),
+                ci95=float(accuracy.ci95),
+                seconds=round(time.perf_counter() - start, 3),
+            )
+        )
+    if output:
+        write_atomically(output, json.dumps([row._asdict() for row in rows], indent=2) + "\n")
+    return rows
+
+
+def _models(settings: EvaluateSettings, classes: int) -> tuple[FewShot | None, FewShot]:
+    """The meta-trained model, if the settings name one, and the weights it began with."""
+    named = open_few_shot(settings.model, settings, settings, classes)
+    record = named.source.record.get("record", {})
+    if record.get("stage") != "metatrain":
+        return None, named
+    parent = record["parent"]["path"]
+    try:
+        plain = open_few_shot(parent, settings, settings, classes)
+    except InputError as error:
+        raise InputError(
+            f"{settings.model}: the weights it was meta-trained from cannot be read ({error}): "
+            "put them back, for the other methods start from them"
+        ) from None
+    return named, plain
+
+
+def _methods(settings: EvaluateSettings, trained: FewShot | None) -> Sequence[str]:
+    if settings.methods:
+        if "maml" in settings.methods and trained is None:
+            raise InputError(
+                f"{settings.model}: has not been meta-trained, so there is no maml to evaluate: "
+                "name the workdir of metatrain, or leave maml out of --methods"
+            )
+        return settings.methods
+    return ("maml", "finetune", *BASELINES) if trained else ("finetune", *BASELINES)
+
+
+def _progress(method: str, drawn: Sequence[data.Episodes]) -> Any:
+    return tqdm(drawn, desc=method, unit="batch", mininterval=0.2 if sys.stderr.isatty() else 30)
+
+
+def _run_adaptation(
+    method: str,
+    few_shot: FewShot,
+    params: Params,
+    examples: Sequence[data.TokenizedTask],
+    drawn: Sequence[data.Episodes],
+    seed: int,
+) -> np.ndarray:
+    """Query accuracies [E] after adaptation from `params`."""
+    algorithm, rng = few_shot.algorithm(), jax.random.key(seed)
+    found = []
+    for number, episodes in enumerate(_progress(method, drawn)):
+        tasks = data.gather(examples, episodes)
+        infos = run_episodes(algorithm, params, tasks, rng, first=number * _CHUNK)
+        found.append(np.asarray(infos.query_aux["accuracy"]))
+    return np.concatenate(found)
+
+
+def _run_baseline(method: str, features: "_Features", drawn: Sequence[data.Episodes]) -> np.ndarray:
+    """Query accuracies [E] of a classifier on frozen features."""
+    classify = BASELINES[method]
+    found = []
+    for episodes in _progress(method, drawn):
+        for t, task in enumerate(episodes.task):
+            support, query = episodes.support_mask[t] > 0, episodes.query_mask[t] > 0
+            guesses = classify(
+                features.rows(task, episodes.support[t][support]),
+                episodes.support_labels[t][support],
+                features.rows(task, episodes.query[t][query]),
+            )
+            found.append(np.mean(guesses == episodes.query_labels[t][query]))
+    return np.array(found)
+
+
+class _Features:
+    """The frozen features, of unit length, of each data set; computed when first asked for."""
+
+    def __init__(self, model: Bert, params: Params, examples: Sequence[data.TokenizedTask]) -> None:
+        model = dataclasses.replace(model, feature_norm=1.0)
+        self._compute = jax.jit(model.features)
+        self._params, self._examples = params, examples
+        self._found: dict[int, np.ndarray] = {}
+
+    def rows(self, task: int, rows: np.ndarray) -> np.ndarray:
+        """Features [B, H] of some rows of a data set."""
+        if task not in self._found:
+            self._found[task] = self._all(self._examples[task])
+        return self._found[task][rows]
+
+    def _all(self, task: data.TokenizedTask) -> np.ndarray:
+        # By length, so that short texts are not padded to long ones.
+        order = np.argsort(task.tokens.lengths, kind="stable")
+        tokens = task.tokens._replace(
+            input_ids=task.tokens.input_ids[order],
+            token_type_ids=task.tokens.token_type_ids[order],
+            lengths=task.tokens.lengths[order],
+        )
+        batches = data.supervised_eval_batches(
+            task._replace(tokens=tokens, labels=task.labels[order]), _FEATURE_BATCH
+        )
+        found = [np.asarray(self._compute(self._params, batch), np.float64) for batch in batches]
+        features = np.empty((len(order), found[0].shape[1]))
+        features[order] = np.concatenate(found)[: len(order)]
+        return features
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text, best first."""
+    best_first = sorted(rows, key=lambda row: -row.accuracy)
+    return "\n".join(
+        [
+            "method      accuracy   95% interval   seconds",
+            *(
+                f"{row.method:<10}  {100 * row.accuracy:7.2f}%   "
+                f"± {100 * row.ci95:5.2f}        {row.seconds:7.1f}"
+                for row in best_first
+            ),
+        ]
+    )

@@ -1,0 +1,45 @@
+"""Hugging Face format from any stage's checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+from metajax.errors import InputError
+from metajax.models import save_pretrained
+from metajax.stages.run import read_record
+from metajax.stages.settings import ExportSettings
+from metajax.stages.source import open_classifier, open_source
+
+
+def export(settings: ExportSettings) -> dict[str, Any]:
+    """Writes config, tokenizer and safetensors to `settings.output`.
+
+    Returns:
+        `output`, the directory, and `head`, what it holds besides the encoder.
+
+    Raises:
+        InputError: the workdir holds no checkpoint, or the directory is not empty.
+    """
+    output = Path(settings.output)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise InputError(f"{output}: exists and is not an empty directory: name a new one")
+    record = read_record(Path(settings.model))
+    if record is None:
+        raise InputError(f"{settings.model}: is not the workdir of a run: name one")
+    if record["stage"] in ("adapt", "finetune"):
+        model, params, head = open_classifier(settings.model, settings.task)
+        names = model.label_names and (model.label_names[head],)
+        classes = model.num_labels[head]
+        model = model.replace(num_labels=(classes,), label_names=names)
+        params = params | {
+            "classifier": {
+                "kernel": params["classifier"]["kernel"][head : head + 1, :, :classes],
+                "bias": params["classifier"]["bias"][head : head + 1, :classes],
+            }
+        }
+    else:
+        source = open_source(settings.model)
+        model, params = source.model, source.params
+        if model.head == "classification" and "classifier" not in params:
+            model = model.replace(head="encoder")  # Each task brings its own head.
+    save_pretrained(output, model, params)
+    return {"output": str(output), "head": model.head}

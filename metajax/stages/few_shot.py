@@ -1,0 +1,84 @@
+"""What metatrain, adapt and evaluate share: the network and the algorithm of few-shot learning."""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import optax
+
+from metajax.maml import maml
+from metajax.models import Bert, classification_loss, prototype_start, zero_start
+from metajax.stages.settings import InnerSettings, ModelSettings
+from metajax.stages.source import Source, open_source, without_dropout
+from metajax.types import MetaAlgorithm, Params
+
+# Features of this length make the prototypes' logits 10 times a cosine, near enough: the
+# temperature that few-shot classifiers on unit features commonly have.
+FEATURE_NORM = math.sqrt(10)
+_DEFAULTS = {"inner_steps": 3, "inner_lr": 0.3, "head": "prototypes", "algorithm": "maml"}
+
+
+class FewShot(NamedTuple):
+    """A network for tasks of C classes, and how it adapts to one.
+
+    Attributes:
+        model: with one head of C classes.
+        params: with a classifier only where tasks start from the checkpoint's.
+        inner: `inner_steps`, `inner_lr`, `head` and `algorithm`, none of them left open.
+        source: where the weights came from.
+    """
+
+    model: Bert
+    params: Params
+    inner: dict[str, Any]
+    source: Source
+
+    def algorithm(self, **changes: Any) -> MetaAlgorithm:
+        """MAML with these settings, or with some of them changed."""
+        inner = self.inner | changes
+        starts = {
+            "prototypes": prototype_start(self.model),
+            "zero": zero_start(self.model),
+            "checkpoint": None,
+        }
+        return maml(
+            without_dropout(classification_loss(self.model)),
+            optax.sgd(inner["inner_lr"]),
+            inner["inner_steps"],
+            first_order=inner["algorithm"] == "fomaml",
+            start=starts[inner["head"]],
+        )
+
+
+def open_few_shot(
+    spec: str, settings: ModelSettings, inner: InnerSettings, classes: int
+) -> FewShot:
+    """Opens `--model` for tasks of some number of classes.
+
+    Args:
+        spec: `--model`, or the weights it was meta-trained from.
+        settings: seed, dtype and remat.
+        inner: settings that win over those of the run that trained the weights.
+        classes: C.
+    """
+    features = {"pooling": "mean", "feature_norm": FEATURE_NORM}
+    source = open_source(spec, settings, head="encoder", **features)
+    resolved = resolve_inner(inner, source)
+    if resolved["head"] == "checkpoint":
+        source = open_source(
+            spec, settings, head="classification", num_labels=(classes,), **features
+        )
+    model = source.model.replace(head="classification", num_labels=(classes,), label_names=None)
+    return FewShot(model, source.params, resolved, source)
+
+
+def resolve_inner(inner: InnerSettings, source: Source) -> dict[str, Any]:
+    """The inner loop's settings: those given, else the weights' own, else the defaults."""
+    trained = source.record.get("record", {})
+    own = trained["settings"] if trained.get("stage") == "metatrain" else {}
+    given = dataclasses.asdict(inner)
+    resolved = {}
+    for name, default in _DEFAULTS.items():
+        known = [value[name] for value in (given, own) if value.get(name) is not None]
+        resolved[name] = known[0] if known else default
+    return resolved

@@ -1,0 +1,155 @@
+"""The training that pretrain, finetune and metatrain share: start or resume, step, save, report."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from metajax.checkpoint import Checkpoints
+from metajax.models import Bert, save_config
+from metajax.optimizer import adamw, learning_rate
+from metajax.outer import Metrics, OuterState
+from metajax.parallel import OuterLoop, outer_loop
+from metajax.stages.run import MetricsLog, Run, begin, write_results
+from metajax.stages.settings import TrainSettings
+from metajax.types import MetaAlgorithm, Params, Task
+
+MakeTasks = Callable[[int], Task]
+
+
+class Stage(NamedTuple):
+    """One training stage, ready to run.
+
+    Attributes:
+        run: from `open_run`.
+        settings: the optimizer's, and how often to save.
+        model: the network that is trained.
+        algorithm: how it is trained.
+        make_tasks: the tasks of step n, a function of n alone.
+        num_steps: outer steps in all.
+        measure: `(params) -> JSON object`, called before the first step and after the last.
+        chunk_size: see `metajax.outer_loop`.
+    """
+
+    run: Run
+    settings: TrainSettings
+    model: Bert
+    algorithm: MetaAlgorithm
+    make_tasks: MakeTasks
+    num_steps: int
+    measure: Callable[[Params], dict[str, Any]]
+    chunk_size: int | None = None
+
+
+def train(stage: Stage, params: Params) -> dict[str, Any]:
+    """Runs a stage from its start, or from its newest checkpoint.
+
+    Args:
+        stage: what to run.
+        params: where a new run starts; used up.
+
+    Returns:
+        What `measure` said `before` and `after`; also written to `results.json`.
+    """
+    run, settings = stage.run, stage.settings
+    begin(run, lambda directory: save_config(directory, stage.model))
+    results_file = run.path / "results.json"
+    outer = outer_loop(stage.algorithm, _optimizer(stage), chunk_size=stage.chunk_size, donate=True)
+    with Checkpoints(run.checkpoints, keep=settings.keep, record=run.record) as checkpoints:
+        if results_file.is_file():
+            return json.loads(results_file.read_text(encoding="utf-8"))
+        state = checkpoints.restore(outer.init(params, jax.random.key(settings.seed)))
+        with MetricsLog(run, int(state.step)) as log:
+            if not log.rows:
+                log.write({"step": 0, "before": stage.measure(state.meta_params)})
+            before = log.rows[0]["before"]
+            state = _take_steps(stage, outer, state, log, checkpoints)
+        results = {"before": before, "after": stage.measure(state.meta_params)}
+    write_results(run, results)
+    return results
+
+
+def _optimizer(stage: Stage) -> Any:
+    settings = stage.settings
+    schedule = learning_rate(
+        settings.learning_rate, stage.num_steps, math.ceil(settings.warmup * stage.num_steps)
+    )
+    # A pooler that the loss does not see would only shrink.
+    fixed = () if stage.model.uses_pooler else ("pooler/",)
+    return adamw(
+        schedule, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm, fixed=fixed
+    )
+
+
+def _take_steps(
+    stage: Stage, outer: OuterLoop, state: OuterState, log: MetricsLog, checkpoints: Checkpoints
+) -> OuterState:
+    """Takes the outer steps that are left, logging and saving on the way."""
+    first, save_every = int(state.step), stage.settings.save_every
+    progress = tqdm(
+        total=stage.num_steps,
+        initial=first,
+        desc=stage.run.record["stage"],
+        unit="step",
+        mininterval=0.2 if sys.stderr.isatty() else 30,
+    )
+    clock = _Clock()
+    with progress:
+        for step, tasks in _prefetched(stage.make_tasks, range(first, stage.num_steps), clock):
+            state, metrics = outer.step(state, tasks)
+            row = _row(step + 1, metrics)  # Waits for the step.
+            log.write(row | clock.lap())
+            progress.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+            progress.update()
+            if (step + 1) % save_every == 0 or step + 1 == stage.num_steps:
+                checkpoints.save(state)
+    return state
+
+
+class _Clock:
+    """Times a step, and how much of it was spent waiting for data."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._waited = 0.0
+
+    def wait_for(self, result: Callable[[], Any]) -> Any:
+        before = time.perf_counter()
+        value = result()
+        self._waited += time.perf_counter() - before
+        return value
+
+    def lap(self) -> dict[str, float]:
+        """Seconds since the last lap, and the share of them (0..1) spent waiting for data."""
+        now = time.perf_counter()
+        seconds, waited = now - self._start, self._waited
+        self._start, self._waited = now, 0.0
+        return {"seconds": round(seconds, 6), "data_wait": round(waited / seconds, 6)}
+
+
+def _prefetched(make_tasks: MakeTasks, steps: range, clock: _Clock) -> Iterator[tuple[int, Task]]:
+    """Each step with its tasks; the next ones are made while this one runs."""
+    with ThreadPoolExecutor(1, thread_name_prefix="data") as pool:
+        coming = [pool.submit(make_tasks, step) for step in steps[:1]]
+        for step in steps:
+            tasks = clock.wait_for(coming.pop().result)
+            if step + 1 in steps:
+                coming.append(pool.submit(make_tasks, step + 1))
+            yield step, tasks
+
+
+def _row(step: int, metrics: Metrics) -> dict[str, Any]:
+    """Metrics as JSON: scalars by name, the support losses as a list."""
+    host = jax.device_get(metrics)
+    row: dict[str, Any] = {"step": step, "loss": float(host.query_loss)}
+    row |= {name: float(value) for name, value in host.query_aux.items() if np.ndim(value) == 0}
+    if host.support_loss.size:
+        row["support_loss"] = [float(value) for value in host.support_loss]
+    return row | {"grad_norm": float(host.grad_norm)}

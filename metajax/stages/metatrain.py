@@ -1,0 +1,77 @@
+"""Stage 2: MAML over episodes of many tasks."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from metajax import data
+from metajax.evaluate import estimate, run_episodes
+from metajax.stages.few_shot import open_few_shot
+from metajax.stages.loop import Stage, train
+from metajax.stages.run import make_record, open_run
+from metajax.stages.settings import EpisodeSettings, MetatrainSettings
+from metajax.stages.source import describe, text_length
+from metajax.stages.tasks import fingerprints, load, tokenized
+from metajax.types import Params, Task
+
+_MEASURED_EPISODES = 32
+
+
+def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
+    """Trains an initialisation that adapts to the tasks' episodes in a few gradient steps.
+
+    Returns:
+        `before` and `after`: mean query `accuracy` and its `ci95` (0..1) on episodes of the
+        training classes that no step sees.
+
+    Raises:
+        InputError: the input cannot be used.
+    """
+    tasks = load(settings, split="train")
+    spec = episode_spec(settings)
+    data.check_episodes(tasks, spec)
+    classes = spec.ways or max(len(task.label_names) for task in tasks)
+    few_shot = open_few_shot(settings.model, settings, settings, classes)
+    model = few_shot.model
+    settings = dataclasses.replace(settings, **few_shot.inner)
+    examples = tokenized(tasks, model, text_length(model, settings.max_length))
+    record = make_record(
+        "metatrain",
+        settings,
+        data=fingerprints(settings),
+        parent=few_shot.source.record,
+        model=describe(model),
+    )
+    algorithm = few_shot.algorithm()
+
+    def episodes(step: int, count: int) -> Task:
+        drawn = data.sample_episodes(examples, spec, settings.seed, step, count)
+        return data.gather(examples, drawn)
+
+    def measure(params: Params) -> dict[str, float]:
+        # The step after the last is one that training never takes.
+        tasks = episodes(settings.steps, _MEASURED_EPISODES)
+        infos = run_episodes(algorithm, params, tasks, jax.random.key(settings.seed))
+        accuracy = estimate(np.asarray(infos.query_aux["accuracy"]))
+        return {"accuracy": float(accuracy.mean), "ci95": float(accuracy.ci95)}
+
+    return train(
+        Stage(
+            run=open_run(settings.workdir, record, settings),
+            settings=settings,
+            model=model,
+            algorithm=algorithm,
+            make_tasks=lambda step: episodes(step, settings.meta_batch_size),
+            num_steps=settings.steps,
+            measure=measure,
+            chunk_size=settings.chunk_size,
+        ),
+        few_shot.params,
+    )
+
+
+def episode_spec(settings: EpisodeSettings) -> data.EpisodeSpec:
+    """The size of an episode; `--ways 0` takes all classes of the data set drawn."""
+    return data.EpisodeSpec(settings.ways or None, settings.shots, settings.queries)

@@ -1,0 +1,100 @@
+"""Labels and probabilities for new text."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from metajax import data
+from metajax.errors import InputError
+from metajax.models import Bert
+from metajax.stages.settings import PredictSettings, writable
+from metajax.stages.source import open_classifier, text_length
+from metajax.stages.tasks import tokenized
+from metajax.types import Params
+
+
+class Prediction(NamedTuple):
+    """The likeliest label of a text and its probability (0..1); for a regression, its value."""
+
+    label: str
+    probability: float
+
+
+def predict(settings: PredictSettings) -> None:
+    """Writes `label<TAB>probability` for each line of the input.
+
+    A tab in a line separates the two texts of a pair. Nothing is written before all of the
+    input has been read.
+
+    Raises:
+        InputError: the input cannot be used.
+    """
+    target = None if settings.output == "-" else writable(settings.output)
+    model, params, head = open_classifier(settings.model, settings.task)
+    texts, pairs = _read(settings.input)
+    lines = (
+        f"{found.label}\t{found.probability:.4f}\n"
+        for found in label(model, params, texts, pairs, head, settings)
+    )
+    if target is None:
+        sys.stdout.writelines(lines)
+    else:
+        target.write_text("".join(lines), encoding="utf-8")
+
+
+def label(
+    model: Bert,
+    params: Params,
+    texts: list[str],
+    pairs: list[str] | None,
+    head: int,
+    settings: PredictSettings,
+) -> Iterator[Prediction]:
+    """The prediction for each text, in order."""
+    task = data.TaskData("the input", texts, pairs, np.zeros(len(texts), np.int32), ("",))
+    (examples,) = tokenized([task], model, text_length(model, settings.max_length))
+    logits = jax.jit(lambda params, batch: model(params, batch).logits)
+    names = model.label_names and model.label_names[head]
+    done = 0
+    for batch in data.supervised_eval_batches(examples, settings.batch_size, head=head):
+        scores = np.asarray(logits(params, batch))[: len(texts) - done, : model.num_labels[head]]
+        done += len(scores)
+        if scores.shape[1] == 1:
+            yield from (Prediction("value", float(score)) for score in scores[:, 0])
+            continue
+        shares = np.exp(scores - scores.max(1, keepdims=True))
+        shares /= shares.sum(1, keepdims=True)
+        for row in shares:
+            best = int(row.argmax())
+            yield Prediction(names[best] if names else str(best), float(row[best]))
+
+
+def _read(source: str) -> tuple[list[str], list[str] | None]:
+    """The texts of a file or of standard input, and the second texts if there are any."""
+    if source == "-":
+        content, name = sys.stdin.buffer.read(), "standard input"
+    elif Path(source).is_file():
+        content, name = Path(source).read_bytes(), source
+    else:
+        raise InputError(f"{source}: no such file: name a text file, or - for standard input")
+    rows: list[list[str]] = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            row = line.decode("utf-8").split("\t")
+        except UnicodeDecodeError:
+            raise InputError(f"{name}:{number}: is not UTF-8: convert the file") from None
+        if not all(field.strip() for field in row) or len(row) > 2:
+            raise InputError(
+                f"{name}:{number}: give a text a line (or two, with a tab between them)"
+            )
+        if len(row) != len(rows[0] if rows else row):
+            raise InputError(f"{name}:{number}: has {len(row)} texts, unlike the first line")
+        rows.append(row)
+    if not rows:
+        raise InputError(f"{name}: is empty: give a text a line")
+    columns = [list(column) for column in zip(*rows)]
+    return columns[0], columns[1] if len(columns) == 2 else None

@@ -1,0 +1,89 @@
+"""Stage 1: masked-language-model training on plain text (Devlin et al. 2018, section 3.1)."""
+
+import math
+from typing import Any
+
+import jax
+
+from metajax import data
+from metajax.evaluate import run_episodes
+from metajax.models import masked_lm_loss
+from metajax.stages.loop import Stage, train
+from metajax.stages.run import make_record, open_run
+from metajax.stages.settings import PretrainSettings
+from metajax.stages.source import describe, open_source, text_length, without_dropout
+from metajax.supervised import split_batch, supervised
+from metajax.types import MetaAlgorithm, Params, Task
+
+_HELD_OUT_BATCH = 32
+
+
+def pretrain(settings: PretrainSettings) -> dict[str, Any]:
+    """Trains on `settings.text`, and measures held-out text before and after.
+
+    Returns:
+        `before` and `after`: the held-out masked-LM `loss` (nats a token), `perplexity` and
+        `accuracy`.
+
+    Raises:
+        InputError: the input cannot be used.
+    """
+    source = open_source(
+        settings.model,
+        settings,
+        head="masked_lm",
+    )
+    model = source.model
+    lines = data.read_lines(settings.text)
+    blocks = data.pack_blocks(lines, model.tokenizer, text_length(model, settings.max_length))
+    training, held_out = data.held_out(blocks, settings.seed, settings.held_out)
+    rule = data.mask_rule(model.tokenizer, rate=settings.mask_rate, whole_word=settings.whole_word)
+    record = make_record(
+        "pretrain",
+        settings,
+        data={f"--text {path}": data.fingerprint(path) for path in settings.text},
+        parent=source.record,
+        model=describe(model),
+    )
+    loss = masked_lm_loss(model)
+    parts = jax.local_device_count()
+    quiet = supervised(without_dropout(loss))
+
+    def make_tasks(step: int) -> Task:
+        batch = data.pretraining_batch(training, rule, settings.seed, step, settings.batch_size)
+        return split_batch(batch, parts)
+
+    def measure(params: Params) -> dict[str, float]:
+        return held_out_loss(quiet, params, held_out, rule, settings.seed)
+
+    return train(
+        Stage(
+            run=open_run(settings.workdir, record, settings),
+            settings=settings,
+            model=model,
+            algorithm=supervised(loss),
+            make_tasks=make_tasks,
+            num_steps=settings.steps,
+            measure=measure,
+        ),
+        source.params,
+    )
+
+
+def held_out_loss(
+    algorithm: MetaAlgorithm, params: Params, blocks: data.Blocks, rule: data.MaskRule, seed: int
+) -> dict[str, float]:
+    """The masked-LM loss of blocks whose masks are the same at every call."""
+    total = correct = count = 0.0
+    size = min(_HELD_OUT_BATCH, len(blocks.input_ids))
+    for first in range(0, len(blocks.input_ids), size):
+        # The last batch reaches back, so that one shape is compiled; its overlap counts twice.
+        rows = slice(min(first, len(blocks.input_ids) - size), first + size)
+        batch = data.mask_tokens(data.take(blocks, rows), rule, seed, first)
+        info = run_episodes(algorithm, params, split_batch(batch, 1), jax.random.key(0))
+        found = float(info.query_aux["count"][0])
+        total += float(info.query_loss[0]) * found
+        correct += float(info.query_aux["accuracy"][0]) * found
+        count += found
+    loss = total / count
+    return {"loss": loss, "perplexity": math.exp(loss), "accuracy": correct / count}

@@ -1,0 +1,210 @@
+"""A stage's workdir: what the run is, whether it may resume, and its metrics.
+
+run.json          the record: stage, settings, data, parent, versions
+model/            the Hugging Face config and tokenizer
+checkpoints/      Orbax
+metrics.jsonl     one JSON object a step
+results.json      what the stage reports at its end
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from metajax.errors import InputError
+from metajax.stages.settings import Settings, flag
+
+_PACKAGES = ("metajax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
+
+
+class Run(NamedTuple):
+    """A run in its workdir."""
+
+    path: Path
+    record: dict[str, Any]
+
+    @property
+    def checkpoints(self) -> Path:
+        """The directory of the Orbax checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The directory of the Hugging Face config and the tokenizer."""
+        return self.path / "model"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=".", delete=False, encoding="utf-8"
+    ) as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def make_record(
+    stage: str, settings: Settings, *, data: dict[str, str], parent: dict[str, Any], model: Any
+) -> dict[str, Any]:
+    """The JSON object that says what a run is.
+
+    Args:
+        stage: the subcommand's name.
+        settings: all of them.
+        data: for each input file, what it is to the run and its sha256.
+        parent: the record of the weights it starts from.
+        model: the network's head, as JSON.
+    """
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    record = {
+        "stage": stage,
+        "settings": dataclasses.asdict(settings),
+        "data": data,
+        "parent": parent,
+        "model": model,
+        "versions": versions | {"python": platform.python_version()},
+    }
+    return json.loads(json.dumps(record))
+
+
+def read_record(workdir: Path) -> dict[str, Any] | None:
+    """A workdir's record; None where there is no run.
+
+    Raises:
+        InputError: the record cannot be read.
+    """
+    path = workdir / "run.json"
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record["stage"], str):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: is not a run's record: name another --workdir") from None
+    return record
+
+
+def open_run(workdir: str, record: dict[str, Any], settings: Settings) -> Run:
+    """Opens the run that a workdir holds, or checks that a new one can begin there.
+
+    Writes nothing: `begin` does, once all input has been read.
+
+    Raises:
+        InputError: the workdir is not writable, holds something else, or a run with other
+            settings; the message names the first difference.
+    """
+    path = Path(workdir)
+    _check_writable(path)
+    known = read_record(path)
+    if known is None:
+        # A run killed before its first file was whole leaves a hidden one.
+        if path.is_dir() and any(not child.name.startswith(".") for child in path.iterdir()):
+            raise InputError(f"{path}: is not empty and holds no run: name a new --workdir")
+        return Run(path, record)
+    if known["stage"] != record["stage"]:
+        raise InputError(
+            f"{path}: belongs to a {known['stage']} run, not {record['stage']}: "
+            "name another --workdir"
+        )
+    difference = _difference(known, record, settings)
+    if difference:
+        raise InputError(
+            f"{path}: holds a run with other settings ({difference}): repeat them to resume, "
+            "or name another --workdir"
+        )
+    return Run(path, known)
+
+
+def _check_writable(path: Path) -> None:
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(f"{existing}: is not a directory: name another --workdir")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{existing}: is not writable: name another --workdir")
+
+
+def _difference(known: dict[str, Any], new: dict[str, Any], settings: Settings) -> str | None:
+    """The first setting, file or weight that matters and is not as it was."""
+    for setting in dataclasses.fields(settings):
+        old_value = known["settings"].get(setting.name)
+        value = new["settings"][setting.name]
+        if setting.metadata["matters"] and old_value != value:
+            return f"{flag(setting.name)} was {old_value}, is now {value}"
+    for name in known["data"].keys() | new["data"].keys():
+        if known["data"].get(name) != new["data"].get(name):
+            return f"the contents of {name} have changed"
+    if _identity(known["parent"]) != _identity(new["parent"]):
+        return "--model names other weights"
+    return None
+
+
+def _identity(parent: dict[str, Any]) -> dict[str, Any]:
+    """What a parent is, wherever it lies."""
+    return {key: value for key, value in parent.items() if key != "path"}
+
+
+def begin(run: Run, save_model: Callable[[Path], None]) -> None:
+    """Makes the workdir of a new run.
+
+    Args:
+        run: from `open_run`.
+        save_model: `(directory) -> None`, writes the tokenizer and, last, `config.json`.
+    """
+    run.path.mkdir(parents=True, exist_ok=True)
+    if not (run.path / "run.json").is_file():
+        write_atomically(run.path / "run.json", json.dumps(run.record, indent=2) + "\n")
+    if not (run.model / "config.json").is_file():
+        save_model(run.model)
+
+
+class MetricsLog:
+    """The metrics of a run, a JSON object a line.
+
+    Args:
+        run: whose.
+        step: the step resumed from; rows of later steps, from before a kill, are dropped.
+
+    Attributes:
+        rows: all so far.
+    """
+
+    def __init__(self, run: Run, step: int) -> None:
+        path = run.path / "metrics.jsonl"
+        self.rows = [row for row in _read_rows(path) if row["step"] <= step]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self._file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Appends a row, at once."""
+        self.rows.append(row)
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file; one that a kill cut short is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def write_results(run: Run, results: dict[str, Any]) -> None:
+    """Writes what the stage reports at its end."""
+    write_atomically(run.path / "results.json", json.dumps(results, indent=2) + "\n")

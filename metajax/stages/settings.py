@@ -1,0 +1,263 @@
+"""The settings of every stage: one typed dataclass each, the same from Python and the command line.
+
+A field's metadata holds its help and what it may be. Fields marked `matters=False` may differ when
+a run is resumed: they change no number. (What the files named by the others hold is compared by
+their hashes.)
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from metajax.errors import InputError
+
+
+def option(
+    help: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    metavar: str | None = None,
+    matters: bool = True,
+) -> Any:
+    """A setting: its help, default (none: required), bounds, choices and part in resuming."""
+    metadata = {
+        "help": help,
+        "minimum": minimum,
+        "above": above,
+        "maximum": maximum,
+        "choices": choices,
+        "metavar": metavar,
+        "matters": matters,
+    }
+    if default is dataclasses.MISSING:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def flag(name: str) -> str:
+    """A setting's name on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all stages' settings share: they are checked when made.
+
+    Raises:
+        InputError: a value is out of bounds or not one of the choices.
+    """
+
+    def __post_init__(self) -> None:
+        for setting in dataclasses.fields(self):
+            value, limits = getattr(self, setting.name), setting.metadata
+            if value is None:
+                continue
+            for item in value if isinstance(value, tuple) else (value,):
+                if limits["choices"] and item not in limits["choices"]:
+                    raise InputError(
+                        f"{flag(setting.name)} {item}: choose from {', '.join(limits['choices'])}"
+                    )
+                if not isinstance(item, str):
+                    _check_bounds(flag(setting.name), item, limits)
+
+
+def _check_bounds(name: str, value: float, limits: Any) -> None:
+    minimum, above, maximum = limits["minimum"], limits["above"], limits["maximum"]
+    # Negated, so that not-a-number is refused too.
+    if minimum is not None and not value >= minimum:
+        raise InputError(f"{name} {value}: give a number of at least {minimum}")
+    if above is not None and not value > above:
+        raise InputError(f"{name} {value}: give a number above {above}")
+    if maximum is not None and not value <= maximum:
+        raise InputError(f"{name} {value}: give a number of at most {maximum}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(Settings):
+    """Where the weights come from."""
+
+    model: str = option(
+        "a hub id, a local Hugging Face directory, or the workdir of an earlier stage",
+        matters=False,
+    )
+    seed: int = option("everything random is a function of it and the step", 0, minimum=0)
+    max_length: int = option("longer texts are cut to this many tokens", 128, minimum=3)
+    dtype: str = option(
+        "what the network computes in; parameters stay float32",
+        "float32",
+        choices=("float32", "bfloat16"),
+    )
+    remat: bool = option("recompute each block in the backward pass: less memory, more time", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings(Settings):
+    """Labelled data."""
+
+    tasks: tuple[str, ...] = option(
+        "CSV, TSV, JSON-lines or Parquet files; glue:NAME; hub:OWNER/NAME[/CONFIG]",
+        metavar="TASK",
+        matters=False,
+    )
+    glue_dir: str | None = option(
+        "the classic GLUE TSV layout, for glue:NAME (default: the hub's copy)", None, matters=False
+    )
+    text_column: str | None = option("default: text, or else sentence", None)
+    pair_column: str | None = option("the second text's; default: text_pair, where it is", None)
+    label_column: str | None = option("default: label", None)
+    classes: str | None = option(
+        "keep only the labels listed in this file, a label a line",
+        None,
+        metavar="FILE",
+        matters=False,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeSettings(Settings):
+    """N-way K-shot episodes."""
+
+    ways: int = option("classes an episode; 0: each data set is a task", 5, minimum=0)
+    shots: int = option("support examples of each class", 1, minimum=1)
+    queries: int = option("query examples of each class", 5, minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(ModelSettings):
+    """The optimizer (AdamW: linear warm-up, then linear decay to zero) and what is kept."""
+
+    workdir: str = option("where the run is written; run again, it resumes", matters=False)
+    learning_rate: float = option("AdamW's peak", 5e-5, above=0)
+    warmup: float = option("share of the steps", 0.1, minimum=0, maximum=1)
+    weight_decay: float = option("not on LayerNorms and biases", 0.01, minimum=0)
+    clip_norm: float = option("largest norm of the gradient", 1.0, above=0)
+    save_every: int = option("steps between checkpoints", 100, minimum=1, matters=False)
+    keep: int = option("newest checkpoints kept", 2, minimum=1, matters=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings(TrainSettings):
+    """Masked-language-model training on plain text."""
+
+    text: tuple[str, ...] = option("plain text files", metavar="FILE", matters=False)
+    steps: int = option("updates", 1000, minimum=1)
+    batch_size: int = option("blocks of --max-length tokens a step", 32, minimum=1)
+    mask_rate: float = option("share of the tokens to guess", 0.15, above=0, maximum=1)
+    whole_word: bool = option("mask whole words", False)
+    held_out: float = option("share of the text kept for measuring", 0.05, above=0, maximum=0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings(TrainSettings, TaskSettings):
+    """Supervised training: one encoder, one head a task."""
+
+    dev: tuple[str, ...] = option(
+        "files to report on, one a task in order (glue: and hub: tasks bring their own)",
+        (),
+        metavar="FILE",
+        matters=False,
+    )
+    epochs: float = option("passes over all tasks' examples", 3.0, above=0)
+    steps: int | None = option("updates, instead of --epochs", None, minimum=1)
+    batch_size: int = option("examples a step", 32, minimum=1)
+    pooling: str = option(
+        "what the heads read: BERT's pooler, or the mean over tokens",
+        "pooler",
+        choices=("pooler", "mean"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InnerSettings(Settings):
+    """How the inner loop adapts. Left out: as the checkpoint was meta-trained."""
+
+    inner_steps: int | None = option("gradient steps (default 3)", None, minimum=0)
+    inner_lr: float | None = option("SGD's rate (default 0.3)", None, above=0)
+    head: str | None = option(
+        "where the classification head starts (default prototypes)",
+        None,
+        choices=("prototypes", "zero", "checkpoint"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetatrainSettings(TrainSettings, TaskSettings, EpisodeSettings, InnerSettings):
+    """MAML over episodes."""
+
+    learning_rate: float = option("AdamW's peak, in the outer loop", 2e-5, above=0)
+    algorithm: str = option(
+        "maml is exact second order, fomaml first order", "maml", choices=("maml", "fomaml")
+    )
+    steps: int = option("outer steps", 300, minimum=1)
+    meta_batch_size: int = option("episodes a step", 4, minimum=1)
+    chunk_size: int | None = option(
+        "episodes computed at once on a device: less is slower and smaller", None, minimum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptSettings(ModelSettings, TaskSettings, InnerSettings):
+    """A few gradient steps on a new task's examples."""
+
+    workdir: str = option("where the adapted model is written", matters=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings(Settings):
+    """Labels for new text."""
+
+    model: str = option("the workdir of adapt or finetune, or a Hugging Face classifier")
+    input: str = option("a text a line; - is standard input", "-", metavar="FILE")
+    output: str = option("label<TAB>probability a line; - is standard output", "-", metavar="FILE")
+    task: str | None = option("which head, where finetune trained several", None)
+    batch_size: int = option("texts at once", 64, minimum=1)
+    max_length: int = option("longer texts are cut to this many tokens", 128, minimum=3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(ModelSettings, TaskSettings, EpisodeSettings, InnerSettings):
+    """Methods compared on the same episodes."""
+
+    methods: tuple[str, ...] = option(
+        "maml: the checkpoint; the rest: the weights it was trained from, without meta-training",
+        ("maml", "finetune", "protonet", "linear", "knn"),
+        choices=("maml", "finetune", "protonet", "linear", "knn"),
+        metavar="METHOD",
+    )
+    episodes: int = option("how many", 600, minimum=2)
+    output: str | None = option("write the rows as JSON", None, metavar="FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(Settings):
+    """Hugging Face format."""
+
+    model: str = option("the workdir of any stage")
+    output: str = option("the directory to write; new or empty", metavar="DIR")
+    task: str | None = option("which head, where finetune trained several", None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings(Settings):
+    """The three stages on weights and text that every machine can have."""
+
+    workdir: str = option("where the demo is written; run again, it resumes", "demo")
+    seed: int = option("another seed, another run", 0, minimum=0)
+
+
+def writable(path: str) -> Path:
+    """A path to write a file to.
+
+    Raises:
+        InputError: its directory does not exist, or it is a directory.
+    """
+    target = Path(path)
+    if target.is_dir() or not target.parent.is_dir():
+        what = "is a directory" if target.is_dir() else "its directory does not exist"
+        raise InputError(f"{path}: {what}: name a file in an existing directory")
+    return target

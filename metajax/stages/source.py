@@ -1,0 +1,127 @@
+"""`--model`: a hub id, a Hugging Face directory, or the workdir of an earlier stage."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metajax import checkpoint
+from metajax.errors import InputError
+from metajax.models import (
+    Bert,
+    BertConfig,
+    from_pretrained,
+    has_classifier,
+    weights_hash,
+    with_head,
+)
+from metajax.stages.run import read_record
+from metajax.stages.settings import ModelSettings
+from metajax.types import LossFn, Params
+
+_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
+
+
+class Source(NamedTuple):
+    """Weights, and where they came from.
+
+    Attributes:
+        model: the network.
+        params: its parameters.
+        record: what a run that starts from them keeps as its `parent`: for Hugging Face weights
+            their address and hash, for a workdir its path, step and record.
+    """
+
+    model: Bert
+    params: Params
+    record: dict[str, Any]
+
+
+def open_source(spec: str, settings: ModelSettings | None = None, **head: Any) -> Source:
+    """Opens what `--model` names, under the head that a stage needs.
+
+    Args:
+        spec: `--model`.
+        settings: dtype, remat, and the seed for the parts of the head that the weights lack.
+        **head: `head` and, where they matter, `num_labels`, `label_names`, `pooling` and
+            `feature_norm`, as `metajax.from_pretrained` takes them. Without `head`, a workdir's
+            own.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    path, rng, runtime = Path(spec), jax.random.key(0), {}
+    if settings is not None:
+        rng = jax.random.key(settings.seed)
+        runtime = {"remat": settings.remat, "dtype": _DTYPES[settings.dtype]}
+    record = read_record(path)
+    if record is None:
+        model, params = from_pretrained(spec, rng=rng, **runtime, **head)
+        return Source(model, params, {"path": spec, "sha256": weights_hash(spec)})
+    saved = checkpoint.load(path / "checkpoints")
+    model, params = _rebuild(path / "model", record["model"]).replace(**runtime), saved.params
+    if head:
+        model, params = with_head(model, params, rng=rng, **head)
+    parent = {"path": str(path.absolute()), "step": saved.step, "record": saved.record}
+    return Source(model, params, parent)
+
+
+def _rebuild(directory: Path, described: dict[str, Any]) -> Bert:
+    """The model that `save_model` and `describe` told of."""
+    file = directory / "config.json"
+    try:
+        config = BertConfig.from_dict(json.loads(file.read_text(encoding="utf-8")), str(file))
+        settings = {name: _tuples(value) for name, value in described.items()}
+        return Bert(config=config, source=str(directory), **settings)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{file}: does not describe this run's model ({error}): restore it from a backup"
+        ) from None
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def describe(model: Bert) -> dict[str, Any]:
+    """What a run's record says of its network besides the config: enough to build it again."""
+    names = ("head", "pooling", "feature_norm", "num_labels", "label_names")
+    return {name: getattr(model, name) for name in names}
+
+
+def text_length(model: Bert, max_length: int) -> int:
+    """Tokens a text may have: as many as asked for, if the model has that many positions."""
+    return min(max_length, model.config.max_position_embeddings)
+
+
+def without_dropout(loss_fn: LossFn) -> LossFn:
+    """The same loss with no key: the network without its dropout."""
+    return lambda params, batch, rng: loss_fn(params, batch, None)
+
+
+def open_classifier(spec: str, task: str | None) -> tuple[Bert, Params, int]:
+    """Opens a model that can label text, and the number of the head for a task.
+
+    Args:
+        spec: the workdir of adapt or finetune, or a Hugging Face classifier.
+        task: the name of one of the tasks that finetune trained on; None if there is one.
+
+    Raises:
+        InputError: it has no classification head, or none for this task.
+    """
+    record = read_record(Path(spec))
+    if record is None and not has_classifier(spec):
+        raise InputError(f"{spec}: has no classification head: run finetune or adapt on it first")
+    if record is not None and record["stage"] not in ("adapt", "finetune"):
+        raise InputError(
+            f"{spec}: is a {record['stage']} run, which has no labels: run adapt on it first"
+        )
+    source = open_source(spec) if record else open_source(spec, head="classification")
+    names = list(record["settings"]["tasks"]) if record else [spec]
+    if task is None and len(names) == 1:
+        return source.model, source.params, 0
+    if task not in names:
+        raise InputError(f"--task {task}: choose from {', '.join(names)}")
+    return source.model, source.params, names.index(task)

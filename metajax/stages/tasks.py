@@ -1,0 +1,52 @@
+"""`--tasks`, loaded and tokenised for a stage."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from metajax import data
+from metajax.models import Bert
+from metajax.stages.settings import TaskSettings
+
+_log = logging.getLogger("metajax")
+
+
+def load(
+    settings: TaskSettings, *, split: str, specs: Sequence[str] | None = None
+) -> list[data.TaskData]:
+    """The data sets that the settings name, or those of `specs` read the same way."""
+    return data.load_tasks(
+        settings.tasks if specs is None else specs,
+        glue_dir=settings.glue_dir,
+        split=split,
+        text_column=settings.text_column,
+        pair_column=settings.pair_column,
+        label_column=settings.label_column,
+        classes=settings.classes,
+    )
+
+
+def fingerprints(settings: TaskSettings) -> dict[str, str]:
+    """For each data set and the file of classes, its sha256."""
+    found = {
+        f"--tasks {spec}": data.fingerprint(spec, glue_dir=settings.glue_dir)
+        for spec in settings.tasks
+    }
+    if settings.classes is not None:
+        found[f"--classes {settings.classes}"] = data.fingerprint(settings.classes)
+    return found
+
+
+def tokenized(tasks: Sequence[data.TaskData], model: Bert, length: int) -> list[data.TokenizedTask]:
+    """The data sets as arrays; says once how many texts were too long."""
+    found = [data.tokenize_task(task, model.tokenizer, length) for task in tasks]
+    truncated = sum(task.tokens.truncated for task in found)
+    if truncated:
+        total = sum(len(task.labels) for task in found)
+        _log.warning("%d of %d texts were cut to %d tokens", truncated, total, length)
+    return found
+
+
+def batch_of(task: data.TokenizedTask) -> dict[str, Any]:
+    """All examples of a data set as one batch."""
+    return next(iter(data.supervised_eval_batches(task, len(task.labels))))
