@@ -1,0 +1,174 @@
+import numpy as np
+import pytest
+
+from metajax.data import (
+    EpisodeSpec,
+    TaskData,
+    bucket_lengths,
+    check_episodes,
+    gather,
+    sample_episodes,
+)
+from metajax.errors import InputError
+
+SPEC = EpisodeSpec(ways=3, shots=2, queries=4)
+WHOLE = EpisodeSpec(ways=None, shots=2, queries=3)
+
+
+@pytest.fixture(scope="module")
+def intents(make_task):
+    return [make_task("a", [8] * 6), make_task("b", [9] * 4)]
+
+
+@pytest.fixture(scope="module")
+def glue(make_task):
+    """Data sets of 2 and 3 classes; the second one's texts are longer."""
+    return [make_task("two", [10, 12], longest=4), make_task("three", [9, 7, 11], longest=20)]
+
+
+def assert_same(one, other):
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_episodes_are_a_function_of_seed_and_step(intents):
+    episodes = sample_episodes(intents, SPEC, 1, 2, 8)
+    assert_same(episodes, sample_episodes(intents, SPEC, 1, 2, 8))
+    for seed, step in ((1, 3), (2, 2)):
+        other = sample_episodes(intents, SPEC, seed, step, 8)
+        assert (other.support != episodes.support).any(axis=1).all()
+
+
+def test_shares_make_up_the_whole(intents):
+    whole = sample_episodes(intents, SPEC, 1, 2, 8)
+    shares = [sample_episodes(intents, SPEC, 1, 2, 2, first=first) for first in (0, 2, 4, 6)]
+    assert_same(whole, [np.concatenate(parts) for parts in zip(*shares)])
+
+
+@pytest.mark.parametrize("spec", [SPEC, WHOLE])
+def test_support_and_query_are_disjoint_and_labelled_rightly(intents, spec):
+    episodes = sample_episodes(intents, spec, 0, 0, 50)
+    for t, task in enumerate(episodes.task):
+        support = episodes.support[t][episodes.support_mask[t] > 0]
+        query = episodes.query[t][episodes.query_mask[t] > 0]
+        rows = np.concatenate([support, query])
+        assert len(set(rows.tolist())) == len(rows)
+        classes = episodes.classes[t][episodes.class_mask[t] > 0]
+        assert len(set(classes.tolist())) == len(classes) == (spec.ways or [6, 4][task])
+        labels = intents[task].labels
+        ours = episodes.support_labels[t][: len(support)]
+        np.testing.assert_array_equal(labels[support], classes[ours])
+        np.testing.assert_array_equal(np.bincount(ours), [spec.shots] * len(classes))
+        ours = episodes.query_labels[t][: len(query)]
+        np.testing.assert_array_equal(labels[query], classes[ours])
+        np.testing.assert_array_equal(np.bincount(ours), [spec.queries] * len(classes))
+
+
+def test_classes_and_examples_are_drawn_uniformly(intents):
+    episodes = sample_episodes(intents[:1], SPEC, 0, 0, 3000)
+    counts = np.stack([np.bincount(way, minlength=6) for way in episodes.classes.T])
+    assert counts / 3000 == pytest.approx(1 / 6, abs=0.03)  # in every place
+    for rows in (episodes.support, episodes.query):
+        shares = np.bincount(rows.ravel(), minlength=48) / rows.size
+        assert shares == pytest.approx(1 / 48, rel=0.2)
+
+
+def test_data_sets_are_drawn_by_the_root_of_their_size(make_task):
+    tasks = [make_task("large", [72] * 4), make_task("small", [8] * 4)]  # 288 and 32: 3 to 1
+    task = sample_episodes(tasks, EpisodeSpec(2, 1, 1), 0, 0, 4000).task
+    assert np.mean(task == 0) == pytest.approx(0.75, abs=0.025)
+
+
+def test_two_and_three_classes_in_one_batch(glue):
+    episodes = sample_episodes(glue, WHOLE, 0, 0, 20)
+    assert episodes.support.shape == (20, 6)
+    assert episodes.query.shape == (20, 9)
+    assert episodes.class_mask.shape == (20, 3)
+    assert set(episodes.task.tolist()) == {0, 1}
+    for t, task in enumerate(episodes.task):
+        ways = len(glue[task].label_names)
+        assert episodes.class_mask[t].tolist() == [1.0] * ways + [0.0] * (3 - ways)
+        assert episodes.support_mask[t].tolist() == [1.0] * 2 * ways + [0.0] * 2 * (3 - ways)
+        assert episodes.query_mask[t].tolist() == [1.0] * 3 * ways + [0.0] * 3 * (3 - ways)
+        assert (episodes.support[t][2 * ways :] == episodes.support[t, 0]).all()
+        assert not episodes.support_labels[t][2 * ways :].any()
+        assert sorted(episodes.classes[t]) == sorted([-1] * (3 - ways) + list(range(ways)))
+    orders = {tuple(row) for row in episodes.classes[episodes.task == 0]}
+    assert orders == {(0, 1, -1), (1, 0, -1)}  # labels mean nothing beyond the episode
+
+
+def test_a_batch_of_few_classes_has_the_shape_of_all(glue):
+    for step in range(20):
+        assert sample_episodes(glue, WHOLE, 0, step, 1).class_mask.shape == (1, 3)
+
+
+def test_gather_takes_the_rows(glue):
+    episodes = sample_episodes(glue, WHOLE, 0, 1, 6)
+    batch = gather(glue, episodes)
+    for name in ("support", "query"):
+        part, rows = getattr(batch, name), getattr(episodes, name)
+        tokens = {"input_ids", "attention_mask", "token_type_ids"}
+        assert set(part) == tokens | {"labels", "example_mask", "class_mask"}
+        T, B, L = part["input_ids"].shape
+        assert rows.shape == (T, B)
+        assert part["attention_mask"].shape == part["token_type_ids"].shape == (T, B, L)
+        for t, task in enumerate(episodes.task):
+            tokens = glue[task].tokens
+            width = min(L, tokens.input_ids.shape[1])
+            expected = tokens.input_ids[rows[t], :width]
+            np.testing.assert_array_equal(part["input_ids"][t, :, :width], expected)
+            assert not part["input_ids"][t, :, width:].any()
+            np.testing.assert_array_equal(part["attention_mask"][t].sum(1), tokens.lengths[rows[t]])
+        np.testing.assert_array_equal(part["labels"], getattr(episodes, f"{name}_labels"))
+        np.testing.assert_array_equal(part["example_mask"], getattr(episodes, f"{name}_mask"))
+        np.testing.assert_array_equal(part["class_mask"], episodes.class_mask)
+        integers = [part[k].dtype for k in part if not k.endswith("mask")]
+        assert {*integers, part["attention_mask"].dtype} == {np.dtype(np.int32)}
+        assert part["example_mask"].dtype == part["class_mask"].dtype == np.float32
+        assert (part["attention_mask"][..., 0] == 1).all()  # padding examples have text too
+
+
+def test_lengths_are_buckets_of_the_longest(glue):
+    for step in range(10):
+        episodes = sample_episodes(glue, WHOLE, 0, step, 2)
+        batch = gather(glue, episodes)
+        for part, length in zip(batch, bucket_lengths(glue, episodes)):
+            longest = part["attention_mask"].sum(-1).max()
+            buckets = [8, 16, 22]  # 24, but no text is longer than 22
+            assert part["input_ids"].shape[-1] == length == min(b for b in buckets if b >= longest)
+
+
+def test_hosts_pad_their_shares_to_the_length_of_the_whole(glue):
+    whole = sample_episodes(glue, WHOLE, 0, 0, 8)
+    lengths = bucket_lengths(glue, whole)
+    expected = gather(glue, whole)
+    shares = [
+        gather(glue, sample_episodes(glue, WHOLE, 0, 0, 2, first=first), lengths)
+        for first in (0, 2, 4, 6)
+    ]
+    for name in ("support", "query"):
+        for key, value in getattr(expected, name).items():
+            parts = [getattr(share, name)[key] for share in shares]
+            np.testing.assert_array_equal(np.concatenate(parts), value)
+
+
+def test_check_episodes(glue, intents):
+    check_episodes(intents, SPEC)
+    check_episodes(glue, WHOLE)
+    data = TaskData("d.csv", ["t"] * 5, None, np.array([0, 0, 0, 1, 1], np.int32), ("p", "q"))
+    check_episodes([data], EpisodeSpec(2, 1, 1))
+    with pytest.raises(
+        InputError, match=r"d\.csv: has 2 classes, fewer than 3 ways; ask for fewer"
+    ):
+        check_episodes([data], EpisodeSpec(3, 1, 1))
+    for ways in (2, None):
+        with pytest.raises(
+            InputError, match="class 'q' has 2 examples, fewer than 1 shots and 2 q"
+        ):
+            check_episodes([data], EpisodeSpec(ways, 1, 2))
+    absent = data._replace(label_names=("p", "q", "r"))
+    with pytest.raises(InputError, match="class 'r' has 0 examples"):
+        check_episodes([absent], EpisodeSpec(None, 1, 1))
+    regression = TaskData("s", ["t"], None, np.zeros(1, np.float32), ())
+    with pytest.raises(InputError, match="s: is a regression"):
+        check_episodes([regression], EpisodeSpec(None, 1, 1))
