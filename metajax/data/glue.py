@@ -101,7 +101,8 @@ def glue_path(key: str, glue_dir: str | Path, split: str) -> Path:
         raise InputError(f"{glue_dir}: cannot be read ({error.strerror}); check the path") from None
     for folder in folders:
         if _plain(folder.name) == key:
-            return folder / f"{'train' if split == 'train' else GLUE[key].development[0]}.tsv"
+            name = GLUE[key].development[0] if split == "validation" else split
+            return folder / f"{name}.tsv"
     raise InputError(
         f"{glue_dir}: has no folder {GLUE[key].directory}; give the directory that holds it"
     )

@@ -18,7 +18,7 @@ def hub_address(spec: str, split: str) -> tuple[str, str | None, str]:
     """
     if spec.startswith("glue:"):
         key = glue_name(spec[5:])
-        return HUB_NAME, key, split if split == "train" else GLUE[key].development[1]
+        return HUB_NAME, key, GLUE[key].development[1] if split == "validation" else split
     parts = spec.removeprefix("hub:").split("/")
     if len(parts) not in (2, 3) or not all(parts):
         raise InputError(f"{spec}: is not of the form hub:OWNER/NAME or hub:OWNER/NAME/CONFIG")

@@ -27,7 +27,7 @@ def load(spec, **settings):
 
 
 def test_csv_with_all_that_csv_allows(tmp_path):
-    rows = 'yes,"a, ""b""\r\nc",p,\r\n\r\nno,x\u2028y,q,n\r\nyes,z,r,n'
+    rows = 'yes,"a, ""b""\r\nc",p,\r\n\r\nno,x\u2028y,q,n\r\n yes ,z,r,n'
     content = BOM + f"label, text ,text_pair,note\r\n{rows}".encode()
     task = load(write(tmp_path / "a.csv", content))
     assert task.texts == ['a, "b"\r\nc', "x\u2028y", "z"]
@@ -144,6 +144,8 @@ def test_glue_development_files_and_folders_of_other_spelling(tmp_path, name, fi
     assert task.label_names == EXPECTED[name][3]
     with pytest.raises(InputError, match=r"train\.tsv: no such file"):
         load(f"glue:{name}", glue_dir=tmp_path)
+    with pytest.raises(InputError, match=r"test\.tsv: no such file"):
+        load(f"glue:{name}", glue_dir=tmp_path, split="test")
 
 
 @pytest.mark.parametrize(
