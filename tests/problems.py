@@ -1,0 +1,76 @@
+"""Small problems with a known answer, or with all that can go wrong in a large one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import metajax
+
+NUM_TASKS = 8
+
+
+def quadratic(params, batch, rng):
+    """(params - a)^T A (params - a) / 2, with gradient A (params - a)."""
+    matrix, centre = batch
+    return (params - centre) @ matrix @ (params - centre) / 2, {}
+
+
+def quadratic_task(seed=0, size=3):
+    """Symmetric positive definite matrices and centres, for support and query."""
+    rng = np.random.default_rng(seed)
+
+    def batch():
+        factor = rng.normal(size=(size, size))
+        return jnp.asarray(factor @ factor.T / size + np.eye(size)), jnp.asarray(
+            rng.normal(size=size)
+        )
+
+    return metajax.Task(support=batch(), query=batch())
+
+
+def mlp_params(seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "first": {"kernel": jnp.asarray(rng.normal(size=(2, 4))), "bias": jnp.zeros(4)},
+        "second": {"kernel": jnp.asarray(rng.normal(size=(4, 1))), "bias": jnp.zeros(1)},
+    }
+
+
+def mlp_loss(params, batch, rng):
+    """Squared error; with a key, a hidden layer scaled at random, so that keys matter."""
+    x, y = batch
+    hidden = jnp.tanh(x @ params["first"]["kernel"] + params["first"]["bias"])
+    if rng is not None:
+        # The key's own bits: jax.random.normal would double the time to compile.
+        bits = jax.random.key_data(rng).astype(x.dtype)
+        hidden = hidden * (1 + 0.1 * jnp.sin(bits.sum()))
+    error = (hidden @ params["second"]["kernel"] + params["second"]["bias"]) - y
+    return jnp.mean(error**2), {"worst": jnp.max(jnp.abs(error))}
+
+
+def mlp_tasks(num_tasks=NUM_TASKS, seed=0):
+    """Leaves [T, 6, ...]: a different slope for each task."""
+    rng = np.random.default_rng(seed)
+    slope = rng.normal(size=(num_tasks, 2, 1))
+
+    def batch():
+        x = rng.normal(size=(num_tasks, 6, 2))
+        return jnp.asarray(x), jnp.asarray(np.sin(x @ slope))
+
+    return metajax.Task(support=batch(), query=batch())
+
+
+def one_task(seed=0):
+    return nth(mlp_tasks(1, seed), 0)
+
+
+def nth(tasks, index):
+    """One task of a batch."""
+    return jax.tree.map(lambda leaf: leaf[index], tasks)
+
+
+def relative_gap(left, right):
+    """Largest difference over all leaves, relative to the largest value."""
+    left, right = jax.device_get((left, right))
+    gap = max(jax.tree.leaves(jax.tree.map(lambda a, b: np.max(np.abs(a - b)), left, right)))
+    return gap / max(np.max(np.abs(leaf)) for leaf in jax.tree.leaves(right))

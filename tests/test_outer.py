@@ -1,0 +1,108 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import problems
+import pytest
+
+import metajax
+from metajax.outer import default_chunk_size, map_tasks, num_tasks, task_keys
+
+MAML = metajax.maml(problems.mlp_loss, optax.sgd(0.1), 2)
+
+
+LOOP = metajax.outer_loop(MAML, optax.sgd(0.1), devices=jax.devices()[:1])
+
+
+def take_steps(outer, count, seed=0):
+    state = outer.init(problems.mlp_params(), jax.random.key(seed))
+    for step in range(count):
+        state, metrics = outer.step(state, problems.mlp_tasks(seed=step))
+    return state, metrics
+
+
+def test_the_step_follows_the_mean_over_tasks_with_keys_by_counting(x64):
+    """Written out: step n, task t draws from fold_in(fold_in(rng, n), t)."""
+    outer = metajax.outer_loop(MAML, optax.sgd(1.0))
+    rng, tasks = jax.random.key(7), problems.mlp_tasks(3)
+    state = outer.init(problems.mlp_params(), rng)
+    meta_grad = jax.jit(MAML.meta_grad)
+    for n in range(2):
+        results = [
+            meta_grad(
+                state.meta_params,
+                problems.nth(tasks, t),
+                jax.random.fold_in(jax.random.fold_in(rng, n), t),
+            )
+            for t in range(3)
+        ]
+        grads, infos = jax.tree.map(lambda *leaves: sum(leaves) / 3, *results)
+        expected = jax.tree.map(jnp.subtract, state.meta_params, grads)
+
+        state, metrics = outer.step(state, tasks)
+        assert problems.relative_gap(state.meta_params, expected) < 1e-12
+        assert int(state.step) == n + 1
+        assert jax.random.key_data(state.rng).tolist() == jax.random.key_data(rng).tolist()
+        np.testing.assert_allclose(metrics.query_loss, infos.query_loss, rtol=1e-12)
+        np.testing.assert_allclose(metrics.query_aux["worst"], infos.query_aux["worst"], rtol=1e-12)
+        np.testing.assert_allclose(metrics.support_loss, infos.support_loss, rtol=1e-12)
+        norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(grads)))
+        np.testing.assert_allclose(metrics.grad_norm, norm, rtol=1e-12)
+
+
+def test_vmap_chunks_and_loop_agree(x64):
+    results = [
+        take_steps(metajax.outer_loop(MAML, optax.sgd(0.1), chunk_size=size), 1)
+        for size in (1, 4, problems.NUM_TASKS)
+    ]
+    for state, metrics in results[1:]:
+        assert problems.relative_gap(state.meta_params, results[0][0].meta_params) < 1e-12
+        assert problems.relative_gap(metrics, results[0][1]) < 1e-12
+
+
+def test_results_stay_in_the_order_of_the_tasks():
+    tasks, keys = metajax.Task(None, jnp.arange(6.0)), task_keys(jax.random.key(0), 0, 6)
+    for chunk_size in (1, 2, 6):
+        total, stacked = map_tasks(
+            lambda task, _: (task.query, task.query), tasks, keys, chunk_size
+        )
+        assert total == 15
+        np.testing.assert_array_equal(stacked, np.arange(6))
+
+
+def test_keys_belong_to_the_task_and_not_to_its_place():
+    key = jax.random.key(0)
+    whole = jax.random.key_data(task_keys(key, 0, 8))
+    parts = [jax.random.key_data(task_keys(key, first, 4)) for first in (0, 4)]
+    np.testing.assert_array_equal(whole, np.concatenate(parts))
+    assert len(np.unique(whole, axis=0)) == 8
+
+
+def test_a_chunk_size_that_does_not_divide_names_those_that_do():
+    outer = metajax.outer_loop(MAML, optax.sgd(0.1), chunk_size=5)
+    with pytest.raises(ValueError, match=r"5 does not divide 8 tasks: .* \[1, 2, 4, 8\]"):
+        take_steps(outer, 1)
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        metajax.Task(jnp.ones((2, 3)), jnp.ones((3, 3))),
+        metajax.Task(jnp.ones(()), jnp.ones(())),
+        metajax.Task(None, None),
+    ],
+    ids=["different", "scalars", "empty"],
+)
+def test_tasks_need_one_leading_axis(tasks):
+    with pytest.raises(ValueError, match="one leading axis on every leaf"):
+        num_tasks(tasks)
+
+
+def test_default_chunk_on_a_cpu_is_one_task():
+    assert default_chunk_size(12) == 1
+
+
+def test_same_key_same_result_and_another_key_another():
+    first, again, other = (take_steps(LOOP, 2, seed)[0].meta_params for seed in (0, 0, 1))
+    assert problems.relative_gap(first, again) == 0
+    assert problems.relative_gap(first, other) > 1e-4

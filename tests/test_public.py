@@ -1,0 +1,71 @@
+"""The public names, their examples, and how little importing them costs."""
+
+import ast
+import doctest
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import metajax
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("jax", "flax", "transformers", "datasets", "orbax", "sklearn", "scipy", "torch")
+
+
+def test_all_is_sorted_and_complete():
+    in_modules = [name for names in metajax._MODULES.values() for name in names]
+    tree = ast.parse(Path(metajax.__file__).read_text())
+    block = next(
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    for_type_checkers = {(node.module, alias.name) for node in block.body for alias in node.names}
+    assert metajax.__all__ == sorted(metajax.__all__)
+    assert metajax.__all__ == sorted(in_modules)
+    assert for_type_checkers == {
+        (f"metajax.{module}", name) for module, names in metajax._MODULES.items() for name in names
+    }
+
+
+@pytest.mark.parametrize("name", metajax.__all__)
+def test_every_public_name_is_there_and_documented(name):
+    assert getattr(metajax, name).__doc__
+    assert name in dir(metajax)
+
+
+def test_functions_keep_their_names_when_their_modules_are_imported():
+    for name in ("maml", "evaluate", "supervised"):
+        importlib.import_module(f"metajax.{name}")
+        assert callable(getattr(metajax, name))
+
+
+def test_unknown_names_are_attribute_errors():
+    with pytest.raises(AttributeError, match="no attribute 'mamal'"):
+        _ = metajax.mamal
+
+
+@pytest.mark.parametrize("module", ["metajax", "metajax.cli"])
+def test_importing_loads_nothing_heavy(module):
+    code = f"import sys, {module}; print(*[m for m in {HEAVY} if m in sys.modules])"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert loaded.stdout.strip() == ""
+
+
+WITH_EXAMPLES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted((ROOT / "metajax").rglob("*.py"))
+    if ">>> " in path.read_text()
+]
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_examples_in_docstrings(name):
+    results = doctest.testmod(importlib.import_module(name))
+    assert results.attempted > 0
+    assert results.failed == 0
