@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from metajax.errors import InputError
 from metajax.stages import settings
+from metajax.stages.run import cache_directory
 from metajax.stages.settings import Settings, flag
 
 
@@ -147,6 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     logging.basicConfig(format="metajax: %(message)s", level=logging.ERROR)
     logging.getLogger("metajax").setLevel(logging.INFO)
+    # JAX reads it when it is imported: what one run compiled, the next one loads.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_directory() / "xla"))
     try:
         name, chosen = parse(arguments)
         _show(name, chosen, _run(name, chosen))

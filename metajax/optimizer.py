@@ -23,15 +23,20 @@ def decays(path: str) -> bool:
 
 
 def adamw(
-    schedule: optax.ScalarOrSchedule, *, weight_decay: float, clip_norm: float
+    schedule: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float,
+    clip_norm: float,
+    fixed: tuple[str, ...] = (),
 ) -> optax.GradientTransformation:
     """Clips the gradient's global norm, then AdamW (Loshchilov & Hutter, arXiv:1711.05101).
 
-    Weight decay leaves LayerNorms and biases alone (Devlin et al. 2019, appendix A.2).
+    Weight decay leaves LayerNorms and biases alone (Devlin et al. 2019, appendix A.2), and the
+    parameters whose path begins with one of `fixed`: those that the loss does not see.
     """
 
     def decay_mask(params: Params) -> Params:
-        return mask(params, decays)
+        return mask(params, lambda path: decays(path) and not path.startswith(fixed))
 
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),

@@ -29,3 +29,21 @@ def supervised(loss_fn: LossFn) -> MetaAlgorithm:
         adapt=adapt,
         meta_grad=jax.grad(query_loss, has_aux=True),
     )
+
+
+def split_batch(batch: Batch, parts: int) -> Task:
+    """One batch as `parts` tasks, an equal share of the examples each: [B, ...] to [P, B/P, ...].
+
+    Raises:
+        ValueError: parts does not divide B.
+    """
+
+    def split(leaf: jax.Array) -> jax.Array:
+        if leaf.shape[0] % parts:
+            raise ValueError(
+                f"a batch of {leaf.shape[0]} does not split into {parts} equal parts: "
+                f"use a multiple of {parts}"
+            )
+        return leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:])
+
+    return Task(support=None, query=jax.tree.map(split, batch))

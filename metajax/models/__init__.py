@@ -1,6 +1,7 @@
 """BERT as a pure function, from and to Hugging Face files."""
 
 from metajax.models.config import BertConfig
+from metajax.models.files import has_classifier, weights_hash
 from metajax.models.losses import (
     classification_loss,
     masked_lm_loss,
@@ -8,7 +9,7 @@ from metajax.models.losses import (
     zero_start,
 )
 from metajax.models.pretrained import Bert, Outputs, from_pretrained, with_head
-from metajax.models.save import save_pretrained
+from metajax.models.save import save_config, save_pretrained
 
 __all__ = [
     "Bert",
@@ -16,9 +17,12 @@ __all__ = [
     "Outputs",
     "classification_loss",
     "from_pretrained",
+    "has_classifier",
     "masked_lm_loss",
     "prototype_start",
+    "save_config",
     "save_pretrained",
+    "weights_hash",
     "with_head",
     "zero_start",
 ]

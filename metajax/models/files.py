@@ -4,8 +4,10 @@ Nothing in a directory is ever executed: no remote code, no unpickling beyond pl
 """
 
 import functools
+import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +30,8 @@ _SAFE = ("model.safetensors", "model.safetensors.index.json", "model-*.safetenso
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
 _HINT = "pass --model the path of a local directory with config.json and model.safetensors instead"
 
+Reader = Callable[[Path], dict[str, np.ndarray]]
+
 
 class Notes(NamedTuple):
     """What a directory says about its use, beyond the network's sizes; None is unsaid."""
@@ -44,7 +48,7 @@ def resolve(name_or_path: str) -> Path:
     Raises:
         InputError: neither can be had.
     """
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))
     if path.is_dir():
         return path
     if path.exists():
@@ -134,12 +138,40 @@ def read_notes(directory: Path, values: Mapping[str, Any]) -> Notes:
     return Notes(pooling, feature_norm, num_labels, label_names)
 
 
+def has_classifier(name_or_path: str) -> bool:
+    """Whether a directory or hub model comes with a classification head.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    directory = resolve(name_or_path)
+    architectures = read_json(directory / "config.json").get("architectures") or ()
+    return "BertForSequenceClassification" in architectures or (
+        (directory / "classifier.safetensors").exists()
+    )
+
+
+def weights_hash(name_or_path: str) -> str:
+    """The sha256 (hexadecimal) of the files that `read_weights` reads, one after the other."""
+    digest = hashlib.sha256()
+    for path, _ in _weight_files(resolve(name_or_path)):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
 def read_weights(directory: Path) -> dict[str, np.ndarray]:
     """All tensors of a directory by name: safetensors, else PyTorch's; whole or in shards.
 
     Raises:
         InputError: there are none, or they cannot be read.
     """
+    parts = [read(path) for path, read in _weight_files(directory)]
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def _weight_files(directory: Path) -> list[tuple[Path, Reader]]:
+    """The files that hold a directory's weights, each with its reader."""
     for name, read in (
         ("model.safetensors", _read_safetensors),
         ("pytorch_model.bin", _read_torch),
@@ -151,8 +183,7 @@ def read_weights(directory: Path) -> dict[str, np.ndarray]:
         else:
             continue
         extra = [directory / file for file in COMPANIONS if (directory / file).exists()]
-        tensors = [read(path) for path in shards] + [_read_safetensors(path) for path in extra]
-        return {key: value for part in tensors for key, value in part.items()}
+        return [(path, read) for path in shards] + [(path, _read_safetensors) for path in extra]
     raise InputError(
         f"{directory}: no weights (model.safetensors or pytorch_model.bin); give a complete model "
         "directory"
@@ -165,7 +196,7 @@ def _shards(directory: Path, index: str) -> list[Path]:
         raise InputError(f"{directory / index}: no weight_map; replace the file")
     for name in names.values():
         # An index is data from elsewhere: it must not point out of its directory.
-        if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name or name == "..":
             raise InputError(
                 f"{directory / index}: {name!r} is not a plain file name; replace the index"
             )
@@ -219,6 +250,9 @@ def tokenizer(source: str | None) -> Any:
     """
     if source is None:
         raise InputError("the model has no directory with a tokenizer; give it one as `source`")
+    # transformers makes an empty one where there is none.
+    if not any((Path(source) / name).exists() for name in ("tokenizer.json", "vocab.txt")):
+        raise InputError(f"{source}: no usable tokenizer; add the model's tokenizer.json")
     import transformers
 
     try:

@@ -43,7 +43,7 @@ def classification_loss(model: Bert) -> LossFn:
     """Cross-entropy, or squared error for examples whose head has one class.
 
     The mean over examples, weighted by `example_mask`. aux: `accuracy`, the same mean over
-    the examples that have classes (0 without any), and `logits` `[B, C]`.
+    the examples that have classes (0 without any).
     """
 
     def loss_fn(
@@ -61,7 +61,6 @@ def classification_loss(model: Bert) -> LossFn:
         correct_B = logits_BxC.argmax(-1) == classes_B
         return _mean(jnp.where(regression_B, squared_B, entropy_B), weights_B), {
             "accuracy": _mean(correct_B, jnp.where(regression_B, 0, weights_B)),
-            "logits": logits_BxC,
         }
 
     return loss_fn

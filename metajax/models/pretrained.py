@@ -123,6 +123,11 @@ class Bert:
         return hidden, jnp.tanh(encoder.pooler(hidden[:, 0]))
 
     @property
+    def uses_pooler(self) -> bool:
+        """Whether the logits, and so a loss, depend on BERT's pooler."""
+        return self.head == "classification" and self.pooling == "pooler"
+
+    @property
     def tokenizer(self) -> Any:
         """The directory's fast tokenizer (transformers).
 
@@ -216,7 +221,9 @@ def with_head(
     *,
     head: Head,
     num_labels: int | tuple[int, ...] | None = None,
+    label_names: tuple[tuple[str, ...] | None, ...] | None = None,
     pooling: Pooling | None = None,
+    feature_norm: float | None = None,
     rng: jax.Array | None = None,
 ) -> tuple[Bert, Params]:
     """Moves parameters to another head.
@@ -229,7 +236,9 @@ def with_head(
         params: its parameters.
         head: of the new model.
         num_labels: of the new model; None: the old one's.
+        label_names: of the new model; None: the old one's, if it keeps its classes.
         pooling: of the new model; None: the old one's.
+        feature_norm: of the new model; None: the old one's.
         rng: for what is initialised; None: key 0.
     """
     if isinstance(num_labels, int):
@@ -238,8 +247,9 @@ def with_head(
     sibling = model.replace(
         head=head,
         num_labels=num_labels or model.num_labels,
-        label_names=model.label_names if same else None,
+        label_names=label_names or (model.label_names if same else None),
         pooling=pooling or model.pooling,
+        feature_norm=model.feature_norm if feature_norm is None else feature_norm,
     )
     wanted = (*_ENCODER_KEYS, HEAD_KEY[head])
     kept = {

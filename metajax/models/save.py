@@ -59,6 +59,16 @@ def save_pretrained(directory: str | os.PathLike[str], model: Bert, params: Para
     _write(target, contents)
 
 
+def save_config(directory: str | os.PathLike[str], model: Bert) -> None:
+    """Writes the tokenizer and, last, config.json: all but the weights."""
+    target = Path(directory)
+    target.mkdir(parents=True, exist_ok=True)
+    contents = {**_tokenizer_files(model), "config.json": _json(model.config.to_dict())}
+    for name, content in contents.items():
+        (target / f"{name}.tmp").write_bytes(content)
+        os.replace(target / f"{name}.tmp", target / name)
+
+
 def _weights(model: Bert, params: Params) -> tuple[str, dict[str, dict[str, np.ndarray]]]:
     """The class to load with, and the tensors of each file."""
     architecture = _CLASS[model.head]

@@ -2,15 +2,19 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 import optax
 
+from metajax import data
 from metajax.maml import maml
 from metajax.models import Bert, classification_loss, prototype_start, zero_start
 from metajax.stages.settings import InnerSettings, ModelSettings
 from metajax.stages.source import Source, open_source, without_dropout
-from metajax.types import MetaAlgorithm, Params
+from metajax.types import MetaAlgorithm, Params, Task
 
 # Features of this length make the prototypes' logits 10 times a cosine, near enough: the
 # temperature that few-shot classifiers on unit features commonly have.
@@ -48,6 +52,24 @@ class FewShot(NamedTuple):
             first_order=inner["algorithm"] == "fomaml",
             start=starts[inner["head"]],
         )
+
+    def curve(
+        self, params: Params, tasks: Sequence[data.TokenizedTask], drawn: data.Episodes, steps: int
+    ) -> np.ndarray:
+        """Query accuracy [E, steps + 1] of each episode after 0, 1, ... inner steps."""
+        begin = self.algorithm(inner_steps=0)
+        step = self.algorithm(inner_steps=1, head="checkpoint")
+        loss_fn = without_dropout(classification_loss(self.model))
+
+        def one(task: Task) -> jax.Array:
+            def judge_and_step(params: Params, _: None) -> tuple[Params, jax.Array]:
+                accuracy = loss_fn(params, task.query, None)[1]["accuracy"]
+                return step.adapt(params, task.support, None)[0], accuracy
+
+            start = begin.adapt(params, task.support, None)[0]
+            return jax.lax.scan(judge_and_step, start, None, length=steps + 1)[1]
+
+        return np.asarray(jax.jit(lambda tasks: jax.lax.map(one, tasks))(data.gather(tasks, drawn)))
 
 
 def open_few_shot(

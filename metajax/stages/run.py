@@ -40,6 +40,11 @@ class Run(NamedTuple):
         return self.path / "model"
 
 
+def cache_directory() -> Path:
+    """Where what can be made again is kept between runs: `$XDG_CACHE_HOME/metajax`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metajax"
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     with tempfile.NamedTemporaryFile(

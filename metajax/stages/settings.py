@@ -247,6 +247,7 @@ class DemoSettings(Settings):
     """The three stages on weights and text that every machine can have."""
 
     workdir: str = option("where the demo is written; run again, it resumes", "demo")
+    model: str | None = option("other weights than all-MiniLM-L6-v2", None, metavar="DIR")
     seed: int = option("another seed, another run", 0, minimum=0)
 
 

