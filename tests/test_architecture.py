@@ -25,7 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "evaluate": {*CONTRACTS, "outer"},
     "optimizer": CONTRACTS,
     "checkpoint": {*CONTRACTS, "outer"},
-    "report": CONTRACTS,
+    "report": {*CONTRACTS, "evaluate"},
     "models": CONTRACTS,
     "data": CONTRACTS,
     "stages": {*CONTRACTS, *LEARNING, "optimizer", "checkpoint", "report", "models", "data"},

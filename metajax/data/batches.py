@@ -8,7 +8,7 @@ import numpy as np
 from metajax.data.counting import shuffled_rows
 from metajax.data.text import TokenizedTask, Tokens
 
-BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 def bucket(longest: int, tasks: Sequence[TokenizedTask]) -> int:

@@ -21,10 +21,10 @@ def find(task, ids):
 def test_buckets(make_task):
     wide = [make_task("wide", [1, 1])]
     wide[0] = wide[0]._replace(tokens=wide[0].tokens._replace(input_ids=np.zeros((2, 700))))
-    assert [bucket(n, wide) for n in (1, 8, 9, 33, 129, 512)] == [8, 8, 16, 48, 192, 512]
+    assert [bucket(n, wide) for n in (1, 16, 17, 33, 129, 512)] == [16, 16, 32, 48, 192, 512]
     assert [bucket(n, wide) for n in (513, 640, 641)] == [640, 640, 700]
     wide[0] = wide[0]._replace(tokens=wide[0].tokens._replace(input_ids=np.zeros((2, 50))))
-    assert {bucket(n, wide) for n in range(1, 51)} == {*BUCKETS[:5], 50}
+    assert {bucket(n, wide) for n in range(1, 51)} == {*BUCKETS[:3], 50}
 
 
 def test_supervised_batches_take_every_example_once_an_epoch(tasks):
