@@ -1,0 +1,182 @@
+"""The network by itself: derivatives, dropout, precision, pooling, padding."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from metajax.models import Bert
+from metajax.models.bert import Block, dropout, keep_mask
+from metajax.models.heads import mean_pool, rescale
+from tests.models.helpers import TINY, make_batch, make_params
+
+MODEL = Bert(TINY)
+KEY = jax.random.key(5)
+
+
+def energy(model, batch, rng=KEY):
+    return lambda params: jnp.square(model(params, batch, rng).last_hidden_state).sum()
+
+
+def assert_close(left, right, tolerance=1e-12):
+    def check(a, b):
+        assert np.abs(a - b).max() <= tolerance * max(1, np.abs(b).max())
+
+    jax.tree.map(check, left, right)
+
+
+@pytest.mark.usefixtures("x64")
+def test_remat_changes_nothing():
+    params, batch = make_params(MODEL, dtype=jnp.float64), make_batch()
+    plain = jax.jit(jax.value_and_grad(energy(MODEL, batch)))(params)
+    remat = jax.jit(jax.value_and_grad(energy(MODEL.replace(remat=True), batch)))(params)
+    assert plain[0].dtype == jnp.float64
+    assert_close(remat, plain)
+
+
+@pytest.mark.usefixtures("x64")
+def test_scan_is_an_unrolled_loop():
+    params, batch = make_params(MODEL, dtype=jnp.float64), make_batch()
+
+    def unrolled(params):
+        encoder_key = jax.random.split(KEY)[0]
+        keys = jax.random.split(encoder_key, TINY.num_hidden_layers + 1)
+        table = params["embeddings"]
+        x = table["word"][batch["input_ids"]] + table["token_type"][batch["token_type_ids"]]
+        x = x + table["position"][: x.shape[1]]
+        x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-12)
+        x = dropout(x * table["norm"]["scale"] + table["norm"]["bias"], 0.1, keys[0])
+        bias = jnp.where(batch["attention_mask"] > 0, 0.0, -1e9)[:, None, None, :]
+        graph = nnx.graphdef(Block(TINY, rngs=nnx.Rngs(0)))
+        for i in range(TINY.num_hidden_layers):
+            layer = jax.tree.map(lambda stacked, i=i: stacked[i], params["layers"])
+            x = nnx.merge(graph, layer)(x, bias, keys[i + 1])
+        return jnp.square(x).sum()
+
+    expected = jax.jit(jax.value_and_grad(unrolled))({k: params[k] for k in params})
+    found = jax.jit(jax.value_and_grad(energy(MODEL, batch)))(params)
+    assert_close(found, expected)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("remat", [False, True])
+def test_hessian_vector_products_agree_in_both_modes(remat):
+    model = MODEL.replace(remat=remat)
+    params, batch = make_params(model, dtype=jnp.float64), make_batch(batch=2, length=4)
+    direction = make_params(model, seed=9, dtype=jnp.float64)
+    grad = jax.grad(energy(model, batch, rng=None))
+
+    def along(params):
+        products = jax.tree.map(lambda a, b: (a * b).sum(), grad(params), direction)
+        return sum(jax.tree.leaves(products))
+
+    forward, reverse = jax.jit(
+        lambda p: (jax.jvp(grad, (p,), (direction,))[1], jax.grad(along)(p))
+    )(params)
+    assert_close(forward, reverse, 1e-10)
+
+
+def test_dropout_masks_have_their_rate_and_no_pattern():
+    kept = np.asarray(keep_mask(KEY, (512, 512), 0.1))
+    # Five standard deviations.
+    assert abs(kept.mean() - 0.9) < 5 * 0.3 / 512
+    assert np.abs(kept.mean(0) - 0.9).max() < 6 * 0.3 / 512**0.5
+    centred = (kept - 0.9) / 0.3
+    other = (np.asarray(keep_mask(jax.random.key(6), (512, 512), 0.1)) - 0.9) / 0.3
+    for pair in (
+        centred[1:] * centred[:-1],
+        centred[:, 1:] * centred[:, :-1],
+        centred[:, 256:] * centred[:, :256],
+        centred * other,
+    ):
+        assert abs(pair.mean()) < 5 / pair.size**0.5
+
+
+def test_dropout_keeps_the_mean_and_is_off_without_a_key():
+    x = jnp.ones((300, 300))
+    dropped = dropout(x, 0.25, KEY)
+    assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert abs(dropped.mean() - 1) < 0.01
+    assert dropout(x, 0.25, None) is x
+    assert dropout(x, 0.0, KEY) is x
+
+
+def test_dropout_is_a_function_of_the_key():
+    keys = jax.random.split(KEY, 3)
+    together = jax.vmap(lambda key: keep_mask(key, (5, 7), 0.5))(keys)
+    alone = jnp.stack([keep_mask(key, (5, 7), 0.5) for key in keys])
+    np.testing.assert_array_equal(together, alone)
+    assert not (alone[0] == alone[1]).all()
+    params, batch = make_params(MODEL), make_batch()
+    run = jax.jit(lambda rng: MODEL(params, batch, rng).last_hidden_state)
+    np.testing.assert_array_equal(run(KEY), run(KEY))
+    assert np.abs(run(KEY) - run(keys[0])).max() > 0.1
+
+
+@pytest.mark.parametrize("rate", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+def test_each_dropout_rate_has_its_effect(rate):
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = MODEL.replace(config=dataclasses.replace(TINY, **{**off, rate: 0.5}))
+    params, batch = make_params(model), make_batch()
+    run = jax.jit(lambda key: model(params, batch, key).last_hidden_state)
+    change = run(KEY) - run(None)
+    assert np.abs(change).max() > 0.01
+
+
+def test_bfloat16_is_close_and_leaves_parameters_alone():
+    model = Bert(TINY, head="classification", num_labels=(3,), dtype=jnp.bfloat16)
+    params, batch = make_params(model), make_batch()
+    low, full = (jax.jit(m)(params, batch) for m in (model, model.replace(dtype=None)))
+    assert low.last_hidden_state.dtype == jnp.bfloat16
+    assert low.logits.dtype == jnp.float32
+    assert np.abs(low.logits - full.logits).max() < 0.1
+    grads = jax.jit(jax.grad(lambda p: model(p, batch).logits.sum()))(params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+
+
+def test_vmap_over_parameters_is_a_loop():
+    many = [make_params(MODEL, seed) for seed in range(2)]
+    batch = make_batch()
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *many)
+    run = jax.jit(lambda p: MODEL(p, batch, KEY).pooled)
+    together = jax.jit(jax.vmap(lambda p: MODEL(p, batch, KEY).pooled))(stacked)
+    np.testing.assert_allclose(together, jnp.stack([run(p) for p in many]), atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["pooler", "mean"])
+def test_padding_changes_nothing(pooling):
+    model = MODEL.replace(pooling=pooling)
+    params, batch = make_params(model), make_batch()
+    padded = {key: jnp.pad(value, ((0, 0), (0, 4))) for key, value in batch.items()}
+    padded["input_ids"] = jnp.where(padded["attention_mask"] > 0, padded["input_ids"], 7)
+    np.testing.assert_allclose(model(params, padded).pooled, model(params, batch).pooled, atol=1e-5)
+
+
+def test_an_example_of_padding_alone_is_finite():
+    batch = {key: jnp.zeros_like(value) for key, value in make_batch().items()}
+    model = Bert(TINY, head="classification", pooling="mean", feature_norm=2.0)
+    params = make_params(model)
+    grads = jax.jit(jax.grad(lambda p: model(p, batch).logits.sum()))(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_mean_pool_against_numpy():
+    hidden = np.random.RandomState(0).randn(2, 3, 4).astype("f")
+    mask = np.array([[1, 1, 0], [1, 0, 0]])
+    expected = [hidden[0, :2].mean(0), hidden[1, 0]]
+    np.testing.assert_allclose(mean_pool(jnp.asarray(hidden), jnp.asarray(mask)), expected, 1e-6)
+
+
+def test_rescale_and_its_gradient_at_zero():
+    x = jnp.array([[3.0, 4.0], [0.0, 0.0]])
+    np.testing.assert_allclose(rescale(x, 10.0), [[6, 8], [0, 0]], rtol=1e-6)
+    assert rescale(x, None) is x
+    assert np.isfinite(jax.jacobian(lambda x: rescale(x, 10.0))(x)).all()
+
+
+def test_too_long_input_is_refused():
+    with pytest.raises(ValueError, match="17 long, the model has 16 positions"):
+        MODEL(make_params(MODEL), make_batch(length=17))

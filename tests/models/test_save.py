@@ -1,0 +1,121 @@
+"""`save_pretrained`: what comes back is what went in, and never half of it."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metajax.models import Bert, from_pretrained, save, save_pretrained
+from tests.models.helpers import TINY, assert_equal, make_batch, make_params, write_tokenizer
+
+MODELS = {
+    "encoder": Bert(TINY),
+    "mean": Bert(TINY, pooling="mean", feature_norm=2.5),
+    "masked_lm": Bert(TINY, head="masked_lm"),
+    "classification": Bert(
+        TINY, head="classification", num_labels=(3,), label_names=(("a", "b", "c"),)
+    ),
+    "regression": Bert(TINY, head="classification", num_labels=(1,)),
+    "mean classification": Bert(
+        TINY, head="classification", num_labels=(2,), pooling="mean", label_names=(("x", "y"),)
+    ),
+    "heads": Bert(
+        TINY,
+        head="classification",
+        num_labels=(2, 1, 3),
+        feature_norm=4.0,
+        label_names=(("x", "y"), None, ("a", "b", "c")),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_round_trip_is_exact(tmp_path, name, caplog):
+    model = MODELS[name]
+    params = make_params(model)
+    save_pretrained(tmp_path / "saved", model, params)
+    back, loaded = from_pretrained(str(tmp_path / "saved"), model.head)
+    assert_equal(loaded, params)
+    expected = model.replace(source=str(tmp_path / "saved"))
+    if model.head != "classification":
+        expected = expected.replace(num_labels=back.num_labels)
+    assert back == expected
+    assert not caplog.records
+    assert not list((tmp_path / "saved").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("name", ["mean", "mean classification", "heads"])
+def test_what_transformers_cannot_express_loads_as_a_bert_model(tmp_path, name):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    model, batch = MODELS[name], make_batch()
+    params = make_params(model)
+    save_pretrained(tmp_path, model, params)
+    theirs, info = transformers.BertModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    result = theirs.eval()(**{k: torch.tensor(np.asarray(v)).long() for k, v in batch.items()})
+    hidden = result.last_hidden_state.detach().numpy()
+    mask = np.asarray(batch["attention_mask"])[:, :, None]
+    assert np.abs((model(params, batch).last_hidden_state - hidden) * mask).max() < 1e-4
+    assert (tmp_path / "modules.json").exists() == (model.pooling == "mean")
+
+
+def test_a_smaller_model_leaves_nothing_of_the_one_before(tmp_path):
+    heads, plain = MODELS["mean classification"], MODELS["encoder"]
+    save_pretrained(tmp_path, heads, make_params(heads))
+    params = make_params(plain, seed=4)
+    save_pretrained(tmp_path, plain, params)
+    back, loaded = from_pretrained(str(tmp_path))
+    assert back.pooling == "pooler"
+    assert_equal(loaded, params)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_the_tokenizer_goes_along(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    write_tokenizer(source)
+    model = MODELS["encoder"].replace(source=str(source))
+    save_pretrained(tmp_path / "saved", model, make_params(model))
+    back, _ = from_pretrained(str(tmp_path / "saved"))
+    assert back.tokenizer("w1")["input_ids"] == model.tokenizer("w1")["input_ids"]
+
+
+def test_parameters_keep_their_dtype(tmp_path):
+    model = MODELS["encoder"]
+    params = make_params(model, dtype=jnp.bfloat16)
+    save_pretrained(tmp_path, model, params)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    assert_equal(from_pretrained(str(tmp_path), param_dtype=jnp.bfloat16)[1], params)
+
+
+def test_a_killed_save_leaves_no_directory_that_looks_complete(tmp_path, monkeypatch):
+    model, before = MODELS["encoder"], make_params(MODELS["encoder"])
+    after = jax.tree.map(lambda x: x + 1, before)
+    replace, calls = save.os.replace, []
+
+    class Killed(BaseException):
+        pass
+
+    def die(at):
+        def replace_or_die(source, target):
+            calls.append(target)
+            if len(calls) > at:
+                raise Killed
+            replace(source, target)
+
+        return replace_or_die
+
+    for at in range(2):
+        monkeypatch.undo()
+        save_pretrained(tmp_path, model, before)
+        calls.clear()
+        monkeypatch.setattr(save.os, "replace", die(at))
+        with pytest.raises(Killed):
+            save_pretrained(tmp_path, model, after)
+        assert not (tmp_path / "config.json").exists()
+    monkeypatch.undo()
+    save_pretrained(tmp_path, model, after)
+    assert_equal(from_pretrained(str(tmp_path))[1], after)
