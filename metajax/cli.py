@@ -1,15 +1,17 @@
 """The command line: arguments to settings, settings to stages, errors to messages."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
 import logging
+import logging.handlers
 import os
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from metajax.errors import InputError
@@ -146,13 +148,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 2 the input is at fault (one line on standard error says what),
         130 interrupted. Anything else raises, which ends Python with 1.
     """
-    logging.basicConfig(format="metajax: %(message)s", level=logging.ERROR)
-    logging.getLogger("metajax").setLevel(logging.INFO)
     # JAX reads it when it is imported: what one run compiled, the next one loads.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_directory() / "xla"))
     try:
         name, chosen = parse(arguments)
-        _show(name, chosen, _run(name, chosen))
+        with _notes():
+            results = _run(name, chosen)
+        _show(name, chosen, results)
         sys.stdout.flush()
     except InputError as error:
         print(f"metajax: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -166,6 +168,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has enough of it: leave nothing for the exit to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+class _Notes(logging.handlers.MemoryHandler):
+    """Holds notes back until a stage logs (INFO) that it begins: bad input gets one line."""
+
+    def shouldFlush(self, record: logging.LogRecord) -> bool:  # noqa: N802
+        return record.levelno == logging.INFO
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[None]:
+    """Our log goes to standard error; of others' only errors do."""
+    stream = logging.StreamHandler(sys.stderr)
+    stream.setFormatter(logging.Formatter("metajax: %(message)s"))
+    notes, logger = _Notes(capacity=0, target=stream), logging.getLogger("metajax")
+    logging.getLogger().setLevel(logging.ERROR)
+    logger.setLevel(logging.INFO)
+    logger.addHandler(notes)
+    try:
+        yield
+    except InputError:
+        notes.buffer.clear()
+        raise
+    finally:
+        logger.removeHandler(notes)
+        notes.close()
 
 
 def _run(name: str, chosen: Settings) -> Any:

@@ -17,7 +17,7 @@ from metajax.evaluate import BASELINES, estimate, run_episodes
 from metajax.models import Bert
 from metajax.stages.few_shot import FewShot, open_few_shot
 from metajax.stages.metatrain import episode_spec
-from metajax.stages.run import write_atomically
+from metajax.stages.run import identity, write_atomically
 from metajax.stages.settings import EvaluateSettings, writable
 from metajax.stages.source import text_length
 from metajax.stages.tasks import load, tokenized
@@ -116,6 +116,11 @@ def _models(settings: EvaluateSettings, classes: int) -> tuple[FewShot | None, F
             f"{settings.model}: the weights it was meta-trained from cannot be read ({error}): "
             "put them back, for the other methods start from them"
         ) from None
+    if identity(plain.source.record) != identity(record["parent"]):
+        raise InputError(
+            f"{parent}: is not what {settings.model} was meta-trained from any more: "
+            "put the old weights back, for the other methods start from them"
+        )
     return named, plain
 
 

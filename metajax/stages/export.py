@@ -5,7 +5,7 @@ from typing import Any
 
 from metajax.errors import InputError
 from metajax.models import save_pretrained
-from metajax.stages.run import read_record
+from metajax.stages.run import check_writable, read_record
 from metajax.stages.settings import ExportSettings
 from metajax.stages.source import open_classifier, open_source
 
@@ -22,6 +22,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     output = Path(settings.output)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise InputError(f"{output}: exists and is not an empty directory: name a new one")
+    check_writable(output)
     record = read_record(Path(settings.model))
     if record is None:
         raise InputError(f"{settings.model}: is not the workdir of a run: name one")

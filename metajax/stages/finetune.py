@@ -10,7 +10,7 @@ import numpy as np
 from metajax import data
 from metajax.errors import InputError
 from metajax.models import classification_loss
-from metajax.stages.loop import Stage, train
+from metajax.stages.loop import Stage, check_split, train
 from metajax.stages.run import make_record, open_run
 from metajax.stages.settings import FinetuneSettings
 from metajax.stages.source import describe, open_source, text_length
@@ -30,6 +30,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     Raises:
         InputError: the input cannot be used.
     """
+    check_split("--batch-size", settings.batch_size)
     train_tasks = load(settings, split="train")
     dev_tasks = _load_dev(settings, train_tasks)
     source = open_source(

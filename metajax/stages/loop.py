@@ -1,6 +1,7 @@
 """The training that pretrain, finetune and metatrain share: start or resume, step, save, report."""
 
 import json
+import logging
 import math
 import sys
 import time
@@ -13,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from metajax.checkpoint import Checkpoints
+from metajax.errors import InputError
 from metajax.models import Bert, save_config
 from metajax.optimizer import adamw, learning_rate
 from metajax.outer import Metrics, OuterState
@@ -20,6 +22,8 @@ from metajax.parallel import OuterLoop, outer_loop
 from metajax.stages.run import MetricsLog, Run, begin, write_results
 from metajax.stages.settings import TrainSettings
 from metajax.types import MetaAlgorithm, Params, Task
+
+_log = logging.getLogger("metajax")
 
 MakeTasks = Callable[[int], Task]
 
@@ -66,6 +70,7 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
         if results_file.is_file():
             return json.loads(results_file.read_text(encoding="utf-8"))
         state = checkpoints.restore(outer.init(params, jax.random.key(settings.seed)))
+        _log.info("%s: starts from step %d of %d", run.path, state.step, stage.num_steps)
         with MetricsLog(run, int(state.step)) as log:
             if not log.rows:
                 log.write({"step": 0, "before": stage.measure(state.meta_params)})
@@ -74,6 +79,22 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
         results = {"before": before, "after": stage.measure(state.meta_params)}
     write_results(run, results)
     return results
+
+
+def check_split(name: str, size: int, chunk_size: int | None = None) -> None:
+    """Checks that a step's work is the same on each device.
+
+    Raises:
+        InputError: it cannot be.
+    """
+    devices = jax.local_device_count()
+    if size % devices:
+        raise InputError(f"{name} {size}: give a multiple of {devices}, the number of devices")
+    if chunk_size is not None and size // devices % chunk_size:
+        raise InputError(
+            f"--chunk-size {chunk_size}: does not divide the {size // devices} episodes that each "
+            "device has: give a divisor"
+        )
 
 
 def _optimizer(stage: Stage) -> Any:

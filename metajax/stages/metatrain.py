@@ -9,7 +9,7 @@ import numpy as np
 from metajax import data
 from metajax.evaluate import estimate, run_episodes
 from metajax.stages.few_shot import open_few_shot
-from metajax.stages.loop import Stage, train
+from metajax.stages.loop import Stage, check_split, train
 from metajax.stages.run import make_record, open_run
 from metajax.stages.settings import EpisodeSettings, MetatrainSettings
 from metajax.stages.source import describe, text_length
@@ -29,6 +29,7 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
     Raises:
         InputError: the input cannot be used.
     """
+    check_split("--meta-batch-size", settings.meta_batch_size, settings.chunk_size)
     tasks = load(settings, split="train")
     spec = episode_spec(settings)
     data.check_episodes(tasks, spec)

@@ -1,5 +1,6 @@
 """Labels and probabilities for new text."""
 
+import codecs
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,6 +82,7 @@ def _read(source: str) -> tuple[list[str], list[str] | None]:
         content, name = Path(source).read_bytes(), source
     else:
         raise InputError(f"{source}: no such file: name a text file, or - for standard input")
+    content = content.removeprefix(codecs.BOM_UTF8)
     rows: list[list[str]] = []
     for number, line in enumerate(content.splitlines(), start=1):
         try:

@@ -8,7 +8,7 @@ import jax
 from metajax import data
 from metajax.evaluate import run_episodes
 from metajax.models import masked_lm_loss
-from metajax.stages.loop import Stage, train
+from metajax.stages.loop import Stage, check_split, train
 from metajax.stages.run import make_record, open_run
 from metajax.stages.settings import PretrainSettings
 from metajax.stages.source import describe, open_source, text_length, without_dropout
@@ -28,13 +28,10 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
     Raises:
         InputError: the input cannot be used.
     """
-    source = open_source(
-        settings.model,
-        settings,
-        head="masked_lm",
-    )
-    model = source.model
+    check_split("--batch-size", settings.batch_size)
     lines = data.read_lines(settings.text)
+    source = open_source(settings.model, settings, head="masked_lm")
+    model = source.model
     blocks = data.pack_blocks(lines, model.tokenizer, text_length(model, settings.max_length))
     training, held_out = data.held_out(blocks, settings.seed, settings.held_out)
     rule = data.mask_rule(model.tokenizer, rate=settings.mask_rate, whole_word=settings.whole_word)

@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -47,12 +46,10 @@ def cache_directory() -> Path:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=".", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    # Always under the same name: what a killed run leaves, the next one writes over.
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def make_record(
@@ -90,7 +87,8 @@ def read_record(workdir: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record["stage"], str):
+        parts = [record[name] for name in ("settings", "data", "parent", "model")]
+        if not isinstance(record["stage"], str) or not all(isinstance(x, dict) for x in parts):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path}: is not a run's record: name another --workdir") from None
@@ -107,7 +105,7 @@ def open_run(workdir: str, record: dict[str, Any], settings: Settings) -> Run:
             settings; the message names the first difference.
     """
     path = Path(workdir)
-    _check_writable(path)
+    check_writable(path)
     known = read_record(path)
     if known is None:
         # A run killed before its first file was whole leaves a hidden one.
@@ -128,14 +126,19 @@ def open_run(workdir: str, record: dict[str, Any], settings: Settings) -> Run:
     return Run(path, known)
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
+    """Checks that a directory can be made, or written to.
+
+    Raises:
+        InputError: it cannot.
+    """
     existing = path
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir():
-        raise InputError(f"{existing}: is not a directory: name another --workdir")
+        raise InputError(f"{existing}: is not a directory: name another")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"{existing}: is not writable: name another --workdir")
+        raise InputError(f"{existing}: is not writable: name another directory")
 
 
 def _difference(known: dict[str, Any], new: dict[str, Any], settings: Settings) -> str | None:
@@ -145,15 +148,24 @@ def _difference(known: dict[str, Any], new: dict[str, Any], settings: Settings) 
         value = new["settings"][setting.name]
         if setting.metadata["matters"] and old_value != value:
             return f"{flag(setting.name)} was {old_value}, is now {value}"
-    for name in known["data"].keys() | new["data"].keys():
-        if known["data"].get(name) != new["data"].get(name):
+    # Files may have moved: what they are to the run counts, and what they hold.
+    old_files, files = _contents(known["data"]), _contents(new["data"])
+    for name, content in zip(new["data"], files):
+        if content not in old_files:
             return f"the contents of {name} have changed"
-    if _identity(known["parent"]) != _identity(new["parent"]):
+    if old_files != files:
+        return "the files given are fewer, or in another order"
+    if identity(known["parent"]) != identity(new["parent"]):
         return "--model names other weights"
     return None
 
 
-def _identity(parent: dict[str, Any]) -> dict[str, Any]:
+def _contents(data: dict[str, str]) -> list[tuple[str, str]]:
+    """The option and the hash of each file."""
+    return [(name.split()[0], digest) for name, digest in data.items()]
+
+
+def identity(parent: dict[str, Any]) -> dict[str, Any]:
     """What a parent is, wherever it lies."""
     return {key: value for key, value in parent.items() if key != "path"}
 

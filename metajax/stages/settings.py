@@ -6,11 +6,15 @@ their hashes.)
 """
 
 import dataclasses
+import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from metajax.errors import InputError
+
+_LARGEST = 2**31 - 1  # Steps are counted in 32 bits.
 
 
 def option(
@@ -67,13 +71,16 @@ class Settings:
 
 
 def _check_bounds(name: str, value: float, limits: Any) -> None:
+    if not math.isfinite(value):
+        raise InputError(f"{name} {value}: give a finite number")
+    if value > _LARGEST:
+        raise InputError(f"{name} {value}: give a number of at most {_LARGEST}")
     minimum, above, maximum = limits["minimum"], limits["above"], limits["maximum"]
-    # Negated, so that not-a-number is refused too.
-    if minimum is not None and not value >= minimum:
+    if minimum is not None and value < minimum:
         raise InputError(f"{name} {value}: give a number of at least {minimum}")
-    if above is not None and not value > above:
+    if above is not None and value <= above:
         raise InputError(f"{name} {value}: give a number above {above}")
-    if maximum is not None and not value <= maximum:
+    if maximum is not None and value > maximum:
         raise InputError(f"{name} {value}: give a number of at most {maximum}")
 
 
@@ -224,8 +231,9 @@ class EvaluateSettings(ModelSettings, TaskSettings, EpisodeSettings, InnerSettin
     """Methods compared on the same episodes."""
 
     methods: tuple[str, ...] = option(
-        "maml: the checkpoint; the rest: the weights it was trained from, without meta-training",
-        ("maml", "finetune", "protonet", "linear", "knn"),
+        "maml: the checkpoint; the rest: the weights it was trained from, without meta-training "
+        "(default: all there are)",
+        (),
         choices=("maml", "finetune", "protonet", "linear", "knn"),
         metavar="METHOD",
     )
@@ -255,10 +263,16 @@ def writable(path: str) -> Path:
     """A path to write a file to.
 
     Raises:
-        InputError: its directory does not exist, or it is a directory.
+        InputError: its directory does not exist or cannot be written to, or it is no plain file.
     """
     target = Path(path)
-    if target.is_dir() or not target.parent.is_dir():
-        what = "is a directory" if target.is_dir() else "its directory does not exist"
-        raise InputError(f"{path}: {what}: name a file in an existing directory")
+    problem = None
+    if not target.parent.is_dir():
+        problem = "its directory does not exist"
+    elif target.exists() and not target.is_file():
+        problem = "is a directory" if target.is_dir() else "is not a plain file"
+    elif not os.access(target.parent, os.W_OK | os.X_OK):
+        problem = "its directory is not writable"
+    if problem:
+        raise InputError(f"{path}: {problem}: name a file in another directory")
     return target

@@ -59,7 +59,8 @@ def open_source(spec: str, settings: ModelSettings | None = None, **head: Any) -
     record = read_record(path)
     if record is None:
         model, params = from_pretrained(spec, rng=rng, **runtime, **head)
-        return Source(model, params, {"path": spec, "sha256": weights_hash(spec)})
+        address = str(path.absolute()) if path.is_dir() else spec
+        return Source(model, params, {"path": address, "sha256": weights_hash(spec)})
     saved = checkpoint.load(path / "checkpoints")
     model, params = _rebuild(path / "model", record["model"]).replace(**runtime), saved.params
     if head:
@@ -123,5 +124,6 @@ def open_classifier(spec: str, task: str | None) -> tuple[Bert, Params, int]:
     if task is None and len(names) == 1:
         return source.model, source.params, 0
     if task not in names:
-        raise InputError(f"--task {task}: choose from {', '.join(names)}")
+        given = "" if task is None else f" {task}"
+        raise InputError(f"--task{given}: choose from {', '.join(names)}")
     return source.model, source.params, names.index(task)

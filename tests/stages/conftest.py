@@ -1,0 +1,60 @@
+"""The whole chain of stages, run once, for tests to look at."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny
+
+from tests.stages.commands import finetune_command, metatrain_command, pretrain_command
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory) -> Path:
+    """Where compiled programs are kept, for one test to use what another compiled."""
+    return tmp_path_factory.mktemp("xla")
+
+
+@pytest.fixture(autouse=True)
+def quick(compiled) -> Iterator[None]:
+    with tiny.one_quick_device(compiled):
+        yield
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory) -> SimpleNamespace:
+    """A model, text and tasks on disk."""
+    root = tmp_path_factory.mktemp("material")
+    return SimpleNamespace(
+        bert=tiny.write_model(root / "bert"),
+        text=tiny.write_text(root / "text.txt"),
+        intents=tiny.write_rows(root / "intents.jsonl", tiny.examples(6, 8)),
+        three=tiny.write_rows(root / "three.csv", tiny.examples(3, 8)),
+        three_dev=tiny.write_rows(root / "three_dev.csv", tiny.examples(3, 4, seed=9)),
+        new=tiny.write_rows(root / "new.tsv", tiny.examples(3, 2, seed=5, first=8)),
+        glue=tiny.write_glue(root / "glue"),
+    )
+
+
+@pytest.fixture(scope="session")
+def chain(material, compiled, tmp_path_factory) -> SimpleNamespace:
+    """The workdirs of pretrain -> metatrain -> adapt and pretrain -> finetune."""
+    root = tmp_path_factory.mktemp("chain")
+    places = {name: root / name for name in ("pretrain", "metatrain", "adapt", "finetune")}
+    with tiny.one_quick_device(compiled):
+        out = {
+            "pretrain": tiny.succeed(*pretrain_command(material, places["pretrain"])),
+            "metatrain": tiny.succeed(
+                *metatrain_command(material, places["metatrain"], places["pretrain"])
+            ),
+            "finetune": tiny.succeed(
+                *finetune_command(material, places["finetune"], places["pretrain"])
+            ),
+            "adapt": tiny.succeed(
+                "adapt",
+                *("--model", places["metatrain"], "--tasks", material.new),
+                *("--workdir", places["adapt"]),
+            ),
+        }
+    return SimpleNamespace(**places, out=out)

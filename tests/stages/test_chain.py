@@ -1,0 +1,267 @@
+"""Each stage reads the last one's workdir, and leaves what it should."""
+
+import hashlib
+import json
+import re
+import warnings
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+import tiny
+import transformers
+
+import metajax
+from metajax import checkpoint
+from metajax.stages.source import open_source
+
+
+def record_of(workdir):
+    return json.loads((workdir / "run.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("stage", "steps", "kept"),
+    [("pretrain", 6, {"4", "6"}), ("metatrain", 4, {"2", "4"}), ("finetune", 4, {"2", "4"})],
+)
+def test_what_a_training_stage_leaves(chain, stage, steps, kept):
+    workdir = getattr(chain, stage)
+    files = {path.name for path in workdir.iterdir()}
+    assert files == {"run.json", "model", "checkpoints", "metrics.jsonl", "results.json"}
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == kept
+    first, *rows = tiny.rows_of(workdir)
+    results = json.loads((workdir / "results.json").read_text())
+    assert first == {"step": 0, "before": results["before"]}
+    assert [row["step"] for row in rows] == list(range(1, steps + 1))
+    for row in rows:
+        assert row["loss"] > 0
+        assert row["grad_norm"] > 0
+        assert row["seconds"] > 0
+        assert 0 <= row["data_wait"] <= 1
+    assert chain.out[stage] == f"{json.dumps(results, indent=2)}\nwritten to {workdir}\n"
+
+
+def test_what_pretrain_reports(chain):
+    results = json.loads((chain.pretrain / "results.json").read_text())
+    for found in results.values():
+        assert found.keys() == {"loss", "perplexity", "accuracy"}
+        assert np.isclose(found["perplexity"], np.exp(found["loss"]))
+    assert results["before"]["loss"] != results["after"]["loss"]
+
+
+def test_what_metatrain_reports(chain):
+    results = json.loads((chain.metatrain / "results.json").read_text())
+    for found in results.values():
+        assert found.keys() == {"accuracy", "ci95"}
+        assert 0 < found["accuracy"] <= 1
+    rows = tiny.rows_of(chain.metatrain)[1:]
+    assert all(len(row["support_loss"]) == 1 and 0 <= row["accuracy"] <= 1 for row in rows)
+
+
+def test_finetune_reports_each_tasks_own_metrics(chain, material):
+    results = json.loads((chain.finetune / "results.json").read_text())
+    for found in results.values():
+        assert found.keys() == {"glue:mrpc", str(material.three)}
+        assert found["glue:mrpc"].keys() == {"accuracy", "f1"}
+        assert found[str(material.three)].keys() == {"accuracy"}
+
+
+def test_the_record_says_what_the_run_is(chain, material):
+    record = record_of(chain.pretrain)
+    assert record["stage"] == "pretrain"
+    assert record["settings"]["steps"] == 6
+    assert record["settings"]["seed"] == 0
+    assert record["settings"]["weight_decay"] == 0.01  # a default
+    assert record["versions"]["jax"] == jax.__version__
+    digest = hashlib.sha256(material.text.read_bytes()).hexdigest()
+    assert record["data"] == {f"--text {material.text}": digest}
+    # The inner loop's settings are what was used, not what was left open.
+    assert record_of(chain.metatrain)["settings"]["inner_lr"] == 0.3
+
+
+def test_lineage_leads_down_to_the_weights(chain, material):
+    saved = checkpoint.load(chain.adapt / "checkpoints")
+    assert saved.record == record_of(chain.adapt)
+    assert saved.record["stage"] == "adapt"
+    metatrain = saved.record["parent"]
+    assert (metatrain["path"], metatrain["step"]) == (str(chain.metatrain), 4)
+    assert metatrain["record"]["stage"] == "metatrain"
+    pretrain = metatrain["record"]["parent"]
+    assert (pretrain["path"], pretrain["step"]) == (str(chain.pretrain), 6)
+    assert pretrain["record"]["stage"] == "pretrain"
+    digest = hashlib.sha256()
+    for name in ("model.safetensors", "pooler.safetensors"):
+        digest.update(hashlib.sha256((material.bert / name).read_bytes()).digest())
+    weights = {"path": str(material.bert), "sha256": digest.hexdigest()}
+    assert pretrain["record"]["parent"] == weights
+
+
+def test_a_stage_starts_from_the_parameters_of_its_parent(chain, material, tmp_path):
+    """One step at a rate too small to show: the encoder is still the parent's."""
+    command = ("--tasks", material.intents, "--ways", 3, "--queries", 3, "--learning-rate", 1e-30)
+    where = ("--model", chain.pretrain, "--workdir", tmp_path / "run")
+    tiny.succeed("metatrain", *where, *command, "--steps", 1, "--meta-batch-size", 1)
+    parent = checkpoint.load(chain.pretrain / "checkpoints").params
+    found = checkpoint.load(tmp_path / "run" / "checkpoints").params
+    for part in ("embeddings", "layers"):
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=0, atol=1e-20), found[part], parent[part]
+        )
+
+
+def test_adapt_names_its_labels_and_learns(chain):
+    results = json.loads((chain.adapt / "results.json").read_text())
+    assert results["labels"] == ["topic10", "topic8", "topic9"]
+    assert results["examples"] == 6
+    assert len(results["loss"]) == 1  # one inner step, as it was meta-trained
+    assert record_of(chain.adapt)["model"]["label_names"] == [results["labels"]]
+
+
+def test_adapt_again_does_the_same(chain, material):
+    command = ("--model", chain.metatrain, "--tasks", material.new, "--workdir", chain.adapt)
+    before = checkpoint.load(chain.adapt / "checkpoints").params
+    assert tiny.succeed("adapt", *command) == chain.out["adapt"]
+    tiny.assert_same_bits(checkpoint.load(chain.adapt / "checkpoints").params, before)
+
+
+def predictions(out):
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert all(re.fullmatch(r"[01]\.\d{4}", probability) for _, probability in rows)
+    return [label for label, _ in rows]
+
+
+def test_predict_labels_each_line(chain, material, tmp_path):
+    texts = [text for text, _ in tiny.examples(3, 2, seed=5, first=8)]
+    labels = [label for _, label in tiny.examples(3, 2, seed=5, first=8)]
+    stdin = "\n".join(texts).encode()
+    found = predictions(tiny.succeed("predict", "--model", chain.adapt, stdin=stdin))
+    assert set(found) <= set(labels)
+    assert np.mean(np.array(found) == labels) >= 0.5  # the very examples that it adapted to
+    (tmp_path / "texts.txt").write_bytes(stdin)
+    files = ("--input", tmp_path / "texts.txt", "--output", tmp_path / "labels.tsv")
+    # Batches that the texts do not fill change nothing.
+    out = tiny.succeed("predict", "--model", chain.adapt, *files, "--batch-size", 4)
+    assert out == ""
+    assert predictions((tmp_path / "labels.tsv").read_text()) == found
+
+
+def test_predict_takes_the_head_that_is_named(chain, material):
+    three = tiny.succeed(
+        "predict", "--model", chain.finetune, "--task", material.three, stdin=b"w1 w2\nw7\n"
+    )
+    assert set(predictions(three)) <= {"topic0", "topic1", "topic2"}
+    pair = tiny.succeed(
+        "predict", "--model", chain.finetune, "--task", "glue:mrpc", stdin=b"w1 w2\tw3\n"
+    )
+    assert set(predictions(pair)) <= {"equivalent", "not_equivalent"}
+
+
+def export(workdir, output, *more):
+    return json.loads(tiny.succeed("export", "--model", workdir, "--output", output, *more))["head"]
+
+
+def load_quietly(kind, directory):
+    """Loads a directory in transformers and fails on any word about its weights."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model, info = getattr(transformers, kind).from_pretrained(
+            directory, output_loading_info=True
+        )
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    model.eval()
+
+    def logits(batch):
+        with torch.no_grad():
+            return model(**{k: torch.tensor(np.asarray(v)) for k, v in batch.items()})
+
+    return logits
+
+
+BATCH = {
+    "input_ids": np.array([[2, 10, 11, 12, 3], [2, 20, 21, 3, 0]]),
+    "attention_mask": np.array([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]),
+    "token_type_ids": np.zeros((2, 5), int),
+}
+
+
+def test_pretrain_exports_a_masked_lm(chain, tmp_path):
+    assert export(chain.pretrain, tmp_path / "out") == "masked_lm"
+    theirs = load_quietly("BertForMaskedLM", tmp_path / "out")(BATCH).logits
+    source = open_source(str(chain.pretrain))
+    ours = source.model(source.params, BATCH).logits
+    np.testing.assert_allclose(ours[0], theirs[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("stage", ["metatrain", "adapt"])
+def test_few_shot_stages_export_an_encoder(chain, tmp_path, stage):
+    """And adapt's head, which BertForSequenceClassification cannot express, beside it."""
+    head = export(getattr(chain, stage), tmp_path / "out")
+    assert head == {"metatrain": "encoder", "adapt": "classification"}[stage]
+    theirs = load_quietly("BertModel", tmp_path / "out")(BATCH).last_hidden_state
+    model, params = metajax.from_pretrained(str(tmp_path / "out"))
+    np.testing.assert_allclose(model(params, BATCH).last_hidden_state[0], theirs[0], atol=1e-4)
+    if stage == "adapt":
+        texts = b"w50 w51\nw60\n"
+        assert tiny.succeed("predict", "--model", tmp_path / "out", stdin=texts) == tiny.succeed(
+            "predict", "--model", chain.adapt, stdin=texts
+        )
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_finetune_exports_a_head(chain, material, tmp_path, classes):
+    task = {2: "glue:mrpc", 3: str(material.three)}[classes]
+    assert export(chain.finetune, tmp_path / "out", "--task", task) == "classification"
+    theirs = load_quietly("BertForSequenceClassification", tmp_path / "out")(BATCH).logits
+    source = open_source(str(chain.finetune))
+    head = {2: 0, 3: 1}[classes]
+    ours = source.model(source.params, BATCH | {"task": np.full(2, head)}).logits[:, :classes]
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert list(config["id2label"].values()) == list(source.model.label_names[head])
+
+
+KEYS = ["tasks", "method", "ways", "shots", "queries", "inner_steps", "episodes", "accuracy"]
+
+
+def test_evaluate_compares_all_methods(chain, material, tmp_path):
+    output = tmp_path / "rows.json"
+    out = tiny.succeed(
+        *("evaluate", "--model", chain.metatrain, "--tasks", material.intents),
+        *("--ways", 3, "--queries", 3, "--episodes", 8, "--output", output),
+    )
+    rows = json.loads(output.read_text())
+    assert all(list(row) == [*KEYS, "ci95", "seconds"] for row in rows)
+    methods = ["maml", "finetune", "protonet", "linear", "knn"]
+    assert [row["method"] for row in rows] == methods
+    for row in rows:
+        assert row["tasks"] == str(material.intents)
+        assert (row["ways"], row["shots"], row["queries"], row["episodes"]) == (3, 1, 3, 8)
+        assert row["inner_steps"] == (1 if row["method"] in ("maml", "finetune") else 0)
+        assert 0 <= row["accuracy"] <= 1
+        assert 0 <= row["ci95"] <= 1
+        assert row["seconds"] >= 0
+    assert sorted(line.split()[0] for line in out.splitlines()[1:]) == sorted(methods)
+
+
+def test_evaluate_leaves_out_maml_where_nothing_was_meta_trained(chain, material, tmp_path):
+    out = tiny.succeed(
+        *("evaluate", "--model", chain.pretrain, "--tasks", material.intents, "--ways", 3),
+        *("--queries", 3, "--episodes", 8, "--inner-steps", 1),
+    )
+    methods = {line.split()[0] for line in out.splitlines()[1:]}
+    assert methods == {"finetune", "protonet", "linear", "knn"}
+
+
+def test_over_long_text_is_cut_and_said_once(chain, material, tmp_path):
+    rows = tiny.examples(2, 8)
+    rows[3] = (" ".join(["w5"] * 90), rows[3][1])
+    long = tiny.write_rows(tmp_path / "long.jsonl", rows)
+    done = tiny.run(
+        *("finetune", "--model", material.bert, "--tasks", long, "--steps", 1),
+        *("--batch-size", 4, "--max-length", 500, "--workdir", tmp_path / "run"),
+    )
+    assert done.status == 0
+    assert done.err.count("1 of 16 texts were cut to 32 tokens") == 1

@@ -1,0 +1,192 @@
+"""A model, a tokenizer, text and tasks so small that a stage takes a second, and how to run one."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from metajax.cli import main
+from metajax.models import Bert, BertConfig, save_pretrained
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = [f"w{i}" for i in range(90)]
+CONFIG = BertConfig(
+    vocab_size=len(SPECIAL) + len(WORDS),
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=24,
+    max_position_embeddings=32,
+)
+
+
+def write_model(directory: Path, head="masked_lm", **changes) -> Path:
+    """A random BERT in Hugging Face format, tokenizer and all."""
+    model = Bert(config=CONFIG, head=head, **changes)
+    save_pretrained(directory, model, model.init(jax.random.key(7)))
+    (directory / "vocab.txt").write_text("\n".join(SPECIAL + WORDS) + "\n")
+    (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    return directory
+
+
+def examples(classes: int, each: int, seed=0, first=0) -> list[tuple[str, str]]:
+    """(text, label): each class has words that it uses most."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(first, first + classes):
+        own = WORDS[6 * number : 6 * number + 6]
+        for _ in range(each):
+            words = draw.choices(own, k=4) + draw.choices(WORDS, k=2)
+            rows.append((" ".join(words), f"topic{number}"))
+    draw.shuffle(rows)
+    return rows
+
+
+def write_rows(path: Path, rows) -> Path:
+    """Labelled text as JSON lines, CSV or TSV."""
+    if path.suffix == ".jsonl":
+        lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
+    else:
+        separator = {".csv": ",", ".tsv": "\t"}[path.suffix]
+        lines = [separator.join(row) for row in [("text", "label"), *rows]]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def write_glue(directory: Path) -> Path:
+    """MRPC, two classes of pairs, in the classic layout."""
+    (directory / "MRPC").mkdir(parents=True)
+    for split, count in (("train", 24), ("dev", 10)):
+        rows = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"]
+        for i, (text, _) in enumerate(examples(1, count, seed=count)):
+            rows.append(f"{i % 2}\t{i}\t{i}\t{text}\t{text if i % 2 else 'w80 w81'}")
+        (directory / "MRPC" / f"{split}.tsv").write_text("\n".join(rows) + "\n")
+    return directory
+
+
+def write_text(path: Path, lines=60, seed=3) -> Path:
+    """Plain text."""
+    draw = random.Random(seed)
+    path.write_text("".join(" ".join(draw.choices(WORDS, k=10)) + "\n" for _ in range(lines)))
+    return path
+
+
+class Finished(NamedTuple):
+    """What a command left."""
+
+    status: int
+    out: str
+    err: str
+
+
+def run(*arguments, stdin=b"") -> Finished:
+    """Runs a command in this process, with its log on standard error as in a real one."""
+    out, err = io.StringIO(), io.StringIO()
+    levels = [(logger, logger.level) for logger in map(logging.getLogger, (None, "metajax"))]
+    old_stdin, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(stdin))
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main([str(argument) for argument in arguments])
+    finally:
+        sys.stdin = old_stdin
+        for logger, level in levels:
+            logger.setLevel(level)
+    return Finished(status, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def one_quick_device(cache: Path) -> Iterator[None]:
+    """One device, and little compiling: hardly optimised, and each program once."""
+    first = jax.devices()[:1]
+    settings = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(cache),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "local_devices", lambda: first)
+        patch.setattr(jax, "local_device_count", lambda: 1)
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+
+
+def succeed(*arguments, **settings) -> str:
+    """Runs a command that has to succeed; its standard output."""
+    done = run(*arguments, **settings)
+    assert done.status == 0, done.err
+    return done.out
+
+
+def start(*arguments, cache: Path, **environment) -> subprocess.Popen:
+    """Starts a command in a process of its own."""
+    own = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+        "XDG_CACHE_HOME": str(cache),
+        "HF_HUB_OFFLINE": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "metajax", *map(str, arguments)],
+        env=os.environ | own | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> Finished:
+    """Waits for a process."""
+    out, err = process.communicate(timeout=300)
+    return Finished(process.returncode, out, err)
+
+
+def rows_of(workdir: Path) -> list[dict]:
+    """The metrics of a run."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def training_state(workdir: Path):
+    """All that the newest checkpoint of a run holds."""
+    with ocp.training.Checkpointer(workdir.absolute() / "checkpoints") as orbax:
+        return orbax.latest.step, orbax.load_checkpointables()
+
+
+def tree_of(directory: Path) -> set[str]:
+    """All files and directories below one."""
+    return {str(path.relative_to(directory)) for path in directory.rglob("*")}
+
+
+def assert_same_bits(left, right) -> None:
+    """The same trees, bit for bit."""
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for one, other in zip(jax.tree.leaves(left), jax.tree.leaves(right)):
+        assert one.dtype == other.dtype
+        if jax.dtypes.issubdtype(one.dtype, jax.dtypes.prng_key):
+            one, other = jax.random.key_data(one), jax.random.key_data(other)
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
