@@ -1,0 +1,126 @@
+"""A network that has seen many sine waves learns a new one from five points.
+
+Claim: second-order MAML regresses a fresh wave from K = 5 points with a mean squared error of
+at most 0.67, 0.38 and 0.35 after 1, 5 and 10 gradient steps.
+Paper: Finn, Abbeel & Levine 2017 (arXiv:1703.03400), section 5.1, figure 3 and appendix.
+Command: python -m experiments.sinusoid --seed 0
+Hardware and time: two CPU cores, about two minutes when idle (second order some 70 s).
+Expect: 0.59, 0.36 and 0.32 (seed 0, second order); RESULTS.md has the tables.
+
+Settings are the paper's: amplitude U[0.1, 5], phase U[0, pi], x U[-5, 5]; two hidden layers of
+40 with ReLU; trained with K = 10 and one inner step of 0.01, 25 waves a step, Adam at 0.001,
+70,000 steps; tested with 0.01 for the first step and 0.005 for the others. Three things the paper
+leaves open differ from the authors' code: weights start from He's normal initialisation, not from
+a deviation of 0.01; the meta-gradient's norm is clipped at 10; and each wave is judged on 100 points,
+not 5, for the same mean with less noise. The first two were chosen after runs without them missed
+the paper's numbers: RESULTS.md has all runs.
+"""
+
+import argparse
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import metajax
+from metajax.types import Key, Params
+
+SIZES = (1, 40, 40, 1)
+PAPER = {1: 0.67, 5: 0.38, 10: 0.35}
+
+
+class Points(NamedTuple):
+    """Points of one wave: x [P, 1] and y [P, 1]."""
+
+    x: jax.Array
+    y: jax.Array
+
+
+def init(rng: Key) -> Params:
+    """A network's weights and biases, a layer a list entry."""
+    draw = jax.nn.initializers.he_normal()
+    keys = jax.random.split(rng, len(SIZES) - 1)
+    return [
+        {"kernel": draw(key, (size_in, size_out)), "bias": jnp.zeros(size_out)}
+        for key, size_in, size_out in zip(keys, SIZES, SIZES[1:])
+    ]
+
+
+def loss_fn(params: Params, points: Points, rng: Key | None) -> tuple[jax.Array, dict]:
+    """Mean squared error."""
+    hidden = points.x
+    for layer in params[:-1]:
+        hidden = jax.nn.relu(hidden @ layer["kernel"] + layer["bias"])
+    predicted = hidden @ params[-1]["kernel"] + params[-1]["bias"]
+    return jnp.mean((predicted - points.y) ** 2), {}
+
+
+def waves(rng: Key, count: int, support: int, query: int) -> metajax.Task:
+    """Draws `count` waves and points on each: leaves [count, support or query, 1]."""
+    amplitude_key, phase_key, x_key = jax.random.split(rng, 3)
+    amplitude = jax.random.uniform(amplitude_key, (count, 1, 1), minval=0.1, maxval=5.0)
+    phase = jax.random.uniform(phase_key, (count, 1, 1), maxval=jnp.pi)
+    x = jax.random.uniform(x_key, (count, support + query, 1), minval=-5.0, maxval=5.0)
+    y = amplitude * jnp.sin(x - phase)
+    return metajax.Task(
+        support=Points(x[:, :support], y[:, :support]),
+        query=Points(x[:, support:], y[:, support:]),
+    )
+
+
+def train(
+    seed: int, num_steps: int, *, first_order: bool = False, meta_batch_size: int = 25
+) -> Params:
+    """Meta-trains a network; all steps are one compiled loop."""
+    algorithm = metajax.maml(loss_fn, optax.sgd(0.01), num_steps=1, first_order=first_order)
+    outer = metajax.outer_loop(
+        algorithm,
+        optax.chain(optax.clip_by_global_norm(10.0), optax.adam(1e-3)),
+        chunk_size=meta_batch_size,
+        devices=jax.devices()[:1],
+    )
+    init_key, data_key, step_key = jax.random.split(jax.random.key(seed), 3)
+
+    def step(state: metajax.OuterState, index: jax.Array) -> tuple[metajax.OuterState, None]:
+        tasks = waves(jax.random.fold_in(data_key, index), meta_batch_size, support=10, query=10)
+        return outer.step(state, tasks)[0], None
+
+    run = jax.jit(lambda state: jax.lax.scan(step, state, jnp.arange(num_steps))[0])
+    return run(outer.init(init(init_key), step_key)).meta_params
+
+
+def judge(params: Params, inner_steps: int, episodes: int) -> metajax.Estimate:
+    """Mean squared error on fresh waves (the same for every network) from five points."""
+    rate = optax.schedules.piecewise_constant_schedule(0.01, {1: 0.5})
+    algorithm = metajax.maml(loss_fn, optax.sgd(rate), inner_steps)
+    tasks = waves(jax.random.key(2017), episodes, support=5, query=100)
+    result = metajax.evaluate(algorithm, params, tasks, jax.random.key(0), chunk_size=100)
+    return metajax.Estimate(*result.query_loss)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains with second and with first order, prints both beside the paper's numbers."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=70_000)
+    parser.add_argument("--episodes", type=int, default=10_000, help="a multiple of 100")
+    settings = parser.parse_args(arguments)
+
+    steps_header = "".join(f"{f'{k} steps':>16}" for k in PAPER)
+    print(f"{'squared error':<16}{steps_header}{'training':>12}")
+    for name, first_order in (("second order", False), ("first order", True)):
+        began = time.perf_counter()
+        params = jax.block_until_ready(
+            train(settings.seed, settings.steps, first_order=first_order)
+        )
+        seconds = time.perf_counter() - began
+        cells = [judge(params, inner_steps, settings.episodes) for inner_steps in PAPER]
+        row = "".join(f"{f'{cell.mean:.3f} ± {cell.ci95:.3f}':>16}" for cell in cells)
+        print(f"{name:<16}{row}{f'{seconds:.0f} s':>12}", flush=True)
+    print(f"{'the paper':<16}" + "".join(f"{value:>16.2f}" for value in PAPER.values()))
+
+
+if __name__ == "__main__":
+    main()
