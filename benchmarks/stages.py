@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 BATCH = 32
-LENGTH = 128
 RATE = 5e-5
 
 
@@ -39,7 +38,7 @@ def metajax_finetune(options: argparse.Namespace) -> dict[str, Any]:
                 workdir=folder,
                 epochs=options.epochs,
                 batch_size=BATCH,
-                max_length=LENGTH,
+                max_length=options.max_length,
                 learning_rate=RATE,
                 seed=options.seed,
                 save_every=10**9,
@@ -61,7 +60,7 @@ def metajax_pretrain(options: argparse.Namespace) -> dict[str, Any]:
                 workdir=folder,
                 steps=options.steps,
                 batch_size=BATCH,
-                max_length=LENGTH,
+                max_length=options.max_length,
                 learning_rate=RATE,
                 seed=options.seed,
                 save_every=10**9,
@@ -91,7 +90,7 @@ def pytorch_finetune(options: argparse.Namespace) -> dict[str, Any]:
     splits = {}
     for split in ("train", "validation"):
         (task,) = data.load_tasks(["glue:mrpc"], glue_dir=options.glue_dir, split=split)
-        splits[split] = data.tokenize_task(task, tokenizer, LENGTH)
+        splits[split] = data.tokenize_task(task, tokenizer, options.max_length)
     count = -(-round(options.epochs * len(splits["train"].labels)) // BATCH)
     order = torch.cat(
         [torch.randperm(len(splits["train"].labels)) for _ in range(int(options.epochs) + 1)]
@@ -135,7 +134,7 @@ def pytorch_pretrain(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(2)
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
     model = transformers.BertForMaskedLM.from_pretrained(options.model)
-    blocks = data.pack_blocks(data.read_lines(options.text), tokenizer, LENGTH)
+    blocks = data.pack_blocks(data.read_lines(options.text), tokenizer, options.max_length)
     training, held_out = data.held_out(blocks, options.seed)
     rule = data.mask_rule(tokenizer)
 
@@ -212,6 +211,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--glue-dir", help="for finetune: GLUE's TSV layout")
     parser.add_argument("--text", help="for pretrain: a plain text file")
     parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--turns", type=int, default=1, help="runs of each side, in turn")
     parser.add_argument("--seed", type=int, default=0)

@@ -27,10 +27,10 @@ from metajax.stages.settings import (
 from metajax.stages.source import open_classifier
 from metajax.stages.tasks import load, tokenized
 
-_LENGTH = 32
+_LENGTH = 24
 _SHOTS = 5
-_CURVE_EPISODES = 60
-_CURVE_STEPS = 6
+_CURVE_EPISODES = 30
+_CURVE_STEPS = 5
 
 
 class _Places(NamedTuple):
@@ -99,10 +99,11 @@ def _pretrain(
             text=(str(files.text),),
             workdir=places.pretrain,
             seed=settings.seed,
-            steps=60,
+            steps=40,
             batch_size=16,
             max_length=64,
-            learning_rate=1e-4,
+            # Slow: the fresh masked-LM head must not spoil what the sentence encoder knows.
+            learning_rate=2e-5,
             save_every=20,
         )
     )
@@ -118,8 +119,10 @@ def _metatrain_settings(
         workdir=places.metatrain,
         seed=settings.seed,
         max_length=_LENGTH,
-        steps=60,
-        save_every=20,
+        steps=30,
+        meta_batch_size=2,
+        learning_rate=5e-5,
+        save_every=10,
     )
 
 
@@ -132,7 +135,7 @@ def _evaluate_settings(
         classes=str(files.test_classes),
         seed=settings.seed,
         max_length=_LENGTH,
-        episodes=200,
+        episodes=100,
     )
 
 
