@@ -11,9 +11,9 @@ Settings are the paper's: amplitude U[0.1, 5], phase U[0, pi], x U[-5, 5]; two h
 40 with ReLU; trained with K = 10 and one inner step of 0.01, 25 waves a step, Adam at 0.001,
 70,000 steps; tested with 0.01 for the first step and 0.005 for the others. Three things the paper
 leaves open differ from the authors' code: weights start from He's normal initialisation, not from
-a deviation of 0.01; the meta-gradient's norm is clipped at 10; and each wave is judged on 100 points,
-not 5, for the same mean with less noise. The first two were chosen after runs without them missed
-the paper's numbers: RESULTS.md has all runs.
+a deviation of 0.01; the meta-gradient's norm is clipped at 10; and each wave is judged on 100
+points, not 5, for the same mean with less noise. The first two were chosen after runs without them
+missed the paper's numbers: RESULTS.md has all runs.
 """
 
 import argparse
