@@ -174,7 +174,18 @@ def rows_of(workdir: Path) -> list[dict]:
 def training_state(workdir: Path):
     """All that the newest checkpoint of a run holds."""
     with ocp.training.Checkpointer(workdir.absolute() / "checkpoints") as orbax:
-        return orbax.latest.step, orbax.load_checkpointables()
+        step = orbax.latest.step
+        return step, load_checkpoint(orbax, step)
+
+
+def load_checkpoint(orbax: ocp.training.Checkpointer, step: int):
+    """Both items of a checkpoint, on the first device."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        orbax.checkpointables_metadata(step).metadata,
+    )
+    return orbax.load_checkpointables(step, abstract)
 
 
 def tree_of(directory: Path) -> set[str]:

@@ -1,0 +1,167 @@
+"""Checkpoints: what is saved is what is restored, whatever happens meanwhile."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint.experimental.v1 as ocp
+import pytest
+import tiny
+
+from metajax import checkpoint
+from metajax.checkpoint import Checkpoints
+from metajax.errors import InputError
+from metajax.optimizer import adamw, learning_rate
+from metajax.outer import OuterState
+from metajax.parallel import outer_loop
+from metajax.supervised import supervised
+from metajax.types import Task
+
+RECORD = {"stage": "test", "settings": {"steps": 3}, "parent": {"path": "x", "record": {}}}
+
+
+def loss_fn(params, batch, rng):
+    return jnp.mean((batch @ params["layer"]["kernel"] + params["layer"]["bias"]) ** 2), {}
+
+
+def make_params(scale=1.0):
+    return {"layer": {"kernel": scale * jnp.arange(6.0).reshape(3, 2), "bias": jnp.ones(2)}}
+
+
+def make_loop(devices):
+    optimizer = adamw(learning_rate(0.1, 10, 2), weight_decay=0.01, clip_norm=1.0)
+    return outer_loop(supervised(loss_fn), optimizer, devices=devices, donate=True)
+
+
+def make_tasks(step, count=8):
+    random = np.random.default_rng(step)
+    return Task(None, random.normal(size=(count, 4, 3)).astype(np.float32))
+
+
+def host(state):
+    """A copy that no step can overwrite."""
+    state = state._replace(rng=jax.random.key_data(state.rng))
+    return jax.tree.map(lambda leaf: np.array(leaf), state)
+
+
+def advance(outer, state, steps):
+    for step in steps:
+        state, _ = outer.step(state, make_tasks(step))
+    return state
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_saving_is_safe_while_the_next_step_overwrites_the_state(tmp_path, count):
+    outer = make_loop(jax.devices()[:count])
+    state = outer.init(make_params(), jax.random.key(5))
+    saved = {}
+    with Checkpoints(tmp_path / "c", keep=10, record=RECORD) as checkpoints:
+        for step in range(4):
+            state = advance(outer, state, [step])
+            saved[step + 1] = host(state)
+            checkpoints.save(state)  # and the next step is given its buffers at once
+    for step, expected in saved.items():
+        with ocp.training.Checkpointer((tmp_path / "c").absolute()) as orbax:
+            found = tiny.load_checkpoint(orbax, step)
+        tiny.assert_same_bits(found["params"], expected.meta_params)
+    with Checkpoints(tmp_path / "c", keep=10, record=RECORD) as checkpoints:
+        fresh = outer.init(make_params(0), jax.random.key(0))
+        tiny.assert_same_bits(host(checkpoints.restore(fresh)), saved[4])
+
+
+def test_restoring_keeps_types_and_goes_on_as_if_nothing_had_been(tmp_path):
+    outer = make_loop(jax.devices()[:1])
+    state = advance(outer, outer.init(make_params(), jax.random.key(5)), range(2))
+    structure, dtype = jax.tree.structure(state), state.rng.dtype
+    with Checkpoints(tmp_path / "c", keep=1, record=RECORD) as checkpoints:
+        checkpoints.save(state)
+    undisturbed = host(advance(outer, state, range(2, 5)))
+    with Checkpoints(tmp_path / "c", keep=1, record=RECORD) as checkpoints:
+        found = checkpoints.restore(outer.init(make_params(0), jax.random.key(0)))
+    assert jax.tree.structure(found) == structure  # the optimizer's NamedTuples among it
+    assert found.rng.dtype == dtype == jax.random.key(0).dtype
+    assert found.step.dtype == jnp.int32
+    tiny.assert_same_bits(host(advance(outer, found, range(2, 5))), undisturbed)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 8), (8, 1)])
+def test_restoring_on_another_number_of_devices(tmp_path, before, after):
+    outer = make_loop(jax.devices()[:before])
+    state = advance(outer, outer.init(make_params(), jax.random.key(5)), range(2))
+    expected = host(state)
+    with Checkpoints(tmp_path / "c", keep=1, record=RECORD) as checkpoints:
+        checkpoints.save(state)
+    outer = make_loop(jax.devices()[:after])
+    with Checkpoints(tmp_path / "c", keep=1, record=RECORD) as checkpoints:
+        state = checkpoints.restore(outer.init(make_params(0), jax.random.key(0)))
+    tiny.assert_same_bits(host(state), expected)
+    assert len(state.meta_params["layer"]["bias"].devices()) == after
+    assert int(advance(outer, state, [2]).step) == 3
+    # A later stage reads them on the first device.
+    params = checkpoint.load(tmp_path / "c").params
+    tiny.assert_same_bits(params, expected.meta_params)
+    assert params["layer"]["bias"].devices() == {jax.devices()[0]}
+
+
+def small_state(step):
+    return OuterState(jnp.int32(step), {"w": jnp.full(3, step)}, (), jax.random.key(0))
+
+
+def test_the_newest_are_kept(tmp_path):
+    with Checkpoints(tmp_path / "c", keep=2, record=RECORD) as checkpoints:
+        for step in (1, 2, 5, 9):
+            checkpoints.save(small_state(step))
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {"5", "9"}
+    saved = checkpoint.load(tmp_path / "c")
+    assert (saved.step, saved.record) == (9, RECORD)
+    np.testing.assert_array_equal(saved.params["w"], [9, 9, 9])
+
+
+def test_without_a_checkpoint_the_state_is_as_it_was(tmp_path):
+    state = small_state(0)
+    with Checkpoints(tmp_path / "c", keep=2, record=RECORD) as checkpoints:
+        assert checkpoints.latest_step is None
+        assert checkpoints.restore(state) is state
+
+
+def test_what_a_killed_save_leaves_is_ignored_and_removed(tmp_path):
+    with Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints:
+        checkpoints.save(small_state(1))
+    left = tmp_path / "c" / "2.orbax-checkpoint-tmp-1"
+    (left / "params").mkdir(parents=True)
+    (left / "params" / "half").write_bytes(b"...")
+    assert checkpoint.load(tmp_path / "c").step == 1
+    with Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints:
+        assert checkpoints.latest_step == 1
+        checkpoints.save(small_state(2))
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {"1", "2"}
+    assert checkpoint.load(tmp_path / "c").step == 2
+
+
+def test_loading_writes_nothing(tmp_path):
+    with Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints:
+        checkpoints.save(small_state(1))
+    before = tiny.tree_of(tmp_path)
+    checkpoint.load(tmp_path / "c")
+    assert tiny.tree_of(tmp_path) == before
+
+
+def test_loading_nothing_says_what_to_do(tmp_path):
+    with pytest.raises(InputError, match="nowhere: holds no checkpoint yet"):
+        checkpoint.load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty: holds no checkpoint yet"):
+        checkpoint.load(tmp_path / "empty")
+
+
+def test_any_optimizer_state_is_restored(tmp_path):
+    """Those with an empty state, and those with trees and keys of their own."""
+    params = make_params()
+    for number, optimizer in enumerate(
+        [optax.sgd(0.1), optax.adam(0.1), optax.add_noise(0.1, 0.5, jax.random.key(0))]
+    ):
+        state = OuterState(jnp.int32(1), params, optimizer.init(params), jax.random.key(3))
+        with Checkpoints(tmp_path / str(number), keep=1, record=RECORD) as checkpoints:
+            checkpoints.save(state)
+        with Checkpoints(tmp_path / str(number), keep=1, record=RECORD) as checkpoints:
+            tiny.assert_same_bits(checkpoints.restore(state), state)

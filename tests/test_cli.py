@@ -1,0 +1,69 @@
+"""The command line itself; what the stages do with it is tested in tests/stages."""
+
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+from metajax.cli import COMMANDS, parse
+from metajax.errors import InputError
+from metajax.stages.settings import MetatrainSettings, flag
+
+NO_HEAVY_IMPORT = """
+import contextlib, sys
+from metajax.cli import main
+with contextlib.suppress(SystemExit):
+    main(sys.argv[1:])
+heavy = {"jax", "flax", "orbax", "transformers", "datasets", "numpy", "torch"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["metatrain", "--help"], ["metatrain", "--x"]])
+def test_help_imports_nothing_heavy(arguments):
+    done = subprocess.run(
+        [sys.executable, "-c", NO_HEAVY_IMPORT, *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as done:
+        parse(["--help"])
+    assert done.value.code == 0
+    out = capsys.readouterr().out
+    assert all(f"\n    {name}" in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_names_every_option_and_has_an_example(name, capsys):
+    with pytest.raises(SystemExit) as done:
+        parse([name, "--help"])
+    assert done.value.code == 0
+    out = capsys.readouterr().out
+    assert f"example: metajax {name}" in out
+    assert all(flag(setting.name) in out for setting in fields(COMMANDS[name].settings))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_can_be_parsed(name):
+    found, settings = parse(COMMANDS[name].example.split()[1:])
+    assert found == name
+    assert isinstance(settings, COMMANDS[name].settings)
+
+
+def test_arguments_become_typed_settings():
+    text = "metatrain --model m --tasks a.csv b.csv --workdir w --ways 0 --inner-lr 1e-2 --remat"
+    name, found = parse(text.split())
+    assert name == "metatrain"
+    assert found == MetatrainSettings(
+        model="m", tasks=("a.csv", "b.csv"), workdir="w", ways=0, inner_lr=0.01, remat=True
+    )
+    assert found.inner_steps is None
+    assert found.shots == 1
+
+
+def test_settings_are_checked_from_python_too():
+    with pytest.raises(InputError, match="--shots 0: give a number of at least 1"):
+        MetatrainSettings(model="m", tasks=("t",), workdir="w", shots=0)
