@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 done, 2 the input is at fault (one line on standard error says what),
-        130 interrupted. Anything else raises, which ends Python with 1.
+        1 interrupted. Anything else raises, which ends Python with 1 too.
     """
     # JAX reads it when it is imported: what one run compiled, the next one loads.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_directory() / "xla"))
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             "metajax: stopped; the same command resumes from the last checkpoint", file=sys.stderr
         )
-        return 130
+        return 1
     except BrokenPipeError:
         # Whoever read our output has enough of it: leave nothing for the exit to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,10 +1,23 @@
 """Pictures."""
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
 from metajax.errors import InputError
 from metajax.evaluate import Estimate
+
+
+def check_drawable() -> None:
+    """Checks that pictures can be drawn.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError(
+            "matplotlib: is not installed, and the picture needs it: pip install 'metajax[demo]'"
+        )
 
 
 def adaptation_curves(path: Path, curves: Mapping[str, Estimate], title: str) -> None:
@@ -15,16 +28,10 @@ def adaptation_curves(path: Path, curves: Mapping[str, Estimate], title: str) ->
         curves: for each label, means and intervals [K + 1] in 0..1 after 0, 1, ..., K steps.
         title: above the picture.
 
-    Raises:
-        InputError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
-        raise InputError(
-            "matplotlib: is not installed, and the picture needs it: pip install 'metajax[demo]'"
-        ) from None
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     for label, curve in curves.items():

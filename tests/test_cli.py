@@ -54,11 +54,11 @@ def test_the_example_can_be_parsed(name):
 
 
 def test_arguments_become_typed_settings():
-    text = "metatrain --model m --tasks a.csv b.csv --workdir w --ways 0 --inner-lr 1e-2 --remat"
+    text = "metatrain --model m --tasks a.csv b.csv --workdir w --ways 7 --inner-lr 1e-2 --remat"
     name, found = parse(text.split())
     assert name == "metatrain"
     assert found == MetatrainSettings(
-        model="m", tasks=("a.csv", "b.csv"), workdir="w", ways=0, inner_lr=0.01, remat=True
+        model="m", tasks=("a.csv", "b.csv"), workdir="w", ways=7, inner_lr=0.01, remat=True
     )
     assert found.inner_steps is None
     assert found.shots == 1

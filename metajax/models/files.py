@@ -75,7 +75,7 @@ def _snapshot(name: str, patterns: tuple[str, ...]) -> Path:
         ) from error
     except huggingface_hub.errors.HFValidationError as error:
         raise InputError(f"{name!r}: neither a directory nor a hub id; {_HINT}") from error
-    except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
+    except Exception as error:  # each HTTP client that the hub library uses raises its own
         raise InputError(
             f"{name}: no such directory, and the hub is out of reach; {_HINT}"
         ) from error
@@ -152,9 +152,10 @@ def has_classifier(name_or_path: str) -> bool:
 
 
 def weights_hash(name_or_path: str) -> str:
-    """The sha256 (hexadecimal) of the files that `read_weights` reads, one after the other."""
-    digest = hashlib.sha256()
-    for path, _ in _weight_files(resolve(name_or_path)):
+    """The sha256 (hexadecimal) of all files that a model is read from, one after the other."""
+    directory, digest = resolve(name_or_path), hashlib.sha256()
+    small = [directory / name for name in _SMALL if (directory / name).exists()]
+    for path in [*small, *(path for path, _ in _weight_files(directory))]:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

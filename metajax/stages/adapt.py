@@ -1,5 +1,6 @@
 """Stage 3: a few gradient steps on a new task's few examples."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -32,6 +33,8 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     if not task.label_names:
         raise InputError(f"{task.name}: is a regression: adapt needs classes")
     few_shot = open_few_shot(settings.model, settings, settings, len(task.label_names))
+    inner = {name: few_shot.inner[name] for name in ("inner_steps", "inner_lr", "head")}
+    settings = dataclasses.replace(settings, **inner)
     model = few_shot.model.replace(label_names=(task.label_names,))
     (examples,) = tokenized([task], model, text_length(model, settings.max_length))
     record = make_record(
@@ -44,12 +47,11 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     run = open_run(settings.workdir, record, settings)
 
     rng = jax.random.key(settings.seed)
-    steps = few_shot.inner["inner_steps"]
     params, info = jax.jit(few_shot.algorithm().adapt)(few_shot.params, batch_of(examples), rng)
     begin(run, lambda directory: save_config(directory, model))
     with Checkpoints(run.checkpoints, keep=1, record=run.record) as checkpoints:
         if checkpoints.latest_step is None:
-            checkpoints.save(OuterState(jnp.int32(steps), params, (), rng))
+            checkpoints.save(OuterState(jnp.int32(inner["inner_steps"]), params, (), rng))
     results = {
         "labels": list(task.label_names),
         "examples": len(task.labels),

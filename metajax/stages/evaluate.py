@@ -18,7 +18,7 @@ from metajax.models import Bert
 from metajax.stages.few_shot import FewShot, open_few_shot
 from metajax.stages.metatrain import episode_spec
 from metajax.stages.run import identity, write_atomically
-from metajax.stages.settings import EvaluateSettings, writable
+from metajax.stages.settings import EvaluateSettings, InnerSettings, writable
 from metajax.stages.source import text_length
 from metajax.stages.tasks import load, tokenized
 from metajax.types import Params
@@ -87,7 +87,7 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
             Row(
                 tasks=" ".join(settings.tasks),
                 method=method,
-                ways=settings.ways,
+                ways=classes,
                 shots=settings.shots,
                 queries=settings.queries,
                 inner_steps=0 if method in BASELINES else few_shot.inner["inner_steps"],
@@ -110,7 +110,7 @@ def _models(settings: EvaluateSettings, classes: int) -> tuple[FewShot | None, F
         return None, named
     parent = record["parent"]["path"]
     try:
-        plain = open_few_shot(parent, settings, settings, classes)
+        plain = open_few_shot(parent, settings, _as_trained(named), classes)
     except InputError as error:
         raise InputError(
             f"{settings.model}: the weights it was meta-trained from cannot be read ({error}): "
@@ -122,6 +122,12 @@ def _models(settings: EvaluateSettings, classes: int) -> tuple[FewShot | None, F
             "put the old weights back, for the other methods start from them"
         )
     return named, plain
+
+
+def _as_trained(few_shot: FewShot) -> InnerSettings:
+    """The inner loop's settings of a meta-trained model, for the weights it began with."""
+    names = ("inner_steps", "inner_lr", "head")
+    return InnerSettings(**{name: few_shot.inner[name] for name in names})
 
 
 def _methods(settings: EvaluateSettings, trained: FewShot | None) -> Sequence[str]:

@@ -1,5 +1,6 @@
 """Hugging Face format from any stage's checkpoint."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,5 +43,8 @@ def export(settings: ExportSettings) -> dict[str, Any]:
         model, params = source.model, source.params
         if model.head == "classification" and "classifier" not in params:
             model = model.replace(head="encoder")  # Each task brings its own head.
-    save_pretrained(output, model, params)
+    # Under another name until it is whole, so that a kill leaves nothing that looks like it.
+    partial = output.with_name(f".{output.name}.part")
+    save_pretrained(partial, model, params)
+    os.replace(partial, output)
     return {"output": str(output), "head": model.head}

@@ -74,5 +74,6 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
 
 
 def episode_spec(settings: EpisodeSettings) -> data.EpisodeSpec:
-    """The size of an episode; `--ways 0` takes all classes of the data set drawn."""
-    return data.EpisodeSpec(settings.ways or None, settings.shots, settings.queries)
+    """The size of an episode."""
+    ways = None if settings.whole_tasks else settings.ways
+    return data.EpisodeSpec(ways, settings.shots, settings.queries)

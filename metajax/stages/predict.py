@@ -12,6 +12,7 @@ import numpy as np
 from metajax import data
 from metajax.errors import InputError
 from metajax.models import Bert
+from metajax.stages.run import write_atomically
 from metajax.stages.settings import PredictSettings, writable
 from metajax.stages.source import open_classifier, text_length
 from metajax.stages.tasks import tokenized
@@ -44,7 +45,7 @@ def predict(settings: PredictSettings) -> None:
     if target is None:
         sys.stdout.writelines(lines)
     else:
-        target.write_text("".join(lines), encoding="utf-8")
+        write_atomically(target, "".join(lines))
 
 
 def label(

@@ -83,4 +83,8 @@ def held_out_loss(
         correct += float(info.query_aux["accuracy"][0]) * found
         count += found
     loss = total / count
-    return {"loss": loss, "perplexity": math.exp(loss), "accuracy": correct / count}
+    return {
+        "loss": loss,
+        "perplexity": math.exp(loss) if loss < 700 else math.inf,
+        "accuracy": correct / count,
+    }

@@ -129,7 +129,8 @@ class TaskSettings(Settings):
 class EpisodeSettings(Settings):
     """N-way K-shot episodes."""
 
-    ways: int = option("classes an episode; 0: each data set is a task", 5, minimum=0)
+    ways: int = option("classes an episode", 5, minimum=2)
+    whole_tasks: bool = option("each data set is a task: all its classes, whatever --ways", False)
     shots: int = option("support examples of each class", 1, minimum=1)
     queries: int = option("query examples of each class", 5, minimum=1)
 
@@ -154,7 +155,7 @@ class PretrainSettings(TrainSettings):
     text: tuple[str, ...] = option("plain text files", metavar="FILE", matters=False)
     steps: int = option("updates", 1000, minimum=1)
     batch_size: int = option("blocks of --max-length tokens a step", 32, minimum=1)
-    mask_rate: float = option("share of the tokens to guess", 0.15, above=0, maximum=1)
+    mask_rate: float = option("share of the tokens to guess", 0.15, above=0, maximum=0.9)
     whole_word: bool = option("mask whole words", False)
     held_out: float = option("share of the text kept for measuring", 0.05, above=0, maximum=0.5)
 

@@ -1,0 +1,353 @@
+"""Bad input: exit status 2, one line that says what, where and what to do, and nothing written."""
+
+import json
+import os
+import re
+import shutil
+import socket
+
+import huggingface_hub
+import jax
+import pytest
+import tiny
+
+from tests.stages.commands import finetune_command, metatrain_command, pretrain_command
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch):
+    """Runs a command in an empty directory and checks all that is true of every refusal."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(message, *arguments, **settings):
+        before = tiny.tree_of(tmp_path)
+        done = tiny.run(*arguments, **settings)
+        assert (done.status, done.out) == (2, "")
+        assert re.fullmatch("metajax: error: .+\n", done.err), done.err
+        assert re.search(message, done.err), done.err
+        assert tiny.tree_of(tmp_path) == before
+
+    return run
+
+
+def write(content: bytes, name: str):
+    """Something for a file of that name to hold."""
+    return lambda directory: (directory / name).write_bytes(content) and directory / name
+
+
+ROW = b'{"text": "w1", "label": "a"}\n'
+TASKS = {
+    "missing": (lambda _: "none.csv", "none.csv: no such file"),
+    "empty": (lambda d: (d / "e.csv").touch() or d / "e.csv", "e.csv: the file is empty"),
+    "no columns": (write(b"one,two\n1,2\n", "c.csv"), "c.csv: has no column 'text' or 'sentence'"),
+    "no label column": (write(b"text,two\n1,2\n", "c.csv"), "c.csv: has no column 'label'"),
+    "no rows": (write(b"text,label\n", "c.csv"), "c.csv: has a header but no rows"),
+    "no text": (write(b"text,label\nw1,a\n,b\n", "c.csv"), "c.csv:3: no 'text'"),
+    "no label": (write(ROW + b'{"text": "w1"}\n', "c.jsonl"), "c.jsonl:2: no 'label'"),
+    "not UTF-8": (
+        write(b"text,label\nw1,a\nw\xe9,b\n", "c.csv"),
+        "c.csv:3: byte 0xe9 is not UTF-8",
+    ),
+    "not JSON": (write(ROW + b"oops\n", "c.jsonl"), "c.jsonl:2: is not JSON"),
+    "not Parquet": (write(b"PAR1oops", "c.parquet"), "c.parquet: is not a sound Parquet file"),
+    "extension": (write(ROW, "c.docx"), "c.docx: unknown extension"),
+    "one class": (write(ROW * 20, "c.jsonl"), "c.jsonl: has examples of 1 of the classes"),
+    "a directory": (lambda d: d / "material", "material: .*unknown extension|is a directory"),
+    "no GLUE task": (lambda _: "glue:nope", "glue:nope: no such task"),
+    "no GLUE folder": (lambda _: "glue:rte", "has no folder RTE"),
+    "no hub form": (lambda _: "hub:oops", "hub:oops: is not of the form"),
+}
+
+
+@pytest.mark.parametrize("stage", ["finetune", "metatrain", "adapt", "evaluate"])
+@pytest.mark.parametrize("case", TASKS)
+def test_tasks(refused, material, tmp_path, stage, case):
+    make, message = TASKS[case]
+    (tmp_path / "material").mkdir()
+    where = () if stage == "evaluate" else ("--workdir", "run")
+    tasks = ("--tasks", make(tmp_path), "--glue-dir", material.glue)
+    refused(message, stage, "--model", material.bert, *tasks, *where)
+
+
+@pytest.mark.parametrize("stage", ["metatrain", "evaluate"])
+def test_episodes_that_cannot_be_drawn(refused, material, stage):
+    where = () if stage == "evaluate" else ("--workdir", "run")
+    command = (stage, "--model", material.bert, "--tasks", material.three, *where)
+    refused("has 3 classes, fewer than 4 ways", *command, "--ways", 4)
+    refused("has 8 examples, fewer than 4 shots and 5 queries", *command, "--ways", 3, "--shots", 4)
+
+
+def test_classes_that_no_task_has(refused, material, tmp_path):
+    (tmp_path / "classes.txt").write_text("topic1\nnope\n")
+    command = metatrain_command(material, "run")
+    refused(
+        "classes.txt:2: no task has the label 'nope'",
+        *(*command, "--classes", tmp_path / "classes.txt"),
+    )
+    refused("nowhere.txt: no such file", *command, "--classes", "nowhere.txt")
+
+
+TEXTS = {
+    "missing": (lambda _: "none.txt", "none.txt: no such file"),
+    "empty": (lambda d: (d / "e.txt").touch() or "e.txt", "e.txt: the file is empty"),
+    "blank": (write(b"\n  \n", "b.txt"), "b.txt: the file is empty"),
+    "not UTF-8": (write(b"w1\n\xff\n", "b.txt"), "b.txt:2: byte 0xff is not UTF-8"),
+    "too short": (write(b"w1 w2\n", "b.txt"), "the text fills one block"),
+}
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_text(refused, material, tmp_path, case):
+    make, message = TEXTS[case]
+    refused(
+        message, "pretrain", *("--model", material.bert, "--text", make(tmp_path), "--workdir", "r")
+    )
+
+
+def test_notes_do_not_come_before_a_complaint(refused, material, tmp_path):
+    """A head that is freshly initialised is worth a line, but not in front of an error."""
+    encoder = tiny.write_model(tmp_path / "encoder", head="encoder")
+    short = write(b"w1 w2\n", "short.txt")(tmp_path)
+    command = ("pretrain", "--model", encoder, "--workdir", "run", "--steps", 1)
+    refused("the text fills one block", *command, "--text", short)
+    sizes = ("--batch-size", 4, "--max-length", 16)
+    done = tiny.run(*command, *sizes, "--text", material.text)
+    assert done.err.count("freshly initialised: masked_lm") == 1
+
+
+def broken(change):
+    """A copy of the model directory with something wrong."""
+
+    def make(material, tmp_path):
+        directory = shutil.copytree(material.bert, tmp_path / "model")
+        change(directory)
+        return directory
+
+    return make
+
+
+def truncate(directory):
+    weights = directory / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def configure(**changes):
+    def change(directory):
+        file = directory / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return change
+
+
+MODELS = {
+    "no config": (broken(lambda d: (d / "config.json").unlink()), "config.json: missing"),
+    "no weights": (broken(lambda d: (d / "model.safetensors").unlink()), "model: no weights"),
+    "truncated": (broken(truncate), "model.safetensors: truncated or not safetensors"),
+    "not BERT": (broken(configure(model_type="gpt2")), "model_type is 'gpt2'"),
+    "other sizes": (broken(configure(hidden_size=32)), "model"),
+    "no tokenizer": (broken(lambda d: (d / "vocab.txt").unlink()), "no usable tokenizer"),
+    "broken config": (
+        broken(lambda d: (d / "config.json").write_text("{\n!")),
+        r"config.json:2: not JSON",
+    ),
+    "no directory": (lambda *_: "./nowhere", "./nowhere: no such directory"),
+    "a file": (lambda material, _: material.text, "this is a file"),
+    "no hub id": (lambda *_: "spaces in it", "neither a directory nor a hub id"),
+}
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "adapt", "evaluate"])
+@pytest.mark.parametrize("case", MODELS)
+def test_model(refused, material, tmp_path, case, stage):
+    make, message = MODELS[case]
+    commands = {
+        "pretrain": ("--text", material.text, "--workdir", "run"),
+        "adapt": ("--tasks", material.new, "--workdir", "run"),
+        "evaluate": ("--tasks", material.intents, "--queries", 3),
+    }
+    refused(message, stage, "--model", make(material, tmp_path), *commands[stage])
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """HF_HUB_OFFLINE=1, which is read at import; nobody may so much as look for the network."""
+
+    def nothing(*_, **__):
+        raise AssertionError("tried the network")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(socket, "getaddrinfo", nothing)
+    monkeypatch.setattr(socket.socket, "connect", nothing)
+
+
+def test_a_hub_id_while_offline(refused, material, offline):
+    message = "the hub is out of reach; pass --model the path of a local directory"
+    text = ("--text", material.text, "--workdir", "run")
+    refused(message, "pretrain", "--model", "no-such-owner/no-such-model", *text)
+    refused(message, "predict", "--model", "no-such-owner/no-such-model", stdin=b"w1\n")
+
+
+def test_a_run_that_has_no_checkpoint_yet(refused, chain, material, tmp_path):
+    run = shutil.copytree(chain.pretrain, tmp_path / "early")
+    shutil.rmtree(run / "checkpoints")
+    command = ("--tasks", material.new, "--workdir", "run")
+    refused("holds no checkpoint yet", "adapt", "--model", run, *command)
+    (run / "checkpoints").mkdir()
+    refused("holds no checkpoint yet", "adapt", "--model", run, *command)
+    refused("holds no checkpoint yet", "export", "--model", run, "--output", "out")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"stage": "pretrain"}'])
+def test_a_record_that_is_none(refused, chain, material, tmp_path, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(content)
+    refused("is not a run's record", *pretrain_command(material, tmp_path / "run"))
+    refused("is not a run's record", "export", "--model", tmp_path / "run", "--output", "out")
+
+
+def test_workdir_of_another_stage(refused, chain, material):
+    refused(
+        "belongs to a pretrain run, not metatrain", *metatrain_command(material, chain.pretrain)
+    )
+
+
+def test_workdir_that_holds_something_else(refused, material, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    refused("is not empty and holds no run", *pretrain_command(material, tmp_path / "mine"))
+    refused("is not empty and holds no run", *pretrain_command(material, material.bert))
+
+
+def test_workdir_that_cannot_be_written(refused, material, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    refused("file: is not a directory", *pretrain_command(material, tmp_path / "file"))
+    refused("file: is not a directory", *pretrain_command(material, tmp_path / "file" / "run"))
+    # Permissions do not hold root back.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    refused("is not writable: name another", *pretrain_command(material, tmp_path / "run"))
+
+
+NUMBERS = [
+    ("pretrain", "--steps", -5, "give a number of at least 1"),
+    ("pretrain", "--steps", 0, "give a number of at least 1"),
+    ("pretrain", "--steps", 10**12, "give a number of at most"),
+    ("pretrain", "--steps", "ten", "invalid int value: 'ten'"),
+    ("pretrain", "--seed", -1, "give a number of at least 0"),
+    ("pretrain", "--seed", 10**30, "give a number of at most"),
+    ("pretrain", "--learning-rate", "nan", "give a finite number"),
+    ("pretrain", "--learning-rate", "inf", "give a finite number"),
+    ("pretrain", "--learning-rate", 0, "give a number above 0"),
+    ("pretrain", "--batch-size", 0, "give a number of at least 1"),
+    ("pretrain", "--mask-rate", 1.5, "give a number of at most 1"),
+    ("pretrain", "--warmup", -0.1, "give a number of at least 0"),
+    ("pretrain", "--max-length", 2, "give a number of at least 3"),
+    ("pretrain", "--save-every", 0, "give a number of at least 1"),
+    ("pretrain", "--keep", 0, "give a number of at least 1"),
+    ("pretrain", "--dtype", "float8", "choose from float32, bfloat16"),
+    ("metatrain", "--ways", 0, "give a number of at least 2"),
+    ("metatrain", "--shots", 0, "give a number of at least 1"),
+    ("metatrain", "--queries", 0, "give a number of at least 1"),
+    ("metatrain", "--inner-steps", "x", "invalid int value: 'x'"),
+    ("metatrain", "--inner-steps", -1, "give a number of at least 0"),
+    ("metatrain", "--inner-lr", "nan", "give a finite number"),
+    ("metatrain", "--meta-batch-size", 0, "give a number of at least 1"),
+    ("metatrain", "--chunk-size", 0, "give a number of at least 1"),
+    ("metatrain", "--algorithm", "sgd", "choose from maml, fomaml"),
+    ("metatrain", "--head", "none", "choose from prototypes"),
+    ("finetune", "--epochs", "inf", "give a finite number"),
+    ("finetune", "--epochs", 0, "give a number above 0"),
+    ("evaluate", "--episodes", 1, "give a number of at least 2"),
+    ("evaluate", "--methods", "magic", "choose from maml"),
+]
+
+
+@pytest.mark.parametrize(("stage", "option", "value", "message"), NUMBERS)
+def test_nonsense(refused, material, stage, option, value, message):
+    data = ("--text", material.text) if stage == "pretrain" else ("--tasks", material.intents)
+    where = () if stage == "evaluate" else ("--workdir", "run")
+    command = (stage, "--model", material.bert, *data, *where)
+    refused(f"{option}.*{re.escape(message)}", *command, option, value)
+
+
+def test_options_that_are_none_or_missing(refused, material):
+    command = pretrain_command(material, "run")
+    refused("unrecognized arguments: --stepz 3: see metajax", *command, "--stepz", 3)
+    refused("the following arguments are required: --model, --text", "pretrain", "--workdir", "run")
+    refused("required: COMMAND", *())
+    refused("invalid choice: 'pretain'", "pretain")
+
+
+def test_work_that_cannot_be_split(refused, material, monkeypatch):
+    monkeypatch.setattr(jax, "local_device_count", lambda: 8)
+    refused(
+        "--batch-size 12: give a multiple of 8", *pretrain_command(material, "r", batch_size=12)
+    )
+    refused(
+        "--batch-size 12: give a multiple of 8", *finetune_command(material, "r", batch_size=12)
+    )
+    command = metatrain_command(material, "run", meta_batch_size=12)
+    refused("--meta-batch-size 12: give a multiple of 8", *command)
+    command = metatrain_command(material, "run", meta_batch_size=32, chunk_size=3)
+    refused("--chunk-size 3: does not divide the 4 episodes", *command)
+
+
+def test_dev_files(refused, material, tmp_path):
+    command = finetune_command(material, "run")
+    refused("--dev names 2 files for 1 task files", *command, "--dev", "a.csv", "b.csv")
+    other = tiny.write_rows(tmp_path / "other.csv", tiny.examples(4, 2))
+    refused("has the label 'topic3', which the training file has not", *command, "--dev", other)
+
+
+def test_adapt_takes_one_task(refused, material):
+    tasks = ("--tasks", material.new, material.three)
+    refused("names 2 tasks", "adapt", "--model", material.bert, *tasks, "--workdir", "run")
+
+
+def test_predict(refused, chain, material, tmp_path):
+    predict = ("predict", "--model", chain.adapt)
+    refused("is a pretrain run, which has no labels", "predict", "--model", chain.pretrain)
+    refused("is a metatrain run, which has no labels", "predict", "--model", chain.metatrain)
+    refused("has no classification head", "predict", "--model", material.bert)
+    refused("standard input is empty|standard input: is empty", *predict)
+    refused("standard input:2: give a text a line", *predict, stdin=b"w1\n\nw2\n")
+    refused("standard input:1: is not UTF-8", *predict, stdin=b"\xff\n")
+    refused("standard input:1: give a text a line", *predict, stdin=b"a\tb\tc\n")
+    refused("standard input:2: has 2 texts, unlike the first", *predict, stdin=b"a\na\tb\n")
+    refused("none.txt: no such file", *predict, "--input", "none.txt")
+    refused("its directory does not exist", *predict, "--output", "no/labels.tsv", stdin=b"w1\n")
+    refused("is a directory", *predict, "--output", tmp_path, stdin=b"w1\n")
+    refused("is not a plain file", *predict, "--output", os.devnull, stdin=b"w1\n")
+    several = ("predict", "--model", chain.finetune)
+    refused("--task: choose from glue:mrpc, ", *several, stdin=b"w1\n")
+    refused("--task nope: choose from glue:mrpc, ", *several, "--task", "nope", stdin=b"w1\n")
+
+
+def test_evaluate(refused, chain, material, tmp_path):
+    def command(model):
+        return ("evaluate", "--model", model, "--tasks", material.intents, "--queries", 3)
+
+    refused("has not been meta-trained", *command(chain.pretrain), "--methods", "maml", "knn")
+    refused("its directory does not exist", *command(chain.metatrain), "--output", "no/rows.json")
+    refused("is not a plain file", *command(chain.metatrain), "--output", os.devnull)
+
+
+def test_evaluate_where_the_weights_below_are_gone_or_others(refused, chain, material, tmp_path):
+    bert = shutil.copytree(material.bert, tmp_path / "bert")
+    tiny.succeed(*metatrain_command(material, tmp_path / "meta", bert, steps=1))
+    command = ("evaluate", "--model", tmp_path / "meta", "--tasks", material.intents)
+    shutil.rmtree(bert)
+    refused("it was meta-trained from cannot be read", *command, "--queries", 3)
+    tiny.write_model(bert, head="encoder")
+    refused("is not what .* was meta-trained from any more", *command, "--queries", 3)
+
+
+def test_export(refused, chain, material, tmp_path, monkeypatch):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    export = ("export", "--model", chain.adapt, "--output")
+    refused("exists and is not an empty directory", *export, tmp_path / "full")
+    refused("exists and is not an empty directory", *export, tmp_path / "full" / "thesis.tex")
+    refused("is not the workdir of a run", "export", "--model", material.bert, "--output", "out")
+    refused("choose from glue:mrpc", "export", "--model", chain.finetune, "--output", "out")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    refused("is not writable", *export, "out")

@@ -1,0 +1,152 @@
+"""A run that was stopped ends as an undisturbed one does; one that is changed is refused."""
+
+import json
+import shutil
+
+import pytest
+import tiny
+
+from metajax import data
+from tests.stages.commands import COMMANDS, pretrain_command
+
+SAMPLERS = {
+    "pretrain": "pretraining_batch",
+    "metatrain": "sample_episodes",
+    "finetune": "supervised_batch",
+}
+
+
+def stop_at(monkeypatch, stage, step):
+    """Lets a run be interrupted when it wants the data of a step."""
+    sample = getattr(data, SAMPLERS[stage])
+
+    def interrupted(*arguments, **settings):
+        position = {"pretrain": 3, "metatrain": 3, "finetune": 2}[stage]
+        if arguments[position] == step:
+            raise KeyboardInterrupt
+        return sample(*arguments, **settings)
+
+    monkeypatch.setattr(data, SAMPLERS[stage], interrupted)
+
+
+def results(workdir):
+    return json.loads((workdir / "results.json").read_text())
+
+
+def losses(workdir):
+    return [(row["step"], row.get("loss")) for row in tiny.rows_of(workdir)]
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "metatrain", "finetune"])
+def test_an_interrupted_run_ends_as_an_undisturbed_one(
+    chain, material, tmp_path, monkeypatch, stage
+):
+    # Step 3 is past the checkpoint of step 2: its row must not come twice.
+    model = {"pretrain": material.bert}.get(stage, chain.pretrain)
+    command = COMMANDS[stage](material, tmp_path / "run")
+    command[command.index("--model") + 1] = model
+    with monkeypatch.context() as patch:
+        stop_at(patch, stage, 3)
+        stopped = tiny.run(*command)
+    assert stopped.status == 130
+    assert "the same command resumes" in stopped.err
+    assert not (tmp_path / "run" / "results.json").exists()
+    resumed = tiny.run(*command)
+    assert resumed.status == 0
+    assert "starts from step 2" in resumed.err
+    undisturbed = getattr(chain, stage)
+    step, state = tiny.training_state(tmp_path / "run")
+    expected_step, expected = tiny.training_state(undisturbed)
+    assert step == expected_step
+    tiny.assert_same_bits(state, expected)
+    assert losses(tmp_path / "run") == losses(undisturbed)
+    results = [
+        json.loads((d / "results.json").read_text()) for d in (tmp_path / "run", undisturbed)
+    ]
+    assert results[0] == results[1]
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in undisturbed.iterdir()}
+
+
+def contents(directory):
+    return {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def test_a_finished_run_does_nothing_and_says_the_same(chain, material):
+    before = contents(chain.pretrain)
+    again = tiny.run(*pretrain_command(material, chain.pretrain))
+    assert again.out == chain.out["pretrain"]
+    assert again.err == ""
+    assert contents(chain.pretrain) == before
+
+
+@pytest.fixture
+def finished(chain, tmp_path):
+    """A copy of a finished pretrain run."""
+    return shutil.copytree(chain.pretrain, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"steps": 7}, "--steps was 6, is now 7"),
+        ({"batch_size": 8}, "--batch-size was 4, is now 8"),
+        ({"learning_rate": 1e-4}, "--learning-rate was 5e-05, is now 0.0001"),
+        ({"seed": 3}, "--seed was 0, is now 3"),
+        ({"dtype": "bfloat16"}, "--dtype was float32, is now bfloat16"),
+        ({"held_out": 0.2}, "--held-out was 0.05, is now 0.2"),
+    ],
+)
+def test_a_changed_setting_is_refused_by_name(finished, material, setting, message):
+    before = contents(finished)
+    done = tiny.run(*pretrain_command(material, finished, **setting))
+    assert done.status == 2
+    assert message in done.err
+    assert len(done.err.splitlines()) == 1
+    assert contents(finished) == before
+
+
+def test_settings_that_change_no_number_may_change(finished, material):
+    assert tiny.run(*pretrain_command(material, finished, save_every=5, keep=1)).status == 0
+
+
+def test_changed_data_are_refused_and_moved_data_are_not(finished, material, tmp_path):
+    moved = shutil.copy(material.text, tmp_path / "moved.txt")
+    material.text, kept = moved, material.text
+    try:
+        assert tiny.run(*pretrain_command(material, finished)).status == 0
+        tiny.write_text(tmp_path / "moved.txt", seed=99)
+        done = tiny.run(*pretrain_command(material, finished))
+    finally:
+        material.text = kept
+    assert done.status == 2
+    assert f"the contents of --text {moved} have changed" in done.err
+
+
+def test_other_weights_are_refused(finished, material, tmp_path, chain):
+    command = pretrain_command(material, finished)
+    command[command.index("--model") + 1] = chain.metatrain
+    done = tiny.run(*command)
+    assert done.status == 2
+    assert "--model names other weights" in done.err
+    # The same weights elsewhere are the same weights.
+    command[command.index("--model") + 1] = shutil.copytree(material.bert, tmp_path / "bert")
+    assert tiny.run(*command).status == 0
+
+
+def test_what_a_kill_before_the_record_leaves_is_taken_over(material, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.json.part").write_text("{")
+    tiny.succeed(*pretrain_command(material, tmp_path / "run", steps=1))
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_a_row_that_a_kill_cut_short_is_dropped(chain, material, tmp_path):
+    """As are the rows after the checkpoint, and a finished run's results are made again."""
+    run = shutil.copytree(chain.pretrain, tmp_path / "run")
+    (run / "results.json").unlink()
+    shutil.rmtree(run / "checkpoints" / "6")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')
+    tiny.succeed(*pretrain_command(material, run))
+    assert losses(run) == losses(chain.pretrain)
+    tiny.assert_same_bits(tiny.training_state(run), tiny.training_state(chain.pretrain))
