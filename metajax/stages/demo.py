@@ -85,7 +85,8 @@ def demo(settings: DemoSettings) -> None:
         f"checkpoints  {places.pretrain}, {places.metatrain}, {places.adapt}\n"
         f"took         {(time.perf_counter() - begun) / 60:.1f} minutes\n\n"
         "next: label a text of your own\n"
-        f"  echo 'Open a network connection.' | {sys.executable} -m metajax predict --model {places.adapt}"
+        "  echo 'Open a network connection.' | "
+        f"{sys.executable} -m metajax predict --model {places.adapt}"
     )
 
 
