@@ -172,10 +172,9 @@ def rows_of(workdir: Path) -> list[dict]:
 
 
 def training_state(workdir: Path):
-    """All that the newest checkpoint of a run holds."""
+    """All that the newest checkpoint of a run holds, its step included."""
     with ocp.training.Checkpointer(workdir.absolute() / "checkpoints") as orbax:
-        step = orbax.latest.step
-        return step, load_checkpoint(orbax, step)
+        return load_checkpoint(orbax, orbax.latest.step)
 
 
 def load_checkpoint(orbax: ocp.training.Checkpointer, step: int):

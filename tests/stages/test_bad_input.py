@@ -238,7 +238,7 @@ NUMBERS = [
     ("pretrain", "--learning-rate", "inf", "give a finite number"),
     ("pretrain", "--learning-rate", 0, "give a number above 0"),
     ("pretrain", "--batch-size", 0, "give a number of at least 1"),
-    ("pretrain", "--mask-rate", 1.5, "give a number of at most 1"),
+    ("pretrain", "--mask-rate", 1.5, "give a number of at most 0.9"),
     ("pretrain", "--warmup", -0.1, "give a number of at least 0"),
     ("pretrain", "--max-length", 2, "give a number of at least 3"),
     ("pretrain", "--save-every", 0, "give a number of at least 1"),

@@ -48,17 +48,15 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     with monkeypatch.context() as patch:
         stop_at(patch, stage, 3)
         stopped = tiny.run(*command)
-    assert stopped.status == 130
+    assert stopped.status == 1
     assert "the same command resumes" in stopped.err
     assert not (tmp_path / "run" / "results.json").exists()
     resumed = tiny.run(*command)
     assert resumed.status == 0
     assert "starts from step 2" in resumed.err
     undisturbed = getattr(chain, stage)
-    step, state = tiny.training_state(tmp_path / "run")
-    expected_step, expected = tiny.training_state(undisturbed)
-    assert step == expected_step
-    tiny.assert_same_bits(state, expected)
+    state = tiny.training_state(tmp_path / "run")
+    tiny.assert_same_bits(state, tiny.training_state(undisturbed))
     assert losses(tmp_path / "run") == losses(undisturbed)
     results = [
         json.loads((d / "results.json").read_text()) for d in (tmp_path / "run", undisturbed)
