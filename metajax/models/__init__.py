@@ -1,7 +1,7 @@
 """BERT as a pure function, from and to Hugging Face files."""
 
 from metajax.models.config import BertConfig
-from metajax.models.files import has_classifier, weights_hash
+from metajax.models.files import has_classifier, hashes
 from metajax.models.losses import (
     classification_loss,
     masked_lm_loss,
@@ -18,11 +18,11 @@ __all__ = [
     "classification_loss",
     "from_pretrained",
     "has_classifier",
+    "hashes",
     "masked_lm_loss",
     "prototype_start",
     "save_config",
     "save_pretrained",
-    "weights_hash",
     "with_head",
     "zero_start",
 ]

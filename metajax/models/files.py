@@ -151,11 +151,20 @@ def has_classifier(name_or_path: str) -> bool:
     )
 
 
-def weights_hash(name_or_path: str) -> str:
-    """The sha256 (hexadecimal) of all files that a model is read from, one after the other."""
-    directory, digest = resolve(name_or_path), hashlib.sha256()
+def hashes(name_or_path: str) -> dict[str, str]:
+    """What identifies a model: `sha256` of its weights, `config_sha256` of its other files.
+
+    Each is the sha256 (hexadecimal) of its files' sha256s, in the order they are read.
+    """
+    directory = resolve(name_or_path)
     small = [directory / name for name in _SMALL if (directory / name).exists()]
-    for path in [*small, *(path for path, _ in _weight_files(directory))]:
+    weights = [path for path, _ in _weight_files(directory)]
+    return {"sha256": _digest(weights), "config_sha256": _digest(small)}
+
+
+def _digest(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

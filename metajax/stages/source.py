@@ -14,7 +14,7 @@ from metajax.models import (
     BertConfig,
     from_pretrained,
     has_classifier,
-    weights_hash,
+    hashes,
     with_head,
 )
 from metajax.stages.run import read_record
@@ -60,7 +60,7 @@ def open_source(spec: str, settings: ModelSettings | None = None, **head: Any) -
     if record is None:
         model, params = from_pretrained(spec, rng=rng, **runtime, **head)
         address = str(path.absolute()) if path.is_dir() else spec
-        return Source(model, params, {"path": address, "sha256": weights_hash(spec)})
+        return Source(model, params, {"path": address, **hashes(spec)})
     saved = checkpoint.load(path / "checkpoints")
     model, params = _rebuild(path / "model", record["model"]).replace(**runtime), saved.params
     if head:
