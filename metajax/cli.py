@@ -150,6 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # JAX reads it when it is imported: what one run compiled, the next one loads.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_directory() / "xla"))
+    # That PyTorch is missing is as it should be.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         name, chosen = parse(arguments)
         with _notes():
@@ -186,6 +188,7 @@ def _notes() -> Iterator[None]:
     logging.getLogger().setLevel(logging.ERROR)
     logger.setLevel(logging.INFO)
     logger.addHandler(notes)
+    logger.propagate = False  # Some libraries give the root logger a handler of their own.
     try:
         yield
     except InputError:
@@ -193,6 +196,7 @@ def _notes() -> Iterator[None]:
         raise
     finally:
         logger.removeHandler(notes)
+        logger.propagate = True
         notes.close()
 
 
