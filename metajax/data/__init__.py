@@ -3,13 +3,19 @@
 Plain NumPy: nothing here needs JAX, models or algorithms.
 """
 
-from metajax.data.batches import supervised_batch, supervised_eval_batches
+from metajax.data.batches import (
+    packed_parts,
+    plan_batches,
+    supervised_batch,
+    supervised_eval_batches,
+)
 from metajax.data.episodes import (
     Episodes,
     EpisodeSpec,
-    bucket_lengths,
     check_episodes,
+    fit_episodes,
     gather,
+    plan_episodes,
     sample_episodes,
 )
 from metajax.data.masking import (
@@ -20,6 +26,7 @@ from metajax.data.masking import (
     pretraining_batch,
     take,
 )
+from metajax.data.packing import Shape, Shapes
 from metajax.data.tasks import TaskData, fingerprint, load_tasks
 from metajax.data.text import (
     Blocks,
@@ -36,18 +43,23 @@ __all__ = [
     "EpisodeSpec",
     "Episodes",
     "MaskRule",
+    "Shape",
+    "Shapes",
     "TaskData",
     "TokenizedTask",
     "Tokens",
-    "bucket_lengths",
     "check_episodes",
     "fingerprint",
+    "fit_episodes",
     "gather",
     "held_out",
     "load_tasks",
     "mask_rule",
     "mask_tokens",
     "pack_blocks",
+    "packed_parts",
+    "plan_batches",
+    "plan_episodes",
     "pretraining_batch",
     "read_lines",
     "sample_episodes",

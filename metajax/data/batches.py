@@ -1,26 +1,14 @@
 """Batches of tokenised examples, padded to few lengths, and those of supervised training."""
 
-import bisect
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from metajax.data.counting import shuffled_rows
+from metajax.data.packing import Shapes, bucket, fit_shapes, pack, plan_shapes
 from metajax.data.text import TokenizedTask, Tokens
 
-BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-
-
-def bucket(longest: int, tasks: Sequence[TokenizedTask]) -> int:
-    """Returns the length to pad a batch to whose longest example has `longest` tokens.
-
-    That is the next of `BUCKETS`, or beyond them the next multiple of 128, so that few
-    shapes are compiled; but no more than the longest example of all tasks has, for a
-    bucket may be longer than the model's positions.
-    """
-    index = bisect.bisect_left(BUCKETS, longest)
-    rounded = BUCKETS[index] if index < len(BUCKETS) else -(-longest // 128) * 128
-    return min(rounded, max(task.tokens.input_ids.shape[1] for task in tasks))
+_PLANNED_STEPS = 64
 
 
 def token_batch(tokens: Tokens, rows: np.ndarray, length: int) -> dict[str, np.ndarray]:
@@ -56,8 +44,7 @@ def supervised_batch(
         int(t): picked[which == t] - (ends[t] - len(tasks[t].labels)) for t in np.unique(which)
     }
     longest = max(int(tasks[t].tokens.lengths[rows].max()) for t, rows in groups.items())
-    length = bucket(longest, tasks)
-    parts = [token_batch(tasks[t].tokens, rows, length) for t, rows in groups.items()]
+    parts = [token_batch(tasks[t].tokens, rows, longest) for t, rows in groups.items()]
     regression = any(not task.label_names for task in tasks)
     labels = np.concatenate([tasks[t].labels[rows] for t, rows in groups.items()])
     # Task by task up to here; from here on in the order of the shuffle.
@@ -65,6 +52,45 @@ def supervised_batch(
     batch = {key: np.concatenate([part[key] for part in parts])[back] for key in parts[0]}
     batch["labels"] = labels[back].astype(np.float32 if regression else np.int32)
     return batch | {"task": which}
+
+
+def plan_batches(
+    tasks: Sequence[TokenizedTask], seed: int, batch_size: int, parts: int
+) -> tuple[Shapes, ...]:
+    """Chooses the shapes that `packed_parts` packs a run's batches to."""
+    batches = (supervised_batch(tasks, seed, step, batch_size) for step in range(_PLANNED_STEPS))
+    return plan_shapes([(_lengths(batch, parts),) for batch in batches], longest_text(tasks))
+
+
+def packed_parts(
+    batch: dict[str, np.ndarray], parts: int, plan: Sequence[Shapes]
+) -> dict[str, np.ndarray]:
+    """Splits a batch into equal parts and packs each.
+
+    Args:
+      batch: As `supervised_batch` gives it, B a multiple of parts.
+      parts: P.
+      plan: From `plan_batches`.
+
+    Returns:
+      Leaves [P, ...]: the tokens as `pack` returns them, the rest [P, B / P].
+    """
+    (shape,) = fit_shapes((_lengths(batch, parts),), plan)
+    split = {key: value.reshape(parts, -1, *value.shape[1:]) for key, value in batch.items()}
+    tokens = ("input_ids", "attention_mask", "token_type_ids")
+    packed = [pack({key: split[key][p] for key in tokens}, shape) for p in range(parts)]
+    rest = {key: value for key, value in split.items() if key not in tokens}
+    return {key: np.stack([part[key] for part in packed]) for key in packed[0]} | rest
+
+
+def _lengths(batch: dict[str, np.ndarray], parts: int) -> np.ndarray:
+    """The lengths of the texts of each part, [P, B / P]."""
+    return batch["attention_mask"].sum(1).reshape(parts, -1)
+
+
+def longest_text(tasks: Sequence[TokenizedTask]) -> int:
+    """The tokens of the longest text of some data sets."""
+    return max(task.tokens.input_ids.shape[1] for task in tasks)
 
 
 def supervised_eval_batches(
@@ -85,7 +111,7 @@ def supervised_eval_batches(
     for begin in range(0, size, batch_size):
         places = np.arange(begin, begin + batch_size)
         rows = np.minimum(places, size - 1)
-        length = bucket(int(task.tokens.lengths[rows].max()), [task])
+        length = bucket(int(task.tokens.lengths[rows].max()), longest_text([task]))
         yield token_batch(task.tokens, rows, length) | {
             "labels": task.labels[rows],
             "task": np.full(batch_size, head, np.int32),

@@ -5,14 +5,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from metajax.data.batches import bucket, token_batch
+from metajax.data.batches import longest_text, token_batch
 from metajax.data.counting import generator
+from metajax.data.packing import Shape, Shapes, fit_shapes, pack, plan_shapes
 from metajax.data.tasks import TaskData
 from metajax.data.text import TokenizedTask
 from metajax.errors import InputError
 
 if TYPE_CHECKING:
     from metajax.types import Task
+
+_PLANNED_EPISODES = 128
 
 
 class EpisodeSpec(NamedTuple):
@@ -34,7 +37,7 @@ class Episodes(NamedTuple):
     """T episodes as indices; S = C * shots, Q = C * queries, C the most classes of any.
 
     Examples stand class by class, padding at the end. Where there is padding the index is
-    that of the episode's first example, so that nothing downstream meets an empty text.
+    that of the episode's first example.
 
     Attributes:
       task: int64 [T]; which data set.
@@ -146,44 +149,62 @@ def sample_episodes(
     )
 
 
-def bucket_lengths(tasks: Sequence[TokenizedTask], episodes: Episodes) -> tuple[int, int]:
-    """Returns the sequence lengths that `gather` would pad support and query to."""
+def plan_episodes(
+    tasks: Sequence[TokenizedTask], spec: EpisodeSpec, seed: int, count: int
+) -> tuple[Shapes, ...]:
+    """Chooses the shapes of support and query that steps of some episodes are packed to.
 
-    def longest(rows: np.ndarray) -> int:
-        return max(
-            int(tasks[task].tokens.lengths[row].max()) for task, row in zip(episodes.task, rows)
-        )
+    Args:
+      tasks: The data sets.
+      spec: The size of an episode.
+      seed: The run's seed.
+      count: T, episodes a step.
+    """
+    steps = range(max(8, _PLANNED_EPISODES // count))
+    drawn = (sample_episodes(tasks, spec, seed, step, count) for step in steps)
+    return plan_shapes([_lengths(tasks, episodes) for episodes in drawn], longest_text(tasks))
 
-    return bucket(longest(episodes.support), tasks), bucket(longest(episodes.query), tasks)
 
-
-def gather(
-    tasks: Sequence[TokenizedTask],
-    episodes: Episodes,
-    lengths: tuple[int, int] | None = None,
-) -> "Task":
-    """Assembles the batches of T episodes.
+def gather(tasks: Sequence[TokenizedTask], episodes: Episodes, plan: Sequence[Shapes]) -> "Task":
+    """Assembles the batches of T episodes, packed.
 
     Args:
       tasks: The data sets the episodes were drawn from.
       episodes: What to assemble.
-      lengths: Sequence lengths of support and query; by default those of
-        `bucket_lengths`. A host that assembles its share of a step takes those of the
-        whole step, for all hosts must run the same shapes.
+      plan: From `plan_episodes`; the first shapes that fit are taken. A host that assembles
+        its share of a step gives those that `fit_episodes` takes for the whole step, for all
+        hosts must run the same shapes.
 
     Returns:
-      Task(support, query), each a dict of input_ids, attention_mask, token_type_ids
-      int32 [T, B, L], labels int32 [T, B], example_mask float32 [T, B] and class_mask
-      float32 [T, C]; B is S or Q.
+      Task(support, query), each a dict of input_ids, token_type_ids, position_ids, example_ids
+      int32 [T, R, L] and first_token int32 [T, B] (see `metajax.data.packing.pack`), labels
+      int32 [T, B], example_mask float32 [T, B] and class_mask float32 [T, C]; B is S or Q.
     """
     from metajax.types import Task  # which imports jax
 
-    support_length, query_length = lengths or bucket_lengths(tasks, episodes)
+    support, query = fit_episodes(tasks, episodes, plan)
     e = episodes
     return Task(
-        _batch(tasks, e, e.support, e.support_labels, e.support_mask, support_length),
-        _batch(tasks, e, e.query, e.query_labels, e.query_mask, query_length),
+        _batch(tasks, e, e.support, e.support_labels, e.support_mask, support),
+        _batch(tasks, e, e.query, e.query_labels, e.query_mask, query),
     )
+
+
+def fit_episodes(
+    tasks: Sequence[TokenizedTask], episodes: Episodes, plan: Sequence[Shapes]
+) -> Shapes:
+    """Returns the shapes of a plan that some episodes are packed to."""
+    return fit_shapes(_lengths(tasks, episodes), plan)
+
+
+def _lengths(tasks: Sequence[TokenizedTask], episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
+    """The lengths [T, S] and [T, Q] of the texts; 0 at padding."""
+
+    def of(rows: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        found = [tasks[task].tokens.lengths[row] for task, row in zip(episodes.task, rows)]
+        return np.stack(found) * (mask > 0)
+
+    return of(episodes.support, episodes.support_mask), of(episodes.query, episodes.query_mask)
 
 
 def _batch(
@@ -192,9 +213,12 @@ def _batch(
     rows: np.ndarray,
     labels: np.ndarray,
     mask: np.ndarray,
-    length: int,
+    shape: Shape,
 ) -> dict[str, np.ndarray]:
-    tokens = [tasks[task].tokens for task in episodes.task]
-    parts = [token_batch(tokens[t], rows[t], length) for t in range(len(tokens))]
+    parts = []
+    for task, row, present in zip(episodes.task, rows, mask):
+        padded = token_batch(tasks[task].tokens, row, shape.length)
+        padded["attention_mask"] *= (present > 0)[:, None]
+        parts.append(pack(padded, shape))
     batch = {key: np.stack([part[key] for part in parts]) for key in parts[0]}
     return batch | {"labels": labels, "example_mask": mask, "class_mask": episodes.class_mask}

@@ -10,9 +10,9 @@ import optax
 
 from metajax.models.bert import at_least_float32
 from metajax.models.pretrained import Batch, Bert, Params
+from metajax.types import Start
 
 LossFn = Callable[[Params, Batch, jax.Array | None], tuple[jax.Array, dict[str, Any]]]
-HeadStart = Callable[[Params, Batch, jax.Array | None], Params]
 
 
 def masked_lm_loss(model: Bert) -> LossFn:
@@ -66,7 +66,7 @@ def classification_loss(model: Bert) -> LossFn:
     return loss_fn
 
 
-def prototype_start(model: Bert) -> HeadStart:
+def prototype_start(model: Bert) -> Start:
     """A head that begins as the nearest-prototype classifier of the support set.
 
     With c_k the mean feature of class k, the head has weights c_k and bias -|c_k|^2 / 2, so
@@ -92,7 +92,7 @@ def prototype_start(model: Bert) -> HeadStart:
     return start
 
 
-def zero_start(model: Bert) -> HeadStart:
+def zero_start(model: Bert) -> Start:
     """A head of zeros: `(params, support, rng) -> params` that adds "classifier"."""
 
     def start(params: Params, support: Batch, rng: jax.Array | None) -> Params:
@@ -106,7 +106,7 @@ def zero_start(model: Bert) -> HeadStart:
 
 
 def _with_classifier(params: Params, kernel_HxC: jax.Array, bias_C: jax.Array) -> Params:
-    dtype = params["embeddings"]["word"].dtype
+    dtype = jax.tree.leaves(params)[0].dtype
     classifier = {"kernel": kernel_HxC[None].astype(dtype), "bias": bias_C[None].astype(dtype)}
     return {**params, "classifier": classifier}
 

@@ -4,8 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from metajax.data import supervised_batch, supervised_eval_batches
-from metajax.data.batches import BUCKETS, bucket
+from metajax.data import packed_parts, plan_batches, supervised_batch, supervised_eval_batches
 
 
 @pytest.fixture(scope="module")
@@ -16,15 +15,6 @@ def tasks(make_task):
 def find(task, ids):
     """The rows of a task's texts by their tokens."""
     return [row for row in range(len(task.labels)) if (task.tokens.input_ids[row] == ids).all()]
-
-
-def test_buckets(make_task):
-    wide = [make_task("wide", [1, 1])]
-    wide[0] = wide[0]._replace(tokens=wide[0].tokens._replace(input_ids=np.zeros((2, 700))))
-    assert [bucket(n, wide) for n in (1, 16, 17, 33, 129, 512)] == [16, 16, 32, 48, 192, 512]
-    assert [bucket(n, wide) for n in (513, 640, 641)] == [640, 640, 700]
-    wide[0] = wide[0]._replace(tokens=wide[0].tokens._replace(input_ids=np.zeros((2, 50))))
-    assert {bucket(n, wide) for n in range(1, 51)} == {*BUCKETS[:3], 50}
 
 
 def test_supervised_batches_take_every_example_once_an_epoch(tasks):
@@ -64,7 +54,23 @@ def test_supervised_layout(tasks):
     assert batch.keys() == {"input_ids", "attention_mask", "token_type_ids", "labels", "task"}
     assert {value.dtype for value in batch.values()} == {np.dtype(np.int32)}
     assert batch["labels"].shape == batch["task"].shape == (8,)
-    assert batch["input_ids"].shape[1] in (8, 12)  # 16, but no text is longer than 12
+    assert batch["input_ids"].shape[1] == batch["attention_mask"].sum(1).max()
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_packed_parts_hold_the_batch(tasks, parts):
+    plan = plan_batches(tasks, 0, 8, parts)
+    for step in range(8):
+        batch = supervised_batch(tasks, 0, step, 8)
+        packed = packed_parts(batch, parts, plan)
+        assert packed["input_ids"].shape[1:] in [shape for (shape,) in plan]
+        for key in ("labels", "task"):
+            np.testing.assert_array_equal(packed[key].reshape(-1), batch[key])
+        for row in range(8):
+            part, text = divmod(row, 8 // parts)
+            found = packed["input_ids"][part][packed["example_ids"][part] == text]
+            expected = batch["input_ids"][row, : batch["attention_mask"][row].sum()]
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_a_regression_makes_all_labels_floats(tasks):

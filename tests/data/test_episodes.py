@@ -4,9 +4,10 @@ import pytest
 from metajax.data import (
     EpisodeSpec,
     TaskData,
-    bucket_lengths,
     check_episodes,
+    fit_episodes,
     gather,
+    plan_episodes,
     sample_episodes,
 )
 from metajax.errors import InputError
@@ -104,47 +105,46 @@ def test_a_batch_of_few_classes_has_the_shape_of_all(glue):
 
 def test_gather_takes_the_rows(glue):
     episodes = sample_episodes(glue, WHOLE, 0, 1, 6)
-    batch = gather(glue, episodes)
+    batch = gather(glue, episodes, plan_episodes(glue, WHOLE, 0, 6))
     for name in ("support", "query"):
         part, rows = getattr(batch, name), getattr(episodes, name)
-        tokens = {"input_ids", "attention_mask", "token_type_ids"}
+        tokens = {"input_ids", "token_type_ids", "position_ids", "example_ids", "first_token"}
         assert set(part) == tokens | {"labels", "example_mask", "class_mask"}
-        T, B, L = part["input_ids"].shape
-        assert rows.shape == (T, B)
-        assert part["attention_mask"].shape == part["token_type_ids"].shape == (T, B, L)
+        assert rows.shape == part["first_token"].shape
+        mask = getattr(episodes, f"{name}_mask")
         for t, task in enumerate(episodes.task):
-            tokens = glue[task].tokens
-            width = min(L, tokens.input_ids.shape[1])
-            expected = tokens.input_ids[rows[t], :width]
-            np.testing.assert_array_equal(part["input_ids"][t, :, :width], expected)
-            assert not part["input_ids"][t, :, width:].any()
-            np.testing.assert_array_equal(part["attention_mask"][t].sum(1), tokens.lengths[rows[t]])
+            texts = glue[task].tokens
+            for b, row in enumerate(rows[t]):
+                found = part["input_ids"][t][part["example_ids"][t] == b]
+                expected = texts.input_ids[row, : texts.lengths[row]] if mask[t, b] else []
+                np.testing.assert_array_equal(found, expected)  # padding takes no room
         np.testing.assert_array_equal(part["labels"], getattr(episodes, f"{name}_labels"))
-        np.testing.assert_array_equal(part["example_mask"], getattr(episodes, f"{name}_mask"))
+        np.testing.assert_array_equal(part["example_mask"], mask)
         np.testing.assert_array_equal(part["class_mask"], episodes.class_mask)
         integers = [part[k].dtype for k in part if not k.endswith("mask")]
-        assert {*integers, part["attention_mask"].dtype} == {np.dtype(np.int32)}
+        assert set(integers) == {np.dtype(np.int32)}
         assert part["example_mask"].dtype == part["class_mask"].dtype == np.float32
-        assert (part["attention_mask"][..., 0] == 1).all()  # padding examples have text too
 
 
-def test_lengths_are_buckets_of_the_longest(glue):
-    for step in range(10):
+def test_few_shapes_serve_all_steps(glue):
+    plan = plan_episodes(glue, WHOLE, 0, 2)
+    shapes = set()
+    for step in range(100):
         episodes = sample_episodes(glue, WHOLE, 0, step, 2)
-        batch = gather(glue, episodes)
-        for part, length in zip(batch, bucket_lengths(glue, episodes)):
-            longest = part["attention_mask"].sum(-1).max()
-            buckets = [16, 22]  # 32, but no text is longer than 22
-            assert part["input_ids"].shape[-1] == length == min(b for b in buckets if b >= longest)
+        batch = gather(glue, episodes, plan)
+        shapes.add((batch.support["input_ids"].shape[1:], batch.query["input_ids"].shape[1:]))
+        assert (batch.query["input_ids"] > 0).sum() == (batch.query["example_ids"] >= 0).sum()
+    assert shapes <= set(plan)
+    assert len(plan) <= 3
 
 
-def test_hosts_pad_their_shares_to_the_length_of_the_whole(glue):
+def test_hosts_pack_their_shares_as_the_whole(glue):
+    plan = plan_episodes(glue, WHOLE, 0, 8)
     whole = sample_episodes(glue, WHOLE, 0, 0, 8)
-    lengths = bucket_lengths(glue, whole)
-    expected = gather(glue, whole)
+    shapes = fit_episodes(glue, whole, plan)
+    expected = gather(glue, whole, plan)
     samples = [sample_episodes(glue, WHOLE, 0, 0, 1, first=first) for first in range(8)]
-    assert len({bucket_lengths(glue, sample) for sample in samples}) > 1
-    shares = [gather(glue, sample, lengths) for sample in samples]
+    shares = [gather(glue, sample, [shapes]) for sample in samples]
     for name in ("support", "query"):
         for key, value in getattr(expected, name).items():
             parts = [getattr(share, name)[key] for share in shares]

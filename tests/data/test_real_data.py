@@ -14,6 +14,7 @@ from metajax.data import (
     load_tasks,
     mask_rule,
     pack_blocks,
+    plan_episodes,
     pretraining_batch,
     sample_episodes,
     tokenize_task,
@@ -76,7 +77,8 @@ def test_batches_take_milliseconds(data, tokenizer):
     spec = EpisodeSpec(5, 5, 5)
     check_episodes(tasks, spec)
     tokenized = [tokenize_task(task, tokenizer, 64) for task in tasks]
-    step = lambda n: gather(tokenized, sample_episodes(tokenized, spec, 0, n, 4))  # noqa: E731
+    plan = plan_episodes(tokenized, spec, 0, 4)
+    step = lambda n: gather(tokenized, sample_episodes(tokenized, spec, 0, n, 4), plan)  # noqa: E731
     assert per_call(step) < 0.02
     blocks = pack_blocks(tasks[0].texts, tokenizer, 128)
     for whole_word in (False, True):

@@ -1,0 +1,47 @@
+"""Several examples in a row give what each gives alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metajax.data.packing import Shape, pack
+from metajax.models import Bert, classification_loss
+from tests.models.helpers import TINY, make_batch, make_params
+
+SHAPES = [Shape(3, 7), Shape(2, 9), Shape(1, 16), Shape(4, 12)]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("pooling", ["mean", "pooler"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_packed_rows_change_nothing(pooling, shape):
+    model = Bert(TINY, head="classification", num_labels=(3,), pooling=pooling)
+    params = make_params(model, dtype=jnp.float64)
+    rest = {"labels": jnp.array([2, 0, 1]), "example_mask": jnp.array([1.0, 1.0, 0.5])}
+    plain = make_batch()
+    packed = pack({key: np.asarray(value) for key, value in plain.items()}, shape)
+    run = jax.jit(jax.value_and_grad(classification_loss(model), has_aux=True))
+    expected, found = (run(params, batch | rest, None) for batch in (plain, packed))
+
+    def close(a, b):
+        assert np.abs(a - b).max() <= 1e-12 * max(1, np.abs(b).max())
+
+    jax.tree.map(close, found, expected)
+    close(model(params, packed).pooled, model(params, plain).pooled)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "pooler"])
+def test_an_example_without_tokens_is_harmless(pooling):
+    model = Bert(TINY, head="classification", num_labels=(3,), pooling=pooling, feature_norm=2.0)
+    params = make_params(model)
+    plain = make_batch()
+    plain["attention_mask"] = plain["attention_mask"].at[1].set(0)
+    packed = pack({key: np.asarray(value) for key, value in plain.items()}, Shape(2, 7))
+    rest = {"labels": jnp.array([2, 0, 1]), "example_mask": jnp.array([1.0, 0.0, 1.0])}
+    run = jax.value_and_grad(classification_loss(model), has_aux=True)
+    (loss, _), grads = run(params, packed | rest, None)
+    assert np.isfinite(loss)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    moved = packed | {"labels": jnp.array([2, 2, 1])}
+    assert run(params, moved | rest, None)[0][0] == loss
