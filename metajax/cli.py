@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import errno
 import importlib
 import json
 import logging
@@ -69,6 +70,18 @@ COMMANDS = {
         settings.DemoSettings,
         "metajax demo",
     ),
+}
+
+
+# A path that the user gave cannot be used: the input's fault, unlike a disk that is full.
+_MISNAMED = {
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
 }
 
 
@@ -169,6 +182,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read our output has enough of it: leave nothing for the exit to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in _MISNAMED or not error.filename:
+            raise
+        reason = (error.strerror or "cannot be used").lower()
+        print(f"metajax: error: {error.filename}: {reason}: name another", file=sys.stderr)
+        return 2
     return 0
 
 

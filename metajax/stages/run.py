@@ -7,12 +7,14 @@ metrics.jsonl     one JSON object a step
 results.json      what the stage reports at its end
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -182,6 +184,24 @@ def begin(run: Run, save_model: Callable[[Path], None]) -> None:
         write_atomically(run.path / "run.json", json.dumps(run.record, indent=2) + "\n")
     if not (run.model / "config.json").is_file():
         save_model(run.model)
+
+
+@contextlib.contextmanager
+def held(run: Run) -> Iterator[None]:
+    """Keeps other processes out of a run that has begun; a killed one lets go by itself.
+
+    Raises:
+        InputError: another process is at work in the workdir.
+    """
+    with (run.path / "run.json").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{run.path}: another process is running there: wait for it, or name another "
+                "--workdir"
+            ) from None
+        yield
 
 
 class MetricsLog:

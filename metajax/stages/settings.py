@@ -199,8 +199,11 @@ class MetatrainSettings(TrainSettings, TaskSettings, EpisodeSettings, InnerSetti
 
     learning_rate: float = option("AdamW's peak, in the outer loop", 2e-5, above=0)
     algorithm: str = option(
-        "maml is exact second order, fomaml first order", "maml", choices=("maml", "fomaml")
+        "maml is exact second order, fomaml first order; anil adapts the head alone; reptile",
+        "maml",
+        choices=("maml", "fomaml", "anil", "reptile"),
     )
+    low_memory: bool = option("maml in less memory, exact too but slower", False)
     steps: int = option("outer steps", 300, minimum=1)
     meta_batch_size: int = option("episodes a step", 4, minimum=1)
     chunk_size: int | None = option(

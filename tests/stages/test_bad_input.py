@@ -1,5 +1,6 @@
 """Bad input: exit status 2, one line that says what, where and what to do, and nothing written."""
 
+import fcntl
 import json
 import os
 import re
@@ -351,3 +352,17 @@ def test_export(refused, chain, material, tmp_path, monkeypatch):
     refused("choose from glue:mrpc", "export", "--model", chain.finetune, "--output", "out")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     refused("is not writable", *export, "out")
+
+
+def test_paths_that_cannot_be(refused, chain):
+    refused("file name too long", "export", "--model", "x" * 5000, "--output", "out")
+    refused("file name too long", "predict", "--model", chain.adapt, "--input", "x" * 5000)
+
+
+def test_two_runs_in_one_workdir(refused, material, tmp_path):
+    command = pretrain_command(material, tmp_path / "run")
+    tiny.succeed(*command)
+    with (tmp_path / "run" / "run.json").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        refused("another process is running there: wait", *command)
+    tiny.succeed(*command)

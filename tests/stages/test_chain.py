@@ -15,6 +15,7 @@ import transformers
 import metajax
 from metajax import checkpoint
 from metajax.stages.source import open_source
+from tests.stages.commands import metatrain_command
 
 
 def record_of(workdir):
@@ -265,3 +266,15 @@ def test_over_long_text_is_cut_and_said_once(chain, material, tmp_path):
     )
     assert done.status == 0
     assert done.err.count("1 of 16 texts were cut to 32 tokens") == 1
+
+
+@pytest.mark.parametrize("settings", [{"algorithm": "anil"}, {"algorithm": "reptile"}])
+def test_other_algorithms_train_and_adapt(material, tmp_path, settings):
+    tiny.succeed(*metatrain_command(material, tmp_path / "meta", steps=1, **settings))
+    tiny.succeed(
+        *("adapt", "--model", tmp_path / "meta", "--tasks", material.new),
+        *("--workdir", tmp_path / "new"),
+    )
+    rows = tiny.rows_of(tmp_path / "meta")
+    assert rows[-1]["step"] == 1
+    assert rows[-1]["grad_norm"] > 0
