@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from metajax.errors import InputError
     from metajax.evaluate import Estimate, evaluate
-    from metajax.maml import maml
+    from metajax.implicit import imaml
+    from metajax.maml import anil, maml
+    from metajax.meta_sgd import maml_plus_plus, meta_sgd
+    from metajax.metric import proto_maml, protonet
     from metajax.models import Bert, from_pretrained, save_pretrained
     from metajax.outer import Metrics, OuterState
     from metajax.parallel import OuterLoop, outer_loop
+    from metajax.reptile import reptile
     from metajax.supervised import supervised
     from metajax.types import AdaptInfo, LossFn, MetaAlgorithm, MetaInfo, Task
 
@@ -30,10 +34,17 @@ __all__ = [
     "OuterLoop",
     "OuterState",
     "Task",
+    "anil",
     "evaluate",
     "from_pretrained",
+    "imaml",
     "maml",
+    "maml_plus_plus",
+    "meta_sgd",
     "outer_loop",
+    "proto_maml",
+    "protonet",
+    "reptile",
     "save_pretrained",
     "supervised",
 ]
@@ -41,10 +52,14 @@ __all__ = [
 _MODULES = {
     "errors": ("InputError",),
     "evaluate": ("Estimate", "evaluate"),
-    "maml": ("maml",),
+    "implicit": ("imaml",),
+    "maml": ("anil", "maml"),
+    "meta_sgd": ("maml_plus_plus", "meta_sgd"),
+    "metric": ("proto_maml", "protonet"),
     "models": ("Bert", "from_pretrained", "save_pretrained"),
     "outer": ("Metrics", "OuterState"),
     "parallel": ("OuterLoop", "outer_loop"),
+    "reptile": ("reptile",),
     "supervised": ("supervised",),
     "types": ("AdaptInfo", "LossFn", "MetaAlgorithm", "MetaInfo", "Task"),
 }

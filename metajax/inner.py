@@ -1,12 +1,19 @@
 """The inner loop: K steps of an optax optimizer on one support set."""
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.types import AdaptInfo, Batch, Key, LossFn, Params
+from metajax.hypergrad import InnerLoss, forward_over_reverse, reverse
+from metajax.types import AdaptInfo, Batch, Key, Params
+
+InnerLoop = Callable[
+    [optax.GradientTransformation, Params, Params, Batch, Key | None], tuple[Params, AdaptInfo]
+]
 
 
 def fold_in(rng: Key | None, index: int | jax.Array) -> Key | None:
@@ -15,45 +22,75 @@ def fold_in(rng: Key | None, index: int | jax.Array) -> Key | None:
 
 
 def inner_loop(
-    loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
+    loss_fn: InnerLoss,
     num_steps: int,
     *,
     first_order: bool = False,
-) -> Callable[[Params, Batch, Key | None], tuple[Params, AdaptInfo]]:
+    low_memory: bool = False,
+) -> InnerLoop:
     """Makes the function that adapts parameters to a support set.
 
     Args:
-        loss_fn: the loss to descend.
-        optimizer: any optax optimizer. Its state starts afresh for each task. Adam needs
-            `eps_root > 0` on the second-order path: the second derivative of the square root
-            is infinite where a gradient is exactly zero.
+        loss_fn: `(adapted, frozen, batch, rng) -> loss`, to descend in `adapted`.
         num_steps: K >= 0.
-        first_order: treat the updates as constants, so that the gradient through the loop
+        first_order: treat the gradients as constants, so that the gradient through the loop
             is the identity (Finn et al. 2017, section 5.2).
+        low_memory: differentiate forward over reverse (see `metajax.hypergrad`), and keep the
+            parameters of about 2 sqrt(K) steps rather than of all K: the others are computed
+            again, a group of sqrt(K) at a time.
 
     Returns:
-        `(params, support, rng) -> (adapted_params, AdaptInfo)`, differentiable.
+        `(optimizer, adapted, frozen, support, rng) -> (adapted, AdaptInfo)`, differentiable. The
+        optimizer is any of optax; its state starts afresh. It may hold what is differentiated:
+        learned rates, say. Adam needs `eps_root > 0` on the second-order path: the second
+        derivative of the square root is infinite where a gradient is exactly zero.
     """
     if num_steps < 0:
         raise ValueError(f"num_steps is {num_steps}: give a number of inner steps >= 0")
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    low_memory = low_memory and not first_order
+    gradient = forward_over_reverse(loss_fn) if low_memory else reverse(loss_fn)
+    group = math.isqrt(num_steps) if low_memory else 1
 
-    def run(params: Params, batch: Batch, rng: Key | None) -> tuple[Params, AdaptInfo]:
+    def run(
+        optimizer: optax.GradientTransformation,
+        adapted: Params,
+        frozen: Params,
+        batch: Batch,
+        rng: Key | None,
+    ) -> tuple[Params, AdaptInfo]:
         if num_steps == 0:
-            return params, AdaptInfo(jnp.zeros(0))
+            return adapted, AdaptInfo(jnp.zeros(0))
+        if first_order:
+            frozen, batch = jax.lax.stop_gradient((frozen, batch))
 
         def step(carry: tuple, index: jax.Array) -> tuple[tuple, jax.Array]:
-            params, opt_state = carry
-            # Updates computed at a constant point are constants.
-            point = jax.lax.stop_gradient(params) if first_order else params
-            (loss, _), grads = value_and_grad(point, batch, fold_in(rng, index))
+            adapted, opt_state = carry
+            # Gradients at a constant point are constants.
+            point = jax.lax.stop_gradient(adapted) if first_order else adapted
+            loss, grads = gradient(point, frozen, batch, fold_in(rng, index))
             updates, opt_state = optimizer.update(grads, opt_state, point)
-            return (optax.apply_updates(params, updates), opt_state), loss
+            return (optax.apply_updates(adapted, updates), opt_state), loss
 
-        start = jax.lax.stop_gradient(params) if first_order else params
-        carry = (params, optimizer.init(start))
-        (params, _), losses = jax.lax.scan(step, carry, jnp.arange(num_steps))
-        return params, AdaptInfo(losses)
+        start = jax.lax.stop_gradient(adapted) if first_order else adapted
+        carry = (adapted, optimizer.init(start))
+        (adapted, _), losses = _scan(step, carry, num_steps, group)
+        return adapted, AdaptInfo(losses)
 
     return run
+
+
+def _scan(step: Callable, carry: Any, count: int, group: int) -> tuple[Any, jax.Array]:
+    """`jax.lax.scan` over 0 .. count - 1 whose backward pass repeats groups of steps."""
+    if group == 1:
+        return jax.lax.scan(step, carry, jnp.arange(count))
+
+    def run_group(carry: Any, indices: jax.Array) -> tuple[Any, jax.Array]:
+        return jax.lax.scan(step, carry, indices)
+
+    whole = count - count % group
+    repeated = jax.checkpoint(run_group, prevent_cse=False)  # A scan keeps CSE out.
+    carry, first = jax.lax.scan(repeated, carry, jnp.arange(whole).reshape(-1, group))
+    if whole == count:
+        return carry, first.reshape(-1)
+    carry, last = jax.checkpoint(run_group)(carry, jnp.arange(whole, count))
+    return carry, jnp.concatenate([first.reshape(-1), last])

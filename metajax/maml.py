@@ -1,17 +1,14 @@
 """Model-agnostic meta-learning (Finn, Abbeel & Levine 2017, arXiv:1703.03400)."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
 
-from metajax.inner import fold_in, inner_loop
-from metajax.types import AdaptInfo, Batch, Key, LossFn, MetaAlgorithm, MetaInfo, Params, Task
-
-# Keys of the independent uses of one task's key.
-_START, _INNER, _QUERY = range(3)
-
-Start = Callable[[Params, Batch, Key | None], Params]
+from metajax.adaptation import adaptation
+from metajax.types import LossFn, MetaAlgorithm, Reduce, Start
 
 
 def maml(
@@ -20,6 +17,9 @@ def maml(
     num_steps: int,
     *,
     first_order: bool = False,
+    low_memory: bool = False,
+    adapted: Callable[[str], bool] | None = None,
+    reduce: Reduce | None = None,
     start: Start | None = None,
 ) -> MetaAlgorithm:
     """Learns an initialisation from which few gradient steps solve a task.
@@ -32,7 +32,15 @@ def maml(
         inner_optimizer: any optax optimizer; see `metajax.inner.inner_loop` for Adam.
         num_steps: inner steps, K >= 0.
         first_order: leave out the second derivatives (FOMAML, section 5.2).
-        start: `(meta_params, support, rng) -> params`, where the inner loop starts if that is
+        low_memory: exact too, but what an inner step leaves behind no longer grows with its
+            activations (see `metajax.inner.inner_loop`); about half as fast. `loss_fn` must then
+            not close over anything that depends on the meta-parameters.
+        adapted: of a parameter's path (`layers/qkv/kernel`), whether the inner steps change it;
+            by default they change all. The outer loop trains the others too.
+        reduce: `(params, task) -> (params, task, restore)`: the same task in terms of fewer
+            parameters, what the inner steps cannot change computed once. `restore` puts the
+            adapted ones back.
+        start: `(params, support, rng) -> params`, where the inner loop starts if that is
             not at the meta-parameters themselves: a head made of the support set's class
             prototypes, for instance. It is differentiated through.
 
@@ -49,21 +57,50 @@ def maml(
         >>> grads
         Array([-0.25, -0.25], dtype=float32)
     """
-    loop = inner_loop(loss_fn, inner_optimizer, num_steps, first_order=first_order)
-
-    def adapt(meta_params: Params, support: Batch, rng: Key | None) -> tuple[Params, AdaptInfo]:
-        params = meta_params
-        if start is not None:
-            params = start(meta_params, support, fold_in(rng, _START))
-        return loop(params, support, fold_in(rng, _INNER))
-
-    def query_loss(meta_params: Params, task: Task, rng: Key | None) -> tuple[jax.Array, MetaInfo]:
-        params, adapt_info = adapt(meta_params, task.support, rng)
-        loss, aux = loss_fn(params, task.query, fold_in(rng, _QUERY))
-        return loss, MetaInfo(loss, aux, adapt_info.support_loss)
-
+    learner = adaptation(
+        loss_fn,
+        num_steps,
+        first_order=first_order,
+        low_memory=low_memory,
+        adapted=adapted,
+        reduce=reduce,
+        start=start,
+    )
     return MetaAlgorithm(
         init=lambda params: params,
-        adapt=adapt,
-        meta_grad=jax.grad(query_loss, has_aux=True),
+        adapt=functools.partial(learner.adapt, inner_optimizer),
+        meta_grad=jax.grad(functools.partial(learner.query_loss, inner_optimizer), has_aux=True),
     )
+
+
+def anil(
+    loss_fn: LossFn,
+    inner_optimizer: optax.GradientTransformation,
+    num_steps: int,
+    *,
+    head: Callable[[str], bool],
+    **settings: Any,
+) -> MetaAlgorithm:
+    """Almost no inner loop: the inner steps change the head alone (Raghu et al. 2020).
+
+    https://arxiv.org/abs/1909.09157, section 4. The outer loop trains all.
+
+    Args:
+        loss_fn: as for `maml`.
+        inner_optimizer: as for `maml`.
+        num_steps: K >= 0.
+        head: of a parameter's path, whether it belongs to the head.
+        **settings: the others of `maml`.
+
+    Example:
+        >>> import jax.numpy as jnp, metajax, optax
+        >>> def loss_fn(params, batch, rng):
+        ...     return jnp.sum((params["body"] * params["head"] - batch) ** 2) / 2, {}
+        >>> algorithm = metajax.anil(
+        ...     loss_fn, optax.sgd(0.5), 1, head=lambda path: path == "head")
+        >>> params = {"body": jnp.ones(1), "head": jnp.zeros(1)}
+        >>> adapted, _ = algorithm.adapt(params, jnp.ones(1), None)
+        >>> float(adapted["body"][0]), float(adapted["head"][0])
+        (1.0, 0.5)
+    """
+    return maml(loss_fn, inner_optimizer, num_steps, adapted=head, **settings)

@@ -65,3 +65,9 @@ class MetaAlgorithm(NamedTuple):
     init: Callable[[Params], PyTree]
     adapt: Callable[[PyTree, Batch, Key | None], tuple[Params, AdaptInfo]]
     meta_grad: Callable[[PyTree, Task, Key | None], tuple[PyTree, MetaInfo]]
+
+
+# (params, support, rng) -> params: where the inner loop starts.
+Start = Callable[[Params, Batch, Key | None], Params]
+# (params, task) -> (params, task, restore), restore: (params) -> params.
+Reduce = Callable[[Params, Task], tuple[Params, Task, Callable[[Params], Params]]]

@@ -72,5 +72,6 @@ def nth(tasks, index):
 def relative_gap(left, right):
     """Largest difference over all leaves, relative to the largest value."""
     left, right = jax.device_get((left, right))
-    gap = max(jax.tree.leaves(jax.tree.map(lambda a, b: np.max(np.abs(a - b)), left, right)))
-    return gap / max(np.max(np.abs(leaf)) for leaf in jax.tree.leaves(right))
+    largest = lambda x: np.max(np.abs(x), initial=0)  # noqa: E731
+    gap = max(jax.tree.leaves(jax.tree.map(lambda a, b: largest(a - b), left, right)))
+    return gap / max(largest(leaf) for leaf in jax.tree.leaves(right))

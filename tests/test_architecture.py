@@ -10,17 +10,18 @@ FILES = sorted((ROOT / "metajax").rglob("*.py"))
 MAX_LINES = 320
 
 CONTRACTS = {"errors", "types", "tree"}
-ALGORITHMS = {"maml", "supervised"}
-LEARNING = {"inner", *ALGORITHMS, "outer", "parallel", "evaluate"}
+ALGORITHMS = {"maml", "reptile", "meta_sgd", "implicit", "metric", "supervised"}
+LEARNING = {"inner", "adaptation", *ALGORITHMS, "outer", "parallel", "evaluate"}
 # What each part may import besides itself. An algorithm may not even import another.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
     "tree": {"types"},
-    "inner": CONTRACTS,
     "hypergrad": CONTRACTS,
-    **{name: {*CONTRACTS, "inner", "hypergrad"} for name in ALGORITHMS},
-    "outer": {*CONTRACTS, "inner", "hypergrad", *ALGORITHMS},
+    "inner": {*CONTRACTS, "hypergrad"},
+    "adaptation": {*CONTRACTS, "inner"},
+    **{name: {*CONTRACTS, "inner", "hypergrad", "adaptation"} for name in ALGORITHMS},
+    "outer": {*CONTRACTS, "inner", "hypergrad", "adaptation", *ALGORITHMS},
     "parallel": {*CONTRACTS, "outer"},
     "evaluate": {*CONTRACTS, "outer"},
     "optimizer": CONTRACTS,

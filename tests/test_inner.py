@@ -8,25 +8,30 @@ import pytest
 from metajax.inner import fold_in, inner_loop
 
 
+def loop(loss_fn, optimizer, num_steps, **settings):
+    """`(params, support, rng) -> (adapted, info)`, all of the parameters adapted."""
+    run = inner_loop(lambda p, _, batch, rng: loss_fn(p, batch, rng)[0], num_steps, **settings)
+    return lambda params, support, rng: run(optimizer, params, None, support, rng)
+
+
 def test_no_steps_change_nothing():
     params = jnp.arange(3.0)
-    adapted, info = inner_loop(problems.quadratic, optax.sgd(0.1), 0)(
-        params, problems.quadratic_task().support, None
-    )
+    run = loop(problems.quadratic, optax.sgd(0.1), 0)
+    adapted, info = run(params, problems.quadratic_task().support, None)
     assert adapted is params
     assert info.support_loss.shape == (0,)
 
 
 def test_negative_steps_are_refused():
     with pytest.raises(ValueError, match="num_steps is -1: give a number"):
-        inner_loop(problems.quadratic, optax.sgd(0.1), -1)
+        loop(problems.quadratic, optax.sgd(0.1), -1)
 
 
 @pytest.mark.parametrize("first_order", [False, True])
 def test_support_loss_is_that_before_each_step(x64, first_order):
     params, support = problems.mlp_params(), problems.one_task().support
-    loop = inner_loop(problems.mlp_loss, optax.sgd(0.1), 3, first_order=first_order)
-    adapted, info = loop(params, support, None)
+    run = loop(problems.mlp_loss, optax.sgd(0.1), 3, first_order=first_order)
+    adapted, info = run(params, support, None)
     for k in range(3):
         loss, grads = jax.value_and_grad(lambda p: problems.mlp_loss(p, support, None)[0])(params)
         np.testing.assert_allclose(info.support_loss[k], loss, rtol=1e-12)
@@ -39,7 +44,7 @@ def test_each_step_draws_its_own_noise():
         return jnp.sum(params) * jax.random.normal(rng), {}
 
     key = jax.random.key(3)
-    adapted, _ = inner_loop(loss_fn, optax.sgd(1.0), 3)(jnp.zeros(1), None, key)
+    adapted, _ = loop(loss_fn, optax.sgd(1.0), 3)(jnp.zeros(1), None, key)
     noise = [jax.random.normal(jax.random.fold_in(key, k)) for k in range(3)]
     np.testing.assert_allclose(adapted, [-sum(noise)], rtol=1e-6)
     assert len(set(map(float, noise))) == 3
@@ -50,14 +55,14 @@ def test_no_key_means_no_keys():
 
 
 def test_first_order_passes_gradients_through_unchanged():
-    loop = inner_loop(problems.quadratic, optax.adam(0.1), 3, first_order=True)
+    run = loop(problems.quadratic, optax.adam(0.1), 3, first_order=True)
     support = problems.quadratic_task().support
-    jacobian = jax.jacobian(lambda params: loop(params, support, None)[0])(jnp.ones(3))
+    jacobian = jax.jacobian(lambda params: run(params, support, None)[0])(jnp.ones(3))
     np.testing.assert_array_equal(jacobian, np.eye(3))
 
 
 def test_schedules_count_the_inner_steps():
     schedule = optax.schedules.piecewise_constant_schedule(0.1, {1: 0.5})
-    loop = inner_loop(lambda params, batch, rng: (params, {}), optax.sgd(schedule), 3)
-    adapted, _ = loop(jnp.float32(0), None, None)
+    run = loop(lambda params, batch, rng: (params, {}), optax.sgd(schedule), 3)
+    adapted, _ = run(jnp.float32(0), None, None)
     np.testing.assert_allclose(adapted, -(0.1 + 0.05 + 0.05), rtol=1e-6)

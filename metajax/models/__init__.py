@@ -9,6 +9,7 @@ from metajax.models.losses import (
     zero_start,
 )
 from metajax.models.pretrained import Bert, Outputs, from_pretrained, with_head
+from metajax.models.reduction import mentioned_rows, upper_layers
 from metajax.models.save import save_config, save_pretrained
 
 __all__ = [
@@ -20,9 +21,11 @@ __all__ = [
     "has_classifier",
     "hashes",
     "masked_lm_loss",
+    "mentioned_rows",
     "prototype_start",
     "save_config",
     "save_pretrained",
+    "upper_layers",
     "with_head",
     "zero_start",
 ]

@@ -11,9 +11,23 @@ from flax import nnx
 
 from metajax.errors import InputError
 from metajax.models import convert, files
-from metajax.models.bert import Encoder
+from metajax.models.bert import (
+    Block,
+    Dense,
+    Embeddings,
+    at_least_float32,
+    attention_bias,
+    dropout,
+    run_blocks,
+)
 from metajax.models.config import BertConfig
-from metajax.models.heads import ClassificationHeads, MaskedLMHead, mean_pool, rescale
+from metajax.models.heads import (
+    ClassificationHeads,
+    MaskedLMHead,
+    mean_pool,
+    mean_pool_packed,
+    rescale,
+)
 
 Params = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -81,12 +95,18 @@ class Bert:
 
     def init(self, rng: jax.Array) -> Params:
         """Fresh float32 parameters: normal with the configuration's `initializer_range`."""
-        encoder_rng, head_rng = jax.random.split(rng)
-        params = nnx.to_pure_dict(nnx.state(_encoder(self, nnx.Rngs(params=encoder_rng))))
-        key = HEAD_KEY[self.head]
-        if key:
-            params[key] = nnx.to_pure_dict(nnx.state(_head(self, nnx.Rngs(params=head_rng))))
-        return cast(Params, params)
+        names = self.parts
+        keys = zip(names, jax.random.split(rng, len(names)))
+        return {
+            name: cast(Params, nnx.to_pure_dict(nnx.state(_part(self, name, nnx.Rngs(params=key)))))
+            for name, key in keys
+        }
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The first keys of the parameters."""
+        head = HEAD_KEY[self.head]
+        return (*_ENCODER_KEYS, head) if head else _ENCODER_KEYS
 
     def __call__(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> Outputs:
         """Runs the model; pure, and differentiable as often as one likes.
@@ -94,17 +114,21 @@ class Bert:
         Args:
             params: as `init` gives them.
             batch: `input_ids`, `attention_mask`, `token_type_ids` `[B, L]`; optionally
-                `positions` `[B, M]`, `class_mask` `[C]`, `task` `[B]`.
+                `positions` `[B, M]`, `class_mask` `[C]`, `task` `[B]`. Several examples may
+                share a row: then `input_ids`, `token_type_ids`, `position_ids`, `example_ids`
+                (-1 at padding) `[R, L]` and `first_token` `[B]`, as `metajax.data.packing`
+                makes them, and no `attention_mask`. With `hidden` `[B, L, H]`, the result of
+                `embed` and `run_layers`, `params["layers"]` are the blocks after those.
             rng: the key of dropout; None means none.
         """
         encoder_rng, head_rng = (None, None) if rng is None else jax.random.split(rng)
         hidden, pooled = self._encode(params, batch, encoder_rng)
         logits = None
         if self.head == "masked_lm":
-            head = nnx.merge(_head_graph(self), params["masked_lm"])
+            head = nnx.merge(_graph(self, "masked_lm"), params["masked_lm"])
             logits = head(hidden, batch.get("positions"), params["embeddings"]["word"])
         elif self.head == "classification":
-            head = nnx.merge(_head_graph(self), params["classifier"])
+            head = nnx.merge(_graph(self, "classifier"), params["classifier"])
             logits = head(rescale(pooled, self.feature_norm), batch, head_rng)
         return Outputs(hidden, pooled, logits)
 
@@ -113,14 +137,36 @@ class Bert:
         encoder_rng = None if rng is None else jax.random.split(rng)[0]
         return rescale(self._encode(params, batch, encoder_rng)[1], self.feature_norm)
 
+    def embed(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
+        """What the first block sees `[B, L, H]`."""
+        x = nnx.merge(_graph(self, "embeddings"), params["embeddings"])(batch)
+        x = x if self.dtype is None else x.astype(self.dtype)
+        return dropout(x, self.config.hidden_dropout_prob, rng)
+
+    def run_layers(
+        self, layers: Params, hidden: jax.Array, batch: Batch, rng: jax.Array | None = None
+    ) -> jax.Array:
+        """Some blocks, stacked `[n, ...]`, on `[B, L, H]`."""
+        bias = attention_bias(batch, at_least_float32(hidden.dtype))
+        graph = _graph(self, "layers")
+        return run_blocks(graph, layers, hidden, bias, rng, remat=self.remat)
+
     def _encode(
         self, params: Params, batch: Batch, rng: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        encoder = nnx.merge(_encoder_graph(self), {key: params[key] for key in _ENCODER_KEYS})
-        hidden = encoder(batch, rng)
+        embed_rng, layers_rng = (None, None) if rng is None else jax.random.split(rng)
+        # Where the first blocks are frozen, a batch may bring what they make of it.
+        hidden = batch["hidden"] if "hidden" in batch else self.embed(params, batch, embed_rng)
+        hidden = self.run_layers(params["layers"], hidden, batch, layers_rng)
+        packed = "example_ids" in batch
+        if self.pooling == "mean" and packed:
+            count = batch["first_token"].shape[0]
+            return hidden, mean_pool_packed(hidden, batch["example_ids"], count)
         if self.pooling == "mean":
             return hidden, mean_pool(hidden, batch["attention_mask"])
-        return hidden, jnp.tanh(encoder.pooler(hidden[:, 0]))
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        first = flat[batch["first_token"]] if packed else hidden[:, 0]
+        return hidden, jnp.tanh(nnx.merge(_graph(self, "pooler"), params["pooler"])(first))
 
     @property
     def uses_pooler(self) -> bool:
@@ -137,25 +183,26 @@ class Bert:
         return files.tokenizer(self.source)
 
 
-def _encoder(model: Bert, rngs: nnx.Rngs) -> Encoder:
-    return Encoder(model.config, model.remat, model.dtype, rngs=rngs)
+def _part(model: Bert, name: str, rngs: nnx.Rngs) -> nnx.Module:
+    """One of the parts that the parameters' first keys name."""
+    config = model.config
+    if name == "embeddings":
+        return Embeddings(config, rngs=rngs)
+    if name == "layers":
+        keys = jax.random.split(rngs.params(), config.num_hidden_layers)
+        return nnx.vmap(lambda key: Block(config, rngs=nnx.Rngs(params=key)))(keys)
+    if name == "pooler":
+        size, scale = config.hidden_size, config.initializer_range
+        return Dense(size, size, scale, rngs=rngs)
+    if name == "masked_lm":
+        return MaskedLMHead(config, rngs=rngs)
+    return ClassificationHeads(config, model.num_labels, rngs=rngs)
 
 
-def _head(model: Bert, rngs: nnx.Rngs) -> nnx.Module:
-    if model.head == "masked_lm":
-        return MaskedLMHead(model.config, rngs=rngs)
-    return ClassificationHeads(model.config, model.num_labels, rngs=rngs)
-
-
-# Structures without arrays, so that a call only has to put the parameters in.
-@functools.lru_cache(maxsize=64)
-def _encoder_graph(model: Bert) -> Any:
-    return nnx.graphdef(nnx.eval_shape(lambda: _encoder(model, nnx.Rngs(0))))
-
-
-@functools.lru_cache(maxsize=64)
-def _head_graph(model: Bert) -> Any:
-    return nnx.graphdef(nnx.eval_shape(lambda: _head(model, nnx.Rngs(0))))
+# A structure without arrays, so that a call only has to put the parameters in.
+@functools.lru_cache(maxsize=256)
+def _graph(model: Bert, name: str) -> Any:
+    return nnx.graphdef(nnx.eval_shape(lambda: _part(model, name, nnx.Rngs(0))))
 
 
 def from_pretrained(
@@ -251,7 +298,7 @@ def with_head(
         pooling=pooling or model.pooling,
         feature_norm=model.feature_norm if feature_norm is None else feature_norm,
     )
-    wanted = (*_ENCODER_KEYS, HEAD_KEY[head])
+    wanted = sibling.parts
     kept = {
         key: value
         for key, value in params.items()
@@ -262,7 +309,7 @@ def with_head(
 
 def _complete(model: Bert, loaded: Params, rng: jax.Array | None, where: str, dtype: Any) -> Params:
     """`loaded` in `dtype`; what it lacks is initialised, and named in one log line."""
-    names = [key for key in (*_ENCODER_KEYS, HEAD_KEY[model.head]) if key]
+    names = model.parts
     missing = [key for key in names if key not in loaded]
     if missing:
         _log.warning("%s: freshly initialised: %s", where, ", ".join(missing))

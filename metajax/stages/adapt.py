@@ -11,7 +11,7 @@ from metajax.errors import InputError
 from metajax.models import save_config
 from metajax.outer import OuterState
 from metajax.stages.few_shot import open_few_shot
-from metajax.stages.run import begin, make_record, open_run, write_results
+from metajax.stages.run import begin, held, make_record, open_run, write_results
 from metajax.stages.settings import AdaptSettings
 from metajax.stages.source import describe, text_length
 from metajax.stages.tasks import batch_of, fingerprints, load, tokenized
@@ -49,7 +49,10 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     rng = jax.random.key(settings.seed)
     params, info = jax.jit(few_shot.algorithm().adapt)(few_shot.params, batch_of(examples), rng)
     begin(run, lambda directory: save_config(directory, model))
-    with Checkpoints(run.checkpoints, keep=1, record=run.record) as checkpoints:
+    with (
+        held(run),
+        Checkpoints(run.checkpoints, keep=1, record=run.record) as checkpoints,
+    ):
         if checkpoints.latest_step is None:
             checkpoints.save(OuterState(jnp.int32(inner["inner_steps"]), params, (), rng))
     results = {

@@ -151,7 +151,9 @@ def _draw(settings: EvaluateSettings, places: _Places) -> None:
         few_shot = open_few_shot(place, settings, InnerSettings(), settings.ways)
         examples = tokenized(load(settings, split="train"), few_shot.model, settings.max_length)
         drawn = data.sample_episodes(examples, spec, settings.seed, 0, _CURVE_EPISODES)
-        curves[name] = estimate(few_shot.curve(few_shot.params, examples, drawn, _CURVE_STEPS))
+        plan = data.plan_episodes(examples, spec, settings.seed, _CURVE_EPISODES)
+        tasks = data.gather(examples, drawn, plan)
+        curves[name] = estimate(few_shot.curve(few_shot.params, tasks, _CURVE_STEPS))
     adaptation_curves(places.picture, curves, "Held-out modules, 5-way 1-shot")
 
 

@@ -70,6 +70,7 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
         )
         for first in range(0, settings.episodes, _CHUNK)
     ]
+    plan = data.plan_episodes(examples, spec, settings.seed, _CHUNK)
     features = _Features(plain.model, plain.params, examples)
     rows = []
     for method in _methods(settings, trained):
@@ -80,7 +81,7 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
             chosen = trained if method == "maml" else plain
             assert chosen is not None
             accuracies = _run_adaptation(
-                method, few_shot, chosen.params, examples, drawn, settings.seed
+                method, few_shot, chosen.params, examples, drawn, plan, settings.seed
             )
         accuracy = estimate(accuracies)
         rows.append(
@@ -151,13 +152,14 @@ def _run_adaptation(
     params: Params,
     examples: Sequence[data.TokenizedTask],
     drawn: Sequence[data.Episodes],
+    plan: Sequence[data.Shapes],
     seed: int,
 ) -> np.ndarray:
     """Query accuracies [E] after adaptation from `params`."""
     algorithm, rng = few_shot.algorithm(), jax.random.key(seed)
     found = []
     for number, episodes in enumerate(_progress(method, drawn)):
-        tasks = data.gather(examples, episodes)
+        tasks = data.gather(examples, episodes, plan)
         infos = run_episodes(algorithm, params, tasks, rng, first=number * _CHUNK)
         found.append(np.asarray(infos.query_aux["accuracy"]))
     return np.concatenate(found)

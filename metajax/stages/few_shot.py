@@ -2,16 +2,22 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 
-from metajax import data
-from metajax.maml import maml
-from metajax.models import Bert, classification_loss, prototype_start, zero_start
+from metajax.maml import anil, maml
+from metajax.models import (
+    Bert,
+    classification_loss,
+    mentioned_rows,
+    prototype_start,
+    upper_layers,
+    zero_start,
+)
+from metajax.reptile import reptile
 from metajax.stages.settings import InnerSettings, ModelSettings
 from metajax.stages.source import Source, open_source, without_dropout
 from metajax.types import MetaAlgorithm, Params, Task
@@ -38,25 +44,39 @@ class FewShot(NamedTuple):
     source: Source
 
     def algorithm(self, **changes: Any) -> MetaAlgorithm:
-        """MAML with these settings, or with some of them changed."""
+        """The algorithm with these settings, or with some of them changed."""
         inner = self.inner | changes
+        loss_fn = without_dropout(classification_loss(self.model))
+        optimizer, steps = optax.sgd(inner["inner_lr"]), inner["inner_steps"]
         starts = {
             "prototypes": prototype_start(self.model),
             "zero": zero_start(self.model),
             "checkpoint": None,
         }
+        start = starts[inner["head"]]
+        if inner["algorithm"] == "reptile":
+            return reptile(loss_fn, optimizer, steps, start=start)
+        if inner["algorithm"] == "anil":
+            return anil(
+                loss_fn,
+                optimizer,
+                steps,
+                head=lambda path: path.startswith("classifier"),
+                reduce=upper_layers(self.model, 0),
+                start=start,
+            )
         return maml(
-            without_dropout(classification_loss(self.model)),
-            optax.sgd(inner["inner_lr"]),
-            inner["inner_steps"],
+            loss_fn,
+            optimizer,
+            steps,
             first_order=inner["algorithm"] == "fomaml",
-            start=starts[inner["head"]],
+            low_memory=inner.get("low_memory", False),
+            reduce=mentioned_rows(self.model),
+            start=start,
         )
 
-    def curve(
-        self, params: Params, tasks: Sequence[data.TokenizedTask], drawn: data.Episodes, steps: int
-    ) -> np.ndarray:
-        """Query accuracy [E, steps + 1] of each episode after 0, 1, ... inner steps."""
+    def curve(self, params: Params, tasks: Task, steps: int) -> np.ndarray:
+        """Query accuracy [E, steps + 1] of each of E tasks after 0, 1, ... inner steps."""
         begin = self.algorithm(inner_steps=0)
         step = self.algorithm(inner_steps=1, head="checkpoint")
         loss_fn = without_dropout(classification_loss(self.model))
@@ -69,7 +89,7 @@ class FewShot(NamedTuple):
             start = begin.adapt(params, task.support, None)[0]
             return jax.lax.scan(judge_and_step, start, None, length=steps + 1)[1]
 
-        return np.asarray(jax.jit(lambda tasks: jax.lax.map(one, tasks))(data.gather(tasks, drawn)))
+        return np.asarray(jax.jit(lambda tasks: jax.lax.map(one, tasks))(tasks))
 
 
 def open_few_shot(

@@ -15,7 +15,7 @@ from metajax.stages.run import make_record, open_run
 from metajax.stages.settings import FinetuneSettings
 from metajax.stages.source import describe, open_source, text_length
 from metajax.stages.tasks import fingerprints, load, tokenized
-from metajax.supervised import split_batch, supervised
+from metajax.supervised import supervised
 from metajax.types import Params, Task
 
 
@@ -53,11 +53,13 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
         parent=source.record,
         model=describe(model),
     )
+    parts = jax.local_device_count()
+    plan = data.plan_batches(examples, settings.seed, settings.batch_size, parts)
     logits = jax.jit(lambda params, batch: model(params, batch).logits)
 
     def make_tasks(step: int) -> Task:
         batch = data.supervised_batch(examples, settings.seed, step, settings.batch_size)
-        return split_batch(batch, jax.local_device_count())
+        return Task(support=None, query=data.packed_parts(batch, parts, plan))
 
     def measure(params: Params) -> dict[str, Any]:
         return {

@@ -19,7 +19,7 @@ from metajax.models import Bert, save_config
 from metajax.optimizer import adamw, learning_rate
 from metajax.outer import Metrics, OuterState
 from metajax.parallel import OuterLoop, outer_loop
-from metajax.stages.run import MetricsLog, Run, begin, write_results
+from metajax.stages.run import MetricsLog, Run, begin, held, write_results
 from metajax.stages.settings import TrainSettings
 from metajax.types import MetaAlgorithm, Params, Task
 
@@ -66,7 +66,10 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
     begin(run, lambda directory: save_config(directory, stage.model))
     results_file = run.path / "results.json"
     outer = outer_loop(stage.algorithm, _optimizer(stage), chunk_size=stage.chunk_size, donate=True)
-    with Checkpoints(run.checkpoints, keep=settings.keep, record=run.record) as checkpoints:
+    with (
+        held(run),
+        Checkpoints(run.checkpoints, keep=settings.keep, record=run.record) as checkpoints,
+    ):
         if results_file.is_file():
             return json.loads(results_file.read_text(encoding="utf-8"))
         state = checkpoints.restore(outer.init(params, jax.random.key(settings.seed)))

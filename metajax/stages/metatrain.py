@@ -1,6 +1,7 @@
 """Stage 2: MAML over episodes of many tasks."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -45,15 +46,20 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
         parent=few_shot.source.record,
         model=describe(model),
     )
-    algorithm = few_shot.algorithm()
+    algorithm = few_shot.algorithm(low_memory=settings.low_memory)
 
-    def episodes(step: int, count: int) -> Task:
-        drawn = data.sample_episodes(examples, spec, settings.seed, step, count)
-        return data.gather(examples, drawn)
+    def sampler(count: int) -> Callable[[int], Task]:
+        plan = data.plan_episodes(examples, spec, settings.seed, count)
+
+        def episodes(step: int) -> Task:
+            drawn = data.sample_episodes(examples, spec, settings.seed, step, count)
+            return data.gather(examples, drawn, plan)
+
+        return episodes
 
     def measure(params: Params) -> dict[str, float]:
         # The step after the last is one that training never takes.
-        tasks = episodes(settings.steps, _MEASURED_EPISODES)
+        tasks = sampler(_MEASURED_EPISODES)(settings.steps)
         infos = run_episodes(algorithm, params, tasks, jax.random.key(settings.seed))
         accuracy = estimate(np.asarray(infos.query_aux["accuracy"]))
         return {"accuracy": float(accuracy.mean), "ci95": float(accuracy.ci95)}
@@ -64,7 +70,7 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
             settings=settings,
             model=model,
             algorithm=algorithm,
-            make_tasks=lambda step: episodes(step, settings.meta_batch_size),
+            make_tasks=sampler(settings.meta_batch_size),
             num_steps=settings.steps,
             measure=measure,
             chunk_size=settings.chunk_size,

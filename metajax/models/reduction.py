@@ -1,0 +1,81 @@
+"""A task in terms of fewer parameters: what its inner steps cannot change is computed once."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from metajax.models.pretrained import Bert, Params
+from metajax.types import Reduce, Task
+
+_READ_ONCE = ("input_ids", "token_type_ids", "position_ids")
+
+
+def mentioned_rows(model: Bert) -> Reduce:
+    """Only the rows of the embedding table that a task's texts mention.
+
+    The others have no gradient, so that SGD, with momentum or not, and Adam leave them as they
+    are: exact unless the inner optimizer decays weights. A masked-LM head reads the whole table.
+    """
+    if model.head == "masked_lm":
+        raise ValueError("a masked-LM head reads every row of the embedding table")
+
+    def reduce(params: Params, task: Task) -> tuple[Params, Task, Callable[[Params], Params]]:
+        table = params["embeddings"]["word"]
+        sets = [batch for batch in task if batch is not None]
+        ids = jnp.concatenate([batch["input_ids"].reshape(-1) for batch in sets])
+        if ids.size >= table.shape[0]:
+            return params, task, lambda reduced: reduced
+        # Filled up with rows that are not there, which sort last.
+        rows = jnp.unique(ids, size=ids.size, fill_value=table.shape[0])
+
+        def local(batch: dict | None) -> dict | None:
+            if batch is None:
+                return None
+            return {**batch, "input_ids": jnp.searchsorted(rows, batch["input_ids"])}
+
+        def restore(reduced: Params) -> Params:
+            word = table.at[rows].set(reduced["embeddings"]["word"], mode="drop")
+            return {**reduced, "embeddings": {**reduced["embeddings"], "word": word}}
+
+        small = {**params["embeddings"], "word": table.at[rows].get(mode="clip")}
+        return (
+            {**params, "embeddings": small},
+            Task(local(task.support), local(task.query)),
+            restore,
+        )
+
+    return reduce
+
+
+def upper_layers(model: Bert, count: int) -> Reduce:
+    """Only the last `count` blocks, the pooler and the head; the features below computed once."""
+    frozen = model.config.num_hidden_layers - count
+    if not 0 <= count < model.config.num_hidden_layers:
+        raise ValueError(f"count is {count}; the model has {model.config.num_hidden_layers} blocks")
+
+    def reduce(params: Params, task: Task) -> tuple[Params, Task, Callable[[Params], Params]]:
+        lower = jax.tree.map(lambda leaf: leaf[:frozen], params["layers"])
+        upper = jax.tree.map(lambda leaf: leaf[frozen:], params["layers"])
+
+        def features(batch: dict | None) -> dict | None:
+            if batch is None:
+                return None
+            hidden = model.run_layers(lower, model.embed(params, batch), batch)
+            rest = {key: value for key, value in batch.items() if key not in _READ_ONCE}
+            return {**rest, "hidden": hidden}
+
+        def restore(reduced: Params) -> Params:
+            layers = jax.tree.map(
+                lambda below, above: jnp.concatenate([below, above]), lower, reduced["layers"]
+            )
+            return {**reduced, "embeddings": params["embeddings"], "layers": layers}
+
+        small = {key: value for key, value in params.items() if key != "embeddings"}
+        return (
+            {**small, "layers": upper},
+            Task(features(task.support), features(task.query)),
+            restore,
+        )
+
+    return reduce

@@ -1,0 +1,136 @@
+"""What the inner steps cannot change, computed once: exactly the plain meta-gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import relative_gap
+
+import metajax
+from metajax.data.packing import Shape, pack
+from metajax.models import Bert, classification_loss, prototype_start
+from metajax.models.reduction import mentioned_rows, upper_layers
+from tests.models.helpers import TINY, make_batch, make_params
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+MODEL = Bert(TINY, head="classification", num_labels=(3,), pooling="mean", feature_norm=2.0)
+LOSS = classification_loss(MODEL)
+OPTIMIZERS = {
+    "sgd": optax.sgd(0.1),
+    "momentum": optax.sgd(0.1, momentum=0.9),
+    "adam": optax.adam(0.01, eps_root=1e-10),
+}
+
+
+def unequal_task(packed=False):
+    """Support of two classes and a padding example, query of three examples; lengths differ."""
+
+    def batch(seed, mask):
+        tokens = make_batch(seed, length=4, vocab=13)
+        if packed:
+            tokens = pack({k: np.asarray(v) for k, v in tokens.items()}, Shape(2, 6))
+        return tokens | {
+            "labels": jnp.array([0, 1, 0]),
+            "example_mask": jnp.array(mask),
+            "class_mask": jnp.array([1.0, 1.0, 0.0]),
+        }
+
+    return metajax.Task(batch(0, [1.0, 1.0, 0.0]), batch(1, [1.0, 1.0, 1.0]))
+
+
+def algorithm(optimizer="sgd", **settings):
+    return metajax.maml(
+        lambda params, batch, rng: LOSS(params, batch, None),
+        OPTIMIZERS[optimizer],
+        3,
+        start=prototype_start(MODEL),
+        **settings,
+    )
+
+
+def assert_same_meta_gradient(params, task, optimizer, plain, **settings):
+    (found, info), (expected, expected_info) = (
+        jax.jit(which.meta_grad)(params, task, None)
+        for which in (algorithm(optimizer, **settings), algorithm(plain))
+    )
+    assert relative_gap(found, expected) < 1e-10
+    np.testing.assert_allclose(info.query_loss, expected_info.query_loss, rtol=1e-10)
+    np.testing.assert_allclose(info.support_loss, expected_info.support_loss, rtol=1e-10)
+
+
+def assert_same_adaptation(params, task, optimizer, plain, **settings):
+    found, expected = (
+        jax.jit(which.adapt)(params, task.support, None)[0]
+        for which in (algorithm(optimizer, **settings), algorithm(plain))
+    )
+    assert relative_gap(found, expected) < 1e-10
+
+
+@pytest.fixture(autouse=True)
+def quick():
+    """Little compiling: what is compared is the arithmetic."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def params():
+    with jax.enable_x64(True):
+        made = make_params(MODEL, dtype=jnp.float64)
+    return {key: value for key, value in made.items() if key != "classifier"}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "low_memory", "packed"),
+    [
+        ("momentum", True, True),
+        pytest.param("adam", False, False, marks=pytest.mark.slow),
+        pytest.param("sgd", False, True, marks=pytest.mark.slow),
+    ],
+)
+def test_mentioned_rows_are_enough(params, optimizer, low_memory, packed):
+    task, reduce = unequal_task(packed), mentioned_rows(MODEL)
+    assert reduce(params, task)[0]["embeddings"]["word"].shape[0] == 24 < TINY.vocab_size
+    settings = {"reduce": reduce, "low_memory": low_memory}
+    assert_same_meta_gradient(params, task, optimizer, optimizer, **settings)
+
+
+def test_rows_are_put_back(params):
+    reduce = mentioned_rows(MODEL)
+    assert_same_adaptation(params, unequal_task(), "momentum", "momentum", reduce=reduce)
+
+
+def _only_upper(updates, state, params=None):
+    layers = jax.tree.map(lambda leaf: leaf.at[:1].set(0), updates["layers"])
+    embeddings = jax.tree.map(jnp.zeros_like, updates["embeddings"])
+    return {**updates, "layers": layers, "embeddings": embeddings}, state
+
+
+# All layers in the loop, the updates of the lower one and of the embeddings set to zero.
+OPTIMIZERS["masked"] = optax.chain(
+    optax.sgd(0.1), optax.GradientTransformation(lambda params: (), _only_upper)
+)
+
+
+@pytest.mark.parametrize(
+    ("low_memory", "packed", "remat"),
+    [(True, True, True), pytest.param(False, False, False, marks=pytest.mark.slow)],
+)
+def test_upper_layers_alone(params, low_memory, packed, remat):
+    settings = {"reduce": upper_layers(MODEL.replace(remat=remat), 1), "low_memory": low_memory}
+    assert_same_meta_gradient(params, unequal_task(packed), "sgd", "masked", **settings)
+
+
+def test_layers_are_put_back(params):
+    reduce = upper_layers(MODEL, 1)
+    assert_same_adaptation(params, unequal_task(), "sgd", "masked", reduce=reduce)
+
+
+def test_what_cannot_be_reduced_is_refused():
+    with pytest.raises(ValueError, match="reads every row"):
+        mentioned_rows(Bert(TINY, head="masked_lm"))
+    with pytest.raises(ValueError, match="count is 2; the model has 2 blocks"):
+        upper_layers(MODEL, 2)

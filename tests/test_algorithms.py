@@ -1,0 +1,262 @@
+"""One table of all algorithms, one set of contract tests: a new algorithm is a new row."""
+
+import functools
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import problems
+import pytest
+
+import metajax
+from metajax.types import MetaAlgorithm
+
+SGD = optax.sgd(0.05)
+LOSS = problems.mlp_loss
+CLASSES = 3
+
+
+class Row(NamedTuple):
+    """An algorithm and whether its tasks are labelled batches (dicts with masks)."""
+
+    algorithm: MetaAlgorithm
+    labelled: bool = False
+
+
+def features(params, batch, rng):
+    return jnp.tanh(batch["x"] @ params["first"]["kernel"] + params["first"]["bias"])
+
+
+def head(path):
+    return path.startswith("second")
+
+
+TABLE = {
+    "maml": Row(metajax.maml(LOSS, SGD, 3)),
+    "first-order maml": Row(metajax.maml(LOSS, SGD, 3, first_order=True)),
+    "low-memory maml": Row(metajax.maml(LOSS, SGD, 4, low_memory=True)),
+    "maml with adam": Row(metajax.maml(LOSS, optax.adam(0.05, eps_root=1e-8), 3)),
+    "anil": Row(metajax.anil(LOSS, SGD, 3, head=head)),
+    "low-memory anil": Row(metajax.anil(LOSS, SGD, 3, head=head, low_memory=True)),
+    "reptile": Row(metajax.reptile(LOSS, SGD, 3)),
+    "meta-sgd": Row(metajax.meta_sgd(LOSS, 0.05, 3)),
+    "low-memory meta-sgd": Row(metajax.meta_sgd(LOSS, 0.05, 3, low_memory=True)),
+    "maml++": Row(metajax.maml_plus_plus(LOSS, 0.05, 3)),
+    "imaml": Row(metajax.imaml(LOSS, SGD, 3)),
+    "imaml by neumann": Row(metajax.imaml(LOSS, SGD, 3, strength=50.0, solver="neumann")),
+    "protonet": Row(metajax.protonet(features, CLASSES), labelled=True),
+    "proto-maml": Row(metajax.proto_maml(features, CLASSES, SGD, 3), labelled=True),
+    "supervised": Row(metajax.supervised(LOSS)),
+}
+# These look at the batches but not at the keys.
+DETERMINISTIC = {name for name, row in TABLE.items() if row.labelled}
+
+
+@pytest.fixture(params=TABLE)
+def name(request):
+    return request.param
+
+
+def labelled_tasks(num_tasks=4, seed=0):
+    """Of 2 or 3 classes, padded to 3 of them and to 9 examples."""
+    rng = np.random.default_rng(seed)
+
+    def batch(ways):
+        labels = np.repeat(np.arange(CLASSES), 3)
+        return {
+            "x": rng.normal(size=(9, 2)) + labels[:, None],
+            "labels": labels * (labels < ways),
+            "example_mask": (labels < ways) * 1.0,
+            "class_mask": (np.arange(CLASSES) < ways) * 1.0,
+        }
+
+    tasks = [metajax.Task(batch(2 + t % 2), batch(2 + t % 2)) for t in range(num_tasks)]
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *tasks)
+
+
+def setting(name, num_tasks=4):
+    algorithm, labelled = TABLE[name]
+    tasks = labelled_tasks(num_tasks) if labelled else problems.mlp_tasks(num_tasks)
+    return algorithm, algorithm.init(problems.mlp_params()), tasks
+
+
+@functools.cache
+def compiled(name):
+    traces = []
+
+    def meta_grad(meta_params, task, key):
+        traces.append(name)
+        assert len(traces) == 1, "traced again"
+        return TABLE[name].algorithm.meta_grad(meta_params, task, key)
+
+    return jax.jit(meta_grad)
+
+
+def test_gradients_have_the_structure_of_the_meta_parameters(x64, name):
+    algorithm, meta_params, tasks = setting(name)
+    task = problems.nth(tasks, 0)
+    grads, info = compiled(name)(meta_params, task, jax.random.key(0))
+    chex.assert_trees_all_equal_shapes_and_dtypes(grads, meta_params)
+    chex.assert_tree_all_finite((grads, info))
+    assert info.query_loss.shape == ()
+    assert info.support_loss.ndim == 1
+    adapted, adapt_info = jax.jit(algorithm.adapt)(meta_params, task.support, jax.random.key(0))
+    assert adapt_info.support_loss.shape == info.support_loss.shape
+    chex.assert_tree_all_finite(adapted)
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads)) > 0
+
+
+def test_vmap_is_a_loop(x64, name):
+    algorithm, meta_params, tasks = setting(name)
+    keys = jax.random.split(jax.random.key(1), 4)
+    together = jax.jit(jax.vmap(algorithm.meta_grad, (None, 0, 0)))(meta_params, tasks, keys)
+    for t in range(4):
+        alone = compiled(name)(meta_params, problems.nth(tasks, t), keys[t])
+        for one, many in zip(alone, problems.nth(together, t)):
+            assert problems.relative_gap(many, one) < 1e-12
+
+
+def test_it_is_traced_once_and_a_key_decides(x64, name):
+    _, meta_params, tasks = setting(name)
+    run = compiled(name)  # By all of these tests together, of whatever tasks and keys.
+    first, again, other = (
+        run(meta_params, problems.nth(tasks, 0), jax.random.key(seed)) for seed in (0, 0, 1)
+    )
+    chex.assert_trees_all_equal(first, again)
+    same = problems.relative_gap(first[0], other[0]) == 0
+    assert same == (name in DETERMINISTIC)
+    run(meta_params, problems.nth(tasks, 1), jax.random.key(0))
+
+
+def test_an_outer_step_lowers_the_query_loss(x64, name):
+    algorithm, _, tasks = setting(name)
+    outer = metajax.outer_loop(algorithm, optax.adam(1e-2))
+    state, losses = outer.init(problems.mlp_params(), jax.random.key(0)), []
+    for _ in range(15):
+        state, metrics = outer.step(state, tasks)
+        losses.append(float(metrics.query_loss))
+    assert np.mean(losses[-3:]) < losses[0]
+
+
+@pytest.mark.parametrize("labelled", [name for name, row in TABLE.items() if row.labelled])
+def test_padding_is_ignored(x64, labelled):
+    _, meta_params, tasks = setting(labelled)
+    small = problems.nth(tasks, 0)
+    assert small.support["class_mask"].sum() == 2
+
+    def spoil(batch):
+        gone = batch["example_mask"][:, None] == 0
+        return {**batch, "x": jnp.where(gone, 7.0, batch["x"])}
+
+    key = jax.random.key(0)
+    expected = compiled(labelled)(meta_params, small, key)
+    found = compiled(labelled)(meta_params, metajax.Task(*map(spoil, small)), key)
+    chex.assert_trees_all_close(found, expected, rtol=1e-12)
+
+
+# Closed forms, on quadratics: the gradient is A (p - c) for support and Q (p - g) for query.
+RATE = 0.05
+
+
+@pytest.fixture
+def quadratic():
+    task = problems.quadratic_task()
+    (a, centre), (q, goal) = jax.device_get(task)
+    return task, a, centre, q, goal, np.array([0.3, -1.0, 2.0])
+
+
+def test_reptile_on_a_quadratic(x64, quadratic):
+    task, a, centre, _, _, params = quadratic
+    algorithm = metajax.reptile(problems.quadratic, optax.sgd(RATE), 4)
+    grads, _ = algorithm.meta_grad(jnp.asarray(params), task, None)
+    shrink = np.linalg.matrix_power(np.eye(3) - RATE * a, 4)
+    np.testing.assert_allclose(grads, params - (centre + shrink @ (params - centre)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_meta_sgd_on_a_quadratic(x64, quadratic, low_memory):
+    """After one step p - r * g: the rates' gradient is -g * Q (p - r * g - goal)."""
+    task, a, centre, q, goal, params = quadratic
+    algorithm = metajax.meta_sgd(problems.quadratic, RATE, 1, low_memory=low_memory)
+    rates = np.array([0.1, 0.2, -0.3])
+    meta_params = {"params": jnp.asarray(params), "rates": jnp.asarray(rates)}
+    grads, _ = algorithm.meta_grad(meta_params, task, None)
+    slope = a @ (params - centre)
+    at_adapted = q @ (params - rates * slope - goal)
+    np.testing.assert_allclose(grads["rates"], -slope * at_adapted, rtol=1e-12)
+    expected = at_adapted - a @ (rates * at_adapted)
+    np.testing.assert_allclose(grads["params"], expected, rtol=1e-12)
+
+
+def test_maml_plus_plus_has_a_rate_for_each_step(x64, quadratic):
+    task, a, centre, q, goal, params = quadratic
+    algorithm = metajax.maml_plus_plus(problems.quadratic, RATE, 2)
+    meta_params = algorithm.init(jnp.asarray(params))
+    np.testing.assert_array_equal(meta_params["rates"], [RATE, RATE])
+    rates = np.array([0.1, 0.3])
+    grads, _ = algorithm.meta_grad({**meta_params, "rates": jnp.asarray(rates)}, task, None)
+    first = params - rates[0] * a @ (params - centre)
+    second = first - rates[1] * a @ (first - centre)
+    at_adapted = q @ (second - goal)
+    np.testing.assert_allclose(grads["rates"][1], -(a @ (first - centre)) @ at_adapted, rtol=1e-12)
+    back = at_adapted - rates[1] * a @ at_adapted
+    np.testing.assert_allclose(grads["rates"][0], -(a @ (params - centre)) @ back, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("solver", "strength"), [("cg", 0.5), ("cg", 3.0), ("neumann", 30.0)])
+def test_imaml_on_a_quadratic(x64, quadratic, solver, strength):
+    task, a, centre, q, goal, params = quadratic
+    algorithm = metajax.imaml(
+        problems.quadratic,
+        optax.sgd(1 / (strength + 5)),
+        500,
+        strength=strength,
+        solver=solver,
+        solver_steps=40,
+    )
+    grads, _ = algorithm.meta_grad(jnp.asarray(params), task, None)
+    inverse = np.linalg.inv(np.eye(3) + a / strength)
+    adapted = inverse @ (params + a @ centre / strength)
+    np.testing.assert_allclose(grads, inverse @ q @ (adapted - goal), rtol=1e-9)
+
+
+def test_imaml_shrinks_by_lambda_over_one_plus_lambda(x64):
+    """Where the Hessian is the identity."""
+    strength = 0.7
+    loss = lambda params, batch, rng: (jnp.sum((params - batch) ** 2) / 2, {})  # noqa: E731
+    algorithm = metajax.imaml(loss, optax.sgd(0.4), 300, strength=strength)
+    task = metajax.Task(support=jnp.array([2.0]), query=jnp.array([-1.0]))
+    grads, _ = algorithm.meta_grad(jnp.zeros(1), task, None)
+    adapted = 2.0 / (1 + strength)
+    np.testing.assert_allclose(grads, strength / (1 + strength) * (adapted + 1), rtol=1e-10)
+
+
+def test_imaml_refuses_nonsense():
+    with pytest.raises(ValueError, match="strength is 0"):
+        metajax.imaml(LOSS, SGD, 1, strength=0)
+    with pytest.raises(ValueError, match="solver is 'lu': choose"):
+        metajax.imaml(LOSS, SGD, 1, solver="lu")
+
+
+def test_protonet_classifies_by_distance(x64):
+    algorithm, params, tasks = setting("protonet")
+    task = problems.nth(tasks, 1)
+    _, info = algorithm.meta_grad(params, task, None)
+    support, query = (np.asarray(features(params, batch, None)) for batch in task)
+    means = np.stack([support[task.support["labels"] == c].mean(0) for c in range(3)])
+    distances = ((query[:, None] - means) ** 2).sum(-1) / 2
+    logs = -distances - np.log(np.exp(-distances).sum(1, keepdims=True))
+    labels = np.asarray(task.query["labels"])
+    np.testing.assert_allclose(info.query_loss, -logs[np.arange(9), labels].mean(), rtol=1e-12)
+    share = np.mean(distances.argmin(1) == labels)
+    np.testing.assert_allclose(info.query_aux["accuracy"], share, rtol=1e-12)
+
+
+def test_anil_leaves_the_body_alone(x64):
+    algorithm, params, tasks = setting("anil")
+    adapted, _ = algorithm.adapt(params, problems.nth(tasks, 0).support, None)
+    chex.assert_trees_all_equal(adapted["first"], params["first"])
+    assert not np.array_equal(adapted["second"]["kernel"], params["second"]["kernel"])
