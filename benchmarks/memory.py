@@ -1,0 +1,140 @@
+"""Memory of one meta-gradient, from the compiler's own analysis: nothing is run or downloaded.
+
+    python -m benchmarks.memory                       # BERT-base, K = 1 and 6, every engine
+    python -m benchmarks.memory --model large --steps 5 --engine low-memory
+
+One task of --support and --query examples of --length tokens, all blocks and the embeddings adapted
+by SGD unless --layers says how many from the top; float32. Arguments, results and temporary memory
+are the compiled program's. Prints a table and, with --output, writes it as JSON.
+"""
+
+import argparse
+import itertools
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import metajax
+from metajax.models import (
+    Bert,
+    BertConfig,
+    classification_loss,
+    prototype_start,
+    upper_layers,
+)
+
+SHAPES = {
+    "tiny": (2, 32, 2, 64),
+    "minilm": (6, 384, 12, 1536),
+    "base": (12, 768, 12, 3072),
+    "large": (24, 1024, 16, 4096),
+}
+# For each engine: remat (of blocks), low_memory, first_order.
+ENGINES = {
+    "plain": (False, False, False),
+    "remat": (True, False, False),
+    "low-memory": (True, True, False),
+    "first-order": (True, False, True),
+}
+CLASSES = 5
+
+
+def bert(shape: str, remat: bool) -> Bert:
+    layers, hidden, heads, inner = SHAPES[shape]
+    config = BertConfig(
+        vocab_size=30522 if shape != "tiny" else 100,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=inner,
+        max_position_embeddings=512,
+    )
+    settings: dict[str, Any] = {"pooling": "mean", "feature_norm": np.sqrt(10)}
+    return Bert(config, head="classification", num_labels=(CLASSES,), remat=remat, **settings)
+
+
+def batch(examples: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    tokens = ("input_ids", "attention_mask", "token_type_ids")
+    shapes = dict.fromkeys(tokens, (examples, length)) | {"labels": (examples,)}
+    return {key: jax.ShapeDtypeStruct(shape, jnp.int32) for key, shape in shapes.items()}
+
+
+def measure(
+    shape: str, engine: str, steps: int, layers: int | None, options: argparse.Namespace
+) -> dict[str, Any]:
+    """The compiled memory in bytes."""
+    remat, low_memory, first_order = ENGINES[engine]
+    model = bert(shape, remat)
+    loss_fn = classification_loss(model)
+    algorithm = metajax.maml(
+        lambda params, batch, rng: loss_fn(params, batch, None),
+        optax.sgd(0.1),
+        steps,
+        first_order=first_order,
+        low_memory=low_memory,
+        start=prototype_start(model),
+        reduce=None if layers is None else upper_layers(model, layers),
+    )
+    params = jax.eval_shape(model.replace(head="encoder").init, jax.random.key(0))
+    task = metajax.Task(
+        batch(options.support, options.length), batch(options.query, options.length)
+    )
+    begun = time.perf_counter()
+    compiled = jax.jit(lambda p, t: algorithm.meta_grad(p, t, None)).lower(params, task).compile()
+    found = compiled.memory_analysis()
+    parts = {
+        "arguments": found.argument_size_in_bytes,
+        "results": found.output_size_in_bytes,
+        "temporary": found.temp_size_in_bytes,
+    }
+    return {
+        "model": shape,
+        "engine": engine,
+        "steps": steps,
+        "layers": layers,
+        **parts,
+        "total": sum(parts.values()),
+        "compile_seconds": round(time.perf_counter() - begun, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", nargs="+", choices=SHAPES, default=["base"])
+    parser.add_argument("--engine", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--steps", nargs="+", type=int, default=[1, 6])
+    parser.add_argument("--layers", nargs="+", type=int, help="adapted, from the top")
+    parser.add_argument("--support", type=int, default=64)
+    parser.add_argument("--query", type=int, default=192)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--output", help="write the rows as JSON")
+    options = parser.parse_args()
+    print("model   engine       steps  layers  arguments  results  temporary    total (GB)")
+    rows = []
+    grid = itertools.product(options.model, options.engine, options.steps, options.layers or [None])
+    for shape, engine, steps, layers in grid:
+        row = measure(shape, engine, steps, layers, options)
+        rows.append(row)
+        gigabytes = [row[part] / 1e9 for part in ("arguments", "results", "temporary", "total")]
+        print(
+            f"{shape:7} {engine:12} {steps:5}  {layers or 'all':>6}"
+            + "  {:9.2f}  {:7.2f}  {:9.2f}  {:7.2f}".format(*gigabytes),
+            flush=True,
+        )
+    if options.output:
+        about = {"jax": jax.__version__, "python": platform.python_version(), "device": "cpu"}
+        report = {"settings": vars(options), "versions": about, "rows": rows}
+        Path(options.output).write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
