@@ -8,6 +8,8 @@ import pytest
 # Before the first computation; unlike an environment variable it stays in this process.
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+# Most of the tests' time is the compiler's.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True)

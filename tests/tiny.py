@@ -109,10 +109,9 @@ def run(*arguments, stdin=b"") -> Finished:
 
 @contextlib.contextmanager
 def one_quick_device(cache: Path) -> Iterator[None]:
-    """One device, and little compiling: hardly optimised, and each program once."""
+    """One device, and each program compiled once."""
     first = jax.devices()[:1]
     settings = {
-        "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(cache),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": 0,

@@ -18,6 +18,7 @@ from metajax.data.episodes import (
     plan_episodes,
     sample_episodes,
 )
+from metajax.data.hub import has_split
 from metajax.data.masking import (
     MaskRule,
     held_out,
@@ -52,6 +53,7 @@ __all__ = [
     "fingerprint",
     "fit_episodes",
     "gather",
+    "has_split",
     "held_out",
     "load_tasks",
     "mask_rule",

@@ -64,6 +64,17 @@ def read_hub(
     ), classes
 
 
+def has_split(spec: str, split: str) -> bool:
+    """Whether the hub's data set behind a spec has a split; true where the hub does not say."""
+    import datasets
+
+    repository, config, split = hub_address(spec, split)
+    try:
+        return split in datasets.get_dataset_split_names(repository, config)
+    except Exception:  # Reading it will say what the matter is.
+        return True
+
+
 @contextlib.contextmanager
 def _one_complaint() -> Iterator[None]:
     # The hub's client warns of every retry; the error at the end says it all.

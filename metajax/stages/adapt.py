@@ -11,7 +11,7 @@ from metajax.errors import InputError
 from metajax.models import save_config
 from metajax.outer import OuterState
 from metajax.stages.few_shot import open_few_shot
-from metajax.stages.run import begin, held, make_record, open_run, write_results
+from metajax.stages.run import MetricsLog, begin, held, make_record, open_run, write_results
 from metajax.stages.settings import AdaptSettings
 from metajax.stages.source import describe, text_length
 from metajax.stages.tasks import batch_of, fingerprints, load, tokenized
@@ -55,10 +55,10 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     ):
         if checkpoints.latest_step is None:
             checkpoints.save(OuterState(jnp.int32(inner["inner_steps"]), params, (), rng))
-    results = {
-        "labels": list(task.label_names),
-        "examples": len(task.labels),
-        "loss": [float(loss) for loss in info.support_loss],
-    }
+        losses = [float(loss) for loss in info.support_loss]
+        with MetricsLog(run, 0) as log:
+            for step, loss in enumerate(losses, start=1):
+                log.write({"step": step, "loss": loss})
+    results = {"labels": list(task.label_names), "examples": len(task.labels), "loss": losses}
     write_results(run, results)
     return results

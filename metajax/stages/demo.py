@@ -22,7 +22,6 @@ from metajax.stages.settings import (
     EvaluateSettings,
     InnerSettings,
     MetatrainSettings,
-    PredictSettings,
     PretrainSettings,
 )
 from metajax.stages.source import open_classifier
@@ -158,9 +157,8 @@ def _draw(settings: EvaluateSettings, places: _Places) -> None:
 
 
 def _show_predictions(places: _Places, questions: list[tuple[str, str]]) -> None:
-    model, params, head = open_classifier(places.adapt, None)
     texts = [text for text, _ in questions]
-    settings = PredictSettings(model=places.adapt, max_length=_LENGTH)
+    predictions = label(open_classifier(places.adapt, None), texts, None, len(texts))
     print(f"\n{'predicted':<22} {'prob.':>6}  {'is from':<22} docstring")
-    for (text, truth), found in zip(questions, label(model, params, texts, None, head, settings)):
+    for (text, truth), found in zip(questions, predictions):
         print(f"{found.label:<22} {found.probability:6.2f}  {truth:<22} {text[:60]}")

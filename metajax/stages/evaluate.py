@@ -138,7 +138,7 @@ def _methods(settings: EvaluateSettings, trained: FewShot | None) -> Sequence[st
                 f"{settings.model}: has not been meta-trained, so there is no maml to evaluate: "
                 "name the workdir of metatrain, or leave maml out of --methods"
             )
-        return settings.methods
+        return tuple(dict.fromkeys(settings.methods))
     return ("maml", "finetune", *BASELINES) if trained else ("finetune", *BASELINES)
 
 

@@ -28,7 +28,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     if record is None:
         raise InputError(f"{settings.model}: is not the workdir of a run: name one")
     if record["stage"] in ("adapt", "finetune"):
-        model, params, head = open_classifier(settings.model, settings.task)
+        model, params, head, _ = open_classifier(settings.model, settings.task)
         names = model.label_names and (model.label_names[head],)
         classes = model.num_labels[head]
         model = model.replace(num_labels=(classes,), label_names=names)

@@ -43,8 +43,9 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     )
     model = source.model
     length = text_length(model, settings.max_length)
-    examples = tokenized(train_tasks, model, length)
-    dev_examples = dict(zip(dev_tasks, tokenized(list(dev_tasks.values()), model, length)))
+    both = tokenized([*train_tasks, *dev_tasks.values()], model, length)
+    examples = both[: len(train_tasks)]
+    dev_examples = dict(zip(dev_tasks, both[len(train_tasks) :]))
     record = make_record(
         "finetune",
         settings,
@@ -89,16 +90,22 @@ def _load_dev(
     settings: FinetuneSettings, train_tasks: Sequence[data.TaskData]
 ) -> dict[int, data.TaskData]:
     """The dev set of each task that has one, by the task's number, labelled like the task."""
-    own = [i for i, spec in enumerate(settings.tasks) if spec.startswith(("glue:", "hub:"))]
+    own = [i for i, spec in enumerate(settings.tasks) if _has_dev(spec)]
     files = [i for i in range(len(settings.tasks)) if i not in own]
     if len(settings.dev) not in (0, len(files)):
         raise InputError(
-            f"--dev names {len(settings.dev)} files for {len(files)} task files: "
-            "give one for each, in order, or none"
+            f"--dev names {len(settings.dev)} files for {len(files)} tasks without a dev set of "
+            "their own: give one for each, in order, or none"
         )
     specs = {i: settings.tasks[i] for i in own} | dict(zip(files, settings.dev))
     found = load(settings, split="validation", specs=list(specs.values()))
     return {i: _relabel(task, train_tasks[i].label_names) for i, task in zip(specs, found)}
+
+
+def _has_dev(spec: str) -> bool:
+    return spec.startswith("glue:") or (
+        spec.startswith("hub:") and data.has_split(spec, "validation")
+    )
 
 
 def _relabel(task: data.TaskData, names: tuple[str, ...]) -> data.TaskData:

@@ -11,12 +11,10 @@ import numpy as np
 
 from metajax import data
 from metajax.errors import InputError
-from metajax.models import Bert
 from metajax.stages.run import write_atomically
 from metajax.stages.settings import PredictSettings, writable
-from metajax.stages.source import open_classifier, text_length
+from metajax.stages.source import Classifier, open_classifier, text_length
 from metajax.stages.tasks import tokenized
-from metajax.types import Params
 
 
 class Prediction(NamedTuple):
@@ -36,11 +34,13 @@ def predict(settings: PredictSettings) -> None:
         InputError: the input cannot be used.
     """
     target = None if settings.output == "-" else writable(settings.output)
-    model, params, head = open_classifier(settings.model, settings.task)
+    classifier = open_classifier(settings.model, settings.task)
+    if settings.max_length is not None:
+        classifier = classifier._replace(max_length=settings.max_length)
     texts, pairs = _read(settings.input)
     lines = (
         f"{found.label}\t{found.probability:.4f}\n"
-        for found in label(model, params, texts, pairs, head, settings)
+        for found in label(classifier, texts, pairs, settings.batch_size)
     )
     if target is None:
         sys.stdout.writelines(lines)
@@ -49,20 +49,16 @@ def predict(settings: PredictSettings) -> None:
 
 
 def label(
-    model: Bert,
-    params: Params,
-    texts: list[str],
-    pairs: list[str] | None,
-    head: int,
-    settings: PredictSettings,
+    classifier: Classifier, texts: list[str], pairs: list[str] | None, batch_size: int
 ) -> Iterator[Prediction]:
     """The prediction for each text, in order."""
+    model, params, head, max_length = classifier
     task = data.TaskData("the input", texts, pairs, np.zeros(len(texts), np.int32), ("",))
-    (examples,) = tokenized([task], model, text_length(model, settings.max_length))
+    (examples,) = tokenized([task], model, text_length(model, max_length))
     logits = jax.jit(lambda params, batch: model(params, batch).logits)
     names = model.label_names and model.label_names[head]
     done = 0
-    for batch in data.supervised_eval_batches(examples, settings.batch_size, head=head):
+    for batch in data.supervised_eval_batches(examples, batch_size, head=head):
         scores = np.asarray(logits(params, batch))[: len(texts) - done, : model.num_labels[head]]
         done += len(scores)
         if scores.shape[1] == 1:

@@ -227,7 +227,11 @@ class PredictSettings(Settings):
     output: str = option("label<TAB>probability a line; - is standard output", "-", metavar="FILE")
     task: str | None = option("which head, where finetune trained several", None)
     batch_size: int = option("texts at once", 64, minimum=1)
-    max_length: int = option("longer texts are cut to this many tokens", 128, minimum=3)
+    max_length: int | None = option(
+        "longer texts are cut to this many tokens (default: as many as the run's, or 128)",
+        None,
+        minimum=3,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,8 +102,24 @@ def without_dropout(loss_fn: LossFn) -> LossFn:
     return lambda params, batch, rng: loss_fn(params, batch, None)
 
 
-def open_classifier(spec: str, task: str | None) -> tuple[Bert, Params, int]:
-    """Opens a model that can label text, and the number of the head for a task.
+class Classifier(NamedTuple):
+    """A model that can label text.
+
+    Attributes:
+        model: the network.
+        params: its parameters.
+        head: the number of the head to use.
+        max_length: the tokens to which its run cut its texts.
+    """
+
+    model: Bert
+    params: Params
+    head: int
+    max_length: int
+
+
+def open_classifier(spec: str, task: str | None) -> Classifier:
+    """Opens a model that can label text.
 
     Args:
         spec: the workdir of adapt or finetune, or a Hugging Face classifier.
@@ -122,8 +138,9 @@ def open_classifier(spec: str, task: str | None) -> tuple[Bert, Params, int]:
     source = open_source(spec) if record else open_source(spec, head="classification")
     names = list(record["settings"]["tasks"]) if record else [spec]
     if task is None and len(names) == 1:
-        return source.model, source.params, 0
+        task = names[0]
     if task not in names:
         given = "" if task is None else f" {task}"
         raise InputError(f"--task{given}: choose from {', '.join(names)}")
-    return source.model, source.params, names.index(task)
+    max_length = record["settings"]["max_length"] if record else ModelSettings.max_length
+    return Classifier(source.model, source.params, names.index(task), max_length)

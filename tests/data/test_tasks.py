@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metajax.data import fingerprint, load_tasks
+from metajax.data import fingerprint, has_split, load_tasks
 from metajax.errors import InputError
 
 BOM = b"\xef\xbb\xbf"
@@ -400,6 +400,23 @@ def test_hub_out_of_reach(hub, error):
     hub[0]["data"] = error
     message = "hub:me/mine: the train split cannot be loaded .*give a local file"
     assert_complaint(message, lambda: load("hub:me/mine"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [(["train", "test"], False), (["validation", "train"], True), (OSError("no network"), True)],
+)
+def test_whether_the_hub_has_a_split(monkeypatch, answer, expected):
+    import datasets
+
+    def names(*args):
+        assert args == ("me/mine", "part")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", names)
+    assert has_split("hub:me/mine/part", "validation") == expected
 
 
 @pytest.mark.parametrize("spec", ["hub:mine", "hub:", "hub:me/", "hub:a/b/c/d"])

@@ -68,14 +68,6 @@ def assert_same_adaptation(params, task, optimizer, plain, **settings):
     assert relative_gap(found, expected) < 1e-10
 
 
-@pytest.fixture(autouse=True)
-def quick():
-    """Little compiling: what is compared is the arithmetic."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def params():
     with jax.enable_x64(True):

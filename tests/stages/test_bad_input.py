@@ -294,7 +294,8 @@ def test_work_that_cannot_be_split(refused, material, monkeypatch):
 
 def test_dev_files(refused, material, tmp_path):
     command = finetune_command(material, "run")
-    refused("--dev names 2 files for 1 task files", *command, "--dev", "a.csv", "b.csv")
+    message = "--dev names 2 files for 1 tasks without a dev set"
+    refused(message, *command, "--dev", "a.csv", "b.csv")
     other = tiny.write_rows(tmp_path / "other.csv", tiny.examples(4, 2))
     refused("has the label 'topic3', which the training file has not", *command, "--dev", other)
 

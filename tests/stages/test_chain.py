@@ -14,7 +14,7 @@ import transformers
 
 import metajax
 from metajax import checkpoint
-from metajax.stages.source import open_source
+from metajax.stages.source import open_classifier, open_source
 from tests.stages.commands import metatrain_command
 
 
@@ -116,6 +116,7 @@ def test_adapt_names_its_labels_and_learns(chain):
     assert results["labels"] == ["topic10", "topic8", "topic9"]
     assert results["examples"] == 6
     assert len(results["loss"]) == 1  # one inner step, as it was meta-trained
+    assert tiny.rows_of(chain.adapt) == [{"step": 1, "loss": results["loss"][0]}]
     assert record_of(chain.adapt)["model"]["label_names"] == [results["labels"]]
 
 
@@ -261,11 +262,13 @@ def test_over_long_text_is_cut_and_said_once(chain, material, tmp_path):
     rows[3] = (" ".join(["w5"] * 90), rows[3][1])
     long = tiny.write_rows(tmp_path / "long.jsonl", rows)
     done = tiny.run(
-        *("finetune", "--model", material.bert, "--tasks", long, "--steps", 1),
+        *("finetune", "--model", material.bert, "--tasks", long, "--dev", long, "--steps", 1),
         *("--batch-size", 4, "--max-length", 500, "--workdir", tmp_path / "run"),
     )
     assert done.status == 0
-    assert done.err.count("1 of 16 texts were cut to 32 tokens") == 1
+    assert done.err.count("2 of 32 texts were cut to 32 tokens") == 1
+    # And predict cuts where the run did.
+    assert open_classifier(str(tmp_path / "run"), None).max_length == 500
 
 
 @pytest.mark.parametrize("settings", [{"algorithm": "anil"}, {"algorithm": "reptile"}])
