@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from metajax.implicit import imaml
     from metajax.maml import anil, maml
     from metajax.meta_sgd import maml_plus_plus, meta_sgd
-    from metajax.metric import proto_maml, protonet
+    from metajax.metric import leopard, proto_maml, protonet
     from metajax.models import Bert, from_pretrained, save_pretrained
     from metajax.outer import Metrics, OuterState
     from metajax.parallel import OuterLoop, outer_loop
@@ -38,6 +38,7 @@ __all__ = [
     "evaluate",
     "from_pretrained",
     "imaml",
+    "leopard",
     "maml",
     "maml_plus_plus",
     "meta_sgd",
@@ -55,7 +56,7 @@ _MODULES = {
     "implicit": ("imaml",),
     "maml": ("anil", "maml"),
     "meta_sgd": ("maml_plus_plus", "meta_sgd"),
-    "metric": ("proto_maml", "protonet"),
+    "metric": ("leopard", "proto_maml", "protonet"),
     "models": ("Bert", "from_pretrained", "save_pretrained"),
     "outer": ("Metrics", "OuterState"),
     "parallel": ("OuterLoop", "outer_loop"),

@@ -1,7 +1,7 @@
 """What gradient-based algorithms share: a task reduced, a start, the inner loop, the query loss."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import optax
@@ -22,11 +22,12 @@ class Adaptation(NamedTuple):
     Attributes:
         adapt: `(optimizer, params, support, rng) -> (adapted_params, AdaptInfo)`.
         query_loss: `(optimizer, params, task, rng) -> (loss, MetaInfo)`, the loss on the query
-            set after adaptation.
+            set after adaptation. With `step_weights` [K], the sum of the losses after each step,
+            so weighted.
     """
 
     adapt: Callable[[Optimizer, Params, Batch, Key | None], tuple[Params, AdaptInfo]]
-    query_loss: Callable[[Optimizer, Params, Task, Key | None], tuple[jax.Array, MetaInfo]]
+    query_loss: Callable[..., tuple[jax.Array, MetaInfo]]
 
 
 def adaptation(
@@ -35,6 +36,7 @@ def adaptation(
     *,
     first_order: bool = False,
     low_memory: bool = False,
+    unroll: bool = False,
     adapted: Callable[[str], bool] | None = None,
     reduce: Reduce | None = None,
     start: Start | None = None,
@@ -44,33 +46,58 @@ def adaptation(
     def inner_loss(changed: Params, frozen: Params, batch: Batch, rng: Key | None) -> jax.Array:
         return loss_fn(combine(changed, frozen), batch, rng)[0]
 
-    loop = inner_loop(inner_loss, num_steps, first_order=first_order, low_memory=low_memory)
+    loop = inner_loop(
+        inner_loss, num_steps, first_order=first_order, low_memory=low_memory, unroll=unroll
+    )
 
     def solve(
-        optimizer: Optimizer, params: Params, support: Batch, rng: Key | None
-    ) -> tuple[Params, AdaptInfo]:
+        optimizer: Optimizer,
+        params: Params,
+        support: Batch,
+        rng: Key | None,
+        watch: Callable[[Params], Any] = lambda params: None,
+    ) -> tuple[Params, AdaptInfo, Any]:
         if start is not None:
             params = start(params, support, fold_in(rng, START))
         changed, frozen = select(params, adapted or (lambda path: True))
-        changed, info = loop(optimizer, changed, frozen, support, fold_in(rng, INNER))
-        return combine(changed, frozen), info
+        changed, info, watched = loop(
+            optimizer,
+            changed,
+            frozen,
+            support,
+            fold_in(rng, INNER),
+            watch=lambda changed: watch(combine(changed, frozen)),
+        )
+        return combine(changed, frozen), info, watched
 
     def adapt(
         optimizer: Optimizer, params: Params, support: Batch, rng: Key | None
     ) -> tuple[Params, AdaptInfo]:
         if reduce is None:
-            return solve(optimizer, params, support, rng)
+            return solve(optimizer, params, support, rng)[:2]
         params, task, restore = reduce(params, Task(support, None))
-        params, info = solve(optimizer, params, task.support, rng)
+        params, info, _ = solve(optimizer, params, task.support, rng)
         return restore(params), info
 
     def query_loss(
-        optimizer: Optimizer, params: Params, task: Task, rng: Key | None
+        optimizer: Optimizer,
+        params: Params,
+        task: Task,
+        rng: Key | None,
+        step_weights: jax.Array | None = None,
     ) -> tuple[jax.Array, MetaInfo]:
         if reduce is not None:
             params, task, _ = reduce(params, task)
-        params, info = solve(optimizer, params, task.support, rng)
-        loss, aux = loss_fn(params, task.query, fold_in(rng, QUERY))
-        return loss, MetaInfo(loss, aux, info.support_loss)
+
+        def judge(params: Params) -> tuple[jax.Array, Any]:
+            return loss_fn(params, task.query, fold_in(rng, QUERY))
+
+        if step_weights is None:
+            params, info, _ = solve(optimizer, params, task.support, rng)
+            loss, aux = judge(params)
+            return loss, MetaInfo(loss, aux, info.support_loss)
+        _, info, judged = solve(optimizer, params, task.support, rng, judge)
+        loss, aux = jax.tree.map(lambda leaf: leaf[-1], judged)
+        return judged[0] @ step_weights, MetaInfo(loss, aux, info.support_loss)
 
     return Adaptation(adapt, query_loss)

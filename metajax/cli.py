@@ -60,6 +60,11 @@ COMMANDS = {
         settings.EvaluateSettings,
         "metajax evaluate --model runs/maml --tasks intents.jsonl --classes test.txt",
     ),
+    "plan": Command(
+        "memory and arithmetic of metatrain, before a run",
+        settings.PlanSettings,
+        "metajax plan --model bert-base-uncased --shots 5 --low-memory --remat --memory 16GB",
+    ),
     "export": Command(
         "Hugging Face format from any stage",
         settings.ExportSettings,
@@ -229,6 +234,10 @@ def _show(name: str, chosen: Any, results: Any) -> None:
         from metajax.stages.evaluate import table
 
         print(table(results))
+    elif name == "plan":
+        from metajax.stages.plan import summary
+
+        print(summary(results))
     elif results is not None:
         print(json.dumps(results, indent=2))
         if hasattr(chosen, "workdir"):

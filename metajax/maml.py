@@ -18,6 +18,7 @@ def maml(
     *,
     first_order: bool = False,
     low_memory: bool = False,
+    unroll: bool = False,
     adapted: Callable[[str], bool] | None = None,
     reduce: Reduce | None = None,
     start: Start | None = None,
@@ -35,6 +36,8 @@ def maml(
         low_memory: exact too, but what an inner step leaves behind no longer grows with its
             activations (see `metajax.inner.inner_loop`); about half as fast. `loss_fn` must then
             not close over anything that depends on the meta-parameters.
+        unroll: compile the inner steps one after the other in place of a loop: a tenth faster on a
+            CPU, more to compile.
         adapted: of a parameter's path (`layers/qkv/kernel`), whether the inner steps change it;
             by default they change all. The outer loop trains the others too.
         reduce: `(params, task) -> (params, task, restore)`: the same task in terms of fewer
@@ -62,6 +65,7 @@ def maml(
         num_steps,
         first_order=first_order,
         low_memory=low_memory,
+        unroll=unroll,
         adapted=adapted,
         reduce=reduce,
         start=start,

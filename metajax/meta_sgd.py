@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.adaptation import adaptation
+from metajax.adaptation import Adaptation, adaptation
 from metajax.tree import extend
 from metajax.types import AdaptInfo, Batch, Key, LossFn, MetaAlgorithm, MetaInfo, Params, Task
 
@@ -19,7 +19,8 @@ def meta_sgd(loss_fn: LossFn, rate: float, num_steps: int, **settings: Any) -> M
         loss_fn: `(params, batch, rng) -> (loss, aux)`.
         rate: where every rate starts; also that of parameters which `start` adds.
         num_steps: K >= 0.
-        **settings: `first_order`, `low_memory`, `adapted` and `start` of `metajax.maml`.
+        **settings: `first_order`, `low_memory`, `adapted`, `reduce` and `start` of
+            `metajax.maml`.
 
     Returns:
         A MetaAlgorithm whose meta_params are `{"params", "rates"}`, the rates like the params.
@@ -41,19 +42,41 @@ def meta_sgd(loss_fn: LossFn, rate: float, num_steps: int, **settings: Any) -> M
     return _with_rates(adaptation(loss_fn, num_steps, **settings), init, rate, per_step=False)
 
 
-def maml_plus_plus(loss_fn: LossFn, rate: float, num_steps: int, **settings: Any) -> MetaAlgorithm:
-    """MAML++'s per-layer per-step rates (arXiv:1810.09502, section 4, "LSLR").
+def maml_plus_plus(
+    loss_fn: LossFn,
+    rate: float,
+    num_steps: int,
+    *,
+    step: int | jax.Array | None = None,
+    multi_step: int = 0,
+    first_order_until: int = 0,
+    **settings: Any,
+) -> MetaAlgorithm:
+    """MAML++ for networks without batch norm (Antoniou, Edwards & Storkey 2019, arXiv:1810.09502).
+
+    Three of its parts (section 4): a learned rate for each layer and step ("LSLR"); the loss on
+    the query set after every inner step, not only the last, annealed away ("MSL"); first order at
+    the beginning ("DA"). The two annealings need the outer step, which `metajax.outer_loop` gives:
+    `outer_loop(lambda step: maml_plus_plus(..., step=step, multi_step=1000), optimizer)`.
 
     Args:
         loss_fn: `(params, batch, rng) -> (loss, aux)`.
         rate: where every rate starts; also that of parameters which `start` adds.
         num_steps: K >= 1.
-        **settings: `first_order`, `low_memory`, `adapted` and `start` of `metajax.maml`.
+        step: the outer step, from 0; None: all annealing is over.
+        multi_step: outer steps over which the weights of the losses go from 1 / K each to the
+            last loss alone, linearly.
+        first_order_until: outer steps in first order.
+        **settings: `low_memory`, `adapted`, `reduce` and `start` of `metajax.maml`.
 
     Returns:
         A MetaAlgorithm whose meta_params are `{"params", "rates"}`: for each leaf of the params a
         rate for each step, [K].
     """
+    if num_steps < 1:
+        raise ValueError(
+            f"num_steps is {num_steps}: MAML++ learns rates of steps, so give 1 or more"
+        )
 
     def init(params: Params) -> Params:
         return {
@@ -61,11 +84,41 @@ def maml_plus_plus(loss_fn: LossFn, rate: float, num_steps: int, **settings: Any
             "rates": jax.tree.map(lambda p: jnp.full(num_steps, rate, p.dtype), params),
         }
 
-    return _with_rates(adaptation(loss_fn, num_steps, **settings), init, rate, per_step=True)
+    def variant(begin: int) -> MetaAlgorithm:
+        """As it is from one of the annealings' ends on."""
+        first_order = begin < first_order_until
+        learner = adaptation(loss_fn, num_steps, first_order=first_order, **settings)
+        weights = None
+        if step is not None and begin < multi_step:
+            weights = _loss_weights(step, multi_step, num_steps)
+        return _with_rates(learner, init, rate, per_step=True, step_weights=weights)
+
+    ends = sorted({multi_step, first_order_until} - {0})
+    *early, last = [variant(begin) for begin in (0, *ends)]
+    if step is None or not early:
+        return last
+
+    def meta_grad(meta_params: Params, task: Task, rng: Key | None) -> tuple[Params, MetaInfo]:
+        current = jnp.searchsorted(jnp.array(ends), jnp.asarray(step), side="right")
+        branches = [each.meta_grad for each in (*early, last)]
+        return jax.lax.switch(current, branches, meta_params, task, rng)
+
+    return MetaAlgorithm(init, last.adapt, meta_grad)
+
+
+def _loss_weights(step: Any, until: int, num_steps: int) -> jax.Array:
+    """The weight [K] of the query loss after each inner step; they sum to 1."""
+    equal = (1 - step / until) / num_steps
+    return jnp.full(num_steps, equal).at[-1].add(step / until)
 
 
 def _with_rates(
-    learner: Any, init: Callable[[Params], Params], rate: float, *, per_step: bool
+    learner: Adaptation,
+    init: Callable[[Params], Params],
+    rate: float,
+    *,
+    per_step: bool,
+    step_weights: jax.Array | None = None,
 ) -> MetaAlgorithm:
     def optimizer(rates: Params) -> optax.GradientTransformation:
         def update(grads: Params, step: jax.Array, params: Params = None) -> tuple[Params, Any]:
@@ -81,6 +134,6 @@ def _with_rates(
 
     def query_loss(meta_params: Params, task: Task, rng: Key | None) -> tuple[jax.Array, MetaInfo]:
         rates = optimizer(meta_params["rates"])
-        return learner.query_loss(rates, meta_params["params"], task, rng)
+        return learner.query_loss(rates, meta_params["params"], task, rng, step_weights)
 
     return MetaAlgorithm(init, adapt, jax.grad(query_loss, has_aux=True))

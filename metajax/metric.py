@@ -77,6 +77,84 @@ def proto_maml(
     )
 
 
+def leopard(
+    features: Features,
+    feature_size: int,
+    num_classes: int,
+    inner_optimizer: optax.GradientTransformation,
+    num_steps: int,
+    *,
+    width: int,
+    rng: Key,
+    **settings: Any,
+) -> MetaAlgorithm:
+    """Classifiers of any number of classes, generated (Bansal et al. 2020, arXiv:1911.03863).
+
+    A two-layer network turns each support example's features into weights and a bias, which are
+    averaged over each class (equations 2 and 3): the head of a second network's output on the
+    query's features (equation 4). The inner steps change all but the generator.
+
+    Args:
+        features: see above.
+        feature_size: D.
+        num_classes: C, the most classes of any task.
+        inner_optimizer: any optax optimizer. The paper learns its rates; so does
+            `metajax.meta_sgd` over the same loss.
+        num_steps: K >= 0.
+        width: of the generated weights and of both networks.
+        rng: of the two networks' initial weights.
+        **settings: `first_order`, `low_memory` and `adapted` of `metajax.maml`; paths begin with
+            `encoder/`, `projection/` or `head/`.
+
+    Returns:
+        A MetaAlgorithm whose meta_params are `{"encoder", "generator", "projection"}`; `adapt`
+        gives `{"encoder", "projection", "head"}`.
+    """
+
+    def init(params: Params) -> Params:
+        keys = jax.random.split(rng)
+        return {
+            "encoder": params,
+            "generator": _two_layers(keys[0], (feature_size, width, width + 1)),
+            "projection": _two_layers(keys[1], (feature_size, width, width)),
+        }
+
+    def start(params: Params, support: Batch, rng: Key | None) -> Params:
+        features_BxD = features(params["encoder"], support, rng)
+        generated_BxW = _apply_two_layers(params["generator"], features_BxD)
+        mean_CxW = class_means(generated_BxW, support, num_classes)
+        head = {"kernel": mean_CxW[:, :-1].T, "bias": mean_CxW[:, -1]}
+        return {**{key: params[key] for key in ("encoder", "projection")}, "head": head}
+
+    def loss_fn(params: Params, batch: Batch, rng: Key | None) -> tuple[jax.Array, Any]:
+        features_BxD = features(params["encoder"], batch, rng)
+        projected_BxW = _apply_two_layers(params["projection"], features_BxD)
+        head = params["head"]
+        return classify(projected_BxW @ head["kernel"] + head["bias"], batch)
+
+    learner = adaptation(loss_fn, num_steps, start=start, **settings)
+    return MetaAlgorithm(
+        init=init,
+        adapt=functools.partial(learner.adapt, inner_optimizer),
+        meta_grad=jax.grad(functools.partial(learner.query_loss, inner_optimizer), has_aux=True),
+    )
+
+
+def _two_layers(rng: Key, sizes: tuple[int, int, int]) -> Params:
+    """Weights of a network with one hidden layer, at Glorot's scale, biases zero."""
+    normal = jax.nn.initializers.glorot_normal()
+    first, second = jax.random.split(rng)
+    return {
+        "first": {"kernel": normal(first, sizes[:2]), "bias": jnp.zeros(sizes[1])},
+        "second": {"kernel": normal(second, sizes[1:]), "bias": jnp.zeros(sizes[2])},
+    }
+
+
+def _apply_two_layers(params: Params, x_BxD: jax.Array) -> jax.Array:
+    hidden = jnp.tanh(x_BxD @ params["first"]["kernel"] + params["first"]["bias"])
+    return hidden @ params["second"]["kernel"] + params["second"]["bias"]
+
+
 def class_means(features_BxD: jax.Array, batch: Batch, num_classes: int) -> jax.Array:
     """The mean feature of each class [C, D]; 0 for one without examples."""
     onehot_BxC = jax.nn.one_hot(batch["labels"], num_classes, dtype=features_BxD.dtype)

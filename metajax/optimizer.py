@@ -2,7 +2,7 @@
 
 import optax
 
-from metajax.tree import mask
+from metajax.tree import is_norm_or_bias, mask
 from metajax.types import Params
 
 
@@ -15,11 +15,6 @@ def learning_rate(peak: float, num_steps: int, warmup_steps: int) -> optax.Sched
         ],
         [warmup_steps],
     )
-
-
-def decays(path: str) -> bool:
-    """Whether weight decay applies: not to LayerNorms and biases."""
-    return path.rsplit("/", 1)[-1] not in ("bias", "scale")
 
 
 def adamw(
@@ -36,7 +31,7 @@ def adamw(
     """
 
     def decay_mask(params: Params) -> Params:
-        return mask(params, lambda path: decays(path) and not path.startswith(fixed))
+        return mask(params, lambda path: not is_norm_or_bias(path) and not path.startswith(fixed))
 
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),

@@ -9,6 +9,14 @@ import optax
 
 from metajax.types import Key, MetaAlgorithm, MetaInfo, PyTree, Task
 
+# As optax has a rate or a schedule: an algorithm, or one for each outer step [] int32, traced.
+AlgorithmOrSchedule = MetaAlgorithm | Callable[[jax.Array], MetaAlgorithm]
+
+
+def at_step(algorithm: AlgorithmOrSchedule, step: jax.Array) -> MetaAlgorithm:
+    """The algorithm of one outer step."""
+    return algorithm if isinstance(algorithm, MetaAlgorithm) else algorithm(step)
+
 
 class OuterState(NamedTuple):
     """What the next outer step needs.
@@ -118,7 +126,7 @@ def task_keys(rng: Key, first: int | jax.Array, count: int) -> Key:
 
 
 def outer_step(
-    algorithm: MetaAlgorithm,
+    algorithm: AlgorithmOrSchedule,
     optimizer: optax.GradientTransformation,
     *,
     chunk_size: int | None = None,
@@ -127,7 +135,7 @@ def outer_step(
     """Makes one step of the outer loop, a pure function.
 
     Args:
-        algorithm: whose meta-gradient to follow.
+        algorithm: whose meta-gradient to follow; one, or a function of the step.
         optimizer: the outer one.
         chunk_size: see `map_tasks`.
         axis_name: the axis over devices, each holding an equal share of the tasks in order.
@@ -138,11 +146,12 @@ def outer_step(
 
     def step(state: OuterState, tasks: Task) -> tuple[OuterState, Metrics]:
         count = num_tasks(tasks)
+        current = at_step(algorithm, state.step)
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * count
         keys = task_keys(jax.random.fold_in(state.rng, state.step), first, count)
 
         def meta_grad(task: Task, key: Key) -> tuple[PyTree, MetaInfo]:
-            return algorithm.meta_grad(state.meta_params, task, key)
+            return current.meta_grad(state.meta_params, task, key)
 
         grads, infos = map_tasks(meta_grad, tasks, keys, chunk_size)
         grads = jax.tree.map(lambda leaf: leaf / count, grads)

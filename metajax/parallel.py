@@ -9,8 +9,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from metajax.outer import Metrics, OuterState, num_tasks, outer_step
-from metajax.types import Key, MetaAlgorithm, Params, Task
+from metajax.outer import (
+    AlgorithmOrSchedule,
+    Metrics,
+    OuterState,
+    at_step,
+    num_tasks,
+    outer_step,
+)
+from metajax.types import Key, Params, Task
 
 _AXIS = "devices"
 
@@ -28,7 +35,7 @@ class OuterLoop(NamedTuple):
 
 
 def outer_loop(
-    algorithm: MetaAlgorithm,
+    algorithm: AlgorithmOrSchedule,
     outer_optimizer: optax.GradientTransformation,
     *,
     chunk_size: int | None = None,
@@ -42,7 +49,8 @@ def outer_loop(
     there are.
 
     Args:
-        algorithm: from one of the constructors (`metajax.maml`, ...).
+        algorithm: from one of the constructors (`metajax.maml`, ...), or a function that gives one
+            for each outer step, an int32 under trace: see `metajax.maml_plus_plus`.
         outer_optimizer: any optax optimizer.
         chunk_size: tasks under one vmap on each device; the chunks run one after the other with
             their gradients added up. By default one on a CPU and all of them elsewhere. A
@@ -69,7 +77,7 @@ def outer_loop(
         home = NamedSharding(Mesh(np.array(devices), (_AXIS,)), PartitionSpec())
 
     def init(params: Params, rng: Key) -> OuterState:
-        meta_params = algorithm.init(params)
+        meta_params = at_step(algorithm, jnp.int32(0)).init(params)
         state = OuterState(jnp.int32(0), meta_params, outer_optimizer.init(meta_params), rng)
         return jax.device_put(state, home)
 

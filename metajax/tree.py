@@ -47,6 +47,11 @@ def combine(left: PyTree, right: PyTree) -> PyTree:
     )
 
 
+def is_norm_or_bias(path: str) -> bool:
+    """Whether a path is that of a normalisation's parameter or of a bias."""
+    return path.rsplit("/", 1)[-1] in ("bias", "scale")
+
+
 def extend(tree: PyTree, like: PyTree, value: Any) -> PyTree:
     """`tree` with the keys that `like` has, in nested dicts: `value` where it lacks them."""
     if not isinstance(like, dict):

@@ -12,6 +12,8 @@ import problems
 import pytest
 
 import metajax
+from metajax.adaptation import adaptation
+from metajax.tree import is_norm_or_bias
 from metajax.types import MetaAlgorithm
 
 SGD = optax.sgd(0.05)
@@ -45,10 +47,17 @@ TABLE = {
     "meta-sgd": Row(metajax.meta_sgd(LOSS, 0.05, 3)),
     "low-memory meta-sgd": Row(metajax.meta_sgd(LOSS, 0.05, 3, low_memory=True)),
     "maml++": Row(metajax.maml_plus_plus(LOSS, 0.05, 3)),
+    "annealed maml++": Row(
+        metajax.maml_plus_plus(LOSS, 0.05, 3, step=3, multi_step=9, first_order_until=2)
+    ),
     "imaml": Row(metajax.imaml(LOSS, SGD, 3)),
     "imaml by neumann": Row(metajax.imaml(LOSS, SGD, 3, strength=50.0, solver="neumann")),
     "protonet": Row(metajax.protonet(features, CLASSES), labelled=True),
     "proto-maml": Row(metajax.proto_maml(features, CLASSES, SGD, 3), labelled=True),
+    "leopard": Row(
+        metajax.leopard(features, 4, CLASSES, SGD, 3, width=4, rng=jax.random.key(5)),
+        labelled=True,
+    ),
     "supervised": Row(metajax.supervised(LOSS)),
 }
 # These look at the batches but not at the keys.
@@ -260,3 +269,79 @@ def test_anil_leaves_the_body_alone(x64):
     adapted, _ = algorithm.adapt(params, problems.nth(tasks, 0).support, None)
     chex.assert_trees_all_equal(adapted["first"], params["first"])
     assert not np.array_equal(adapted["second"]["kernel"], params["second"]["kernel"])
+
+
+@pytest.mark.parametrize(("step", "weights"), [(0, [0.5, 0.5]), (3, [0.35, 0.65]), (10, [0, 1])])
+def test_maml_plus_plus_anneals_the_losses_of_early_steps(x64, quadratic, step, weights):
+    task, a, centre, q, goal, params = quadratic
+    algorithm = metajax.maml_plus_plus(problems.quadratic, RATE, 2, step=step, multi_step=10)
+    grads, info = algorithm.meta_grad(algorithm.init(jnp.asarray(params)), task, None)
+    shrink = np.eye(3) - RATE * a
+    points = [centre + np.linalg.matrix_power(shrink, k) @ (params - centre) for k in (1, 2)]
+    expected = sum(
+        weight * np.linalg.matrix_power(shrink, k) @ q @ (point - goal)
+        for weight, point, k in zip(weights, points, (1, 2))
+    )
+    np.testing.assert_allclose(grads["params"], expected, rtol=1e-12)
+    last = (points[1] - goal) @ q @ (points[1] - goal) / 2
+    np.testing.assert_allclose(info.query_loss, last, rtol=1e-12)
+
+
+def test_maml_plus_plus_begins_in_first_order(x64):
+    params, task = problems.mlp_params(), problems.one_task()
+    algorithm = functools.partial(metajax.maml_plus_plus, LOSS, 0.05, 2)
+
+    @jax.jit
+    def grads_at(step):
+        chosen = algorithm(step=step, first_order_until=4, multi_step=2)
+        return chosen.meta_grad(chosen.init(params), task, None)[0]
+
+    def expected(first_order=False, **weights):
+        learner = adaptation(LOSS, 2, first_order=first_order)
+        loss = lambda p: learner.query_loss(optax.sgd(0.05), p, task, None, **weights)[0]  # noqa: E731
+        return jax.grad(loss)(params)
+
+    for step, settings in {
+        1: {"first_order": True, "step_weights": jnp.array([0.25, 0.75])},
+        3: {"first_order": True},
+        4: {},
+    }.items():
+        gap = problems.relative_gap(grads_at(step)["params"], expected(**settings))
+        assert gap < 1e-12
+
+
+def test_an_outer_loop_follows_a_schedule(x64):
+    tasks = problems.mlp_tasks(2)
+    algorithm = functools.partial(metajax.maml_plus_plus, LOSS, 0.05, 2, multi_step=2)
+    outer = metajax.outer_loop(lambda step: algorithm(step=step), optax.sgd(0.1))
+    state = outer.init(problems.mlp_params(), jax.random.key(0))
+    for step in range(3):
+        fixed = metajax.outer_loop(algorithm(step=step), optax.sgd(0.1))
+        expected, _ = fixed.step(state, tasks)
+        state, _ = outer.step(state, tasks)
+        assert problems.relative_gap(state.meta_params, expected.meta_params) < 1e-12
+
+
+def test_leopard_generates_its_head(x64):
+    algorithm = metajax.leopard(features, 4, CLASSES, SGD, 0, width=4, rng=jax.random.key(5))
+    _, params, tasks = setting("leopard")
+    task = problems.nth(tasks, 1)
+    adapted, _ = algorithm.adapt(params, task.support, None)
+    assert set(adapted) == {"encoder", "projection", "head"}
+    generator = jax.device_get(params["generator"])
+    inputs = np.asarray(features(params["encoder"], task.support, None))
+    hidden = np.tanh(inputs @ generator["first"]["kernel"] + generator["first"]["bias"])
+    generated = hidden @ generator["second"]["kernel"] + generator["second"]["bias"]
+    labels = np.asarray(task.support["labels"])
+    means = np.stack([generated[labels == c].mean(0) for c in range(CLASSES)])
+    np.testing.assert_allclose(adapted["head"]["kernel"], means[:, :-1].T, rtol=1e-10)
+    np.testing.assert_allclose(adapted["head"]["bias"], means[:, -1], rtol=1e-10)
+
+
+def test_norms_and_biases_alone(x64):
+    algorithm = metajax.maml(LOSS, SGD, 2, adapted=is_norm_or_bias)
+    params = problems.mlp_params()
+    adapted, _ = algorithm.adapt(params, problems.one_task().support, None)
+    for layer in params:
+        chex.assert_trees_all_equal(adapted[layer]["kernel"], params[layer]["kernel"])
+        assert not np.array_equal(adapted[layer]["bias"], params[layer]["bias"])

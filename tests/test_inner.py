@@ -11,7 +11,7 @@ from metajax.inner import fold_in, inner_loop
 def loop(loss_fn, optimizer, num_steps, **settings):
     """`(params, support, rng) -> (adapted, info)`, all of the parameters adapted."""
     run = inner_loop(lambda p, _, batch, rng: loss_fn(p, batch, rng)[0], num_steps, **settings)
-    return lambda params, support, rng: run(optimizer, params, None, support, rng)
+    return lambda params, support, rng: run(optimizer, params, None, support, rng)[:2]
 
 
 def test_no_steps_change_nothing():

@@ -1,29 +1,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import torch
 
-from metajax.optimizer import adamw, decays, learning_rate
+from metajax.optimizer import adamw, learning_rate
 
 PARAMS = {
     "dense": {"kernel": np.linspace(-1, 1, 6).reshape(2, 3), "bias": np.linspace(0.1, 0.3, 3)},
     "norm": {"scale": np.ones(3), "bias": np.zeros(3) + 0.2},
 }
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("layers/qkv/kernel", True),
-        ("embeddings/word", True),
-        ("layers/qkv/bias", False),
-        ("layers/attention_norm/scale", False),
-        ("masked_lm/bias", False),
-    ],
-)
-def test_biases_and_norms_do_not_decay(path, expected):
-    assert decays(path) is expected
 
 
 def test_the_schedule_rises_and_falls():

@@ -1,4 +1,5 @@
 import jax.numpy as jnp
+import pytest
 
 from metajax import tree
 
@@ -14,3 +15,17 @@ def test_mask_names_leaves_by_their_path():
 def test_mask_marks_the_chosen_leaves():
     chosen = tree.mask(PARAMS, lambda name: name.endswith("kernel"))
     assert chosen == {"layers": {"qkv": {"kernel": True, "bias": False}}, "heads": [False]}
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("layers/qkv/kernel", False),
+        ("embeddings/word", False),
+        ("layers/qkv/bias", True),
+        ("layers/attention_norm/scale", True),
+        ("masked_lm/bias", True),
+    ],
+)
+def test_norms_and_biases_are_told_by_their_names(path, expected):
+    assert tree.is_norm_or_bias(path) is expected

@@ -8,8 +8,14 @@ from metajax.models.losses import (
     prototype_start,
     zero_start,
 )
-from metajax.models.pretrained import Bert, Outputs, from_pretrained, with_head
-from metajax.models.reduction import mentioned_rows, upper_layers
+from metajax.models.model import Bert, Outputs
+from metajax.models.pretrained import from_pretrained, read_model, with_head
+from metajax.models.reduction import (
+    compose,
+    mentioned_rows,
+    separate_layers,
+    upper_layers,
+)
 from metajax.models.save import save_config, save_pretrained
 
 __all__ = [
@@ -17,14 +23,17 @@ __all__ = [
     "BertConfig",
     "Outputs",
     "classification_loss",
+    "compose",
     "from_pretrained",
     "has_classifier",
     "hashes",
     "masked_lm_loss",
     "mentioned_rows",
     "prototype_start",
+    "read_model",
     "save_config",
     "save_pretrained",
+    "separate_layers",
     "upper_layers",
     "with_head",
     "zero_start",

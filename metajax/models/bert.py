@@ -188,18 +188,18 @@ _CHUNK_TOKENS_ELSEWHERE = 4096
 
 def run_blocks(
     graph: Any,
-    stacked: Any,
+    layers: Any,
     x_BxLxH: jax.Array,
     bias: jax.Array,
     rng: jax.Array | None,
     *,
     remat: bool,
 ) -> jax.Array:
-    """Scans the blocks `[B, L, H]`.
+    """Runs the blocks `[B, L, H]`: a scan over stacked ones, a loop over separate ones.
 
     Args:
         graph: the structure of a Block.
-        stacked: its parameters, `[N, ...]`.
+        layers: the blocks' parameters, stacked `[N, ...]` or a list of N.
         x_BxLxH: what goes in.
         bias: of `attention_bias`.
         rng: the key of dropout; None means none.
@@ -207,7 +207,8 @@ def run_blocks(
             few rows at a time. Without it the products are kept too, and only elementwise work is
             done again: on a CPU that is 20% faster than to write all to memory and read it back.
     """
-    count = jax.tree.leaves(stacked)[0].shape[0]
+    separate = isinstance(layers, list)
+    count = len(layers) if separate else jax.tree.leaves(layers)[0].shape[0]
     keys = None if rng is None else jax.random.split(rng, count)
 
     def block(layer: Any, x_BxLxH: jax.Array, bias: jax.Array) -> jax.Array:
@@ -227,4 +228,8 @@ def run_blocks(
         rows = jax.tree.map(lambda a: a.reshape(parts, B // parts, *a.shape[1:]), (x_BxLxH, bias))
         return jax.lax.map(lambda part: block(layer, *part), rows).reshape(x_BxLxH.shape), None
 
-    return jax.lax.scan(run, x_BxLxH, (stacked, keys))[0]
+    if separate:
+        for number, params in enumerate(layers):
+            x_BxLxH, _ = run(x_BxLxH, (params, None if keys is None else keys[number]))
+        return x_BxLxH
+    return jax.lax.scan(run, x_BxLxH, (layers, keys))[0]

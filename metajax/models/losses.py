@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from metajax.models.bert import at_least_float32
-from metajax.models.pretrained import Batch, Bert, Params
+from metajax.models.model import Batch, Bert, Params
 from metajax.types import Start
 
 LossFn = Callable[[Params, Batch, jax.Array | None], tuple[jax.Array, dict[str, Any]]]

@@ -1,208 +1,16 @@
-"""A BERT as a pure function of (params, batch, rng), fresh or from Hugging Face files."""
+"""A BERT from Hugging Face files, and under another head."""
 
-import dataclasses
-import functools
 import logging
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from metajax.errors import InputError
 from metajax.models import convert, files
-from metajax.models.bert import (
-    Block,
-    Dense,
-    Embeddings,
-    at_least_float32,
-    attention_bias,
-    dropout,
-    run_blocks,
-)
 from metajax.models.config import BertConfig
-from metajax.models.heads import (
-    ClassificationHeads,
-    MaskedLMHead,
-    mean_pool,
-    mean_pool_packed,
-    rescale,
-)
+from metajax.models.model import Bert, Head, Params, Pooling
 
-Params = dict[str, Any]
-Batch = dict[str, jax.Array]
-Head = Literal["encoder", "masked_lm", "classification"]
-Pooling = Literal["pooler", "mean"]
-
-HEAD_KEY = {"encoder": None, "masked_lm": "masked_lm", "classification": "classifier"}
-_ENCODER_KEYS = ("embeddings", "layers", "pooler")
 _log = logging.getLogger("metajax")
-
-
-class Outputs(NamedTuple):
-    """What a model gives.
-
-    Attributes:
-        last_hidden_state: `[B, L, H]`.
-        pooled: `[B, H]`, by the model's pooling.
-        logits: classification `[B, C]`; masked LM `[B, M, V]` at the batch's positions, or
-            `[B, L, V]`; None without a head. At least float32.
-    """
-
-    last_hidden_state: jax.Array
-    pooled: jax.Array
-    logits: jax.Array | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Bert:
-    """A BERT: static settings only. Its parameters are a plain dict, see docs/design.md.
-
-    Attributes:
-        config: sizes and rates.
-        head: "encoder" (none), "masked_lm" or "classification".
-        pooling: "pooler" (BERT's tanh layer on the first token) or "mean" (over tokens).
-        feature_norm: the Euclidean length that classification heads see `pooled` at; None
-            leaves it as it is.
-        num_labels: the classes of each classification head; 1 is regression.
-        label_names: the names of each head's classes, where known.
-        remat: checkpoint each block (less memory in the backward pass, more time).
-        dtype: of the computation; None means the parameters' own.
-        source: the directory that holds the tokenizer.
-    """
-
-    config: BertConfig
-    head: Head = "encoder"
-    pooling: Pooling = "pooler"
-    feature_norm: float | None = None
-    num_labels: tuple[int, ...] = (2,)
-    label_names: tuple[tuple[str, ...] | None, ...] | None = None
-    remat: bool = False
-    dtype: Any = None
-    source: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.head not in HEAD_KEY:
-            raise InputError(f"head is {self.head!r}; it has to be one of {', '.join(HEAD_KEY)}")
-        if self.pooling not in ("pooler", "mean"):
-            raise InputError(f"pooling is {self.pooling!r}; it has to be pooler or mean")
-        if not self.num_labels or min(self.num_labels) < 1:
-            raise InputError(f"num_labels is {self.num_labels}; every head needs at least one")
-
-    def replace(self, **changes: Any) -> "Bert":
-        """The same model with other settings; `with_head` changes the parameters to match."""
-        return dataclasses.replace(self, **changes)
-
-    def init(self, rng: jax.Array) -> Params:
-        """Fresh float32 parameters: normal with the configuration's `initializer_range`."""
-        names = self.parts
-        keys = zip(names, jax.random.split(rng, len(names)))
-        return {
-            name: cast(Params, nnx.to_pure_dict(nnx.state(_part(self, name, nnx.Rngs(params=key)))))
-            for name, key in keys
-        }
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The first keys of the parameters."""
-        head = HEAD_KEY[self.head]
-        return (*_ENCODER_KEYS, head) if head else _ENCODER_KEYS
-
-    def __call__(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> Outputs:
-        """Runs the model; pure, and differentiable as often as one likes.
-
-        Args:
-            params: as `init` gives them.
-            batch: `input_ids`, `attention_mask`, `token_type_ids` `[B, L]`; optionally
-                `positions` `[B, M]`, `class_mask` `[C]`, `task` `[B]`. Several examples may
-                share a row: then `input_ids`, `token_type_ids`, `position_ids`, `example_ids`
-                (-1 at padding) `[R, L]` and `first_token` `[B]`, as `metajax.data.packing`
-                makes them, and no `attention_mask`. With `hidden` `[B, L, H]`, the result of
-                `embed` and `run_layers`, `params["layers"]` are the blocks after those.
-            rng: the key of dropout; None means none.
-        """
-        encoder_rng, head_rng = (None, None) if rng is None else jax.random.split(rng)
-        hidden, pooled = self._encode(params, batch, encoder_rng)
-        logits = None
-        if self.head == "masked_lm":
-            head = nnx.merge(_graph(self, "masked_lm"), params["masked_lm"])
-            logits = head(hidden, batch.get("positions"), params["embeddings"]["word"])
-        elif self.head == "classification":
-            head = nnx.merge(_graph(self, "classifier"), params["classifier"])
-            logits = head(rescale(pooled, self.feature_norm), batch, head_rng)
-        return Outputs(hidden, pooled, logits)
-
-    def features(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
-        """What a classification head sees, before its dropout `[B, H]`; needs no head."""
-        encoder_rng = None if rng is None else jax.random.split(rng)[0]
-        return rescale(self._encode(params, batch, encoder_rng)[1], self.feature_norm)
-
-    def embed(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
-        """What the first block sees `[B, L, H]`."""
-        x = nnx.merge(_graph(self, "embeddings"), params["embeddings"])(batch)
-        x = x if self.dtype is None else x.astype(self.dtype)
-        return dropout(x, self.config.hidden_dropout_prob, rng)
-
-    def run_layers(
-        self, layers: Params, hidden: jax.Array, batch: Batch, rng: jax.Array | None = None
-    ) -> jax.Array:
-        """Some blocks, stacked `[n, ...]`, on `[B, L, H]`."""
-        bias = attention_bias(batch, at_least_float32(hidden.dtype))
-        graph = _graph(self, "layers")
-        return run_blocks(graph, layers, hidden, bias, rng, remat=self.remat)
-
-    def _encode(
-        self, params: Params, batch: Batch, rng: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array]:
-        embed_rng, layers_rng = (None, None) if rng is None else jax.random.split(rng)
-        # Where the first blocks are frozen, a batch may bring what they make of it.
-        hidden = batch["hidden"] if "hidden" in batch else self.embed(params, batch, embed_rng)
-        hidden = self.run_layers(params["layers"], hidden, batch, layers_rng)
-        packed = "example_ids" in batch
-        if self.pooling == "mean" and packed:
-            count = batch["first_token"].shape[0]
-            return hidden, mean_pool_packed(hidden, batch["example_ids"], count)
-        if self.pooling == "mean":
-            return hidden, mean_pool(hidden, batch["attention_mask"])
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        first = flat[batch["first_token"]] if packed else hidden[:, 0]
-        return hidden, jnp.tanh(nnx.merge(_graph(self, "pooler"), params["pooler"])(first))
-
-    @property
-    def uses_pooler(self) -> bool:
-        """Whether the logits, and so a loss, depend on BERT's pooler."""
-        return self.head == "classification" and self.pooling == "pooler"
-
-    @property
-    def tokenizer(self) -> Any:
-        """The directory's fast tokenizer (transformers).
-
-        Raises:
-            InputError: the model has no directory, or no usable tokenizer is in it.
-        """
-        return files.tokenizer(self.source)
-
-
-def _part(model: Bert, name: str, rngs: nnx.Rngs) -> nnx.Module:
-    """One of the parts that the parameters' first keys name."""
-    config = model.config
-    if name == "embeddings":
-        return Embeddings(config, rngs=rngs)
-    if name == "layers":
-        keys = jax.random.split(rngs.params(), config.num_hidden_layers)
-        return nnx.vmap(lambda key: Block(config, rngs=nnx.Rngs(params=key)))(keys)
-    if name == "pooler":
-        size, scale = config.hidden_size, config.initializer_range
-        return Dense(size, size, scale, rngs=rngs)
-    if name == "masked_lm":
-        return MaskedLMHead(config, rngs=rngs)
-    return ClassificationHeads(config, model.num_labels, rngs=rngs)
-
-
-# A structure without arrays, so that a call only has to put the parameters in.
-@functools.lru_cache(maxsize=256)
-def _graph(model: Bert, name: str) -> Any:
-    return nnx.graphdef(nnx.eval_shape(lambda: _part(model, name, nnx.Rngs(0))))
 
 
 def from_pretrained(
@@ -237,6 +45,37 @@ def from_pretrained(
     Raises:
         InputError: the directory or id cannot be read, or is no BERT that fits.
     """
+    model = read_model(
+        name_or_path,
+        head,
+        num_labels=num_labels,
+        pooling=pooling,
+        feature_norm=feature_norm,
+        label_names=label_names,
+    ).replace(remat=remat, dtype=dtype)
+    directory = files.resolve(name_or_path)
+    template = jax.eval_shape(model.init, jax.random.key(0))
+    loaded = convert.from_hugging_face(files.read_weights(directory), template, str(directory))
+    noted = files.read_notes(directory, files.read_json(directory / "config.json"))
+    if noted.num_labels not in (None, model.num_labels):
+        loaded.pop("classifier", None)  # padding can make other heads the same shape
+    return model, _complete(model, loaded, rng, str(directory), param_dtype)
+
+
+def read_model(
+    name_or_path: str,
+    head: Head = "encoder",
+    *,
+    num_labels: int | tuple[int, ...] | None = None,
+    pooling: Pooling | None = None,
+    feature_norm: float | None = None,
+    label_names: tuple[tuple[str, ...] | None, ...] | None = None,
+) -> Bert:
+    """The network of a directory or hub id, without its weights; see `from_pretrained`.
+
+    Raises:
+        InputError: the directory or id cannot be read, or is no BERT.
+    """
     directory = files.resolve(name_or_path)
     values = files.read_json(directory / "config.json")
     noted = files.read_notes(directory, values)
@@ -244,22 +83,15 @@ def from_pretrained(
         num_labels = (num_labels,)
     num_labels = num_labels or noted.num_labels or (2,)
     fits = noted.num_labels == num_labels
-    model = Bert(
+    return Bert(
         config=BertConfig.from_dict(values, str(directory / "config.json")),
         head=head,
         pooling=cast(Pooling, pooling or noted.pooling),
         feature_norm=noted.feature_norm if feature_norm is None else feature_norm,
         num_labels=num_labels,
         label_names=label_names or (noted.label_names if fits else None),
-        remat=remat,
-        dtype=dtype,
         source=str(directory),
     )
-    template = jax.eval_shape(model.init, jax.random.key(0))
-    loaded = convert.from_hugging_face(files.read_weights(directory), template, str(directory))
-    if noted.num_labels not in (None, num_labels):
-        loaded.pop("classifier", None)  # padding can make other heads the same shape
-    return model, _complete(model, loaded, rng, str(directory), param_dtype)
 
 
 def with_head(

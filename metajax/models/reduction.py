@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from metajax.models.pretrained import Bert, Params
+from metajax.models.model import Bert, Params
 from metajax.types import Reduce, Task
 
 _READ_ONCE = ("input_ids", "token_type_ids", "position_ids")
@@ -44,6 +44,46 @@ def mentioned_rows(model: Bert) -> Reduce:
             Task(local(task.support), local(task.query)),
             restore,
         )
+
+    return reduce
+
+
+def separate_layers() -> Reduce:
+    """Each block's parameters apart, `params["layers"]` a list: the model then loops over blocks.
+
+    On a CPU a fifth faster than a scan over the stack, which copies each block's parameters out of
+    it and its gradients into it; a scan compiles faster. A parameter's path gets the number of its
+    block: `layers/0/qkv/kernel`.
+    """
+
+    def reduce(params: Params, task: Task) -> tuple[Params, Task, Callable[[Params], Params]]:
+        leaves, treedef = jax.tree.flatten(params["layers"])
+        blocks = [jax.tree.unflatten(treedef, block) for block in zip(*leaves)]
+
+        def restore(reduced: Params) -> Params:
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *reduced["layers"])
+            return {**reduced, "layers": stacked}
+
+        return {**params, "layers": blocks}, task, restore
+
+    return reduce
+
+
+def compose(*reduces: Reduce) -> Reduce:
+    """One reduction after the other."""
+
+    def reduce(params: Params, task: Task) -> tuple[Params, Task, Callable[[Params], Params]]:
+        restores = []
+        for each in reduces:
+            params, task, restore = each(params, task)
+            restores.append(restore)
+
+        def restore_all(reduced: Params) -> Params:
+            for restore in reversed(restores):
+                reduced = restore(reduced)
+            return reduced
+
+        return params, task, restore_all
 
     return reduce
 

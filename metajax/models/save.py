@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from metajax.models import convert, files
-from metajax.models.pretrained import Bert, Params
+from metajax.models.model import Bert, Params
 
 _CLASS = {
     "encoder": "BertModel",

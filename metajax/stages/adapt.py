@@ -33,7 +33,7 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     if not task.label_names:
         raise InputError(f"{task.name}: is a regression: adapt needs classes")
     few_shot = open_few_shot(settings.model, settings, settings, len(task.label_names))
-    inner = {name: few_shot.inner[name] for name in ("inner_steps", "inner_lr", "head")}
+    inner = few_shot.inner_settings()
     settings = dataclasses.replace(settings, **inner)
     model = few_shot.model.replace(label_names=(task.label_names,))
     (examples,) = tokenized([task], model, text_length(model, settings.max_length))

@@ -127,8 +127,7 @@ def _models(settings: EvaluateSettings, classes: int) -> tuple[FewShot | None, F
 
 def _as_trained(few_shot: FewShot) -> InnerSettings:
     """The inner loop's settings of a meta-trained model, for the weights it began with."""
-    names = ("inner_steps", "inner_lr", "head")
-    return InnerSettings(**{name: few_shot.inner[name] for name in names})
+    return InnerSettings(**few_shot.inner_settings())
 
 
 def _methods(settings: EvaluateSettings, trained: FewShot | None) -> Sequence[str]:

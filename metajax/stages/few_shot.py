@@ -2,30 +2,41 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 
+from metajax.errors import InputError
 from metajax.maml import anil, maml
 from metajax.models import (
     Bert,
     classification_loss,
+    compose,
     mentioned_rows,
     prototype_start,
+    separate_layers,
     upper_layers,
     zero_start,
 )
 from metajax.reptile import reptile
 from metajax.stages.settings import InnerSettings, ModelSettings
-from metajax.stages.source import Source, open_source, without_dropout
+from metajax.stages.source import Source, describe_source, open_source, without_dropout
 from metajax.types import MetaAlgorithm, Params, Task
 
 # Features of this length make the prototypes' logits 10 times a cosine, near enough: the
 # temperature that few-shot classifiers on unit features commonly have.
 FEATURE_NORM = math.sqrt(10)
-_DEFAULTS = {"inner_steps": 3, "inner_lr": 0.3, "head": "prototypes", "algorithm": "maml"}
+_UNROLLED = 5  # More inner steps than this take too long to compile one by one.
+_DEFAULTS = {
+    "inner_steps": 3,
+    "inner_lr": 0.3,
+    "head": "prototypes",
+    "algorithm": "maml",
+    "layers": None,
+}
 
 
 class FewShot(NamedTuple):
@@ -34,7 +45,7 @@ class FewShot(NamedTuple):
     Attributes:
         model: with one head of C classes.
         params: with a classifier only where tasks start from the checkpoint's.
-        inner: `inner_steps`, `inner_lr`, `head` and `algorithm`, none of them left open.
+        inner: `inner_steps`, `inner_lr`, `head`, `layers` and `algorithm`, none left open.
         source: where the weights came from.
     """
 
@@ -42,6 +53,11 @@ class FewShot(NamedTuple):
     params: Params
     inner: dict[str, Any]
     source: Source
+
+    def inner_settings(self) -> dict[str, Any]:
+        """Those of `InnerSettings`."""
+        names = (field.name for field in dataclasses.fields(InnerSettings))
+        return {name: self.inner[name] for name in names}
 
     def algorithm(self, **changes: Any) -> MetaAlgorithm:
         """The algorithm with these settings, or with some of them changed."""
@@ -54,6 +70,14 @@ class FewShot(NamedTuple):
             "checkpoint": None,
         }
         start = starts[inner["head"]]
+        low_memory = inner.get("low_memory", False)
+        # A loop keeps memory down, and compilation short.
+        fast = jax.default_backend() == "cpu" and not (low_memory or self.model.remat)
+        reduce = mentioned_rows(self.model)
+        if inner["layers"] is not None:
+            reduce = upper_layers(self.model, inner["layers"])
+        if fast:
+            reduce = compose(reduce, separate_layers())
         if inner["algorithm"] == "reptile":
             return reptile(loss_fn, optimizer, steps, start=start)
         if inner["algorithm"] == "anil":
@@ -70,8 +94,9 @@ class FewShot(NamedTuple):
             optimizer,
             steps,
             first_order=inner["algorithm"] == "fomaml",
-            low_memory=inner.get("low_memory", False),
-            reduce=mentioned_rows(self.model),
+            low_memory=low_memory,
+            unroll=fast and steps <= _UNROLLED,
+            reduce=reduce,
             start=start,
         )
 
@@ -102,16 +127,48 @@ def open_few_shot(
         settings: seed, dtype and remat.
         inner: settings that win over those of the run that trained the weights.
         classes: C.
+
+    Raises:
+        InputError: it cannot be used, or has not as many blocks as are to adapt.
     """
+    return _few_shot(open_source, spec, settings, inner, classes)
+
+
+def describe_few_shot(
+    spec: str, settings: ModelSettings, inner: InnerSettings, classes: int
+) -> FewShot:
+    """As `open_few_shot`, but reads no weights: the parameters are `jax.ShapeDtypeStruct`s."""
+    return _few_shot(describe_source, spec, settings, inner, classes)
+
+
+def _few_shot(
+    open_: Callable[..., Source],
+    spec: str,
+    settings: ModelSettings,
+    inner: InnerSettings,
+    classes: int,
+) -> FewShot:
     features = {"pooling": "mean", "feature_norm": FEATURE_NORM}
-    source = open_source(spec, settings, head="encoder", **features)
+    source = open_(spec, settings, head="encoder", **features)
     resolved = resolve_inner(inner, source)
+    if resolved["layers"] is not None:
+        _check_layers(resolved, source.model.config.num_hidden_layers)
     if resolved["head"] == "checkpoint":
-        source = open_source(
-            spec, settings, head="classification", num_labels=(classes,), **features
-        )
+        source = open_(spec, settings, head="classification", num_labels=(classes,), **features)
     model = source.model.replace(head="classification", num_labels=(classes,), label_names=None)
     return FewShot(model, source.params, resolved, source)
+
+
+def _check_layers(inner: dict[str, Any], blocks: int) -> None:
+    where = f"--layers {inner['layers']}"
+    if inner["algorithm"] in ("reptile", "anil"):
+        raise InputError(
+            f"{where}: {inner['algorithm']} has no choice of layers: use maml or fomaml"
+        )
+    if inner["layers"] >= blocks:
+        raise InputError(
+            f"{where}: the model has {blocks} blocks: give fewer, or leave it out to adapt all"
+        )
 
 
 def resolve_inner(inner: InnerSettings, source: Source) -> dict[str, Any]:

@@ -191,24 +191,45 @@ class InnerSettings(Settings):
         None,
         choices=("prototypes", "zero", "checkpoint"),
     )
+    layers: int | None = option(
+        "blocks that adapt, from the top (default: all, and the embeddings)", None, minimum=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetatrainSettings(TrainSettings, TaskSettings, EpisodeSettings, InnerSettings):
-    """MAML over episodes."""
+class AlgorithmSettings(Settings):
+    """How the meta-gradient is computed."""
 
-    learning_rate: float = option("AdamW's peak, in the outer loop", 2e-5, above=0)
     algorithm: str = option(
         "maml is exact second order, fomaml first order; anil adapts the head alone; reptile",
         "maml",
         choices=("maml", "fomaml", "anil", "reptile"),
     )
     low_memory: bool = option("maml in less memory, exact too but slower", False)
-    steps: int = option("outer steps", 300, minimum=1)
     meta_batch_size: int = option("episodes a step", 4, minimum=1)
     chunk_size: int | None = option(
         "episodes computed at once on a device: less is slower and smaller", None, minimum=1
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetatrainSettings(
+    TrainSettings, TaskSettings, EpisodeSettings, InnerSettings, AlgorithmSettings
+):
+    """MAML over episodes."""
+
+    learning_rate: float = option("AdamW's peak, in the outer loop", 2e-5, above=0)
+    steps: int = option("outer steps", 300, minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings(ModelSettings, EpisodeSettings, InnerSettings, AlgorithmSettings):
+    """What a step of metatrain takes, from the compiler: nothing is run, no weights are read."""
+
+    memory: str | None = option(
+        "how much there is: says what fits; 16GB or 15.5GiB", None, metavar="SIZE"
+    )
+    output: str | None = option("write the numbers as JSON", None, metavar="FILE")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from metajax.models import (
     from_pretrained,
     has_classifier,
     hashes,
+    read_model,
     with_head,
 )
 from metajax.stages.run import read_record
@@ -67,6 +68,22 @@ def open_source(spec: str, settings: ModelSettings | None = None, **head: Any) -
         model, params = with_head(model, params, rng=rng, **head)
     parent = {"path": str(path.absolute()), "step": saved.step, "record": saved.record}
     return Source(model, params, parent)
+
+
+def describe_source(spec: str, settings: ModelSettings, **head: Any) -> Source:
+    """As `open_source`, but reads no weights: the parameters are `jax.ShapeDtypeStruct`s.
+
+    Raises:
+        InputError: what `--model` names cannot be used.
+    """
+    path = Path(spec)
+    record = read_record(path)
+    if record is None:
+        model = read_model(spec, **head)
+    else:
+        model = _rebuild(path / "model", record["model"]).replace(**head)
+    model = model.replace(remat=settings.remat, dtype=_DTYPES[settings.dtype])
+    return Source(model, jax.eval_shape(model.init, jax.random.key(0)), {"record": record or {}})
 
 
 def _rebuild(directory: Path, described: dict[str, Any]) -> Bert:

@@ -10,7 +10,7 @@ from problems import relative_gap
 import metajax
 from metajax.data.packing import Shape, pack
 from metajax.models import Bert, classification_loss, prototype_start
-from metajax.models.reduction import mentioned_rows, upper_layers
+from metajax.models.reduction import compose, mentioned_rows, separate_layers, upper_layers
 from tests.models.helpers import TINY, make_batch, make_params
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -119,6 +119,15 @@ def test_upper_layers_alone(params, low_memory, packed, remat):
 def test_layers_are_put_back(params):
     reduce = upper_layers(MODEL, 1)
     assert_same_adaptation(params, unequal_task(), "sgd", "masked", reduce=reduce)
+
+
+@pytest.mark.parametrize(
+    ("other", "plain"), [(mentioned_rows(MODEL), "sgd"), (upper_layers(MODEL, 1), "masked")]
+)
+def test_separate_layers_and_unrolled_steps(params, other, plain):
+    task, reduce = unequal_task(packed=True), compose(other, separate_layers())
+    assert_same_meta_gradient(params, task, "sgd", plain, reduce=reduce, unroll=True)
+    assert_same_adaptation(params, task, "sgd", plain, reduce=reduce)
 
 
 def test_what_cannot_be_reduced_is_refused():

@@ -1,0 +1,309 @@
+"""One step of MAML on BERT against PyTorch's libraries: seconds, peak memory, and the same numbers.
+
+higher, torch.func and TorchOpt run in an environment of their own, on transformers' BertModel with
+the same weights and tasks; no dropout, float32, SGD in the inner loop. A step is the mean
+meta-gradient of a batch of tasks. The contenders take turns, a step at a time, after one step that
+is not counted; each is a process of its own, idle while another works. metajax has its defaults:
+only the embedding rows that a task mentions take part, blocks and steps are unrolled as its stages
+do on a CPU, and with --data texts are packed; the peers pad each set to its longest text.
+
+    python3 -m venv peers && peers/bin/pip install torch==2.13.0
+    peers/bin/pip install torch==2.13.0 transformers higher torchopt
+    python -m benchmarks.peers --peer-python peers/bin/python
+    python -m benchmarks.peers --peer-python peers/bin/python --case episodes \
+        --model DIR --data BANKING77/full.jsonl
+
+Prints a table and, with --output, writes it as JSON.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CLASSES, RATE = 5, 0.01
+# name: shape, support, query, length, inner steps, tasks, adapted layers (None: all and embeddings)
+CASES: dict[str, tuple[str, int, int, int, int, int, int | None]] = {
+    "minilm-10": ("minilm", 10, 10, 32, 3, 2, None),
+    "minilm-5": ("minilm", 5, 25, 16, 5, 4, None),
+    "top-half": ("minilm", 10, 10, 32, 3, 2, 3),
+    "base": ("base", 16, 16, 64, 3, 1, None),
+    "episodes": ("minilm", 25, 25, 64, 3, 2, None),
+    "tiny": ("tiny", 5, 5, 8, 2, 2, None),
+}
+CONFIG = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+)
+PEERS = {False: ("higher", "torch.func", "torchopt"), True: ("higher", "torch.func")}
+
+
+def write_case(folder: Path, name: str, first_order: bool, options: argparse.Namespace) -> None:
+    """Leaves the settings, weights and tasks of a case in a folder for all contenders."""
+    import jax
+
+    from benchmarks.memory import bert
+    from metajax.models import from_pretrained
+    from metajax.models.convert import to_hugging_face
+
+    shape, support, query, length, steps, tasks, layers = CASES[name]
+    count = options.turns + 1
+    if name == "episodes":
+        model, params = from_pretrained(options.model, head="encoder")
+        write_episodes(folder, model, options.data, count, tasks)
+    else:
+        model = bert(shape, remat=False)
+        params = model.replace(head="encoder").init(jax.random.key(0))
+        sizes = {"support": (tasks, support, length), "query": (tasks, query, length)}
+        batch = random_texts(sizes, model.config.vocab_size)
+        for number in range(count):
+            np.savez(folder / f"tasks_{number:03}.npz", **batch)
+    kernel = np.random.default_rng(0).normal(size=(1, model.config.hidden_size, CLASSES)) / 20
+    params["classifier"] = {"kernel": kernel.astype(np.float32), "bias": np.zeros((1, CLASSES))}
+    np.savez(folder / "weights.npz", **to_hugging_face(jax.device_get(params)))
+    config = {key: getattr(model.config, key) for key in CONFIG}
+    settings = {
+        "config": config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+        "classes": CLASSES,
+        "rate": RATE,
+        "steps": steps,
+        "tasks": tasks,
+        "layers": layers,
+        "first_order": first_order,
+    }
+    (folder / "case.json").write_text(json.dumps(settings))
+
+
+def random_texts(sizes: dict[str, tuple[int, int, int]], vocabulary: int) -> dict[str, np.ndarray]:
+    """Texts of random tokens, all of the same length [tasks, examples, length]."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part, shape in sizes.items():
+        # Not 0: transformers takes that for padding, whose row has no gradient.
+        arrays[f"{part}/input_ids"] = rng.integers(1, vocabulary, shape, np.int32)
+        arrays[f"{part}/attention_mask"] = np.ones(shape, np.int32)
+        arrays[f"{part}/token_type_ids"] = np.zeros(shape, np.int32)
+        arrays[f"{part}/labels"] = rng.integers(0, CLASSES, shape[:2], np.int32)
+    return arrays
+
+
+def write_episodes(folder: Path, model: Any, file: str, count: int, tasks: int) -> None:
+    """Real episodes, 5-way 5-shot with 5 queries a class: padded for the peers, packed for us."""
+    from metajax import data
+
+    examples = [data.tokenize_task(task, model.tokenizer, 64) for task in data.load_tasks([file])]
+    spec = data.EpisodeSpec(ways=CLASSES, shots=5, queries=5)
+    plan = data.plan_episodes(examples, spec, 0, tasks)
+    for number in range(count):
+        drawn = data.sample_episodes(examples, spec, 0, number, tasks)
+        ours = data.gather(examples, drawn, plan)._asdict()
+        padded = {}
+        for part in ("support", "query"):
+            rows = getattr(drawn, part)
+            tokens = examples[0].tokens
+            mask = np.arange(tokens.input_ids.shape[1]) < tokens.lengths[rows][:, :, None]
+            padded[f"{part}/input_ids"] = tokens.input_ids[rows]
+            padded[f"{part}/attention_mask"] = mask.astype(np.int32)
+            padded[f"{part}/token_type_ids"] = tokens.token_type_ids[rows].astype(np.int32)
+            padded[f"{part}/labels"] = getattr(drawn, f"{part}_labels")
+        np.savez(folder / f"tasks_{number:03}.npz", **padded)
+        flat = {f"{part}/{key}": value for part in ours for key, value in ours[part].items()}
+        np.savez(folder / f"packed_{number:03}.npz", **flat)
+
+
+def work(folder: Path) -> None:
+    """Our side: answers each line, the number of a batch, with a step."""
+    import jax
+    import optax
+
+    import metajax
+    from metajax.models import (
+        Bert,
+        BertConfig,
+        classification_loss,
+        compose,
+        mentioned_rows,
+        separate_layers,
+        upper_layers,
+    )
+    from metajax.models.convert import from_hugging_face, to_hugging_face
+    from metajax.outer import map_tasks, task_keys
+
+    case = json.loads((folder / "case.json").read_text())
+    model = Bert(
+        BertConfig(**case["config"]),
+        head="classification",
+        pooling="mean",
+        num_labels=(case["classes"],),
+    )
+    with np.load(folder / "weights.npz") as weights:
+        params = from_hugging_face(dict(weights), model.init(jax.random.key(0)), str(folder))
+    layers = case["layers"]
+    algorithm = metajax.maml(
+        classification_loss(model),
+        optax.sgd(case["rate"]),
+        case["steps"],
+        first_order=case["first_order"],
+        reduce=compose(
+            mentioned_rows(model) if layers is None else upper_layers(model, layers),
+            separate_layers(),
+        ),
+        unroll=True,
+    )
+
+    @jax.jit
+    def meta_grad(params: Any, tasks: Any) -> Any:
+        keys = task_keys(jax.random.key(0), 0, case["tasks"])
+        one = lambda task, key: algorithm.meta_grad(params, task, None)  # noqa: E731
+        total, _ = map_tasks(one, tasks, keys, None)
+        return jax.tree.map(lambda leaf: leaf / case["tasks"], total)
+
+    files = sorted(folder.glob("packed_*.npz")) or sorted(folder.glob("tasks_*.npz"))
+    batches = []
+    for file in files:
+        with np.load(file) as arrays:
+            parts: dict[str, dict[str, Any]] = {"support": {}, "query": {}}
+            for key in arrays.files:
+                part, name = key.split("/")
+                parts[part][name] = arrays[key]
+            batches.append(metajax.Task(**parts))
+    for batch in batches:  # Compiles each shape there is.
+        jax.block_until_ready(meta_grad(params, batch))
+    print(json.dumps({"jax": jax.__version__}), flush=True)
+    for line in sys.stdin:
+        begun = time.perf_counter()
+        grads = jax.block_until_ready(meta_grad(params, batches[int(line)]))
+        seconds = time.perf_counter() - begun
+        np.savez(folder / "metajax.npz", **to_hugging_face(jax.device_get(grads)))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps({"seconds": seconds, "peak_bytes": peak}), flush=True)
+
+
+class Contender:
+    """A process that takes steps when told to."""
+
+    def __init__(self, name: str, folder: Path, peer_python: str):
+        self.name, self.seconds, self.peak = name, [], 0
+        command = [sys.executable, "-m", "benchmarks.peers", "--work", str(folder)]
+        if name != "metajax":
+            script = Path(__file__).parent / "torch_peers.py"
+            command = [peer_python, str(script), name, str(folder)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.versions = json.loads(self._answer())
+
+    def _answer(self) -> str:
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended early; see above")
+        return line
+
+    def step(self, number: int) -> float:
+        """Takes one step; its seconds."""
+        self.process.stdin.write(f"{number}\n")
+        self.process.stdin.flush()
+        answer = json.loads(self._answer())
+        self.peak = answer["peak_bytes"]
+        return answer["seconds"]
+
+
+def run(name: str, first_order: bool, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each contender."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_case(folder, name, first_order, options)
+        peers = [p for p in PEERS[first_order] if CASES[name][-1] is None or p != "torchopt"]
+        contenders = [Contender(each, folder, options.peer_python) for each in ("metajax", *peers)]
+        try:
+            for turn in range(options.turns + 1):
+                for each in contenders:
+                    seconds = each.step(turn)
+                    if turn:
+                        each.seconds.append(seconds)
+            gaps = {each.name: gap(folder, each.name) for each in contenders}
+        finally:
+            for each in contenders:
+                each.process.kill()
+    medians = {each.name: statistics.median(each.seconds) for each in contenders}
+    fastest = min(medians[peer] for peer in peers)
+    return [
+        {
+            "case": name,
+            "order": "first" if first_order else "second",
+            "contender": each.name,
+            "seconds": medians[each.name],
+            "all_seconds": each.seconds,
+            "ratio": medians[each.name] / fastest,
+            "peak_bytes": each.peak,
+            "gap": gaps[each.name],
+            "versions": each.versions,
+        }
+        for each in contenders
+    ]
+
+
+def gap(folder: Path, name: str) -> float:
+    """The distance of a contender's last meta-gradient from ours, relative to ours."""
+    with np.load(folder / "metajax.npz") as ours, np.load(folder / f"{name}.npz") as theirs:
+        shared = [key for key in ours.files if not key.startswith("pooler")]
+        difference = sum(float(np.square(ours[key] - theirs[key]).sum()) for key in shared)
+        return (difference / sum(float(np.square(ours[key]).sum()) for key in shared)) ** 0.5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--peer-python", help="the Python of the peers' environment")
+    cases = [name for name in CASES if name not in ("tiny", "episodes")]
+    parser.add_argument("--case", nargs="+", choices=CASES, default=cases)
+    parser.add_argument("--order", nargs="+", choices=("second", "first"), default=["second"])
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--model", help="the weights for --case episodes")
+    parser.add_argument("--data", help="the labelled texts for --case episodes")
+    parser.add_argument("--output", help="write the rows as JSON")
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        return work(Path(options.work))
+    if options.peer_python is None:
+        parser.error("--peer-python: name the Python of an environment with the peers (see --help)")
+    if "episodes" in options.case and not (options.model and options.data):
+        parser.error("--case episodes: give --model and --data too")
+    print(f"{'case':10} {'order':6} {'':10}  seconds   ratio   peak GB   gradient's gap")
+    rows = []
+    for name in options.case:
+        for order in options.order:
+            for row in run(name, order == "first", options):
+                rows.append(row)
+                print(
+                    f"{name:10} {order:6} {row['contender']:10}  {row['seconds']:7.3f}  "
+                    f"{row['ratio']:6.2f}  {row['peak_bytes'] / 1e9:8.2f}   {row['gap']:.1e}",
+                    flush=True,
+                )
+    if options.output:
+        about = {"python": platform.python_version(), "cores": len(os.sched_getaffinity(0))}
+        report = {"settings": vars(options), "machine": about, "rows": rows}
+        Path(options.output).write_text(json.dumps(report, indent=2) + "\n")
+    return None
+
+
+if __name__ == "__main__":
+    main()

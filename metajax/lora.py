@@ -1,0 +1,76 @@
+"""Low-rank adapters (LoRA: Hu et al. 2021, arXiv:2106.09685), as a change of parameters.
+
+For the inner loop to move the adapters alone, while the outer loop trains everything:
+
+    from metajax import lora
+    params = lora.init(params, rank=8, chosen=lambda path: path.endswith("qkv/kernel"), rng=key)
+    algorithm = metajax.maml(lora.loss(loss_fn), optax.sgd(0.1), 3, adapted=lora.is_adapter)
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metajax.tree import select
+from metajax.types import Batch, Key, LossFn, Params
+
+
+def init(
+    params: Params, *, rank: int, chosen: Callable[[str], bool], rng: Key, scale: float = 1.0
+) -> Params:
+    """Adds adapters that change nothing yet.
+
+    Args:
+        params: any pytree.
+        rank: r > 0.
+        chosen: of a parameter's path, whether it gets an adapter; kernels `[..., in, out]`.
+        rng: of the adapters' first factors.
+        scale: of these factors' entries, times 1 / sqrt(in).
+
+    Returns:
+        `{"base", "adapters"}`: of a chosen kernel the factors `{"down" [..., in, r], "up" [..., r,
+        out]}`, the latter zero.
+
+    Raises:
+        ValueError: nothing is chosen, a chosen parameter is no kernel, or rank < 1.
+    """
+    kernels, treedef = jax.tree.flatten(select(params, chosen)[0])
+    if not kernels or rank < 1 or min(kernel.ndim for kernel in kernels) < 2:
+        raise ValueError(
+            f"rank is {rank} and {len(kernels)} parameters are chosen: give a rank of at least 1 "
+            "and choose kernels [..., in, out]"
+        )
+
+    def factors(kernel: jax.Array, key: Key) -> Params:
+        *stack, size_in, size_out = kernel.shape
+        down = jax.random.normal(key, (*stack, size_in, rank), kernel.dtype) * size_in**-0.5
+        return {"down": scale * down, "up": jnp.zeros((*stack, rank, size_out), kernel.dtype)}
+
+    keys = jax.random.split(rng, len(kernels))
+    adapters = jax.tree.unflatten(treedef, list(map(factors, kernels, keys)))
+    return {"base": params, "adapters": adapters}
+
+
+def is_adapter(path: str) -> bool:
+    """Whether a path is that of an adapter, for `adapted`."""
+    return path.startswith("adapters/")
+
+
+def merge(params: Params) -> Params:
+    """The parameters with their adapters added in: each kernel plus `down @ up`."""
+
+    def add(kernel: Any, adapter: Any) -> Any:
+        return kernel if adapter is None else kernel + adapter["down"] @ adapter["up"]
+
+    return jax.tree.map(add, params["base"], params["adapters"])
+
+
+def loss(loss_fn: LossFn) -> LossFn:
+    """The loss of parameters with adapters."""
+
+    def adapted_loss(params: Params, batch: Batch, rng: Key | None) -> tuple[jax.Array, Any]:
+        return loss_fn(merge(params), batch, rng)
+
+    return adapted_loss

@@ -1,0 +1,251 @@
+"""Memory and arithmetic of meta-training, before a run: the compiler's analysis, nothing is run."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from metajax.arithmetic import count_flops
+from metajax.errors import InputError
+from metajax.models import Bert
+from metajax.optimizer import adamw
+from metajax.outer import OuterState, default_chunk_size, outer_step
+from metajax.stages.few_shot import FewShot, describe_few_shot
+from metajax.stages.loop import check_split
+from metajax.stages.run import write_atomically
+from metajax.stages.settings import PlanSettings, flag, writable
+from metajax.stages.source import text_length
+from metajax.types import Task
+
+_UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_MOST = 4096  # Nobody asks for more episodes at once, or inner steps.
+
+
+class Cost(NamedTuple):
+    """What a step takes on each device, memory in bytes.
+
+    Attributes:
+        state: parameters and the outer optimizer's two moments.
+        tasks: the batch.
+        working: activations, adapted parameters, gradients, while the step is computed.
+        flops: of matrix products.
+    """
+
+    state: int
+    tasks: int
+    working: int
+    flops: int
+
+    @property
+    def total(self) -> int:
+        """All of the memory."""
+        return self.state + self.tasks + self.working
+
+
+def plan(settings: PlanSettings) -> dict[str, Any]:
+    """Says what a step of `metatrain` with these settings takes.
+
+    All texts are taken to be `--max-length` tokens long; a run packs shorter ones and takes less.
+
+    Returns:
+        `parameters` (how many), `cost`, `alternatives` (the cost with one setting changed) and,
+        with `--memory`, `largest`: the most episodes at once, and inner steps, that fit.
+
+    Raises:
+        InputError: the input cannot be used.
+    """
+    output = writable(settings.output) if settings.output else None
+    check_split("--meta-batch-size", settings.meta_batch_size, settings.chunk_size)
+    memory = None if settings.memory is None else parse_memory(settings.memory)
+    with _Progress() as progress:
+        cost = progress.of(settings)
+        found: dict[str, Any] = {
+            "settings": dataclasses.asdict(settings),
+            "parameters": _count_parameters(settings),
+            "cost": _as_json(cost),
+            "alternatives": [
+                {"change": name, **_as_json(progress.of(changed))}
+                for name, changed in _alternatives(settings)
+            ],
+        }
+        if memory is not None:
+            found["memory"] = memory
+            found["largest"] = {
+                name: _largest(settings, name, memory, progress)
+                for name in ("chunk_size", "inner_steps")
+            }
+    if output:
+        write_atomically(output, json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def parse_memory(text: str) -> float:
+    """Bytes, from `16GB` or `15.5GiB`.
+
+    Raises:
+        InputError: it says no amount of memory.
+    """
+    unit = text.lstrip("0123456789.")
+    try:
+        size = float(text.removesuffix(unit)) * _UNITS[unit.strip()]
+    except (ValueError, KeyError):
+        size = 0
+    if size <= 0:
+        raise InputError(f"--memory {text}: give an amount such as 16GB or 15.5GiB")
+    return size
+
+
+def measure(settings: PlanSettings) -> Cost:
+    """Compiles one device's share of a step and reads off what it takes."""
+    few_shot = describe_few_shot(settings.model, settings, settings, settings.ways)
+    algorithm = few_shot.algorithm(low_memory=settings.low_memory)
+    outer_optimizer = adamw(1.0, weight_decay=1.0, clip_norm=1.0)  # Any rates will do.
+    count = settings.meta_batch_size // jax.local_device_count()
+    step = outer_step(algorithm, outer_optimizer, chunk_size=settings.chunk_size)
+
+    def init(params: Any) -> OuterState:
+        meta_params = algorithm.init(params)
+        return OuterState(
+            jnp.int32(0), meta_params, outer_optimizer.init(meta_params), jax.random.key(0)
+        )
+
+    state = jax.eval_shape(init, few_shot.params)
+    tasks = _tasks(few_shot.model, settings, count)
+    analysis = jax.jit(step, donate_argnums=0).lower(state, tasks).compile().memory_analysis()
+    assert analysis is not None
+    state_bytes, task_bytes = _bytes(state), _bytes(tasks)
+    # What is neither: results that do not overwrite an argument, and the compiler's buffers.
+    beyond = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    working = analysis.temp_size_in_bytes + max(0, beyond)
+    return Cost(state_bytes, task_bytes, working, count_flops(step, state, tasks))
+
+
+def _tasks(model: Bert, settings: PlanSettings, count: int) -> Task:
+    """The shapes of a batch of episodes, a text a row."""
+    length = text_length(model, settings.max_length)
+
+    def batch(examples: int) -> dict[str, jax.ShapeDtypeStruct]:
+        tokens = ("input_ids", "token_type_ids", "position_ids", "example_ids")
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(tokens, (count, examples, length))
+        shapes |= {"first_token": (count, examples), "labels": (count, examples)}
+        masks = {"example_mask": (count, examples), "class_mask": (count, settings.ways)}
+        return {key: jax.ShapeDtypeStruct(shape, jnp.int32) for key, shape in shapes.items()} | {
+            key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in masks.items()
+        }
+
+    return Task(batch(settings.ways * settings.shots), batch(settings.ways * settings.queries))
+
+
+def _alternatives(settings: PlanSettings) -> Iterator[tuple[str, PlanSettings]]:
+    """Settings of which one is changed to save memory, by the change's name."""
+    changes: list[dict[str, Any]] = [{"remat": True}, {"low_memory": True}]
+    changes += [{"remat": True, "low_memory": True}, {"algorithm": "fomaml"}]
+    if (settings.chunk_size or default_chunk_size(settings.meta_batch_size)) > 1:
+        changes.append({"chunk_size": 1})
+    if settings.algorithm != "maml":
+        changes = [change for change in changes if "low_memory" not in change]
+    for change in changes:
+        if any(getattr(settings, name) != value for name, value in change.items()):
+            name = " ".join(
+                flag(name) if value is True else f"{flag(name)} {value}"
+                for name, value in change.items()
+            )
+            yield name, dataclasses.replace(settings, **change)
+
+
+def _largest(settings: PlanSettings, name: str, memory: float, progress: "_Progress") -> int:
+    """The largest value of a setting whose step fits; 0 if none does.
+
+    Memory grows almost linearly with either: the secant through what has been compiled says
+    where to look next.
+    """
+
+    def total(value: int) -> int:
+        changes: dict[str, Any] = {name: value}
+        if name == "chunk_size":
+            changes["meta_batch_size"] = value * jax.local_device_count()
+        return progress.of(dataclasses.replace(settings, **changes)).total
+
+    first = total(1)
+    if first > memory:
+        return 0
+    fits, fails, probe = 1, _MOST + 1, 2
+    while fits < probe < fails:
+        found = total(probe)
+        if found <= memory:
+            fits = probe
+        else:
+            fails = probe
+        slope = max(1.0, (found - first) / (probe - 1))
+        probe = min(max(fits, int(1 + (memory - first) / slope)), fails - 1)
+    return fits
+
+
+class _Progress:
+    """Counts the programs compiled, each once."""
+
+    def __init__(self) -> None:
+        self._known: dict[PlanSettings, Cost] = {}
+
+    def __enter__(self) -> "_Progress":
+        self._bar = tqdm(
+            desc="plan", unit="program", mininterval=0.2 if sys.stderr.isatty() else 30
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def of(self, settings: PlanSettings) -> Cost:
+        if settings not in self._known:
+            self._known[settings] = measure(settings)
+            self._bar.update()
+        return self._known[settings]
+
+
+def summary(found: dict[str, Any]) -> str:
+    """What `plan` found, as text."""
+    cost = found["cost"]
+    parts = {
+        "parameters and optimizer": cost["state"],
+        "tasks": cost["tasks"],
+        "while a step is computed": cost["working"],
+        "together": cost["total"],
+    }
+    lines = [f"parameters                {found['parameters'] / 1e6:9.1f} million"]
+    lines += [f"{name:25} {size / 1e9:9.2f} GB" for name, size in parts.items()]
+    lines += [f"arithmetic                {cost['flops'] / 1e12:9.2f} TFLOP a step"]
+    if "largest" in found:
+        episodes, steps = (found["largest"][name] for name in ("chunk_size", "inner_steps"))
+        lines += [
+            f"in {found['memory'] / 1e9:g} GB fit",
+            f"  episodes at once        {episodes:6} (more a step with --chunk-size {episodes})"
+            if episodes
+            else "  no episode",
+            f"  or inner steps          {steps:6}",
+        ]
+    lines += ["", f"{'instead':30}        GB    TFLOP"]
+    lines += [
+        f"  {row['change']:28} {row['total'] / 1e9:9.2f} {row['flops'] / 1e12:8.2f}"
+        for row in found["alternatives"]
+    ]
+    return "\n".join(lines)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _count_parameters(settings: PlanSettings) -> int:
+    few_shot: FewShot = describe_few_shot(settings.model, settings, settings, settings.ways)
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(few_shot.params))
+
+
+def _as_json(cost: Cost) -> dict[str, int]:
+    return cost._asdict() | {"total": cost.total}
