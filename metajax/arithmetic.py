@@ -18,10 +18,11 @@ def count_flops(function: Callable, *arguments: Any) -> int:
         function: anything that can be traced.
         arguments: arrays or `jax.ShapeDtypeStruct`s.
     """
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return count_traced_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def _count(jaxpr: core.Jaxpr) -> int:
+def count_traced_flops(jaxpr: core.Jaxpr) -> int:
+    """The same of a function that has been traced."""
     return sum(map(_count_equation, jaxpr.eqns))
 
 
@@ -31,7 +32,9 @@ def _count_equation(equation: Any) -> int:
         shape = equation.invars[0].aval.shape
         depth = math.prod(shape[axis] for axis in contracted)
         return 2 * math.prod(equation.outvars[0].aval.shape) * depth
-    inner = [_count(each) for value in equation.params.values() for each in _jaxprs(value)]
+    inner = [
+        count_traced_flops(each) for value in equation.params.values() for each in _jaxprs(value)
+    ]
     if equation.primitive.name == "cond":
         return max(inner)
     return equation.params.get("length", 1) * sum(inner)

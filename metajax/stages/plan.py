@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from metajax.arithmetic import count_flops
+from metajax.arithmetic import count_traced_flops
 from metajax.errors import InputError
 from metajax.models import Bert
 from metajax.optimizer import adamw
@@ -24,6 +24,8 @@ from metajax.stages.source import text_length
 from metajax.types import Task
 
 _UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+# Memory is laid out before machine code is made: that code need not be good.
+_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 _MOST = 4096  # Nobody asks for more episodes at once, or inner steps.
 
 
@@ -117,13 +119,14 @@ def measure(settings: PlanSettings) -> Cost:
 
     state = jax.eval_shape(init, few_shot.params)
     tasks = _tasks(few_shot.model, settings, count)
-    analysis = jax.jit(step, donate_argnums=0).lower(state, tasks).compile().memory_analysis()
+    traced = jax.jit(step, donate_argnums=0).trace(state, tasks)
+    analysis = traced.lower().compile(_QUICKLY).memory_analysis()
     assert analysis is not None
     state_bytes, task_bytes = _bytes(state), _bytes(tasks)
     # What is neither: results that do not overwrite an argument, and the compiler's buffers.
     beyond = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     working = analysis.temp_size_in_bytes + max(0, beyond)
-    return Cost(state_bytes, task_bytes, working, count_flops(step, state, tasks))
+    return Cost(state_bytes, task_bytes, working, count_traced_flops(traced.jaxpr.jaxpr))
 
 
 def _tasks(model: Bert, settings: PlanSettings, count: int) -> Task:

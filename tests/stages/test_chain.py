@@ -271,7 +271,10 @@ def test_over_long_text_is_cut_and_said_once(chain, material, tmp_path):
     assert open_classifier(str(tmp_path / "run"), None).max_length == 500
 
 
-@pytest.mark.parametrize("settings", [{"algorithm": "anil"}, {"algorithm": "reptile"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"algorithm": "anil"}, {"algorithm": "reptile"}, {"algorithm": "fomaml", "layers": 1}],
+)
 def test_other_algorithms_train_and_adapt(material, tmp_path, settings):
     tiny.succeed(*metatrain_command(material, tmp_path / "meta", steps=1, **settings))
     tiny.succeed(
