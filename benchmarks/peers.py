@@ -27,19 +27,33 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 CLASSES, RATE = 5, 0.01
-# name: shape, support, query, length, inner steps, tasks, adapted layers (None: all and embeddings)
-CASES: dict[str, tuple[str, int, int, int, int, int, int | None]] = {
-    "minilm-10": ("minilm", 10, 10, 32, 3, 2, None),
-    "minilm-5": ("minilm", 5, 25, 16, 5, 4, None),
-    "top-half": ("minilm", 10, 10, 32, 3, 2, 3),
-    "base": ("base", 16, 16, 64, 3, 1, None),
-    "episodes": ("minilm", 25, 25, 64, 3, 2, None),
-    "tiny": ("tiny", 5, 5, 8, 2, 2, None),
+
+
+class Case(NamedTuple):
+    """The sizes of a step; `layers` adapt, from the top (None: all, and the embeddings)."""
+
+    shape: str
+    support: int
+    query: int
+    length: int
+    steps: int
+    tasks: int
+    layers: int | None = None
+    dtype: str = "float32"
+
+
+CASES = {
+    "minilm-10": Case("minilm", support=10, query=10, length=32, steps=3, tasks=2),
+    "minilm-5": Case("minilm", support=5, query=25, length=16, steps=5, tasks=4),
+    "top-half": Case("minilm", support=10, query=10, length=32, steps=3, tasks=2, layers=3),
+    "base": Case("base", support=16, query=16, length=64, steps=3, tasks=1),
+    "episodes": Case("minilm", support=25, query=25, length=64, steps=3, tasks=2),
+    "tiny": Case("tiny", support=5, query=5, length=8, steps=2, tasks=2),
 }
 CONFIG = (
     "vocab_size",
@@ -54,7 +68,9 @@ CONFIG = (
 PEERS = {False: ("higher", "torch.func", "torchopt"), True: ("higher", "torch.func")}
 
 
-def write_case(folder: Path, name: str, first_order: bool, options: argparse.Namespace) -> None:
+def write_case(
+    folder: Path, case: Case, first_order: bool, count: int, episodes_of: tuple[str, str] | None
+) -> None:
     """Leaves the settings, weights and tasks of a case in a folder for all contenders."""
     import jax
 
@@ -62,15 +78,16 @@ def write_case(folder: Path, name: str, first_order: bool, options: argparse.Nam
     from metajax.models import from_pretrained
     from metajax.models.convert import to_hugging_face
 
-    shape, support, query, length, steps, tasks, layers = CASES[name]
-    count = options.turns + 1
-    if name == "episodes":
-        model, params = from_pretrained(options.model, head="encoder")
-        write_episodes(folder, model, options.data, count, tasks)
+    if episodes_of is not None:
+        model, params = from_pretrained(episodes_of[0], head="encoder")
+        write_episodes(folder, model, episodes_of[1], count, case.tasks)
     else:
-        model = bert(shape, remat=False)
+        model = bert(case.shape, remat=False)
         params = model.replace(head="encoder").init(jax.random.key(0))
-        sizes = {"support": (tasks, support, length), "query": (tasks, query, length)}
+        sizes = {
+            "support": (case.tasks, case.support, case.length),
+            "query": (case.tasks, case.query, case.length),
+        }
         batch = random_texts(sizes, model.config.vocab_size)
         for number in range(count):
             np.savez(folder / f"tasks_{number:03}.npz", **batch)
@@ -82,9 +99,10 @@ def write_case(folder: Path, name: str, first_order: bool, options: argparse.Nam
         "config": config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
         "classes": CLASSES,
         "rate": RATE,
-        "steps": steps,
-        "tasks": tasks,
-        "layers": layers,
+        "steps": case.steps,
+        "tasks": case.tasks,
+        "layers": case.layers,
+        "dtype": case.dtype,
         "first_order": first_order,
     }
     (folder / "case.json").write_text(json.dumps(settings))
@@ -215,6 +233,11 @@ class Contender:
             raise RuntimeError(f"{self.name} ended early; see above")
         return line
 
+    def stop(self) -> None:
+        """Ends the process."""
+        self.process.kill()
+        self.process.communicate()
+
     def step(self, number: int) -> float:
         """Takes one step; its seconds."""
         self.process.stdin.write(f"{number}\n")
@@ -228,8 +251,11 @@ def run(name: str, first_order: bool, options: argparse.Namespace) -> list[dict[
     """A row for each contender."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        write_case(folder, name, first_order, options)
-        peers = [p for p in PEERS[first_order] if CASES[name][-1] is None or p != "torchopt"]
+        real = (options.model, options.data) if name == "episodes" else None
+        write_case(folder, CASES[name], first_order, options.turns + 1, real)
+        peers = [p for p in PEERS[first_order] if p in options.peers]
+        if CASES[name].layers is not None:
+            peers = [peer for peer in peers if peer != "torchopt"]
         contenders = [Contender(each, folder, options.peer_python) for each in ("metajax", *peers)]
         try:
             for turn in range(options.turns + 1):
@@ -240,7 +266,7 @@ def run(name: str, first_order: bool, options: argparse.Namespace) -> list[dict[
             gaps = {each.name: gap(folder, each.name) for each in contenders}
         finally:
             for each in contenders:
-                each.process.kill()
+                each.stop()
     medians = {each.name: statistics.median(each.seconds) for each in contenders}
     fastest = min(medians[peer] for peer in peers)
     return [
@@ -275,6 +301,7 @@ def main() -> None:
     cases = [name for name in CASES if name not in ("tiny", "episodes")]
     parser.add_argument("--case", nargs="+", choices=CASES, default=cases)
     parser.add_argument("--order", nargs="+", choices=("second", "first"), default=["second"])
+    parser.add_argument("--peers", nargs="+", choices=PEERS[False], default=PEERS[False])
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--model", help="the weights for --case episodes")
     parser.add_argument("--data", help="the labelled texts for --case episodes")

@@ -54,6 +54,9 @@ class Case:
         with np.load(folder / "weights.npz") as weights:
             state = {_name(key): torch.tensor(weights[key]) for key in weights.files}
         self.net.load_state_dict({k: v for k, v in state.items() if ".pooler." not in k})
+        # A GPU where this PyTorch has one.
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.net.to(self.device, getattr(torch, self.settings["dtype"]))
         layers = self.settings["layers"]
         below = self.settings["config"]["num_hidden_layers"] - (layers or 0)
         self.adapted = [
@@ -71,7 +74,7 @@ class Case:
                 pair = []
                 for part in ("support", "query"):
                     batch = {
-                        key.split("/")[1]: torch.tensor(arrays[key][t], dtype=torch.long)
+                        key.split("/")[1]: torch.tensor(arrays[key][t]).to(self.device, torch.long)
                         for key in arrays.files
                         if key.startswith(part)
                     }
@@ -174,10 +177,14 @@ def main() -> None:
         number = int(line)
         begun = time.perf_counter()
         grads = step(peer, case, number)
+        arrays = {
+            name.removeprefix("bert."): grad.float().cpu().numpy() for name, grad in grads.items()
+        }
         seconds = time.perf_counter() - begun
-        arrays = {name.removeprefix("bert."): grad.numpy() for name, grad in grads.items()}
         np.savez(folder / f"{peer}.npz", **arrays)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if case.device == "cuda":
+            peak = torch.cuda.max_memory_allocated()
         print(json.dumps({"seconds": seconds, "peak_bytes": peak}), flush=True)
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import memory
+from benchmarks import gpu, memory, peers
 
 
 def test_memory(monkeypatch, capsys, tmp_path):
@@ -19,6 +19,31 @@ def test_memory(monkeypatch, capsys, tmp_path):
     assert [row["steps"] for row in rows] == [1, 2]
     assert rows[0]["total"] == sum(rows[0][k] for k in ("arguments", "results", "temporary"))
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_peers_have_the_same_meta_gradient(monkeypatch, capsys, tmp_path):
+    output = tmp_path / "peers.json"
+    command = ["peers", "--peer-python", sys.executable, "--case", "tiny", "--peers", "torch.func"]
+    command += ["--order", "second", "first", "--turns", "1", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", command)
+    peers.main()
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["contender"] for row in rows] == ["metajax", "torch.func"] * 2
+    assert max(row["gap"] for row in rows) < 1e-5
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+def test_gpu_at_a_tiny_size(monkeypatch, capsys, tmp_path):
+    output = tmp_path / "gpu.json"
+    command = ["gpu", "--model", "tiny", "--engine", "low-memory", "--dtype", "bfloat16"]
+    command += ["--support", "4", "--query", "4", "--length", "8", "--steps", "2", "--turns", "2"]
+    command += ["--tasks", "2", "--peak-tflops", "0.001", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", command)
+    gpu.main()
+    (row,) = json.loads(output.read_text())["rows"]
+    assert row["utilisation"] == pytest.approx(row["flops"] / row["seconds"] / 1e9)
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_help_is_the_docstring(monkeypatch, capsys):

@@ -1,0 +1,214 @@
+"""Meta-gradients of BERT on an accelerator: tasks a second, FLOP utilisation, peak memory.
+
+    python -m benchmarks.gpu                          # BERT-base and -large, both dtypes
+    python -m benchmarks.gpu --model tiny --tasks 2   # that it runs, on any machine
+    python -m benchmarks.gpu --peer-python peers/bin/python   # and torch.func
+
+One step is the mean meta-gradient of --tasks tasks, all under one vmap unless --chunk says how
+many; random texts of --length tokens, SGD in the inner loop, all blocks and the embeddings adapted.
+Each row is a process of its own, so that its peak is its own. Utilisation counts the products of
+the plain algorithm, not what an engine computes again, against --peak-tflops (known for some
+GPUs). What runs out of memory says so. Prints a table and, with --output, writes it as JSON.
+"""
+
+import argparse
+import itertools
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import Case, Contender, write_case
+
+ENGINES = ("plain", "remat", "low-memory", "first-order")
+# Dense products, TFLOP/s: the makers' data sheets. Float32 is TF32, as JAX computes by default.
+PEAKS = {
+    "H200": {"bfloat16": 989.0, "float32": 494.0},
+    "H100": {"bfloat16": 989.0, "float32": 494.0},
+    "A100": {"bfloat16": 312.0, "float32": 156.0},
+}
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "OutOfMemoryError")
+
+
+def work(options: argparse.Namespace) -> dict[str, Any]:
+    """One row, in this process."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+
+    import metajax
+    from benchmarks.memory import CLASSES, bert
+    from benchmarks.peers import random_texts
+    from metajax.arithmetic import count_flops
+    from metajax.models import classification_loss, mentioned_rows, prototype_start
+    from metajax.outer import map_tasks, task_keys
+
+    (shape,), (engine,), (dtype,) = options.model, options.engine, options.dtype
+    low_memory = engine == "low-memory"
+
+    def step(remat: bool, low_memory: bool) -> Any:
+        model = bert(shape, remat).replace(dtype=jnp.dtype(dtype))
+        loss_fn = classification_loss(model)
+        algorithm = metajax.maml(
+            lambda params, batch, rng: loss_fn(params, batch, None),
+            optax.sgd(0.01),
+            options.steps,
+            first_order=engine == "first-order",
+            low_memory=low_memory,
+            start=prototype_start(model),
+            reduce=mentioned_rows(model),
+        )
+
+        def meta_grad(params: Any, tasks: Any) -> Any:
+            keys = task_keys(jax.random.key(0), 0, options.tasks)
+            one = lambda task, key: algorithm.meta_grad(params, task, key)  # noqa: E731
+            return map_tasks(one, tasks, keys, options.chunk or options.tasks)[0]
+
+        return meta_grad
+
+    model = bert(shape, False)
+    params = jax.jit(model.replace(head="encoder").init)(jax.random.key(0))
+    sizes = {
+        part: (options.tasks, count, options.length)
+        for part, count in (("support", options.support), ("query", options.query))
+    }
+    arrays = random_texts(sizes, model.config.vocab_size)
+    tasks = metajax.Task(
+        *(
+            {key.split("/")[1]: jnp.asarray(value) for key, value in arrays.items() if part in key}
+            for part in ("support", "query")
+        )
+    )
+    assert int(np.max(tasks.support["labels"])) < CLASSES
+    flops = count_flops(step(False, False), params, tasks)
+    run = jax.jit(step(engine != "plain", low_memory))
+    begun = time.perf_counter()
+    jax.block_until_ready(run(params, tasks))
+    compile_seconds, seconds = time.perf_counter() - begun, []
+    for _ in range(options.turns):
+        begun = time.perf_counter()
+        jax.block_until_ready(run(params, tasks))
+        seconds.append(time.perf_counter() - begun)
+    device = jax.devices()[0]
+    memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    return {
+        "device": device.device_kind,
+        "seconds": statistics.median(seconds),
+        "compile_seconds": compile_seconds,
+        "flops": flops,
+        "peak_bytes": memory,
+        "jax": jax.__version__,
+    }
+
+
+def measured(options: argparse.Namespace, shape: str, engine: str, dtype: str) -> dict[str, Any]:
+    """One row, in a process of its own."""
+    row = {"model": shape, "engine": engine, "dtype": dtype}
+    sizes = ("support", "query", "length", "steps", "tasks", "turns")
+    given = [x for name in sizes for x in (f"--{name}", str(getattr(options, name)))]
+    given += ["--chunk", str(options.chunk)] if options.chunk else []
+    command = [sys.executable, "-m", "benchmarks.gpu", "--work", "--model", shape]
+    command += ["--engine", engine, "--dtype", dtype, *given]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        return row | json.loads(done.stdout.splitlines()[-1])
+    if any(sign in done.stderr for sign in OUT_OF_MEMORY):
+        return row | {"error": "out of memory"}
+    raise RuntimeError(done.stderr)
+
+
+def peer(options: argparse.Namespace, shape: str, dtype: str) -> dict[str, Any]:
+    """torch.func on the same sizes."""
+    case = Case(
+        shape, options.support, options.query, options.length, options.steps, options.tasks
+    )._replace(dtype=dtype)
+    row = {"model": shape, "engine": "torch.func", "dtype": dtype}
+    with tempfile.TemporaryDirectory() as folder:
+        write_case(Path(folder), case, False, 1, None)
+        contender = Contender("torch.func", Path(folder), options.peer_python)
+        try:
+            contender.step(0)
+            seconds = [contender.step(0) for _ in range(options.turns)]
+        except RuntimeError:
+            return row | {"error": "ended early (see above; out of memory?)"}
+        finally:
+            contender.stop()
+        return row | {"seconds": statistics.median(seconds), "peak_bytes": contender.peak}
+
+
+def utilisation(row: dict[str, Any], peak_tflops: float | None) -> float | None:
+    """The share (0..1) of the device's peak, if that is known."""
+    if peak_tflops is None:
+        known = [peaks for name, peaks in PEAKS.items() if name in row["device"]]
+        if not known:
+            return None
+        peak_tflops = known[0][row["dtype"]]
+    return row["flops"] / row["seconds"] / (peak_tflops * 1e12)
+
+
+def line(row: dict[str, Any], tasks: int) -> str:
+    """A row of the table."""
+    begin = f"{row['model']:6} {row['dtype']:9} {row['engine']:12}"
+    if "error" in row:
+        return f"{begin} {row['error']}"
+    share = row.get("utilisation")
+    memory = row["peak_bytes"]
+    return (
+        f"{begin} {row['seconds']:8.3f} {tasks / row['seconds']:9.2f} "
+        + (f"{100 * share:6.1f}%" if share is not None else "      -")
+        + (f" {memory / 1e9:8.2f}" if memory is not None else "        -")
+    )
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    shapes = ("tiny", "minilm", "base", "large")
+    parser.add_argument("--model", nargs="+", choices=shapes, default=["base", "large"])
+    parser.add_argument("--engine", nargs="+", choices=ENGINES, default=list(ENGINES))
+    dtypes = ["bfloat16", "float32"]
+    parser.add_argument("--dtype", nargs="+", choices=dtypes, default=dtypes)
+    parser.add_argument("--support", type=int, default=16)
+    parser.add_argument("--query", type=int, default=48)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--tasks", type=int, default=4)
+    parser.add_argument("--chunk", type=int, help="tasks at once")
+    parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--peak-tflops", type=float)
+    parser.add_argument("--peer-python", help="the Python of an environment with PyTorch")
+    parser.add_argument("--output", help="write the rows as JSON")
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    if options.work:
+        print(json.dumps(work(options)))
+        return
+    print("model  dtype     engine        seconds   tasks/s   MFU      peak GB")
+    rows = []
+    for shape, dtype in itertools.product(options.model, options.dtype):
+        found = [measured(options, shape, engine, dtype) for engine in options.engine]
+        if options.peer_python:
+            found.append(peer(options, shape, dtype))
+        for row in found:
+            if "flops" in row:
+                row["utilisation"] = utilisation(row, options.peak_tflops)
+            rows.append(row)
+            print(line(row, options.tasks), flush=True)
+    if options.output:
+        report = {"settings": vars(options), "python": platform.python_version(), "rows": rows}
+        Path(options.output).write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
