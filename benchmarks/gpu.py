@@ -8,10 +8,13 @@ One step is the mean meta-gradient of --tasks tasks, all under one vmap unless -
 many; random texts of --length tokens, SGD in the inner loop, all blocks and the embeddings adapted.
 Each row is a process of its own, so that its peak is its own. Utilisation counts the products of
 the plain algorithm, not what an engine computes again, against --peak-tflops (known for some
-GPUs). What runs out of memory says so. Prints a table and, with --output, writes it as JSON.
+GPUs). All engines but plain checkpoint blocks. The peer's parameters have the dtype that it
+computes in, ours stay float32. What runs out of memory says so. Prints a table and, with --output,
+writes it as JSON.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import platform
@@ -46,7 +49,7 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.memory import CLASSES, bert
     from benchmarks.peers import random_texts
     from metajax.arithmetic import count_flops
-    from metajax.models import classification_loss, mentioned_rows, prototype_start
+    from metajax.models import classification_loss, mentioned_rows
     from metajax.outer import map_tasks, task_keys
 
     (shape,), (engine,), (dtype,) = options.model, options.engine, options.dtype
@@ -61,7 +64,6 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
             options.steps,
             first_order=engine == "first-order",
             low_memory=low_memory,
-            start=prototype_start(model),
             reduce=mentioned_rows(model),
         )
 
@@ -73,7 +75,7 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
         return meta_grad
 
     model = bert(shape, False)
-    params = jax.jit(model.replace(head="encoder").init)(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     sizes = {
         part: (options.tasks, count, options.length)
         for part, count in (("support", options.support), ("query", options.query))
@@ -131,14 +133,14 @@ def peer(options: argparse.Namespace, shape: str, dtype: str) -> dict[str, Any]:
     row = {"model": shape, "engine": "torch.func", "dtype": dtype}
     with tempfile.TemporaryDirectory() as folder:
         write_case(Path(folder), case, False, 1, None)
-        contender = Contender("torch.func", Path(folder), options.peer_python)
-        try:
-            contender.step(0)
-            seconds = [contender.step(0) for _ in range(options.turns)]
-        except RuntimeError:
-            return row | {"error": "ended early (see above; out of memory?)"}
-        finally:
-            contender.stop()
+        with contextlib.ExitStack() as stack:
+            try:
+                contender = Contender("torch.func", Path(folder), options.peer_python)
+                stack.callback(contender.stop)
+                contender.step(0)
+                seconds = [contender.step(0) for _ in range(options.turns)]
+            except RuntimeError:
+                return row | {"error": "ended early (see above; out of memory?)"}
         return row | {"seconds": statistics.median(seconds), "peak_bytes": contender.peak}
 
 

@@ -17,6 +17,8 @@ Prints a table and, with --output, writes it as JSON.
 """
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import platform
@@ -253,20 +255,18 @@ def run(name: str, first_order: bool, options: argparse.Namespace) -> list[dict[
         folder = Path(place)
         real = (options.model, options.data) if name == "episodes" else None
         write_case(folder, CASES[name], first_order, options.turns + 1, real)
-        peers = [p for p in PEERS[first_order] if p in options.peers]
-        if CASES[name].layers is not None:
-            peers = [peer for peer in peers if peer != "torchopt"]
-        contenders = [Contender(each, folder, options.peer_python) for each in ("metajax", *peers)]
-        try:
+        peers = able(name, first_order, options.peers)
+        with contextlib.ExitStack() as stack:
+            contenders = []
+            for each in ("metajax", *peers):
+                contenders.append(Contender(each, folder, options.peer_python))
+                stack.callback(contenders[-1].stop)
             for turn in range(options.turns + 1):
-                for each in contenders:
-                    seconds = each.step(turn)
+                for contender in contenders:
+                    seconds = contender.step(turn)
                     if turn:
-                        each.seconds.append(seconds)
+                        contender.seconds.append(seconds)
             gaps = {each.name: gap(folder, each.name) for each in contenders}
-        finally:
-            for each in contenders:
-                each.stop()
     medians = {each.name: statistics.median(each.seconds) for each in contenders}
     fastest = min(medians[peer] for peer in peers)
     return [
@@ -283,6 +283,12 @@ def run(name: str, first_order: bool, options: argparse.Namespace) -> list[dict[
         }
         for each in contenders
     ]
+
+
+def able(name: str, first_order: bool, chosen: list[str]) -> list[str]:
+    """Those of the peers chosen that can do a case: TorchOpt adapts all, in second order."""
+    peers = [peer for peer in PEERS[first_order] if peer in chosen]
+    return [peer for peer in peers if CASES[name].layers is None or peer != "torchopt"]
 
 
 def gap(folder: Path, name: str) -> float:
@@ -312,6 +318,9 @@ def main() -> None:
         return work(Path(options.work))
     if options.peer_python is None:
         parser.error("--peer-python: name the Python of an environment with the peers (see --help)")
+    pairs = itertools.product(options.case, options.order)
+    if not all(able(name, order == "first", options.peers) for name, order in pairs):
+        parser.error("--peers torchopt alone: it does neither first order nor some layers")
     if "episodes" in options.case and not (options.model and options.data):
         parser.error("--case episodes: give --model and --data too")
     print(f"{'case':10} {'order':6} {'':10}  seconds   ratio   peak GB   gradient's gap")

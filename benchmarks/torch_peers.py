@@ -169,6 +169,7 @@ def step(peer: str, case: Case, number: int) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     peer, folder = sys.argv[1], Path(sys.argv[2])
+    torch.set_float32_matmul_precision("high")  # On a GPU, TF32, as JAX has it.
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     case = Case(folder)
     packages = ("torch", "transformers", {"torch.func": "torch"}.get(peer, peer))
@@ -177,10 +178,12 @@ def main() -> None:
         number = int(line)
         begun = time.perf_counter()
         grads = step(peer, case, number)
+        if case.device == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - begun
         arrays = {
             name.removeprefix("bert."): grad.float().cpu().numpy() for name, grad in grads.items()
         }
-        seconds = time.perf_counter() - begun
         np.savez(folder / f"{peer}.npz", **arrays)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if case.device == "cuda":

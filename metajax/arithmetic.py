@@ -11,8 +11,9 @@ from jax.extend import core
 def count_flops(function: Callable, *arguments: Any) -> int:
     """The floating-point operations of a function's matrix products: 2 m n k each.
 
-    Loops count as often as they run, which XLA's own analysis does not; of the branches of a
-    conditional the dearest counts. Elementwise work is left out, as usual in model FLOPs.
+    Scans count as often as they run, which XLA's own analysis does not; of the branches of a
+    conditional the dearest counts; a while loop, whose length is not known, counts once.
+    Elementwise work is left out, as usual in model FLOPs.
 
     Args:
         function: anything that can be traced.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax.adaptation import Adaptation, adaptation
-from metajax.tree import extend
+from metajax.tree import extend, mask
 from metajax.types import AdaptInfo, Batch, Key, LossFn, MetaAlgorithm, MetaInfo, Params, Task
 
 
@@ -19,8 +19,7 @@ def meta_sgd(loss_fn: LossFn, rate: float, num_steps: int, **settings: Any) -> M
         loss_fn: `(params, batch, rng) -> (loss, aux)`.
         rate: where every rate starts; also that of parameters which `start` adds.
         num_steps: K >= 0.
-        **settings: `first_order`, `low_memory`, `adapted`, `reduce` and `start` of
-            `metajax.maml`.
+        **settings: `first_order`, `low_memory`, `adapted` and `start` of `metajax.maml`.
 
     Returns:
         A MetaAlgorithm whose meta_params are `{"params", "rates"}`, the rates like the params.
@@ -50,6 +49,7 @@ def maml_plus_plus(
     step: int | jax.Array | None = None,
     multi_step: int = 0,
     first_order_until: int = 0,
+    stacked: Callable[[str], bool] = lambda path: False,
     **settings: Any,
 ) -> MetaAlgorithm:
     """MAML++ for networks without batch norm (Antoniou, Edwards & Storkey 2019, arXiv:1810.09502).
@@ -67,22 +67,24 @@ def maml_plus_plus(
         multi_step: outer steps over which the weights of the losses go from 1 / K each to the
             last loss alone, linearly.
         first_order_until: outer steps in first order.
-        **settings: `low_memory`, `adapted`, `reduce` and `start` of `metajax.maml`.
+        stacked: of a parameter's path, whether its first axis is one of N layers, which then have
+            rates of their own; for `metajax.Bert`: `lambda path: path.startswith("layers/")`.
+        **settings: `low_memory`, `adapted` and `start` of `metajax.maml`.
 
     Returns:
         A MetaAlgorithm whose meta_params are `{"params", "rates"}`: for each leaf of the params a
-        rate for each step, [K].
+        rate for each step, [K], or [K, N] of stacked layers.
     """
     if num_steps < 1:
         raise ValueError(
             f"num_steps is {num_steps}: MAML++ learns rates of steps, so give 1 or more"
         )
 
+    def rates(leaf: jax.Array, layers: bool) -> jax.Array:
+        return jnp.full((num_steps, *leaf.shape[: int(layers)]), rate, leaf.dtype)
+
     def init(params: Params) -> Params:
-        return {
-            "params": params,
-            "rates": jax.tree.map(lambda p: jnp.full(num_steps, rate, p.dtype), params),
-        }
+        return {"params": params, "rates": jax.tree.map(rates, params, mask(params, stacked))}
 
     def variant(begin: int) -> MetaAlgorithm:
         """As it is from one of the annealings' ends on."""
@@ -120,10 +122,17 @@ def _with_rates(
     per_step: bool,
     step_weights: jax.Array | None = None,
 ) -> MetaAlgorithm:
+    """Adapts `params` at `rates`; a reduction would leave these without their parameters."""
+
     def optimizer(rates: Params) -> optax.GradientTransformation:
         def update(grads: Params, step: jax.Array, params: Params = None) -> tuple[Params, Any]:
-            def move(found: Any, grad: jax.Array) -> jax.Array:
-                return -(found[step] if per_step and jnp.ndim(found) else found) * grad
+            def move(found: Any, grad: jax.Array | None) -> jax.Array | None:
+                if grad is None:  # Not adapted.
+                    return None
+                if per_step and jnp.ndim(found):
+                    found = found[step]
+                    found = found.reshape(found.shape + (1,) * (grad.ndim - found.ndim))
+                return -found * grad
 
             return jax.tree.map(move, extend(rates, grads, rate), grads), step + 1
 

@@ -98,8 +98,7 @@ def leopard(
         features: see above.
         feature_size: D.
         num_classes: C, the most classes of any task.
-        inner_optimizer: any optax optimizer. The paper learns its rates; so does
-            `metajax.meta_sgd` over the same loss.
+        inner_optimizer: any optax optimizer. (The paper also learns its rates.)
         num_steps: K >= 0.
         width: of the generated weights and of both networks.
         rng: of the two networks' initial weights.

@@ -345,3 +345,27 @@ def test_norms_and_biases_alone(x64):
     for layer in params:
         chex.assert_trees_all_equal(adapted[layer]["kernel"], params[layer]["kernel"])
         assert not np.array_equal(adapted[layer]["bias"], params[layer]["bias"])
+
+
+@pytest.mark.parametrize("constructor", [metajax.meta_sgd, metajax.maml_plus_plus])
+def test_learned_rates_of_a_part(x64, constructor):
+    algorithm = constructor(LOSS, 0.05, 2, adapted=head)
+    meta_params = algorithm.init(problems.mlp_params())
+    task = problems.one_task()
+    grads, _ = algorithm.meta_grad(meta_params, task, None)
+    adapted, _ = algorithm.adapt(meta_params, task.support, None)
+    chex.assert_trees_all_equal(adapted["first"], meta_params["params"]["first"])
+    assert not np.any(grads["rates"]["first"]["kernel"])
+    assert np.all(grads["rates"]["second"]["kernel"])
+
+
+def test_stacked_layers_have_rates_of_their_own(x64):
+    def loss_fn(params, batch, rng):
+        return jnp.sum((params["layers"] - batch) ** 2) / 2, {}
+
+    algorithm = metajax.maml_plus_plus(loss_fn, 0.1, 2, stacked=lambda path: path == "layers")
+    meta_params = algorithm.init({"layers": jnp.zeros((3, 4))})
+    assert meta_params["rates"]["layers"].shape == (2, 3)
+    meta_params["rates"]["layers"] = jnp.array([[0.0, 0.5, 1.0], [0.0, 0.5, 0.0]])
+    adapted, _ = algorithm.adapt(meta_params, jnp.ones((3, 4)), None)
+    np.testing.assert_allclose(adapted["layers"][:, 0], [0, 0.75, 1])

@@ -61,6 +61,8 @@ def separate_layers() -> Reduce:
         blocks = [jax.tree.unflatten(treedef, block) for block in zip(*leaves)]
 
         def restore(reduced: Params) -> Params:
+            if not blocks:
+                return {**reduced, "layers": params["layers"]}
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *reduced["layers"])
             return {**reduced, "layers": stacked}
 

@@ -145,14 +145,22 @@ def _evaluate_settings(
 def _draw(settings: EvaluateSettings, places: _Places) -> None:
     """Accuracy against inner steps, with and without meta-training."""
     spec = data.EpisodeSpec(settings.ways, settings.shots, settings.queries)
-    curves = {}
-    for name, place in (("meta-trained", places.metatrain), ("not meta-trained", places.pretrain)):
-        few_shot = open_few_shot(place, settings, InnerSettings(), settings.ways)
-        examples = tokenized(load(settings, split="train"), few_shot.model, settings.max_length)
-        drawn = data.sample_episodes(examples, spec, settings.seed, 0, _CURVE_EPISODES)
-        plan = data.plan_episodes(examples, spec, settings.seed, _CURVE_EPISODES)
-        tasks = data.gather(examples, drawn, plan)
-        curves[name] = estimate(few_shot.curve(few_shot.params, tasks, _CURVE_STEPS))
+    few_shots = {
+        name: open_few_shot(place, settings, InnerSettings(), settings.ways)
+        for name, place in (
+            ("meta-trained", places.metatrain),
+            ("not meta-trained", places.pretrain),
+        )
+    }
+    model = few_shots["meta-trained"].model
+    examples = tokenized(load(settings, split="train"), model, settings.max_length)
+    drawn = data.sample_episodes(examples, spec, settings.seed, 0, _CURVE_EPISODES)
+    plan = data.plan_episodes(examples, spec, settings.seed, _CURVE_EPISODES)
+    tasks = data.gather(examples, drawn, plan)
+    curves = {
+        name: estimate(few_shot.curve(few_shot.params, tasks, _CURVE_STEPS))
+        for name, few_shot in few_shots.items()
+    }
     adaptation_curves(places.picture, curves, "Held-out modules, 5-way 1-shot")
 
 

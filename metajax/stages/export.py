@@ -1,6 +1,7 @@
 """Hugging Face format from any stage's checkpoint."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     Raises:
         InputError: the workdir holds no checkpoint, or the directory is not empty.
     """
-    output = Path(settings.output)
+    output = Path(os.path.abspath(settings.output))  # A name to write beside, even of "."
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise InputError(f"{output}: exists and is not an empty directory: name a new one")
     check_writable(output)
@@ -45,6 +46,9 @@ def export(settings: ExportSettings) -> dict[str, Any]:
             model = model.replace(head="encoder")  # Each task brings its own head.
     # Under another name until it is whole, so that a kill leaves nothing that looks like it.
     partial = output.with_name(f".{output.name}.part")
-    save_pretrained(partial, model, params)
-    os.replace(partial, output)
+    try:
+        save_pretrained(partial, model, params)
+        os.replace(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return {"output": str(output), "head": model.head}

@@ -1,4 +1,4 @@
-"""What metatrain, adapt and evaluate share: the network and the algorithm of few-shot learning."""
+"""What metatrain, plan, adapt and evaluate share: a network and an algorithm for few-shot tasks."""
 
 import dataclasses
 import math
@@ -29,7 +29,7 @@ from metajax.types import MetaAlgorithm, Params, Task
 # Features of this length make the prototypes' logits 10 times a cosine, near enough: the
 # temperature that few-shot classifiers on unit features commonly have.
 FEATURE_NORM = math.sqrt(10)
-_UNROLLED = 5  # More inner steps than this take too long to compile one by one.
+UNROLLED = 5  # More inner steps than this take too long to compile one by one.
 _DEFAULTS = {
     "inner_steps": 3,
     "inner_lr": 0.3,
@@ -95,7 +95,7 @@ class FewShot(NamedTuple):
             steps,
             first_order=inner["algorithm"] == "fomaml",
             low_memory=low_memory,
-            unroll=fast and steps <= _UNROLLED,
+            unroll=fast and steps <= UNROLLED,
             reduce=reduce,
             start=start,
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from metajax.errors import InputError
 from metajax.models import Bert
 from metajax.optimizer import adamw
 from metajax.outer import OuterState, default_chunk_size, outer_step
-from metajax.stages.few_shot import FewShot, describe_few_shot
+from metajax.stages.few_shot import UNROLLED, FewShot, describe_few_shot
 from metajax.stages.loop import check_split
 from metajax.stages.run import write_atomically
 from metajax.stages.settings import PlanSettings, flag, writable
@@ -98,7 +99,7 @@ def parse_memory(text: str) -> float:
         size = float(text.removesuffix(unit)) * _UNITS[unit.strip()]
     except (ValueError, KeyError):
         size = 0
-    if size <= 0:
+    if not 0 < size < math.inf:
         raise InputError(f"--memory {text}: give an amount such as 16GB or 15.5GiB")
     return size
 
@@ -148,25 +149,29 @@ def _tasks(model: Bert, settings: PlanSettings, count: int) -> Task:
 def _alternatives(settings: PlanSettings) -> Iterator[tuple[str, PlanSettings]]:
     """Settings of which one is changed to save memory, by the change's name."""
     changes: list[dict[str, Any]] = [{"remat": True}, {"low_memory": True}]
-    changes += [{"remat": True, "low_memory": True}, {"algorithm": "fomaml"}]
+    changes += [{"remat": True, "low_memory": True}]
+    changes += [{"algorithm": "fomaml", "low_memory": False}]
     if (settings.chunk_size or default_chunk_size(settings.meta_batch_size)) > 1:
         changes.append({"chunk_size": 1})
     if settings.algorithm != "maml":
         changes = [change for change in changes if "low_memory" not in change]
+    known = {settings}
     for change in changes:
-        if any(getattr(settings, name) != value for name, value in change.items()):
-            name = " ".join(
-                flag(name) if value is True else f"{flag(name)} {value}"
-                for name, value in change.items()
+        changed = dataclasses.replace(settings, **change)
+        if changed not in known:
+            known.add(changed)
+            shown = [(flag(name), value) for name, value in change.items() if value is not False]
+            yield (
+                " ".join(name if value is True else f"{name} {value}" for name, value in shown),
+                changed,
             )
-            yield name, dataclasses.replace(settings, **change)
 
 
 def _largest(settings: PlanSettings, name: str, memory: float, progress: "_Progress") -> int:
     """The largest value of a setting whose step fits; 0 if none does.
 
-    Memory grows almost linearly with either: the secant through what has been compiled says
-    where to look next.
+    To 5%, found by compiling. Memory grows almost linearly with either, so that the secant through
+    what is known says where to look next.
     """
 
     def total(value: int) -> int:
@@ -175,18 +180,24 @@ def _largest(settings: PlanSettings, name: str, memory: float, progress: "_Progr
             changes["meta_batch_size"] = value * jax.local_device_count()
         return progress.of(dataclasses.replace(settings, **changes)).total
 
-    first = total(1)
+    # More steps than these are a loop, which may take less than a few unrolled ones.
+    start = UNROLLED + 1 if name == "inner_steps" and total(UNROLLED + 1) <= memory else 1
+    first = total(start)
     if first > memory:
         return 0
-    fits, fails, probe = 1, _MOST + 1, 2
-    while fits < probe < fails:
+    fits, fails, probe, stride = start, _MOST + 1, start + 1, 1
+    while fails - fits > 1 + fits // 20:
         found = total(probe)
         if found <= memory:
             fits = probe
         else:
             fails = probe
-        slope = max(1.0, (found - first) / (probe - 1))
-        probe = min(max(fits, int(1 + (memory - first) / slope)), fails - 1)
+        slope = max(1.0, (found - first) / (probe - start))
+        guess = start + int((memory - first) / slope)
+        if not fits < guess < fails:
+            guess = fits + stride if fails > _MOST else (fits + fails) // 2
+            stride *= 2
+        probe = min(guess, fails - 1)
     return fits
 
 
@@ -221,9 +232,12 @@ def summary(found: dict[str, Any]) -> str:
         "while a step is computed": cost["working"],
         "together": cost["total"],
     }
-    lines = [f"parameters                {found['parameters'] / 1e6:9.1f} million"]
-    lines += [f"{name:25} {size / 1e9:9.2f} GB" for name, size in parts.items()]
-    lines += [f"arithmetic                {cost['flops'] / 1e12:9.2f} TFLOP a step"]
+    lines = [
+        f"parameters                {found['parameters'] / 1e6:9.1f} million",
+        "on each device:",
+    ]
+    lines += [f"  {name:23} {size / 1e9:9.2f} GB" for name, size in parts.items()]
+    lines += [f"  arithmetic              {cost['flops'] / 1e12:9.2f} TFLOP a step"]
     if "largest" in found:
         episodes, steps = (found["largest"][name] for name in ("chunk_size", "inner_steps"))
         lines += [

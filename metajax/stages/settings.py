@@ -71,7 +71,7 @@ class Settings:
 
 
 def _check_bounds(name: str, value: float, limits: Any) -> None:
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{name} {value}: give a finite number")
     if value > _LARGEST:
         raise InputError(f"{name} {value}: give a number of at most {_LARGEST}")
@@ -126,13 +126,19 @@ class TaskSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpisodeSettings(Settings):
-    """N-way K-shot episodes."""
+class SizeSettings(Settings):
+    """The size of an episode."""
 
     ways: int = option("classes an episode", 5, minimum=2)
-    whole_tasks: bool = option("each data set is a task: all its classes, whatever --ways", False)
     shots: int = option("support examples of each class", 1, minimum=1)
     queries: int = option("query examples of each class", 5, minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeSettings(SizeSettings):
+    """N-way K-shot episodes."""
+
+    whole_tasks: bool = option("each data set is a task: all its classes, whatever --ways", False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +217,14 @@ class AlgorithmSettings(Settings):
         "episodes computed at once on a device: less is slower and smaller", None, minimum=1
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.low_memory and self.algorithm != "maml":
+            raise InputError(
+                f"--low-memory: is for --algorithm maml alone, {self.algorithm} needs none of it: "
+                "leave it out"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class MetatrainSettings(
@@ -223,7 +237,7 @@ class MetatrainSettings(
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanSettings(ModelSettings, EpisodeSettings, InnerSettings, AlgorithmSettings):
+class PlanSettings(ModelSettings, SizeSettings, InnerSettings, AlgorithmSettings):
     """What a step of metatrain takes, from the compiler: nothing is run, no weights are read."""
 
     memory: str | None = option(

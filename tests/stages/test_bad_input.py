@@ -234,7 +234,7 @@ NUMBERS = [
     ("pretrain", "--steps", 10**12, "give a number of at most"),
     ("pretrain", "--steps", "ten", "invalid int value: 'ten'"),
     ("pretrain", "--seed", -1, "give a number of at least 0"),
-    ("pretrain", "--seed", 10**30, "give a number of at most"),
+    ("pretrain", "--seed", 10**400, "give a number of at most"),
     ("pretrain", "--learning-rate", "nan", "give a finite number"),
     ("pretrain", "--learning-rate", "inf", "give a finite number"),
     ("pretrain", "--learning-rate", 0, "give a number above 0"),
@@ -290,6 +290,11 @@ def test_work_that_cannot_be_split(refused, material, monkeypatch):
     refused("--meta-batch-size 12: give a multiple of 8", *command)
     command = metatrain_command(material, "run", meta_batch_size=32, chunk_size=3)
     refused("--chunk-size 3: does not divide the 4 episodes", *command)
+
+
+def test_low_memory_is_for_maml(refused, material):
+    command = metatrain_command(material, "run", algorithm="fomaml")
+    refused("--low-memory: is for --algorithm maml alone", *command, "--low-memory")
 
 
 def test_dev_files(refused, material, tmp_path):

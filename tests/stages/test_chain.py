@@ -225,6 +225,14 @@ def test_finetune_exports_a_head(chain, material, tmp_path, classes):
     assert list(config["id2label"].values()) == list(source.model.label_names[head])
 
 
+def test_export_to_the_current_directory(chain, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export(chain.adapt, ".")
+    assert (tmp_path / "here" / "config.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
 KEYS = ["tasks", "method", "ways", "shots", "queries", "inner_steps", "episodes", "accuracy"]
 
 
@@ -273,7 +281,7 @@ def test_over_long_text_is_cut_and_said_once(chain, material, tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"algorithm": "anil"}, {"algorithm": "reptile"}, {"algorithm": "fomaml", "layers": 1}],
+    [{"algorithm": "anil"}, {"algorithm": "reptile"}, {"algorithm": "fomaml", "layers": 0}],
 )
 def test_other_algorithms_train_and_adapt(material, tmp_path, settings):
     tiny.succeed(*metatrain_command(material, tmp_path / "meta", steps=1, **settings))

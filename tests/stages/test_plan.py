@@ -69,6 +69,32 @@ def test_it_reads_no_weights_and_takes_a_workdir(chain, monkeypatch):
     assert plan.measure(settings).total > 0
 
 
+@pytest.mark.parametrize("most", [1, 2, 3, 7, 40, 300])
+@pytest.mark.parametrize("grow", [lambda k: k, lambda k: k**0.5, lambda k: (k > 1) * 9 + k])
+def test_the_largest_is_found_to_five_percent(material, monkeypatch, most, grow):
+    def measure(settings):
+        if settings.chunk_size is None:
+            return plan.Cost(0, 0, 1, 1)
+        return plan.Cost(0, 0, round(1000 * grow(settings.chunk_size)), 1)
+
+    monkeypatch.setattr(plan, "measure", measure)
+    memory = str(round(1000 * grow(most)) + 1)
+    monkeypatch.setattr(plan, "parse_memory", float)
+    settings = PlanSettings(model=str(material.bert), memory=memory, **SMALL)
+    found = plan.plan(settings)["largest"]["chunk_size"]
+    assert 0.95 * most - 1 <= found <= most
+
+
+def test_more_steps_may_take_less_than_unrolled_ones(material, monkeypatch):
+    def measure(settings):
+        steps = settings.inner_steps
+        return plan.Cost(0, 0, 100 * steps if steps <= 5 else 200 + 10 * steps, 1)
+
+    monkeypatch.setattr(plan, "measure", measure)
+    settings = PlanSettings(model=str(material.bert), memory="0.0000003GB", **SMALL)
+    assert plan.plan(settings)["largest"]["inner_steps"] == 10
+
+
 def test_the_largest_that_fits(material, monkeypatch):
     """With memory that grows as expected; what is compiled is tested above."""
 
@@ -83,7 +109,9 @@ def test_the_largest_that_fits(material, monkeypatch):
     assert plan.plan(tight)["largest"] == {"chunk_size": 0, "inner_steps": 0}
 
 
-@pytest.mark.parametrize("text", ["", "16", "GB", "-1GB", "1.2.3GB", "sixteenGB", "0GB"])
+@pytest.mark.parametrize(
+    "text", ["", "16", "GB", "-1GB", "1.2.3GB", "sixteenGB", "0GB", "9" * 400 + "GB"]
+)
 def test_nonsense_amounts_of_memory(text):
     with pytest.raises(InputError, match="give an amount such as 16GB"):
         plan.parse_memory(text)
