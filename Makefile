@@ -1,5 +1,5 @@
 PYTHON ?= python3
-PYTEST_OPTIONS ?= -n 2
+PYTEST_OPTIONS ?= -n 2 --dist loadgroup
 
 .PHONY: help demo test test-all lint clean
 .DEFAULT_GOAL := help

@@ -17,8 +17,8 @@ from metajax.evaluate import BASELINES, estimate, run_episodes
 from metajax.models import Bert
 from metajax.stages.few_shot import FewShot, open_few_shot
 from metajax.stages.metatrain import episode_spec
-from metajax.stages.run import identity, write_atomically
-from metajax.stages.settings import EvaluateSettings, InnerSettings, writable
+from metajax.stages.run import identity, writable, write_atomically
+from metajax.stages.settings import EvaluateSettings, InnerSettings
 from metajax.stages.source import text_length
 from metajax.stages.tasks import load, tokenized
 from metajax.types import Params

@@ -19,8 +19,8 @@ from metajax.optimizer import adamw
 from metajax.outer import OuterState, default_chunk_size, outer_step
 from metajax.stages.few_shot import UNROLLED, FewShot, describe_few_shot
 from metajax.stages.loop import check_split
-from metajax.stages.run import write_atomically
-from metajax.stages.settings import PlanSettings, flag, writable
+from metajax.stages.run import writable, write_atomically
+from metajax.stages.settings import PlanSettings, flag
 from metajax.stages.source import text_length
 from metajax.types import Task
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from metajax import data
 from metajax.errors import InputError
-from metajax.stages.run import write_atomically
-from metajax.stages.settings import PredictSettings, writable
+from metajax.stages.run import writable, write_atomically
+from metajax.stages.settings import PredictSettings
 from metajax.stages.source import Classifier, open_classifier, text_length
 from metajax.stages.tasks import tokenized
 

@@ -143,6 +143,25 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{existing}: is not writable: name another directory")
 
 
+def writable(path: str) -> Path:
+    """A path to write a file to.
+
+    Raises:
+        InputError: its directory does not exist or cannot be written to, or it is no plain file.
+    """
+    target = Path(path)
+    problem = None
+    if not target.parent.is_dir():
+        problem = "its directory does not exist"
+    elif target.exists() and not target.is_file():
+        problem = "is a directory" if target.is_dir() else "is not a plain file"
+    elif not os.access(target.parent, os.W_OK | os.X_OK):
+        problem = "its directory is not writable"
+    if problem:
+        raise InputError(f"{path}: {problem}: name a file in another directory")
+    return target
+
+
 def _difference(known: dict[str, Any], new: dict[str, Any], settings: Settings) -> str | None:
     """The first setting, file or weight that matters and is not as it was."""
     for setting in dataclasses.fields(settings):

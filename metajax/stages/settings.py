@@ -7,9 +7,7 @@ their hashes.)
 
 import dataclasses
 import math
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from metajax.errors import InputError
@@ -300,22 +298,3 @@ class DemoSettings(Settings):
     workdir: str = option("where the demo is written; run again, it resumes", "demo")
     model: str | None = option("other weights than all-MiniLM-L6-v2", None, metavar="DIR")
     seed: int = option("another seed, another run", 0, minimum=0)
-
-
-def writable(path: str) -> Path:
-    """A path to write a file to.
-
-    Raises:
-        InputError: its directory does not exist or cannot be written to, or it is no plain file.
-    """
-    target = Path(path)
-    problem = None
-    if not target.parent.is_dir():
-        problem = "its directory does not exist"
-    elif target.exists() and not target.is_file():
-        problem = "is a directory" if target.is_dir() else "is not a plain file"
-    elif not os.access(target.parent, os.W_OK | os.X_OK):
-        problem = "its directory is not writable"
-    if problem:
-        raise InputError(f"{path}: {problem}: name a file in another directory")
-    return target

@@ -10,6 +10,13 @@ import tiny
 from tests.stages.commands import finetune_command, metatrain_command, pretrain_command
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What looks at the chain goes to one worker, so that it is run once."""
+    for item in items:
+        if "chain" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("chain"))
+
+
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory) -> Path:
     """Where compiled programs are kept, for one test to use what another compiled."""

@@ -59,7 +59,8 @@ def run_whole(stage, material, workdir, cache):
 
 def command(stage, material, workdir):
     # A checkpoint every step: writing one is what a kill disturbs most.
-    return COMMANDS[stage](material, workdir, steps=STEPS[stage], save_every=1)
+    quick = {"algorithm": "fomaml"} if stage == "metatrain" else {}
+    return COMMANDS[stage](material, workdir, steps=STEPS[stage], save_every=1, **quick)
 
 
 def kill_when(process, condition, timeout=300.0):

@@ -16,7 +16,14 @@ from metajax.stages.few_shot import open_few_shot
 from metajax.stages.settings import InnerSettings, PlanSettings
 from metajax.types import Task
 
-SMALL = {"ways": 2, "queries": 2, "max_length": 8, "meta_batch_size": 2, "inner_steps": 1}
+SMALL = {
+    "ways": 2,
+    "queries": 2,
+    "max_length": 8,
+    "meta_batch_size": 2,
+    "inner_steps": 1,
+    "algorithm": "fomaml",
+}
 
 
 def command(model, **changes):
@@ -33,7 +40,9 @@ def test_the_cost_is_that_of_the_step_that_a_run_compiles(material):
     cost = plan.measure(settings)
     few_shot = open_few_shot(settings.model, settings, InnerSettings(inner_steps=1), 2)
     outer = outer_loop(
-        few_shot.algorithm(), adamw(1e-3, weight_decay=0.0, clip_norm=1.0), donate=True
+        few_shot.algorithm(algorithm="fomaml"),
+        adamw(1e-3, weight_decay=0.0, clip_norm=1.0),
+        donate=True,
     )
     state = outer.init(few_shot.params, jax.random.key(0))
     tokens = ("input_ids", "token_type_ids", "position_ids", "example_ids")
@@ -54,7 +63,7 @@ def test_the_cost_is_that_of_the_step_that_a_run_compiles(material):
 
 def test_the_command(material, tmp_path):
     output = tmp_path / "plan.json"
-    out = tiny.succeed(*command(material.bert, algorithm="fomaml", output=output))
+    out = tiny.succeed(*command(material.bert, output=output))
     found = json.loads(output.read_text())
     assert [row["change"] for row in found["alternatives"]] == ["--remat"]
     cost = found["cost"]
@@ -126,4 +135,6 @@ def test_layers_that_are_not_there(material):
     with pytest.raises(InputError, match="--layers 2: the model has 2 blocks"):
         plan.plan(PlanSettings(model=str(material.bert), layers=2, **SMALL))
     with pytest.raises(InputError, match="--layers 1: reptile has no choice of layers"):
-        plan.plan(PlanSettings(model=str(material.bert), layers=1, algorithm="reptile", **SMALL))
+        plan.plan(
+            PlanSettings(model=str(material.bert), layers=1, **SMALL | {"algorithm": "reptile"})
+        )
