@@ -46,6 +46,8 @@ def adaptation(
     def inner_loss(changed: Params, frozen: Params, batch: Batch, rng: Key | None) -> jax.Array:
         return loss_fn(combine(changed, frozen), batch, rng)[0]
 
+    if start is not None and low_memory:
+        start = jax.checkpoint(start)
     loop = inner_loop(
         inner_loss, num_steps, first_order=first_order, low_memory=low_memory, unroll=unroll
     )

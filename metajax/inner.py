@@ -1,6 +1,5 @@
 """The inner loop: K steps of an optax optimizer on one support set."""
 
-import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -8,8 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.hypergrad import InnerLoss, forward_over_reverse, reverse
+from metajax.hypergrad import InnerLoss, forward_over_reverse, replay, reverse
 from metajax.types import AdaptInfo, Batch, Key, Params
+
+# `low_memory` keeps the parameters before one inner step in this many.
+_KEPT_EVERY = 4
 
 
 class InnerLoop(Protocol):
@@ -49,9 +51,8 @@ def inner_loop(
         num_steps: K >= 0.
         first_order: treat the gradients as constants, so that the gradient through the loop
             is the identity (Finn et al. 2017, section 5.2).
-        low_memory: differentiate forward over reverse (see `metajax.hypergrad`), and keep the
-            parameters of about 2 sqrt(K) steps rather than of all K: the others are computed
-            again, a group of sqrt(K) at a time.
+        low_memory: differentiate forward over reverse, and keep the parameters of every fourth
+            step alone (see `metajax.hypergrad`). Cannot be differentiated twice in reverse mode.
         unroll: compile the steps one after the other in place of a loop: a tenth faster on a CPU,
             more to compile.
 
@@ -66,7 +67,6 @@ def inner_loop(
         raise ValueError(f"num_steps is {num_steps}: give a number of inner steps >= 0")
     low_memory = low_memory and not first_order
     gradient = forward_over_reverse(loss_fn) if low_memory else reverse(loss_fn)
-    group = math.isqrt(num_steps) if low_memory else 1
 
     def run(
         optimizer: optax.GradientTransformation,
@@ -92,25 +92,11 @@ def inner_loop(
 
         start = jax.lax.stop_gradient(adapted) if first_order else adapted
         carry = (adapted, optimizer.init(start))
-        (adapted, _), (losses, watched) = _scan(step, carry, num_steps, group, unroll)
+        if low_memory:
+            (adapted, _), (losses, watched) = replay(step, carry, num_steps, _KEPT_EVERY)
+        else:
+            steps = jnp.arange(num_steps)
+            (adapted, _), (losses, watched) = jax.lax.scan(step, carry, steps, unroll=unroll)
         return adapted, AdaptInfo(losses), watched
 
     return run
-
-
-def _scan(step: Callable, carry: Any, count: int, group: int, unroll: bool) -> tuple[Any, Any]:
-    """`jax.lax.scan` over 0 .. count - 1 whose backward pass repeats groups of steps."""
-    if group == 1:
-        return jax.lax.scan(step, carry, jnp.arange(count), unroll=unroll)
-
-    def run_group(carry: Any, indices: jax.Array) -> tuple[Any, Any]:
-        return jax.lax.scan(step, carry, indices)
-
-    whole = count - count % group
-    repeated = jax.checkpoint(run_group, prevent_cse=False)  # A scan keeps CSE out.
-    carry, found = jax.lax.scan(repeated, carry, jnp.arange(whole).reshape(-1, group))
-    found = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), found)
-    if whole == count:
-        return carry, found
-    carry, last = jax.checkpoint(run_group)(carry, jnp.arange(whole, count))
-    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), found, last)

@@ -1,7 +1,7 @@
 """The outer loop, compiled for the devices there are."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,7 @@ def outer_loop(
     chunk_size: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     donate: bool = False,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> OuterLoop:
     """Trains an algorithm's meta-parameters over batches of tasks.
 
@@ -58,6 +59,7 @@ def outer_loop(
         devices: those to use; by default all of this process.
         donate: let a step overwrite the state it is given, which saves a copy of it. The caller
             must not use that state again, nor the params that `init` was given.
+        compiler_options: XLA's, as `jax.jit` takes them. For one device: `pmap` takes none.
 
     Example:
         >>> import jax, jax.numpy as jnp, metajax, optax
@@ -84,7 +86,9 @@ def outer_loop(
     donated = 0 if donate else ()
     if len(devices) == 1:
         step = jax.jit(
-            outer_step(algorithm, outer_optimizer, chunk_size=chunk_size), donate_argnums=donated
+            outer_step(algorithm, outer_optimizer, chunk_size=chunk_size),
+            donate_argnums=donated,
+            compiler_options=dict(compiler_options or {}),
         )
         return OuterLoop(init, step)
 

@@ -20,7 +20,7 @@ from metajax.optimizer import adamw, learning_rate
 from metajax.outer import Metrics, OuterState
 from metajax.parallel import OuterLoop, outer_loop
 from metajax.stages.run import MetricsLog, Run, begin, held, write_results
-from metajax.stages.settings import TrainSettings
+from metajax.stages.settings import ModelSettings, TrainSettings
 from metajax.types import MetaAlgorithm, Params, Task
 
 _log = logging.getLogger("metajax")
@@ -65,7 +65,13 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
     run, settings = stage.run, stage.settings
     begin(run, lambda directory: save_config(directory, stage.model))
     results_file = run.path / "results.json"
-    outer = outer_loop(stage.algorithm, _optimizer(stage), chunk_size=stage.chunk_size, donate=True)
+    outer = outer_loop(
+        stage.algorithm,
+        _optimizer(stage),
+        chunk_size=stage.chunk_size,
+        donate=True,
+        compiler_options=compiler_options(settings),
+    )
     with (
         held(run),
         Checkpoints(run.checkpoints, keep=settings.keep, record=run.record) as checkpoints,
@@ -98,6 +104,14 @@ def check_split(name: str, size: int, chunk_size: int | None = None) -> None:
             f"--chunk-size {chunk_size}: does not divide the {size // devices} episodes that each "
             "device has: give a divisor"
         )
+
+
+def compiler_options(settings: ModelSettings) -> dict[str, bool]:
+    """XLA's, for a step: where memory is to be saved, the order of operations that takes least."""
+    saves_memory = settings.remat or getattr(settings, "low_memory", False)
+    if jax.default_backend() != "cpu" or not saves_memory:
+        return {}
+    return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 
 
 def _optimizer(stage: Stage) -> Any:

@@ -18,7 +18,7 @@ from metajax.models import Bert
 from metajax.optimizer import adamw
 from metajax.outer import OuterState, default_chunk_size, outer_step
 from metajax.stages.few_shot import UNROLLED, FewShot, describe_few_shot
-from metajax.stages.loop import check_split
+from metajax.stages.loop import check_split, compiler_options
 from metajax.stages.run import writable, write_atomically
 from metajax.stages.settings import PlanSettings, flag
 from metajax.stages.source import text_length
@@ -121,7 +121,7 @@ def measure(settings: PlanSettings) -> Cost:
     state = jax.eval_shape(init, few_shot.params)
     tasks = _tasks(few_shot.model, settings, count)
     traced = jax.jit(step, donate_argnums=0).trace(state, tasks)
-    analysis = traced.lower().compile(_QUICKLY).memory_analysis()
+    analysis = traced.lower().compile(_QUICKLY | compiler_options(settings)).memory_analysis()
     assert analysis is not None
     state_bytes, task_bytes = _bytes(state), _bytes(tasks)
     # What is neither: results that do not overwrite an argument, and the compiler's buffers.

@@ -13,6 +13,7 @@ from metajax.optimizer import adamw
 from metajax.parallel import outer_loop
 from metajax.stages import plan
 from metajax.stages.few_shot import open_few_shot
+from metajax.stages.loop import compiler_options
 from metajax.stages.settings import InnerSettings, PlanSettings
 from metajax.types import Task
 
@@ -35,14 +36,17 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
-def test_the_cost_is_that_of_the_step_that_a_run_compiles(material):
-    settings = PlanSettings(model=str(material.bert), **SMALL)
+@pytest.mark.parametrize("little", [False, True])
+def test_the_cost_is_that_of_the_step_that_a_run_compiles(material, little):
+    changes = {"algorithm": "maml", "low_memory": True, "remat": True} if little else {}
+    settings = PlanSettings(model=str(material.bert), **SMALL | changes)
     cost = plan.measure(settings)
     few_shot = open_few_shot(settings.model, settings, InnerSettings(inner_steps=1), 2)
     outer = outer_loop(
-        few_shot.algorithm(algorithm="fomaml"),
+        few_shot.algorithm(algorithm=settings.algorithm, low_memory=little),
         adamw(1e-3, weight_decay=0.0, clip_norm=1.0),
         donate=True,
+        compiler_options=compiler_options(settings),
     )
     state = outer.init(few_shot.params, jax.random.key(0))
     tokens = ("input_ids", "token_type_ids", "position_ids", "example_ids")
