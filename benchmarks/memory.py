@@ -14,7 +14,7 @@ import json
 import platform
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,10 +66,17 @@ def batch(examples: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
     return {key: jax.ShapeDtypeStruct(shape, jnp.int32) for key, shape in shapes.items()}
 
 
-def measure(
-    shape: str, engine: str, steps: int, layers: int | None, options: argparse.Namespace
-) -> dict[str, Any]:
-    """The compiled memory in bytes."""
+class Program(NamedTuple):
+    """A compiled meta-gradient, the shapes of what it takes, and how long it took to compile."""
+
+    compiled: Any
+    params: Any
+    task: metajax.Task
+    seconds: float
+
+
+def build(shape: str, engine: str, steps: int, layers: int | None, sizes: Any) -> Program:
+    """Compiles the meta-gradient of one task; `sizes` has `support`, `query` and `length`."""
     remat, low_memory, first_order = ENGINES[engine]
     model = bert(shape, remat)
     loss_fn = classification_loss(model)
@@ -83,26 +90,21 @@ def measure(
         reduce=None if layers is None else upper_layers(model, layers),
     )
     params = jax.eval_shape(model.replace(head="encoder").init, jax.random.key(0))
-    task = metajax.Task(
-        batch(options.support, options.length), batch(options.query, options.length)
-    )
+    task = metajax.Task(batch(sizes.support, sizes.length), batch(sizes.query, sizes.length))
     begun = time.perf_counter()
     compiled = jax.jit(lambda p, t: algorithm.meta_grad(p, t, None)).lower(params, task).compile()
-    found = compiled.memory_analysis()
+    return Program(compiled, params, task, time.perf_counter() - begun)
+
+
+def memory_of(program: Program) -> dict[str, int]:
+    """Its bytes by part, and in all."""
+    found = program.compiled.memory_analysis()
     parts = {
         "arguments": found.argument_size_in_bytes,
         "results": found.output_size_in_bytes,
         "temporary": found.temp_size_in_bytes,
     }
-    return {
-        "model": shape,
-        "engine": engine,
-        "steps": steps,
-        "layers": layers,
-        **parts,
-        "total": sum(parts.values()),
-        "compile_seconds": round(time.perf_counter() - begun, 1),
-    }
+    return parts | {"total": sum(parts.values())}
 
 
 def main() -> None:
@@ -122,7 +124,9 @@ def main() -> None:
     rows = []
     grid = itertools.product(options.model, options.engine, options.steps, options.layers or [None])
     for shape, engine, steps, layers in grid:
-        row = measure(shape, engine, steps, layers, options)
+        program = build(shape, engine, steps, layers, options)
+        row: dict[str, Any] = {"model": shape, "engine": engine, "steps": steps, "layers": layers}
+        row |= memory_of(program) | {"compile_seconds": round(program.seconds, 1)}
         rows.append(row)
         gigabytes = [row[part] / 1e9 for part in ("arguments", "results", "temporary", "total")]
         print(

@@ -174,6 +174,7 @@ def work(folder: Path) -> None:
     )
     with np.load(folder / "weights.npz") as weights:
         params = from_hugging_face(dict(weights), model.init(jax.random.key(0)), str(folder))
+    params = jax.device_put(params)  # As a run has them; PyTorch's are tensors too.
     layers = case["layers"]
     algorithm = metajax.maml(
         classification_loss(model),
@@ -202,7 +203,7 @@ def work(folder: Path) -> None:
             for key in arrays.files:
                 part, name = key.split("/")
                 parts[part][name] = arrays[key]
-            batches.append(metajax.Task(**parts))
+            batches.append(jax.device_put(metajax.Task(**parts)))
     for batch in batches:  # Compiles each shape there is.
         jax.block_until_ready(meta_grad(params, batch))
     print(json.dumps({"jax": jax.__version__}), flush=True)
