@@ -3,21 +3,26 @@
 higher, torch.func and TorchOpt run in an environment of their own, on transformers' BertModel with
 the same weights and tasks; no dropout, float32, SGD in the inner loop. A step is the mean
 meta-gradient of a batch of tasks. The contenders take turns, a step at a time, after one step that
-is not counted; each is a process of its own, idle while another works. metajax has its defaults:
-only the embedding rows that a task mentions take part, blocks and steps are unrolled as its stages
-do on a CPU, and with --data texts are packed; the peers pad each set to its longest text.
+is not counted; each is a process of its own, idle while another works (the large ones need their
+memory all the same: choose some by --ours and --peers). metajax has its defaults: only the
+embedding rows that a task mentions take part, blocks and steps are unrolled as its stages do on a
+CPU, and with --data texts are packed; the peers pad each set to its longest text. With low-memory
+it has what `--low-memory --remat` gives.
 
     python3 -m venv peers && peers/bin/pip install torch==2.13.0
     peers/bin/pip install torch==2.13.0 transformers higher torchopt
     python -m benchmarks.peers --peer-python peers/bin/python
     python -m benchmarks.peers --peer-python peers/bin/python --case episodes \
         --model DIR --data BANKING77/full.jsonl
+    python -m benchmarks.peers --peer-python peers/bin/python --case base \
+        --ours low-memory --peers torch.func
 
 Prints a table and, with --output, writes it as JSON.
 """
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -67,6 +72,7 @@ CONFIG = (
     "type_vocab_size",
     "layer_norm_eps",
 )
+OURS = ("metajax", "low-memory")
 PEERS = {False: ("higher", "torch.func", "torchopt"), True: ("higher", "torch.func")}
 
 
@@ -147,7 +153,7 @@ def write_episodes(folder: Path, model: Any, file: str, count: int, tasks: int) 
         np.savez(folder / f"packed_{number:03}.npz", **flat)
 
 
-def work(folder: Path) -> None:
+def work(name: str, folder: Path) -> None:
     """Our side: answers each line, the number of a batch, with a step."""
     import jax
     import optax
@@ -164,31 +170,35 @@ def work(folder: Path) -> None:
     )
     from metajax.models.convert import from_hugging_face, to_hugging_face
     from metajax.outer import map_tasks, task_keys
+    from metajax.stages.loop import compiler_options
+    from metajax.stages.settings import ModelSettings
 
+    low_memory = name == "low-memory"
     case = json.loads((folder / "case.json").read_text())
     model = Bert(
         BertConfig(**case["config"]),
         head="classification",
         pooling="mean",
         num_labels=(case["classes"],),
+        remat=low_memory,
     )
     with np.load(folder / "weights.npz") as weights:
         params = from_hugging_face(dict(weights), model.init(jax.random.key(0)), str(folder))
     params = jax.device_put(params)  # As a run has them; PyTorch's are tensors too.
     layers = case["layers"]
+    reduce = mentioned_rows(model) if layers is None else upper_layers(model, layers)
     algorithm = metajax.maml(
         classification_loss(model),
         optax.sgd(case["rate"]),
         case["steps"],
         first_order=case["first_order"],
-        reduce=compose(
-            mentioned_rows(model) if layers is None else upper_layers(model, layers),
-            separate_layers(),
-        ),
-        unroll=True,
+        low_memory=low_memory,
+        reduce=reduce if low_memory else compose(separate_layers(), reduce),
+        unroll=not low_memory,
     )
+    options = compiler_options(ModelSettings(model="", remat=low_memory))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=options)
     def meta_grad(params: Any, tasks: Any) -> Any:
         keys = task_keys(jax.random.key(0), 0, case["tasks"])
         one = lambda task, key: algorithm.meta_grad(params, task, None)  # noqa: E731
@@ -211,8 +221,8 @@ def work(folder: Path) -> None:
         begun = time.perf_counter()
         grads = jax.block_until_ready(meta_grad(params, batches[int(line)]))
         seconds = time.perf_counter() - begun
-        np.savez(folder / "metajax.npz", **to_hugging_face(jax.device_get(grads)))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        np.savez(folder / f"{name}.npz", **to_hugging_face(jax.device_get(grads)))
         print(json.dumps({"seconds": seconds, "peak_bytes": peak}), flush=True)
 
 
@@ -221,8 +231,8 @@ class Contender:
 
     def __init__(self, name: str, folder: Path, peer_python: str):
         self.name, self.seconds, self.peak = name, [], 0
-        command = [sys.executable, "-m", "benchmarks.peers", "--work", str(folder)]
-        if name != "metajax":
+        command = [sys.executable, "-m", "benchmarks.peers", "--work", name, str(folder)]
+        if name not in OURS:
             script = Path(__file__).parent / "torch_peers.py"
             command = [peer_python, str(script), name, str(folder)]
         self.process = subprocess.Popen(
@@ -259,7 +269,7 @@ def run(name: str, first_order: bool, options: argparse.Namespace) -> list[dict[
         peers = able(name, first_order, options.peers)
         with contextlib.ExitStack() as stack:
             contenders = []
-            for each in ("metajax", *peers):
+            for each in (*options.ours, *peers):
                 contenders.append(Contender(each, folder, options.peer_python))
                 stack.callback(contenders[-1].stop)
             for turn in range(options.turns + 1):
@@ -267,7 +277,7 @@ def run(name: str, first_order: bool, options: argparse.Namespace) -> list[dict[
                     seconds = contender.step(turn)
                     if turn:
                         contender.seconds.append(seconds)
-            gaps = {each.name: gap(folder, each.name) for each in contenders}
+            gaps = {each.name: gap(folder, options.ours[0], each.name) for each in contenders}
     medians = {each.name: statistics.median(each.seconds) for each in contenders}
     fastest = min(medians[peer] for peer in peers)
     return [
@@ -292,9 +302,9 @@ def able(name: str, first_order: bool, chosen: list[str]) -> list[str]:
     return [peer for peer in peers if CASES[name].layers is None or peer != "torchopt"]
 
 
-def gap(folder: Path, name: str) -> float:
+def gap(folder: Path, reference: str, name: str) -> float:
     """The distance of a contender's last meta-gradient from ours, relative to ours."""
-    with np.load(folder / "metajax.npz") as ours, np.load(folder / f"{name}.npz") as theirs:
+    with np.load(folder / f"{reference}.npz") as ours, np.load(folder / f"{name}.npz") as theirs:
         shared = [key for key in ours.files if not key.startswith("pooler")]
         difference = sum(float(np.square(ours[key] - theirs[key]).sum()) for key in shared)
         return (difference / sum(float(np.square(ours[key]).sum()) for key in shared)) ** 0.5
@@ -308,15 +318,16 @@ def main() -> None:
     cases = [name for name in CASES if name not in ("tiny", "episodes")]
     parser.add_argument("--case", nargs="+", choices=CASES, default=cases)
     parser.add_argument("--order", nargs="+", choices=("second", "first"), default=["second"])
+    parser.add_argument("--ours", nargs="+", choices=OURS, default=["metajax"])
     parser.add_argument("--peers", nargs="+", choices=PEERS[False], default=PEERS[False])
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--model", help="the weights for --case episodes")
     parser.add_argument("--data", help="the labelled texts for --case episodes")
     parser.add_argument("--output", help="write the rows as JSON")
-    parser.add_argument("--work", help=argparse.SUPPRESS)
+    parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        return work(Path(options.work))
+        return work(options.work[0], Path(options.work[1]))
     if options.peer_python is None:
         parser.error("--peer-python: name the Python of an environment with the peers (see --help)")
     pairs = itertools.product(options.case, options.order)

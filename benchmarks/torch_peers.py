@@ -124,12 +124,15 @@ def with_torch_func(case: Case, support: Batch, query: Batch) -> dict[str, torch
 
     def query_loss(params: dict[str, torch.Tensor]) -> torch.Tensor:
         fixed = {name: value for name, value in params.items() if name not in case.adapted}
+        read = fixed
+        if settings["first_order"]:
+            read = {name: value.detach() for name, value in fixed.items()}
         fast = {name: params[name] for name in case.adapted}
         for _ in range(settings["steps"]):
             point = fast
             if settings["first_order"]:
                 point = {name: value.detach() for name, value in fast.items()}
-            grads = torch.func.grad(lambda p: loss({**fixed, **p}, support))(point)
+            grads = torch.func.grad(lambda p: loss({**read, **p}, support))(point)
             fast = {name: fast[name] - settings["rate"] * grads[name] for name in fast}
         return loss({**fixed, **fast}, query)
 
@@ -181,11 +184,11 @@ def main() -> None:
         if case.device == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - begun
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         arrays = {
             name.removeprefix("bert."): grad.float().cpu().numpy() for name, grad in grads.items()
         }
         np.savez(folder / f"{peer}.npz", **arrays)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if case.device == "cuda":
             peak = torch.cuda.max_memory_allocated()
         print(json.dumps({"seconds": seconds, "peak_bytes": peak}), flush=True)

@@ -8,7 +8,7 @@ import optax
 from metajax.adaptation import QUERY, adaptation
 from metajax.inner import fold_in
 from metajax.tree import extend
-from metajax.types import Key, LossFn, MetaAlgorithm, MetaInfo, Params, Start, Task
+from metajax.types import Key, LossFn, MetaAlgorithm, MetaInfo, Params, Reduce, Start, Task
 
 
 def reptile(
@@ -16,6 +16,8 @@ def reptile(
     inner_optimizer: optax.GradientTransformation,
     num_steps: int,
     *,
+    unroll: bool = False,
+    reduce: Reduce | None = None,
     start: Start | None = None,
 ) -> MetaAlgorithm:
     """Moves the initialisation towards each task's adapted parameters.
@@ -27,6 +29,8 @@ def reptile(
         loss_fn: `(params, batch, rng) -> (loss, aux)`.
         inner_optimizer: any optax optimizer.
         num_steps: K; with one step this is ordinary training, so use more.
+        unroll: as for `metajax.maml`.
+        reduce: as for `metajax.maml`.
         start: as for `metajax.maml`; what it adds to the parameters stays with the task.
 
     Example:
@@ -38,7 +42,9 @@ def reptile(
         >>> algorithm.meta_grad(jnp.zeros(1), task, None)[0]
         Array([-0.75], dtype=float32)
     """
-    learner = adaptation(loss_fn, num_steps, first_order=True, start=start)
+    learner = adaptation(
+        loss_fn, num_steps, first_order=True, unroll=unroll, reduce=reduce, start=start
+    )
     adapt = functools.partial(learner.adapt, inner_optimizer)
 
     def meta_grad(params: Params, task: Task, rng: Key | None) -> tuple[Params, MetaInfo]:

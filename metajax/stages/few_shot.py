@@ -76,17 +76,21 @@ class FewShot(NamedTuple):
         reduce = mentioned_rows(self.model)
         if inner["layers"] is not None:
             reduce = upper_layers(self.model, inner["layers"])
+        if inner["algorithm"] == "anil":
+            reduce = upper_layers(self.model, 0)
         if fast:
-            reduce = compose(reduce, separate_layers())
+            reduce = compose(separate_layers(), reduce)
+        unroll = fast and steps <= UNROLLED
         if inner["algorithm"] == "reptile":
-            return reptile(loss_fn, optimizer, steps, start=start)
+            return reptile(loss_fn, optimizer, steps, unroll=unroll, reduce=reduce, start=start)
         if inner["algorithm"] == "anil":
             return anil(
                 loss_fn,
                 optimizer,
                 steps,
                 head=lambda path: path.startswith("classifier"),
-                reduce=upper_layers(self.model, 0),
+                unroll=unroll,
+                reduce=reduce,
                 start=start,
             )
         return maml(
@@ -95,7 +99,7 @@ class FewShot(NamedTuple):
             steps,
             first_order=inner["algorithm"] == "fomaml",
             low_memory=low_memory,
-            unroll=fast and steps <= UNROLLED,
+            unroll=unroll,
             reduce=reduce,
             start=start,
         )

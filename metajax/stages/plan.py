@@ -252,7 +252,29 @@ def summary(found: dict[str, Any]) -> str:
         f"  {row['change']:28} {row['total'] / 1e9:9.2f} {row['flops'] / 1e12:8.2f}"
         for row in found["alternatives"]
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", advice(found)])
+
+
+def advice(found: dict[str, Any]) -> str:
+    """Which engine this is and why; or, where it does not fit, what would."""
+    cost, rows, memory = found["cost"], found["alternatives"], found.get("memory", math.inf)
+    if cost["total"] > memory:
+        fitting = [row for row in rows if row["total"] <= memory]
+        if not fitting:
+            return (
+                "does not fit, and none of these does: shorten the texts, or adapt fewer --layers"
+            )
+        best = min(fitting, key=lambda row: row["flops"])
+        times = best["flops"] / cost["flops"]
+        return f"does not fit: {best['change']} would, at {times:.2f} times the arithmetic"
+    settings = found["settings"]
+    if settings["algorithm"] != "maml":
+        return f"{settings['algorithm']} has one engine, which needs little memory"
+    if settings["low_memory"]:
+        return "forward over reverse: exact, keeps no inner step's activations, computes them again"
+    return (
+        "reverse over reverse: the fastest exact engine; --low-memory, exact too, is the smallest"
+    )
 
 
 def _bytes(tree: Any) -> int:

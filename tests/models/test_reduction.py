@@ -11,6 +11,7 @@ import metajax
 from metajax.data.packing import Shape, pack
 from metajax.models import Bert, classification_loss, prototype_start
 from metajax.models.reduction import compose, mentioned_rows, separate_layers, upper_layers
+from metajax.outer import map_tasks, task_keys
 from tests.models.helpers import TINY, make_batch, make_params
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -40,12 +41,13 @@ def unequal_task(packed=False):
     return metajax.Task(batch(0, [1.0, 1.0, 0.0]), batch(1, [1.0, 1.0, 1.0]))
 
 
-def algorithm(optimizer="sgd", **settings):
+def algorithm(optimizer="sgd", model=MODEL, **settings):
+    loss_fn = classification_loss(model)
     return metajax.maml(
-        lambda params, batch, rng: LOSS(params, batch, None),
+        lambda params, batch, rng: loss_fn(params, batch, None),
         OPTIMIZERS[optimizer],
         2,
-        start=prototype_start(MODEL),
+        start=prototype_start(model),
         **settings,
     )
 
@@ -90,6 +92,29 @@ def test_mentioned_rows_are_enough(params, optimizer, low_memory, packed):
     assert_same_meta_gradient(params, task, optimizer, optimizer, **settings)
 
 
+@pytest.mark.parametrize("chunk_size", [1, 2])
+def test_a_batch_of_unequal_tasks(params, chunk_size):
+    """All that saves memory or time at once, in chunks, against each task alone and plain."""
+    tasks = [
+        unequal_task(),
+        unequal_task()._replace(query=unequal_task().support),
+    ]  # Of 2 and 3 classes.
+    tasks[1].query["class_mask"] = jnp.array([1.0, 1.0, 1.0])
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tasks)
+    model = MODEL.replace(remat=True)
+    small = algorithm(model=model, low_memory=True, reduce=mentioned_rows(model))
+    expected = [jax.jit(algorithm().meta_grad)(params, task, None)[0] for task in tasks]
+    total, _ = jax.jit(
+        lambda params: map_tasks(
+            lambda task, key: small.meta_grad(params, task, None),
+            stacked,
+            task_keys(jax.random.key(0), 0, 2),
+            chunk_size,
+        )
+    )(params)
+    assert relative_gap(total, jax.tree.map(jnp.add, *expected)) < 1e-10
+
+
 def test_rows_are_put_back(params):
     reduce = mentioned_rows(MODEL)
     assert_same_adaptation(params, unequal_task(), "momentum", "momentum", reduce=reduce)
@@ -129,9 +154,23 @@ def test_layers_are_put_back(params):
     ],
 )
 def test_separate_layers_and_unrolled_steps(params, other, plain):
-    task, reduce = unequal_task(packed=True), compose(other, separate_layers())
+    task, reduce = unequal_task(packed=True), compose(separate_layers(), other)
     assert_same_meta_gradient(params, task, "sgd", plain, reduce=reduce, unroll=True)
     assert_same_adaptation(params, task, "sgd", plain, reduce=reduce)
+
+
+def test_reptile_of_a_reduced_task(params):
+    def meta_grad(**settings):
+        start = prototype_start(MODEL)
+        return metajax.reptile(LOSS, OPTIMIZERS["sgd"], 2, start=start, **settings).meta_grad
+
+    reduce = compose(separate_layers(), mentioned_rows(MODEL))
+    expected, found = (
+        jax.jit(run)(params, unequal_task(packed=True), None)
+        for run in (meta_grad(), meta_grad(reduce=reduce, unroll=True))
+    )
+    assert relative_gap(found[0], expected[0]) < 1e-10
+    np.testing.assert_allclose(found[1].query_loss, expected[1].query_loss, rtol=1e-10)
 
 
 def test_what_cannot_be_reduced_is_refused():

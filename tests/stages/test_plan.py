@@ -122,6 +122,20 @@ def test_the_largest_that_fits(material, monkeypatch):
     assert plan.plan(tight)["largest"] == {"chunk_size": 0, "inner_steps": 0}
 
 
+def test_the_advice():
+    cost = {"total": 10e9, "flops": 100}
+    small = {"change": "--remat", "total": 5e9, "flops": 120}
+    smaller = {"change": "--low-memory", "total": 4e9, "flops": 150}
+    settings = {"algorithm": "maml", "low_memory": False}
+    found = {"cost": cost, "alternatives": [smaller, small], "settings": settings}
+    assert "the fastest exact engine" in plan.advice(found)
+    assert plan.advice(found | {"memory": 6e9}) == (
+        "does not fit: --remat would, at 1.20 times the arithmetic"
+    )
+    assert "--low-memory would, at 1.50" in plan.advice(found | {"memory": 4.5e9})
+    assert "none of these does" in plan.advice(found | {"memory": 1e9})
+
+
 @pytest.mark.parametrize(
     "text", ["", "16", "GB", "-1GB", "1.2.3GB", "sixteenGB", "0GB", "9" * 400 + "GB"]
 )
