@@ -153,7 +153,7 @@ def write_episodes(folder: Path, model: Any, file: str, count: int, tasks: int) 
         np.savez(folder / f"packed_{number:03}.npz", **flat)
 
 
-def work(name: str, folder: Path) -> None:
+def work(engine: str, folder: Path) -> None:
     """Our side: answers each line, the number of a batch, with a step."""
     import jax
     import optax
@@ -173,7 +173,7 @@ def work(name: str, folder: Path) -> None:
     from metajax.stages.loop import compiler_options
     from metajax.stages.settings import ModelSettings
 
-    low_memory = name == "low-memory"
+    low_memory = engine == "low-memory"
     case = json.loads((folder / "case.json").read_text())
     model = Bert(
         BertConfig(**case["config"]),
@@ -222,7 +222,7 @@ def work(name: str, folder: Path) -> None:
         grads = jax.block_until_ready(meta_grad(params, batches[int(line)]))
         seconds = time.perf_counter() - begun
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        np.savez(folder / f"{name}.npz", **to_hugging_face(jax.device_get(grads)))
+        np.savez(folder / f"{engine}.npz", **to_hugging_face(jax.device_get(grads)))
         print(json.dumps({"seconds": seconds, "peak_bytes": peak}), flush=True)
 
 

@@ -71,7 +71,8 @@ def load_tasks(
     columns = _Columns(text_column, pair_column, label_column)
     tasks = [_load(str(spec), glue_dir, split, columns) for spec in specs]
     if classes is not None:
-        tasks = _keep_classes(tasks, [classes] if isinstance(classes, str | Path) else classes)
+        paths = [classes] if isinstance(classes, str | Path) else classes
+        tasks = _keep_classes(tasks, paths, all_known=split == "train")
     for task in tasks:
         present = np.unique(task.labels)
         if task.label_names and len(present) < 2:
@@ -216,11 +217,14 @@ def _sorted_names(names: set[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _keep_classes(tasks: list[TaskData], paths: Sequence[str | Path]) -> list[TaskData]:
+def _keep_classes(
+    tasks: list[TaskData], paths: Sequence[str | Path], *, all_known: bool
+) -> list[TaskData]:
+    """Only the classes listed; all of them must be there, if asked: a dev set may lack some."""
     kept = {label: f"{path}:{line}" for path in paths for line, label in numbered_lines(path)}
     known = {label for task in tasks for label in task.label_names}
     for label, place in kept.items():
-        if label not in known:
+        if all_known and label not in known:
             raise InputError(f"{place}: no task has the label {label!r}; correct or remove it")
     return [_keep(task, kept) for task in tasks]
 
@@ -229,6 +233,8 @@ def _keep(task: TaskData, kept: dict[str, str]) -> TaskData:
     if not task.label_names:
         raise InputError(f"{task.name}: is a regression and has no classes to keep; leave it out")
     old = [i for i, name in enumerate(task.label_names) if name in kept]
+    if not old:
+        raise InputError(f"{task.name}: has none of the classes asked for; leave it out")
     rows = np.flatnonzero(np.isin(task.labels, old))
     return TaskData(
         task.name,

@@ -216,7 +216,8 @@ def run_blocks(
         return nnx.merge(graph, params)(x_BxLxH, bias, key)
 
     policy = None if remat else jax.checkpoint_policies.dots_saveable
-    block = jax.checkpoint(block, policy=policy, prevent_cse=False)  # A scan keeps CSE out.
+    # A scan keeps CSE out; without one it would undo what `remat` asks for.
+    block = jax.checkpoint(block, policy=policy, prevent_cse=separate and remat)
 
     def run(x_BxLxH: jax.Array, layer: Any) -> tuple[jax.Array, None]:
         B, L, _ = x_BxLxH.shape

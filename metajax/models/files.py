@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,6 +131,8 @@ def read_notes(directory: Path, values: Mapping[str, Any]) -> Notes:
             known = tuple(names[str(i)] for i in range(len(names)))
             unnamed = all(name == f"LABEL_{i}" for i, name in enumerate(known))
             label_names = None if unnamed else (known,)
+        elif "num_labels" in values:
+            num_labels = (int(values["num_labels"]),)
         feature_norm = None if feature_norm is None else float(feature_norm)
     except InputError:
         raise
@@ -139,16 +142,19 @@ def read_notes(directory: Path, values: Mapping[str, Any]) -> Notes:
 
 
 def has_classifier(name_or_path: str) -> bool:
-    """Whether a directory or hub model comes with a classification head.
+    """Whether a directory or hub model has the classification head that its config tells of.
 
     Raises:
         InputError: it cannot be had.
     """
     directory = resolve(name_or_path)
-    architectures = read_json(directory / "config.json").get("architectures") or ()
-    return "BertForSequenceClassification" in architectures or (
-        (directory / "classifier.safetensors").exists()
-    )
+    noted = read_notes(directory, read_json(directory / "config.json"))
+    found = [
+        len(tensor)
+        for name, tensor in read_weights(directory).items()
+        if re.fullmatch(r"classifier(\.\d+)?\.weight", name)
+    ]
+    return sorted(found) == sorted(noted.num_labels or (2,))
 
 
 def hashes(name_or_path: str) -> dict[str, str]:

@@ -178,7 +178,13 @@ class Bert:
         Raises:
             InputError: the model has no directory, or no usable tokenizer is in it.
         """
-        return files.tokenizer(self.source)
+        found = files.tokenizer(self.source)
+        if len(found) > self.config.vocab_size:
+            raise InputError(
+                f"{self.source}: the tokenizer has {len(found)} tokens, the model "
+                f"{self.config.vocab_size}: give the tokenizer that belongs to it"
+            )
+        return found
 
 
 def _part(model: Bert, name: str, rngs: nnx.Rngs) -> nnx.Module:

@@ -91,7 +91,12 @@ def compose(*reduces: Reduce) -> Reduce:
 
 
 def upper_layers(model: Bert, count: int) -> Reduce:
-    """Only the last `count` blocks, the pooler and the head; the features below computed once."""
+    """Only the last `count` blocks, the pooler and the head; the features below computed once.
+
+    Without dropout, whatever the loss has: a loss with dropout would draw it anew at each step.
+    """
+    if model.head == "masked_lm":
+        raise ValueError("a masked-LM head reads the embedding table, which is left out here")
     frozen = model.config.num_hidden_layers - count
     if not 0 <= count < model.config.num_hidden_layers:
         raise ValueError(f"count is {count}; the model has {model.config.num_hidden_layers} blocks")

@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 from metajax import data
 from metajax.evaluate import estimate
 from metajax.report import adaptation_curves, check_drawable
@@ -103,13 +105,18 @@ def _pretrain(
             workdir=places.pretrain,
             seed=settings.seed,
             steps=40,
-            batch_size=16,
+            batch_size=_for_all_devices(16),
             max_length=64,
             # Slow: the fresh masked-LM head must not spoil what the sentence encoder knows.
             learning_rate=2e-5,
             save_every=20,
         )
     )
+
+
+def _for_all_devices(size: int) -> int:
+    """The next size that is the same on each device."""
+    return -(-size // jax.local_device_count()) * jax.local_device_count()
 
 
 def _metatrain_settings(
@@ -123,7 +130,7 @@ def _metatrain_settings(
         seed=settings.seed,
         max_length=_LENGTH,
         steps=30,
-        meta_batch_size=2,
+        meta_batch_size=_for_all_devices(2),
         learning_rate=5e-5,
         save_every=10,
     )

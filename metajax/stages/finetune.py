@@ -97,6 +97,8 @@ def _load_dev(
             f"--dev names {len(settings.dev)} files for {len(files)} tasks without a dev set of "
             "their own: give one for each, in order, or none"
         )
+    if not own and not settings.dev:
+        return {}
     specs = {i: settings.tasks[i] for i in own} | dict(zip(files, settings.dev))
     found = load(settings, split="validation", specs=list(specs.values()))
     return {i: _relabel(task, train_tasks[i].label_names) for i, task in zip(specs, found)}
@@ -152,6 +154,8 @@ def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
     def metric(labels: np.ndarray, guesses: np.ndarray) -> float:
         from scipy import stats
 
+        if np.ptp(labels) == 0 or np.ptp(guesses) == 0:
+            return 0.0  # Not defined; scikit-learn's Matthews correlation has 0 too.
         return getattr(stats, name)(labels, guesses).statistic
 
     return metric

@@ -1,6 +1,7 @@
 """`--model`: a hub id, a Hugging Face directory, or the workdir of an earlier stage."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from metajax.models import (
 from metajax.stages.run import read_record
 from metajax.stages.settings import ModelSettings
 from metajax.types import LossFn, Params
+
+_log = logging.getLogger("metajax")
 
 _DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
@@ -63,6 +66,8 @@ def open_source(spec: str, settings: ModelSettings | None = None, **head: Any) -
         address = str(path.absolute()) if path.is_dir() else spec
         return Source(model, params, {"path": address, **hashes(spec)})
     saved = checkpoint.load(path / "checkpoints")
+    if not (path / "results.json").is_file():
+        _log.warning("%s: has not ended; the checkpoint of its step %d is used", path, saved.step)
     model, params = _rebuild(path / "model", record["model"]).replace(**runtime), saved.params
     if head:
         model, params = with_head(model, params, rng=rng, **head)
@@ -147,7 +152,10 @@ def open_classifier(spec: str, task: str | None) -> Classifier:
     """
     record = read_record(Path(spec))
     if record is None and not has_classifier(spec):
-        raise InputError(f"{spec}: has no classification head: run finetune or adapt on it first")
+        raise InputError(
+            f"{spec}: has no classification head such as its config.json tells of: "
+            "run finetune or adapt on it first"
+        )
     if record is not None and record["stage"] not in ("adapt", "finetune"):
         raise InputError(
             f"{spec}: is a {record['stage']} run, which has no labels: run adapt on it first"

@@ -328,6 +328,34 @@ def test_predict(refused, chain, material, tmp_path):
     refused("--task nope: choose from glue:mrpc, ", *several, "--task", "nope", stdin=b"w1\n")
 
 
+def test_a_classifier_that_does_not_fit_its_config(refused, material, tmp_path):
+    directory = tiny.write_model(tmp_path / "five", head="classification", num_labels=(5,))
+    config = json.loads((directory / "config.json").read_text())
+    del config["id2label"], config["label2id"]
+    for changes, fits in (({}, False), ({"num_labels": 5}, True)):
+        (directory / "config.json").write_text(json.dumps(config | changes))
+        command = ("predict", "--model", directory)
+        if fits:
+            assert tiny.succeed(*command, stdin=b"w1\n").count("\n") == 1
+        else:
+            refused("has no classification head such as its config", *command, stdin=b"w1\n")
+
+
+def test_a_tokenizer_of_another_model(refused, material, tmp_path):
+    directory = tiny.write_model(tmp_path / "bert")
+    with (directory / "vocab.txt").open("a") as file:
+        file.write("more\n")
+    command = ("adapt", "--tasks", material.new, "--workdir", "run", "--model", directory)
+    refused("the tokenizer has 96 tokens, the model 95", *command)
+
+
+def test_classes_that_leave_a_task_empty(refused, material, tmp_path):
+    (tmp_path / "classes.txt").write_text("topic8\ntopic9\n")
+    tasks = ("--tasks", material.new, material.three, "--classes", tmp_path / "classes.txt")
+    command = ("finetune", "--model", material.bert, *tasks, "--workdir", "run")
+    refused("three.csv: has none of the classes asked for", *command)
+
+
 def test_evaluate(refused, chain, material, tmp_path):
     def command(model):
         return ("evaluate", "--model", model, "--tasks", material.intents, "--queries", 3)

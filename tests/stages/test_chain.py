@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import warnings
 from functools import partial
 
@@ -161,7 +162,9 @@ def test_predict_takes_the_head_that_is_named(chain, material):
 
 
 def export(workdir, output, *more):
-    return json.loads(tiny.succeed("export", "--model", workdir, "--output", output, *more))["head"]
+    found = json.loads(tiny.succeed("export", "--model", workdir, "--output", output, *more))
+    assert hasattr(transformers, found["loads_in"])
+    return found["head"]
 
 
 def load_quietly(kind, directory):
@@ -278,6 +281,28 @@ def test_over_long_text_is_cut_and_said_once(chain, material, tmp_path):
     assert done.err.count("2 of 32 texts were cut to 32 tokens") == 1
     # And predict cuts where the run did.
     assert open_classifier(str(tmp_path / "run"), None).max_length == 500
+
+
+@pytest.mark.parametrize("dev", [False, True])
+def test_finetune_on_some_classes(material, tmp_path, dev):
+    """Of which the dev set may lack one; or there is none."""
+    (tmp_path / "classes.txt").write_text("topic0\ntopic1\ntopic2\n")
+    rows = [row for row in tiny.examples(4, 4, seed=9) if row[1] != "topic2"]
+    more = ("--dev", tiny.write_rows(tmp_path / "dev.csv", rows)) if dev else ()
+    tiny.succeed(
+        *("finetune", "--model", material.bert, "--tasks", material.three, *more, "--steps", 1),
+        *("--classes", tmp_path / "classes.txt", "--workdir", tmp_path / "run"),
+    )
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert list(results["after"]) == ([str(material.three)] if dev else [])
+
+
+def test_a_run_that_has_not_ended_is_named(chain, material, tmp_path):
+    shutil.copytree(chain.pretrain, tmp_path / "half")
+    (tmp_path / "half" / "results.json").unlink()
+    adapt = ("adapt", "--tasks", material.new, "--workdir", tmp_path / "run")
+    done = tiny.run(*adapt, "--model", tmp_path / "half")
+    assert "half: has not ended; the checkpoint of its step 6 is used" in done.err
 
 
 @pytest.mark.parametrize(
