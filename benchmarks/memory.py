@@ -2,10 +2,12 @@
 
     python -m benchmarks.memory                       # BERT-base, K = 1 and 6, every engine
     python -m benchmarks.memory --model large --steps 5 --engine low-memory
+    python -m benchmarks.memory --layers 1 3 6 --tasks 1 4 --chunk 4
 
-One task of --support and --query examples of --length tokens, all blocks and the embeddings adapted
-by SGD unless --layers says how many from the top; float32. Arguments, results and temporary memory
-are the compiled program's. Prints a table and, with --output, writes it as JSON.
+Tasks of --support and --query examples of --length tokens, all blocks and the embeddings adapted by
+SGD unless --layers says how many from the top; float32. Of several --tasks, --chunk at a time (by
+default one) are under vmap. Arguments, results and temporary memory are the compiled program's.
+Prints a table and, with --output, writes it as JSON.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from metajax.models import (
     prototype_start,
     upper_layers,
 )
+from metajax.outer import map_tasks, task_keys
 
 SHAPES = {
     "tiny": (2, 32, 2, 64),
@@ -75,8 +78,10 @@ class Program(NamedTuple):
     seconds: float
 
 
-def build(shape: str, engine: str, steps: int, layers: int | None, sizes: Any) -> Program:
-    """Compiles the meta-gradient of one task; `sizes` has `support`, `query` and `length`."""
+def build(
+    shape: str, engine: str, steps: int, layers: int | None, sizes: Any, tasks: int = 1
+) -> Program:
+    """Compiles a meta-gradient; `sizes` has `support`, `query`, `length` and, of tasks, `chunk`."""
     remat, low_memory, first_order = ENGINES[engine]
     model = bert(shape, remat)
     loss_fn = classification_loss(model)
@@ -91,8 +96,17 @@ def build(shape: str, engine: str, steps: int, layers: int | None, sizes: Any) -
     )
     params = jax.eval_shape(model.replace(head="encoder").init, jax.random.key(0))
     task = metajax.Task(batch(sizes.support, sizes.length), batch(sizes.query, sizes.length))
+    run = lambda params, task: algorithm.meta_grad(params, task, None)  # noqa: E731
+    if tasks > 1:
+        task = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((tasks, *leaf.shape), leaf.dtype), task
+        )
+        keys = task_keys(jax.random.key(0), 0, tasks)
+        run = lambda params, batch: map_tasks(  # noqa: E731
+            lambda task, key: algorithm.meta_grad(params, task, None), batch, keys, sizes.chunk
+        )
     begun = time.perf_counter()
-    compiled = jax.jit(lambda p, t: algorithm.meta_grad(p, t, None)).lower(params, task).compile()
+    compiled = jax.jit(run).lower(params, task).compile()
     return Program(compiled, params, task, time.perf_counter() - begun)
 
 
@@ -115,27 +129,37 @@ def main() -> None:
     parser.add_argument("--engine", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 6])
     parser.add_argument("--layers", nargs="+", type=int, help="adapted, from the top")
+    parser.add_argument("--tasks", nargs="+", type=int, default=[1])
+    parser.add_argument("--chunk", type=int, default=1, help="tasks at once")
     parser.add_argument("--support", type=int, default=64)
     parser.add_argument("--query", type=int, default=192)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--output", help="write the rows as JSON")
     options = parser.parse_args()
-    print("model   engine       steps  layers  arguments  results  temporary    total (GB)")
+    print("model   engine       steps  layers  tasks  arguments  results  temporary    total (GB)")
     rows = []
-    grid = itertools.product(options.model, options.engine, options.steps, options.layers or [None])
-    for shape, engine, steps, layers in grid:
-        program = build(shape, engine, steps, layers, options)
+    layers_given = options.layers or [None]
+    grid = itertools.product(
+        options.model, options.engine, options.steps, layers_given, options.tasks
+    )
+    for shape, engine, steps, layers, tasks in grid:
+        program = build(shape, engine, steps, layers, options, tasks)
         row: dict[str, Any] = {"model": shape, "engine": engine, "steps": steps, "layers": layers}
+        row["tasks"] = tasks
         row |= memory_of(program) | {"compile_seconds": round(program.seconds, 1)}
         rows.append(row)
         gigabytes = [row[part] / 1e9 for part in ("arguments", "results", "temporary", "total")]
         print(
-            f"{shape:7} {engine:12} {steps:5}  {layers or 'all':>6}"
+            f"{shape:7} {engine:12} {steps:5}  {layers or 'all':>6}  {tasks:5}"
             + "  {:9.2f}  {:7.2f}  {:9.2f}  {:7.2f}".format(*gigabytes),
             flush=True,
         )
     if options.output:
-        about = {"jax": jax.__version__, "python": platform.python_version(), "device": "cpu"}
+        about = {
+            "jax": jax.__version__,
+            "python": platform.python_version(),
+            "device": jax.devices()[0].device_kind,
+        }
         report = {"settings": vars(options), "versions": about, "rows": rows}
         Path(options.output).write_text(json.dumps(report, indent=2) + "\n")
 

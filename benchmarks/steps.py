@@ -118,7 +118,11 @@ def main() -> None:
                 flush=True,
             )
     if options.output:
-        about = {"jax": jax.__version__, "python": platform.python_version(), "device": "cpu"}
+        about = {
+            "jax": jax.__version__,
+            "python": platform.python_version(),
+            "device": jax.devices()[0].device_kind,
+        }
         report = {"settings": vars(options), "versions": about, "rows": rows}
         Path(options.output).write_text(json.dumps(report, indent=2) + "\n")
     if options.picture:

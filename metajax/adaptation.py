@@ -1,6 +1,6 @@
 """What gradient-based algorithms share: a task reduced, a start, the inner loop, the query loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -103,3 +103,13 @@ def adaptation(
         return judged[0] @ step_weights, MetaInfo(loss, aux, info.support_loss)
 
     return Adaptation(adapt, query_loss)
+
+
+def refuse_reduce(name: str, settings: Mapping[str, Any]) -> None:
+    """For algorithms whose meta-parameters, or adapted ones, are more than a model's.
+
+    Raises:
+        ValueError: there is a reduction among the settings.
+    """
+    if settings.get("reduce") is not None:
+        raise ValueError(f"{name} takes no reduce, which knows a model's parameters alone")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.adaptation import Adaptation, adaptation
+from metajax.adaptation import Adaptation, adaptation, refuse_reduce
 from metajax.tree import extend, mask
 from metajax.types import AdaptInfo, Batch, Key, LossFn, MetaAlgorithm, MetaInfo, Params, Task
 
@@ -34,6 +34,7 @@ def meta_sgd(loss_fn: LossFn, rate: float, num_steps: int, **settings: Any) -> M
         >>> algorithm.meta_grad(meta_params, task, None)[0]["rates"]
         Array([-0.5], dtype=float32)
     """
+    refuse_reduce("meta_sgd", settings)
 
     def init(params: Params) -> Params:
         return {"params": params, "rates": jax.tree.map(lambda p: jnp.full_like(p, rate), params)}
@@ -79,6 +80,8 @@ def maml_plus_plus(
         raise ValueError(
             f"num_steps is {num_steps}: MAML++ learns rates of steps, so give 1 or more"
         )
+
+    refuse_reduce("maml_plus_plus", settings)
 
     def rates(leaf: jax.Array, layers: bool) -> jax.Array:
         return jnp.full((num_steps, *leaf.shape[: int(layers)]), rate, leaf.dtype)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.adaptation import adaptation
+from metajax.adaptation import adaptation, refuse_reduce
 from metajax.types import Batch, Key, MetaAlgorithm, Params
 
 Features = Callable[[Params, Batch, Key | None], jax.Array]
@@ -58,6 +58,7 @@ def proto_maml(
     Returns:
         A MetaAlgorithm whose meta_params are the params given; `adapt` gives `{"encoder", "head"}`.
     """
+    refuse_reduce("proto_maml", settings)
 
     def start(params: Params, support: Batch, rng: Key | None) -> Params:
         mean_CxD = class_means(features(params, support, rng), support, num_classes)
@@ -109,6 +110,7 @@ def leopard(
         A MetaAlgorithm whose meta_params are `{"encoder", "generator", "projection"}`; `adapt`
         gives `{"encoder", "projection", "head"}`.
     """
+    refuse_reduce("leopard", settings)
 
     def init(params: Params) -> Params:
         keys = jax.random.split(rng)

@@ -369,3 +369,20 @@ def test_stacked_layers_have_rates_of_their_own(x64):
     meta_params["rates"]["layers"] = jnp.array([[0.0, 0.5, 1.0], [0.0, 0.5, 0.0]])
     adapted, _ = algorithm.adapt(meta_params, jnp.ones((3, 4)), None)
     np.testing.assert_allclose(adapted["layers"][:, 0], [0, 0.75, 1])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **settings: metajax.meta_sgd(LOSS, 0.05, 1, **settings),
+        lambda **settings: metajax.maml_plus_plus(LOSS, 0.05, 1, **settings),
+        lambda **settings: metajax.proto_maml(features, CLASSES, SGD, 1, **settings),
+        lambda **settings: metajax.leopard(
+            features, 4, CLASSES, SGD, 1, width=4, rng=jax.random.key(0), **settings
+        ),
+    ],
+)
+def test_reductions_are_refused_where_they_do_not_fit(make):
+    make(reduce=None)
+    with pytest.raises(ValueError, match="takes no reduce"):
+        make(reduce=lambda params, task: (params, task, lambda reduced: reduced))

@@ -5,19 +5,33 @@ import sys
 
 import pytest
 
-from benchmarks import gpu, memory, peers
+from benchmarks import gpu, memory, peers, steps
 
 
 def test_memory(monkeypatch, capsys, tmp_path):
     sizes = ["--support", "4", "--query", "8", "--length", "16"]
-    engines = ["--engine", "first-order", "--steps", "1", "2"]
+    engines = ["--engine", "first-order", "--steps", "1", "--tasks", "1", "2"]
     output = tmp_path / "memory.json"
     arguments = ["memory", "--model", "tiny", *engines, *sizes, "--output", str(output)]
     monkeypatch.setattr(sys, "argv", arguments)
     memory.main()
     rows = json.loads(output.read_text())["rows"]
-    assert [row["steps"] for row in rows] == [1, 2]
+    assert [row["tasks"] for row in rows] == [1, 2]
     assert rows[0]["total"] == sum(rows[0][k] for k in ("arguments", "results", "temporary"))
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_steps(monkeypatch, capsys, tmp_path):
+    output, picture = tmp_path / "steps.json", tmp_path / "steps.png"
+    arguments = ["steps", "--model", "tiny", "--steps", "1", "3", "--turns", "1"]
+    arguments += ["--support", "4", "--query", "4", "--length", "8"]
+    arguments += ["--output", str(output), "--picture", str(picture)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    steps.main()
+    first, third = json.loads(output.read_text())["rows"]
+    assert first["copies_a_step"] is None
+    assert third["copies_a_step"] < 1
+    assert picture.stat().st_size > 1000
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
