@@ -5,6 +5,7 @@ metajax: `python benchmarks/torch_peers.py {higher,torch.func,torchopt} FOLDER`.
 that of `benchmarks.peers`.
 """
 
+import gc
 import importlib.metadata
 import json
 import os
@@ -179,6 +180,7 @@ def main() -> None:
     print(json.dumps({name: importlib.metadata.version(name) for name in packages}), flush=True)
     for line in sys.stdin:
         number = int(line)
+        gc.collect()  # Not timed: the last step's graph would count twice, for it is a cycle.
         begun = time.perf_counter()
         grads = step(peer, case, number)
         if case.device == "cuda":
