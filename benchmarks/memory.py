@@ -11,6 +11,7 @@ Prints a table and, with --output, writes it as JSON.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import platform
@@ -96,17 +97,22 @@ def build(
     )
     params = jax.eval_shape(model.replace(head="encoder").init, jax.random.key(0))
     task = metajax.Task(batch(sizes.support, sizes.length), batch(sizes.query, sizes.length))
-    run = lambda params, task: algorithm.meta_grad(params, task, None)  # noqa: E731
+
+    def run(params: Any, task: metajax.Task, key: Any = None) -> Any:
+        del key
+        return algorithm.meta_grad(params, task, None)
+
+    whole = run
     if tasks > 1:
         task = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((tasks, *leaf.shape), leaf.dtype), task
         )
         keys = task_keys(jax.random.key(0), 0, tasks)
-        run = lambda params, batch: map_tasks(  # noqa: E731
-            lambda task, key: algorithm.meta_grad(params, task, None), batch, keys, sizes.chunk
+        whole = lambda params, batch: map_tasks(  # noqa: E731
+            functools.partial(run, params), batch, keys, sizes.chunk
         )
     begun = time.perf_counter()
-    compiled = jax.jit(run).lower(params, task).compile()
+    compiled = jax.jit(whole).lower(params, task).compile()
     return Program(compiled, params, task, time.perf_counter() - begun)
 
 
@@ -119,6 +125,17 @@ def memory_of(program: Program) -> dict[str, int]:
         "temporary": found.temp_size_in_bytes,
     }
     return parts | {"total": sum(parts.values())}
+
+
+def write_report(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """The rows as JSON, with versions, device and settings, where `--output` says."""
+    about = {
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "device": jax.devices()[0].device_kind,
+    }
+    report = {"settings": vars(options), "versions": about, "rows": rows}
+    Path(options.output).write_text(json.dumps(report, indent=2) + "\n")
 
 
 def main() -> None:
@@ -155,13 +172,7 @@ def main() -> None:
             flush=True,
         )
     if options.output:
-        about = {
-            "jax": jax.__version__,
-            "python": platform.python_version(),
-            "device": jax.devices()[0].device_kind,
-        }
-        report = {"settings": vars(options), "versions": about, "rows": rows}
-        Path(options.output).write_text(json.dumps(report, indent=2) + "\n")
+        write_report(options, rows)
 
 
 if __name__ == "__main__":

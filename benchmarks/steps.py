@@ -11,18 +11,24 @@ programs take turns. Prints a table and, with --output, writes it as JSON.
 
 import argparse
 import itertools
-import json
-import platform
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.memory import CLASSES, ENGINES, SHAPES, Program, bert, build, memory_of
+from benchmarks.memory import (
+    CLASSES,
+    ENGINES,
+    SHAPES,
+    Program,
+    bert,
+    build,
+    memory_of,
+    write_report,
+)
 
 
 def arguments_of(program: Program, shape: str) -> tuple[Any, Any]:
@@ -118,13 +124,7 @@ def main() -> None:
                 flush=True,
             )
     if options.output:
-        about = {
-            "jax": jax.__version__,
-            "python": platform.python_version(),
-            "device": jax.devices()[0].device_kind,
-        }
-        report = {"settings": vars(options), "versions": about, "rows": rows}
-        Path(options.output).write_text(json.dumps(report, indent=2) + "\n")
+        write_report(options, rows)
     if options.picture:
         draw(rows, options.picture)
 

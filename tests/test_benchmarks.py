@@ -10,15 +10,16 @@ from benchmarks import gpu, memory, peers, steps
 
 def test_memory(monkeypatch, capsys, tmp_path):
     sizes = ["--support", "4", "--query", "8", "--length", "16"]
-    engines = ["--engine", "first-order", "--steps", "1", "--tasks", "1", "2"]
+    engines = ["--engine", "first-order", "--steps", "1", "2", "--tasks", "1", "2"]
     output = tmp_path / "memory.json"
     arguments = ["memory", "--model", "tiny", *engines, *sizes, "--output", str(output)]
     monkeypatch.setattr(sys, "argv", arguments)
     memory.main()
     rows = json.loads(output.read_text())["rows"]
-    assert [row["tasks"] for row in rows] == [1, 2]
+    assert [row["steps"] for row in rows] == [1, 1, 2, 2]
+    assert [row["tasks"] for row in rows] == [1, 2, 1, 2]
     assert rows[0]["total"] == sum(rows[0][k] for k in ("arguments", "results", "temporary"))
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert len(capsys.readouterr().out.splitlines()) == 5
 
 
 def test_steps(monkeypatch, capsys, tmp_path):

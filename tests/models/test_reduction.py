@@ -95,11 +95,9 @@ def test_mentioned_rows_are_enough(params, optimizer, low_memory, packed):
 @pytest.mark.parametrize("chunk_size", [1, 2])
 def test_a_batch_of_unequal_tasks(params, chunk_size):
     """All that saves memory or time at once, in chunks, against each task alone and plain."""
-    tasks = [
-        unequal_task(),
-        unequal_task()._replace(query=unequal_task().support),
-    ]  # Of 2 and 3 classes.
-    tasks[1].query["class_mask"] = jnp.array([1.0, 1.0, 1.0])
+    whole = {"labels": jnp.arange(3), "example_mask": jnp.ones(3), "class_mask": jnp.ones(3)}
+    # Of two classes and of three.
+    tasks = [unequal_task(), metajax.Task(*(batch | whole for batch in unequal_task()))]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tasks)
     model = MODEL.replace(remat=True)
     small = algorithm(model=model, low_memory=True, reduce=mentioned_rows(model))
