@@ -22,17 +22,14 @@ Prints a table and, with --output, writes it as JSON.
 
 import argparse
 import contextlib
-import functools
 import itertools
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,85 +150,12 @@ def write_episodes(folder: Path, model: Any, file: str, count: int, tasks: int) 
         np.savez(folder / f"packed_{number:03}.npz", **flat)
 
 
-def work(engine: str, folder: Path) -> None:
-    """Our side: answers each line, the number of a batch, with a step."""
-    import jax
-    import optax
-
-    import metajax
-    from metajax.models import (
-        Bert,
-        BertConfig,
-        classification_loss,
-        compose,
-        mentioned_rows,
-        separate_layers,
-        upper_layers,
-    )
-    from metajax.models.convert import from_hugging_face, to_hugging_face
-    from metajax.outer import map_tasks, task_keys
-    from metajax.stages.loop import compiler_options
-    from metajax.stages.settings import ModelSettings
-
-    low_memory = engine == "low-memory"
-    case = json.loads((folder / "case.json").read_text())
-    model = Bert(
-        BertConfig(**case["config"]),
-        head="classification",
-        pooling="mean",
-        num_labels=(case["classes"],),
-        remat=low_memory,
-    )
-    with np.load(folder / "weights.npz") as weights:
-        params = from_hugging_face(dict(weights), model.init(jax.random.key(0)), str(folder))
-    params = jax.device_put(params)  # As a run has them; PyTorch's are tensors too.
-    layers = case["layers"]
-    reduce = mentioned_rows(model) if layers is None else upper_layers(model, layers)
-    algorithm = metajax.maml(
-        classification_loss(model),
-        optax.sgd(case["rate"]),
-        case["steps"],
-        first_order=case["first_order"],
-        low_memory=low_memory,
-        reduce=reduce if low_memory else compose(separate_layers(), reduce),
-        unroll=not low_memory,
-    )
-    options = compiler_options(ModelSettings(model="", remat=low_memory))
-
-    @functools.partial(jax.jit, compiler_options=options)
-    def meta_grad(params: Any, tasks: Any) -> Any:
-        keys = task_keys(jax.random.key(0), 0, case["tasks"])
-        one = lambda task, key: algorithm.meta_grad(params, task, None)  # noqa: E731
-        total, _ = map_tasks(one, tasks, keys, None)
-        return jax.tree.map(lambda leaf: leaf / case["tasks"], total)
-
-    files = sorted(folder.glob("packed_*.npz")) or sorted(folder.glob("tasks_*.npz"))
-    batches = []
-    for file in files:
-        with np.load(file) as arrays:
-            parts: dict[str, dict[str, Any]] = {"support": {}, "query": {}}
-            for key in arrays.files:
-                part, name = key.split("/")
-                parts[part][name] = arrays[key]
-            batches.append(jax.device_put(metajax.Task(**parts)))
-    for batch in batches:  # Compiles each shape there is.
-        jax.block_until_ready(meta_grad(params, batch))
-    print(json.dumps({"jax": jax.__version__}), flush=True)
-    for line in sys.stdin:
-        begun = time.perf_counter()
-        grads = jax.block_until_ready(meta_grad(params, batches[int(line)]))
-        seconds = time.perf_counter() - begun
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        np.savez(folder / f"{engine}.npz", **to_hugging_face(jax.device_get(grads)))
-        print(json.dumps({"seconds": seconds, "peak_bytes": peak}), flush=True)
-
-
 class Contender:
     """A process that takes steps when told to."""
 
     def __init__(self, name: str, folder: Path, peer_python: str):
         self.name, self.seconds, self.peak = name, [], 0
-        command = [sys.executable, "-m", "benchmarks.peers", "--work", name, str(folder)]
+        command = [sys.executable, "-m", "benchmarks.metajax_contender", name, str(folder)]
         if name not in OURS:
             script = Path(__file__).parent / "torch_peers.py"
             command = [peer_python, str(script), name, str(folder)]
@@ -324,10 +248,7 @@ def main() -> None:
     parser.add_argument("--model", help="the weights for --case episodes")
     parser.add_argument("--data", help="the labelled texts for --case episodes")
     parser.add_argument("--output", help="write the rows as JSON")
-    parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.work:
-        return work(options.work[0], Path(options.work[1]))
     if options.peer_python is None:
         parser.error("--peer-python: name the Python of an environment with the peers (see --help)")
     pairs = itertools.product(options.case, options.order)
@@ -350,7 +271,6 @@ def main() -> None:
         about = {"python": platform.python_version(), "cores": len(os.sched_getaffinity(0))}
         report = {"settings": vars(options), "machine": about, "rows": rows}
         Path(options.output).write_text(json.dumps(report, indent=2) + "\n")
-    return None
 
 
 if __name__ == "__main__":

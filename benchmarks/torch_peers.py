@@ -191,6 +191,7 @@ def main() -> None:
             name.removeprefix("bert."): grad.float().cpu().numpy() for name, grad in grads.items()
         }
         np.savez(folder / f"{peer}.npz", **arrays)
+        del grads, arrays  # A run has used them when the next step begins.
         if case.device == "cuda":
             peak = torch.cuda.max_memory_allocated()
         print(json.dumps({"seconds": seconds, "peak_bytes": peak}), flush=True)

@@ -1,12 +1,14 @@
 """What gradient-based algorithms share: a task reduced, a start, the inner loop, the query loss."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import optax
 
-from metajax.inner import fold_in, inner_loop
+from metajax.hypergrad import InnerLoss
+from metajax.inner import InnerLoop, fold_in, inner_loop
 from metajax.tree import combine, select
 from metajax.types import AdaptInfo, Batch, Key, LossFn, MetaInfo, Params, Reduce, Start, Task
 
@@ -40,24 +42,33 @@ def adaptation(
     adapted: Callable[[str], bool] | None = None,
     reduce: Reduce | None = None,
     start: Start | None = None,
+    make_loop: Callable[[InnerLoss], InnerLoop] | None = None,
 ) -> Adaptation:
-    """Composes an algorithm's adaptation; see `metajax.maml` for the arguments."""
+    """Composes an algorithm's adaptation; see `metajax.maml` for the arguments.
+
+    With `make_loop`, an algorithm brings an inner loop of its own.
+    """
 
     def inner_loss(changed: Params, frozen: Params, batch: Batch, rng: Key | None) -> jax.Array:
         return loss_fn(combine(changed, frozen), batch, rng)[0]
 
     if start is not None and low_memory:
         start = jax.checkpoint(start)
-    loop = inner_loop(
-        inner_loss, num_steps, first_order=first_order, low_memory=low_memory, unroll=unroll
+    make_loop = make_loop or functools.partial(
+        inner_loop,
+        num_steps=num_steps,
+        first_order=first_order,
+        low_memory=low_memory,
+        unroll=unroll,
     )
+    loop = make_loop(inner_loss)
 
     def solve(
         optimizer: Optimizer,
         params: Params,
         support: Batch,
         rng: Key | None,
-        watch: Callable[[Params], Any] = lambda params: None,
+        watch: Callable[[Params], Any] | None = None,
     ) -> tuple[Params, AdaptInfo, Any]:
         if start is not None:
             params = start(params, support, fold_in(rng, START))
@@ -68,7 +79,7 @@ def adaptation(
             frozen,
             support,
             fold_in(rng, INNER),
-            watch=lambda changed: watch(combine(changed, frozen)),
+            watch=watch and (lambda changed: watch(combine(changed, frozen))),
         )
         return combine(changed, frozen), info, watched
 
@@ -103,13 +114,3 @@ def adaptation(
         return judged[0] @ step_weights, MetaInfo(loss, aux, info.support_loss)
 
     return Adaptation(adapt, query_loss)
-
-
-def refuse_reduce(name: str, settings: Mapping[str, Any]) -> None:
-    """For algorithms whose meta-parameters, or adapted ones, are more than a model's.
-
-    Raises:
-        ValueError: there is a reduction among the settings.
-    """
-    if settings.get("reduce") is not None:
-        raise ValueError(f"{name} takes no reduce, which knows a model's parameters alone")

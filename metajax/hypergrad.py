@@ -74,7 +74,7 @@ def forward_over_reverse(loss_fn: InnerLoss) -> InnerGrad:
     def run(
         adapted: Params, frozen: Params, batch: Batch, rng: Key | None
     ) -> tuple[jax.Array, Params]:
-        smooth, rest = partition((frozen, batch), _is_float)
+        smooth, rest = partition((frozen, batch), is_float)
         loss, grads = gradient(adapted, smooth, (rest, rng))
         return jax.lax.stop_gradient(loss), grads
 
@@ -136,23 +136,23 @@ def replay(step: Step, state: Any, count: int, every: int) -> tuple[Any, Any]:
 
         def back(carry: Any, inputs: Any) -> tuple[Any, None]:
             (to_state, to_constants), (index, to_seen) = carry, inputs
-            point, fixed = partition(state_before(index), _is_float)
+            point, fixed = partition(state_before(index), is_float)
 
             def floats_of_step(point: Any, constant_floats: Any) -> Any:
                 opened = combine((point, constant_floats), (fixed, others[1]))
-                return partition(open_step(opened[0], index, opened[1]), _is_float)[0]
+                return partition(open_step(opened[0], index, opened[1]), is_float)[0]
 
             _, pull = jax.vjp(floats_of_step, point, constant_floats)
             to_state, more = pull((to_state, to_seen))
             return (to_state, jax.tree.map(jnp.add, to_constants, more)), None
 
-        to_state, to_seen = partition(cotangents, _is_float)[0]
+        to_state, to_seen = partition(cotangents, is_float)[0]
         carry = (to_state, jax.tree.map(jnp.zeros_like, constant_floats))
         return jax.lax.scan(back, carry, (jnp.arange(count), to_seen), reverse=True)[0], None
 
     run = jax.custom_vjp(lambda floats, others: keep(floats, others)[0])
     run.defvjp(keep, go_back)
-    return run(*partition((state, constants), _is_float))
+    return run(*partition((state, constants), is_float))
 
 
 def _without_closure(step: Step, state: Any) -> tuple[Callable[..., tuple[Any, Any]], list]:
@@ -175,5 +175,6 @@ def _put(kept: Any, state: Any, index: jax.Array, every: int) -> Any:
     )
 
 
-def _is_float(leaf: Any) -> bool:
+def is_float(leaf: Any) -> bool:
+    """Whether a leaf can have a gradient."""
     return jnp.issubdtype(leaf.dtype if hasattr(leaf, "dtype") else type(leaf), jnp.inexact)

@@ -1,5 +1,6 @@
 """Implicit MAML (Rajeswaran, Finn, Kakade & Levine 2019, arXiv:1909.04630)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -7,9 +8,11 @@ import jax
 import optax
 from jax.scipy.sparse.linalg import cg
 
-from metajax.adaptation import INNER, QUERY, adaptation
-from metajax.inner import fold_in
-from metajax.types import AdaptInfo, Batch, Key, LossFn, MetaAlgorithm, MetaInfo, Params, Task
+from metajax.adaptation import adaptation
+from metajax.hypergrad import InnerLoss, is_float
+from metajax.inner import InnerLoop, inner_loop
+from metajax.tree import combine, partition
+from metajax.types import AdaptInfo, Batch, Key, LossFn, MetaAlgorithm, Params, Reduce, Start
 
 Solver = Literal["cg", "neumann"]
 
@@ -22,6 +25,10 @@ def imaml(
     strength: float = 1.0,
     solver: Solver = "cg",
     solver_steps: int = 5,
+    unroll: bool = False,
+    adapted: Callable[[str], bool] | None = None,
+    reduce: Reduce | None = None,
+    start: Start | None = None,
 ) -> MetaAlgorithm:
     """Adapts under a pull back to the start, and differentiates where that ends, not how.
 
@@ -38,6 +45,11 @@ def imaml(
         solver: "cg", conjugate gradient, or "neumann", the series sum (-H / strength)^i, which
             converges only where H is smaller than the strength.
         solver_steps: how many Hessian-vector products.
+        unroll: as for `metajax.maml`.
+        adapted: as for `metajax.maml`; what is not adapted gets its meta-gradient through the
+            minimum too.
+        reduce: as for `metajax.maml`.
+        start: as for `metajax.maml`.
 
     Example:
         >>> import jax.numpy as jnp, metajax, optax
@@ -52,32 +64,81 @@ def imaml(
         raise ValueError(f"strength is {strength}: give a number above 0")
     if solver not in ("cg", "neumann"):
         raise ValueError(f"solver is {solver!r}: choose cg or neumann")
+    solve = functools.partial(
+        _conjugate_gradient if solver == "cg" else _neumann, steps=solver_steps
+    )
 
-    def adapt(params: Params, support: Batch, rng: Key | None) -> tuple[Params, AdaptInfo]:
-        def proximal(adapted: Params, batch: Batch, rng: Key | None) -> tuple[jax.Array, Any]:
-            loss, aux = loss_fn(adapted, batch, rng)
-            distance = optax.tree.norm(optax.tree.sub(adapted, params), squared=True)
-            return loss + strength / 2 * distance, aux
+    def make_loop(inner_loss: InnerLoss) -> InnerLoop:
+        return _implicit_loop(inner_loss, num_steps, strength, solve, unroll)
 
-        learner = adaptation(proximal, num_steps, first_order=True)
-        return learner.adapt(inner_optimizer, params, support, rng)
+    learner = adaptation(
+        loss_fn, num_steps, make_loop=make_loop, adapted=adapted, reduce=reduce, start=start
+    )
+    return MetaAlgorithm(
+        init=lambda params: params,
+        adapt=functools.partial(learner.adapt, inner_optimizer),
+        meta_grad=jax.grad(functools.partial(learner.query_loss, inner_optimizer), has_aux=True),
+    )
 
-    def meta_grad(params: Params, task: Task, rng: Key | None) -> tuple[Params, MetaInfo]:
-        adapted, info = adapt(params, task.support, rng)
-        query = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, aux), grads = query(adapted, task.query, fold_in(rng, QUERY))
 
-        def gradient(params: Params) -> Params:
-            return jax.grad(lambda p: loss_fn(p, task.support, fold_in(rng, INNER))[0])(params)
+def _implicit_loop(
+    loss_fn: InnerLoss, num_steps: int, strength: float, solve: Callable, unroll: bool
+) -> InnerLoop:
+    """An inner loop whose derivative is that of the minimum it comes near; `watch` sees that."""
+    descend = inner_loop(loss_fn, num_steps, first_order=True, unroll=unroll)
 
-        def hessian(direction: Params) -> Params:
-            product = jax.jvp(gradient, (adapted,), (direction,))[1]
-            return optax.tree.scale(1 / strength, product)
+    def run(
+        optimizer: optax.GradientTransformation,
+        start: Params,
+        frozen: Params,
+        batch: Batch,
+        rng: Key | None,
+        watch: Callable[[Params], Any] | None = None,
+    ) -> tuple[Params, AdaptInfo, Any]:
+        # start, the floats of frozen and batch, and what has no gradient.
+        def minimum(start: Params, smooth: Any, rest: Any) -> tuple[Params, AdaptInfo]:
+            (frozen, batch), rng = combine(smooth, rest[0]), rest[1]
+            pulled = optax.chain(_pull_to(start, strength), optimizer)
+            return descend(pulled, start, frozen, batch, rng)[:2]
 
-        solve = _conjugate_gradient if solver == "cg" else _neumann
-        return solve(hessian, grads, solver_steps), MetaInfo(loss, aux, info.support_loss)
+        def keep(start: Params, smooth: Any, rest: Any) -> tuple[Any, Any]:
+            adapted, info = minimum(start, smooth, rest)
+            return (adapted, info), (adapted, smooth, rest)
 
-    return MetaAlgorithm(init=lambda params: params, adapt=adapt, meta_grad=meta_grad)
+        def through_minimum(residuals: Any, cotangents: Any) -> tuple[Params, Any, None]:
+            adapted, smooth, rest = residuals
+
+            def loss_of(adapted: Params, smooth: Any) -> jax.Array:
+                (frozen, batch), rng = combine(smooth, rest[0]), rest[1]
+                return loss_fn(adapted, frozen, batch, rng)
+
+            def along(direction: Params) -> tuple[Params, Any]:
+                """The second derivatives along a direction: by adapted twice, and mixed."""
+                gradient = jax.grad(loss_of, argnums=(0, 1))
+                product = jax.jvp(lambda p: gradient(p, smooth), (adapted,), (direction,))[1]
+                return optax.tree.scale(1 / strength, product)
+
+            to_start = solve(lambda direction: along(direction)[0], cotangents[0])
+            # The minimum moves with what it is a minimum of: the implicit function theorem.
+            return to_start, optax.tree.scale(-1, along(to_start)[1]), None
+
+        implicit = jax.custom_vjp(minimum)
+        implicit.defvjp(keep, through_minimum)
+        smooth, rest = partition((frozen, batch), is_float)
+        adapted, info = implicit(start, smooth, (rest, rng))
+        return adapted, info, watch and watch(adapted)
+
+    return run
+
+
+def _pull_to(start: Params, strength: float) -> optax.GradientTransformation:
+    """Adds the gradient of `strength / 2 |params - start|^2`."""
+
+    def update(grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
+        pull = lambda grad, param, begin: grad + strength * (param - begin)  # noqa: E731
+        return jax.tree.map(pull, grads, params, start), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _conjugate_gradient(matrix: Callable[[Params], Params], vector: Params, steps: int) -> Params:

@@ -25,7 +25,7 @@ class InnerLoop(Protocol):
         batch: Batch,
         rng: Key | None,
         /,
-        watch: Callable[[Params], Any] = ...,
+        watch: Callable[[Params], Any] | None = ...,
     ) -> tuple[Params, AdaptInfo, Any]:
         """Returns the adapted parameters, the losses, and what `watch` saw after each step."""
         ...
@@ -34,6 +34,11 @@ class InnerLoop(Protocol):
 def fold_in(rng: Key | None, index: int | jax.Array) -> Key | None:
     """The key of one of many uses of `rng`; no key gives no key."""
     return None if rng is None else jax.random.fold_in(rng, index)
+
+
+def mean_replays(num_steps: int) -> float:
+    """How many inner steps `low_memory` takes again for each, on average, going back."""
+    return sum(index % _KEPT_EVERY for index in range(num_steps)) / max(1, num_steps)
 
 
 def inner_loop(
@@ -65,8 +70,8 @@ def inner_loop(
     """
     if num_steps < 0:
         raise ValueError(f"num_steps is {num_steps}: give a number of inner steps >= 0")
-    low_memory = low_memory and not first_order
-    gradient = forward_over_reverse(loss_fn) if low_memory else reverse(loss_fn)
+    engine = forward_over_reverse if low_memory and not first_order else reverse
+    gradient = engine(loss_fn)
 
     def run(
         optimizer: optax.GradientTransformation,
@@ -74,7 +79,7 @@ def inner_loop(
         frozen: Params,
         batch: Batch,
         rng: Key | None,
-        watch: Callable[[Params], Any] = lambda adapted: None,
+        watch: Callable[[Params], Any] | None = None,
     ) -> tuple[Params, AdaptInfo, Any]:
         if num_steps == 0:
             return adapted, AdaptInfo(jnp.zeros(0)), None
@@ -88,11 +93,12 @@ def inner_loop(
             loss, grads = gradient(point, frozen, batch, fold_in(rng, index))
             updates, opt_state = optimizer.update(grads, opt_state, point)
             adapted = optax.apply_updates(adapted, updates)
-            return (adapted, opt_state), (loss, watch(adapted))
+            return (adapted, opt_state), (loss, watch and watch(adapted))
 
         start = jax.lax.stop_gradient(adapted) if first_order else adapted
         carry = (adapted, optimizer.init(start))
-        if low_memory:
+        # In first order nothing is kept of a step but what is seen of it.
+        if low_memory and (watch or not first_order):
             (adapted, _), (losses, watched) = replay(step, carry, num_steps, _KEPT_EVERY)
         else:
             steps = jnp.arange(num_steps)

@@ -7,19 +7,38 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.adaptation import Adaptation, adaptation, refuse_reduce
+from metajax.adaptation import Adaptation, adaptation
 from metajax.tree import extend, mask
-from metajax.types import AdaptInfo, Batch, Key, LossFn, MetaAlgorithm, MetaInfo, Params, Task
+from metajax.types import (
+    AdaptInfo,
+    Batch,
+    Key,
+    LossFn,
+    MetaAlgorithm,
+    MetaInfo,
+    Params,
+    Reduce,
+    Task,
+)
 
 
-def meta_sgd(loss_fn: LossFn, rate: float, num_steps: int, **settings: Any) -> MetaAlgorithm:
+def meta_sgd(
+    loss_fn: LossFn,
+    rate: float,
+    num_steps: int,
+    *,
+    reduce: Reduce | None = None,
+    **settings: Any,
+) -> MetaAlgorithm:
     """Learns the initialisation and a rate for each of its parameters (arXiv:1707.09835, eq. 1).
 
     Args:
         loss_fn: `(params, batch, rng) -> (loss, aux)`.
         rate: where every rate starts; also that of parameters which `start` adds.
         num_steps: K >= 0.
-        **settings: `first_order`, `low_memory`, `adapted` and `start` of `metajax.maml`.
+        reduce: as for `metajax.maml`; the rates are reduced like the parameters.
+        **settings: `first_order`, `low_memory`, `unroll`, `adapted` and `start` of `metajax.maml`;
+            a start may add parameters, whose rate stays as it is, but not move any.
 
     Returns:
         A MetaAlgorithm whose meta_params are `{"params", "rates"}`, the rates like the params.
@@ -34,12 +53,15 @@ def meta_sgd(loss_fn: LossFn, rate: float, num_steps: int, **settings: Any) -> M
         >>> algorithm.meta_grad(meta_params, task, None)[0]["rates"]
         Array([-0.5], dtype=float32)
     """
-    refuse_reduce("meta_sgd", settings)
 
     def init(params: Params) -> Params:
         return {"params": params, "rates": jax.tree.map(lambda p: jnp.full_like(p, rate), params)}
 
-    return _with_rates(adaptation(loss_fn, num_steps, **settings), init, rate, per_step=False)
+    def rates_for(rates: Params, task: Task) -> Params:
+        return rates if reduce is None else reduce(rates, task)[0]
+
+    learner = adaptation(loss_fn, num_steps, reduce=reduce, **settings)
+    return _with_rates(learner, init, rate, rates_for=rates_for)
 
 
 def maml_plus_plus(
@@ -70,7 +92,8 @@ def maml_plus_plus(
         first_order_until: outer steps in first order.
         stacked: of a parameter's path, whether its first axis is one of N layers, which then have
             rates of their own; for `metajax.Bert`: `lambda path: path.startswith("layers/")`.
-        **settings: `low_memory`, `adapted` and `start` of `metajax.maml`.
+        **settings: `low_memory`, `unroll`, `adapted` and `start` of `metajax.maml`, as for
+            `meta_sgd`. No `reduce`: a leaf's rate is one number, of which no rows can be taken.
 
     Returns:
         A MetaAlgorithm whose meta_params are `{"params", "rates"}`: for each leaf of the params a
@@ -80,8 +103,8 @@ def maml_plus_plus(
         raise ValueError(
             f"num_steps is {num_steps}: MAML++ learns rates of steps, so give 1 or more"
         )
-
-    refuse_reduce("maml_plus_plus", settings)
+    if settings.get("reduce") is not None:
+        raise ValueError("maml_plus_plus takes no reduce: a leaf's rate is one number")
 
     def rates(leaf: jax.Array, layers: bool) -> jax.Array:
         return jnp.full((num_steps, *leaf.shape[: int(layers)]), rate, leaf.dtype)
@@ -96,7 +119,7 @@ def maml_plus_plus(
         weights = None
         if step is not None and begin < multi_step:
             weights = _loss_weights(step, multi_step, num_steps)
-        return _with_rates(learner, init, rate, per_step=True, step_weights=weights)
+        return _with_rates(learner, init, rate, step_weights=weights)
 
     ends = sorted({multi_step, first_order_until} - {0})
     *early, last = [variant(begin) for begin in (0, *ends)]
@@ -122,30 +145,41 @@ def _with_rates(
     init: Callable[[Params], Params],
     rate: float,
     *,
-    per_step: bool,
+    rates_for: Callable[[Params, Task], Params] | None = None,
     step_weights: jax.Array | None = None,
 ) -> MetaAlgorithm:
-    """Adapts `params` at `rates`; a reduction would leave these without their parameters."""
+    """Adapts `params` at `rates`: those of a task's parameters, or else of layers and steps."""
 
-    def optimizer(rates: Params) -> optax.GradientTransformation:
+    def optimizer(rates: Params, task: Task) -> optax.GradientTransformation:
+        if rates_for is not None:
+            rates = rates_for(rates, task)
+
         def update(grads: Params, step: jax.Array, params: Params = None) -> tuple[Params, Any]:
             def move(found: Any, grad: jax.Array | None) -> jax.Array | None:
                 if grad is None:  # Not adapted.
                     return None
-                if per_step and jnp.ndim(found):
+                if rates_for is None and jnp.ndim(found):
                     found = found[step]
                     found = found.reshape(found.shape + (1,) * (grad.ndim - found.ndim))
                 return -found * grad
 
+            _check_rates(rates, grads)
             return jax.tree.map(move, extend(rates, grads, rate), grads), step + 1
 
         return optax.GradientTransformation(lambda params: jnp.int32(0), update)
 
     def adapt(meta_params: Params, support: Batch, rng: Key | None) -> tuple[Params, AdaptInfo]:
-        return learner.adapt(optimizer(meta_params["rates"]), meta_params["params"], support, rng)
+        params, rates = meta_params["params"], meta_params["rates"]
+        return learner.adapt(optimizer(rates, Task(support, None)), params, support, rng)
 
     def query_loss(meta_params: Params, task: Task, rng: Key | None) -> tuple[jax.Array, MetaInfo]:
-        rates = optimizer(meta_params["rates"])
+        rates = optimizer(meta_params["rates"], task)
         return learner.query_loss(rates, meta_params["params"], task, rng, step_weights)
 
     return MetaAlgorithm(init, adapt, jax.grad(query_loss, has_aux=True))
+
+
+def _check_rates(rates: Params, grads: Params) -> None:
+    if isinstance(rates, dict) and not rates.keys() <= grads.keys():
+        lost = ", ".join(sorted(rates.keys() - grads.keys()))
+        raise ValueError(f"start has moved {lost}: its rates are learned where it stood")

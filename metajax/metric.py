@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.adaptation import adaptation, refuse_reduce
-from metajax.types import Batch, Key, MetaAlgorithm, Params
+from metajax.adaptation import adaptation
+from metajax.types import Batch, Key, MetaAlgorithm, Params, Reduce, Reduced, Task
 
 Features = Callable[[Params, Batch, Key | None], jax.Array]
 
@@ -40,6 +40,8 @@ def proto_maml(
     num_classes: int,
     inner_optimizer: optax.GradientTransformation,
     num_steps: int,
+    *,
+    reduce: Reduce | None = None,
     **settings: Any,
 ) -> MetaAlgorithm:
     """MAML from a head of prototypes (Triantafillou et al. 2020, arXiv:1903.03096, section 3).
@@ -52,25 +54,32 @@ def proto_maml(
         num_classes: C, the most classes of any task.
         inner_optimizer: any optax optimizer.
         num_steps: K >= 0.
-        **settings: `first_order`, `low_memory` and `adapted` of `metajax.maml`; paths begin with
-            `encoder/` or `head/`.
+        reduce: as for `metajax.maml`, of the encoder's parameters.
+        **settings: `first_order`, `low_memory`, `unroll` and `adapted` of `metajax.maml`; paths
+            begin with `encoder/` or `head/`.
 
     Returns:
         A MetaAlgorithm whose meta_params are the params given; `adapt` gives `{"encoder", "head"}`.
     """
-    refuse_reduce("proto_maml", settings)
 
     def start(params: Params, support: Batch, rng: Key | None) -> Params:
         mean_CxD = class_means(features(params, support, rng), support, num_classes)
         bias_C = -0.5 * jnp.square(mean_CxD).sum(1)
         return {"encoder": params, "head": {"kernel": mean_CxD.T, "bias": bias_C}}
 
+    def reduce_encoder(params: Params, task: Task) -> Reduced:
+        assert reduce is not None
+        params, task, restore = reduce(params, task)
+        return params, task, _restore_encoder(restore)
+
     def loss_fn(params: Params, batch: Batch, rng: Key | None) -> tuple[jax.Array, Any]:
         head = params["head"]
         logits_BxC = features(params["encoder"], batch, rng) @ head["kernel"] + head["bias"]
         return classify(logits_BxC, batch)
 
-    learner = adaptation(loss_fn, num_steps, start=start, **settings)
+    learner = adaptation(
+        loss_fn, num_steps, start=start, reduce=reduce and reduce_encoder, **settings
+    )
     return MetaAlgorithm(
         init=lambda params: params,
         adapt=functools.partial(learner.adapt, inner_optimizer),
@@ -87,6 +96,7 @@ def leopard(
     *,
     width: int,
     rng: Key,
+    reduce: Reduce | None = None,
     **settings: Any,
 ) -> MetaAlgorithm:
     """Classifiers of any number of classes, generated (Bansal et al. 2020, arXiv:1911.03863).
@@ -103,14 +113,14 @@ def leopard(
         num_steps: K >= 0.
         width: of the generated weights and of both networks.
         rng: of the two networks' initial weights.
-        **settings: `first_order`, `low_memory` and `adapted` of `metajax.maml`; paths begin with
-            `encoder/`, `projection/` or `head/`.
+        reduce: as for `metajax.maml`, of the encoder's parameters.
+        **settings: `first_order`, `low_memory`, `unroll` and `adapted` of `metajax.maml`; paths
+            begin with `encoder/`, `projection/` or `head/`.
 
     Returns:
         A MetaAlgorithm whose meta_params are `{"encoder", "generator", "projection"}`; `adapt`
         gives `{"encoder", "projection", "head"}`.
     """
-    refuse_reduce("leopard", settings)
 
     def init(params: Params) -> Params:
         keys = jax.random.split(rng)
@@ -127,18 +137,29 @@ def leopard(
         head = {"kernel": mean_CxW[:, :-1].T, "bias": mean_CxW[:, -1]}
         return {**{key: params[key] for key in ("encoder", "projection")}, "head": head}
 
+    def reduce_encoder(params: Params, task: Task) -> Reduced:
+        assert reduce is not None
+        encoder, task, restore = reduce(params["encoder"], task)
+        return {**params, "encoder": encoder}, task, _restore_encoder(restore)
+
     def loss_fn(params: Params, batch: Batch, rng: Key | None) -> tuple[jax.Array, Any]:
         features_BxD = features(params["encoder"], batch, rng)
         projected_BxW = _apply_two_layers(params["projection"], features_BxD)
         head = params["head"]
         return classify(projected_BxW @ head["kernel"] + head["bias"], batch)
 
-    learner = adaptation(loss_fn, num_steps, start=start, **settings)
+    learner = adaptation(
+        loss_fn, num_steps, start=start, reduce=reduce and reduce_encoder, **settings
+    )
     return MetaAlgorithm(
         init=init,
         adapt=functools.partial(learner.adapt, inner_optimizer),
         meta_grad=jax.grad(functools.partial(learner.query_loss, inner_optimizer), has_aux=True),
     )
+
+
+def _restore_encoder(restore: Callable[[Params], Params]) -> Callable[[Params], Params]:
+    return lambda adapted: {**adapted, "encoder": restore(adapted["encoder"])}
 
 
 def _two_layers(rng: Key, sizes: tuple[int, int, int]) -> Params:

@@ -69,5 +69,7 @@ class MetaAlgorithm(NamedTuple):
 
 # (params, support, rng) -> params: where the inner loop starts.
 Start = Callable[[Params, Batch, Key | None], Params]
-# (params, task) -> (params, task, restore), restore: (params) -> params.
-Reduce = Callable[[Params, Task], tuple[Params, Task, Callable[[Params], Params]]]
+# (params, task, restore), restore: (params) -> params.
+Reduced = tuple[Params, Task, Callable[[Params], Params]]
+# The same task in terms of fewer parameters.
+Reduce = Callable[[Params, Task], Reduced]

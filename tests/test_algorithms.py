@@ -371,18 +371,57 @@ def test_stacked_layers_have_rates_of_their_own(x64):
     np.testing.assert_allclose(adapted["layers"][:, 0], [0, 0.75, 1])
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda **settings: metajax.meta_sgd(LOSS, 0.05, 1, **settings),
-        lambda **settings: metajax.maml_plus_plus(LOSS, 0.05, 1, **settings),
-        lambda **settings: metajax.proto_maml(features, CLASSES, SGD, 1, **settings),
-        lambda **settings: metajax.leopard(
-            features, 4, CLASSES, SGD, 1, width=4, rng=jax.random.key(0), **settings
-        ),
-    ],
-)
-def test_reductions_are_refused_where_they_do_not_fit(make):
-    make(reduce=None)
+def test_maml_plus_plus_takes_no_reduction():
+    metajax.maml_plus_plus(LOSS, 0.05, 1, reduce=None)
     with pytest.raises(ValueError, match="takes no reduce"):
-        make(reduce=lambda params, task: (params, task, lambda reduced: reduced))
+        metajax.maml_plus_plus(LOSS, 0.05, 1, reduce=lambda params, task: (params, task, None))
+
+
+@pytest.mark.parametrize("constructor", [metajax.meta_sgd, metajax.maml_plus_plus])
+def test_a_start_that_moves_parameters_is_refused(constructor):
+    def start(params, support, rng):
+        return {"encoder": params}
+
+    algorithm = constructor(
+        lambda p, batch, rng: LOSS(p["encoder"], batch, rng), 0.05, 1, start=start
+    )
+    with pytest.raises(ValueError, match="start has moved first, second"):
+        algorithm.adapt(algorithm.init(problems.mlp_params()), problems.one_task().support, None)
+
+
+def test_imaml_of_a_part_from_a_start(x64):
+    """Against the minimum written out: what is fixed, and the start, move it."""
+    task, strength = problems.quadratic_task(), 0.8
+    a, centre = task.support
+
+    def loss_fn(params, batch, rng):
+        return problems.quadratic(params["body"] * params["head"], batch, rng)
+
+    def start(params, support, rng):
+        return {**params, "head": params["head"] * support[1]}
+
+    params = {"body": jnp.array([1.0, -0.5, 2.0]), "head": jnp.array([0.3, -1.0, 0.2])}
+    algorithm = metajax.imaml(
+        loss_fn,
+        optax.sgd(0.05),
+        2000,
+        strength=strength,
+        solver_steps=20,
+        start=start,
+        adapted=lambda path: path == "head",
+    )
+
+    def written_out(params):
+        scale = jnp.diag(params["body"])
+        left = scale @ a @ scale + strength * jnp.eye(3)
+        right = scale @ a @ centre + strength * params["head"] * centre
+        return problems.quadratic(params["body"] * jnp.linalg.solve(left, right), task.query, None)[
+            0
+        ]
+
+    found, info = jax.jit(algorithm.meta_grad)(params, task, None)
+    assert problems.relative_gap(found, jax.grad(written_out)(params)) < 1e-9
+    np.testing.assert_allclose(info.query_loss, written_out(params), rtol=1e-9)
+    # The loss on the support set alone, without the pull.
+    begin = loss_fn(start(params, task.support, None), task.support, None)[0]
+    np.testing.assert_allclose(info.support_loss[0], begin, rtol=1e-12)

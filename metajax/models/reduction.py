@@ -1,13 +1,12 @@
 """A task in terms of fewer parameters: what its inner steps cannot change is computed once."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from metajax.models.model import Bert, Params
-from metajax.types import Reduce, Task
+from metajax.types import Reduce, Reduced, Task
 
 _READ_ONCE = ("input_ids", "token_type_ids", "position_ids")
 
@@ -21,7 +20,7 @@ def mentioned_rows(model: Bert) -> Reduce:
     if model.head == "masked_lm":
         raise ValueError("a masked-LM head reads every row of the embedding table")
 
-    def reduce(params: Params, task: Task) -> tuple[Params, Task, Callable[[Params], Params]]:
+    def reduce(params: Params, task: Task) -> Reduced:
         table = params["embeddings"]["word"]
         sets = [batch for batch in task if batch is not None]
         ids = jnp.concatenate([batch["input_ids"].reshape(-1) for batch in sets])
@@ -58,7 +57,7 @@ def separate_layers() -> Reduce:
     upper_layers(model, 3))`, they get it so.
     """
 
-    def reduce(params: Params, task: Task) -> tuple[Params, Task, Callable[[Params], Params]]:
+    def reduce(params: Params, task: Task) -> Reduced:
         leaves, treedef = jax.tree.flatten(params["layers"])
         blocks = [jax.tree.unflatten(treedef, block) for block in zip(*leaves)]
 
@@ -74,7 +73,7 @@ def separate_layers() -> Reduce:
 def compose(*reduces: Reduce) -> Reduce:
     """One reduction after the other."""
 
-    def reduce(params: Params, task: Task) -> tuple[Params, Task, Callable[[Params], Params]]:
+    def reduce(params: Params, task: Task) -> Reduced:
         restores = []
         for each in reduces:
             params, task, restore = each(params, task)
@@ -101,7 +100,7 @@ def upper_layers(model: Bert, count: int) -> Reduce:
     if not 0 <= count < model.config.num_hidden_layers:
         raise ValueError(f"count is {count}; the model has {model.config.num_hidden_layers} blocks")
 
-    def reduce(params: Params, task: Task) -> tuple[Params, Task, Callable[[Params], Params]]:
+    def reduce(params: Params, task: Task) -> Reduced:
         lower, upper = _split(params["layers"], frozen)
 
         def features(batch: dict | None) -> dict | None:

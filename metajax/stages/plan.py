@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from metajax.arithmetic import count_traced_flops
 from metajax.errors import InputError
+from metajax.inner import mean_replays
 from metajax.models import Bert
 from metajax.optimizer import adamw
 from metajax.outer import OuterState, default_chunk_size, outer_step
@@ -127,7 +128,8 @@ def measure(settings: PlanSettings) -> Cost:
     # What is neither: results that do not overwrite an argument, and the compiler's buffers.
     beyond = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     working = analysis.temp_size_in_bytes + max(0, beyond)
-    return Cost(state_bytes, task_bytes, working, count_traced_flops(traced.jaxpr.jaxpr))
+    flops = count_traced_flops(traced.jaxpr.jaxpr, mean_replays(few_shot.inner["inner_steps"]))
+    return Cost(state_bytes, task_bytes, working, round(flops))
 
 
 def _tasks(model: Bert, settings: PlanSettings, count: int) -> Task:

@@ -157,18 +157,47 @@ def test_separate_layers_and_unrolled_steps(params, other, plain):
     assert_same_adaptation(params, task, "sgd", plain, reduce=reduce)
 
 
-def test_reptile_of_a_reduced_task(params):
-    def meta_grad(**settings):
-        start = prototype_start(MODEL)
-        return metajax.reptile(LOSS, OPTIMIZERS["sgd"], 2, start=start, **settings).meta_grad
+SGD = OPTIMIZERS["sgd"]
+START = {"start": prototype_start(MODEL)}
 
+
+def features(params, batch, rng):
+    return MODEL.features(params, batch)
+
+
+ALGORITHMS = {
+    "reptile": lambda **settings: metajax.reptile(LOSS, SGD, 2, **START, **settings),
+    "meta-sgd": lambda **settings: metajax.meta_sgd(LOSS, 0.1, 1, **START, **settings),
+    "imaml": lambda **settings: metajax.imaml(LOSS, SGD, 1, strength=9.0, **START, **settings),
+    "proto-maml": lambda **settings: metajax.proto_maml(features, 3, SGD, 1, **settings),
+    "leopard": lambda **settings: metajax.leopard(
+        features, TINY.hidden_size, 3, SGD, 1, width=4, rng=jax.random.key(0), **settings
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "reptile",
+        "meta-sgd",
+        "leopard",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("imaml", "proto-maml")),
+    ],
+)
+def test_other_algorithms_of_a_reduced_task(params, name):
     reduce = compose(separate_layers(), mentioned_rows(MODEL))
+    plain, reduced = ALGORITHMS[name](), ALGORITHMS[name](reduce=reduce)
+    task, meta_params = unequal_task(packed=True), plain.init(params)
     expected, found = (
-        jax.jit(run)(params, unequal_task(packed=True), None)
-        for run in (meta_grad(), meta_grad(reduce=reduce, unroll=True))
+        jax.jit(each.meta_grad)(meta_params, task, None) for each in (plain, reduced)
     )
     assert relative_gap(found[0], expected[0]) < 1e-10
     np.testing.assert_allclose(found[1].query_loss, expected[1].query_loss, rtol=1e-10)
+    expected, found = (
+        jax.jit(each.adapt)(meta_params, task.support, None)[0] for each in (plain, reduced)
+    )
+    assert relative_gap(found, expected) < 1e-10
 
 
 def test_what_cannot_be_reduced_is_refused():
