@@ -37,15 +37,20 @@ def mlp_params(seed=0):
 
 
 def mlp_loss(params, batch, rng):
-    """Squared error; with a key, a hidden layer scaled at random, so that keys matter."""
-    x, y = batch
+    """Squared error; with a key, a hidden layer scaled at random, so that keys matter.
+
+    A batch may have weights of its examples, 0 for padding.
+    """
+    x, y, *weights = batch
     hidden = jnp.tanh(x @ params["first"]["kernel"] + params["first"]["bias"])
     if rng is not None:
         # The key's own bits: jax.random.normal would double the time to compile.
         bits = jax.random.key_data(rng).astype(x.dtype)
         hidden = hidden * (1 + 0.1 * jnp.sin(bits.sum()))
     error = (hidden @ params["second"]["kernel"] + params["second"]["bias"]) - y
-    return jnp.mean(error**2), {"worst": jnp.max(jnp.abs(error))}
+    weights = weights[0][:, None] if weights else jnp.ones_like(error)
+    loss = jnp.sum(weights * error**2) / jnp.sum(weights)
+    return loss, {"worst": jnp.max(weights * jnp.abs(error))}
 
 
 def mlp_tasks(num_tasks=NUM_TASKS, seed=0):

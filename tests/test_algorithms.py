@@ -1,6 +1,7 @@
 """One table of all algorithms, one set of contract tests: a new algorithm is a new row."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -12,9 +13,10 @@ import problems
 import pytest
 
 import metajax
+from metajax import lora
 from metajax.adaptation import adaptation
 from metajax.tree import is_norm_or_bias
-from metajax.types import MetaAlgorithm
+from metajax.types import MetaAlgorithm, Params
 
 SGD = optax.sgd(0.05)
 LOSS = problems.mlp_loss
@@ -22,10 +24,11 @@ CLASSES = 3
 
 
 class Row(NamedTuple):
-    """An algorithm and whether its tasks are labelled batches (dicts with masks)."""
+    """An algorithm, whether its tasks are labelled batches (dicts with masks), and the params."""
 
     algorithm: MetaAlgorithm
     labelled: bool = False
+    params: Callable[[], Params] = problems.mlp_params
 
 
 def features(params, batch, rng):
@@ -36,6 +39,13 @@ def head(path):
     return path.startswith("second")
 
 
+def with_adapters():
+    key, chosen = jax.random.key(4), lambda path: path == "first/kernel"
+    return lora.init(problems.mlp_params(), rank=1, chosen=chosen, rng=key)
+
+
+LEOPARD = {"width": 4, "rng": jax.random.key(5)}
+ANNEALED = {"step": 3, "multi_step": 9, "first_order_until": 2}
 TABLE = {
     "maml": Row(metajax.maml(LOSS, SGD, 3)),
     "first-order maml": Row(metajax.maml(LOSS, SGD, 3, first_order=True)),
@@ -43,20 +53,33 @@ TABLE = {
     "maml with adam": Row(metajax.maml(LOSS, optax.adam(0.05, eps_root=1e-8), 3)),
     "anil": Row(metajax.anil(LOSS, SGD, 3, head=head)),
     "low-memory anil": Row(metajax.anil(LOSS, SGD, 3, head=head, low_memory=True)),
+    "maml of norms and biases": Row(metajax.maml(LOSS, SGD, 3, adapted=is_norm_or_bias)),
+    "maml of lora adapters": Row(
+        metajax.maml(lora.loss(LOSS), SGD, 3, adapted=lora.is_adapter), params=with_adapters
+    ),
+    "low-memory maml of lora adapters": Row(
+        metajax.maml(lora.loss(LOSS), SGD, 3, adapted=lora.is_adapter, low_memory=True),
+        params=with_adapters,
+    ),
     "reptile": Row(metajax.reptile(LOSS, SGD, 3)),
     "meta-sgd": Row(metajax.meta_sgd(LOSS, 0.05, 3)),
     "low-memory meta-sgd": Row(metajax.meta_sgd(LOSS, 0.05, 3, low_memory=True)),
     "maml++": Row(metajax.maml_plus_plus(LOSS, 0.05, 3)),
-    "annealed maml++": Row(
-        metajax.maml_plus_plus(LOSS, 0.05, 3, step=3, multi_step=9, first_order_until=2)
+    "annealed maml++": Row(metajax.maml_plus_plus(LOSS, 0.05, 3, **ANNEALED)),
+    "low-memory annealed maml++": Row(
+        metajax.maml_plus_plus(LOSS, 0.05, 3, low_memory=True, **ANNEALED)
     ),
     "imaml": Row(metajax.imaml(LOSS, SGD, 3)),
     "imaml by neumann": Row(metajax.imaml(LOSS, SGD, 3, strength=50.0, solver="neumann")),
+    "imaml of a part": Row(metajax.imaml(LOSS, SGD, 3, adapted=head)),
     "protonet": Row(metajax.protonet(features, CLASSES), labelled=True),
     "proto-maml": Row(metajax.proto_maml(features, CLASSES, SGD, 3), labelled=True),
-    "leopard": Row(
-        metajax.leopard(features, 4, CLASSES, SGD, 3, width=4, rng=jax.random.key(5)),
-        labelled=True,
+    "low-memory proto-maml": Row(
+        metajax.proto_maml(features, CLASSES, SGD, 3, low_memory=True), labelled=True
+    ),
+    "leopard": Row(metajax.leopard(features, 4, CLASSES, SGD, 3, **LEOPARD), labelled=True),
+    "low-memory leopard": Row(
+        metajax.leopard(features, 4, CLASSES, SGD, 3, low_memory=True, **LEOPARD), labelled=True
     ),
     "supervised": Row(metajax.supervised(LOSS)),
 }
@@ -87,9 +110,9 @@ def labelled_tasks(num_tasks=4, seed=0):
 
 
 def setting(name, num_tasks=4):
-    algorithm, labelled = TABLE[name]
+    algorithm, labelled, params = TABLE[name]
     tasks = labelled_tasks(num_tasks) if labelled else problems.mlp_tasks(num_tasks)
-    return algorithm, algorithm.init(problems.mlp_params()), tasks
+    return algorithm, algorithm.init(params()), tasks
 
 
 @functools.cache
@@ -143,27 +166,35 @@ def test_it_is_traced_once_and_a_key_decides(x64, name):
 def test_an_outer_step_lowers_the_query_loss(x64, name):
     algorithm, _, tasks = setting(name)
     outer = metajax.outer_loop(algorithm, optax.adam(1e-2))
-    state, losses = outer.init(problems.mlp_params(), jax.random.key(0)), []
+    state, losses = outer.init(TABLE[name].params(), jax.random.key(0)), []
     for _ in range(15):
         state, metrics = outer.step(state, tasks)
         losses.append(float(metrics.query_loss))
     assert np.mean(losses[-3:]) < losses[0]
 
 
-@pytest.mark.parametrize("labelled", [name for name, row in TABLE.items() if row.labelled])
-def test_padding_is_ignored(x64, labelled):
-    _, meta_params, tasks = setting(labelled)
-    small = problems.nth(tasks, 0)
-    assert small.support["class_mask"].sum() == 2
+def test_padding_is_ignored(x64, name):
+    algorithm, meta_params, tasks = setting(name)
+    small, key = problems.nth(tasks, 0), jax.random.key(0)
+    expected = compiled(name)(meta_params, small, key)
+    if TABLE[name].labelled:
+        assert small.support["class_mask"].sum() == 2
+        found = compiled(name)(meta_params, metajax.Task(*map(spoil, small)), key)
+    else:
+        found = jax.jit(algorithm.meta_grad)(meta_params, metajax.Task(*map(pad, small)), key)
+    chex.assert_trees_all_close(found, expected, rtol=1e-11, atol=1e-13)
 
-    def spoil(batch):
-        gone = batch["example_mask"][:, None] == 0
-        return {**batch, "x": jnp.where(gone, 7.0, batch["x"])}
 
-    key = jax.random.key(0)
-    expected = compiled(labelled)(meta_params, small, key)
-    found = compiled(labelled)(meta_params, metajax.Task(*map(spoil, small)), key)
-    chex.assert_trees_all_close(found, expected, rtol=1e-12)
+def spoil(batch):
+    """Other examples where there are none."""
+    gone = batch["example_mask"][:, None] == 0
+    return {**batch, "x": jnp.where(gone, 7.0, batch["x"])}
+
+
+def pad(batch):
+    """Two examples more that do not count."""
+    x, y = (jnp.pad(leaf, ((0, 2), (0, 0)), constant_values=7.0) for leaf in batch)
+    return x, y, jnp.ones(len(x)).at[-2:].set(0)
 
 
 # Closed forms, on quadratics: the gradient is A (p - c) for support and Q (p - g) for query.
