@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import gpu, memory, peers, steps
+from benchmarks import gpu, memory, peers, profile_step, steps
 
 
 def test_memory(monkeypatch, capsys, tmp_path):
@@ -34,6 +34,17 @@ def test_steps(monkeypatch, capsys, tmp_path):
     assert third["copies_a_step"] < 1
     assert picture.stat().st_size > 1000
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_profile(monkeypatch, capsys, tmp_path):
+    output = tmp_path / "profile.json"
+    command = ["profile_step", "--case", "tiny", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", command)
+    profile_step.main()
+    found = json.loads(output.read_text())
+    assert sum(found["shares"].values()) == pytest.approx(1)
+    assert found["gflops"] > 0
+    assert "matrix products" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -212,7 +212,7 @@ def test_what_cannot_be_reduced_is_refused():
 
 @pytest.mark.parametrize("separate", [False, True])
 def test_remat_saves_memory_of_separate_blocks_too(separate):
-    """Without a barrier, the compiler would keep what it is told to compute again."""
+    """Blocks in a loop give back what they need inside, whether or not they are stacked."""
     config = dataclasses.replace(TINY, num_hidden_layers=8)
 
     def megabytes(remat):
