@@ -125,6 +125,29 @@ def task_keys(rng: Key, first: int | jax.Array, count: int) -> Key:
     return jax.vmap(lambda index: jax.random.fold_in(rng, index))(first + jnp.arange(count))
 
 
+def mean_meta_grad(
+    algorithm: MetaAlgorithm, meta_params: PyTree, tasks: Task, keys: Key, chunk_size: int | None
+) -> tuple[PyTree, MetaInfo]:
+    """The mean over some tasks of their meta-gradients, and of what these saw."""
+
+    def meta_grad(task: Task, key: Key) -> tuple[PyTree, MetaInfo]:
+        return algorithm.meta_grad(meta_params, task, key)
+
+    grads, infos = map_tasks(meta_grad, tasks, keys, chunk_size)
+    count = num_tasks(tasks)
+    return jax.tree.map(lambda leaf: leaf / count, grads), jax.tree.map(lambda x: x.mean(0), infos)
+
+
+def follow(
+    optimizer: optax.GradientTransformation, state: OuterState, grads: PyTree, info: MetaInfo
+) -> tuple[OuterState, Metrics]:
+    """Takes the outer step that a mean meta-gradient asks for."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.meta_params)
+    meta_params = optax.apply_updates(state.meta_params, updates)
+    metrics = Metrics(info.query_loss, info.query_aux, info.support_loss, optax.tree.norm(grads))
+    return OuterState(state.step + 1, meta_params, opt_state, state.rng), metrics
+
+
 def outer_step(
     algorithm: AlgorithmOrSchedule,
     optimizer: optax.GradientTransformation,
@@ -146,23 +169,12 @@ def outer_step(
 
     def step(state: OuterState, tasks: Task) -> tuple[OuterState, Metrics]:
         count = num_tasks(tasks)
-        current = at_step(algorithm, state.step)
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * count
         keys = task_keys(jax.random.fold_in(state.rng, state.step), first, count)
-
-        def meta_grad(task: Task, key: Key) -> tuple[PyTree, MetaInfo]:
-            return current.meta_grad(state.meta_params, task, key)
-
-        grads, infos = map_tasks(meta_grad, tasks, keys, chunk_size)
-        grads = jax.tree.map(lambda leaf: leaf / count, grads)
-        info = jax.tree.map(lambda leaf: leaf.mean(0), infos)
+        current = at_step(algorithm, state.step)
+        found = mean_meta_grad(current, state.meta_params, tasks, keys, chunk_size)
         if axis_name is not None:
-            grads, info = jax.lax.pmean((grads, info), axis_name)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.meta_params)
-        meta_params = optax.apply_updates(state.meta_params, updates)
-        metrics = Metrics(
-            info.query_loss, info.query_aux, info.support_loss, optax.tree.norm(grads)
-        )
-        return OuterState(state.step + 1, meta_params, opt_state, state.rng), metrics
+            found = jax.lax.pmean(found, axis_name)
+        return follow(optimizer, state, *found)
 
     return step

@@ -1,4 +1,7 @@
+import collections
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,33 +12,96 @@ import pytest
 from test_outer import MAML, take_steps
 
 import metajax
-from metajax.parallel import split_tasks
+from metajax.parallel import split_tasks, task_mesh
+
+# On how many devices, and over how many of them the state is sharded; 0 is pmap's replication.
+PLACES = [(2, 0), (4, 0), (8, 0), (2, 2), (4, 2), (8, 4), (8, 8), (8, 1)]
+ALGORITHMS = {
+    "maml": MAML,
+    "reptile": metajax.reptile(problems.mlp_loss, optax.sgd(0.1), 2),
+    "meta-sgd": metajax.meta_sgd(problems.mlp_loss, 0.1, 2),
+    "supervised": metajax.supervised(problems.mlp_loss),
+}
 
 
 @functools.cache
-def loop_on(count, donate=False):
-    return metajax.outer_loop(MAML, optax.adam(0.01), devices=jax.devices()[:count], donate=donate)
+def loop_on(count, shards=0, name="maml", donate=False):
+    devices = jax.devices()[:count]
+    place = {"mesh": task_mesh(shards, devices)} if shards else {"devices": devices}
+    return metajax.outer_loop(ALGORITHMS[name], optax.adam(0.01), donate=donate, **place)
 
 
-def check_devices_agree(tolerance):
-    expected, expected_metrics = take_steps(loop_on(1), 10)
-    for count in (2, 8):
-        state, metrics = take_steps(loop_on(count), 10)
-        assert problems.relative_gap(state.meta_params, expected.meta_params) < tolerance
-        assert problems.relative_gap(metrics, expected_metrics) < tolerance
-        looks = [
-            jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
-            for tree in ((state, metrics), (expected, expected_metrics))
-        ]
-        assert looks[0] == looks[1]
+def check_devices_agree(name, count, shards, tolerance):
+    expected, expected_metrics = take_steps(loop_on(1, name=name), 10)
+    state, metrics = take_steps(loop_on(count, shards, name), 10)
+    assert problems.relative_gap(state.meta_params, expected.meta_params) < tolerance
+    assert problems.relative_gap(metrics, expected_metrics) < tolerance
+    looks = [
+        jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+        for tree in ((state, metrics), (expected, expected_metrics))
+    ]
+    assert looks[0] == looks[1]
 
 
-def test_devices_agree_after_ten_steps_in_float32():
-    check_devices_agree(1e-6)
+@pytest.mark.parametrize(("count", "shards"), [(8, 0), (8, 4)])
+def test_devices_agree_after_ten_steps_in_float32(count, shards):
+    check_devices_agree("maml", count, shards, 1e-6)
 
 
-def test_devices_agree_after_ten_steps_in_float64(x64):
-    check_devices_agree(1e-12)
+@pytest.mark.parametrize(("count", "shards"), PLACES)
+def test_devices_agree_after_ten_steps_in_float64(x64, count, shards):
+    check_devices_agree("maml", count, shards, 1e-12)
+
+
+@pytest.mark.parametrize("name", ["reptile", "meta-sgd", "supervised"])
+@pytest.mark.parametrize(("count", "shards"), [(8, 0), (8, 4)])
+def test_every_algorithm_agrees(x64, name, count, shards):
+    check_devices_agree(name, count, shards, 1e-12)
+
+
+def test_a_state_is_sharded(x64):
+    state, _ = take_steps(loop_on(8, 4), 1)
+    kernel = state.meta_params["first"]["kernel"]
+    moment = state.opt_state[0].mu["first"]["kernel"]
+    for leaf in (kernel, moment):
+        assert leaf.shape == (2, 4)
+        assert {shard.data.shape for shard in leaf.addressable_shards} == {(2, 1)}
+
+
+def collectives(lowered):
+    """Of each kind, the bytes of its results that are more than scalars."""
+    sizes = collections.Counter()
+    for line in lowered.compile().as_text().splitlines():
+        found = re.search(r"= (.*) (all-reduce|all-gather|reduce-scatter|all-to-all)\(", line)
+        assert "collective-permute(" not in line
+        if found:
+            shapes = re.findall(r"f32\[([\d,]*)\]", found[1])
+            sizes[found[2]] += sum(4 * math.prod(map(int, s.split(","))) for s in shapes if s)
+    return dict(sizes)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_one_mean_of_the_gradients_and_no_other_traffic(name):
+    tasks = problems.mlp_tasks()
+    loops = {shards: loop_on(8, shards, name) for shards in (0, 4)}
+    states = {k: loop.init(problems.mlp_params(), jax.random.key(0)) for k, loop in loops.items()}
+    leaves = jax.tree.leaves(states[0].meta_params)
+    size = sum(4 * leaf.size for leaf in leaves)
+    split = sum(4 * leaf.size for leaf in leaves if any(n % 4 == 0 for n in leaf.shape))
+    losses = 4 * 2 * (name != "supervised")  # Of the inner steps, reported.
+    found = {k: collectives(loop.lower(states[k], tasks)) for k, loop in loops.items()}
+    assert found[0] == {"all-reduce": size + losses}
+    # Parameters to all, a shard of the gradients' sum to each, its mean over the other axis.
+    assert found[4] == {
+        "all-gather": split,
+        "reduce-scatter": split // 4,
+        "all-reduce": split // 4 + size - split + losses,
+    }
+
+
+def test_a_mesh_that_does_not_divide_the_devices_is_refused():
+    with pytest.raises(ValueError, match="over 3 of 8 devices: give a divisor"):
+        task_mesh(3, jax.devices())
 
 
 def test_a_state_moves_between_device_counts(x64):
@@ -80,10 +146,10 @@ def test_one_trace_a_shape(count):
     assert len(traces) > after_one
 
 
-@pytest.mark.parametrize("count", [1, 8])
-def test_a_state_is_only_used_up_when_donated(count):
+@pytest.mark.parametrize(("count", "shards"), [(1, 0), (8, 0), (8, 4)])
+def test_a_state_is_only_used_up_when_donated(count, shards):
     tasks = problems.mlp_tasks()
-    keeping, donating = loop_on(count), loop_on(count, donate=True)
+    keeping, donating = loop_on(count, shards), loop_on(count, shards, donate=True)
     state = keeping.init(problems.mlp_params(), jax.random.key(0))
     first, _ = keeping.step(state, tasks)
     again, _ = keeping.step(state, tasks)

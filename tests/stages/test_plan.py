@@ -57,7 +57,7 @@ def test_the_cost_is_that_of_the_step_that_a_run_compiles(material, little):
         return flat | {key: jnp.ones((2, examples, 8), jnp.int32) for key in tokens}
 
     tasks = Task(batch(2), batch(4))
-    analysis = outer.step.lower(state, tasks).compile().memory_analysis()
+    analysis = outer.lower(state, tasks).compile().memory_analysis()
     taken = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
     taken += analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     np.testing.assert_allclose(cost.total, taken, rtol=0.1)
