@@ -4,9 +4,9 @@ higher, torch.func and TorchOpt run in an environment of their own, on transform
 the same weights and tasks; no dropout, float32, SGD in the inner loop. A step is the mean
 meta-gradient of a batch of tasks. The contenders take turns, a step at a time, after one step that
 is not counted; each is a process of its own, idle while another works (the large ones need their
-memory all the same: choose some by --ours and --peers). metajax has its defaults: only the
-embedding rows that a task mentions take part, blocks and steps are unrolled as its stages do on a
-CPU, and with --data texts are packed; the peers pad each set to its longest text. With low-memory
+memory all the same: choose some by --ours and --peers). metajax has what its stages set on a
+CPU: only the embedding rows that a task mentions take part, blocks and steps are unrolled, and with
+--data texts are packed; the peers pad each set to its longest text. With low-memory
 it has what `--low-memory --remat` gives.
 
     python3 -m venv peers && peers/bin/pip install torch==2.13.0

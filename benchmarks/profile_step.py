@@ -27,8 +27,8 @@ from metajax.models import Bert, BertConfig
 # Kinds by the names that XLA gives its CPU thunks; the first that matches counts.
 KINDS = {
     "matrix products": r"ynn_fusion|dot|custom.?call",
+    "elementwise and sums": r"add|multiply|subtract|divide|reduce|exponential|tanh|erf|select",
     "copies and slices": r"copy|slice|transpose|concatenate|gather|scatter|pad|broadcast",
-    "elementwise and sums": r"fusion|reduce|exponential|tanh|erf",
 }
 # Of the runtime: these contain the others, or wait for them.
 RUNTIME = re.compile(r"Execut|ThreadPool|Threadpool|^\$|^end: |PjitFunction|Handle|Parse")

@@ -9,7 +9,7 @@ import optax
 
 from metajax.hypergrad import InnerLoss
 from metajax.inner import InnerLoop, fold_in, inner_loop
-from metajax.tree import combine, select
+from metajax.tree import combine, paths, select
 from metajax.types import AdaptInfo, Batch, Key, LossFn, MetaInfo, Params, Reduce, Start, Task
 
 # Keys of the independent uses of one task's key.
@@ -73,6 +73,9 @@ def adaptation(
         if start is not None:
             params = start(params, support, fold_in(rng, START))
         changed, frozen = select(params, adapted or (lambda path: True))
+        if num_steps and not jax.tree.leaves(changed):
+            known = ", ".join(sorted(paths(params))[:8])
+            raise ValueError(f"adapted chooses none of {known}: an inner step would change nothing")
         changed, info, watched = loop(
             optimizer,
             changed,

@@ -9,6 +9,10 @@ and, as its metadata, the run's record (a JSON object: the stage, its settings, 
 under `parent` the record of what it started from).
 """
 
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -16,9 +20,11 @@ from typing import Any, NamedTuple, Self
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
-from metajax.errors import InputError
+from metajax.errors import InputError, StoppedError
 from metajax.outer import OuterState
 from metajax.types import PyTree
+
+_log = logging.getLogger("metajax")
 
 
 class Checkpoints:
@@ -29,15 +35,23 @@ class Checkpoints:
     Args:
         directory: where they are; made when missing.
         keep: how many of the newest to keep.
+        keep_every: those whose step is a multiple of this are kept too; None: no others.
         record: the run's record, saved with each.
     """
 
-    def __init__(self, directory: Path, *, keep: int, record: dict[str, Any]) -> None:
+    def __init__(
+        self, directory: Path, *, keep: int, record: dict[str, Any], keep_every: int | None = None
+    ) -> None:
         self._record = record
+        self._directory = directory
+        policies = ocp.training.preservation_policies
+        kept: list[Any] = [policies.LatestN(keep)]
+        if keep_every is not None:
+            kept.append(policies.EveryNSteps(keep_every))
         self._orbax = ocp.training.Checkpointer(
             directory.absolute(),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            preservation_policy=policies.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,  # What a killed run left half-written.
         )
 
@@ -50,7 +64,10 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._orbax.close()
+        # After a failed save there is nothing to wait for that would come.
+        if not isinstance(error, StoppedError):
+            with self._explained():
+                self._orbax.close()
 
     @property
     def latest_step(self) -> int | None:
@@ -61,21 +78,63 @@ class Checkpoints:
     def save(self, state: OuterState) -> None:
         """Starts saving; returns once the state's arrays may be overwritten."""
         training = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
-        self._orbax.save_checkpointables_async(
-            int(state.step),
-            {"params": state.meta_params, "training": training},
-            custom_metadata=self._record,
-        )
+        with self._explained():
+            self._orbax.save_checkpointables_async(
+                int(state.step),
+                {"params": state.meta_params, "training": training},
+                custom_metadata=self._record,
+            )
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Says what is safe when a save fails; it may be one that was begun before."""
+        try:
+            yield
+        except Exception as error:
+            steps = _whole_steps(self._directory)
+            safe = f"step {max(steps)} is safe" if steps else "nothing is saved yet"
+            raise StoppedError(
+                f"{self._directory}: a checkpoint could not be written ({_reason(error)}): {safe}; "
+                "make room or mend the path, and run the same command again"
+            ) from error
 
     def restore(self, state: OuterState) -> OuterState:
-        """The newest checkpoint's state, placed like `state`; `state` itself if there is none."""
-        if self.latest_step is None:
-            return state
+        """The newest checkpoint's state, placed like `state`; `state` itself if there is none.
+
+        Those that cannot be read are set aside, next to the directory.
+
+        Raises:
+            StoppedError: there are some, but none can be read.
+        """
         training = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
-        found = self._orbax.load_checkpointables(
-            self.latest_step, {"params": state.meta_params, "training": training}
+        wanted = {"params": state.meta_params, "training": training}
+        damaged: dict[int, Exception] = {}
+        for known in reversed(self._orbax.checkpoints):
+            try:
+                found = self._orbax.load_checkpointables(known.step, wanted)
+            except Exception as error:
+                damaged[known.step] = error
+                continue
+            for step, reason in damaged.items():
+                self._set_aside(step, reason)
+            return OuterState(meta_params=found["params"], **found["training"])
+        if damaged:
+            newest = _reason(damaged[max(damaged)])
+            raise StoppedError(
+                f"{self._directory}: none of its checkpoints can be read ({newest}): "
+                "put back what is missing, or begin anew in another --workdir"
+            )
+        return state
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        aside = self._directory.parent / f"damaged-{step}"
+        _log.warning(
+            "%s: checkpoint %d cannot be read (%s): set aside as %s; an earlier one is used",
+            *(self._directory, step, _reason(error), aside),
         )
-        return OuterState(meta_params=found["params"], **found["training"])
+        shutil.rmtree(aside, ignore_errors=True)
+        (self._directory / str(step)).rename(aside)
+        self._orbax.reload()
 
 
 class Saved(NamedTuple):
@@ -101,16 +160,35 @@ def load(directory: Path) -> Saved:
     if not directory.is_dir():
         raise InputError(f"{directory}: holds no checkpoint yet: let the run that writes it finish")
     with ocp.training.Checkpointer(directory.absolute()) as orbax:
-        if orbax.latest is None:
-            raise InputError(
-                f"{directory}: holds no checkpoint yet: let the run that writes it finish"
-            )
-        step = orbax.latest.step
-        metadata = orbax.checkpointables_metadata(step)
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            metadata.metadata["params"],
-        )
-        params = orbax.load_checkpointables(step, {"params": abstract})["params"]
+        for known in reversed(orbax.checkpoints):
+            try:
+                return _read(orbax, known.step)
+            except Exception as error:
+                _log.warning(
+                    "%s: checkpoint %d cannot be read (%s): the one before it is used",
+                    *(directory, known.step, _reason(error)),
+                )
+    raise InputError(f"{directory}: holds no checkpoint yet: let the run that writes it finish")
+
+
+def _read(orbax: ocp.training.Checkpointer, step: int) -> Saved:
+    metadata = orbax.checkpointables_metadata(step)
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        metadata.metadata["params"],
+    )
+    params = orbax.load_checkpointables(step, {"params": abstract})["params"]
     return Saved(params, step, metadata.custom_metadata)
+
+
+def _whole_steps(directory: Path) -> list[int]:
+    """The steps whose checkpoints are whole: others bear a longer name."""
+    if not directory.is_dir():
+        return []
+    return [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, cut short."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

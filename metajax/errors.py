@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message is one line that says what is wrong, where (file and line), and
     what to do. The command line prints it and ends with exit status 2.
     """
+
+
+class StoppedError(Exception):
+    """A run has stopped for a reason that is not its input's; what is saved stays good."""

@@ -62,6 +62,10 @@ def imaml(
     """
     if strength <= 0:
         raise ValueError(f"strength is {strength}: give a number above 0")
+    if num_steps < 1 or solver_steps < 1:
+        raise ValueError(
+            f"num_steps is {num_steps} and solver_steps is {solver_steps}: give 1 or more of both"
+        )
     if solver not in ("cg", "neumann"):
         raise ValueError(f"solver is {solver!r}: choose cg or neumann")
     solve = functools.partial(

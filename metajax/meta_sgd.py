@@ -103,6 +103,9 @@ def maml_plus_plus(
         raise ValueError(
             f"num_steps is {num_steps}: MAML++ learns rates of steps, so give 1 or more"
         )
+    for name, value in {"multi_step": multi_step, "first_order_until": first_order_until}.items():
+        if value < 0:
+            raise ValueError(f"{name} is {value}: give a number of outer steps >= 0")
     if settings.get("reduce") is not None:
         raise ValueError("maml_plus_plus takes no reduce: a leaf's rate is one number")
 

@@ -42,12 +42,14 @@ class Metrics(NamedTuple):
         query_aux: the loss function's auxiliary output on the query sets.
         support_loss: [K] before each inner step.
         grad_norm: [] Euclidean norm of the mean meta-gradient.
+        skipped: [] bool, whether the step was not taken, for the loss or the norm is not finite.
     """
 
     query_loss: jax.Array
     query_aux: Any
     support_loss: jax.Array
     grad_norm: jax.Array
+    skipped: jax.Array
 
 
 def num_tasks(tasks: Task) -> int:
@@ -90,7 +92,7 @@ def map_tasks(
     """
     total = num_tasks(tasks)
     chunk = chunk_size or default_chunk_size(total)
-    if total % chunk:
+    if chunk < 1 or total % chunk:
         near = [size for size in range(1, total + 1) if total % size == 0]
         raise ValueError(f"chunk_size {chunk} does not divide {total} tasks: use one of {near}")
 
@@ -141,10 +143,20 @@ def mean_meta_grad(
 def follow(
     optimizer: optax.GradientTransformation, state: OuterState, grads: PyTree, info: MetaInfo
 ) -> tuple[OuterState, Metrics]:
-    """Takes the outer step that a mean meta-gradient asks for."""
+    """Takes the outer step that a mean meta-gradient asks for.
+
+    One that is not finite, or whose loss is not, changes nothing but the number of the step.
+    """
+    norm = optax.tree.norm(grads)
+    usable = jnp.isfinite(norm) & jnp.isfinite(info.query_loss)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.meta_params)
     meta_params = optax.apply_updates(state.meta_params, updates)
-    metrics = Metrics(info.query_loss, info.query_aux, info.support_loss, optax.tree.norm(grads))
+    meta_params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(usable, new, old),
+        (meta_params, opt_state),
+        (state.meta_params, state.opt_state),
+    )
+    metrics = Metrics(info.query_loss, info.query_aux, info.support_loss, norm, ~usable)
     return OuterState(state.step + 1, meta_params, opt_state, state.rng), metrics
 
 

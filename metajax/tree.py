@@ -13,6 +13,11 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def paths(tree: PyTree) -> list[str]:
+    """The paths of all leaves."""
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
 def mask(tree: PyTree, chosen: Callable[[str], bool]) -> PyTree:
     """A pytree like `tree` with True at the leaves whose path is chosen, else False."""
     return jax.tree_util.tree_map_with_path(lambda path, _: chosen(path_name(path)), tree)

@@ -78,5 +78,6 @@ def relative_gap(left, right):
     """Largest difference over all leaves, relative to the largest value."""
     left, right = jax.device_get((left, right))
     largest = lambda x: np.max(np.abs(x), initial=0)  # noqa: E731
-    gap = max(jax.tree.leaves(jax.tree.map(lambda a, b: largest(a - b), left, right)))
-    return gap / max(largest(leaf) for leaf in jax.tree.leaves(right))
+    gaps = jax.tree.leaves(jax.tree.map(lambda a, b: largest(a * 1.0 - b), left, right))
+    # Python's max would lose a NaN.
+    return np.max(gaps) / np.max([largest(leaf) for leaf in jax.tree.leaves(right)])

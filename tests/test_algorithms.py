@@ -185,6 +185,30 @@ def test_padding_is_ignored(x64, name):
     chex.assert_trees_all_close(found, expected, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize("constructor", ["proto_maml", "leopard"])
+def test_classes_that_a_task_lacks_are_ignored(x64, constructor):
+    """A task of two classes is the same whether or not there is room for a third."""
+
+    def meta_grad(classes, task):
+        if constructor == "proto_maml":
+            algorithm = metajax.proto_maml(features, classes, SGD, 2)
+        else:
+            algorithm = metajax.leopard(features, 4, classes, SGD, 2, **LEOPARD)
+        return algorithm.meta_grad(algorithm.init(problems.mlp_params()), task, None)
+
+    small = problems.nth(labelled_tasks(), 0)
+    bare = metajax.Task(*({k: v for k, v in b.items() if k != "class_mask"} for b in small))
+    grads, info = meta_grad(CLASSES, small)
+    expected, expected_info = meta_grad(2, bare)
+    assert problems.relative_gap(grads, expected) < 1e-12
+    np.testing.assert_allclose(info.query_loss, expected_info.query_loss, rtol=1e-12)
+
+
+def test_a_nan_anywhere_is_a_gap():
+    tree = {"a": np.ones(2), "b": np.ones(2)}
+    assert np.isnan(problems.relative_gap({**tree, "b": np.array([1, np.nan])}, tree))
+
+
 def spoil(batch):
     """Other examples where there are none."""
     gone = batch["example_mask"][:, None] == 0
@@ -277,6 +301,10 @@ def test_imaml_shrinks_by_lambda_over_one_plus_lambda(x64):
 def test_imaml_refuses_nonsense():
     with pytest.raises(ValueError, match="strength is 0"):
         metajax.imaml(LOSS, SGD, 1, strength=0)
+    with pytest.raises(ValueError, match="solver_steps is 0: give 1"):
+        metajax.imaml(LOSS, SGD, 1, solver_steps=0)
+    with pytest.raises(ValueError, match="num_steps is 0 and"):
+        metajax.imaml(LOSS, SGD, 0)
     with pytest.raises(ValueError, match="solver is 'lu': choose"):
         metajax.imaml(LOSS, SGD, 1, solver="lu")
 
@@ -400,6 +428,19 @@ def test_stacked_layers_have_rates_of_their_own(x64):
     meta_params["rates"]["layers"] = jnp.array([[0.0, 0.5, 1.0], [0.0, 0.5, 0.0]])
     adapted, _ = algorithm.adapt(meta_params, jnp.ones((3, 4)), None)
     np.testing.assert_allclose(adapted["layers"][:, 0], [0, 0.75, 1])
+
+
+def test_an_inner_loop_without_parameters_is_refused():
+    algorithm = metajax.anil(LOSS, SGD, 1, head=lambda path: path == "sceond")
+    with pytest.raises(ValueError, match="adapted chooses none of first/bias, first/kernel"):
+        algorithm.adapt(problems.mlp_params(), problems.one_task().support, None)
+
+
+def test_maml_plus_plus_refuses_negative_lengths():
+    with pytest.raises(ValueError, match="multi_step is -1"):
+        metajax.maml_plus_plus(LOSS, 0.05, 1, multi_step=-1)
+    with pytest.raises(ValueError, match="first_order_until is -2"):
+        metajax.maml_plus_plus(LOSS, 0.05, 1, first_order_until=-2)
 
 
 def test_maml_plus_plus_takes_no_reduction():

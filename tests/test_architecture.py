@@ -21,7 +21,7 @@ ARROWS: dict[str, set[str]] = {
     "arithmetic": CONTRACTS,
     "hypergrad": CONTRACTS,
     "inner": {*CONTRACTS, "hypergrad"},
-    "adaptation": {*CONTRACTS, "inner"},
+    "adaptation": {*CONTRACTS, "inner", "hypergrad"},
     **{name: {*CONTRACTS, "inner", "hypergrad", "adaptation"} for name in ALGORITHMS},
     "outer": {*CONTRACTS, "inner", "hypergrad", "adaptation", *ALGORITHMS},
     "parallel": {*CONTRACTS, "outer"},

@@ -1,5 +1,8 @@
 """Checkpoints: what is saved is what is restored, whatever happens meanwhile."""
 
+import gc
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +13,7 @@ import tiny
 
 from metajax import checkpoint
 from metajax.checkpoint import Checkpoints
-from metajax.errors import InputError
+from metajax.errors import InputError, StoppedError
 from metajax.optimizer import adamw, learning_rate
 from metajax.outer import OuterState
 from metajax.parallel import outer_loop
@@ -165,3 +168,87 @@ def test_any_optimizer_state_is_restored(tmp_path):
             checkpoints.save(state)
         with Checkpoints(tmp_path / str(number), keep=1, record=RECORD) as checkpoints:
             tiny.assert_same_bits(checkpoints.restore(state), state)
+
+
+def truncate(checkpoint):
+    """Cuts each of its larger files in half."""
+    for path in checkpoint.rglob("*"):
+        if path.is_file() and path.stat().st_size > 200:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def lose_a_file(checkpoint):
+    files = [path for path in (checkpoint / "params").rglob("d/*") if path.is_file()]
+    max(files, key=lambda path: path.stat().st_size).unlink()
+
+
+def lose_the_metadata(checkpoint):
+    (checkpoint / "params" / "_METADATA").unlink()
+
+
+@pytest.fixture
+def abandoned():
+    """What Orbax leaves running when it fails is thrown away within the test."""
+    yield
+    gc.collect()
+
+
+IGNORE_ABANDONED = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
+)
+
+
+@IGNORE_ABANDONED
+@pytest.mark.usefixtures("abandoned")
+@pytest.mark.parametrize("damage", [truncate, lose_a_file, lose_the_metadata])
+def test_a_damaged_checkpoint_is_named_and_set_aside(tmp_path, caplog, damage):
+    with Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(small_state(step))
+    damage(tmp_path / "c" / "2")
+    assert checkpoint.load(tmp_path / "c").step == 1
+    assert "checkpoint 2 cannot be read" in caplog.text
+    with Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints:
+        assert int(checkpoints.restore(small_state(0)).step) == 1
+        checkpoints.save(small_state(2))
+    assert f"set aside as {tmp_path / 'damaged-2'}" in caplog.text
+    assert (tmp_path / "damaged-2").is_dir()
+    assert checkpoint.load(tmp_path / "c").step == 2
+
+
+@IGNORE_ABANDONED
+@pytest.mark.usefixtures("abandoned")
+def test_nothing_is_set_aside_where_nothing_can_be_read(tmp_path):
+    with Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints:
+        checkpoints.save(small_state(1))
+    truncate(tmp_path / "c" / "1")
+    with (
+        Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints,
+        pytest.raises(StoppedError, match="none of its checkpoints can be read"),
+    ):
+        checkpoints.restore(small_state(0))
+    assert (tmp_path / "c" / "1").is_dir()
+
+
+def test_some_are_kept_for_good(tmp_path):
+    with Checkpoints(tmp_path / "c", keep=1, keep_every=4, record=RECORD) as checkpoints:
+        for step in range(1, 8):
+            checkpoints.save(small_state(step))
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {"4", "7"}
+
+
+@IGNORE_ABANDONED
+@pytest.mark.usefixtures("abandoned")
+def test_a_directory_that_vanishes_stops_with_what_is_safe(tmp_path):
+    with Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints:
+        checkpoints.save(small_state(1))
+
+    def lose_it():
+        with Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints:
+            shutil.rmtree(tmp_path / "c")
+            (tmp_path / "c").write_text("no directory")
+            checkpoints.save(small_state(2))
+
+    with pytest.raises(StoppedError, match=r"could not be written .*: nothing is saved yet"):
+        lose_it()

@@ -15,7 +15,8 @@ def mentioned_rows(model: Bert) -> Reduce:
     """Only the rows of the embedding table that a task's texts mention.
 
     The others have no gradient, so that SGD, with momentum or not, and Adam leave them as they
-    are: exact unless the inner optimizer decays weights. A masked-LM head reads the whole table.
+    are: exact unless the inner optimizer decays weights or looks at a leaf's norm (LARS, LAMB). A
+    masked-LM head reads the whole table.
     """
     if model.head == "masked_lm":
         raise ValueError("a masked-LM head reads every row of the embedding table")

@@ -30,6 +30,7 @@ from metajax.types import MetaAlgorithm, Params, Task
 # temperature that few-shot classifiers on unit features commonly have.
 FEATURE_NORM = math.sqrt(10)
 UNROLLED = 5  # More inner steps than this take too long to compile one by one.
+_ONE_CHOICE = ("reptile", "anil")  # Of the layers that adapt.
 _DEFAULTS = {
     "inner_steps": 3,
     "inner_lr": 0.3,
@@ -155,6 +156,8 @@ def _few_shot(
     features = {"pooling": "mean", "feature_norm": FEATURE_NORM}
     source = open_(spec, settings, head="encoder", **features)
     resolved = resolve_inner(inner, source)
+    if inner.layers is None and resolved["algorithm"] in _ONE_CHOICE:
+        resolved["layers"] = None  # The weights' own run had a choice.
     if resolved["layers"] is not None:
         _check_layers(resolved, source.model.config.num_hidden_layers)
     if resolved["head"] == "checkpoint":
@@ -165,7 +168,7 @@ def _few_shot(
 
 def _check_layers(inner: dict[str, Any], blocks: int) -> None:
     where = f"--layers {inner['layers']}"
-    if inner["algorithm"] in ("reptile", "anil"):
+    if inner["algorithm"] in _ONE_CHOICE:
         raise InputError(
             f"{where}: {inner['algorithm']} has no choice of layers: use maml or fomaml"
         )
