@@ -5,6 +5,9 @@ For the inner loop to move the adapters alone, while the outer loop trains every
     from metajax import lora
     params = lora.init(params, rank=8, chosen=lambda path: path.endswith("qkv/kernel"), rng=key)
     algorithm = metajax.maml(lora.loss(loss_fn), optax.sgd(0.1), 3, adapted=lora.is_adapter)
+
+A start or a reduction that was made for the plain parameters goes through `lora.start` and
+`lora.reduce`.
 """
 
 from collections.abc import Callable
@@ -13,8 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metajax.tree import select
-from metajax.types import Batch, Key, LossFn, Params
+from metajax.tree import extend, select
+from metajax.types import Batch, Key, LossFn, Params, Reduce, Reduced, Start, Task
 
 
 def init(
@@ -64,7 +67,9 @@ def merge(params: Params) -> Params:
     def add(kernel: Any, adapter: Any) -> Any:
         return kernel if adapter is None else kernel + adapter["down"] @ adapter["up"]
 
-    return jax.tree.map(add, params["base"], params["adapters"])
+    # A start may have added a head, which has none.
+    adapters = extend(params["adapters"], params["base"], None)
+    return jax.tree.map(add, params["base"], adapters)
 
 
 def loss(loss_fn: LossFn) -> LossFn:
@@ -74,3 +79,28 @@ def loss(loss_fn: LossFn) -> LossFn:
         return loss_fn(merge(params), batch, rng)
 
     return adapted_loss
+
+
+def start(start: Start) -> Start:
+    """A start of plain parameters for those with adapters; what it adds (a head) joins the base."""
+
+    def adapted_start(params: Params, support: Batch, rng: Key | None) -> Params:
+        begun = start(merge(params), support, rng)
+        added = {key: value for key, value in begun.items() if key not in params["base"]}
+        return {**params, "base": {**params["base"], **added}}
+
+    return adapted_start
+
+
+def reduce(reduce: Reduce) -> Reduce:
+    """A reduction of plain parameters for those with adapters; it must leave adapted kernels be."""
+
+    def adapted_reduce(params: Params, task: Task) -> Reduced:
+        base, task, restore = reduce(params["base"], task)
+        return (
+            {**params, "base": base},
+            task,
+            lambda adapted: {**adapted, "base": restore(adapted["base"])},
+        )
+
+    return adapted_reduce

@@ -10,6 +10,7 @@ import pytest
 from problems import relative_gap
 
 import metajax
+from metajax import lora
 from metajax.data.packing import Shape, pack
 from metajax.models import Bert, bert, classification_loss, prototype_start
 from metajax.models.reduction import compose, mentioned_rows, separate_layers, upper_layers
@@ -201,6 +202,28 @@ def test_other_algorithms_of_a_reduced_task(params, name):
         jax.jit(each.adapt)(meta_params, task.support, None)[0] for each in (plain, reduced)
     )
     assert relative_gap(found, expected) < 1e-10
+
+
+def test_lora_of_a_reduced_task(params):
+    """With a head of prototypes, which the adapters change the features of."""
+    key, chosen = jax.random.key(2), lambda path: path == "layers/qkv/kernel"
+    with_adapters = lora.init(params, rank=2, chosen=chosen, rng=key)
+
+    def run(**settings):
+        algorithm = metajax.maml(
+            lora.loss(lambda params, batch, rng: LOSS(params, batch, None)),
+            SGD,
+            1,
+            adapted=lambda path: lora.is_adapter(path) or path.startswith("base/classifier"),
+            start=lora.start(prototype_start(MODEL)),
+            **settings,
+        )
+        return jax.jit(algorithm.meta_grad)(with_adapters, unequal_task(packed=True), None)
+
+    (expected, info), (found, _) = run(), run(reduce=lora.reduce(mentioned_rows(MODEL)))
+    assert relative_gap(found, expected) < 1e-10
+    assert info.query_loss > 0
+    assert np.abs(found["adapters"]["layers"]["qkv"]["kernel"]["up"]).max() > 0
 
 
 def test_what_cannot_be_reduced_is_refused():
