@@ -1,7 +1,5 @@
 """`python -m metajax`."""
 
-import sys
+from metajax.cli import run
 
-from metajax.cli import main
-
-sys.exit(main())
+run()

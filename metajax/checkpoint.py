@@ -44,6 +44,7 @@ class Checkpoints:
     ) -> None:
         self._record = record
         self._directory = directory
+        self._failed = False
         policies = ocp.training.preservation_policies
         kept: list[Any] = [policies.LatestN(keep)]
         if keep_every is not None:
@@ -65,7 +66,7 @@ class Checkpoints:
         trace: TracebackType | None,
     ) -> None:
         # After a failed save there is nothing to wait for that would come.
-        if not isinstance(error, StoppedError):
+        if not self._failed:
             with self._explained():
                 self._orbax.close()
 
@@ -91,6 +92,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            self._failed = True
             steps = _whole_steps(self._directory)
             safe = f"step {max(steps)} is safe" if steps else "nothing is saved yet"
             raise StoppedError(

@@ -15,7 +15,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from metajax.errors import InputError
+from metajax.errors import InputError, StoppedError
 from metajax.stages import settings
 from metajax.stages.run import cache_directory
 from metajax.stages.settings import Settings, flag
@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 done, 2 the input is at fault (one line on standard error says what),
-        1 interrupted. Anything else raises, which ends Python with 1 too.
+        1 stopped. Anything else raises, which ends Python with 1 too.
     """
     # JAX reads it when it is imported: what one run compiled, the next one loads.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_directory() / "xla"))
@@ -179,6 +179,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"metajax: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except StoppedError as error:
+        print(f"metajax: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(
             "metajax: stopped; the same command resumes from the last checkpoint", file=sys.stderr
@@ -194,6 +197,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"metajax: error: {error.filename}: {reason}: name another", file=sys.stderr)
         return 2
     return 0
+
+
+def run() -> NoReturn:
+    """The command `metajax`: `main`, and then the end of the process."""
+    status = main()
+    if status == 1:
+        # At once: where a save has failed, Orbax's threads wait for it for minutes.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 class _Notes(logging.handlers.MemoryHandler):

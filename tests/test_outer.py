@@ -106,3 +106,18 @@ def test_same_key_same_result_and_another_key_another():
     first, again, other = (take_steps(LOOP, 2, seed)[0].meta_params for seed in (0, 0, 1))
     assert problems.relative_gap(first, again) == 0
     assert problems.relative_gap(first, other) > 1e-4
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(x64):
+    outer = metajax.outer_loop(MAML, optax.adam(0.1), devices=jax.devices()[:1])
+    tasks = problems.mlp_tasks()
+    state, metrics = outer.step(outer.init(problems.mlp_params(), jax.random.key(0)), tasks)
+    assert not metrics.skipped
+    x, y = tasks.query
+    spoilt, metrics = outer.step(state, tasks._replace(query=(x, y.at[2, 0].set(jnp.nan))))
+    assert metrics.skipped
+    assert spoilt.step == 2
+    for before, after in zip(state[1:3], spoilt[1:3]):
+        for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after)):
+            np.testing.assert_array_equal(one, other)
+    assert not outer.step(spoilt, tasks)[1].skipped

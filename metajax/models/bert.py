@@ -216,8 +216,8 @@ def run_blocks(
         return nnx.merge(graph, params)(x_BxLxH, bias, key)
 
     policy = None if remat else jax.checkpoint_policies.dots_saveable
-    # A scan keeps CSE out; without one a barrier has to. (On a CPU separate blocks save nothing even
-    # so unless their rows come in chunks: only loops order XLA's work there.)
+    # A scan keeps CSE out; without one a barrier has to. (On a CPU separate blocks save nothing
+    # even so unless their rows come in chunks: only loops order XLA's work there.)
     block = jax.checkpoint(block, policy=policy, prevent_cse=separate and remat)
 
     def run(x_BxLxH: jax.Array, layer: Any) -> tuple[jax.Array, None]:

@@ -1,5 +1,6 @@
 """The training that pretrain, finetune and metatrain share: start or resume, step, save, report."""
 
+import itertools
 import json
 import logging
 import math
@@ -10,18 +11,21 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from tqdm import tqdm
 
 from metajax.checkpoint import Checkpoints
-from metajax.errors import InputError
+from metajax.errors import InputError, StoppedError
 from metajax.models import Bert, save_config
 from metajax.optimizer import adamw, learning_rate
-from metajax.outer import Metrics, OuterState
+from metajax.outer import Metrics, OuterState, num_tasks, task_keys
 from metajax.parallel import OuterLoop, outer_loop
 from metajax.stages.run import MetricsLog, Run, begin, held, write_results
 from metajax.stages.settings import ModelSettings, TrainSettings
-from metajax.types import MetaAlgorithm, Params, Task
+from metajax.stages.signals import Stop, listening
+from metajax.types import Key, MetaAlgorithm, Params, Task
 
 _log = logging.getLogger("metajax")
 
@@ -74,7 +78,10 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
     )
     with (
         held(run),
-        Checkpoints(run.checkpoints, keep=settings.keep, record=run.record) as checkpoints,
+        listening() as stop,
+        Checkpoints(
+            run.checkpoints, keep=settings.keep, keep_every=settings.keep_every, record=run.record
+        ) as checkpoints,
     ):
         if results_file.is_file():
             return json.loads(results_file.read_text(encoding="utf-8"))
@@ -84,7 +91,8 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
             if not log.rows:
                 log.write({"step": 0, "before": stage.measure(state.meta_params)})
             before = log.rows[0]["before"]
-            state = _take_steps(stage, outer, state, log, checkpoints)
+            with stop.after_this():
+                state = _take_steps(stage, outer, state, log, checkpoints, stop)
         results = {"before": before, "after": stage.measure(state.meta_params)}
     write_results(run, results)
     return results
@@ -127,9 +135,18 @@ def _optimizer(stage: Stage) -> Any:
 
 
 def _take_steps(
-    stage: Stage, outer: OuterLoop, state: OuterState, log: MetricsLog, checkpoints: Checkpoints
+    stage: Stage,
+    outer: OuterLoop,
+    state: OuterState,
+    log: MetricsLog,
+    checkpoints: Checkpoints,
+    stop: Stop,
 ) -> OuterState:
-    """Takes the outer steps that are left, logging and saving on the way."""
+    """Takes the outer steps that are left, logging and saving on the way.
+
+    Raises:
+        StoppedError: a signal came, or too many steps in a row were not finite; it is all saved.
+    """
     first, save_every = int(state.step), stage.settings.save_every
     progress = tqdm(
         total=stage.num_steps,
@@ -144,11 +161,45 @@ def _take_steps(
             state, metrics = outer.step(state, tasks)
             row = _row(step + 1, metrics)  # Waits for the step.
             log.write(row | clock.lap())
-            progress.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+            loss = "skipped" if "skipped" in row else f"{row['loss']:.4f}"
+            progress.set_postfix(loss=loss, refresh=False)
             progress.update()
-            if (step + 1) % save_every == 0 or step + 1 == stage.num_steps:
+            bad = _skipped_in_a_row(log)
+            giving_up = bad >= stage.settings.max_skipped
+            due = (step + 1) % save_every == 0 or step + 1 == stage.num_steps
+            if due or stop.asked or giving_up:
                 checkpoints.save(state)
+            if giving_up:
+                raise StoppedError(_diagnosis(stage, state, step, tasks, bad))
+            if stop.asked:
+                raise StoppedError(
+                    f"stopped by {stop.asked} after step {step + 1}, which is saved; "
+                    "the same command resumes"
+                )
     return state
+
+
+def _skipped_in_a_row(log: MetricsLog) -> int:
+    """How many steps up to the last one were not finite."""
+    steps = itertools.takewhile(lambda row: row.get("skipped"), reversed(log.rows))
+    return sum(1 for _ in steps)
+
+
+def _diagnosis(stage: Stage, state: OuterState, step: int, tasks: Task, bad: int) -> str:
+    """Which of a step's tasks were not finite; the parameters are those that it began with."""
+    keys = task_keys(jax.random.fold_in(state.rng, step), 0, num_tasks(tasks))
+
+    def finite(task_and_key: tuple[Task, Key]) -> jax.Array:
+        grads, info = stage.algorithm.meta_grad(state.meta_params, *task_and_key)
+        return jnp.isfinite(info.query_loss) & jnp.isfinite(optax.tree.norm(grads))
+
+    fine = np.asarray(jax.jit(lambda *each: jax.lax.map(finite, each))(tasks, keys))
+    which = ", ".join(map(str, np.flatnonzero(~fine))) or "none by itself"
+    return (
+        f"{bad} steps in a row had a loss or gradient that is not finite, and changed nothing; in "
+        f"step {step + 1} it was task {which} (of 0 to {len(fine) - 1}): all before them is saved; "
+        "lower --learning-rate or --inner-lr, or use --dtype float32, in a new --workdir"
+    )
 
 
 class _Clock:
@@ -186,8 +237,14 @@ def _prefetched(make_tasks: MakeTasks, steps: range, clock: _Clock) -> Iterator[
 def _row(step: int, metrics: Metrics) -> dict[str, Any]:
     """Metrics as JSON: scalars by name, the support losses as a list."""
     host = jax.device_get(metrics)
-    row: dict[str, Any] = {"step": step, "loss": float(host.query_loss)}
-    row |= {name: float(value) for name, value in host.query_aux.items() if np.ndim(value) == 0}
+    row: dict[str, Any] = {"step": step, "loss": _number(host.query_loss)}
+    row |= {name: _number(value) for name, value in host.query_aux.items() if np.ndim(value) == 0}
     if host.support_loss.size:
-        row["support_loss"] = [float(value) for value in host.support_loss]
-    return row | {"grad_norm": float(host.grad_norm)}
+        row["support_loss"] = [_number(value) for value in host.support_loss]
+    row["grad_norm"] = _number(host.grad_norm)
+    return row | {"skipped": True} if host.skipped else row
+
+
+def _number(value: Any) -> float | None:
+    """As JSON, which has no NaN."""
+    return float(value) if np.isfinite(value) else None

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from metajax.errors import InputError
+from metajax.errors import InputError, StoppedError
 from metajax.stages.settings import Settings, flag
 
 _PACKAGES = ("metajax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
@@ -249,8 +249,14 @@ class MetricsLog:
     def write(self, row: dict[str, Any]) -> None:
         """Appends a row, at once."""
         self.rows.append(row)
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise StoppedError(
+                f"{self._file.name}: cannot be written ({error.strerror}): the checkpoints are "
+                "safe; make room and run the same command again"
+            ) from error
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

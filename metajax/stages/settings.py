@@ -150,6 +150,18 @@ class TrainSettings(ModelSettings):
     clip_norm: float = option("largest norm of the gradient", 1.0, above=0)
     save_every: int = option("steps between checkpoints", 100, minimum=1, matters=False)
     keep: int = option("newest checkpoints kept", 2, minimum=1, matters=False)
+    keep_every: int | None = option(
+        "checkpoints of steps that are multiples of this are kept too",
+        None,
+        minimum=1,
+        matters=False,
+    )
+    max_skipped: int = option(
+        "steps in a row, skipped for a loss or gradient that is not finite, after which to stop",
+        10,
+        minimum=1,
+        matters=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

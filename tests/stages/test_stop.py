@@ -1,0 +1,117 @@
+"""Signals and numbers that stop being numbers: what a run does of its own accord."""
+
+import json
+import resource
+import shutil
+import signal
+import time
+
+import pytest
+import tiny
+
+from tests.stages.commands import metatrain_command, pretrain_command
+
+STEPS = 400
+
+
+def lines(workdir):
+    file = workdir / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def signalled(command, workdir, cache, number, moment):
+    process = tiny.start(*command, cache=cache)
+    while process.poll() is None and lines(workdir) < moment:
+        time.sleep(0.005)
+    process.send_signal(number)
+    begun = time.perf_counter()
+    done = tiny.finish(process)
+    return done, time.perf_counter() - begun
+
+
+def steps_saved(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_middle_saves_the_step_in_hand(material, compiled, tmp_path, number):
+    command = pretrain_command(material, tmp_path / "run", steps=STEPS, save_every=STEPS)
+    done, seconds = signalled(command, tmp_path / "run", compiled, number, 4)
+    assert done.status == 1, done.err
+    (saved,) = steps_saved(tmp_path / "run")
+    assert f"stopped by {number.name} after step {saved}, which is saved" in done.err
+    assert "Traceback" not in done.err
+    assert 3 <= saved < STEPS
+    assert seconds < 20
+    # Nothing is lost: the metrics go on where they were.
+    again, _ = signalled(command, tmp_path / "run", compiled, number, lines(tmp_path / "run") + 3)
+    assert again.status == 1
+    steps = [row["step"] for row in tiny.rows_of(tmp_path / "run")]
+    assert steps == list(range(steps[-1] + 1))
+    assert steps_saved(tmp_path / "run") == [saved, steps[-1]]
+
+
+def lose(process, checkpoints):
+    process.send_signal(signal.SIGSTOP)
+    shutil.rmtree(checkpoints)
+    checkpoints.write_text("no directory any more")
+    process.send_signal(signal.SIGCONT)
+
+
+def fill_up(process, checkpoints):
+    """As on a full disk, what is larger than this cannot be written."""
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (9000, 9000))
+
+
+@pytest.mark.parametrize(("harm", "safe"), [(lose, "nothing is saved yet"), (fill_up, "is safe")])
+def test_a_checkpoint_that_cannot_be_written_stops_the_run(
+    material, compiled, tmp_path, harm, safe
+):
+    checkpoints = tmp_path / "run" / "checkpoints"
+    command = pretrain_command(material, tmp_path / "run", steps=STEPS, save_every=6, keep=2)
+    process = tiny.start(*command, cache=compiled)
+    while process.poll() is None and not (checkpoints / "6").exists():
+        time.sleep(0.005)
+    harm(process, checkpoints)
+    begun = time.perf_counter()
+    done = tiny.finish(process)
+    assert time.perf_counter() - begun < 60
+    assert done.status == 1, done.err
+    last = done.err.strip().splitlines()[-1]
+    assert f"{checkpoints}: a checkpoint could not be written" in last
+    assert safe in last
+    if harm is fill_up:  # With room again, it goes on.
+        moment = lines(tmp_path / "run") + 8
+        again, _ = signalled(command, tmp_path / "run", compiled, signal.SIGTERM, moment)
+        assert again.status == 1
+        assert "which is saved" in again.err
+
+
+def test_a_signal_outside_of_the_steps_stops_at_once(material, tmp_path):
+    def measure(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("metajax.stages.pretrain.held_out_loss", measure)
+        done = tiny.run(*pretrain_command(material, tmp_path / "run"))
+    assert done.status == 1
+    assert "stopped by SIGTERM; the same command resumes" in done.err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    tiny.succeed(*pretrain_command(material, tmp_path / "run"))
+
+
+def test_steps_that_are_not_finite_are_skipped_and_then_stop_the_run(
+    material, tmp_path, monkeypatch
+):
+    workdir = tmp_path / "run"
+    monkeypatch.setattr("metajax.stages.few_shot.FEATURE_NORM", float("nan"))
+    settings = {"algorithm": "fomaml", "max_skipped": 2}
+    done = tiny.run(*metatrain_command(material, workdir, steps=9, save_every=9, **settings))
+    assert done.status == 1
+    assert "2 steps in a row had a loss or gradient that is not finite" in done.err
+    assert "in step 2 it was task 0, 1 (of 0 to 1)" in done.err
+    assert steps_saved(workdir) == [2]
+    _, *rows = tiny.rows_of(workdir)
+    assert [row["skipped"] for row in rows] == [True, True]
+    assert "NaN" not in (workdir / "metrics.jsonl").read_text()
+    assert json.dumps(rows[0]["loss"]) == "null"
