@@ -239,6 +239,10 @@ def _notes() -> Iterator[None]:
 
 
 def _run(name: str, chosen: Settings) -> Any:
+    if hasattr(chosen, "distributed"):
+        from metajax.stages import hosts  # It imports JAX.
+
+        hosts.join(chosen)
     module = importlib.import_module(f"metajax.stages.{name}")
     return getattr(module, name)(chosen)
 

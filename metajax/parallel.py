@@ -59,7 +59,7 @@ def outer_loop(
 
     With several processes (`jax.distributed.initialize`), each calls `init` with the same params
     and `step` with its own share of the tasks: those of its devices, in the order of
-    `jax.devices()`.
+    `jax.devices()`. The step is then that of a mesh, `task_mesh(1)` by default.
 
     Args:
         algorithm: from one of the constructors (`metajax.maml`, ...), or a function that gives one
@@ -68,7 +68,7 @@ def outer_loop(
         chunk_size: tasks under one vmap on each device; the chunks run one after the other with
             their gradients added up. By default one on a CPU and all of them elsewhere. A
             smaller chunk takes less memory.
-        devices: those to use; by default all, those of other processes included.
+        devices: those to use, of one process; by default all.
         donate: let a step overwrite the state it is given, which saves a copy of it. The caller
             must not use that state again, nor the params that `init` was given.
         compiler_options: XLA's, as `jax.jit` takes them. Not for `pmap`, which takes none.
@@ -87,6 +87,8 @@ def outer_loop(
         0.81
     """
     donated = 0 if donate else ()
+    if mesh is None and jax.process_count() > 1:
+        mesh = task_mesh(1)  # pmap would leave each process a state of its own.
     if mesh is not None:
         return _sharded_loop(
             algorithm, outer_optimizer, mesh, chunk_size, donated, compiler_options
@@ -120,14 +122,14 @@ def outer_loop(
         donate_argnums=donated,
     )
 
-    local = sum(device.process_index == jax.process_index() for device in devices)
-
     def split_step(state: OuterState, tasks: Task) -> tuple[OuterState, Metrics]:
         # No copy but for a state from elsewhere: a checkpoint, another number of devices.
-        return mapped(jax.device_put(state, home), split_tasks(tasks, local))
+        return mapped(
+            _put(state, jax.tree.map(lambda _: home, state)), split_tasks(tasks, len(devices))
+        )
 
     return OuterLoop(
-        init, split_step, lambda state, tasks: mapped.lower(state, split_tasks(tasks, local))
+        init, split_step, lambda state, tasks: mapped.lower(state, split_tasks(tasks, len(devices)))
     )
 
 
@@ -178,7 +180,7 @@ def _sharded_loop(
     def init(params: Params, rng: Key) -> OuterState:
         meta_params = at_step(algorithm, jnp.int32(0)).init(params)
         state = OuterState(jnp.int32(0), meta_params, optimizer.init(meta_params), rng)
-        return jax.device_put(state, place(state))
+        return _put(state, place(state))
 
     @functools.partial(jax.jit, donate_argnums=donated, compiler_options=dict(options or {}))
     def step(state: OuterState, tasks: Task) -> tuple[OuterState, Metrics]:
@@ -224,9 +226,27 @@ def _sharded_loop(
 
     return OuterLoop(
         init,
-        lambda state, tasks: step(jax.device_put(state, place(state)), split(tasks)),
+        lambda state, tasks: step(_put(state, place(state)), split(tasks)),
         lambda state, tasks: step.lower(state, split(tasks)),
     )
+
+
+def _put(state: OuterState, shardings: OuterState) -> OuterState:
+    """The state where it belongs; of several processes, each has the same to begin with."""
+    if jax.process_count() == 1:
+        return jax.device_put(state, shardings)
+
+    def put(leaf: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
+        if leaf.sharding == sharding:
+            return leaf
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(
+                put(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf)
+            )
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, state, shardings)
 
 
 def _sharded_axis(leaf: Any, parts: int) -> int | None:

@@ -63,7 +63,11 @@ def plan_batches(
 
 
 def packed_parts(
-    batch: dict[str, np.ndarray], parts: int, plan: Sequence[Shapes]
+    batch: dict[str, np.ndarray],
+    parts: int,
+    plan: Sequence[Shapes],
+    *,
+    own: slice = slice(None),
 ) -> dict[str, np.ndarray]:
     """Splits a batch into equal parts and packs each.
 
@@ -71,14 +75,17 @@ def packed_parts(
       batch: As `supervised_batch` gives it, B a multiple of parts.
       parts: P.
       plan: From `plan_batches`.
+      own: Which of the parts are wanted, by default all; the shapes are those of all.
 
     Returns:
       Leaves [P, ...]: the tokens as `pack` returns them, the rest [P, B / P].
     """
     (shape,) = fit_shapes((_lengths(batch, parts),), plan)
-    split = {key: value.reshape(parts, -1, *value.shape[1:]) for key, value in batch.items()}
+    split = {key: value.reshape(parts, -1, *value.shape[1:])[own] for key, value in batch.items()}
     tokens = ("input_ids", "attention_mask", "token_type_ids")
-    packed = [pack({key: split[key][p] for key in tokens}, shape) for p in range(parts)]
+    packed = [
+        pack({key: split[key][p] for key in tokens}, shape) for p in range(len(split["labels"]))
+    ]
     rest = {key: value for key, value in split.items() if key not in tokens}
     return {key: np.stack([part[key] for part in packed]) for key in packed[0]} | rest
 

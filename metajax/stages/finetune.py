@@ -10,7 +10,8 @@ import numpy as np
 from metajax import data
 from metajax.errors import InputError
 from metajax.models import classification_loss
-from metajax.stages.loop import Stage, check_split, train
+from metajax.stages import hosts
+from metajax.stages.loop import Stage, batch_parts, train
 from metajax.stages.run import make_record, open_run
 from metajax.stages.settings import FinetuneSettings
 from metajax.stages.source import describe, open_source, text_length
@@ -30,7 +31,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     Raises:
         InputError: the input cannot be used.
     """
-    check_split("--batch-size", settings.batch_size)
+    parts = batch_parts(settings)
     train_tasks = load(settings, split="train")
     dev_tasks = _load_dev(settings, train_tasks)
     source = open_source(
@@ -54,13 +55,12 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
         parent=source.record,
         model=describe(model),
     )
-    parts = jax.local_device_count()
     plan = data.plan_batches(examples, settings.seed, settings.batch_size, parts)
     logits = jax.jit(lambda params, batch: model(params, batch).logits)
 
     def make_tasks(step: int) -> Task:
         batch = data.supervised_batch(examples, settings.seed, step, settings.batch_size)
-        return Task(support=None, query=data.packed_parts(batch, parts, plan))
+        return Task(None, data.packed_parts(batch, parts, plan, own=hosts.share(parts)))
 
     def measure(params: Params) -> dict[str, Any]:
         return {

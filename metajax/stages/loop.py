@@ -1,5 +1,6 @@
 """The training that pretrain, finetune and metatrain share: start or resume, step, save, report."""
 
+import contextlib
 import itertools
 import json
 import logging
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from metajax.checkpoint import Checkpoints
@@ -21,9 +23,15 @@ from metajax.errors import InputError, StoppedError
 from metajax.models import Bert, save_config
 from metajax.optimizer import adamw, learning_rate
 from metajax.outer import Metrics, OuterState, num_tasks, task_keys
-from metajax.parallel import OuterLoop, outer_loop
+from metajax.parallel import OuterLoop, all_devices, outer_loop, task_mesh
+from metajax.stages import hosts
 from metajax.stages.run import MetricsLog, Run, begin, held, write_results
-from metajax.stages.settings import ModelSettings, TrainSettings
+from metajax.stages.settings import (
+    FinetuneSettings,
+    ModelSettings,
+    PretrainSettings,
+    TrainSettings,
+)
 from metajax.stages.signals import Stop, listening
 from metajax.types import Key, MetaAlgorithm, Params, Task
 
@@ -67,7 +75,10 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
         What `measure` said `before` and `after`; also written to `results.json`.
     """
     run, settings = stage.run, stage.settings
-    begin(run, lambda directory: save_config(directory, stage.model))
+    first = hosts.is_first()
+    if first:
+        begin(run, lambda directory: save_config(directory, stage.model))
+    hosts.wait_for_all("the workdir is there")
     results_file = run.path / "results.json"
     outer = outer_loop(
         stage.algorithm,
@@ -75,9 +86,10 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
         chunk_size=stage.chunk_size,
         donate=True,
         compiler_options=compiler_options(settings),
+        mesh=_mesh(settings.shards),
     )
     with (
-        held(run),
+        held(run) if first else contextlib.nullcontext(),
         listening() as stop,
         Checkpoints(
             run.checkpoints, keep=settings.keep, keep_every=settings.keep_every, record=run.record
@@ -87,15 +99,33 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
             return json.loads(results_file.read_text(encoding="utf-8"))
         state = checkpoints.restore(outer.init(params, jax.random.key(settings.seed)))
         _log.info("%s: starts from step %d of %d", run.path, state.step, stage.num_steps)
-        with MetricsLog(run, int(state.step)) as log:
+        with MetricsLog(run, int(state.step), writes=first) as log:
             if not log.rows:
-                log.write({"step": 0, "before": stage.measure(state.meta_params)})
+                log.write({"step": 0, "before": stage.measure(hosts.whole(state.meta_params))})
             before = log.rows[0]["before"]
             with stop.after_this():
                 state = _take_steps(stage, outer, state, log, checkpoints, stop)
-        results = {"before": before, "after": stage.measure(state.meta_params)}
-    write_results(run, results)
+        results = {"before": before, "after": stage.measure(hosts.whole(state.meta_params))}
+    if first:
+        write_results(run, results)
     return results
+
+
+def batch_parts(settings: PretrainSettings | FinetuneSettings) -> int:
+    """How many parts a batch is split into.
+
+    Raises:
+        InputError: they are not the same on each device.
+    """
+    parts = settings.parts or len(all_devices())
+    if settings.parts:
+        check_split("--parts", parts)
+    if settings.batch_size % parts:
+        raise InputError(
+            f"--batch-size {settings.batch_size}: give a multiple of {parts}, the number of "
+            f"{'--parts' if settings.parts else 'devices'}"
+        )
+    return parts
 
 
 def check_split(name: str, size: int, chunk_size: int | None = None) -> None:
@@ -104,7 +134,7 @@ def check_split(name: str, size: int, chunk_size: int | None = None) -> None:
     Raises:
         InputError: it cannot be.
     """
-    devices = jax.local_device_count()
+    devices = len(all_devices())
     if size % devices:
         raise InputError(f"{name} {size}: give a multiple of {devices}, the number of devices")
     if chunk_size is not None and size // devices % chunk_size:
@@ -120,6 +150,15 @@ def compiler_options(settings: ModelSettings) -> dict[str, bool]:
     if jax.default_backend() != "cpu" or not saves_memory:
         return {}
     return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+
+
+def _mesh(shards: int) -> Mesh | None:
+    if shards == 1:
+        return None
+    try:
+        return task_mesh(shards)
+    except ValueError as error:
+        raise InputError(f"--shards {shards}: {error}") from error
 
 
 def _optimizer(stage: Stage) -> Any:
@@ -154,16 +193,20 @@ def _take_steps(
         desc=stage.run.record["stage"],
         unit="step",
         mininterval=0.2 if sys.stderr.isatty() else 30,
+        disable=not hosts.is_first(),
     )
     clock = _Clock()
     with progress:
         for step, tasks in _prefetched(stage.make_tasks, range(first, stage.num_steps), clock):
-            state, metrics = outer.step(state, tasks)
-            row = _row(step + 1, metrics)  # Waits for the step.
+            with hosts.explained():
+                state, metrics = outer.step(state, tasks)
+                row = _row(step + 1, metrics)  # Waits for the step.
             log.write(row | clock.lap())
             loss = "skipped" if "skipped" in row else f"{row['loss']:.4f}"
             progress.set_postfix(loss=loss, refresh=False)
             progress.update()
+            if hosts.asked_to_stop(step):
+                stop.asked = "SIGTERM"
             bad = _skipped_in_a_row(log)
             giving_up = bad >= stage.settings.max_skipped
             due = (step + 1) % save_every == 0 or step + 1 == stage.num_steps
@@ -187,18 +230,24 @@ def _skipped_in_a_row(log: MetricsLog) -> int:
 
 def _diagnosis(stage: Stage, state: OuterState, step: int, tasks: Task, bad: int) -> str:
     """Which of a step's tasks were not finite; the parameters are those that it began with."""
-    keys = task_keys(jax.random.fold_in(state.rng, step), 0, num_tasks(tasks))
+    first = hosts.share(num_tasks(tasks) * jax.process_count()).start
+    rng, params = (
+        jax.random.wrap_key_data(hosts.whole(jax.random.key_data(state.rng))),
+        hosts.whole(state.meta_params),
+    )
+    keys = task_keys(jax.random.fold_in(rng, step), first, num_tasks(tasks))
 
     def finite(task_and_key: tuple[Task, Key]) -> jax.Array:
-        grads, info = stage.algorithm.meta_grad(state.meta_params, *task_and_key)
+        grads, info = stage.algorithm.meta_grad(params, *task_and_key)
         return jnp.isfinite(info.query_loss) & jnp.isfinite(optax.tree.norm(grads))
 
     fine = np.asarray(jax.jit(lambda *each: jax.lax.map(finite, each))(tasks, keys))
-    which = ", ".join(map(str, np.flatnonzero(~fine))) or "none by itself"
+    which = ", ".join(map(str, first + np.flatnonzero(~fine))) or "none by itself"
     return (
         f"{bad} steps in a row had a loss or gradient that is not finite, and changed nothing; in "
-        f"step {step + 1} it was task {which} (of 0 to {len(fine) - 1}): all before them is saved; "
-        "lower --learning-rate or --inner-lr, or use --dtype float32, in a new --workdir"
+        f"step {step + 1} it was task {which} (of {first} to {first + len(fine) - 1}): all before "
+        "them is saved; lower --learning-rate or --inner-lr, or use --dtype float32, in a new "
+        "--workdir"
     )
 
 

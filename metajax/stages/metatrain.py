@@ -9,6 +9,7 @@ import numpy as np
 
 from metajax import data
 from metajax.evaluate import estimate, run_episodes
+from metajax.stages import hosts
 from metajax.stages.few_shot import open_few_shot
 from metajax.stages.loop import Stage, check_split, train
 from metajax.stages.run import make_record, open_run
@@ -48,18 +49,11 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
     )
     algorithm = few_shot.algorithm(low_memory=settings.low_memory)
 
-    def sampler(count: int) -> Callable[[int], Task]:
-        plan = data.plan_episodes(examples, spec, settings.seed, count)
-
-        def episodes(step: int) -> Task:
-            drawn = data.sample_episodes(examples, spec, settings.seed, step, count)
-            return data.gather(examples, drawn, plan)
-
-        return episodes
-
     def measure(params: Params) -> dict[str, float]:
         # The step after the last is one that training never takes.
-        tasks = sampler(_MEASURED_EPISODES)(settings.steps)
+        every = slice(0, _MEASURED_EPISODES)
+        sampler = episode_sampler(examples, spec, settings.seed, _MEASURED_EPISODES, every)
+        tasks = sampler(settings.steps)
         infos = run_episodes(algorithm, params, tasks, jax.random.key(settings.seed))
         accuracy = estimate(np.asarray(infos.query_aux["accuracy"]))
         return {"accuracy": float(accuracy.mean), "ci95": float(accuracy.ci95)}
@@ -70,13 +64,35 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
             settings=settings,
             model=model,
             algorithm=algorithm,
-            make_tasks=sampler(settings.meta_batch_size),
+            make_tasks=episode_sampler(
+                examples,
+                spec,
+                settings.seed,
+                settings.meta_batch_size,
+                hosts.share(settings.meta_batch_size),
+            ),
             num_steps=settings.steps,
             measure=measure,
             chunk_size=settings.chunk_size,
         ),
         few_shot.params,
     )
+
+
+def episode_sampler(
+    examples: list[data.TokenizedTask], spec: data.EpisodeSpec, seed: int, count: int, own: slice
+) -> Callable[[int], Task]:
+    """The function from a step to some of its `count` episodes; the shapes are those of all."""
+    plan = data.plan_episodes(examples, spec, seed, count)
+
+    def episodes(step: int) -> Task:
+        every = data.sample_episodes(examples, spec, seed, step, count)
+        mine = data.sample_episodes(
+            examples, spec, seed, step, own.stop - own.start, first=own.start
+        )
+        return data.gather(examples, mine, [data.fit_episodes(examples, every, plan)])
+
+    return episodes
 
 
 def episode_spec(settings: EpisodeSettings) -> data.EpisodeSpec:

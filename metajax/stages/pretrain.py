@@ -8,7 +8,8 @@ import jax
 from metajax import data
 from metajax.evaluate import run_episodes
 from metajax.models import masked_lm_loss
-from metajax.stages.loop import Stage, check_split, train
+from metajax.stages import hosts
+from metajax.stages.loop import Stage, batch_parts, train
 from metajax.stages.run import make_record, open_run
 from metajax.stages.settings import PretrainSettings
 from metajax.stages.source import describe, open_source, text_length, without_dropout
@@ -28,7 +29,7 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
     Raises:
         InputError: the input cannot be used.
     """
-    check_split("--batch-size", settings.batch_size)
+    parts = batch_parts(settings)
     lines = data.read_lines(settings.text)
     source = open_source(settings.model, settings, head="masked_lm")
     model = source.model
@@ -43,12 +44,13 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
         model=describe(model),
     )
     loss = masked_lm_loss(model)
-    parts = jax.local_device_count()
     quiet = supervised(without_dropout(loss))
 
     def make_tasks(step: int) -> Task:
         batch = data.pretraining_batch(training, rule, settings.seed, step, settings.batch_size)
-        return split_batch(batch, parts)
+        return Task(
+            None, jax.tree.map(lambda x: x[hosts.share(parts)], split_batch(batch, parts).query)
+        )
 
     def measure(params: Params) -> dict[str, float]:
         return held_out_loss(quiet, params, held_out, rule, settings.seed)

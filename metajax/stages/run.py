@@ -229,14 +229,18 @@ class MetricsLog:
     Args:
         run: whose.
         step: the step resumed from; rows of later steps, from before a kill, are dropped.
+        writes: whether this process is the one that writes them.
 
     Attributes:
         rows: all so far.
     """
 
-    def __init__(self, run: Run, step: int) -> None:
+    def __init__(self, run: Run, step: int, *, writes: bool = True) -> None:
         path = run.path / "metrics.jsonl"
         self.rows = [row for row in _read_rows(path) if row["step"] <= step]
+        self._file = None
+        if not writes:
+            return
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self._file = path.open("a", encoding="utf-8")
 
@@ -244,11 +248,14 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends a row, at once."""
         self.rows.append(row)
+        if self._file is None:
+            return
         try:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()

@@ -140,7 +140,38 @@ class EpisodeSettings(SizeSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(ModelSettings):
+class DeviceSettings(Settings):
+    """Which devices a run has, of one host or of many; none of it changes a number."""
+
+    shards: int = option(
+        "devices that parameters and optimizer state are sharded over (default 1: none)",
+        1,
+        minimum=1,
+        matters=False,
+    )
+    distributed: bool = option(
+        "one of several hosts, each of which is given the same command; on TPU VMs, Slurm and Open "
+        "MPI this is enough",
+        False,
+        matters=False,
+    )
+    coordinator: str | None = option(
+        "elsewhere: the first host's address", None, metavar="HOST:PORT", matters=False
+    )
+    num_processes: int | None = option("elsewhere: how many", None, minimum=1, matters=False)
+    process_id: int | None = option(
+        "elsewhere: which of them this is, from 0", None, minimum=0, matters=False
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        where = (self.coordinator, self.num_processes, self.process_id)
+        if not self.distributed and any(value is not None for value in where):
+            raise InputError("--coordinator, --num-processes, --process-id: add --distributed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(ModelSettings, DeviceSettings):
     """The optimizer (AdamW: linear warm-up, then linear decay to zero) and what is kept."""
 
     workdir: str = option("where the run is written; run again, it resumes", matters=False)
@@ -165,7 +196,19 @@ class TrainSettings(ModelSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainSettings(TrainSettings):
+class BatchSettings(Settings):
+    """How a batch is split over devices."""
+
+    parts: int | None = option(
+        "equal shares of a batch, each with dropout of its own: with the same number a run is the "
+        "same on any number of devices (default: one a device)",
+        None,
+        minimum=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings(TrainSettings, BatchSettings):
     """Masked-language-model training on plain text."""
 
     text: tuple[str, ...] = option("plain text files", metavar="FILE", matters=False)
@@ -177,7 +220,7 @@ class PretrainSettings(TrainSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneSettings(TrainSettings, TaskSettings):
+class FinetuneSettings(TrainSettings, TaskSettings, BatchSettings):
     """Supervised training: one encoder, one head a task."""
 
     dev: tuple[str, ...] = option(

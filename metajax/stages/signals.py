@@ -5,6 +5,8 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
+import jax
+
 from metajax.errors import StoppedError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -43,7 +45,9 @@ def listening() -> Iterator[Stop]:
     """Listens for the signals while a run is at work."""
     stop = Stop()
     try:
-        before = {number: signal.signal(number, stop.handle) for number in _SIGNALS}
+        # Of several processes SIGTERM is JAX's, so that all stop after the same step.
+        numbers = _SIGNALS if jax.process_count() == 1 else _SIGNALS[1:]
+        before = {number: signal.signal(number, stop.handle) for number in numbers}
     except ValueError:  # Not in the main thread: then they are not ours to handle.
         yield stop
         return

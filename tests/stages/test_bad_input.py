@@ -400,3 +400,15 @@ def test_two_runs_in_one_workdir(refused, material, tmp_path):
         fcntl.flock(file, fcntl.LOCK_EX)
         refused("another process is running there: wait", *command)
     tiny.succeed(*command)
+
+
+def test_devices_that_are_not_there(material, tmp_path):
+    done = tiny.run(*pretrain_command(material, tmp_path / "run", shards=3))
+    assert done.status == 2
+    assert "--shards 3: a state cannot be sharded over 3 of 1 devices: give a divisor" in done.err
+    done = tiny.run(*pretrain_command(material, tmp_path / "run", process_id=1))
+    assert done.status == 2
+    assert "--coordinator, --num-processes, --process-id: add --distributed" in done.err
+    done = tiny.run(*pretrain_command(material, tmp_path / "run", parts=3))
+    assert done.status == 2
+    assert "--batch-size 4: give a multiple of 3, the number of --parts" in done.err

@@ -1,0 +1,86 @@
+"""Several hosts on one run: how they meet, who writes, and what each computes."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from metajax.errors import InputError, StoppedError
+from metajax.parallel import all_devices
+from metajax.types import PyTree
+
+# Seconds until the others give up on a host that says nothing any more.
+_SILENCE = 30
+
+
+def join(settings: Any) -> None:
+    """Makes this process one of several, if the settings say so; before anything is computed.
+
+    Raises:
+        InputError: the others cannot be found.
+    """
+    if not settings.distributed:
+        return
+    try:
+        jax.distributed.initialize(
+            settings.coordinator,
+            settings.num_processes,
+            settings.process_id,
+            heartbeat_timeout_seconds=_SILENCE,
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"--distributed: the hosts do not find each other ({reason}): outside of TPU VMs, "
+            "Slurm and Open MPI give --coordinator, --num-processes and --process-id too"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes what is written once."""
+    return jax.process_index() == 0
+
+
+def share(total: int) -> slice:
+    """Which of a step's tasks are this process's: as many as its devices', in order."""
+    count = total // jax.process_count()
+    return slice(jax.process_index() * count, (jax.process_index() + 1) * count)
+
+
+def wait_for_all(moment: str) -> None:
+    """Returns once every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(moment)
+
+
+def whole(params: PyTree) -> PyTree:
+    """Parameters on one device of this process, wherever their parts are."""
+    if len(all_devices()) == 1:
+        return params
+    if jax.process_count() == 1:
+        return jax.device_put(params, all_devices()[0])
+    return jax.tree.map(np.asarray, multihost_utils.process_allgather(params, tiled=True))
+
+
+def asked_to_stop(step: int) -> bool:
+    """Whether one of several hosts has had a SIGTERM: the same answer on all, for a step."""
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Says what it means when a step that several processes take together fails."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).strip().splitlines()[0][:300]
+        raise StoppedError(
+            f"process {jax.process_index()} of {jax.process_count()} could not finish a step with "
+            f"the others ({reason}): what was saved is safe; see what the others say, and start "
+            "the command again on all hosts"
+        ) from error
