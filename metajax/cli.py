@@ -65,6 +65,11 @@ COMMANDS = {
         settings.PlanSettings,
         "metajax plan --model bert-base-uncased --shots 5 --low-memory --remat --memory 16GB",
     ),
+    "lineage": Command(
+        "what a model came from, down to the Hugging Face weights",
+        settings.LineageSettings,
+        "metajax lineage --model runs/mine",
+    ),
     "export": Command(
         "Hugging Face format from any stage",
         settings.ExportSettings,
@@ -252,6 +257,10 @@ def _show(name: str, chosen: Any, results: Any) -> None:
         from metajax.stages.evaluate import table
 
         print(table(results))
+    elif name == "lineage":
+        from metajax.stages.lineage import summary as lines
+
+        print(lines(results))
     elif name == "plan":
         from metajax.stages.plan import summary
 

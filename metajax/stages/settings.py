@@ -347,6 +347,14 @@ class ExportSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LineageSettings(Settings):
+    """What a model came from: each run with its seed and settings, down to the first weights."""
+
+    model: str = option("the workdir of any stage")
+    output: str | None = option("write all of it as JSON", None, metavar="FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoSettings(Settings):
     """The three stages on weights and text that every machine can have."""
 

@@ -15,6 +15,7 @@ import transformers
 
 import metajax
 from metajax import checkpoint
+from metajax.models import hashes
 from metajax.stages.source import open_classifier, open_source
 from tests.stages.commands import metatrain_command
 
@@ -318,3 +319,23 @@ def test_other_algorithms_train_and_adapt(material, tmp_path, settings):
     rows = tiny.rows_of(tmp_path / "meta")
     assert rows[-1]["step"] == 1
     assert rows[-1]["grad_norm"] > 0
+
+
+def test_a_model_knows_what_it_came_from(chain, material, tmp_path):
+    output = tmp_path / "lineage.json"
+    out = tiny.succeed("lineage", "--model", chain.adapt, "--output", output)
+    rows = json.loads(output.read_text())
+    assert [row["stage"] for row in rows] == ["adapt", "metatrain", "pretrain", None]
+    assert [row.get("step") for row in rows] == [None, 4, 6, None]
+    assert [row["path"] for row in rows[:3]] == [
+        str(getattr(chain, stage)) for stage in ("adapt", "metatrain", "pretrain")
+    ]
+    assert all(row["settings"]["seed"] == 0 for row in rows[:3])
+    own = hashes(str(material.bert))["sha256"]
+    assert rows[3]["sha256"] == own
+    assert f"sha256 {own[:16]}" in out
+    assert f"metatrain  {chain.metatrain}, step 4" in out
+    assert "--meta-batch-size 2" in out
+    done = tiny.run("lineage", "--model", material.bert)
+    assert done.status == 2
+    assert "is not the workdir of a run" in done.err

@@ -1,0 +1,70 @@
+"""What a model came from: run by run, down to the Hugging Face weights."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from metajax.errors import InputError
+from metajax.stages import settings as all_settings
+from metajax.stages.run import read_record, writable, write_atomically
+from metajax.stages.settings import LineageSettings, flag
+
+
+def lineage(settings: LineageSettings) -> list[dict[str, Any]]:
+    """The runs that led to a workdir, the last one first, and the weights that they began with.
+
+    Returns:
+        For each run `stage`, `path`, `step` (of the checkpoint that the next one began from; None
+        for the last one), `settings` (the seed among them), `data` (the files' sha256) and
+        `versions`; last the `path`, `sha256` and `config_sha256` of the Hugging Face weights.
+
+    Raises:
+        InputError: there is no run.
+    """
+    output = writable(settings.output) if settings.output else None
+    record = read_record(Path(settings.model))
+    if record is None:
+        raise InputError(f"{settings.model}: is not the workdir of a run: name one")
+    rows: list[dict[str, Any]] = []
+    parent: dict[str, Any] = {"path": str(Path(settings.model).absolute()), "record": record}
+    while "record" in parent:
+        record = parent["record"]
+        kept = {name: record[name] for name in ("stage", "settings", "data", "versions")}
+        rows.append(kept | {"path": parent["path"], "step": parent.get("step")})
+        parent = record["parent"]
+    rows.append({"stage": None, **parent})
+    if output:
+        write_atomically(output, json.dumps(rows, indent=2) + "\n")
+    return rows
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """The rows as text, with the settings that are not the defaults."""
+    lines = []
+    for row in rows[:-1]:
+        at = "" if row["step"] is None else f", step {row['step']}"
+        lines += [f"{row['stage']}  {row['path']}{at}", f"  seed {row['settings']['seed']}"]
+        changed = {**_changed(row["stage"], row["settings"]), **_short(row["data"])}
+        lines += [f"  {name} {value}" for name, value in changed.items()]
+        lines.append("from")
+    weights = _short({k: v for k, v in rows[-1].items() if k not in ("stage", "path")})
+    lines.append(f"Hugging Face weights  {rows[-1].get('path', '')}")
+    return "\n".join([*lines, *(f"  {name} {value}" for name, value in weights.items())])
+
+
+def _changed(stage: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The settings that are not as they are by default, but for names of files."""
+    known = getattr(all_settings, f"{stage.capitalize()}Settings")
+    return {
+        flag(setting.name): values[setting.name]
+        for setting in dataclasses.fields(known)
+        if setting.metadata["matters"]
+        and setting.name != "seed"
+        and setting.name in values
+        and values[setting.name] not in (None, setting.default)
+    }
+
+
+def _short(hashes: dict[str, Any]) -> dict[str, str]:
+    return {name: str(value)[:16] for name, value in hashes.items()}
