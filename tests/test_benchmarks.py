@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import gpu, memory, peers, profile_step, steps
+from benchmarks import faults, gpu, memory, peers, profile_step, steps
 
 
 def test_memory(monkeypatch, capsys, tmp_path):
@@ -77,3 +77,16 @@ def test_help_is_the_docstring(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         memory.main()
     assert "python -m benchmarks.memory" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_faults(monkeypatch, capsys, tmp_path):
+    output = tmp_path / "faults.json"
+    command = ["faults", "--fault", "term", "truncated", "--terms", "1", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as end:
+        faults.main()
+    assert not end.value.code
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["fault"] for row in rows] == ["term", "truncated"]
+    assert len(capsys.readouterr().out.splitlines()) == 3
