@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from metajax.metric import leopard, proto_maml, protonet
     from metajax.models import Bert, from_pretrained, save_pretrained
     from metajax.outer import Metrics, OuterState
-    from metajax.parallel import OuterLoop, outer_loop
+    from metajax.parallel import OuterLoop, outer_loop, task_mesh
     from metajax.reptile import reptile
     from metajax.supervised import supervised
     from metajax.types import AdaptInfo, LossFn, MetaAlgorithm, MetaInfo, Task
@@ -48,6 +48,7 @@ __all__ = [
     "reptile",
     "save_pretrained",
     "supervised",
+    "task_mesh",
 ]
 
 _MODULES = {
@@ -59,7 +60,7 @@ _MODULES = {
     "metric": ("leopard", "proto_maml", "protonet"),
     "models": ("Bert", "from_pretrained", "save_pretrained"),
     "outer": ("Metrics", "OuterState"),
-    "parallel": ("OuterLoop", "outer_loop"),
+    "parallel": ("OuterLoop", "outer_loop", "task_mesh"),
     "reptile": ("reptile",),
     "supervised": ("supervised",),
     "types": ("AdaptInfo", "LossFn", "MetaAlgorithm", "MetaInfo", "Task"),

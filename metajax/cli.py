@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, NoReturn
 
 from metajax.errors import InputError, StoppedError
 from metajax.stages import settings
+from metajax.stages.option import Settings, flag
 from metajax.stages.run import cache_directory
-from metajax.stages.settings import Settings, flag
 
 
 class Command(NamedTuple):
@@ -113,11 +113,21 @@ def build_parser() -> argparse.ArgumentParser:
             name,
             help=command.help,
             description=(command.settings.__doc__ or "").strip(),
-            epilog=f"example: {command.example}",
+            epilog=f"example: {command.example}{_HOSTS if _trains(command) else ''}",
         )
         for setting in dataclasses.fields(command.settings):
             _add_option(sub, setting, typing.get_type_hints(command.settings)[setting.name])
     return parser
+
+
+_HOSTS = (
+    "; on several hosts, the same on each with --distributed and a --workdir that all of them see: "
+    "docs/tpu.md and docs/gpu.md"
+)
+
+
+def _trains(command: Command) -> bool:
+    return issubclass(command.settings, settings.DeviceSettings)
 
 
 def _add_option(parser: argparse.ArgumentParser, setting: Any, kind: Any) -> None:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import faults, gpu, memory, peers, profile_step, steps
+from benchmarks import faults, gpu, memory, peers, profile_step, scaling, steps
 
 
 def test_memory(monkeypatch, capsys, tmp_path):
@@ -90,3 +90,18 @@ def test_faults(monkeypatch, capsys, tmp_path):
     rows = json.loads(output.read_text())["rows"]
     assert [row["fault"] for row in rows] == ["term", "truncated"]
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_scaling(monkeypatch, capsys, tmp_path):
+    output = tmp_path / "scaling.json"
+    command = ["scaling", "--model", "tiny", "--chip", "v5e", "--count", "1", "256", "512"]
+    monkeypatch.setattr(sys, "argv", [*command, "--output", str(output)])
+    scaling.main()
+    one, group, two = json.loads(output.read_text())["rows"]
+    assert (one["traffic_seconds"], one["efficiency"]) == (0, 1)
+    # 255 / 256 of the parameters out and back again; between two groups half of it each way.
+    within = group["bytes"] / 200e9
+    assert group["traffic_seconds"] == pytest.approx(within)
+    size = group["bytes"] / 2 * 256 / 255
+    assert two["traffic_seconds"] == pytest.approx(within + size / 800e9)
+    assert len(capsys.readouterr().out.splitlines()) == 4

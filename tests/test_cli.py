@@ -8,7 +8,8 @@ import pytest
 
 from metajax.cli import COMMANDS, parse
 from metajax.errors import InputError
-from metajax.stages.settings import MetatrainSettings, flag
+from metajax.stages.option import flag
+from metajax.stages.settings import MetatrainSettings
 
 NO_HEAVY_IMPORT = """
 import contextlib, sys

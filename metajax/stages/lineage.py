@@ -7,8 +7,9 @@ from typing import Any
 
 from metajax.errors import InputError
 from metajax.stages import settings as all_settings
+from metajax.stages.option import flag
 from metajax.stages.run import read_record, writable, write_atomically
-from metajax.stages.settings import LineageSettings, flag
+from metajax.stages.settings import LineageSettings
 
 
 def lineage(settings: LineageSettings) -> list[dict[str, Any]]:

@@ -26,12 +26,7 @@ from metajax.outer import Metrics, OuterState, num_tasks, task_keys
 from metajax.parallel import OuterLoop, all_devices, outer_loop, task_mesh
 from metajax.stages import hosts
 from metajax.stages.run import MetricsLog, Run, begin, held, write_results
-from metajax.stages.settings import (
-    FinetuneSettings,
-    ModelSettings,
-    PretrainSettings,
-    TrainSettings,
-)
+from metajax.stages.settings import FinetuneSettings, ModelSettings, PretrainSettings, TrainSettings
 from metajax.stages.signals import Stop, listening
 from metajax.types import Key, MetaAlgorithm, Params, Task
 

@@ -20,8 +20,9 @@ from metajax.optimizer import adamw
 from metajax.outer import OuterState, default_chunk_size, outer_step
 from metajax.stages.few_shot import UNROLLED, FewShot, describe_few_shot
 from metajax.stages.loop import check_split, compiler_options
+from metajax.stages.option import flag
 from metajax.stages.run import writable, write_atomically
-from metajax.stages.settings import PlanSettings, flag
+from metajax.stages.settings import PlanSettings
 from metajax.stages.source import text_length
 from metajax.types import Task
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from metajax.errors import InputError, StoppedError
-from metajax.stages.settings import Settings, flag
+from metajax.stages.option import Settings, flag
 
 _PACKAGES = ("metajax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
 

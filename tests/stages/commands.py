@@ -1,6 +1,6 @@
 """The command of each training stage, of a few small steps."""
 
-from metajax.stages.settings import flag
+from metajax.stages.option import flag
 
 
 def pretrain_command(material, workdir, **changes):
