@@ -18,9 +18,11 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import jax
+import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
+from jax.experimental import multihost_utils
 
-from metajax.errors import InputError, StoppedError
+from metajax.errors import InputError, LostError, StoppedError
 from metajax.outer import OuterState
 from metajax.types import PyTree
 
@@ -65,8 +67,10 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # After a failed save there is nothing to wait for that would come.
-        if not self._failed:
+        # What would never come is not waited for: a failed save, or processes that are gone.
+        alone = jax.process_count() > 1 and error is not None
+        lost = alone and (not isinstance(error, StoppedError) or isinstance(error, LostError))
+        if not self._failed and not lost:
             with self._explained():
                 self._orbax.close()
 
@@ -112,10 +116,14 @@ class Checkpoints:
         wanted = {"params": state.meta_params, "training": training}
         damaged: dict[int, Exception] = {}
         for known in reversed(self._orbax.checkpoints):
+            found: Any = None
+            error: Exception | None = None
             try:
                 found = self._orbax.load_checkpointables(known.step, wanted)
-            except Exception as error:
-                damaged[known.step] = error
+            except Exception as raised:
+                error = raised
+            if not _all_agree(error is None):
+                damaged[known.step] = error or ValueError("another process cannot read it")
                 continue
             for step, reason in damaged.items():
                 self._set_aside(step, reason)
@@ -134,9 +142,18 @@ class Checkpoints:
             "%s: checkpoint %d cannot be read (%s): set aside as %s; an earlier one is used",
             *(self._directory, step, _reason(error), aside),
         )
-        shutil.rmtree(aside, ignore_errors=True)
-        (self._directory / str(step)).rename(aside)
+        if jax.process_index() == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            (self._directory / str(step)).rename(aside)
+        _all_agree(True)
         self._orbax.reload()
+
+
+def _all_agree(ours: bool) -> bool:
+    """Whether all processes say yes; each waits here for the others."""
+    if jax.process_count() == 1:
+        return ours
+    return bool(multihost_utils.process_allgather(np.array(ours)).all())
 
 
 class Saved(NamedTuple):

@@ -10,6 +10,7 @@ import logging
 import logging.handlers
 import os
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -93,6 +94,9 @@ _MISNAMED = {
     errno.ENOTDIR,
     errno.EPERM,
 }
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -206,6 +210,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has enough of it: leave nothing for the exit to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
+        if error.errno in _FULL:
+            where = error.filename or "the disk"
+            print(f"metajax: {where}: no room; what was saved is safe", file=sys.stderr)
+            return 1
         if error.errno not in _MISNAMED or not error.filename:
             raise
         reason = (error.strerror or "cannot be used").lower()
@@ -216,9 +224,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """The command `metajax`: `main`, and then the end of the process."""
-    status = main()
-    if status == 1:
-        # At once: where a save has failed, Orbax's threads wait for it for minutes.
+    try:
+        status = main()
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    if status:
+        # At once: where a save has failed, Orbax's threads wait for it for minutes, and where
+        # one of several processes fails, JAX waits for the others.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -11,3 +11,7 @@ class InputError(ValueError):
 
 class StoppedError(Exception):
     """A run has stopped for a reason that is not its input's; what is saved stays good."""
+
+
+class LostError(StoppedError):
+    """One of several processes has lost the others: it must not wait for them any more."""

@@ -11,10 +11,11 @@ from metajax import data
 from metajax.errors import InputError
 from metajax.models import classification_loss
 from metajax.stages import hosts
-from metajax.stages.loop import Stage, batch_parts, train
+from metajax.stages.loop import Stage, train
 from metajax.stages.run import make_record, open_run
 from metajax.stages.settings import FinetuneSettings
 from metajax.stages.source import describe, open_source, text_length
+from metajax.stages.split import with_parts
 from metajax.stages.tasks import fingerprints, load, tokenized
 from metajax.supervised import supervised
 from metajax.types import Params, Task
@@ -31,7 +32,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     Raises:
         InputError: the input cannot be used.
     """
-    parts = batch_parts(settings)
+    settings, parts = with_parts(settings)
     train_tasks = load(settings, split="train")
     dev_tasks = _load_dev(settings, train_tasks)
     source = open_source(

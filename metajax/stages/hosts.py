@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from metajax.errors import InputError, StoppedError
+from metajax.errors import InputError, LostError
 from metajax.parallel import all_devices
 from metajax.types import PyTree
 
@@ -72,15 +72,15 @@ def asked_to_stop(step: int) -> bool:
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Says what it means when a step that several processes take together fails."""
+    """Says what it means when what several processes do together fails."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
         reason = str(error).strip().splitlines()[0][:300]
-        raise StoppedError(
-            f"process {jax.process_index()} of {jax.process_count()} could not finish a step with "
+        raise LostError(
+            f"process {jax.process_index()} of {jax.process_count()} could not go on with "
             f"the others ({reason}): what was saved is safe; see what the others say, and start "
             "the command again on all hosts"
         ) from error

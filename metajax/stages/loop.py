@@ -23,10 +23,10 @@ from metajax.errors import InputError, StoppedError
 from metajax.models import Bert, save_config
 from metajax.optimizer import adamw, learning_rate
 from metajax.outer import Metrics, OuterState, num_tasks, task_keys
-from metajax.parallel import OuterLoop, all_devices, outer_loop, task_mesh
+from metajax.parallel import OuterLoop, outer_loop, task_mesh
 from metajax.stages import hosts
 from metajax.stages.run import MetricsLog, Run, begin, held, write_results
-from metajax.stages.settings import FinetuneSettings, ModelSettings, PretrainSettings, TrainSettings
+from metajax.stages.settings import ModelSettings, TrainSettings
 from metajax.stages.signals import Stop, listening
 from metajax.types import Key, MetaAlgorithm, Params, Task
 
@@ -73,7 +73,8 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
     first = hosts.is_first()
     if first:
         begin(run, lambda directory: save_config(directory, stage.model))
-    hosts.wait_for_all("the workdir is there")
+    with hosts.explained():
+        hosts.wait_for_all("the workdir is there")
     results_file = run.path / "results.json"
     outer = outer_loop(
         stage.algorithm,
@@ -89,6 +90,7 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
         Checkpoints(
             run.checkpoints, keep=settings.keep, keep_every=settings.keep_every, record=run.record
         ) as checkpoints,
+        hosts.explained(),
     ):
         if results_file.is_file():
             return json.loads(results_file.read_text(encoding="utf-8"))
@@ -96,47 +98,17 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
         _log.info("%s: starts from step %d of %d", run.path, state.step, stage.num_steps)
         with MetricsLog(run, int(state.step), writes=first) as log:
             if not log.rows:
-                log.write({"step": 0, "before": stage.measure(hosts.whole(state.meta_params))})
-            before = log.rows[0]["before"]
-            with stop.after_this():
-                state = _take_steps(stage, outer, state, log, checkpoints, stop)
-        results = {"before": before, "after": stage.measure(hosts.whole(state.meta_params))}
+                with stop.at_once():
+                    before = stage.measure(hosts.whole(state.meta_params))
+                log.write({"step": 0, "before": before})
+            stop.check()
+            state = _take_steps(stage, outer, state, log, checkpoints, stop)
+            with stop.at_once():
+                after = stage.measure(hosts.whole(state.meta_params))
+            results = {"before": log.rows[0]["before"], "after": after}
     if first:
         write_results(run, results)
     return results
-
-
-def batch_parts(settings: PretrainSettings | FinetuneSettings) -> int:
-    """How many parts a batch is split into.
-
-    Raises:
-        InputError: they are not the same on each device.
-    """
-    parts = settings.parts or len(all_devices())
-    if settings.parts:
-        check_split("--parts", parts)
-    if settings.batch_size % parts:
-        raise InputError(
-            f"--batch-size {settings.batch_size}: give a multiple of {parts}, the number of "
-            f"{'--parts' if settings.parts else 'devices'}"
-        )
-    return parts
-
-
-def check_split(name: str, size: int, chunk_size: int | None = None) -> None:
-    """Checks that a step's work is the same on each device.
-
-    Raises:
-        InputError: it cannot be.
-    """
-    devices = len(all_devices())
-    if size % devices:
-        raise InputError(f"{name} {size}: give a multiple of {devices}, the number of devices")
-    if chunk_size is not None and size // devices % chunk_size:
-        raise InputError(
-            f"--chunk-size {chunk_size}: does not divide the {size // devices} episodes that each "
-            "device has: give a divisor"
-        )
 
 
 def compiler_options(settings: ModelSettings) -> dict[str, bool]:
@@ -193,9 +165,8 @@ def _take_steps(
     clock = _Clock()
     with progress:
         for step, tasks in _prefetched(stage.make_tasks, range(first, stage.num_steps), clock):
-            with hosts.explained():
-                state, metrics = outer.step(state, tasks)
-                row = _row(step + 1, metrics)  # Waits for the step.
+            state, metrics = outer.step(state, tasks)
+            row = _row(step + 1, metrics)  # Waits for the step.
             log.write(row | clock.lap())
             loss = "skipped" if "skipped" in row else f"{row['loss']:.4f}"
             progress.set_postfix(loss=loss, refresh=False)

@@ -19,11 +19,12 @@ from metajax.models import Bert
 from metajax.optimizer import adamw
 from metajax.outer import OuterState, default_chunk_size, outer_step
 from metajax.stages.few_shot import UNROLLED, FewShot, describe_few_shot
-from metajax.stages.loop import check_split, compiler_options
+from metajax.stages.loop import compiler_options
 from metajax.stages.option import flag
 from metajax.stages.run import writable, write_atomically
 from metajax.stages.settings import PlanSettings
 from metajax.stages.source import text_length
+from metajax.stages.split import check_split
 from metajax.types import Task
 
 _UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}

@@ -9,10 +9,11 @@ from metajax import data
 from metajax.evaluate import run_episodes
 from metajax.models import masked_lm_loss
 from metajax.stages import hosts
-from metajax.stages.loop import Stage, batch_parts, train
+from metajax.stages.loop import Stage, train
 from metajax.stages.run import make_record, open_run
 from metajax.stages.settings import PretrainSettings
 from metajax.stages.source import describe, open_source, text_length, without_dropout
+from metajax.stages.split import with_parts
 from metajax.supervised import split_batch, supervised
 from metajax.types import MetaAlgorithm, Params, Task
 
@@ -29,7 +30,7 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
     Raises:
         InputError: the input cannot be used.
     """
-    parts = batch_parts(settings)
+    settings, parts = with_parts(settings)
     lines = data.read_lines(settings.text)
     source = open_source(settings.model, settings, head="masked_lm")
     model = source.model

@@ -106,6 +106,11 @@ def open_run(workdir: str, record: dict[str, Any], settings: Settings) -> Run:
         InputError: the workdir is not writable, holds something else, or a run with other
             settings; the message names the first difference.
     """
+    if "://" in workdir:
+        raise InputError(
+            f"--workdir {workdir}: is an address: name a directory, where a bucket is mounted with "
+            "Cloud Storage FUSE, say"
+        )
     path = Path(workdir)
     check_writable(path)
     known = read_record(path)
@@ -249,7 +254,8 @@ class MetricsLog:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # What could not be written before, again.
+                self._file.close()
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends a row, at once."""

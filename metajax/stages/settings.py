@@ -130,9 +130,10 @@ class BatchSettings(Settings):
 
     parts: int | None = option(
         "equal shares of a batch, each with dropout of its own: with the same number a run is the "
-        "same on any number of devices (default: one a device)",
+        "same on any number of devices (default: one a device, and as before on resuming)",
         None,
         minimum=1,
+        matters=False,
     )
 
 

@@ -1,6 +1,7 @@
-"""SIGTERM and SIGINT: the step in hand is finished and saved, anything else stops at once."""
+"""SIGTERM and SIGINT: what is in hand is finished and saved, a measurement is dropped at once."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
@@ -8,8 +9,6 @@ from types import FrameType
 import jax
 
 from metajax.errors import StoppedError
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
@@ -21,38 +20,51 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked: str | None = None
-        self._stepping = False
+        self._at_once = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Stops the run, unless it is in the middle of what is not saved yet."""
-        name = signal.Signals(number).name
-        impatient, self.asked = self.asked is not None, name
-        if impatient or not self._stepping:
-            raise StoppedError(f"stopped by {name}; the same command resumes")
+        """Takes a signal: notes it, or stops the run where nothing would be lost."""
+        if self.asked is not None:
+            raise KeyboardInterrupt  # The second one is impatient.
+        self.asked = signal.Signals(number).name
+        if self._at_once:
+            self.check()
+
+    def check(self) -> None:
+        """Stops the run if it has been asked to.
+
+        Raises:
+            StoppedError: it has.
+        """
+        if self.asked is not None:
+            raise StoppedError(f"stopped by {self.asked}; the same command resumes")
 
     @contextlib.contextmanager
-    def after_this(self) -> Iterator[None]:
-        """In here a signal only sets `asked`; a second one stops at once."""
-        self._stepping = True
+    def at_once(self) -> Iterator[None]:
+        """In here a signal stops the run immediately; elsewhere it waits for what is in hand."""
+        self.check()
+        self._at_once = True
         try:
             yield
         finally:
-            self._stepping = False
+            self._at_once = False
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[Stop]:
     """Listens for the signals while a run is at work."""
     stop = Stop()
-    try:
+    handlers = {signal.SIGTERM: stop.handle, signal.SIGINT: stop.handle}
+    if jax.process_count() > 1:
         # Of several processes SIGTERM is JAX's, so that all stop after the same step.
-        numbers = _SIGNALS if jax.process_count() == 1 else _SIGNALS[1:]
-        before = {number: signal.signal(number, stop.handle) for number in numbers}
+        handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
+    try:
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     except ValueError:  # Not in the main thread: then they are not ours to handle.
         yield stop
         return
     try:
         yield stop
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)

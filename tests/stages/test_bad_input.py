@@ -279,15 +279,18 @@ def test_options_that_are_none_or_missing(refused, material):
 
 
 def test_work_that_cannot_be_split(refused, material, monkeypatch):
-    monkeypatch.setattr(jax, "local_device_count", lambda: 8)
+    eight = jax.devices()
+    monkeypatch.setattr(jax, "local_devices", lambda: eight)
     refused(
-        "--batch-size 12: give a multiple of 8", *pretrain_command(material, "r", batch_size=12)
+        "--batch-size 12: use 8 or 16, a multiple of 8",
+        *pretrain_command(material, "r", batch_size=12),
     )
     refused(
-        "--batch-size 12: give a multiple of 8", *finetune_command(material, "r", batch_size=12)
+        "--batch-size 12: use 8 or 16, a multiple of 8",
+        *finetune_command(material, "r", batch_size=12),
     )
     command = metatrain_command(material, "run", meta_batch_size=12)
-    refused("--meta-batch-size 12: give a multiple of 8", *command)
+    refused("--meta-batch-size 12: use 8 or 16, a multiple of 8", *command)
     command = metatrain_command(material, "run", meta_batch_size=32, chunk_size=3)
     refused("--chunk-size 3: does not divide the 4 episodes", *command)
 
@@ -411,4 +414,7 @@ def test_devices_that_are_not_there(material, tmp_path):
     assert "--coordinator, --num-processes, --process-id: add --distributed" in done.err
     done = tiny.run(*pretrain_command(material, tmp_path / "run", parts=3))
     assert done.status == 2
-    assert "--batch-size 4: give a multiple of 3, the number of --parts" in done.err
+    assert "--batch-size 4: use 3 or 6, a multiple of 3, the number of --parts" in done.err
+    done = tiny.run(*pretrain_command(material, "gs://bucket/run"))
+    assert done.status == 2
+    assert "--workdir gs://bucket/run: is an address: name a directory" in done.err

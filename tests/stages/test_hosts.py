@@ -19,11 +19,15 @@ SETTINGS = {
 }
 
 
-def start_two(command, cache):
-    """The same command in two processes."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def start_two(command, cache):
+    """The same command in two processes."""
+    port = free_port()
     meet = ["--distributed", "--coordinator", f"127.0.0.1:{port}", "--num-processes", 2]
     return [
         tiny.start(
@@ -68,7 +72,9 @@ def test_two_processes_do_what_one_does(material, compiled, tmp_path, stage, sha
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 1), (signal.SIGKILL, None)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGKILL, None)]
+)
 def test_one_of_two_is_stopped(material, compiled, tmp_path, number, status):
     settings = SETTINGS["pretrain"] | {"steps": 4000}
     command = COMMANDS["pretrain"](material, tmp_path / "run", **settings)
@@ -96,3 +102,35 @@ def test_one_of_two_is_stopped(material, compiled, tmp_path, number, status):
         time.sleep(0.05)
     alone.send_signal(signal.SIGTERM)
     assert "which is saved" in tiny.finish(alone).err
+
+
+@pytest.mark.slow
+def test_two_processes_set_a_damaged_checkpoint_aside(material, compiled, tmp_path):
+    workdir = tmp_path / "run"
+    command = COMMANDS["pretrain"](material, workdir, **SETTINGS["pretrain"])
+    assert [tiny.finish(each).status for each in start_two(command, compiled)] == [0, 0]
+    expected = params_of(workdir)
+    (workdir / "results.json").unlink()
+    for path in (workdir / "checkpoints" / "10").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    ends = [tiny.finish(each) for each in start_two(command, compiled)]
+    assert [end.status for end in ends] == [0, 0], ends
+    assert "checkpoint 10 cannot be read" in ends[0].err
+    assert (workdir / "damaged-10").is_dir()
+    tiny.assert_same_bits(params_of(workdir), expected)
+
+
+@pytest.mark.slow
+def test_one_of_two_has_bad_input(material, compiled, tmp_path):
+    command = COMMANDS["pretrain"](material, tmp_path / "run", **SETTINGS["pretrain"])
+    port = free_port()
+    meet = ["--distributed", "--coordinator", f"127.0.0.1:{port}", "--num-processes", 2]
+    begun = time.perf_counter()
+    good = tiny.start(*command, *meet, "--process-id", 0, cache=compiled)
+    where = command.index("--text") + 1
+    bad = [*command[:where], tmp_path / "missing.txt", *command[where + 1 :]]
+    other = tiny.start(*bad, *meet, "--process-id", 1, cache=compiled)
+    assert tiny.finish(other).status == 2
+    assert tiny.finish(good).status != 0
+    assert time.perf_counter() - begun < 90

@@ -6,9 +6,13 @@ import shutil
 import signal
 import time
 
+import jax
 import pytest
 import tiny
 
+from metajax.checkpoint import Checkpoints
+from metajax.stages.settings import PretrainSettings
+from metajax.stages.split import with_parts
 from tests.stages.commands import metatrain_command, pretrain_command
 
 STEPS = 400
@@ -98,6 +102,39 @@ def test_a_signal_outside_of_the_steps_stops_at_once(material, tmp_path):
     assert "stopped by SIGTERM; the same command resumes" in done.err
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     tiny.succeed(*pretrain_command(material, tmp_path / "run"))
+
+
+def test_a_signal_while_restoring_harms_no_checkpoint(material, tmp_path):
+    restore = Checkpoints.restore
+
+    def signalled_restore(self, state):
+        signal.raise_signal(signal.SIGTERM)
+        return restore(self, state)
+
+    run = pretrain_command(material, tmp_path / "run", steps=4)
+    tiny.succeed(*run)
+    (tmp_path / "run" / "results.json").unlink()  # As if killed before its end.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "restore", signalled_restore)
+        done = tiny.run(*run)
+    assert done.status == 1
+    assert "stopped by SIGTERM; the same command resumes" in done.err
+    assert steps_saved(tmp_path / "run") == [2, 4]
+    tiny.succeed(*run)
+
+
+def test_a_run_keeps_its_parts(material, tmp_path, caplog):
+    run = pretrain_command(material, tmp_path / "run", steps=2, parts=2)
+    tiny.succeed(*run)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["settings"]["parts"] == 2
+    own = PretrainSettings(model="m", text=("t",), workdir=str(tmp_path / "run"), batch_size=4)
+    assert with_parts(own)[1] == 2
+    four = jax.devices()[:4]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "local_devices", lambda: four)
+        assert with_parts(own)[1] == 4
+    assert "2 parts, which 4 devices cannot share evenly" in caplog.text
 
 
 def test_steps_that_are_not_finite_are_skipped_and_then_stop_the_run(
