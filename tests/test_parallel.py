@@ -1,7 +1,12 @@
 import collections
 import functools
+import json
 import math
 import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -160,3 +165,23 @@ def test_a_state_is_only_used_up_when_donated(count, shards):
     assert problems.relative_gap(donated.meta_params, kept.meta_params) == 0
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first.meta_params))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(again.meta_params))
+
+
+def test_two_processes_agree_with_one_device():
+    """Four devices each, over loopback, in float64."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = Path(__file__).parent / "two_processes.py"
+    both = [
+        subprocess.Popen(
+            [sys.executable, script, str(port), str(number)], stdout=subprocess.PIPE, text=True
+        )
+        for number in (0, 1)
+    ]
+    outs = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    for out in outs:
+        gaps = json.loads(out.strip().splitlines()[-1])
+        assert len(gaps) == 8
+        assert max(gaps.values()) < 1e-12
