@@ -248,7 +248,7 @@ def test_evaluate_compares_all_methods(chain, material, tmp_path):
         *("--ways", 3, "--queries", 3, "--episodes", 8, "--output", output),
     )
     rows = json.loads(output.read_text())
-    assert all(list(row) == [*KEYS, "ci95", "seconds"] for row in rows)
+    assert all(list(row) == [*KEYS, "ci95", "behind", "behind_ci95", "seconds"] for row in rows)
     methods = ["maml", "finetune", "protonet", "linear", "knn"]
     assert [row["method"] for row in rows] == methods
     for row in rows:
@@ -258,7 +258,15 @@ def test_evaluate_compares_all_methods(chain, material, tmp_path):
         assert 0 <= row["accuracy"] <= 1
         assert 0 <= row["ci95"] <= 1
         assert row["seconds"] >= 0
-    assert sorted(line.split()[0] for line in out.splitlines()[1:]) == sorted(methods)
+        # The mean of the differences is the difference of the means; of the same method none.
+        assert row["behind"] == pytest.approx(rows[0]["accuracy"] - row["accuracy"], abs=1e-12)
+    assert rows[0]["behind_ci95"] == 0
+    assert any(row["behind_ci95"] > 0 for row in rows)
+    _, *lines = out.splitlines()
+    assert sorted(line.split()[0] for line in lines[:5]) == sorted(methods)
+    assert [line.split(" by ")[0] for line in lines[5:]] == [
+        f"maml ahead of {line.split()[0]}" for line in lines[:5] if not line.startswith("maml")
+    ]
 
 
 def test_evaluate_leaves_out_maml_where_nothing_was_meta_trained(chain, material, tmp_path):
@@ -266,7 +274,7 @@ def test_evaluate_leaves_out_maml_where_nothing_was_meta_trained(chain, material
         *("evaluate", "--model", chain.pretrain, "--tasks", material.intents, "--ways", 3),
         *("--queries", 3, "--episodes", 8, "--inner-steps", 1),
     )
-    methods = {line.split()[0] for line in out.splitlines()[1:]}
+    methods = {line.split()[0] for line in out.splitlines()[1:5]}
     assert methods == {"finetune", "protonet", "linear", "knn"}
 
 
