@@ -12,6 +12,7 @@ import numpy as np
 from metajax.data.glue import GLUE, glue_name, glue_path, read_glue
 from metajax.data.hub import hub_address, read_hub
 from metajax.data.readers import Table, numbered_lines, read_bytes, read_table
+from metajax.data.smlmt import hidden_words
 from metajax.errors import InputError
 
 
@@ -55,8 +56,8 @@ def load_tasks(
     those of GLUE, and of a hub data set that declares them, in their published order.
 
     Args:
-      specs: Each a CSV, TSV, JSON-lines or Parquet file; "glue:NAME"; or
-        "hub:OWNER/NAME[/CONFIG]".
+      specs: Each a CSV, TSV, JSON-lines or Parquet file; "glue:NAME";
+        "hub:OWNER/NAME[/CONFIG]"; or "smlmt:FILE", of plain text (see `hidden_words`).
       glue_dir: Where GLUE's classic TSV layout lies; without it the hub's copy is used.
       split: "train" or "validation", for glue: and hub:. A file is its own split: it
         is read whole whatever is asked.
@@ -102,12 +103,14 @@ def fingerprint(spec: str, *, glue_dir: str | Path | None = None, split: str = "
         for name in table.names:
             digest.update(json.dumps([name, table.column(name)], default=repr).encode())
         return digest.hexdigest()
-    return hashlib.sha256(read_bytes(spec)).hexdigest()
+    return hashlib.sha256(read_bytes(spec.removeprefix("smlmt:"))).hexdigest()
 
 
 def _load(spec: str, glue_dir: str | Path | None, split: str, columns: _Columns) -> TaskData:
     if spec.startswith("glue:"):
         return _load_glue(glue_name(spec[5:]), glue_dir, split)
+    if spec.startswith("smlmt:"):
+        return _hidden_words(spec)
     order: tuple[str, ...] | None = None
     if spec.startswith("hub:"):
         columns = columns._replace(label=columns.label or "label")
@@ -116,6 +119,13 @@ def _load(spec: str, glue_dir: str | Path | None, split: str, columns: _Columns)
     else:
         table = read_table(spec)
     return _task(spec, table, _find_columns(table, columns), order)
+
+
+def _hidden_words(spec: str) -> TaskData:
+    texts, words = zip(*hidden_words(spec.removeprefix("smlmt:")))
+    names = tuple(sorted(set(words)))
+    labels = np.array([names.index(word) for word in words], np.int32)
+    return TaskData(spec, list(texts), None, labels, names)
 
 
 def _load_glue(key: str, glue_dir: str | Path | None, split: str) -> TaskData:

@@ -34,7 +34,8 @@ class TaskSettings(Settings):
     """Labelled data."""
 
     tasks: tuple[str, ...] = option(
-        "CSV, TSV, JSON-lines or Parquet files; glue:NAME; hub:OWNER/NAME[/CONFIG]",
+        "CSV, TSV, JSON-lines or Parquet files; glue:NAME; hub:OWNER/NAME[/CONFIG]; smlmt:FILE, "
+        "plain text, of which to guess hidden words",
         metavar="TASK",
         matters=False,
     )

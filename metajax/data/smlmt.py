@@ -1,0 +1,62 @@
+"""Tasks without labels: which of N words was hidden (SMLMT: Bansal et al. 2020).
+
+https://arxiv.org/abs/2009.08445, section 3: pick N words, mask each in sentences that have it, and
+tell the sentences of one from those of another. Here a text becomes a labelled data set, whose
+classes are its words, and episodes are drawn from it as from any other.
+"""
+
+import collections
+import re
+from pathlib import Path
+
+from metajax.data.readers import numbered_lines
+from metajax.errors import InputError
+
+MASK = "[MASK]"
+# A word is a class if so many passages are its own; enough for the usual shots and queries.
+_FEWEST = 20
+_WORD = re.compile(r"[^\W\d_]{3,}")
+_AROUND = 12  # Words kept on each side of the hidden one: a text that is cut must not lose it.
+
+
+def hidden_words(path: str | Path) -> list[tuple[str, str]]:
+    """Passages of a text, each with one of its words hidden.
+
+    A line gives at most one passage, around the rarest of its words that enough lines have, so
+    that no line serves two classes. Where the word comes again in the passage it is hidden too.
+
+    Args:
+      path: Plain text, a sentence or paragraph a line.
+
+    Returns:
+      (passage, word) of each, in the order of the lines; at least two words have 20 or more each.
+
+    Raises:
+      InputError: The text cannot be read, or is too short.
+    """
+    lines = [line for _, line in numbered_lines(path)]
+    words = [[word.lower() for word in _WORD.findall(line)] for line in lines]
+    lines_with = collections.Counter(word for each in words for word in set(each))
+    rows = []
+    for line, known in zip(lines, words):
+        eligible = [word for word in known if lines_with[word] >= _FEWEST]
+        if eligible:
+            word = min(eligible, key=lambda word: (lines_with[word], word))
+            rows.append((_hide(line, word), word))
+    own = collections.Counter(word for _, word in rows)
+    rows = [row for row in rows if own[row[1]] >= _FEWEST]
+    if len({word for _, word in rows}) < 2:
+        raise InputError(
+            f"{path}: has not two words that {_FEWEST} of its lines could be about: "
+            "give more text, a sentence a line"
+        )
+    return rows
+
+
+def _hide(line: str, word: str) -> str:
+    """The passage of a line around a word, with the mask in its place."""
+    tokens = line.split()
+    hidden = re.compile(rf"(?<![^\W\d_]){re.escape(word)}(?![^\W\d_])", re.IGNORECASE)
+    at = next(number for number, token in enumerate(tokens) if hidden.search(token))
+    passage = " ".join(tokens[max(0, at - _AROUND) : at + _AROUND + 1])
+    return hidden.sub(MASK, passage)

@@ -1,0 +1,66 @@
+"""Tasks of hidden words, from plain text."""
+
+import numpy as np
+import pytest
+
+from metajax.data import EpisodeSpec, check_episodes, load_tasks
+from metajax.data.smlmt import MASK, hidden_words
+from metajax.data.tasks import fingerprint
+from metajax.errors import InputError
+
+
+def write(path, lines):
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def animals(path, each=20):
+    lines = [
+        f"line {n} has one {kind} and more of a {kind}s"
+        for n in range(each)
+        for kind in ("cat", "dog", "horse")
+    ]
+    return write(path, lines)
+
+
+def test_each_line_serves_one_word_and_hides_it(tmp_path):
+    rows = hidden_words(animals(tmp_path / "t.txt"))
+    assert len(rows) == 60
+    for passage, word in rows:
+        assert MASK in passage
+        # The plural is another word.
+        assert f"{word}s" in passage
+        assert f" {word} " not in passage
+    assert {word for _, word in rows} == {"cat", "dog", "horse"}
+
+
+def test_upper_case_and_punctuation_are_no_way_to_peek(tmp_path):
+    lines = [line for n in range(20) for line in (f"The Cat, a {n} cat.", f"A dog? DOG {n}!")]
+    rows = hidden_words(write(tmp_path / "t.txt", lines))
+    assert {word for _, word in rows} == {"cat", "dog"}
+    assert not any("cat" in text.lower() or "dog" in text.lower() for text, _ in rows)
+
+
+def test_a_long_line_keeps_what_is_around_the_word(tmp_path):
+    long = " ".join(f"{'a' * (n % 2 + 1)}" for n in range(300))
+    lines = [f"{long} {kind} {long}" for _ in range(20) for kind in ("cat", "dog")]
+    for passage, _ in hidden_words(write(tmp_path / "t.txt", lines)):
+        words = passage.split()
+        assert len(words) == 25
+        assert words[12] == MASK
+
+
+def test_they_are_tasks_like_others(tmp_path):
+    path = animals(tmp_path / "t.txt")
+    (task,) = load_tasks([f"smlmt:{path}"])
+    assert task.label_names == ("cat", "dog", "horse")
+    assert np.bincount(task.labels).tolist() == [20, 20, 20]
+    check_episodes([task], EpisodeSpec(ways=3, shots=5, queries=15))
+    assert fingerprint(f"smlmt:{path}") == fingerprint(str(path))
+
+
+def test_too_little_text_is_refused(tmp_path):
+    with pytest.raises(InputError, match="has not two words that 20 of its lines"):
+        hidden_words(animals(tmp_path / "t.txt", each=19))
+    with pytest.raises(InputError, match=r"missing\.txt"):
+        load_tasks([f"smlmt:{tmp_path / 'missing.txt'}"])
