@@ -34,6 +34,17 @@ class OuterState(NamedTuple):
     rng: Key
 
 
+def initial_state(
+    algorithm: AlgorithmOrSchedule,
+    optimizer: optax.GradientTransformation,
+    params: PyTree,
+    rng: Key,
+) -> OuterState:
+    """The state before the first outer step."""
+    meta_params = at_step(algorithm, jnp.int32(0)).init(params)
+    return OuterState(jnp.int32(0), meta_params, optimizer.init(meta_params), rng)
+
+
 class Metrics(NamedTuple):
     """Means over the tasks of one outer step.
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
@@ -16,6 +15,7 @@ from metajax.outer import (
     OuterState,
     at_step,
     follow,
+    initial_state,
     mean_meta_grad,
     num_tasks,
     outer_step,
@@ -100,9 +100,7 @@ def outer_loop(
         home = NamedSharding(Mesh(np.array(devices), (_AXIS,)), PartitionSpec())
 
     def init(params: Params, rng: Key) -> OuterState:
-        meta_params = at_step(algorithm, jnp.int32(0)).init(params)
-        state = OuterState(jnp.int32(0), meta_params, outer_optimizer.init(meta_params), rng)
-        return jax.device_put(state, home)
+        return jax.device_put(initial_state(algorithm, outer_optimizer, params, rng), home)
 
     if len(devices) == 1:
         step = jax.jit(
@@ -124,9 +122,7 @@ def outer_loop(
 
     def split_step(state: OuterState, tasks: Task) -> tuple[OuterState, Metrics]:
         # No copy but for a state from elsewhere: a checkpoint, another number of devices.
-        return mapped(
-            _put(state, jax.tree.map(lambda _: home, state)), split_tasks(tasks, len(devices))
-        )
+        return mapped(jax.device_put(state, home), split_tasks(tasks, len(devices)))
 
     return OuterLoop(
         init, split_step, lambda state, tasks: mapped.lower(state, split_tasks(tasks, len(devices)))
@@ -178,8 +174,7 @@ def _sharded_loop(
         return jax.tree.map(lambda leaf: NamedSharding(mesh, spec(leaf)), tree)
 
     def init(params: Params, rng: Key) -> OuterState:
-        meta_params = at_step(algorithm, jnp.int32(0)).init(params)
-        state = OuterState(jnp.int32(0), meta_params, optimizer.init(meta_params), rng)
+        state = initial_state(algorithm, optimizer, params, rng)
         return _put(state, place(state))
 
     @functools.partial(jax.jit, donate_argnums=donated, compiler_options=dict(options or {}))

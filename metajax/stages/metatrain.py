@@ -88,9 +88,7 @@ def episode_sampler(
 
     def episodes(step: int) -> Task:
         every = data.sample_episodes(examples, spec, seed, step, count)
-        mine = data.sample_episodes(
-            examples, spec, seed, step, own.stop - own.start, first=own.start
-        )
+        mine = data.Episodes(*(field[own] for field in every))
         return data.gather(examples, mine, [data.fit_episodes(examples, every, plan)])
 
     return episodes

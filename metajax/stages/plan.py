@@ -17,7 +17,7 @@ from metajax.errors import InputError
 from metajax.inner import mean_replays
 from metajax.models import Bert
 from metajax.optimizer import adamw
-from metajax.outer import OuterState, default_chunk_size, outer_step
+from metajax.outer import default_chunk_size, initial_state, outer_step
 from metajax.stages.few_shot import UNROLLED, FewShot, describe_few_shot
 from metajax.stages.loop import compiler_options
 from metajax.stages.option import flag
@@ -115,13 +115,10 @@ def measure(settings: PlanSettings) -> Cost:
     count = settings.meta_batch_size // jax.local_device_count()
     step = outer_step(algorithm, outer_optimizer, chunk_size=settings.chunk_size)
 
-    def init(params: Any) -> OuterState:
-        meta_params = algorithm.init(params)
-        return OuterState(
-            jnp.int32(0), meta_params, outer_optimizer.init(meta_params), jax.random.key(0)
-        )
-
-    state = jax.eval_shape(init, few_shot.params)
+    state = jax.eval_shape(
+        lambda params: initial_state(algorithm, outer_optimizer, params, jax.random.key(0)),
+        few_shot.params,
+    )
     tasks = _tasks(few_shot.model, settings, count)
     traced = jax.jit(step, donate_argnums=0).trace(state, tasks)
     analysis = traced.lower().compile(_QUICKLY | compiler_options(settings)).memory_analysis()
