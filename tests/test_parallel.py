@@ -3,7 +3,6 @@ import functools
 import json
 import math
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import optax
 import problems
 import pytest
+import tiny
 from test_outer import MAML, take_steps
 
 import metajax
@@ -169,9 +169,7 @@ def test_a_state_is_only_used_up_when_donated(count, shards):
 
 def test_two_processes_agree_with_one_device():
     """Four devices each, over loopback, in float64."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = tiny.free_port()
     script = Path(__file__).parent / "two_processes.py"
     both = [
         subprocess.Popen(

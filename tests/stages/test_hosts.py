@@ -1,7 +1,6 @@
 """Two processes of four devices each, over loopback, against one process of eight."""
 
 import signal
-import socket
 import time
 
 import problems
@@ -19,21 +18,14 @@ SETTINGS = {
 }
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def start_two(command, cache):
-    """The same command in two processes."""
-    port = free_port()
+def start_two(command, cache, other=None):
+    """A command in two processes, or another one in the second."""
+    port = tiny.free_port()
     meet = ["--distributed", "--coordinator", f"127.0.0.1:{port}", "--num-processes", 2]
+    flags = {"XLA_FLAGS": DEVICES.format(4)}
     return [
-        tiny.start(
-            *command, *meet, "--process-id", number, cache=cache, XLA_FLAGS=DEVICES.format(4)
-        )
-        for number in (0, 1)
+        tiny.start(*each, *meet, "--process-id", number, cache=cache, **flags)
+        for number, each in enumerate((command, other or command))
     ]
 
 
@@ -124,13 +116,10 @@ def test_two_processes_set_a_damaged_checkpoint_aside(material, compiled, tmp_pa
 @pytest.mark.slow
 def test_one_of_two_has_bad_input(material, compiled, tmp_path):
     command = COMMANDS["pretrain"](material, tmp_path / "run", **SETTINGS["pretrain"])
-    port = free_port()
-    meet = ["--distributed", "--coordinator", f"127.0.0.1:{port}", "--num-processes", 2]
     begun = time.perf_counter()
-    good = tiny.start(*command, *meet, "--process-id", 0, cache=compiled)
     where = command.index("--text") + 1
     bad = [*command[:where], tmp_path / "missing.txt", *command[where + 1 :]]
-    other = tiny.start(*bad, *meet, "--process-id", 1, cache=compiled)
+    good, other = start_two(command, compiled, bad)
     assert tiny.finish(other).status == 2
     assert tiny.finish(good).status != 0
     assert time.perf_counter() - begun < 90
