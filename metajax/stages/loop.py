@@ -74,7 +74,7 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
     if first:
         begin(run, lambda directory: save_config(directory, stage.model))
     with hosts.explained():
-        hosts.wait_for_all("the workdir is there")
+        hosts.meet()  # The workdir is there.
     results_file = run.path / "results.json"
     outer = outer_loop(
         stage.algorithm,

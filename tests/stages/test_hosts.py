@@ -1,6 +1,8 @@
 """Two processes of four devices each, over loopback, against one process of eight."""
 
+import re
 import signal
+import socket
 import time
 
 import problems
@@ -80,8 +82,9 @@ def test_one_of_two_is_stopped(material, compiled, tmp_path, number, status):
     assert time.perf_counter() - begun < 60
     assert done.status not in (0, 2)
     if status is None:
-        # JAX's own runtime ends it, and names the task that is gone.
-        assert "The following tasks are unhealthy" in done.err
+        # JAX's own runtime ends it, and names the task that is gone; we said on which host it is.
+        assert re.search(r"tasks are unhealthy[^\n]*\n[^\n]*/task:1", done.err)
+        assert f"1 on {socket.gethostname()}" in done.err
     else:
         assert done.status == status
         assert "stopped by SIGTERM after step" in done.err
