@@ -18,6 +18,7 @@ missed the paper's numbers: RESULTS.md has all runs.
 
 import argparse
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 import optax
 
 import metajax
+from metajax import Estimate
 from metajax.types import Key, Params
 
 SIZES = (1, 40, 40, 1)
@@ -70,11 +72,37 @@ def waves(rng: Key, count: int, support: int, query: int) -> metajax.Task:
     )
 
 
-def train(
-    seed: int, num_steps: int, *, first_order: bool = False, meta_batch_size: int = 25
-) -> Params:
+Make = Callable[[int, optax.ScalarOrSchedule], metajax.MetaAlgorithm]
+
+
+class Learner(NamedTuple):
+    """An algorithm: how to make it for a number of inner steps and a rate, and those of training.
+
+    Where the rates are learned, the rate given is where they start.
+    """
+
+    make: Make
+    steps: int = 1
+    rate: float = 0.01
+
+
+LEARNERS = {
+    "second order": Learner(lambda k, rate: metajax.maml(loss_fn, optax.sgd(rate), k)),
+    "first order": Learner(
+        lambda k, rate: metajax.maml(loss_fn, optax.sgd(rate), k, first_order=True)
+    ),
+    "reptile": Learner(lambda k, rate: metajax.reptile(loss_fn, optax.sgd(rate), k), steps=5),
+    "meta-sgd": Learner(lambda k, rate: metajax.meta_sgd(loss_fn, 0.01, k)),
+    "maml++": Learner(lambda k, rate: metajax.maml_plus_plus(loss_fn, 0.01, k), steps=5),
+    "imaml": Learner(
+        lambda k, rate: metajax.imaml(loss_fn, optax.sgd(rate), k, strength=0.5), steps=10
+    ),
+}
+
+
+def train(learner: Learner, seed: int, num_steps: int, *, meta_batch_size: int = 25) -> Params:
     """Meta-trains a network; all steps are one compiled loop."""
-    algorithm = metajax.maml(loss_fn, optax.sgd(0.01), num_steps=1, first_order=first_order)
+    algorithm = learner.make(learner.steps, learner.rate)
     outer = metajax.outer_loop(
         algorithm,
         optax.chain(optax.clip_by_global_norm(10.0), optax.adam(1e-3)),
@@ -91,32 +119,31 @@ def train(
     return run(outer.init(init(init_key), step_key)).meta_params
 
 
-def judge(params: Params, inner_steps: int, episodes: int) -> metajax.Estimate:
+def judge(learner: Learner, meta_params: Params, inner_steps: int, episodes: int) -> Estimate:
     """Mean squared error on fresh waves (the same for every network) from five points."""
-    rate = optax.schedules.piecewise_constant_schedule(0.01, {1: 0.5})
-    algorithm = metajax.maml(loss_fn, optax.sgd(rate), inner_steps)
+    rate = optax.schedules.piecewise_constant_schedule(learner.rate, {1: 0.5})
+    algorithm = learner.make(inner_steps, rate)
     tasks = waves(jax.random.key(2017), episodes, support=5, query=100)
-    result = metajax.evaluate(algorithm, params, tasks, jax.random.key(0), chunk_size=100)
-    return metajax.Estimate(*result.query_loss)
+    result = metajax.evaluate(algorithm, meta_params, tasks, jax.random.key(0), chunk_size=100)
+    return Estimate(*result.query_loss)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Trains with second and with first order, prints both beside the paper's numbers."""
+    """Trains with each algorithm, prints them beside the paper's numbers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--algorithms", nargs="+", choices=LEARNERS, default=list(LEARNERS))
     parser.add_argument("--steps", type=int, default=70_000)
     parser.add_argument("--episodes", type=int, default=10_000, help="a multiple of 100")
     settings = parser.parse_args(arguments)
 
     steps_header = "".join(f"{f'{k} steps':>16}" for k in PAPER)
     print(f"{'squared error':<16}{steps_header}{'training':>12}")
-    for name, first_order in (("second order", False), ("first order", True)):
-        began = time.perf_counter()
-        params = jax.block_until_ready(
-            train(settings.seed, settings.steps, first_order=first_order)
-        )
+    for name in settings.algorithms:
+        began, learner = time.perf_counter(), LEARNERS[name]
+        meta_params = jax.block_until_ready(train(learner, settings.seed, settings.steps))
         seconds = time.perf_counter() - began
-        cells = [judge(params, inner_steps, settings.episodes) for inner_steps in PAPER]
+        cells = [judge(learner, meta_params, k, settings.episodes) for k in PAPER]
         row = "".join(f"{f'{cell.mean:.3f} ± {cell.ci95:.3f}':>16}" for cell in cells)
         print(f"{name:<16}{row}{f'{seconds:.0f} s':>12}", flush=True)
     print(f"{'the paper':<16}" + "".join(f"{value:>16.2f}" for value in PAPER.values()))

@@ -31,7 +31,9 @@ class Row(NamedTuple):
     """A method's result; accuracies and their intervals are in 0..1, seconds of wall time.
 
     `behind` is how far the first method is ahead of this one, the mean of the differences on the
-    same episodes: its interval is narrower than those of the two accuracies.
+    same episodes: its interval is narrower than those of the two accuracies. `accuracies` are those
+    of the episodes in the order drawn: results of several commands can be compared too, for with
+    the same tasks, sizes and seed the episodes are the same.
     """
 
     tasks: str
@@ -46,6 +48,7 @@ class Row(NamedTuple):
     behind: float
     behind_ci95: float
     seconds: float
+    accuracies: tuple[float, ...]
 
 
 def evaluate(settings: EvaluateSettings) -> list[Row]:
@@ -112,6 +115,7 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
                 seconds=round(
                     time.perf_counter() - start + (method in BASELINES) * feature_seconds, 3
                 ),
+                accuracies=tuple(map(float, accuracies)),
             )
         )
     if output:
