@@ -1,14 +1,17 @@
 """Each experiment takes one step, so that none rots."""
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
+import tiny
 
-from experiments import sinusoid
+from experiments import intents, sinusoid, unlabelled
 
 ROOT = Path(__file__).parents[1]
-NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("[!_]*.py"))
+SHARED = {"runs"}
+NAMES = sorted({path.stem for path in (ROOT / "experiments").glob("[!_]*.py")} - SHARED)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -21,8 +24,43 @@ def test_docstring_says_what_to_expect(name):
 def test_sinusoid_takes_a_step(capsys, monkeypatch):
     monkeypatch.setattr(sinusoid, "PAPER", {1: 0.67})  # Untrained, more inner steps diverge.
     sinusoid.main(["--steps", "1", "--episodes", "100"])
-    header, second, first, paper = capsys.readouterr().out.splitlines()
+    header, *rows, paper = capsys.readouterr().out.splitlines()
     assert header.split()[-1] == "training"
-    assert second.startswith("second order")
-    assert first.startswith("first order")
+    assert [row[:16].strip() for row in rows] == list(sinusoid.LEARNERS)
     assert paper.split() == ["the", "paper", "0.67"]
+
+
+def test_intents_and_unlabelled_take_a_step(tmp_path, capsys):
+    model = tiny.write_model(tmp_path / "bert")
+    for name in unlabelled.SETS:
+        few_shot = tmp_path / name / "few_shot" / "01"
+        few_shot.mkdir(parents=True)
+        rows = tiny.examples(classes=10, each=40)
+        # A word is made of letters.
+        letters = str.maketrans("0123456789", "abcdefghij")
+        lines = [
+            json.dumps({"sentence": text.translate(letters), "label": label})
+            for text, label in rows
+        ]
+        (tmp_path / name / "full.jsonl").write_text("\n".join(lines) + "\n")
+        for part, first in {"train": 0, "test": 5}.items():
+            classes = [f"topic{number}" for number in range(first, first + 5)]
+            (few_shot / f"labels.{part}.txt").write_text("\n".join(classes) + "\n")
+    given = ["--model", str(model), "--data", str(tmp_path), "--steps", "1", "--episodes", "2"]
+    given += ["--root", str(tmp_path / "runs")]
+    methods = ["--methods", "protonet", "--baselines", "linear"]
+    with tiny.one_quick_device(tmp_path / "xla"):
+        intents.main([*given, *methods])
+        table = capsys.readouterr().out.splitlines()[-3:]
+        # All of it is kept: the same command prints the same table, and runs nothing.
+        intents.main([*given, *methods])
+        again = capsys.readouterr().out.splitlines()
+        unlabelled.main([*given, "--sets", "HWU64"])
+        without_labels = capsys.readouterr().out
+    assert table[0].startswith("BANKING77 01, 1 shots")
+    names = {line[:24].strip() for line in table[1:]}
+    assert names == {"protonet", "linear, untrained"}
+    assert "0.00 ± 0.00" in table[1]  # The best is behind itself by nothing.
+    assert again[-3:] == table
+    assert not any(line.startswith("evaluate") for line in again)
+    assert "hidden words" in without_labels
