@@ -11,7 +11,6 @@ under `parent` the record of what it started from).
 
 import contextlib
 import logging
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple, Self
 import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
 from metajax.errors import InputError, LostError, StoppedError
@@ -45,14 +45,14 @@ class Checkpoints:
         self, directory: Path, *, keep: int, record: dict[str, Any], keep_every: int | None = None
     ) -> None:
         self._record = record
-        self._directory = directory
+        self._directory = _absolute(directory)
         self._failed = False
         policies = ocp.training.preservation_policies
         kept: list[Any] = [policies.LatestN(keep)]
         if keep_every is not None:
             kept.append(policies.EveryNSteps(keep_every))
         self._orbax = ocp.training.Checkpointer(
-            directory.absolute(),
+            self._directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,  # What a killed run left half-written.
@@ -143,7 +143,7 @@ class Checkpoints:
             *(self._directory, step, _reason(error), aside),
         )
         if jax.process_index() == 0:
-            shutil.rmtree(aside, ignore_errors=True)
+            aside.rmtree(missing_ok=True)
             (self._directory / str(step)).rename(aside)
         _all_agree(True)
         self._orbax.reload()
@@ -178,7 +178,7 @@ def load(directory: Path) -> Saved:
     """
     if not directory.is_dir():
         raise InputError(f"{directory}: holds no checkpoint yet: let the run that writes it finish")
-    with ocp.training.Checkpointer(directory.absolute()) as orbax:
+    with ocp.training.Checkpointer(_absolute(directory)) as orbax:
         for known in reversed(orbax.checkpoints):
             try:
                 return _read(orbax, known.step)
@@ -201,11 +201,19 @@ def _read(orbax: ocp.training.Checkpointer, step: int) -> Saved:
     return Saved(params, step, metadata.custom_metadata)
 
 
-def _whole_steps(directory: Path) -> list[int]:
-    """The steps whose checkpoints are whole: others bear a longer name."""
+def _absolute(directory: Path) -> epath.Path:
+    """The path that Orbax takes; one in a bucket is no pathlib.Path and is absolute anyway."""
+    return epath.Path(directory.absolute() if isinstance(directory, Path) else directory)
+
+
+def _whole_steps(directory: epath.Path) -> list[int]:
+    """The steps whose checkpoints are whole: others bear a longer name, or lack a file."""
     if not directory.is_dir():
         return []
-    return [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
+    steps = [path for path in directory.iterdir() if path.name.isdigit()]
+    if str(directory).startswith("gs://"):  # Where nothing can be renamed as one.
+        steps = [path for path in steps if (path / "commit_success.txt").exists()]
+    return [int(path.name) for path in steps]
 
 
 def _reason(error: Exception) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from metajax.errors import InputError
 from metajax.models import save_pretrained
+from metajax.stages.paths import to_path
 from metajax.stages.run import check_writable, read_record
 from metajax.stages.settings import ExportSettings
 from metajax.stages.source import open_classifier, open_source
@@ -28,7 +29,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise InputError(f"{output}: exists and is not an empty directory: name a new one")
     check_writable(output)
-    record = read_record(Path(settings.model))
+    record = read_record(to_path(settings.model))
     if record is None:
         raise InputError(f"{settings.model}: is not the workdir of a run: name one")
     if record["stage"] in ("adapt", "finetune"):

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 from metajax.errors import InputError
 from metajax.stages import settings as all_settings
 from metajax.stages.option import flag
+from metajax.stages.paths import address, to_path
 from metajax.stages.run import read_record, writable, write_atomically
 from metajax.stages.settings import LineageSettings
 
@@ -24,11 +24,11 @@ def lineage(settings: LineageSettings) -> list[dict[str, Any]]:
         InputError: there is no run.
     """
     output = writable(settings.output) if settings.output else None
-    record = read_record(Path(settings.model))
+    record = read_record(to_path(settings.model))
     if record is None:
         raise InputError(f"{settings.model}: is not the workdir of a run: name one")
     rows: list[dict[str, Any]] = []
-    parent: dict[str, Any] = {"path": str(Path(settings.model).absolute()), "record": record}
+    parent: dict[str, Any] = {"path": address(to_path(settings.model)), "record": record}
     while "record" in parent:
         record = parent["record"]
         kept = {name: record[name] for name in ("stage", "settings", "data", "versions")}

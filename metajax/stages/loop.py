@@ -177,6 +177,7 @@ def _take_steps(
             giving_up = bad >= stage.settings.max_skipped
             due = (step + 1) % save_every == 0 or step + 1 == stage.num_steps
             if due or stop.asked or giving_up:
+                log.flush()
                 checkpoints.save(state)
             if giving_up:
                 raise StoppedError(_diagnosis(stage, state, step, tasks, bad))

@@ -14,12 +14,14 @@ import importlib.metadata
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from metajax.errors import InputError, StoppedError
 from metajax.stages.option import Settings, flag
+from metajax.stages.paths import check_bucket, in_bucket, to_path, upload
 
 _PACKAGES = ("metajax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
 
@@ -48,6 +50,9 @@ def cache_directory() -> Path:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
+    if in_bucket(path):  # As an object is written anyway.
+        path.write_text(text, encoding="utf-8")
+        return
     # Always under the same name: what a killed run leaves, the next one writes over.
     partial = path.with_name(f".{path.name}.part")
     partial.write_text(text, encoding="utf-8")
@@ -106,13 +111,11 @@ def open_run(workdir: str, record: dict[str, Any], settings: Settings) -> Run:
         InputError: the workdir is not writable, holds something else, or a run with other
             settings; the message names the first difference.
     """
-    if "://" in workdir:
-        raise InputError(
-            f"--workdir {workdir}: is an address: name a directory, where a bucket is mounted with "
-            "Cloud Storage FUSE, say"
-        )
-    path = Path(workdir)
-    check_writable(path)
+    path = to_path(workdir)
+    if in_bucket(path):
+        check_bucket(path)
+    else:
+        check_writable(path)
     known = read_record(path)
     if known is None:
         # A run killed before its first file was whole leaves a hidden one.
@@ -203,20 +206,32 @@ def begin(run: Run, save_model: Callable[[Path], None]) -> None:
         run: from `open_run`.
         save_model: `(directory) -> None`, writes the tokenizer and, last, `config.json`.
     """
-    run.path.mkdir(parents=True, exist_ok=True)
+    if not in_bucket(run.path):
+        run.path.mkdir(parents=True, exist_ok=True)
     if not (run.path / "run.json").is_file():
         write_atomically(run.path / "run.json", json.dumps(run.record, indent=2) + "\n")
-    if not (run.model / "config.json").is_file():
+    if (run.model / "config.json").is_file():
+        return
+    if not in_bucket(run.model):
         save_model(run.model)
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        save_model(Path(directory))
+        upload(Path(directory), run.model, last="config.json")
 
 
 @contextlib.contextmanager
 def held(run: Run) -> Iterator[None]:
     """Keeps other processes out of a run that has begun; a killed one lets go by itself.
 
+    In a bucket nothing can be locked.
+
     Raises:
         InputError: another process is at work in the workdir.
     """
+    if in_bucket(run.path):
+        yield
+        return
     with (run.path / "run.json").open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -231,6 +246,8 @@ def held(run: Run) -> Iterator[None]:
 class MetricsLog:
     """The metrics of a run, a JSON object a line.
 
+    To an object in a bucket nothing can be appended: there the rows are written with `flush`.
+
     Args:
         run: whose.
         step: the step resumed from; rows of later steps, from before a kill, are dropped.
@@ -241,21 +258,30 @@ class MetricsLog:
     """
 
     def __init__(self, run: Run, step: int, *, writes: bool = True) -> None:
-        path = run.path / "metrics.jsonl"
-        self.rows = [row for row in _read_rows(path) if row["step"] <= step]
+        self._path, self._writes = run.path / "metrics.jsonl", writes
+        self.rows = [row for row in _read_rows(self._path) if row["step"] <= step]
         self._file = None
-        if not writes:
-            return
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        self._file = path.open("a", encoding="utf-8")
+        if writes and not in_bucket(self._path):
+            self._write_all()
+            self._file = self._path.open("a", encoding="utf-8")
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.flush()
         if self._file is not None:
             with contextlib.suppress(OSError):  # What could not be written before, again.
                 self._file.close()
+
+    def flush(self) -> None:
+        """Writes what is not yet written; to be called before the step is saved."""
+        if self._writes and in_bucket(self._path):
+            self._write_all()
+
+    def _write_all(self) -> None:
+        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends a row, at once."""

@@ -19,6 +19,7 @@ from metajax.models import (
     read_model,
     with_head,
 )
+from metajax.stages.paths import address, local, to_path
 from metajax.stages.run import read_record
 from metajax.stages.settings import ModelSettings
 from metajax.types import LossFn, Params
@@ -56,22 +57,22 @@ def open_source(spec: str, settings: ModelSettings | None = None, **head: Any) -
     Raises:
         InputError: it cannot be used.
     """
-    path, rng, runtime = Path(spec), jax.random.key(0), {}
+    path, rng, runtime = to_path(spec), jax.random.key(0), {}
     if settings is not None:
         rng = jax.random.key(settings.seed)
         runtime = {"remat": settings.remat, "dtype": _DTYPES[settings.dtype]}
     record = read_record(path)
     if record is None:
         model, params = from_pretrained(spec, rng=rng, **runtime, **head)
-        address = str(path.absolute()) if path.is_dir() else spec
-        return Source(model, params, {"path": address, **hashes(spec)})
+        where = address(path) if path.is_dir() else spec
+        return Source(model, params, {"path": where, **hashes(spec)})
     saved = checkpoint.load(path / "checkpoints")
     if not (path / "results.json").is_file():
         _log.warning("%s: has not ended; the checkpoint of its step %d is used", path, saved.step)
     model, params = _rebuild(path / "model", record["model"]).replace(**runtime), saved.params
     if head:
         model, params = with_head(model, params, rng=rng, **head)
-    parent = {"path": str(path.absolute()), "step": saved.step, "record": saved.record}
+    parent = {"path": address(path), "step": saved.step, "record": saved.record}
     return Source(model, params, parent)
 
 
@@ -81,7 +82,7 @@ def describe_source(spec: str, settings: ModelSettings, **head: Any) -> Source:
     Raises:
         InputError: what `--model` names cannot be used.
     """
-    path = Path(spec)
+    path = to_path(spec)
     record = read_record(path)
     if record is None:
         model = read_model(spec, **head)
@@ -93,6 +94,7 @@ def describe_source(spec: str, settings: ModelSettings, **head: Any) -> Source:
 
 def _rebuild(directory: Path, described: dict[str, Any]) -> Bert:
     """The model that `save_model` and `describe` told of."""
+    directory = local(directory)
     file = directory / "config.json"
     try:
         config = BertConfig.from_dict(json.loads(file.read_text(encoding="utf-8")), str(file))
@@ -150,7 +152,7 @@ def open_classifier(spec: str, task: str | None) -> Classifier:
     Raises:
         InputError: it has no classification head, or none for this task.
     """
-    record = read_record(Path(spec))
+    record = read_record(to_path(spec))
     if record is None and not has_classifier(spec):
         raise InputError(
             f"{spec}: has no classification head such as its config.json tells of: "

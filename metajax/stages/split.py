@@ -2,11 +2,11 @@
 
 import dataclasses
 import logging
-from pathlib import Path
 from typing import TypeVar
 
 from metajax.errors import InputError
 from metajax.parallel import all_devices
+from metajax.stages.paths import to_path
 from metajax.stages.run import read_record
 from metajax.stages.settings import FinetuneSettings, PretrainSettings
 
@@ -21,7 +21,7 @@ def with_parts(settings: _Settings) -> tuple[_Settings, int]:
         InputError: they are not the same on each device, or do not divide the batch.
     """
     devices, parts = len(all_devices()), settings.parts
-    known = (read_record(Path(settings.workdir)) or {}).get("settings", {}).get("parts")
+    known = (read_record(to_path(settings.workdir)) or {}).get("settings", {}).get("parts")
     if parts is None and known is not None:
         parts = known if known % devices == 0 else None
         if parts is None:

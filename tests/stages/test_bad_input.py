@@ -415,6 +415,6 @@ def test_devices_that_are_not_there(material, tmp_path):
     done = tiny.run(*pretrain_command(material, tmp_path / "run", parts=3))
     assert done.status == 2
     assert "--batch-size 4: use 3 or 6, a multiple of 3, the number of --parts" in done.err
-    done = tiny.run(*pretrain_command(material, "gs://bucket/run"))
+    done = tiny.run(*pretrain_command(material, "s3://bucket/run"))
     assert done.status == 2
-    assert "--workdir gs://bucket/run: is an address: name a directory" in done.err
+    assert "s3://bucket/run: is an address: name a directory, or gs://BUCKET/NAME" in done.err
