@@ -15,6 +15,7 @@ an episode hides one word in sentences that hold it and asks which of five words
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.runs import judged, table, trained
@@ -22,10 +23,10 @@ from experiments.runs import judged, table, trained
 SETS = ("BANKING77", "CLINC150", "HWU64")
 
 
-def write_text(data: Path, split: str, target: Path) -> None:
+def write_text(data: Path, split: str, target: Path, sets: Sequence[str] = SETS) -> None:
     """The sentences of the training classes, a line each, without their labels."""
     lines = []
-    for name in SETS:
+    for name in sets:
         classes = data / name / "few_shot" / split / "labels.train.txt"
         kept = set(classes.read_text(encoding="utf-8").split("\n"))
         rows = map(

@@ -1,0 +1,78 @@
+r"""What each stage is worth: the same tasks from weights that have been through some of them.
+
+Claim: on intents never seen, each stage adds something: pretraining on the domain's text,
+fine-tuning on its labels, meta-training, and all together.
+Paper: pretraining on the domain: Gururangan et al. 2020 (arXiv:2004.10964); the rest as in
+experiments/intents.py.
+Command: python -m experiments.stages --model BERT --data DATA --root runs/stages
+Hardware and time: TIME
+Expect: EXPECT
+
+Every training sees only the training classes of BANKING77's split: their sentences (pretrain),
+their labels (finetune, over all classes at once), episodes of them (metatrain). Judged by 5-way
+episodes of the test classes, adapted in three steps from class prototypes.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from experiments.runs import Trained, judged, table, trained
+from experiments.unlabelled import write_text
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains along each path through the stages, and prints what each reaches."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="the weights, with a masked-LM head")
+    parser.add_argument("--data", required=True, help="the folder that holds the sets")
+    parser.add_argument("--set", default="BANKING77")
+    parser.add_argument("--split", default="01")
+    parser.add_argument("--shots", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=300, help="of each stage")
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--episodes", type=int, default=600)
+    parser.add_argument("--valid", action="store_true", help="judge on the validation classes")
+    parser.add_argument("--root", default="runs/stages", help="where the runs are kept")
+    options = parser.parse_args(arguments)
+    root, data = Path(options.root), Path(options.data)
+    root.mkdir(parents=True, exist_ok=True)
+    text = root / "text.txt"
+    write_text(data, options.split, text, (options.set,))
+
+    def of(classes: str) -> dict[str, Any]:
+        labels = data / options.set / "few_shot" / options.split / f"labels.{classes}.txt"
+        return {"tasks": (str(data / options.set / "full.jsonl"),), "classes": str(labels)}
+
+    def run(name: str, stage: str, model: str, **settings: Any) -> Trained:
+        shared = {"steps": options.steps, "learning_rate": options.learning_rate, "max_length": 64}
+        return trained(root, name, stage, model=model, **shared, **settings)
+
+    episodes = {**of("train"), "shots": options.shots, "algorithm": "fomaml"}
+    pretrained = run("pretrain", "pretrain", options.model, text=(str(text),))
+    tuned = run("finetune", "finetune", options.model, **of("train"), pooling="mean")
+    meta = run("metatrain", "metatrain", options.model, **episodes)
+    both = run("pretrain-finetune", "finetune", pretrained.path, **of("train"), pooling="mean")
+    every = run("pretrain-finetune-metatrain", "metatrain", both.path, **episodes)
+    paths = {
+        "as they came": ("finetune", options.model, 0.0),
+        "pretrained": ("finetune", pretrained.path, pretrained.seconds),
+        "fine-tuned": ("finetune", tuned.path, tuned.seconds),
+        "meta-trained": ("maml", meta.path, meta.seconds),
+        "all three": ("maml", every.path, pretrained.seconds + both.seconds + every.seconds),
+    }
+    asked = {
+        **of("valid" if options.valid else "test"),
+        "shots": options.shots,
+        "episodes": options.episodes,
+        "max_length": 64,
+    }
+    results = {}
+    for name, (method, path, seconds) in paths.items():
+        [result] = judged(root, path, method, **asked)
+        results[name] = result._replace(training=seconds)
+    print(table(results, f"{options.set}, {options.shots} shots"))
+
+
+if __name__ == "__main__":
+    main()

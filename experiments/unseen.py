@@ -1,0 +1,75 @@
+r"""From GLUE to tasks that have nothing to do with it: the setting of LEOPARD.
+
+Claim: weights meta-trained on episodes of four GLUE tasks, with their own numbers of classes, adapt
+to intents, with 2 to 12 classes and 4 to 16 examples of each, better than the same weights after
+multi-task fine-tuning on these tasks, and better than the weights as they came.
+Paper: Bansal, Jha & McCallum 2020, "Learning to few-shot learn across diverse natural language
+classification tasks" (arXiv:1911.03863), section 5 and table 1; the tasks to adapt to are others.
+Command: python -m experiments.unseen --model BERT --data DATA --root runs/unseen
+Hardware and time: TIME
+Expect: EXPECT
+
+Data sets are tasks (`--whole-tasks`), drawn by the square root of their size: CoLA, MRPC, RTE and
+SST-2. DATA is a folder with `glue` (the classic TSV layout) and `intents` (ProtAugment's release).
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from experiments.runs import judged, table, trained
+
+GLUE = ("cola", "mrpc", "rte", "sst2")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains both ways on GLUE, and prints how each adapts to intents."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="the weights")
+    parser.add_argument("--data", required=True, help="the folder of glue and intents")
+    parser.add_argument("--set", default="BANKING77")
+    parser.add_argument("--ways", type=int, nargs="+", default=[2, 5, 12])
+    parser.add_argument("--shots", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--steps", type=int, default=300, help="of either training")
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--episodes", type=int, default=200)
+    parser.add_argument("--valid", action="store_true", help="judge on the validation classes")
+    parser.add_argument("--root", default="runs/unseen", help="where the runs are kept")
+    options = parser.parse_args(arguments)
+    root, data = Path(options.root), Path(options.data)
+    shared: dict[str, Any] = {
+        "model": options.model,
+        "tasks": tuple(f"glue:{name}" for name in GLUE),
+        "glue_dir": str(data / "glue"),
+        "steps": options.steps,
+        "learning_rate": options.learning_rate,
+        "max_length": 64,
+    }
+    size = {"whole_tasks": True, "shots": 4, "queries": 4, "algorithm": "fomaml"}
+    meta = trained(root, "metatrain", "metatrain", **shared, **size)
+    multi = trained(root, "finetune", "finetune", **shared, pooling="mean")
+    classes = "valid" if options.valid else "test"
+    few_shot = data / "intents" / options.set
+    for ways in options.ways:
+        for shots in options.shots:
+            asked = {
+                "tasks": (str(few_shot / "full.jsonl"),),
+                "classes": str(few_shot / "few_shot" / "01" / f"labels.{classes}.txt"),
+                "ways": ways,
+                "shots": shots,
+                "episodes": options.episodes,
+                "max_length": 64,
+            }
+            [ours] = judged(root, meta.path, "maml", **asked)
+            [tuned] = judged(root, multi.path, "finetune", **asked)
+            [plain] = judged(root, options.model, "finetune", **asked)
+            results = {
+                "meta-trained on GLUE": ours._replace(training=meta.seconds),
+                "fine-tuned on GLUE": tuned._replace(training=multi.seconds),
+                "as they came": plain,
+            }
+            print(table(results, f"{ways} ways, {shots} shots"), flush=True)
+
+
+if __name__ == "__main__":
+    main()
