@@ -3,11 +3,12 @@
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
 
-from experiments import intents, sinusoid, unlabelled
+from experiments import intents, sinusoid, stages, unlabelled, unseen
 
 ROOT = Path(__file__).parents[1]
 SHARED = {"runs"}
@@ -30,7 +31,9 @@ def test_sinusoid_takes_a_step(capsys, monkeypatch):
     assert paper.split() == ["the", "paper", "0.67"]
 
 
-def test_intents_and_unlabelled_take_a_step(tmp_path, capsys):
+@pytest.fixture
+def material(tmp_path):
+    """A model, and the sets of intents and GLUE tasks in the layout of the real ones."""
     model = tiny.write_model(tmp_path / "bert")
     for name in unlabelled.SETS:
         few_shot = tmp_path / name / "few_shot" / "01"
@@ -46,21 +49,42 @@ def test_intents_and_unlabelled_take_a_step(tmp_path, capsys):
         for part, first in {"train": 0, "test": 5}.items():
             classes = [f"topic{number}" for number in range(first, first + 5)]
             (few_shot / f"labels.{part}.txt").write_text("\n".join(classes) + "\n")
-    given = ["--model", str(model), "--data", str(tmp_path), "--steps", "1", "--episodes", "2"]
+    given = ["--model", str(model), "--steps", "1", "--episodes", "2"]
     given += ["--root", str(tmp_path / "runs")]
-    methods = ["--methods", "protonet", "--baselines", "linear"]
     with tiny.one_quick_device(tmp_path / "xla"):
-        intents.main([*given, *methods])
-        table = capsys.readouterr().out.splitlines()[-3:]
-        # All of it is kept: the same command prints the same table, and runs nothing.
-        intents.main([*given, *methods])
-        again = capsys.readouterr().out.splitlines()
-        unlabelled.main([*given, "--sets", "HWU64"])
-        without_labels = capsys.readouterr().out
+        yield SimpleNamespace(root=tmp_path, given=given)
+
+
+def test_intents_and_unlabelled_take_a_step(material, capsys):
+    given = [*material.given, "--data", str(material.root)]
+    methods = ["--methods", "protonet", "--baselines", "linear"]
+    intents.main([*given, *methods])
+    table = capsys.readouterr().out.splitlines()[-3:]
     assert table[0].startswith("BANKING77 01, 1 shots")
-    names = {line[:24].strip() for line in table[1:]}
-    assert names == {"protonet", "linear, untrained"}
+    assert {line[:24].strip() for line in table[1:]} == {"protonet", "linear, untrained"}
     assert "0.00 ± 0.00" in table[1]  # The best is behind itself by nothing.
+    # All of it is kept: the same command prints the same table, and runs nothing.
+    intents.main([*given, *methods])
+    again = capsys.readouterr().out.splitlines()
     assert again[-3:] == table
     assert not any(line.startswith("evaluate") for line in again)
-    assert "hidden words" in without_labels
+    unlabelled.main([*given, "--sets", "HWU64"])
+    assert "hidden words" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_unseen_and_stages_take_a_step(material, capsys, monkeypatch):
+    stages.main([*material.given, "--data", str(material.root)])
+    rows = capsys.readouterr().out.splitlines()[-5:]
+    names = {"as they came", "pretrained", "fine-tuned", "meta-trained", "all three"}
+    assert {row[:24].strip() for row in rows} == names
+
+    (material.root / "intents").symlink_to(material.root)
+    tiny.write_glue(material.root / "glue")
+    monkeypatch.setattr(unseen, "GLUE", ("mrpc",))
+    sizes = ["--ways", "2", "3", "--shots", "4"]
+    unseen.main([*material.given, "--data", str(material.root), *sizes])
+    out = capsys.readouterr().out
+    assert "2 ways, 4 shots" in out
+    assert "3 ways, 4 shots" in out
+    assert out.count("fine-tuned on GLUE") == 2
