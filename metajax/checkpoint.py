@@ -45,14 +45,14 @@ class Checkpoints:
         self, directory: Path, *, keep: int, record: dict[str, Any], keep_every: int | None = None
     ) -> None:
         self._record = record
-        self._directory = _absolute(directory)
+        self._directory = directory
         self._failed = False
         policies = ocp.training.preservation_policies
         kept: list[Any] = [policies.LatestN(keep)]
         if keep_every is not None:
             kept.append(policies.EveryNSteps(keep_every))
         self._orbax = ocp.training.Checkpointer(
-            self._directory,
+            _absolute(directory),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,  # What a killed run left half-written.
@@ -143,7 +143,7 @@ class Checkpoints:
             *(self._directory, step, _reason(error), aside),
         )
         if jax.process_index() == 0:
-            aside.rmtree(missing_ok=True)
+            epath.Path(aside).rmtree(missing_ok=True)
             (self._directory / str(step)).rename(aside)
         _all_agree(True)
         self._orbax.reload()
@@ -201,17 +201,17 @@ def _read(orbax: ocp.training.Checkpointer, step: int) -> Saved:
     return Saved(params, step, metadata.custom_metadata)
 
 
-def _absolute(directory: Path) -> epath.Path:
-    """The path that Orbax takes; one in a bucket is no pathlib.Path and is absolute anyway."""
-    return epath.Path(directory.absolute() if isinstance(directory, Path) else directory)
+def _absolute(directory: Path) -> Path:
+    """The path that Orbax takes: one in a bucket is absolute, and no `pathlib.Path`."""
+    return directory.absolute() if isinstance(directory, Path) else directory
 
 
-def _whole_steps(directory: epath.Path) -> list[int]:
-    """The steps whose checkpoints are whole: others bear a longer name, or lack a file."""
+def _whole_steps(directory: Path) -> list[int]:
+    """The steps whose checkpoints are whole: on disk, others bear a longer name."""
     if not directory.is_dir():
         return []
     steps = [path for path in directory.iterdir() if path.name.isdigit()]
-    if str(directory).startswith("gs://"):  # Where nothing can be renamed as one.
+    if not isinstance(directory, Path):  # A bucket renames no directory: Orbax writes this last.
         steps = [path for path in steps if (path / "commit_success.txt").exists()]
     return [int(path.name) for path in steps]
 

@@ -15,6 +15,7 @@ from metajax.stages.demo_data import DemoData, fetch_weights, write_data, write_
 from metajax.stages.evaluate import evaluate, table
 from metajax.stages.few_shot import open_few_shot
 from metajax.stages.metatrain import metatrain
+from metajax.stages.paths import on_disk
 from metajax.stages.predict import label
 from metajax.stages.pretrain import pretrain
 from metajax.stages.run import cache_directory, check_writable
@@ -51,7 +52,7 @@ def demo(settings: DemoSettings) -> None:
         InputError: the weights cannot be had, or the workdir cannot be used.
     """
     begun = time.perf_counter()
-    root = Path(settings.workdir)
+    root = on_disk(settings.workdir)
     check_writable(root)
     check_drawable()
     weights = settings.model or str(fetch_weights(cache_directory()))

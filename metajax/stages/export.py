@@ -8,7 +8,7 @@ from typing import Any
 
 from metajax.errors import InputError
 from metajax.models import save_pretrained
-from metajax.stages.paths import to_path
+from metajax.stages.paths import on_disk, to_path
 from metajax.stages.run import check_writable, read_record
 from metajax.stages.settings import ExportSettings
 from metajax.stages.source import open_classifier, open_source
@@ -25,7 +25,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     Raises:
         InputError: the workdir holds no checkpoint, or the directory is not empty.
     """
-    output = Path(os.path.abspath(settings.output))  # A name to write beside, even of "."
+    output = Path(os.path.abspath(on_disk(settings.output)))  # A name to write beside, even of "."
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise InputError(f"{output}: exists and is not an empty directory: name a new one")
     check_writable(output)

@@ -24,11 +24,12 @@ def lineage(settings: LineageSettings) -> list[dict[str, Any]]:
         InputError: there is no run.
     """
     output = writable(settings.output) if settings.output else None
-    record = read_record(to_path(settings.model))
+    path = to_path(settings.model)
+    record = read_record(path)
     if record is None:
         raise InputError(f"{settings.model}: is not the workdir of a run: name one")
     rows: list[dict[str, Any]] = []
-    parent: dict[str, Any] = {"path": address(to_path(settings.model)), "record": record}
+    parent: dict[str, Any] = {"path": address(path), "record": record}
     while "record" in parent:
         record = parent["record"]
         kept = {name: record[name] for name in ("stage", "settings", "data", "versions")}

@@ -1,29 +1,73 @@
-"""Where a workdir is: a directory, or in a bucket of Google Cloud Storage."""
+"""Where a run lies: in a directory, or in a bucket of Google Cloud Storage."""
 
+import atexit
+import contextlib
 import functools
 import importlib.util
+import logging
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
 from etils import epath
 
-from metajax.errors import InputError
+from metajax.errors import InputError, StoppedError
 
 
 def to_path(text: str) -> Path:
-    """What `--workdir` or `--model` names; `gs://BUCKET/...` does what a directory does.
+    """The path that `--workdir` or `--model` names: of this machine, or `gs://BUCKET/NAME`.
+
+    One in a bucket is no `pathlib.Path`, but has the methods of one that a run needs.
 
     Raises:
-        InputError: it is another kind of address, or what it needs is not installed.
+        InputError: it is another kind of address, or a bucket that cannot be reached.
     """
     if "://" not in text:
         return Path(text)
-    if not text.startswith("gs://"):
+    scheme, _, place = text.partition("://")
+    bucket, _, name = place.partition("/")
+    if scheme != "gs" or not bucket or not name.strip("/"):
         raise InputError(f"{text}: is an address: name a directory, or gs://BUCKET/NAME")
     if importlib.util.find_spec("gcsfs") is None:
         raise InputError(f"{text}: needs gcsfs: install it with `pip install 'metajax[gcs]'`")
-    return cast(Path, epath.Path(text))  # It has the same methods.
+    _reach(bucket)
+    return cast(Path, epath.Path(text))
+
+
+@functools.cache  # Once is enough.
+def _reach(bucket: str) -> None:
+    import fsspec
+
+    # What TensorStore and other hosts write, a listing that is remembered lacks.
+    fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # It logs what it raises, too.
+    try:
+        fsspec.filesystem("gs").ls(bucket, max_results=1)
+    except FileNotFoundError:
+        raise InputError(f"gs://{bucket}: there is no such bucket: check its name") from None
+    except Exception as error:  # Of gcsfs, of its HTTP client, or of Google's libraries.
+        raise InputError(
+            f"gs://{bucket}: cannot be read ({_reason(error)}): check the network, and log in "
+            "with `gcloud auth application-default login`"
+        ) from error
+
+
+def in_bucket(path: Path) -> bool:
+    """Whether a path from `to_path` is not one of this machine's."""
+    return not isinstance(path, Path)
+
+
+def on_disk(text: str) -> Path:
+    """The path of this machine that an option names.
+
+    Raises:
+        InputError: it is an address.
+    """
+    if "://" in text:
+        raise InputError(f"{text}: is an address: name a directory")
+    return Path(text)
 
 
 def address(path: Path) -> str:
@@ -31,42 +75,50 @@ def address(path: Path) -> str:
     return str(path) if in_bucket(path) else str(path.absolute())
 
 
-def in_bucket(path: Path) -> bool:
-    """Whether a path is not on a file system."""
-    return not isinstance(path, Path)
-
-
-def check_bucket(path: Path) -> None:
-    """Checks that a bucket is there and can be read.
+def write_object(path: Path, content: bytes) -> None:
+    """Writes an object of a bucket, whole or not at all.
 
     Raises:
-        InputError: it cannot.
+        StoppedError: the bucket does not take it.
     """
     try:
-        path.exists()
-        next(path.parent.iterdir(), None)
-    except Exception as error:  # Of gcsfs, of Google's libraries, or of the network.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(
-            f"{path}: cannot be read ({reason}): check the bucket's name, and log in with "
-            "`gcloud auth application-default login`"
+        path.write_bytes(content)
+    except Exception as error:
+        raise StoppedError(
+            f"{path}: cannot be written ({_reason(error)}): what was saved is safe; mend access "
+            "to the bucket, and run the same command again"
         ) from error
 
 
-def upload(directory: Path, target: Path, last: str) -> None:
-    """Copies a directory's files into a bucket, one of them after all others."""
-    for file in sorted(directory.iterdir(), key=lambda file: file.name == last):
-        (target / file.name).write_bytes(file.read_bytes())
+@contextlib.contextmanager
+def filling(directory: Path, last: str) -> Iterator[Path]:
+    """The directory, or one whose files are then copied there, the one named `last` as the last.
+
+    Raises:
+        StoppedError: the bucket does not take them.
+    """
+    if not in_bucket(directory):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name)
+        yield copy
+        for file in sorted(copy.iterdir(), key=lambda file: file.name == last):
+            write_object(directory / file.name, file.read_bytes())
 
 
 def local(directory: Path) -> Path:
-    """A directory on this machine with the same files, for libraries that read no bucket."""
-    return Path(_downloaded(str(directory)).name) if in_bucket(directory) else directory
-
-
-@functools.cache  # Kept until the process ends.
-def _downloaded(address: str) -> tempfile.TemporaryDirectory:
-    copy = tempfile.TemporaryDirectory(prefix="metajax-")
-    for file in epath.Path(address).iterdir():
-        (Path(copy.name) / file.name).write_bytes(file.read_bytes())
+    """The directory, or a copy of its files for libraries that read no bucket."""
+    if not in_bucket(directory):
+        return directory
+    copy = Path(tempfile.mkdtemp(prefix="metajax-"))
+    atexit.register(shutil.rmtree, copy, ignore_errors=True)
+    if directory.is_dir():
+        for file in directory.iterdir():
+            (copy / file.name).write_bytes(file.read_bytes())
     return copy
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in a line, cut short."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -14,14 +14,13 @@ import importlib.metadata
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from metajax.errors import InputError, StoppedError
 from metajax.stages.option import Settings, flag
-from metajax.stages.paths import check_bucket, in_bucket, to_path, upload
+from metajax.stages.paths import filling, in_bucket, to_path, write_object
 
 _PACKAGES = ("metajax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
 
@@ -50,8 +49,8 @@ def cache_directory() -> Path:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    if in_bucket(path):  # As an object is written anyway.
-        path.write_text(text, encoding="utf-8")
+    if in_bucket(path):
+        write_object(path, text.encode())
         return
     # Always under the same name: what a killed run leaves, the next one writes over.
     partial = path.with_name(f".{path.name}.part")
@@ -112,9 +111,7 @@ def open_run(workdir: str, record: dict[str, Any], settings: Settings) -> Run:
             settings; the message names the first difference.
     """
     path = to_path(workdir)
-    if in_bucket(path):
-        check_bucket(path)
-    else:
+    if not in_bucket(path):
         check_writable(path)
     known = read_record(path)
     if known is None:
@@ -206,25 +203,20 @@ def begin(run: Run, save_model: Callable[[Path], None]) -> None:
         run: from `open_run`.
         save_model: `(directory) -> None`, writes the tokenizer and, last, `config.json`.
     """
-    if not in_bucket(run.path):
+    if not in_bucket(run.path):  # Which has no directories to make.
         run.path.mkdir(parents=True, exist_ok=True)
     if not (run.path / "run.json").is_file():
         write_atomically(run.path / "run.json", json.dumps(run.record, indent=2) + "\n")
-    if (run.model / "config.json").is_file():
-        return
-    if not in_bucket(run.model):
-        save_model(run.model)
-        return
-    with tempfile.TemporaryDirectory() as directory:
-        save_model(Path(directory))
-        upload(Path(directory), run.model, last="config.json")
+    if not (run.model / "config.json").is_file():
+        with filling(run.model, last="config.json") as directory:
+            save_model(directory)
 
 
 @contextlib.contextmanager
 def held(run: Run) -> Iterator[None]:
     """Keeps other processes out of a run that has begun; a killed one lets go by itself.
 
-    In a bucket nothing can be locked.
+    In a bucket nothing can be locked, and nobody is kept out.
 
     Raises:
         InputError: another process is at work in the workdir.

@@ -19,7 +19,7 @@ from metajax.models import (
     read_model,
     with_head,
 )
-from metajax.stages.paths import address, local, to_path
+from metajax.stages.paths import address, in_bucket, local, to_path
 from metajax.stages.run import read_record
 from metajax.stages.settings import ModelSettings
 from metajax.types import LossFn, Params
@@ -57,11 +57,11 @@ def open_source(spec: str, settings: ModelSettings | None = None, **head: Any) -
     Raises:
         InputError: it cannot be used.
     """
-    path, rng, runtime = to_path(spec), jax.random.key(0), {}
+    path, record = _find(spec)
+    rng, runtime = jax.random.key(0), {}
     if settings is not None:
         rng = jax.random.key(settings.seed)
         runtime = {"remat": settings.remat, "dtype": _DTYPES[settings.dtype]}
-    record = read_record(path)
     if record is None:
         model, params = from_pretrained(spec, rng=rng, **runtime, **head)
         where = address(path) if path.is_dir() else spec
@@ -82,14 +82,22 @@ def describe_source(spec: str, settings: ModelSettings, **head: Any) -> Source:
     Raises:
         InputError: what `--model` names cannot be used.
     """
-    path = to_path(spec)
-    record = read_record(path)
+    path, record = _find(spec)
     if record is None:
         model = read_model(spec, **head)
     else:
         model = _rebuild(path / "model", record["model"]).replace(**head)
     model = model.replace(remat=settings.remat, dtype=_DTYPES[settings.dtype])
     return Source(model, jax.eval_shape(model.init, jax.random.key(0)), {"record": record or {}})
+
+
+def _find(spec: str) -> tuple[Path, dict[str, Any] | None]:
+    """The path that `--model` names, if it names one, and the record of the run there, if any."""
+    path = to_path(spec)
+    record = read_record(path)
+    if record is None and in_bucket(path):
+        raise InputError(f"{spec}: holds no run: in a bucket, only a workdir can be read")
+    return path, record
 
 
 def _rebuild(directory: Path, described: dict[str, Any]) -> Bert:
@@ -152,7 +160,7 @@ def open_classifier(spec: str, task: str | None) -> Classifier:
     Raises:
         InputError: it has no classification head, or none for this task.
     """
-    record = read_record(to_path(spec))
+    record = _find(spec)[1]
     if record is None and not has_classifier(spec):
         raise InputError(
             f"{spec}: has no classification head such as its config.json tells of: "
