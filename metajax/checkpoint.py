@@ -28,6 +28,8 @@ from metajax.types import PyTree
 
 _log = logging.getLogger("metajax")
 
+_TRIES = 2  # What a network's hiccup keeps from being read is not damaged.
+
 
 class Checkpoints:
     """The checkpoints of one run, in a directory of their own.
@@ -97,8 +99,10 @@ class Checkpoints:
             yield
         except Exception as error:
             self._failed = True
-            steps = _whole_steps(self._directory)
-            safe = f"step {max(steps)} is safe" if steps else "nothing is saved yet"
+            safe = "what was saved before is safe"
+            if isinstance(self._directory, Path):  # A bucket that fails cannot be asked.
+                steps = _whole_steps(self._directory)
+                safe = f"step {max(steps)} is safe" if steps else "nothing is saved yet"
             raise StoppedError(
                 f"{self._directory}: a checkpoint could not be written ({_reason(error)}): {safe}; "
                 "make room or mend the path, and run the same command again"
@@ -116,13 +120,16 @@ class Checkpoints:
         wanted = {"params": state.meta_params, "training": training}
         damaged: dict[int, Exception] = {}
         for known in reversed(self._orbax.checkpoints):
-            found: Any = None
-            error: Exception | None = None
-            try:
-                found = self._orbax.load_checkpointables(known.step, wanted)
-            except Exception as raised:
-                error = raised
-            if not _all_agree(error is None):
+            for _ in range(_TRIES):
+                found: Any = None
+                error: Exception | None = None
+                try:
+                    found = self._orbax.load_checkpointables(known.step, wanted)
+                except Exception as raised:
+                    error = raised
+                if _all_agree(error is None):
+                    break
+            else:
                 damaged[known.step] = error or ValueError("another process cannot read it")
                 continue
             for step, reason in damaged.items():
@@ -207,13 +214,10 @@ def _absolute(directory: Path) -> Path:
 
 
 def _whole_steps(directory: Path) -> list[int]:
-    """The steps whose checkpoints are whole: on disk, others bear a longer name."""
+    """The steps whose checkpoints are whole: others bear a longer name."""
     if not directory.is_dir():
         return []
-    steps = [path for path in directory.iterdir() if path.name.isdigit()]
-    if not isinstance(directory, Path):  # A bucket renames no directory: Orbax writes this last.
-        steps = [path for path in steps if (path / "commit_success.txt").exists()]
-    return [int(path.name) for path in steps]
+    return [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
 
 
 def _reason(error: Exception) -> str:

@@ -1,7 +1,6 @@
 """Several hosts on one run: how they meet, who writes, and what each computes."""
 
 import contextlib
-import logging
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -13,8 +12,6 @@ from jax.experimental import multihost_utils
 from metajax.errors import InputError, LostError
 from metajax.parallel import all_devices
 from metajax.types import PyTree
-
-_log = logging.getLogger("metajax")
 
 _LONGEST_NAME = 64  # Linux allows no longer one.
 # Seconds until the others give up on a host that says nothing any more.
@@ -55,17 +52,17 @@ def share(total: int) -> slice:
     return slice(jax.process_index() * count, (jax.process_index() + 1) * count)
 
 
-def meet() -> None:
-    """Returns once every process has come here; says which host each of them is on."""
+def meet() -> str:
+    """Returns once every process has come here: which host each of them is on."""
     if jax.process_count() == 1:
-        return
+        return "one process"
     own = socket.gethostname().encode()[:_LONGEST_NAME].ljust(_LONGEST_NAME, b"\0")
     names = multihost_utils.process_allgather(np.frombuffer(own, np.uint8))
     told = (
         f"{number} on {bytes(name).rstrip(bytes(1)).decode()}" for number, name in enumerate(names)
     )
     # The number is what JAX calls a task, when it says which one is lost.
-    _log.info("processes (JAX's tasks): %s", ", ".join(told))
+    return f"processes (JAX's tasks): {', '.join(told)}"
 
 
 def whole(params: PyTree) -> PyTree:

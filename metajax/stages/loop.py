@@ -74,7 +74,7 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
     if first:
         begin(run, lambda directory: save_config(directory, stage.model))
     with hosts.explained():
-        hosts.meet()  # The workdir is there.
+        met = hosts.meet()  # The workdir is there.
     results_file = run.path / "results.json"
     outer = outer_loop(
         stage.algorithm,
@@ -95,7 +95,8 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
         if results_file.is_file():
             return json.loads(results_file.read_text(encoding="utf-8"))
         state = checkpoints.restore(outer.init(params, jax.random.key(settings.seed)))
-        _log.info("%s: starts from step %d of %d", run.path, state.step, stage.num_steps)
+        at = (run.path, state.step, stage.num_steps, met)
+        _log.info("%s: starts from step %d of %d, %s", *at)
         with MetricsLog(run, int(state.step), writes=first) as log:
             if not log.rows:
                 with stop.at_once():

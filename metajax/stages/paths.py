@@ -39,24 +39,34 @@ def to_path(text: str) -> Path:
 @functools.cache  # Once is enough.
 def _reach(bucket: str) -> None:
     import fsspec
+    from google.api_core.exceptions import NotFound
+    from google.cloud import storage
 
     # What TensorStore and other hosts write, a listing that is remembered lacks.
     fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # It logs what it raises, too.
     try:
         fsspec.filesystem("gs").ls(bucket, max_results=1)
-    except FileNotFoundError:
+        storage.Client().get_bucket(bucket)  # As Orbax does.
+    except (FileNotFoundError, NotFound):
         raise InputError(f"gs://{bucket}: there is no such bucket: check its name") from None
     except Exception as error:  # Of gcsfs, of its HTTP client, or of Google's libraries.
         raise InputError(
-            f"gs://{bucket}: cannot be read ({_reason(error)}): check the network, and log in "
-            "with `gcloud auth application-default login`"
+            f"gs://{bucket}: cannot be read ({_reason(error)}): check the network, log in with "
+            "`gcloud auth application-default login`, and set GOOGLE_CLOUD_PROJECT"
         ) from error
 
 
 def in_bucket(path: Path) -> bool:
     """Whether a path from `to_path` is not one of this machine's."""
     return not isinstance(path, Path)
+
+
+def children(directory: Path) -> list[Path]:
+    """What is in a directory; none where there is no such one."""
+    found = list(directory.iterdir()) if directory.is_dir() else []
+    # What mounts a bucket, or Google's console, makes an object that stands for the directory.
+    return [path for path in found if path.name != directory.name or not in_bucket(directory)]
 
 
 def on_disk(text: str) -> Path:
@@ -113,9 +123,8 @@ def local(directory: Path) -> Path:
         return directory
     copy = Path(tempfile.mkdtemp(prefix="metajax-"))
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
-    if directory.is_dir():
-        for file in directory.iterdir():
-            (copy / file.name).write_bytes(file.read_bytes())
+    for file in children(directory):
+        (copy / file.name).write_bytes(file.read_bytes())
     return copy
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Self
 
 from metajax.errors import InputError, StoppedError
 from metajax.stages.option import Settings, flag
-from metajax.stages.paths import filling, in_bucket, to_path, write_object
+from metajax.stages.paths import children, filling, in_bucket, to_path, write_object
 
 _PACKAGES = ("metajax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
 
@@ -116,9 +116,12 @@ def open_run(workdir: str, record: dict[str, Any], settings: Settings) -> Run:
     known = read_record(path)
     if known is None:
         # A run killed before its first file was whole leaves a hidden one.
-        if path.is_dir() and any(not child.name.startswith(".") for child in path.iterdir()):
-            raise InputError(f"{path}: is not empty and holds no run: name a new --workdir")
-        return Run(path, record)
+        if all(child.name.startswith(".") for child in children(path)):
+            return Run(path, record)
+        # Another host may have begun it in the meantime.
+        known = read_record(path)
+    if known is None:
+        raise InputError(f"{path}: is not empty and holds no run: name a new --workdir")
     if known["stage"] != record["stage"]:
         raise InputError(
             f"{path}: belongs to a {known['stage']} run, not {record['stage']}: "
@@ -276,7 +279,7 @@ class MetricsLog:
         write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def write(self, row: dict[str, Any]) -> None:
-        """Appends a row, at once."""
+        """Appends a row; to a file at once."""
         self.rows.append(row)
         if self._file is None:
             return

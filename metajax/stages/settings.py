@@ -104,7 +104,10 @@ class DeviceSettings(Settings):
 class TrainSettings(ModelSettings, DeviceSettings):
     """The optimizer (AdamW: linear warm-up, then linear decay to zero) and what is kept."""
 
-    workdir: str = option("where the run is written; run again, it resumes", matters=False)
+    workdir: str = option(
+        "where the run is written, a directory or gs://BUCKET/NAME; run again, it resumes",
+        matters=False,
+    )
     learning_rate: float = option("AdamW's peak", 5e-5, above=0)
     warmup: float = option("share of the steps", 0.1, minimum=0, maximum=1)
     weight_decay: float = option("not on LayerNorms and biases", 0.01, minimum=0)

@@ -18,7 +18,7 @@ import pytest
 import tiny
 
 from metajax import checkpoint
-from metajax.stages.paths import to_path
+from metajax.stages.paths import children, to_path
 from tests.stages.commands import metatrain_command, pretrain_command
 
 
@@ -72,7 +72,9 @@ def bucket(tmp_path_factory):
             assert time.perf_counter() < deadline
             time.sleep(0.05)
         yield SimpleNamespace(
-            objects=objects, download=download, delete=lambda name: request("DELETE", name)
+            objects=objects,
+            download=download,
+            delete=lambda name: request("DELETE", name),
         )
     server.kill()
     server.wait()
@@ -179,6 +181,39 @@ def test_addresses_of_no_use(material, bucket, tmp_path, option, address, said):
     assert done.status == 2
     assert re.fullmatch("metajax: error: .+\n", done.err), done.err
     assert said in done.err
+
+
+def test_only_workdirs_are_in_buckets(material, chain, bucket):
+    for command in (
+        ("export", "--model", chain.adapt, "--output", "gs://bucket/weights"),
+        ("demo", "--workdir", "gs://bucket/demo"),
+    ):
+        done = tiny.run(*command)
+        assert done.status == 2
+        assert f"{command[-1]}: is an address: name a directory" in done.err
+
+
+def test_an_object_stands_for_the_directory(bucket, monkeypatch, tmp_path):
+    """The server here takes none such; Google's lists it as a child of the same name."""
+    place = to_path("gs://bucket/marked")
+    (place / "a.txt").write_text("mine")
+    listed = [place / "marked", place / "a.txt"]
+    monkeypatch.setattr(type(place), "iterdir", lambda path: iter(listed))
+    assert children(place) == [place / "a.txt"]
+    (tmp_path / tmp_path.name).mkdir()
+    assert children(tmp_path) == [tmp_path / tmp_path.name]
+
+
+def test_a_bucket_that_takes_nothing(material, bucket, monkeypatch):
+    def refuse(path, content):
+        raise OSError("Forbidden")
+
+    place = to_path("gs://bucket/refused")
+    monkeypatch.setattr(type(place), "write_bytes", refuse)
+    done = tiny.run(*pretrain_command(material, str(place)))
+    assert done.status == 1
+    assert "gs://bucket/refused/run.json: cannot be written (Forbidden)" in done.err
+    assert "Traceback" not in done.err
 
 
 def test_something_else_is_there(material, bucket):

@@ -248,7 +248,10 @@ def test_evaluate_compares_all_methods(chain, material, tmp_path):
         *("--ways", 3, "--queries", 3, "--episodes", 8, "--output", output),
     )
     rows = json.loads(output.read_text())
-    assert all(list(row) == [*KEYS, "ci95", "behind", "behind_ci95", "seconds"] for row in rows)
+    assert all(
+        list(row) == [*KEYS, "ci95", "behind", "behind_ci95", "seconds", "accuracies"]
+        for row in rows
+    )
     methods = ["maml", "finetune", "protonet", "linear", "knn"]
     assert [row["method"] for row in rows] == methods
     for row in rows:
