@@ -42,6 +42,7 @@ def test_what_a_training_stage_leaves(chain, stage, steps, kept):
         assert row["grad_norm"] > 0
         assert row["seconds"] > 0
         assert 0 <= row["data_wait"] <= 1
+        assert row["peak_memory_bytes"] > 1e7  # Python alone takes as much.
     assert chain.out[stage] == f"{json.dumps(results, indent=2)}\nwritten to {workdir}\n"
 
 
