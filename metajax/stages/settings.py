@@ -234,6 +234,12 @@ class PlanSettings(ModelSettings, SizeSettings, InnerSettings, AlgorithmSettings
 class AdaptSettings(ModelSettings, TaskSettings, InnerSettings):
     """A few gradient steps on a new task's examples."""
 
+    dev: str | None = option(
+        "other labelled examples of the task, named like it: says how well they are labelled",
+        None,
+        metavar="TASK",
+        matters=False,
+    )
     workdir: str = option("where the adapted model is written", matters=False)
 
 

@@ -239,6 +239,28 @@ def test_export_to_the_current_directory(chain, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
+def test_adapt_says_how_well_other_examples_are_labelled(chain, material, tmp_path):
+    """And may be asked to afterwards: the model stays as it is."""
+    rows = tiny.examples(3, 5, seed=6, first=8)
+    dev = tiny.write_rows(tmp_path / "dev.csv", rows)
+    run = shutil.copytree(chain.adapt, tmp_path / "run")
+    before = checkpoint.load(run / "checkpoints").params
+    command = ("--model", chain.metatrain, "--tasks", material.new, "--workdir", run, "--dev", dev)
+    tiny.succeed("adapt", *command)
+    results = json.loads((run / "results.json").read_text())
+    tiny.assert_same_bits(checkpoint.load(run / "checkpoints").params, before)
+    stdin = "\n".join(text for text, _ in rows).encode()
+    found = predictions(tiny.succeed("predict", "--model", run, stdin=stdin))
+    confusion = np.zeros((3, 3), int)
+    for (_, truth), guess in zip(rows, found):
+        confusion[results["labels"].index(truth), results["labels"].index(guess)] += 1
+    assert results["dev"] == {
+        "examples": 15,
+        "accuracy": np.trace(confusion) / 15,
+        "confusion": confusion.tolist(),
+    }
+
+
 KEYS = ["tasks", "method", "ways", "shots", "queries", "inner_steps", "episodes", "accuracy"]
 
 
