@@ -65,8 +65,10 @@ class FewShot(NamedTuple):
         inner = self.inner | changes
         loss_fn = without_dropout(classification_loss(self.model))
         optimizer, steps = optax.sgd(inner["inner_lr"]), inner["inner_steps"]
+        prototypes = prototype_start(self.model)
+        # Without dropout, as the loss.
         starts = {
-            "prototypes": prototype_start(self.model),
+            "prototypes": lambda params, support, rng: prototypes(params, support, None),
             "zero": zero_start(self.model),
             "checkpoint": None,
         }
