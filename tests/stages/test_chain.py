@@ -262,25 +262,32 @@ def test_adapt_says_how_well_other_examples_are_labelled(chain, material, tmp_pa
 
 
 KEYS = ["tasks", "method", "ways", "shots", "queries", "inner_steps", "episodes", "accuracy"]
+MORE_KEYS = ["ci95", "behind", "behind_ci95", "seconds", "accuracies", "curve", "curve_ci95"]
 
 
 def test_evaluate_compares_all_methods(chain, material, tmp_path):
     output = tmp_path / "rows.json"
     out = tiny.succeed(
         *("evaluate", "--model", chain.metatrain, "--tasks", material.intents),
-        *("--ways", 3, "--queries", 3, "--episodes", 8, "--output", output),
+        *("--ways", 3, "--queries", 3, "--episodes", 10, "--curve", 2, "--output", output),
     )
     rows = json.loads(output.read_text())
-    assert all(list(row) == [*KEYS, "ci95", "behind", "behind_ci95", "seconds"] for row in rows)
+    assert all(list(row) == [*KEYS, *MORE_KEYS] for row in rows)
     methods = ["maml", "finetune", "protonet", "linear", "knn"]
     assert [row["method"] for row in rows] == methods
     for row in rows:
         assert row["tasks"] == str(material.intents)
-        assert (row["ways"], row["shots"], row["queries"], row["episodes"]) == (3, 1, 3, 8)
+        assert (row["ways"], row["shots"], row["queries"], row["episodes"]) == (3, 1, 3, 10)
         assert row["inner_steps"] == (1 if row["method"] in ("maml", "finetune") else 0)
         assert 0 <= row["accuracy"] <= 1
         assert 0 <= row["ci95"] <= 1
         assert row["seconds"] >= 0
+        if row["method"] in ("maml", "finetune"):
+            assert len(row["curve"]) == len(row["curve_ci95"]) == 3
+            after = row["curve"][row["inner_steps"]], row["curve_ci95"][row["inner_steps"]]
+            assert after == pytest.approx((row["accuracy"], row["ci95"]))
+        else:
+            assert row["curve"] == row["curve_ci95"] == []
         # The mean of the differences is the difference of the means; of the same method none.
         assert row["behind"] == pytest.approx(rows[0]["accuracy"] - row["accuracy"], abs=1e-12)
     assert rows[0]["behind_ci95"] == 0
