@@ -33,5 +33,5 @@ clean:  ## Remove the virtual environments and caches.
 
 .venv-demo/stamp: pyproject.toml
 	$(PYTHON) -m venv .venv-demo
-	.venv-demo/bin/python -m pip install --quiet -e ".[demo]"
+	.venv-demo/bin/python -m pip install --quiet -e ".[report]"
 	touch $@

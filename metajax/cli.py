@@ -71,6 +71,11 @@ COMMANDS = {
         settings.LineageSettings,
         "metajax lineage --model runs/mine",
     ),
+    "report": Command(
+        "one HTML page with the curves, tables and lineage of runs, and pictures",
+        settings.ReportSettings,
+        "metajax report --runs runs/maml runs/mine --evaluations result.json --output report.html",
+    ),
     "export": Command(
         "Hugging Face format from any stage",
         settings.ExportSettings,

@@ -5,16 +5,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from metajax import data
 from metajax.checkpoint import Checkpoints
 from metajax.errors import InputError
 from metajax.models import save_config
 from metajax.outer import OuterState
 from metajax.stages.few_shot import open_few_shot
+from metajax.stages.predict import label
 from metajax.stages.run import MetricsLog, begin, held, make_record, open_run, write_results
-from metajax.stages.settings import AdaptSettings
-from metajax.stages.source import describe, text_length
-from metajax.stages.tasks import batch_of, fingerprints, load, tokenized
+from metajax.stages.settings import AdaptSettings, PredictSettings
+from metajax.stages.source import Classifier, describe, text_length
+from metajax.stages.tasks import batch_of, fingerprints, load, relabel, tokenized
 
 
 def adapt(settings: AdaptSettings) -> dict[str, Any]:
@@ -22,7 +25,8 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
 
     Returns:
         `labels`, the task's label names; `examples`, how many; `loss`, on them before each of the
-        inner steps.
+        inner steps; with `settings.dev`, `dev`: of other examples, how many, the `accuracy` (0..1)
+        and the `confusion` matrix, a row a true label and a column a predicted one.
 
     Raises:
         InputError: the input cannot be used.
@@ -32,6 +36,7 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     (task,) = load(settings, split="train")
     if not task.label_names:
         raise InputError(f"{task.name}: is a regression: adapt needs classes")
+    dev = _load_dev(settings, task)
     few_shot = open_few_shot(settings.model, settings, settings, len(task.label_names))
     inner = few_shot.inner_settings()
     settings = dataclasses.replace(settings, **inner)
@@ -60,5 +65,29 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
             for step, loss in enumerate(losses, start=1):
                 log.write({"step": step, "loss": loss})
     results = {"labels": list(task.label_names), "examples": len(task.labels), "loss": losses}
+    if dev is not None:
+        results["dev"] = _judge(Classifier(model, params, 0, settings.max_length), dev)
     write_results(run, results)
     return results
+
+
+def _load_dev(settings: AdaptSettings, task: data.TaskData) -> data.TaskData | None:
+    """The dev set, labelled like the task."""
+    if settings.dev is None:
+        return None
+    (dev,) = load(settings, split="validation", specs=[settings.dev])
+    return relabel(dev, task.label_names)
+
+
+def _judge(classifier: Classifier, dev: data.TaskData) -> dict[str, Any]:
+    """How the examples of a dev set are labelled."""
+    number = {name: i for i, name in enumerate(dev.label_names)}
+    found = label(classifier, dev.texts, dev.pairs, PredictSettings.batch_size)
+    guesses = np.array([number[guess.label] for guess in found])
+    confusion = np.zeros((len(number), len(number)), int)
+    np.add.at(confusion, (dev.labels, guesses), 1)
+    return {
+        "examples": len(dev.texts),
+        "accuracy": float(confusion.trace() / confusion.sum()),
+        "confusion": confusion.tolist(),
+    }

@@ -2,38 +2,32 @@
 
 import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
-from metajax import data
-from metajax.evaluate import estimate
-from metajax.report import adaptation_curves, check_drawable
+from metajax.report import check_drawable
 from metajax.stages.adapt import adapt
 from metajax.stages.demo_data import DemoData, fetch_weights, write_data, write_new_task
 from metajax.stages.evaluate import evaluate, table
-from metajax.stages.few_shot import open_few_shot
 from metajax.stages.metatrain import metatrain
 from metajax.stages.paths import on_disk
 from metajax.stages.predict import label
 from metajax.stages.pretrain import pretrain
+from metajax.stages.report import report
 from metajax.stages.run import cache_directory, check_writable
 from metajax.stages.settings import (
     AdaptSettings,
     DemoSettings,
     EvaluateSettings,
-    InnerSettings,
     MetatrainSettings,
     PretrainSettings,
+    ReportSettings,
 )
 from metajax.stages.source import open_classifier
-from metajax.stages.tasks import load, tokenized
 
 _LENGTH = 24
 _SHOTS = 5
-_CURVE_EPISODES = 30
-_CURVE_STEPS = 5
 
 
 class _Places(NamedTuple):
@@ -42,7 +36,8 @@ class _Places(NamedTuple):
     pretrain: str
     metatrain: str
     adapt: str
-    picture: Path
+    evaluation: str
+    report: str
 
 
 def demo(settings: DemoSettings) -> None:
@@ -57,9 +52,8 @@ def demo(settings: DemoSettings) -> None:
     check_drawable()
     weights = settings.model or str(fetch_weights(cache_directory()))
     files = write_data(root / "data", settings.seed)
-    places = _Places(
-        str(root / "pretrain"), str(root / "metatrain"), str(root / "adapt"), root / "curve.png"
-    )
+    names = ("pretrain", "metatrain", "adapt", "evaluation.json", "report.html")
+    places = _Places(*(str(root / name) for name in names))
     classes = len(files.test_classes.read_text().split())
     _say(1, "pretrain: guess hidden words in Python's own docstrings")
     before, after = _pretrain(settings, weights, files, places).values()
@@ -68,22 +62,31 @@ def demo(settings: DemoSettings) -> None:
     _say(2, "metatrain: learn to tell modules apart from one docstring each")
     metatrain(_metatrain_settings(settings, files, places))
     _say(3, f"evaluate: the same on {classes} modules that no stage has seen labels of")
-    evaluation = _evaluate_settings(settings, files, places)
-    rows = evaluate(evaluation)
-    _draw(evaluation, places)
+    rows = evaluate(_evaluate_settings(settings, files, places))
     _say(4, "adapt: a new task of five held-out modules, from a few docstrings each")
-    new_task, questions = write_new_task(root / "data", files, _SHOTS)
+    new = write_new_task(root / "data", files, _SHOTS)
     adapt(
         AdaptSettings(
-            model=places.metatrain, tasks=(str(new_task),), workdir=places.adapt, max_length=_LENGTH
+            model=places.metatrain,
+            tasks=(str(new.tasks),),
+            dev=str(new.dev),
+            workdir=places.adapt,
+            max_length=_LENGTH,
         )
     )
-    _show_predictions(places, questions)
+    _show_predictions(places, new.questions)
+    report(
+        ReportSettings(
+            runs=(places.pretrain, places.metatrain, places.adapt),
+            evaluations=(places.evaluation,),
+            output=places.report,
+        )
+    )
     print(f"\n5-way 1-shot accuracy on held-out modules, {rows[0].episodes} episodes:\n")
     print(table(rows))
     print(
         "\nmaml is the meta-trained model; the others start from the same weights without it.\n"
-        f"picture      {places.picture}  (accuracy against inner steps)\n"
+        f"report       {places.report}  (learning curves, accuracy against inner steps)\n"
         f"checkpoints  {places.pretrain}, {places.metatrain}, {places.adapt}\n"
         f"took         {(time.perf_counter() - begun) / 60:.1f} minutes\n\n"
         "next: label a text of your own\n"
@@ -147,29 +150,9 @@ def _evaluate_settings(
         seed=settings.seed,
         max_length=_LENGTH,
         episodes=100,
+        curve=5,
+        output=places.evaluation,
     )
-
-
-def _draw(settings: EvaluateSettings, places: _Places) -> None:
-    """Accuracy against inner steps, with and without meta-training."""
-    spec = data.EpisodeSpec(settings.ways, settings.shots, settings.queries)
-    few_shots = {
-        name: open_few_shot(place, settings, InnerSettings(), settings.ways)
-        for name, place in (
-            ("meta-trained", places.metatrain),
-            ("not meta-trained", places.pretrain),
-        )
-    }
-    model = few_shots["meta-trained"].model
-    examples = tokenized(load(settings, split="train"), model, settings.max_length)
-    drawn = data.sample_episodes(examples, spec, settings.seed, 0, _CURVE_EPISODES)
-    plan = data.plan_episodes(examples, spec, settings.seed, _CURVE_EPISODES)
-    tasks = data.gather(examples, drawn, plan)
-    curves = {
-        name: estimate(few_shot.curve(few_shot.params, tasks, _CURVE_STEPS))
-        for name, few_shot in few_shots.items()
-    }
-    adaptation_curves(places.picture, curves, "Held-out modules, 5-way 1-shot")
 
 
 def _show_predictions(places: _Places, questions: list[tuple[str, str]]) -> None:

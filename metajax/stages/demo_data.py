@@ -127,18 +127,33 @@ def write_data(folder: Path, seed: int) -> DemoData:
     return files
 
 
-def write_new_task(folder: Path, data: DemoData, shots: int) -> tuple[Path, list[tuple[str, str]]]:
-    """A task of five held-out modules: a CSV of a few examples, and (text, label) to predict."""
+class NewTask(NamedTuple):
+    """A task of held-out modules: a few examples of it, all others, and one of each to predict."""
+
+    tasks: Path
+    dev: Path
+    questions: list[tuple[str, str]]
+
+
+def write_new_task(folder: Path, data: DemoData, shots: int) -> NewTask:
+    """Writes a task of five held-out modules as CSVs."""
     classes = data.test_classes.read_text().split()[::8][:5]
     rows = [json.loads(line) for line in data.tasks.read_text().splitlines()]
     texts = {name: [row["text"] for row in rows if row["label"] == name] for name in classes}
+    return NewTask(
+        _write_csv(folder / "new_task.csv", {name: texts[name][:shots] for name in classes}),
+        _write_csv(folder / "new_task_dev.csv", {name: texts[name][shots:] for name in classes}),
+        [(texts[name][-1], name) for name in classes],
+    )
+
+
+def _write_csv(path: Path, texts: dict[str, list[str]]) -> Path:
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(("text", "label"))
-    writer.writerows((text, name) for name in classes for text in texts[name][:shots])
-    path = folder / "new_task.csv"
+    writer.writerows((text, name) for name in texts for text in texts[name])
     path.write_text(table.getvalue())
-    return path, [(texts[name][-1], name) for name in classes]
+    return path
 
 
 def _docstrings() -> dict[str, list[str]]:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ from metajax.stages.run import identity, writable, write_atomically
 from metajax.stages.settings import EvaluateSettings, InnerSettings
 from metajax.stages.source import text_length
 from metajax.stages.tasks import load, tokenized
-from metajax.types import Params
+from metajax.types import Params, Task
 
 _CHUNK = 8  # Episodes assembled and run at once.
 _FEATURE_BATCH = 64
@@ -33,7 +33,8 @@ class Row(NamedTuple):
     `behind` is how far the first method is ahead of this one, the mean of the differences on the
     same episodes: its interval is narrower than those of the two accuracies. `accuracies` are those
     of the episodes in the order drawn: results of several commands can be compared too, for with
-    the same tasks, sizes and seed the episodes are the same.
+    the same tasks, sizes and seed the episodes are the same. `curve` and its intervals are the
+    accuracies after 0, 1, ... inner steps, where they were asked for.
     """
 
     tasks: str
@@ -49,6 +50,8 @@ class Row(NamedTuple):
     behind_ci95: float
     seconds: float
     accuracies: tuple[float, ...]
+    curve: tuple[float, ...] = ()
+    curve_ci95: tuple[float, ...] = ()
 
 
 def evaluate(settings: EvaluateSettings) -> list[Row]:
@@ -73,30 +76,21 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
     few_shot = trained or plain
     length = text_length(few_shot.model, settings.max_length)
     examples = tokenized(tasks, few_shot.model, length)
-    drawn = [
-        data.sample_episodes(
-            examples, spec, settings.seed, 0, min(_CHUNK, settings.episodes - first), first=first
-        )
-        for first in range(0, settings.episodes, _CHUNK)
-    ]
-    plan = data.plan_episodes(examples, spec, settings.seed, _CHUNK)
+    episodes = _draw(examples, spec, settings)
     features, methods = _Features(plain.model, plain.params, examples), _methods(settings, trained)
     begun = time.perf_counter()
     if any(method in BASELINES for method in methods):
-        features.compute({int(task) for episodes in drawn for task in episodes.task})
+        features.compute({int(task) for chunk in episodes.drawn for task in chunk.task})
     feature_seconds = time.perf_counter() - begun
     rows: list[Row] = []
     first = np.zeros(0)
     for method in methods:
         start = time.perf_counter()
         if method in BASELINES:
-            accuracies = _run_baseline(method, features, drawn)
+            accuracies = _run_baseline(method, features, episodes.drawn)
         else:
-            chosen = trained if method == "maml" else plain
-            assert chosen is not None
-            accuracies = _run_adaptation(
-                method, few_shot, chosen.params, examples, drawn, plan, settings.seed
-            )
+            params = (few_shot if method == "maml" else plain).params
+            accuracies = _run_adaptation(method, few_shot, params, episodes, settings.seed)
         first = accuracies if not rows else first
         accuracy, behind = estimate(accuracies), estimate(first - accuracies)
         rows.append(
@@ -118,6 +112,11 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
                 accuracies=tuple(map(float, accuracies)),
             )
         )
+        if settings.curve is not None and method not in BASELINES:
+            curve = estimate(_run_curve(method, few_shot, params, episodes, settings.curve))
+            rows[-1] = rows[-1]._replace(
+                curve=tuple(map(float, curve.mean)), curve_ci95=tuple(map(float, curve.ci95))
+            )
     if output:
         write_atomically(output, json.dumps([row._asdict() for row in rows], indent=2) + "\n")
     return rows
@@ -165,23 +164,52 @@ def _progress(method: str, drawn: Sequence[data.Episodes]) -> Any:
     return tqdm(drawn, desc=method, unit="batch", mininterval=0.2 if sys.stderr.isatty() else 30)
 
 
+class _Episodes(NamedTuple):
+    """The episodes of an evaluation, drawn in chunks."""
+
+    examples: Sequence[data.TokenizedTask]
+    drawn: Sequence[data.Episodes]
+    plan: Sequence[data.Shapes]
+
+    def judged(self, what: str, judge: Callable[[int, Task], jax.Array]) -> np.ndarray:
+        """What `(number of the first, tasks) -> [E, ...]` says of each chunk, in one array."""
+        found = [
+            np.asarray(judge(number * _CHUNK, data.gather(self.examples, episodes, self.plan)))
+            for number, episodes in enumerate(_progress(what, self.drawn))
+        ]
+        return np.concatenate(found)
+
+
+def _draw(
+    examples: Sequence[data.TokenizedTask], spec: data.EpisodeSpec, settings: EvaluateSettings
+) -> _Episodes:
+    drawn = [
+        data.sample_episodes(
+            examples, spec, settings.seed, 0, min(_CHUNK, settings.episodes - first), first=first
+        )
+        for first in range(0, settings.episodes, _CHUNK)
+    ]
+    return _Episodes(examples, drawn, data.plan_episodes(examples, spec, settings.seed, _CHUNK))
+
+
 def _run_adaptation(
-    method: str,
-    few_shot: FewShot,
-    params: Params,
-    examples: Sequence[data.TokenizedTask],
-    drawn: Sequence[data.Episodes],
-    plan: Sequence[data.Shapes],
-    seed: int,
+    method: str, few_shot: FewShot, params: Params, episodes: _Episodes, seed: int
 ) -> np.ndarray:
     """Query accuracies [E] after adaptation from `params`."""
     algorithm, rng = few_shot.algorithm(), jax.random.key(seed)
-    found = []
-    for number, episodes in enumerate(_progress(method, drawn)):
-        tasks = data.gather(examples, episodes, plan)
-        infos = run_episodes(algorithm, params, tasks, rng, first=number * _CHUNK)
-        found.append(np.asarray(infos.query_aux["accuracy"]))
-    return np.concatenate(found)
+
+    def judge(first: int, tasks: Task) -> jax.Array:
+        return run_episodes(algorithm, params, tasks, rng, first=first).query_aux["accuracy"]
+
+    return episodes.judged(method, judge)
+
+
+def _run_curve(
+    method: str, few_shot: FewShot, params: Params, episodes: _Episodes, steps: int
+) -> np.ndarray:
+    """Query accuracies [E, steps + 1] after 0, 1, ... inner steps from `params`."""
+    curve = few_shot.curve(steps)
+    return episodes.judged(f"{method} by step", lambda _, tasks: curve(params, tasks))
 
 
 def _run_baseline(method: str, features: "_Features", drawn: Sequence[data.Episodes]) -> np.ndarray:

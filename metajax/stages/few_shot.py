@@ -3,10 +3,10 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 
 from metajax.errors import InputError
@@ -65,8 +65,10 @@ class FewShot(NamedTuple):
         inner = self.inner | changes
         loss_fn = without_dropout(classification_loss(self.model))
         optimizer, steps = optax.sgd(inner["inner_lr"]), inner["inner_steps"]
+        prototypes = prototype_start(self.model)
+        # Without dropout, as the loss.
         starts = {
-            "prototypes": prototype_start(self.model),
+            "prototypes": lambda params, support, rng: prototypes(params, support, None),
             "zero": zero_start(self.model),
             "checkpoint": None,
         }
@@ -105,21 +107,21 @@ class FewShot(NamedTuple):
             start=start,
         )
 
-    def curve(self, params: Params, tasks: Task, steps: int) -> np.ndarray:
-        """Query accuracy [E, steps + 1] of each of E tasks after 0, 1, ... inner steps."""
+    def curve(self, steps: int) -> Callable[[Params, Task], jax.Array]:
+        """Compiled: query accuracy [E, steps + 1] of E tasks after 0, 1, ... inner steps."""
         begin = self.algorithm(inner_steps=0)
         step = self.algorithm(inner_steps=1, head="checkpoint")
         loss_fn = without_dropout(classification_loss(self.model))
 
-        def one(task: Task) -> jax.Array:
+        def one(meta_params: Params, task: Task) -> jax.Array:
             def judge_and_step(params: Params, _: None) -> tuple[Params, jax.Array]:
                 accuracy = loss_fn(params, task.query, None)[1]["accuracy"]
                 return step.adapt(params, task.support, None)[0], accuracy
 
-            start = begin.adapt(params, task.support, None)[0]
+            start = begin.adapt(meta_params, task.support, None)[0]
             return jax.lax.scan(judge_and_step, start, None, length=steps + 1)[1]
 
-        return np.asarray(jax.jit(lambda tasks: jax.lax.map(one, tasks))(tasks))
+        return jax.jit(lambda params, tasks: jax.lax.map(partial(one, params), tasks))
 
 
 def open_few_shot(

@@ -16,7 +16,7 @@ from metajax.stages.run import make_record, open_run
 from metajax.stages.settings import FinetuneSettings
 from metajax.stages.source import describe, open_source, text_length
 from metajax.stages.split import with_parts
-from metajax.stages.tasks import fingerprints, load, tokenized
+from metajax.stages.tasks import fingerprints, load, relabel, tokenized
 from metajax.supervised import supervised
 from metajax.types import Params, Task
 
@@ -102,27 +102,13 @@ def _load_dev(
         return {}
     specs = {i: settings.tasks[i] for i in own} | dict(zip(files, settings.dev))
     found = load(settings, split="validation", specs=list(specs.values()))
-    return {i: _relabel(task, train_tasks[i].label_names) for i, task in zip(specs, found)}
+    return {i: relabel(task, train_tasks[i].label_names) for i, task in zip(specs, found)}
 
 
 def _has_dev(spec: str) -> bool:
     return spec.startswith("glue:") or (
         spec.startswith("hub:") and data.has_split(spec, "validation")
     )
-
-
-def _relabel(task: data.TaskData, names: tuple[str, ...]) -> data.TaskData:
-    """The task with its classes numbered as in `names`."""
-    unknown = [name for name in task.label_names if name not in names]
-    if unknown:
-        raise InputError(
-            f"{task.name}: has the label {unknown[0]!r}, which the training file has not: "
-            "use the same labels in both"
-        )
-    if task.label_names == names:
-        return task
-    order = np.array([names.index(name) for name in task.label_names], np.int32)
-    return task._replace(labels=order[task.labels], label_names=names)
 
 
 def _judge(

@@ -41,18 +41,24 @@ def lineage(settings: LineageSettings) -> list[dict[str, Any]]:
     return rows
 
 
-def summary(rows: list[dict[str, Any]]) -> str:
-    """The rows as text, with the settings that are not the defaults."""
-    lines = []
+def entries(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """For each row a title; and its seed, the settings that are not the defaults, and hashes."""
+    found = []
     for row in rows[:-1]:
         at = "" if row["step"] is None else f", step {row['step']}"
-        lines += [f"{row['stage']}  {row['path']}{at}", f"  seed {row['settings']['seed']}"]
-        changed = {**_changed(row["stage"], row["settings"]), **_short(row["data"])}
-        lines += [f"  {name} {value}" for name, value in changed.items()]
-        lines.append("from")
+        changed = _changed(row["stage"], row["settings"])
+        values = {"seed": row["settings"]["seed"], **changed, **_short(row["data"])}
+        found.append((f"{row['stage']}  {row['path']}{at}", values))
     weights = _short({k: v for k, v in rows[-1].items() if k not in ("stage", "path")})
-    lines.append(f"Hugging Face weights  {rows[-1].get('path', '')}")
-    return "\n".join([*lines, *(f"  {name} {value}" for name, value in weights.items())])
+    return [*found, (f"Hugging Face weights  {rows[-1].get('path', '')}", weights)]
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """The entries as text."""
+    return "\nfrom\n".join(
+        "\n".join([title, *(f"  {name} {value}" for name, value in values.items())])
+        for title, values in entries(rows)
+    )
 
 
 def _changed(stage: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import math
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -168,7 +169,7 @@ def _take_steps(
         for step, tasks in _prefetched(stage.make_tasks, range(first, stage.num_steps), clock):
             state, metrics = outer.step(state, tasks)
             row = _row(step + 1, metrics)  # Waits for the step.
-            log.write(row | clock.lap())
+            log.write(row | clock.lap() | _peak_memory())
             loss = "skipped" if "skipped" in row else f"{row['loss']:.4f}"
             progress.set_postfix(loss=loss, refresh=False)
             progress.update()
@@ -238,6 +239,16 @@ class _Clock:
         seconds, waited = now - self._start, self._waited
         self._start, self._waited = now, 0.0
         return {"seconds": round(seconds, 6), "data_wait": round(waited / seconds, 6)}
+
+
+def _peak_memory() -> dict[str, int]:
+    """The most bytes this process has held and, if it has accelerators, the fullest of them."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # In kilobytes, except on macOS.
+    found = {"peak_memory_bytes": resident if sys.platform == "darwin" else 1024 * resident}
+    devices = [device.memory_stats() or {} for device in jax.local_devices()]
+    peak = max(stats.get("peak_bytes_in_use", 0) for stats in devices)
+    return found | ({"peak_device_memory_bytes": peak} if peak else {})
 
 
 def _prefetched(make_tasks: MakeTasks, steps: range, clock: _Clock) -> Iterator[tuple[int, Task]]:

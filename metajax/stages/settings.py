@@ -237,6 +237,12 @@ class PlanSettings(ModelSettings, SizeSettings, InnerSettings, AlgorithmSettings
 class AdaptSettings(ModelSettings, TaskSettings, InnerSettings):
     """A few gradient steps on a new task's examples."""
 
+    dev: str | None = option(
+        "other labelled examples of the task, named like it: says how well they are labelled",
+        None,
+        metavar="TASK",
+        matters=False,
+    )
     workdir: str = option("where the adapted model is written", matters=False)
 
 
@@ -268,6 +274,13 @@ class EvaluateSettings(ModelSettings, TaskSettings, EpisodeSettings, InnerSettin
         metavar="METHOD",
     )
     episodes: int = option("how many", 600, minimum=2)
+    curve: int | None = option(
+        "maml's and finetune's accuracy after 0, 1, ... of this many inner steps too; takes about "
+        "as long again",
+        None,
+        minimum=1,
+        metavar="STEPS",
+    )
     output: str | None = option("write the rows as JSON", None, metavar="FILE")
 
 
@@ -295,3 +308,16 @@ class DemoSettings(Settings):
     workdir: str = option("where the demo is written; run again, it resumes", "demo")
     model: str | None = option("other weights than all-MiniLM-L6-v2", None, metavar="DIR")
     seed: int = option("another seed, another run", 0, minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings(Settings):
+    """One HTML page on runs, finished or not: curves, tables and lineage; pictures beside it."""
+
+    runs: tuple[str, ...] = option("workdirs of any stages", metavar="WORKDIR")
+    evaluations: tuple[str, ...] = option(
+        "what evaluate --output wrote, for the tables of methods and, with --curve, the curves",
+        (),
+        metavar="FILE",
+    )
+    output: str = option("the page; the pictures go beside it", "report.html", metavar="FILE")

@@ -4,7 +4,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from metajax import data
+from metajax.errors import InputError
 from metajax.models import Bert
 from metajax.stages.settings import TaskSettings
 
@@ -45,6 +48,24 @@ def tokenized(tasks: Sequence[data.TaskData], model: Bert, length: int) -> list[
         total = sum(len(task.labels) for task in found)
         _log.warning("%d of %d texts were cut to %d tokens", truncated, total, length)
     return found
+
+
+def relabel(task: data.TaskData, names: tuple[str, ...]) -> data.TaskData:
+    """The task with its classes numbered as in `names`.
+
+    Raises:
+        InputError: it has one that is not there.
+    """
+    unknown = [name for name in task.label_names if name not in names]
+    if unknown:
+        raise InputError(
+            f"{task.name}: has the label {unknown[0]!r}, which the training file has not: "
+            "use the same labels in both"
+        )
+    if task.label_names == names:
+        return task
+    order = np.array([names.index(name) for name in task.label_names], np.int32)
+    return task._replace(labels=order[task.labels], label_names=names)
 
 
 def batch_of(task: data.TokenizedTask) -> dict[str, Any]:

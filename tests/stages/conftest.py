@@ -10,6 +10,7 @@ import tiny
 from tests.stages.commands import finetune_command, metatrain_command, pretrain_command
 
 
+@pytest.hookimpl(tryfirst=True)  # Before xdist looks for groups, also where one file is named.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What looks at the chain goes to one worker, so that it is run once."""
     for item in items:

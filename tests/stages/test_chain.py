@@ -42,6 +42,7 @@ def test_what_a_training_stage_leaves(chain, stage, steps, kept):
         assert row["grad_norm"] > 0
         assert row["seconds"] > 0
         assert 0 <= row["data_wait"] <= 1
+        assert row["peak_memory_bytes"] > 1e7  # Python alone takes as much.
     assert chain.out[stage] == f"{json.dumps(results, indent=2)}\nwritten to {workdir}\n"
 
 
@@ -238,29 +239,55 @@ def test_export_to_the_current_directory(chain, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
+def test_adapt_says_how_well_other_examples_are_labelled(chain, material, tmp_path):
+    """And may be asked to afterwards: the model stays as it is."""
+    rows = tiny.examples(3, 5, seed=6, first=8)
+    dev = tiny.write_rows(tmp_path / "dev.csv", rows)
+    run = shutil.copytree(chain.adapt, tmp_path / "run")
+    before = checkpoint.load(run / "checkpoints").params
+    command = ("--model", chain.metatrain, "--tasks", material.new, "--workdir", run, "--dev", dev)
+    tiny.succeed("adapt", *command)
+    results = json.loads((run / "results.json").read_text())
+    tiny.assert_same_bits(checkpoint.load(run / "checkpoints").params, before)
+    stdin = "\n".join(text for text, _ in rows).encode()
+    found = predictions(tiny.succeed("predict", "--model", run, stdin=stdin))
+    confusion = np.zeros((3, 3), int)
+    for (_, truth), guess in zip(rows, found):
+        confusion[results["labels"].index(truth), results["labels"].index(guess)] += 1
+    assert results["dev"] == {
+        "examples": 15,
+        "accuracy": np.trace(confusion) / 15,
+        "confusion": confusion.tolist(),
+    }
+
+
 KEYS = ["tasks", "method", "ways", "shots", "queries", "inner_steps", "episodes", "accuracy"]
+MORE_KEYS = ["ci95", "behind", "behind_ci95", "seconds", "accuracies", "curve", "curve_ci95"]
 
 
 def test_evaluate_compares_all_methods(chain, material, tmp_path):
     output = tmp_path / "rows.json"
     out = tiny.succeed(
         *("evaluate", "--model", chain.metatrain, "--tasks", material.intents),
-        *("--ways", 3, "--queries", 3, "--episodes", 8, "--output", output),
+        *("--ways", 3, "--queries", 3, "--episodes", 10, "--curve", 2, "--output", output),
     )
     rows = json.loads(output.read_text())
-    assert all(
-        list(row) == [*KEYS, "ci95", "behind", "behind_ci95", "seconds", "accuracies"]
-        for row in rows
-    )
+    assert all(list(row) == [*KEYS, *MORE_KEYS] for row in rows)
     methods = ["maml", "finetune", "protonet", "linear", "knn"]
     assert [row["method"] for row in rows] == methods
     for row in rows:
         assert row["tasks"] == str(material.intents)
-        assert (row["ways"], row["shots"], row["queries"], row["episodes"]) == (3, 1, 3, 8)
+        assert (row["ways"], row["shots"], row["queries"], row["episodes"]) == (3, 1, 3, 10)
         assert row["inner_steps"] == (1 if row["method"] in ("maml", "finetune") else 0)
         assert 0 <= row["accuracy"] <= 1
         assert 0 <= row["ci95"] <= 1
         assert row["seconds"] >= 0
+        if row["method"] in ("maml", "finetune"):
+            assert len(row["curve"]) == len(row["curve_ci95"]) == 3
+            after = row["curve"][row["inner_steps"]], row["curve_ci95"][row["inner_steps"]]
+            assert after == pytest.approx((row["accuracy"], row["ci95"]))
+        else:
+            assert row["curve"] == row["curve_ci95"] == []
         # The mean of the differences is the difference of the means; of the same method none.
         assert row["behind"] == pytest.approx(rows[0]["accuracy"] - row["accuracy"], abs=1e-12)
     assert rows[0]["behind_ci95"] == 0

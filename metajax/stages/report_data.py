@@ -1,0 +1,149 @@
+"""What a report is about: the files of runs and of evaluations, read and checked."""
+
+import json
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metajax.errors import InputError
+from metajax.report import Series
+from metajax.stages.evaluate import Row
+from metajax.stages.run import read_record
+
+_STAGES = ("pretrain", "finetune", "metatrain", "adapt")
+_NUMBERS = ("seconds", "data_wait", "peak_memory_bytes", "peak_device_memory_bytes")
+
+
+class Run(NamedTuple):
+    """What a workdir holds.
+
+    Attributes:
+        name: short, and no other run's.
+        path: as given.
+        record: what the run is.
+        metrics: a row a step, the first of which may be what was measured before any.
+        results: None of a run that has not ended.
+    """
+
+    name: str
+    path: str
+    record: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    results: dict[str, Any] | None
+
+    def series(self, name: str) -> Series:
+        """A number of each step that has it."""
+        rows = [row for row in self.metrics if row["step"] and name in row]
+        return Series(
+            np.array([row["step"] for row in rows], int),
+            np.array([row[name] for row in rows], float),
+        )
+
+    def most(self, name: str) -> float:
+        """The largest of a number over all steps; 0 where none has it."""
+        return max((row.get(name, 0) for row in self.metrics), default=0)
+
+
+class Comparison(NamedTuple):
+    """Methods that were run on the same episodes."""
+
+    caption: str
+    rows: list[Row]
+
+
+def read_runs(paths: Sequence[str]) -> list[Run]:
+    """The runs in some workdirs, each once.
+
+    Raises:
+        InputError: one holds no run, or what it holds is damaged.
+    """
+    paths = list(dict.fromkeys(paths))
+    names = [Path(path).absolute().name for path in paths]
+    if len(set(names)) < len(names):
+        names = paths
+    return [_read_run(name, path) for name, path in zip(names, paths)]
+
+
+def _read_run(name: str, path: str) -> Run:
+    record = read_record(Path(path))
+    if record is None:
+        raise InputError(f"{path}: is not the workdir of a run: name one")
+    if record["stage"] not in _STAGES:  # Files are named after it.
+        raise InputError(f"{path}: is a run of no stage there is: name another")
+    results = Path(path) / "results.json"
+    found = _read_json(results) if results.is_file() else None
+    if not isinstance(found, dict | None):
+        raise InputError(f"{results}: is not a run's results: restore it from a backup")
+    return Run(name, path, record, _read_metrics(Path(path) / "metrics.jsonl"), found)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise InputError(f"{path}: is not JSON: restore it from a backup") from None
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file but one that is just being written."""
+    if not path.is_file():
+        return []
+    rows = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith("\n"):
+            break
+        try:
+            row = json.loads(line)
+            numbers = [row["step"], *(row.get(name, 0) for name in _NUMBERS)]
+            if not all(isinstance(number, int | float) for number in numbers):
+                raise TypeError
+            if not isinstance(row.get("loss"), int | float | None):
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f"{path}:{number}: is not a step's metrics: mend it or remove the line"
+            ) from None
+        rows.append(row)
+    return rows
+
+
+def read_evaluation(path: Path) -> list[Comparison]:
+    """An evaluation's rows, those of the same episodes together.
+
+    Raises:
+        InputError: the file is not there or holds something else.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file: name what evaluate --output wrote")
+    found = _read_json(path)
+    try:
+        rows = [Row(**row) for row in found]
+        if not rows or not all(map(_is_sound, rows)):
+            raise TypeError
+    except TypeError:
+        raise InputError(f"{path}: is not what evaluate --output writes: name that") from None
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        caption = (
+            f"{path}: {row.tasks}, {row.ways}-way {row.shots}-shot, "
+            f"{row.queries} queries a class, {row.episodes} episodes"
+        )
+        groups.setdefault(caption, []).append(row)
+    return [Comparison(caption, rows) for caption, rows in groups.items()]
+
+
+def _is_sound(row: Row) -> bool:
+    """Whether each value is of its kind."""
+    for name, kind in typing.get_type_hints(Row).items():
+        value = getattr(row, name)
+        many = typing.get_origin(kind) is tuple
+        wanted = {str: str, int: int}.get(kind, (int, float))
+        if many and not isinstance(value, list | tuple):
+            return False
+        if not all(isinstance(item, wanted) for item in (value if many else [value])):
+            return False
+    return len(row.curve) == len(row.curve_ci95)

@@ -1,0 +1,275 @@
+"""The report of runs: one page, whatever they hold, and its pictures."""
+
+import importlib.util
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import tiny
+
+SECTIONS = [
+    "Runs",
+    "Learning curves",
+    "Before and after",
+    "Adaptation curves",
+    "Methods",
+    "Confusion",
+    "Step time and memory",
+    "Lineage",
+]
+# What would do something in a page, in a terminal, in a formula and in a font that lacks it.
+LABELS = {"topic8": "<script>alert(1)</script>", "topic9": "\x1b[31m$\\frac$", "topic10": "日本"}
+
+
+class Page(HTMLParser):
+    """The tags of a page with their attributes, the tables' rows and the text by heading."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.rows, self.text, self._open = [], [], {}, []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+
+    def handle_endtag(self, tag):
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        inside = self._open[-1] if self._open else ""
+        if inside == "h2":
+            self.text[data] = ""
+        elif self.text:
+            self.text[list(self.text)[-1]] += data
+        if inside == "td":
+            self.rows[-1].append(data)
+
+
+@pytest.fixture(scope="module")
+def made(chain, material, compiled, tmp_path_factory):
+    """The report of a whole chain and of an evaluation, the labels and a name hostile."""
+    root = tmp_path_factory.mktemp("report")
+    rows = {
+        name: [(text, LABELS[label]) for text, label in tiny.examples(3, 4, seed=seed, first=8)]
+        for name, seed in (("new", 5), ("dev", 6))
+    }
+    files = {name: tiny.write_rows(root / f"{name}.jsonl", rows[name]) for name in rows}
+    adapted = root / "<i>mine"
+    evaluation, page = root / "result.json", root / "page.html"
+    with tiny.one_quick_device(compiled):
+        tiny.succeed(
+            *("adapt", "--model", chain.metatrain, "--tasks", files["new"]),
+            *("--dev", files["dev"], "--workdir", adapted),
+        )
+        tiny.succeed(
+            *("evaluate", "--model", chain.metatrain, "--tasks", material.intents, "--ways", 3),
+            *("--queries", 3, "--episodes", 10, "--curve", 2, "--output", evaluation),
+        )
+    runs = (chain.pretrain, chain.finetune, chain.metatrain, adapted)
+    command = ("report", "--runs", *runs, "--evaluations", evaluation, "--output", page)
+    return SimpleNamespace(
+        out=json.loads(tiny.succeed(*command)),
+        command=command,
+        html=page.read_text(),
+        page=page,
+        adapted=adapted,
+        evaluation=evaluation,
+    )
+
+
+def test_the_page_stands_alone(made):
+    page = Page(made.html)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object"}
+    for _, attributes in page.tags:
+        assert not {"src", "srcset", "data", "action", "onload"} & attributes.keys()
+        # Of the same picture.
+        assert attributes.get("xlink:href", "#").startswith("#")
+        assert "url(" not in attributes.get("style", "")
+    names = re.findall(r'xmlns(?::xlink)?="(https?://[^"]+)"', made.html)
+    assert len(names) == made.html.count("://")
+
+
+def test_every_section_is_there(made):
+    page = Page(made.html)
+    assert list(page.text) == SECTIONS
+    assert all(page.text[name].strip() for name in SECTIONS)
+    assert "Hugging Face weights" in page.text["Lineage"]
+    # That of pretrain and metatrain is part of adapt's; finetune's is another.
+    assert page.text["Lineage"].count("Hugging Face weights") == 2
+    assert [row[:3] for row in page.rows[1:5]] == [
+        ["pretrain", "pretrain", "finished"],
+        ["finetune", "finetune", "finished"],
+        ["metatrain", "metatrain", "finished"],
+        ["<i>mine", "adapt", "finished"],
+    ]
+
+
+def test_the_pictures_are_files_too_and_sound(made):
+    folder = made.page.with_suffix("")
+    names = {
+        *(f"learning-{stage}" for stage in ("pretrain", "finetune", "metatrain", "adapt")),
+        *(f"time-{stage}" for stage in ("pretrain", "finetune", "metatrain")),
+        *("adaptation-1", "confusion-1"),
+    }
+    assert {path.stem for path in folder.iterdir()} == names
+    assert sorted(map(str, folder.iterdir())) == sorted(made.out["pictures"])
+    for name in names:
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+        assert ElementTree.parse(folder / f"{name}.svg").getroot().tag.endswith("svg")
+    inline = re.findall(r"<svg.*?</svg>", made.html, re.S)
+    assert len(inline) == len(names)
+    for svg in inline:
+        assert ElementTree.fromstring(svg).get("aria-label")
+
+
+def test_the_table_of_methods_has_the_numbers_of_the_file(made):
+    rows = json.loads(made.evaluation.read_text())
+    expected = [
+        [
+            row["method"],
+            f"{100 * row['accuracy']:.2f} ± {100 * row['ci95']:.2f}",
+            *([f"{100 * row['behind']:.2f} ± {100 * row['behind_ci95']:.2f}"] if number else []),
+            str(row["inner_steps"]),
+            f"{row['seconds']:.1f}",
+        ]
+        for number, row in enumerate(rows)
+    ]
+    methods = {row["method"] for row in rows}
+    found = [row for row in Page(made.html).rows if row and row[0] in methods and "±" in row[1]]
+    assert sorted(found) == sorted(expected)
+    accuracies = [float(row[1].split()[0]) for row in found]
+    assert accuracies == sorted(accuracies, reverse=True)
+
+
+def test_what_was_measured_and_what_it_took(made, chain):
+    page = Page(made.html)
+    results = json.loads((chain.pretrain / "results.json").read_text())
+    loss = [f"{results[when]['loss']:.4f}" for when in ("before", "after")]
+    assert ["pretrain", "loss", *loss] in page.rows
+    seconds = [row["seconds"] for row in tiny.rows_of(chain.pretrain)[1:]]
+    (cost,) = [row for row in page.rows if row[:2] == ["pretrain", "6"]]
+    assert cost[3] == f"{np.median(seconds):.3f}"
+    assert re.fullmatch(r"\d+\.\d\d GB", cost[-1])
+
+
+def test_labels_are_text(made):
+    results = json.loads((made.adapted / "results.json").read_text())
+    assert sorted(results["labels"]) == sorted(LABELS.values())
+    assert "<script" not in made.html
+    assert "<i>" not in made.html
+    assert "&lt;script&gt;" in made.html
+    assert "日本" in made.html
+    assert "\x1b" not in made.html
+    assert "\N{REPLACEMENT CHARACTER}[31m$\\frac$" in made.html
+    picture = (made.page.with_suffix("") / "confusion-1.svg").read_text()
+    texts = [element.text for element in ElementTree.fromstring(picture).iter()]
+    assert LABELS["topic8"] in texts
+
+
+def test_the_same_again_is_the_same(made):
+    files = [made.page, *made.page.with_suffix("").iterdir()]
+    before = [path.read_bytes() for path in files]
+    tiny.succeed(*made.command)
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_a_run_is_reported_while_it_runs(chain, tmp_path):
+    run = shutil.copytree(chain.metatrain, tmp_path / "run")
+    (run / "results.json").unlink()
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    skipped = json.loads(lines[2]) | {"loss": None, "skipped": True}
+    (run / "metrics.jsonl").write_text("".join([*lines[:2], json.dumps(skipped), "\n", '{"st']))
+    output = tmp_path / "report.html"
+    tiny.succeed("report", "--runs", run, "--output", output)
+    html = output.read_text()
+    assert "unfinished: step 2 of 4" in html
+    assert "run: skipped" in html
+    (run / "metrics.jsonl").unlink()
+    tiny.succeed("report", "--runs", run, "--output", output)
+    page = Page(output.read_text())
+    assert "unfinished: step 0 of 4" in output.read_text()
+    assert "No step has ended yet." in page.text["Learning curves"]
+    assert "--evaluations" in page.text["Methods"]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(chain, tmp_path):
+    other = shutil.copytree(chain.metatrain, tmp_path / "metatrain")
+    tiny.succeed("report", "--runs", chain.metatrain, other, "--output", tmp_path / "r.html")
+    rows = Page((tmp_path / "r.html").read_text()).rows
+    assert [row[0] for row in rows[1:3]] == [str(chain.metatrain), str(other)]
+
+
+def spoil(name, content):
+    """A copy of a run, one of whose files holds something else."""
+
+    def make(run):
+        (run / name).write_text(content)
+        return ("--runs", run)
+
+    return make
+
+
+def evaluation(content):
+    def make(run):
+        (run / "rows.json").write_text(content)
+        return ("--runs", run, "--evaluations", run / "rows.json")
+
+    return make
+
+
+PARTS = ("settings", "data", "parent", "model")
+ROW = (
+    '[{"tasks": "t", "method": "m", "ways": 2, "shots": 1, "queries": 1, "inner_steps": 0, '
+    '"episodes": 2, "accuracy": "half", "ci95": 0, "behind": 0, "behind_ci95": 0, "seconds": 0, '
+    '"accuracies": []}]'
+)
+BAD = {
+    "no run": (lambda run: ("--runs", run.parent), "is not the workdir of a run"),
+    "a record of something else": (spoil("run.json", "{}"), "run.json: is not a run's record"),
+    "another stage": (
+        spoil("run.json", json.dumps({"stage": "../x"} | {name: {} for name in PARTS})),
+        "is a run of no stage there is",
+    ),
+    "metrics not JSON": (spoil("metrics.jsonl", "oops\n"), "metrics.jsonl:1: is not a step's"),
+    "other metrics": (spoil("metrics.jsonl", '{"step": "x"}\n'), "metrics.jsonl:1: is not a"),
+    "results not JSON": (spoil("results.json", "{"), "results.json: is not JSON"),
+    "other results": (spoil("results.json", "[]"), "results.json: is not a run's results"),
+    "no evaluation": (lambda run: ("--runs", run, "--evaluations", "x.json"), "x.json: no such"),
+    "evaluation not JSON": (evaluation("oops"), "rows.json: is not JSON"),
+    "another list": (evaluation('[{"a": 1}]'), "rows.json: is not what evaluate"),
+    "a number": (evaluation("3"), "rows.json: is not what evaluate"),
+    "no rows": (evaluation("[]"), "rows.json: is not what evaluate"),
+    "a word for a number": (evaluation(ROW), "rows.json: is not what evaluate"),
+    "no page": (lambda run: ("--runs", run, "--output", "r.pdf"), "--output r.pdf: .*html"),
+    "no folder": (lambda run: ("--runs", run, "--output", "no/r.html"), "no/r.html: its direc"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(chain, tmp_path, monkeypatch, case):
+    make, message = BAD[case]
+    run = shutil.copytree(chain.adapt, tmp_path / "run")
+    options = make(run)
+    monkeypatch.chdir(tmp_path)
+    before = tiny.tree_of(tmp_path)
+    done = tiny.run("report", *options)
+    assert (done.status, done.out) == (2, "")
+    assert re.fullmatch("metajax: error: .+\n", done.err), done.err
+    assert re.search(message, done.err), done.err
+    assert tiny.tree_of(tmp_path) == before
+
+
+def test_without_matplotlib_it_says_what_to_install(chain, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    done = tiny.run("report", "--runs", chain.adapt, "--output", tmp_path / "r.html")
+    assert done.status == 2
+    assert "pip install 'metajax[report]'" in done.err
