@@ -130,7 +130,7 @@ def learning_curves(path: Path, runs: Mapping[str, Series]) -> None:
 
 
 def step_times(path: Path, runs: Mapping[str, Series]) -> None:
-    """Draws the seconds of each step, on a logarithmic scale: the first ones compile."""
+    """Draws the seconds of each step, on a logarithmic scale: some compile."""
     from matplotlib.ticker import LogLocator
 
     with _picture(path) as axes:

@@ -192,7 +192,11 @@ def _worst(counts: np.ndarray, labels: Sequence[str]) -> str:
 def _cost(runs: Sequence[Run]) -> str:
     header = ("run", "steps", "first (s)", "median (s)", "all (s)", "waiting for data (%)")
     rows = [_cost_of(run) for run in runs if run.series("seconds").steps.size]
-    return table((*header, "peak memory"), rows, "The first step compiles.") if rows else ""
+    return (
+        table((*header, "peak memory"), rows, "A step of a new shape, as the first one, compiles.")
+        if rows
+        else ""
+    )
 
 
 def _cost_of(run: Run) -> tuple[Any, ...]:
