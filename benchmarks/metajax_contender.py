@@ -29,8 +29,8 @@ from metajax.models import (
 )
 from metajax.models.convert import from_hugging_face, to_hugging_face
 from metajax.outer import map_tasks, task_keys
+from metajax.stages.groups import ModelSettings
 from metajax.stages.loop import compiler_options
-from metajax.stages.settings import ModelSettings
 
 
 def load_params(folder: Path, model: Bert) -> Any:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from metajax.errors import InputError, StoppedError
 from metajax.stages import settings
+from metajax.stages.groups import DeviceSettings
 from metajax.stages.option import Settings, flag
 from metajax.stages.run import cache_directory
 
@@ -136,7 +137,7 @@ _HOSTS = (
 
 
 def _trains(command: Command) -> bool:
-    return issubclass(command.settings, settings.DeviceSettings)
+    return issubclass(command.settings, DeviceSettings)
 
 
 def _add_option(parser: argparse.ArgumentParser, setting: Any, kind: Any) -> None:

@@ -16,9 +16,10 @@ from metajax.errors import InputError
 from metajax.evaluate import BASELINES, estimate, run_episodes
 from metajax.models import Bert
 from metajax.stages.few_shot import FewShot, open_few_shot
+from metajax.stages.groups import InnerSettings
 from metajax.stages.metatrain import episode_spec
 from metajax.stages.run import identity, writable, write_atomically
-from metajax.stages.settings import EvaluateSettings, InnerSettings
+from metajax.stages.settings import EvaluateSettings
 from metajax.stages.source import text_length
 from metajax.stages.tasks import load, tokenized
 from metajax.types import Params, Task

@@ -22,7 +22,7 @@ from metajax.models import (
     zero_start,
 )
 from metajax.reptile import reptile
-from metajax.stages.settings import InnerSettings, ModelSettings
+from metajax.stages.groups import InnerSettings, ModelSettings
 from metajax.stages.source import Source, describe_source, open_source, without_dropout
 from metajax.types import MetaAlgorithm, Params, Task
 

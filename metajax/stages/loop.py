@@ -26,8 +26,8 @@ from metajax.optimizer import adamw, learning_rate
 from metajax.outer import Metrics, OuterState, num_tasks, task_keys
 from metajax.parallel import OuterLoop, outer_loop, task_mesh
 from metajax.stages import hosts
+from metajax.stages.groups import ModelSettings, TrainSettings
 from metajax.stages.run import MetricsLog, Run, begin, held, write_results
-from metajax.stages.settings import ModelSettings, TrainSettings
 from metajax.stages.signals import Stop, listening
 from metajax.types import Key, MetaAlgorithm, Params, Task
 

@@ -11,9 +11,10 @@ from metajax import data
 from metajax.evaluate import estimate, run_episodes
 from metajax.stages import hosts
 from metajax.stages.few_shot import open_few_shot
+from metajax.stages.groups import EpisodeSettings
 from metajax.stages.loop import Stage, train
 from metajax.stages.run import make_record, open_run
-from metajax.stages.settings import EpisodeSettings, MetatrainSettings
+from metajax.stages.settings import MetatrainSettings
 from metajax.stages.source import describe, text_length
 from metajax.stages.split import check_split
 from metajax.stages.tasks import fingerprints, load, tokenized

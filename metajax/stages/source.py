@@ -19,9 +19,9 @@ from metajax.models import (
     read_model,
     with_head,
 )
+from metajax.stages.groups import ModelSettings
 from metajax.stages.paths import address, in_bucket, local, to_path
 from metajax.stages.run import read_record
-from metajax.stages.settings import ModelSettings
 from metajax.types import LossFn, Params
 
 _log = logging.getLogger("metajax")

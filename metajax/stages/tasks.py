@@ -9,7 +9,7 @@ import numpy as np
 from metajax import data
 from metajax.errors import InputError
 from metajax.models import Bert
-from metajax.stages.settings import TaskSettings
+from metajax.stages.groups import TaskSettings
 
 _log = logging.getLogger("metajax")
 

@@ -13,8 +13,9 @@ from metajax.optimizer import adamw
 from metajax.parallel import outer_loop
 from metajax.stages import plan
 from metajax.stages.few_shot import open_few_shot
+from metajax.stages.groups import InnerSettings
 from metajax.stages.loop import compiler_options
-from metajax.stages.settings import InnerSettings, PlanSettings
+from metajax.stages.settings import PlanSettings
 from metajax.types import Task
 
 SMALL = {
