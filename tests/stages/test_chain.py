@@ -143,7 +143,11 @@ def test_predict_labels_each_line(chain, material, tmp_path):
     stdin = "\n".join(texts).encode()
     found = predictions(tiny.succeed("predict", "--model", chain.adapt, stdin=stdin))
     assert set(found) <= set(labels)
-    assert np.mean(np.array(found) == labels) >= 0.5  # the very examples that it adapted to
+    # The very examples that it adapts to, at a rate that suits so small a network.
+    adapt = ("adapt", "--model", chain.metatrain, "--tasks", material.new, "--inner-lr", 0.03)
+    tiny.succeed(*adapt, "--workdir", tmp_path / "gently")
+    gently = predictions(tiny.succeed("predict", "--model", tmp_path / "gently", stdin=stdin))
+    assert np.mean(np.array(gently) == labels) >= 0.8
     (tmp_path / "texts.txt").write_bytes(stdin)
     files = ("--input", tmp_path / "texts.txt", "--output", tmp_path / "labels.tsv")
     # Batches that the texts do not fill change nothing.
