@@ -11,6 +11,7 @@ import numpy as np
 from metajax.errors import InputError
 from metajax.report import Series
 from metajax.stages.evaluate import Row
+from metajax.stages.paths import address, to_path
 from metajax.stages.run import read_record
 
 _STAGES = ("pretrain", "finetune", "metatrain", "adapt")
@@ -61,23 +62,24 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
         InputError: one holds no run, or what it holds is damaged.
     """
     paths = list(dict.fromkeys(paths))
-    names = [Path(path).absolute().name for path in paths]
+    names = [Path(address(to_path(path))).name for path in paths]
     if len(set(names)) < len(names):
         names = paths
     return [_read_run(name, path) for name, path in zip(names, paths)]
 
 
 def _read_run(name: str, path: str) -> Run:
-    record = read_record(Path(path))
+    workdir = to_path(path)
+    record = read_record(workdir)
     if record is None:
         raise InputError(f"{path}: is not the workdir of a run: name one")
     if record["stage"] not in _STAGES:  # Files are named after it.
         raise InputError(f"{path}: is a run of no stage there is: name another")
-    results = Path(path) / "results.json"
+    results = workdir / "results.json"
     found = _read_json(results) if results.is_file() else None
     if not isinstance(found, dict | None):
         raise InputError(f"{results}: is not a run's results: restore it from a backup")
-    return Run(name, path, record, _read_metrics(Path(path) / "metrics.jsonl"), found)
+    return Run(name, path, record, _read_metrics(workdir / "metrics.jsonl"), found)
 
 
 def _read_json(path: Path) -> Any:

@@ -87,7 +87,7 @@ def whole(objects):
 
 
 def losses(workdir):
-    timed = ("seconds", "data_wait")
+    timed = ("seconds", "data_wait", "peak_memory_bytes")
     return [{k: v for k, v in row.items() if k not in timed} for row in tiny.rows_of(workdir)]
 
 
@@ -153,6 +153,8 @@ def test_every_stage_reads_a_bucket(chain, material, bucket, tmp_path):
 
     ours = answers(places["adapt"], places["metatrain"], tmp_path / "ours")
     assert ours == answers(chain.adapt, chain.metatrain, tmp_path / "theirs")
+    tiny.succeed("report", "--runs", *places.values(), "--output", tmp_path / "report.html")
+    assert "gs://bucket/chain/adapt" in (tmp_path / "report.html").read_text()
     lines = tiny.succeed("lineage", "--model", places["adapt"])
     for stage, step in (("adapt", ""), ("metatrain", ", step 4"), ("pretrain", ", step 6")):
         assert f"{stage}  {places[stage]}{step}\n" in lines
