@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--episodes", type=int, default=600)
     parser.add_argument("--valid", action="store_true", help="judge on the validation classes")
+    parser.add_argument("--inner-lr", type=float, default=0.3, help="of all adaptation")
     parser.add_argument("--root", default="runs/stages", help="where the runs are kept")
     options = parser.parse_args(arguments)
     root, data = Path(options.root), Path(options.data)
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         return trained(root, name, stage, model=model, **shared, **settings)
 
     episodes = {**of("train"), "shots": options.shots, "algorithm": "fomaml"}
+    episodes["inner_lr"] = options.inner_lr
     pretrained = run("pretrain", "pretrain", options.model, text=(str(text),))
     tuned = run("finetune", "finetune", options.model, **of("train"), pooling="mean")
     meta = run("metatrain", "metatrain", options.model, **episodes)
@@ -66,11 +68,13 @@ def main(arguments: list[str] | None = None) -> None:
         "shots": options.shots,
         "episodes": options.episodes,
         "max_length": 64,
+        "inner_lr": options.inner_lr,
     }
     results = {}
     for name, (method, path, seconds) in paths.items():
         [result] = judged(root, path, method, **asked)
         results[name] = result._replace(training=seconds)
+    [results["as they came, prototypes"]] = judged(root, options.model, "protonet", **asked)
     print(table(results, f"{options.set}, {options.shots} shots"))
 
 

@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument("--episodes", type=int, default=600)
     parser.add_argument("--valid", action="store_true", help="judge on the validation classes")
+    parser.add_argument("--inner-lr", type=float, default=0.3, help="of all adaptation")
     parser.add_argument("--root", default="runs/unlabelled", help="where the runs are kept")
     options = parser.parse_args(arguments)
     root, data = Path(options.root), Path(options.data)
@@ -61,6 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         model=options.model,
         tasks=(f"smlmt:{text}",),
         algorithm="fomaml",
+        inner_lr=options.inner_lr,
         steps=options.steps,
         learning_rate=options.learning_rate,
         max_length=64,
@@ -73,10 +75,16 @@ def main(arguments: list[str] | None = None) -> None:
             "shots": options.shots,
             "episodes": options.episodes,
             "max_length": 64,
+            "inner_lr": options.inner_lr,
         }
         [ours] = judged(root, run.path, "maml", **asked)
-        [plain] = judged(root, options.model, "finetune", **asked)
-        results = {"hidden words": ours._replace(training=run.seconds), "the same, without": plain}
+        # Prototypes too: a rate that suits one of the two weights may spoil the other.
+        plain, prototypes = judged(root, options.model, "finetune", "protonet", **asked)
+        results = {
+            "hidden words": ours._replace(training=run.seconds),
+            "without": plain,
+            "without, prototypes": prototypes,
+        }
         print(table(results, f"{name}, {options.shots} shots"), flush=True)
 
 

@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--valid", action="store_true", help="judge on the validation classes")
+    parser.add_argument("--inner-lr", type=float, default=0.3, help="of all adaptation")
     parser.add_argument("--root", default="runs/unseen", help="where the runs are kept")
     options = parser.parse_args(arguments)
     root, data = Path(options.root), Path(options.data)
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
         "max_length": 64,
     }
     size = {"whole_tasks": True, "shots": 4, "queries": 4, "algorithm": "fomaml"}
+    size["inner_lr"] = options.inner_lr
     meta = trained(root, "metatrain", "metatrain", **shared, **size)
     multi = trained(root, "finetune", "finetune", **shared, pooling="mean")
     classes = "valid" if options.valid else "test"
@@ -59,14 +61,16 @@ def main(arguments: list[str] | None = None) -> None:
                 "shots": shots,
                 "episodes": options.episodes,
                 "max_length": 64,
+                "inner_lr": options.inner_lr,
             }
             [ours] = judged(root, meta.path, "maml", **asked)
             [tuned] = judged(root, multi.path, "finetune", **asked)
-            [plain] = judged(root, options.model, "finetune", **asked)
+            plain, prototypes = judged(root, options.model, "finetune", "protonet", **asked)
             results = {
                 "meta-trained on GLUE": ours._replace(training=meta.seconds),
                 "fine-tuned on GLUE": tuned._replace(training=multi.seconds),
                 "as they came": plain,
+                "as they came, prototypes": prototypes,
             }
             print(table(results, f"{ways} ways, {shots} shots"), flush=True)
 
