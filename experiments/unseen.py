@@ -6,8 +6,8 @@ multi-task fine-tuning on these tasks, and better than the weights as they came.
 Paper: Bansal, Jha & McCallum 2020, "Learning to few-shot learn across diverse natural language
 classification tasks" (arXiv:1911.03863), section 5 and table 1; the tasks to adapt to are others.
 Command: python -m experiments.unseen --model BERT --data DATA --root runs/unseen
-Hardware and time: TIME
-Expect: EXPECT
+Hardware and time: not measured yet.
+Expect: not known yet: it has not been run to its end.
 
 Data sets are tasks (`--whole-tasks`), drawn by the square root of their size: CoLA, MRPC, RTE and
 SST-2. DATA is a folder with `glue` (the classic TSV layout) and `intents` (ProtAugment's release).
