@@ -1,7 +1,7 @@
 r"""What each stage is worth: the same tasks from weights that have been through some of them.
 
-Claim, to be tested: on intents never seen, each stage adds something: pretraining on the domain's text,
-fine-tuning on its labels, meta-training, and all together.
+Claim: (still to be shown) on intents never seen, each stage adds something: pretraining on the
+domain's text, fine-tuning on its labels, meta-training, and all together.
 Paper: pretraining on the domain: Gururangan et al. 2020 (arXiv:2004.10964); the rest as in
 experiments/intents.py.
 Command: python -m experiments.stages --model BERT --data DATA --root runs/stages

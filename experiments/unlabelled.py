@@ -1,7 +1,7 @@
 r"""Learning to learn from plain text alone: tasks of hidden words (SMLMT).
 
-Claim: weights meta-trained on episodes of hidden words, made from the intent sets' sentences
-without their labels, adapt better to intents never seen than the same weights without it.
+Claim: (still to be shown) weights meta-trained on episodes of hidden words, made from the intent
+sets' sentences without their labels, adapt better to intents never seen than without it.
 Paper: Bansal, Jha, Munkhdalai & McCallum 2020, "Self-supervised meta-learning for few-shot natural
 language classification tasks" (arXiv:2009.08445), section 3 and table 1.
 Command: python -m experiments.unlabelled --model MINILM --data DATA --root runs/unlabelled

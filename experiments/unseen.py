@@ -1,7 +1,7 @@
 r"""From GLUE to tasks that have nothing to do with it: the setting of LEOPARD.
 
-Claim: weights meta-trained on episodes of four GLUE tasks, with their own numbers of classes, adapt
-to intents, with 2 to 12 classes and 4 to 16 examples of each, better than the same weights after
+Claim: (still to be shown) weights meta-trained on episodes of four GLUE tasks, with their own
+numbers of classes, adapt to intents, with 2 to 12 classes and 4 to 16 examples of each, better than the same weights after
 multi-task fine-tuning on these tasks, and better than the weights as they came.
 Paper: Bansal, Jha & McCallum 2020, "Learning to few-shot learn across diverse natural language
 classification tasks" (arXiv:1911.03863), section 5 and table 1; the tasks to adapt to are others.
