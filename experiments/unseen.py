@@ -1,8 +1,8 @@
 r"""From GLUE to tasks that have nothing to do with it: the setting of LEOPARD.
 
 Claim: (still to be shown) weights meta-trained on episodes of four GLUE tasks, with their own
-numbers of classes, adapt to intents, with 2 to 12 classes and 4 to 16 examples of each, better than the same weights after
-multi-task fine-tuning on these tasks, and better than the weights as they came.
+numbers of classes, adapt to intents, with 2 to 12 classes and 4 to 16 examples of each, better than
+the same weights after multi-task fine-tuning on these tasks, and better than as they came.
 Paper: Bansal, Jha & McCallum 2020, "Learning to few-shot learn across diverse natural language
 classification tasks" (arXiv:1911.03863), section 5 and table 1; the tasks to adapt to are others.
 Command: python -m experiments.unseen --model BERT --data DATA --root runs/unseen
