@@ -5,10 +5,13 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import tiny
 
-from experiments import intents, sinusoid, stages, unlabelled, unseen
+from experiments import intents, navigation, sinusoid, stages, unlabelled, unseen
 
 ROOT = Path(__file__).parents[1]
 SHARED = {"runs"}
@@ -53,6 +56,53 @@ def material(tmp_path):
     given += ["--root", str(tmp_path / "runs")]
     with tiny.one_quick_device(tmp_path / "xla"):
         yield SimpleNamespace(root=tmp_path, given=given)
+
+
+def test_navigation_takes_a_step(capsys, monkeypatch):
+    monkeypatch.setattr(navigation, "PAPER", {1: -11.68})
+    navigation.main(["--steps", "1", "--episodes", "2", "--trajectories", "3"])
+    header, *rows, paper = capsys.readouterr().out.splitlines()
+    assert header.split()[-1] == "training"
+    assert [row.split()[:2] for row in rows] == [[name, "3"] for name in navigation.METHODS]
+    assert not any("nan" in row for row in rows)
+    assert paper.split() == ["the", "paper", "40", "-11.68"]
+
+
+def test_navigation_ends_at_the_goal():
+    still = navigation.init(jax.random.key(0)) | {"log_std": jnp.full(2, -10.0)}
+    paths = navigation.rollout(still, jnp.array([0.0, 0.005]), jax.random.key(1), 4, 3)
+    np.testing.assert_array_equal(paths.alive[:, 0], [True, False, False])
+    np.testing.assert_allclose(paths.reward.sum(0), -0.005, atol=1e-4)
+    still["layers"][-1]["bias"] = jnp.array([5.0, 0.0])  # Clipped to a velocity of 0.1.
+    paths = navigation.rollout(still, jnp.array([0.0, 0.0]), jax.random.key(1), 4, 3)
+    assert paths.alive.all()
+    np.testing.assert_allclose(paths.reward[:, 0], [-0.1, -0.2, -0.3], atol=1e-4)
+
+
+def test_navigation_estimates_both_derivatives_of_the_return(monkeypatch):
+    """In one step from the origin the action depends on the last bias and deviation alone."""
+    monkeypatch.setattr(navigation, "SIZES", (2, 2, 2))
+    goal, params = jnp.array([0.1, -0.05]), navigation.init(jax.random.key(0))
+    point = jnp.array([0.3, 0.2, -0.3, -0.5])
+
+    def loss(point, key):
+        last = params["layers"][-1] | {"bias": point[:2]}
+        changed = {"layers": [params["layers"][0], last], "log_std": point[2:]}
+        return navigation.loss_fn(changed, goal, key, trajectories=100_000, horizon=1)[0]
+
+    side = jnp.linspace(-5, 5, 501)
+    actions = jnp.stack(jnp.meshgrid(side, side), -1)
+    reward = -jnp.linalg.norm(0.1 * jnp.clip(actions, -1, 1) - goal, axis=-1)
+
+    def expected_return(point):
+        density = jax.scipy.stats.norm.pdf(actions, point[:2], jnp.exp(point[2:])).prod(-1)
+        return jnp.sum(reward * density) * (side[1] - side[0]) ** 2
+
+    for derivative, atol in ((jax.grad, 5e-4), (jax.hessian, 2e-3)):
+        found = jax.jit(derivative(loss))(point, jax.random.key(1))
+        wanted = derivative(expected_return)(point)
+        assert abs(wanted).max() > 10 * atol
+        np.testing.assert_allclose(-found, wanted, atol=atol)
 
 
 def test_intents_and_unlabelled_take_a_step(material, capsys):
