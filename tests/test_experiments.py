@@ -38,12 +38,14 @@ def test_sinusoid_takes_a_step(capsys, monkeypatch):
 def material(tmp_path):
     """A model, and the sets of intents and GLUE tasks in the layout of the real ones."""
     model = tiny.write_model(tmp_path / "bert")
+    # A word is made of letters.
+    letters = str.maketrans("0123456789", "abcdefghij")
+    words = [word.translate(letters) for word in tiny.WORDS]
+    (model / "vocab.txt").write_text("\n".join(tiny.SPECIAL + words) + "\n")
     for name in unlabelled.SETS:
         few_shot = tmp_path / name / "few_shot" / "01"
         few_shot.mkdir(parents=True)
         rows = tiny.examples(classes=10, each=40)
-        # A word is made of letters.
-        letters = str.maketrans("0123456789", "abcdefghij")
         lines = [
             json.dumps({"sentence": text.translate(letters), "label": label})
             for text, label in rows
@@ -139,7 +141,7 @@ def test_unseen_and_stages_take_a_step(material, capsys, monkeypatch):
     (material.root / "intents").symlink_to(material.root)
     tiny.write_glue(material.root / "glue")
     monkeypatch.setattr(unseen, "GLUE", ("mrpc",))
-    sizes = ["--ways", "2", "3", "--shots", "4"]
+    sizes = ["--ways", "2", "3", "--shots", "4", "--root", str(material.root / "unseen")]
     unseen.main([*material.given, "--data", str(material.root), *sizes])
     out = capsys.readouterr().out
     assert "2 ways, 4 shots" in out
