@@ -5,7 +5,8 @@ ahead of fine-tuning, of linear and nearest-neighbour classifiers and of prototy
 they began with, by an interval of the difference that excludes zero.
 Paper: the sets and class splits of Dopierre, Gravier & Logerais 2021 (ProtAugment,
 arXiv:2105.12995); methods: MAML (arXiv:1703.03400), Proto-MAML (arXiv:1903.03096), ANIL
-(arXiv:1909.09157), Reptile (arXiv:1803.02999), prototypical networks (arXiv:1703.05175).
+(arXiv:1909.09157), LoRA in the inner loop (arXiv:2106.09685), Reptile (arXiv:1803.02999),
+prototypical networks (arXiv:1703.05175).
 Command: python -m experiments.intents --model MINILM --data DATA --set BANKING77 --split 01 \
     --shots 1 --root runs/intents
 Hardware and time: two CPU cores, some five minutes for the prototypical network and the baselines
@@ -32,6 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "first-order proto-maml": {"algorithm": "fomaml"},
     "maml": {"algorithm": "maml", "head": "zero"},
     "first-order maml": {"algorithm": "fomaml", "head": "zero"},
+    "lora": {"algorithm": "fomaml", "lora": 8},
     "anil": {"algorithm": "anil"},
     "reptile": {"algorithm": "reptile"},
 }

@@ -32,6 +32,7 @@ ARROWS: dict[str, set[str]] = {
     "models": CONTRACTS,
     "data": CONTRACTS,
     "stages": {
+        "lora",
         *CONTRACTS,
         *LEARNING,
         "arithmetic",

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from metajax import lora
 from metajax.errors import InputError
 from metajax.maml import anil, maml
 from metajax.models import (
@@ -24,7 +25,7 @@ from metajax.models import (
 from metajax.reptile import reptile
 from metajax.stages.groups import InnerSettings, ModelSettings
 from metajax.stages.source import Source, describe_source, open_source, without_dropout
-from metajax.types import MetaAlgorithm, Params, Task
+from metajax.types import MetaAlgorithm, Params, Reduce, Reduced, Task
 
 # Features of this length make the prototypes' logits 10 times a cosine, near enough: the
 # temperature that few-shot classifiers on unit features commonly have.
@@ -37,6 +38,7 @@ _DEFAULTS = {
     "head": "prototypes",
     "algorithm": "maml",
     "layers": None,
+    "lora": None,
 }
 
 
@@ -46,7 +48,7 @@ class FewShot(NamedTuple):
     Attributes:
         model: with one head of C classes.
         params: with a classifier only where tasks start from the checkpoint's.
-        inner: `inner_steps`, `inner_lr`, `head`, `layers` and `algorithm`, none left open.
+        inner: `inner_steps`, `inner_lr`, `head`, `layers`, `lora` and `algorithm`, resolved.
         source: where the weights came from.
     """
 
@@ -72,7 +74,8 @@ class FewShot(NamedTuple):
             "zero": zero_start(self.model),
             "checkpoint": None,
         }
-        start = starts[inner["head"]]
+        start: Any = starts[inner["head"]]
+        adapted = None
         low_memory = inner.get("low_memory", False)
         # A loop keeps memory down, and compilation short.
         fast = jax.default_backend() == "cpu" and not (low_memory or self.model.remat)
@@ -81,7 +84,11 @@ class FewShot(NamedTuple):
             reduce = upper_layers(self.model, inner["layers"])
         if inner["algorithm"] == "anil":
             reduce = upper_layers(self.model, 0)
-        if fast:
+        if inner["lora"] is not None:
+            # The blocks stay stacked, or the adapters' first factors would be others.
+            reduce = compose(reduce, with_adapters(inner["lora"]))
+            loss_fn, start, adapted = lora.loss(loss_fn), start and lora.start(start), _in_adapters
+        elif fast:
             reduce = compose(separate_layers(), reduce)
         unroll = fast and steps <= UNROLLED
         if inner["algorithm"] == "reptile":
@@ -103,6 +110,7 @@ class FewShot(NamedTuple):
             first_order=inner["algorithm"] == "fomaml",
             low_memory=low_memory,
             unroll=unroll,
+            adapted=adapted,
             reduce=reduce,
             start=start,
         )
@@ -122,6 +130,27 @@ class FewShot(NamedTuple):
             return jax.lax.scan(judge_and_step, start, None, length=steps + 1)[1]
 
         return jax.jit(lambda params, tasks: jax.lax.map(partial(one, params), tasks))
+
+
+def with_adapters(rank: int) -> Reduce:
+    """The task in terms of low-rank adapters on the attention's kernels, merged in at its end.
+
+    Their first factors are the same for every task and run: they are not trained, so that nothing
+    but the plain parameters has to be kept.
+    """
+
+    def reduce(params: Params, task: Task) -> Reduced:
+        rng = jax.random.key(0)
+        chosen = lora.init(
+            params, rank=rank, chosen=lambda path: path.endswith("qkv/kernel"), rng=rng
+        )
+        return chosen, task, lora.merge
+
+    return reduce
+
+
+def _in_adapters(path: str) -> bool:
+    return lora.is_adapter(path) or path.startswith("base/classifier")
 
 
 def open_few_shot(
@@ -158,25 +187,33 @@ def _few_shot(
     features = {"pooling": "mean", "feature_norm": FEATURE_NORM}
     source = open_(spec, settings, head="encoder", **features)
     resolved = resolve_inner(inner, source)
-    if inner.layers is None and resolved["algorithm"] in _ONE_CHOICE:
-        resolved["layers"] = None  # The weights' own run had a choice.
-    if resolved["layers"] is not None:
-        _check_layers(resolved, source.model.config.num_hidden_layers)
+    if resolved["algorithm"] in _ONE_CHOICE:
+        # The weights' own run had a choice.
+        resolved |= {"layers": inner.layers, "lora": inner.lora}
+    _check_choice(resolved, source.model.config.num_hidden_layers)
     if resolved["head"] == "checkpoint":
         source = open_(spec, settings, head="classification", num_labels=(classes,), **features)
     model = source.model.replace(head="classification", num_labels=(classes,), label_names=None)
     return FewShot(model, source.params, resolved, source)
 
 
-def _check_layers(inner: dict[str, Any], blocks: int) -> None:
-    where = f"--layers {inner['layers']}"
-    if inner["algorithm"] in _ONE_CHOICE:
+def _check_choice(inner: dict[str, Any], blocks: int) -> None:
+    """Checks what adapts: all, some blocks, or adapters."""
+    for name in ("layers", "lora"):
+        if inner[name] is not None and inner["algorithm"] in _ONE_CHOICE:
+            raise InputError(
+                f"--{name} {inner[name]}: {inner['algorithm']} has no choice of what adapts: use "
+                "maml or fomaml"
+            )
+    if inner["layers"] is not None and inner["lora"] is not None:
         raise InputError(
-            f"{where}: {inner['algorithm']} has no choice of layers: use maml or fomaml"
+            f"--layers {inner['layers']}: with --lora the adapters of all blocks adapt: give one "
+            "of the two"
         )
-    if inner["layers"] >= blocks:
+    if inner["layers"] is not None and inner["layers"] >= blocks:
         raise InputError(
-            f"{where}: the model has {blocks} blocks: give fewer, or leave it out to adapt all"
+            f"--layers {inner['layers']}: the model has {blocks} blocks: give fewer, or leave it "
+            "out to adapt all"
         )
 
 

@@ -150,6 +150,13 @@ class InnerSettings(Settings):
     layers: int | None = option(
         "blocks that adapt, from the top (default: all, and the embeddings)", None, minimum=0
     )
+    lora: int | None = option(
+        "in place of the weights low-rank adapters of the attention adapt, of this rank, and the "
+        "head (default: none)",
+        None,
+        minimum=1,
+        metavar="RANK",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
