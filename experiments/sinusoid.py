@@ -15,8 +15,8 @@ leaves open differ from the authors' code: weights start from He's normal initia
 a deviation of 0.01; the meta-gradient's norm is clipped at 10; Adam's rate falls to zero over the
 last fifth of the steps, for a constant one ends at some point of a noisy sequence; and each wave is
 judged on 100 points, not 5, for the same mean with less noise. The first three were chosen after
-runs without them missed the paper's numbers: RESULTS.md has all runs. Reptile and iMAML take ten inner steps in
-training, MAML++ five, Meta-SGD and MAML one; iMAML's pull has strength 2.
+runs without them missed the paper's numbers: RESULTS.md has all runs. Reptile and iMAML take ten
+inner steps in training, MAML++ five, Meta-SGD and MAML one; iMAML's pull has strength 2.
 """
 
 import argparse

@@ -9,12 +9,14 @@ from metajax.data.batches import (
     supervised_batch,
     supervised_eval_batches,
 )
+from metajax.data.draws import Draws, fixed_episodes, join_draws
 from metajax.data.episodes import (
     Episodes,
     EpisodeSpec,
     check_episodes,
     fit_episodes,
     gather,
+    plan_drawn,
     plan_episodes,
     sample_episodes,
 )
@@ -41,6 +43,7 @@ from metajax.data.text import (
 
 __all__ = [
     "Blocks",
+    "Draws",
     "EpisodeSpec",
     "Episodes",
     "MaskRule",
@@ -52,15 +55,18 @@ __all__ = [
     "check_episodes",
     "fingerprint",
     "fit_episodes",
+    "fixed_episodes",
     "gather",
     "has_split",
     "held_out",
+    "join_draws",
     "load_tasks",
     "mask_rule",
     "mask_tokens",
     "pack_blocks",
     "packed_parts",
     "plan_batches",
+    "plan_drawn",
     "plan_episodes",
     "pretraining_batch",
     "read_lines",

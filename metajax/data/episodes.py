@@ -161,7 +161,11 @@ def plan_episodes(
       count: T, episodes a step.
     """
     steps = range(max(8, _PLANNED_EPISODES // count))
-    drawn = (sample_episodes(tasks, spec, seed, step, count) for step in steps)
+    return plan_drawn(tasks, [sample_episodes(tasks, spec, seed, step, count) for step in steps])
+
+
+def plan_drawn(tasks: Sequence[TokenizedTask], drawn: Sequence[Episodes]) -> tuple[Shapes, ...]:
+    """Chooses the shapes of support and query that episodes like some are packed to."""
     return plan_shapes([_lengths(tasks, episodes) for episodes in drawn], longest_text(tasks))
 
 

@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from metajax import data
 from metajax.errors import InputError
@@ -17,14 +15,13 @@ from metajax.evaluate import BASELINES, estimate, run_episodes
 from metajax.models import Bert
 from metajax.stages.few_shot import FewShot, open_few_shot
 from metajax.stages.groups import InnerSettings
-from metajax.stages.metatrain import episode_spec
+from metajax.stages.protocol import Protocol, num_classes, open_protocol
 from metajax.stages.run import identity, writable, write_atomically
 from metajax.stages.settings import EvaluateSettings
 from metajax.stages.source import text_length
-from metajax.stages.tasks import load, tokenized
+from metajax.stages.tasks import load
 from metajax.types import Params, Task
 
-_CHUNK = 8  # Episodes assembled and run at once.
 _FEATURE_BATCH = 64
 
 
@@ -35,7 +32,9 @@ class Row(NamedTuple):
     same episodes: its interval is narrower than those of the two accuracies. `accuracies` are those
     of the episodes in the order drawn: results of several commands can be compared too, for with
     the same tasks, sizes and seed the episodes are the same. `curve` and its intervals are the
-    accuracies after 0, 1, ... inner steps, where they were asked for.
+    accuracies after 0, 1, ... inner steps, where they were asked for. `protocol` says in words
+    which episodes these are; of published draws each counts as one episode, `shots` is the most of
+    a class and `queries` the most of a draw.
     """
 
     tasks: str
@@ -53,6 +52,7 @@ class Row(NamedTuple):
     accuracies: tuple[float, ...]
     curve: tuple[float, ...] = ()
     curve_ci95: tuple[float, ...] = ()
+    protocol: str = ""
 
 
 def evaluate(settings: EvaluateSettings) -> list[Row]:
@@ -70,15 +70,17 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
     """
     output = writable(settings.output) if settings.output else None
     tasks = load(settings, split="train")
-    spec = episode_spec(settings)
-    data.check_episodes(tasks, spec)
-    classes = spec.ways or max(len(task.label_names) for task in tasks)
-    trained, plain = _models(settings, classes)
+    trained, plain = _models(settings, num_classes(settings, tasks))
     few_shot = trained or plain
+    if settings.curve is not None and few_shot.inner["lora"] is not None:
+        raise InputError(
+            "--curve: adapters are merged in after the last step alone: leave it out, and evaluate "
+            "with each number of --inner-steps"
+        )
     length = text_length(few_shot.model, settings.max_length)
-    examples = tokenized(tasks, few_shot.model, length)
-    episodes = _draw(examples, spec, settings)
-    features, methods = _Features(plain.model, plain.params, examples), _methods(settings, trained)
+    episodes = open_protocol(settings, tasks, few_shot.model, length)
+    features = _Features(plain.model, plain.params, episodes.examples)
+    methods = _methods(settings, trained)
     begun = time.perf_counter()
     if any(method in BASELINES for method in methods):
         features.compute({int(task) for chunk in episodes.drawn for task in chunk.task})
@@ -88,7 +90,7 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
     for method in methods:
         start = time.perf_counter()
         if method in BASELINES:
-            accuracies = _run_baseline(method, features, episodes.drawn)
+            accuracies = _run_baseline(method, features, episodes)
         else:
             params = (few_shot if method == "maml" else plain).params
             accuracies = _run_adaptation(method, few_shot, params, episodes, settings.seed)
@@ -98,9 +100,8 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
             Row(
                 tasks=" ".join(settings.tasks),
                 method=method,
-                ways=classes,
-                shots=settings.shots,
-                queries=settings.queries,
+                protocol=episodes.said,
+                **episodes.size._asdict(),
                 inner_steps=0 if method in BASELINES else few_shot.inner["inner_steps"],
                 episodes=len(accuracies),
                 accuracy=float(accuracy.mean),
@@ -161,40 +162,8 @@ def _methods(settings: EvaluateSettings, trained: FewShot | None) -> Sequence[st
     return ("maml", "finetune", *BASELINES) if trained else ("finetune", *BASELINES)
 
 
-def _progress(method: str, drawn: Sequence[data.Episodes]) -> Any:
-    return tqdm(drawn, desc=method, unit="batch", mininterval=0.2 if sys.stderr.isatty() else 30)
-
-
-class _Episodes(NamedTuple):
-    """The episodes of an evaluation, drawn in chunks."""
-
-    examples: Sequence[data.TokenizedTask]
-    drawn: Sequence[data.Episodes]
-    plan: Sequence[data.Shapes]
-
-    def judged(self, what: str, judge: Callable[[int, Task], jax.Array]) -> np.ndarray:
-        """What `(number of the first, tasks) -> [E, ...]` says of each chunk, in one array."""
-        found = [
-            np.asarray(judge(number * _CHUNK, data.gather(self.examples, episodes, self.plan)))
-            for number, episodes in enumerate(_progress(what, self.drawn))
-        ]
-        return np.concatenate(found)
-
-
-def _draw(
-    examples: Sequence[data.TokenizedTask], spec: data.EpisodeSpec, settings: EvaluateSettings
-) -> _Episodes:
-    drawn = [
-        data.sample_episodes(
-            examples, spec, settings.seed, 0, min(_CHUNK, settings.episodes - first), first=first
-        )
-        for first in range(0, settings.episodes, _CHUNK)
-    ]
-    return _Episodes(examples, drawn, data.plan_episodes(examples, spec, settings.seed, _CHUNK))
-
-
 def _run_adaptation(
-    method: str, few_shot: FewShot, params: Params, episodes: _Episodes, seed: int
+    method: str, few_shot: FewShot, params: Params, episodes: Protocol, seed: int
 ) -> np.ndarray:
     """Query accuracies [E] after adaptation from `params`."""
     algorithm, rng = few_shot.algorithm(), jax.random.key(seed)
@@ -206,18 +175,18 @@ def _run_adaptation(
 
 
 def _run_curve(
-    method: str, few_shot: FewShot, params: Params, episodes: _Episodes, steps: int
+    method: str, few_shot: FewShot, params: Params, episodes: Protocol, steps: int
 ) -> np.ndarray:
     """Query accuracies [E, steps + 1] after 0, 1, ... inner steps from `params`."""
     curve = few_shot.curve(steps)
     return episodes.judged(f"{method} by step", lambda _, tasks: curve(params, tasks))
 
 
-def _run_baseline(method: str, features: "_Features", drawn: Sequence[data.Episodes]) -> np.ndarray:
+def _run_baseline(method: str, features: "_Features", protocol: Protocol) -> np.ndarray:
     """Query accuracies [E] of a classifier on frozen features."""
     classify = BASELINES[method]
     found = []
-    for episodes in _progress(method, drawn):
+    for episodes in protocol.progress(method):
         for t, task in enumerate(episodes.task):
             support, query = episodes.support_mask[t] > 0, episodes.query_mask[t] > 0
             guesses = classify(
@@ -226,7 +195,7 @@ def _run_baseline(method: str, features: "_Features", drawn: Sequence[data.Episo
                 features.rows(task, episodes.query[t][query]),
             )
             found.append(np.mean(guesses == episodes.query_labels[t][query]))
-    return np.array(found)
+    return protocol.by_draw(found)
 
 
 class _Features:
@@ -268,6 +237,7 @@ def table(rows: Sequence[Row]) -> str:
     best_first = sorted(rows, key=lambda row: -row.accuracy)
     return "\n".join(
         [
+            *([rows[0].protocol] if rows[0].protocol else []),
             "method      accuracy   95% interval   seconds",
             *(
                 f"{row.method:<10}  {100 * row.accuracy:7.2f}%   "

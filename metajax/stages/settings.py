@@ -113,6 +113,12 @@ class EvaluateSettings(ModelSettings, TaskSettings, EpisodeSettings, InnerSettin
         metavar="METHOD",
     )
     episodes: int = option("how many", 600, minimum=2)
+    splits: str | None = option(
+        "a directory of published draws, in each file the support examples of one: all other "
+        "examples of --tasks are classified (default: episodes drawn at random)",
+        None,
+        metavar="DIR",
+    )
     curve: int | None = option(
         "maml's and finetune's accuracy after 0, 1, ... of this many inner steps too; takes about "
         "as long again",

@@ -1,5 +1,6 @@
 """The whole chain of stages, run once, for tests to look at."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,3 +67,19 @@ def chain(material, compiled, tmp_path_factory) -> SimpleNamespace:
             ),
         }
     return SimpleNamespace(**places, out=out)
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch):
+    """Runs a command in an empty directory and checks all that is true of every refusal."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(message, *arguments, **settings):
+        before = tiny.tree_of(tmp_path)
+        done = tiny.run(*arguments, **settings)
+        assert (done.status, done.out) == (2, "")
+        assert re.fullmatch("metajax: error: .+\n", done.err), done.err
+        assert re.search(message, done.err), done.err
+        assert tiny.tree_of(tmp_path) == before
+
+    return run

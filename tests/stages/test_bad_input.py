@@ -15,22 +15,6 @@ import tiny
 from tests.stages.commands import finetune_command, metatrain_command, pretrain_command
 
 
-@pytest.fixture
-def refused(tmp_path, monkeypatch):
-    """Runs a command in an empty directory and checks all that is true of every refusal."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(message, *arguments, **settings):
-        before = tiny.tree_of(tmp_path)
-        done = tiny.run(*arguments, **settings)
-        assert (done.status, done.out) == (2, "")
-        assert re.fullmatch("metajax: error: .+\n", done.err), done.err
-        assert re.search(message, done.err), done.err
-        assert tiny.tree_of(tmp_path) == before
-
-    return run
-
-
 def write(content: bytes, name: str):
     """Something for a file of that name to hold."""
     return lambda directory: (directory / name).write_bytes(content) and directory / name

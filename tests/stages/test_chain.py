@@ -267,6 +267,7 @@ def test_adapt_says_how_well_other_examples_are_labelled(chain, material, tmp_pa
 
 KEYS = ["tasks", "method", "ways", "shots", "queries", "inner_steps", "episodes", "accuracy"]
 MORE_KEYS = ["ci95", "behind", "behind_ci95", "seconds", "accuracies", "curve", "curve_ci95"]
+MORE_KEYS += ["protocol"]
 
 
 def test_evaluate_compares_all_methods(chain, material, tmp_path):
@@ -296,7 +297,8 @@ def test_evaluate_compares_all_methods(chain, material, tmp_path):
         assert row["behind"] == pytest.approx(rows[0]["accuracy"] - row["accuracy"], abs=1e-12)
     assert rows[0]["behind_ci95"] == 0
     assert any(row["behind_ci95"] > 0 for row in rows)
-    _, *lines = out.splitlines()
+    said, _, *lines = out.splitlines()
+    assert said.startswith("10 episodes drawn at random with seed 0: 3 ways, 1 shots")
     assert sorted(line.split()[0] for line in lines[:5]) == sorted(methods)
     assert [line.split(" by ")[0] for line in lines[5:]] == [
         f"maml ahead of {line.split()[0]}" for line in lines[:5] if not line.startswith("maml")
@@ -308,7 +310,7 @@ def test_evaluate_leaves_out_maml_where_nothing_was_meta_trained(chain, material
         *("evaluate", "--model", chain.pretrain, "--tasks", material.intents, "--ways", 3),
         *("--queries", 3, "--episodes", 8, "--inner-steps", 1),
     )
-    methods = {line.split()[0] for line in out.splitlines()[1:5]}
+    methods = {line.split()[0] for line in out.splitlines()[2:6]}
     assert methods == {"finetune", "protonet", "linear", "knn"}
 
 

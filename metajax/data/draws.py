@@ -1,0 +1,115 @@
+"""Episodes whose support sets are given, as those that papers publish."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from metajax.data.episodes import Episodes
+from metajax.data.tasks import TaskData
+from metajax.errors import InputError
+
+_MOST_QUERIES = 1024  # Classified at once: an episode of more is cut, its support set the same.
+
+
+class Draws(NamedTuple):
+    """D draws of a task's support set.
+
+    Attributes:
+      task: The task's examples, and after them those of the draws.
+      support: For each draw the rows of its examples, int64 [S_d].
+      query: For each draw the rows of all other examples of the task, int64 [Q_d].
+    """
+
+    task: TaskData
+    support: tuple[np.ndarray, ...]
+    query: tuple[np.ndarray, ...]
+
+
+def join_draws(task: TaskData, draws: Sequence[TaskData]) -> Draws:
+    """Puts a task and draws of its support set in one data set.
+
+    Args:
+      task: What there is to classify, in classes; not asked of a draw are its own examples.
+      draws: The support sets, with the task's classes in any order.
+
+    Raises:
+      InputError: For a draw whose classes are not the task's, that has one text where the task
+        has two, or that leaves nothing to classify.
+    """
+    texts, labels = list(task.texts), [task.labels]
+    pairs = None if task.pairs is None else list(task.pairs)
+    support, query = [], []
+    for draw in draws:
+        if (draw.pairs is None) != (pairs is None):
+            raise InputError(
+                f"{draw.name}: has {_texts(draw)} and {task.name} {_texts(task)} an example: "
+                "give both the same columns"
+            )
+        other = set(task.label_names) ^ set(draw.label_names)
+        if other:
+            raise InputError(
+                f"{draw.name}: has not the same classes as {task.name}: {min(other)!r} is in one "
+                "of them alone; give draws with examples of every class (--classes for fewer)"
+            )
+        order = np.array([task.label_names.index(name) for name in draw.label_names], np.int32)
+        begin = len(texts)
+        texts += draw.texts
+        if pairs is not None and draw.pairs is not None:
+            pairs += draw.pairs
+        labels.append(order[draw.labels])
+        support.append(np.arange(begin, len(texts)))
+        drawn = set(_examples(draw))
+        query.append(np.flatnonzero([each not in drawn for each in _examples(task)]))
+        if not len(query[-1]):
+            raise InputError(f"{draw.name}: holds all of {task.name}: nothing is left to classify")
+    joined = TaskData(task.name, texts, pairs, np.concatenate(labels), task.label_names)
+    return Draws(joined, tuple(support), tuple(query))
+
+
+def fixed_episodes(draws: Draws) -> tuple[list[Episodes], np.ndarray]:
+    """Cuts draws into episodes of one size, each by itself (T = 1).
+
+    Returns:
+      The episodes, and of which draw each is, int64 [E]. A draw's queries are cut where they
+      are many; one that only fills up has mask 0.
+    """
+    C = len(draws.task.label_names)
+    S = max(map(len, draws.support))
+    Q = min(_MOST_QUERIES, max(map(len, draws.query)))
+
+    def filled(rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        mask = np.arange(size) < len(rows)
+        index = np.full(size, rows[0])
+        index[mask] = rows
+        labels = np.where(mask, draws.task.labels[index], 0).astype(np.int32)
+        return index[None], labels[None], mask[None].astype(np.float32)
+
+    episodes, of = [], []
+    for number, (support, query) in enumerate(zip(draws.support, draws.query)):
+        for begin in range(0, len(query), Q):
+            s, s_labels, s_mask = filled(support, S)
+            q, q_labels, q_mask = filled(query[begin : begin + Q], Q)
+            episodes.append(
+                Episodes(
+                    task=np.zeros(1, np.int64),
+                    support=s,
+                    query=q,
+                    support_labels=s_labels,
+                    query_labels=q_labels,
+                    support_mask=s_mask,
+                    query_mask=q_mask,
+                    class_mask=np.ones((1, C), np.float32),
+                    classes=np.arange(C)[None],
+                )
+            )
+            of.append(number)
+    return episodes, np.array(of)
+
+
+def _examples(task: TaskData) -> list[tuple[str, str]]:
+    return list(zip(task.texts, task.pairs or [""] * len(task.texts)))
+
+
+def _texts(task: TaskData) -> str:
+    return "one text" if task.pairs is None else "two texts"

@@ -1,0 +1,81 @@
+"""`evaluate --splits`: published draws, against adapt on each by itself."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from metajax.data import draws
+
+RATE = ("--inner-lr", 0.001)  # At 0.3 these weights label everything alike.
+ROWS = tiny.examples(3, 8, seed=4)
+
+
+@pytest.fixture
+def splits(tmp_path):
+    """Two draws: one of the task's own examples, one of others with uneven classes."""
+    (tmp_path / "draws").mkdir()
+    own = [next(row for row in ROWS if row[1] == label) for label in sorted({y for _, y in ROWS})]
+    others = sorted(tiny.examples(3, 2, seed=6), key=lambda row: row[1])
+    tiny.write_rows(tmp_path / "draws" / "0.csv", own)
+    tiny.write_rows(tmp_path / "draws" / "1.csv", list(reversed(others[:-1])))
+    (tmp_path / "draws" / ".notes").write_text("not a draw")
+    tiny.write_rows(tmp_path / "task.csv", ROWS)
+    tiny.write_rows(tmp_path / "rest0.csv", [row for row in ROWS if row not in own])
+    tiny.write_rows(tmp_path / "rest1.csv", ROWS)
+    return tmp_path / "draws"
+
+
+def evaluated(model, splits, *more):
+    command = ("--tasks", splits.parent / "task.csv", "--splits", splits, *RATE, *more)
+    output = splits.parent / "rows.json"
+    out = tiny.succeed("evaluate", "--model", model, *command, "--output", output)
+    return out, json.loads(output.read_text())
+
+
+def test_each_draw_counts_as_adapt_does(chain, splits, monkeypatch):
+    monkeypatch.setattr(draws, "_MOST_QUERIES", 5)  # A draw's queries are several episodes.
+    out, rows = evaluated(chain.metatrain, splits, "--curve", 2)
+    maml = rows[0]
+    for number, accuracy in enumerate(maml["accuracies"]):
+        run = splits.parent / f"run{number}"
+        dev = splits.parent / f"rest{number}.csv"
+        command = ("--model", chain.metatrain, "--tasks", splits / f"{number}.csv", "--dev", dev)
+        tiny.succeed("adapt", *command, *RATE, "--workdir", run)
+        found = json.loads((run / "results.json").read_text())["dev"]
+        assert accuracy == pytest.approx(found["accuracy"], abs=1e-6)
+        assert accuracy > 0.4
+    assert len(maml["accuracies"]) == maml["episodes"] == 2
+    assert (maml["ways"], maml["shots"], maml["queries"]) == (3, 2, len(ROWS))
+    assert maml["curve"][maml["inner_steps"]] == pytest.approx(maml["accuracy"])
+    first, *_ = out.splitlines()
+    assert first.startswith(f"2 published draws of {splits}: 3 ways, 1 to 2 shots")
+
+
+def test_cutting_a_draw_changes_nothing(chain, splits, monkeypatch):
+    _, whole = evaluated(chain.metatrain, splits)
+    monkeypatch.setattr(draws, "_MOST_QUERIES", 5)
+    _, cut = evaluated(chain.metatrain, splits)
+    assert len(whole) == 5
+    for one, other in zip(whole, cut):
+        np.testing.assert_allclose(one["accuracies"], other["accuracies"], atol=1e-12)
+
+
+def test_draws_that_cannot_be_used(refused, chain, splits):
+    task = splits.parent / "task.csv"
+
+    def command(*tasks):
+        return ("evaluate", "--model", chain.metatrain, "--splits", splits, "--tasks", *tasks)
+
+    refused("draws are of one task, and --tasks has 2", *command(task, splits / "0.csv"))
+    tiny.write_rows(splits / "1.csv", [("a text", ROWS[0][1]), ("another", "nowhere")])
+    refused("1.csv: has not the same classes as .*'nowhere'", *command(task))
+    tiny.write_rows(splits / "1.csv", ROWS)
+    refused("1.csv: holds all of .*: nothing is left", *command(task))
+    pairs = "".join(f"a,b,topic{number}\n" for number in range(3))
+    (splits / "1.csv").write_text("text,text_pair,label\n" + pairs)
+    refused("1.csv: has two texts and .* one text", *command(task))
+    (splits / "1.csv").unlink()
+    refused("holds 1 files: put there two draws or more", *command(task))
+    refused("is no directory", *command(task)[:-4], "--splits", task, "--tasks", task)
