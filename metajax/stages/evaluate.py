@@ -38,6 +38,7 @@ class Row(NamedTuple):
     """
 
     tasks: str
+    protocol: str
     method: str
     ways: int
     shots: int
@@ -52,7 +53,6 @@ class Row(NamedTuple):
     accuracies: tuple[float, ...]
     curve: tuple[float, ...] = ()
     curve_ci95: tuple[float, ...] = ()
-    protocol: str = ""
 
 
 def evaluate(settings: EvaluateSettings) -> list[Row]:
@@ -99,8 +99,8 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
         rows.append(
             Row(
                 tasks=" ".join(settings.tasks),
-                method=method,
                 protocol=episodes.said,
+                method=method,
                 **episodes.size._asdict(),
                 inner_steps=0 if method in BASELINES else few_shot.inner["inner_steps"],
                 episodes=len(accuracies),
@@ -237,7 +237,7 @@ def table(rows: Sequence[Row]) -> str:
     best_first = sorted(rows, key=lambda row: -row.accuracy)
     return "\n".join(
         [
-            *([rows[0].protocol] if rows[0].protocol else []),
+            rows[0].protocol,
             "method      accuracy   95% interval   seconds",
             *(
                 f"{row.method:<10}  {100 * row.accuracy:7.2f}%   "

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from metajax import data
+from metajax.errors import InputError
 from metajax.evaluate import run_episodes
 from metajax.models import masked_lm_loss
 from metajax.stages import hosts
@@ -36,6 +37,11 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
     model = source.model
     blocks = data.pack_blocks(lines, model.tokenizer, text_length(model, settings.max_length))
     training, held_out = data.held_out(blocks, settings.seed, settings.held_out)
+    if not held_out.maskable.any():
+        raise InputError(
+            f"--text {' '.join(settings.text)}: the model's vocabulary has no word of the part "
+            "that is held out for measuring: give text in the model's language, or another --seed"
+        )
     rule = data.mask_rule(model.tokenizer, rate=settings.mask_rate, whole_word=settings.whole_word)
     record = make_record(
         "pretrain",

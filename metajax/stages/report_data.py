@@ -77,9 +77,20 @@ def _read_run(name: str, path: str) -> Run:
         raise InputError(f"{path}: is a run of no stage there is: name another")
     results = workdir / "results.json"
     found = _read_json(results) if results.is_file() else None
-    if not isinstance(found, dict | None):
+    if not isinstance(found, dict | None) or not _is_judged(found or {}):
         raise InputError(f"{results}: is not a run's results: restore it from a backup")
     return Run(name, path, record, _read_metrics(workdir / "metrics.jsonl"), found)
+
+
+def _is_judged(results: dict[str, Any]) -> bool:
+    """Whether a confusion matrix, where there is one, has a row and a column a label."""
+    if "dev" not in results:
+        return True
+    try:
+        count = len(results["labels"])
+        return np.asarray(results["dev"]["confusion"], int).shape == (count, count)
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _read_json(path: Path) -> Any:
@@ -130,11 +141,7 @@ def read_evaluation(path: Path) -> list[Comparison]:
         raise InputError(f"{path}: is not what evaluate --output writes: name that") from None
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        caption = (
-            f"{path}: {row.tasks}, {row.ways}-way {row.shots}-shot, "
-            f"{row.queries} queries a class, {row.episodes} episodes"
-        )
-        groups.setdefault(caption, []).append(row)
+        groups.setdefault(f"{path}: {row.tasks}: {row.protocol}", []).append(row)
     return [Comparison(caption, rows) for caption, rows in groups.items()]
 
 

@@ -93,7 +93,7 @@ def read_record(workdir: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        parts = [record[name] for name in ("settings", "data", "parent", "model")]
+        parts = [record[name] for name in ("settings", "data", "parent", "model", "versions")]
         if not isinstance(record["stage"], str) or not all(isinstance(x, dict) for x in parts):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError):

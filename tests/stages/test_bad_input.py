@@ -336,6 +336,14 @@ def test_a_tokenizer_of_another_model(refused, material, tmp_path):
     refused("the tokenizer has 96 tokens, the model 95", *command)
 
 
+def test_text_in_another_language(refused, material, tmp_path):
+    (tmp_path / "text.txt").write_text("nothing here that the model knows\n" * 40)
+    command = pretrain_command(material, "run")
+    place = command.index("--text") + 1
+    command[place] = tmp_path / "text.txt"
+    refused("the model's vocabulary has no word of the part that is held out", *command)
+
+
 def test_classes_that_leave_a_task_empty(refused, material, tmp_path):
     (tmp_path / "classes.txt").write_text("topic8\ntopic9\n")
     tasks = ("--tasks", material.new, material.three, "--classes", tmp_path / "classes.txt")

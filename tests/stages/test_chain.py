@@ -265,9 +265,18 @@ def test_adapt_says_how_well_other_examples_are_labelled(chain, material, tmp_pa
     }
 
 
-KEYS = ["tasks", "method", "ways", "shots", "queries", "inner_steps", "episodes", "accuracy"]
+KEYS = [
+    "tasks",
+    "protocol",
+    "method",
+    "ways",
+    "shots",
+    "queries",
+    "inner_steps",
+    "episodes",
+    "accuracy",
+]
 MORE_KEYS = ["ci95", "behind", "behind_ci95", "seconds", "accuracies", "curve", "curve_ci95"]
-MORE_KEYS += ["protocol"]
 
 
 def test_evaluate_compares_all_methods(chain, material, tmp_path):

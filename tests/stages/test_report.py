@@ -226,10 +226,11 @@ def evaluation(content):
     return make
 
 
-PARTS = ("settings", "data", "parent", "model")
+PARTS = ("settings", "data", "parent", "model", "versions")
 ROW = (
-    '[{"tasks": "t", "method": "m", "ways": 2, "shots": 1, "queries": 1, "inner_steps": 0, '
-    '"episodes": 2, "accuracy": "half", "ci95": 0, "behind": 0, "behind_ci95": 0, "seconds": 0, '
+    '[{"tasks": "t", "protocol": "p", "method": "m", "ways": 2, "shots": 1, '
+    '"queries": 1, "inner_steps": 0, "episodes": 2, '
+    '"accuracy": "half", "ci95": 0, "behind": 0, "behind_ci95": 0, "seconds": 0, '
     '"accuracies": []}]'
 )
 BAD = {
@@ -243,6 +244,14 @@ BAD = {
     "other metrics": (spoil("metrics.jsonl", '{"step": "x"}\n'), "metrics.jsonl:1: is not a"),
     "results not JSON": (spoil("results.json", "{"), "results.json: is not JSON"),
     "other results": (spoil("results.json", "[]"), "results.json: is not a run's results"),
+    "a ragged confusion": (
+        spoil("results.json", '{"labels": ["a"], "dev": {"confusion": [[1], [2, 3]]}}'),
+        "results.json: is not a run's results",
+    ),
+    "a confusion without labels": (
+        spoil("results.json", '{"dev": {"confusion": [[1]]}}'),
+        "results.json: is not a run's results",
+    ),
     "no evaluation": (lambda run: ("--runs", run, "--evaluations", "x.json"), "x.json: no such"),
     "evaluation not JSON": (evaluation("oops"), "rows.json: is not JSON"),
     "another list": (evaluation('[{"a": 1}]'), "rows.json: is not what evaluate"),
