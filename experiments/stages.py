@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--episodes", type=int, default=600)
     parser.add_argument("--valid", action="store_true", help="judge on the validation classes")
-    parser.add_argument("--inner-lr", type=float, default=0.3, help="of all adaptation")
+    parser.add_argument("--inner-lr", type=float, default=0.01, help="of all adaptation")
     parser.add_argument("--root", default="runs/stages", help="where the runs are kept")
     options = parser.parse_args(arguments)
     root, data = Path(options.root), Path(options.data)

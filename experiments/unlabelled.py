@@ -1,12 +1,17 @@
 r"""Learning to learn from plain text alone: tasks of hidden words (SMLMT).
 
-Claim: (still to be shown) weights meta-trained on episodes of hidden words, made from the intent
-sets' sentences without their labels, adapt better to intents never seen than without it.
+Claim: weights meta-trained on episodes of hidden words, made from the intent sets' sentences
+without their labels, adapt better to intents never seen than the same weights without it, by an
+interval of the difference that excludes zero.
 Paper: Bansal, Jha, Munkhdalai & McCallum 2020, "Self-supervised meta-learning for few-shot natural
 language classification tasks" (arXiv:2009.08445), section 3 and table 1.
-Command: python -m experiments.unlabelled --model MINILM --data DATA --root runs/unlabelled
-Hardware and time: two CPU cores, five minutes for a BERT of two layers, 25 for all-MiniLM-L6-v2.
-Expect: not known yet: RESULTS.md says what has been run, and what is wrong with it.
+Command: python -m experiments.unlabelled --model BERT --data DATA --root runs/unlabelled
+Hardware and time: one CPU core, ten minutes for a BERT of two layers.
+Expect: 67 against 53 on BANKING77, 84 against 73 on CLINC150, 71 against 65 on HWU64 (1 shot).
+
+BERT: weights with a masked-LM head, here two layers of 128 features. all-MiniLM-L6-v2, which was
+trained on sentences to begin with, gains nothing (RESULTS.md). DATA is the folder of ProtAugment's
+release.
 
 The text is the sentences of the training classes of all three sets' splits (none of a test class);
 an episode hides one word in sentences that hold it and asks which of five words it was. Judged on
@@ -44,11 +49,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--split", default="01")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--shots", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--learning-rate", type=float, default=2e-5)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--episodes", type=int, default=600)
     parser.add_argument("--valid", action="store_true", help="judge on the validation classes")
-    parser.add_argument("--inner-lr", type=float, default=0.3, help="of all adaptation")
+    parser.add_argument("--inner-lr", type=float, default=0.01, help="of all adaptation")
     parser.add_argument("--root", default="runs/unlabelled", help="where the runs are kept")
     options = parser.parse_args(arguments)
     root, data = Path(options.root), Path(options.data)
