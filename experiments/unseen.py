@@ -1,13 +1,13 @@
 r"""From GLUE to tasks that have nothing to do with it: the setting of LEOPARD.
 
-Claim: (still to be shown) weights meta-trained on episodes of four GLUE tasks, with their own
-numbers of classes, adapt to intents, with 2 to 12 classes and 4 to 16 examples of each, better than
-the same weights after multi-task fine-tuning on these tasks, and better than as they came.
+Claim: weights meta-trained on episodes of four GLUE tasks, with their own numbers of classes, adapt
+to intents, with 2 to 12 classes, better than the same weights after multi-task fine-tuning on these
+tasks. (Better than as they came they do not: see RESULTS.md.)
 Paper: Bansal, Jha & McCallum 2020, "Learning to few-shot learn across diverse natural language
 classification tasks" (arXiv:1911.03863), section 5 and table 1; the tasks to adapt to are others.
 Command: python -m experiments.unseen --model BERT --data DATA --root runs/unseen
-Hardware and time: not measured yet.
-Expect: not known yet: it has not been run to its end.
+Hardware and time: one CPU core, some 30 minutes for a BERT of two layers without 16 shots.
+Expect: 70 meta-trained, 73 as they came, 41 fine-tuned (5 ways, 4 shots).
 
 Data sets are tasks (`--whole-tasks`), drawn by the square root of their size: CoLA, MRPC, RTE and
 SST-2. DATA is a folder with `glue` (the classic TSV layout) and `intents` (ProtAugment's release).
