@@ -24,7 +24,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import exported, judged, table, trained
+from experiments.runs import exported, judged, show, trained
 
 BASELINES = ("finetune", "protonet", "linear", "knn")
 METHODS: dict[str, dict[str, Any]] = {
@@ -39,7 +39,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def compare(options: argparse.Namespace) -> str:
+def compare(options: argparse.Namespace) -> None:
     """Meta-trains and judges the methods on one set, split and number of shots."""
     data = Path(options.data) / options.set
     root = Path(options.root) / f"{options.set}-{options.split}-{options.shots}"
@@ -73,7 +73,7 @@ def compare(options: argparse.Namespace) -> str:
     found = judged(root, options.model, *options.baselines, **asked)
     for name, result in zip(options.baselines, found):
         results[f"{name}, untrained"] = result
-    return table(results, f"{options.set} {options.split}, {options.shots} shots")
+    show(root, results, f"{options.set} {options.split}, {options.shots} shots")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--episodes", type=int, default=600)
     parser.add_argument("--valid", action="store_true", help="judge on the validation classes")
     parser.add_argument("--root", default="runs/intents", help="where the runs are kept")
-    print(compare(parser.parse_args(arguments)))
+    compare(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metajax.evaluate import estimate
+from metajax.report import compared_accuracies
 from metajax.stages.evaluate import Row, evaluate
 from metajax.stages.export import export
 from metajax.stages.finetune import finetune
@@ -81,11 +82,14 @@ def judged(root: Path, model: str, *methods: str, **settings: Any) -> list[Resul
     return [Result(np.array(row.accuracies), row.seconds) for row in rows]
 
 
-def table(results: Mapping[str, Result], title: str) -> str:
-    """The results, best first, and by how much the best is ahead, episode by episode."""
+def show(root: Path, results: Mapping[str, Result], title: str) -> None:
+    """Prints the results, best first, and by how much the best is ahead, episode by episode.
+
+    Their picture goes into `root` as PNG and SVG.
+    """
     ranked = sorted(results.items(), key=lambda item: -item[1].accuracies.mean())
     best = ranked[0][1].accuracies
-    lines = [f"{title:<24}{'accuracy':>16}{'behind the best':>18}{'trained':>10}{'episode':>10}"]
+    print(f"{title:<24}{'accuracy':>16}{'behind the best':>18}{'trained':>10}{'episode':>10}")
     for name, result in ranked:
         mean, behind = estimate(result.accuracies), estimate(best - result.accuracies)
         cells = [
@@ -94,5 +98,6 @@ def table(results: Mapping[str, Result], title: str) -> str:
             f"{f'{result.training:.0f} s' if result.training else '-':>10}",
             f"{f'{1000 * result.seconds / len(best):.0f} ms':>10}",
         ]
-        lines.append(f"{name:<24}" + "".join(cells))
-    return "\n".join(lines)
+        print(f"{name:<24}" + "".join(cells), flush=True)
+    found = {name: estimate(result.accuracies) for name, result in ranked}
+    compared_accuracies(root / title.replace(",", "").replace(" ", "-"), found)

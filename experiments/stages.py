@@ -18,7 +18,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import Trained, judged, table, trained
+from experiments.runs import Trained, judged, show, trained
 from experiments.unlabelled import write_text
 
 
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
         [result] = judged(root, path, method, **asked)
         results[name] = result._replace(training=seconds)
     [results["as they came, prototypes"]] = judged(root, options.model, "protonet", **asked)
-    print(table(results, f"{options.set}, {options.shots} shots"))
+    show(root, results, f"{options.set}, {options.shots} shots")
 
 
 if __name__ == "__main__":

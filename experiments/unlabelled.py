@@ -23,7 +23,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.runs import judged, table, trained
+from experiments.runs import judged, show, trained
 
 SETS = ("BANKING77", "CLINC150", "HWU64")
 
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
             "without": plain,
             "without, prototypes": prototypes,
         }
-        print(table(results, f"{name}, {options.shots} shots"), flush=True)
+        show(root, results, f"{name}, {options.shots} shots")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import judged, table, trained
+from experiments.runs import judged, show, trained
 
 GLUE = ("cola", "mrpc", "rte", "sst2")
 
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
                 "as they came": plain,
                 "as they came, prototypes": prototypes,
             }
-            print(table(results, f"{ways} ways, {shots} shots"), flush=True)
+            show(root, results, f"{ways} ways, {shots} shots")
 
 
 if __name__ == "__main__":

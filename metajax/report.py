@@ -163,6 +163,24 @@ def adaptation_curves(path: Path, curves: Mapping[str, Estimate]) -> None:
         axes.legend()
 
 
+def compared_accuracies(path: Path, methods: Mapping[str, Estimate]) -> None:
+    """Draws the accuracies of methods with their 95% intervals, the best on top.
+
+    Args:
+        path: of both files, whatever its suffix.
+        methods: for each label, the mean and interval in 0..1.
+    """
+    ranked = sorted(methods.items(), key=lambda item: item[1].mean)
+    places = np.arange(len(ranked))
+    means = 100 * np.array([found.mean for _, found in ranked])
+    intervals = 100 * np.array([found.ci95 for _, found in ranked])
+    with _picture(path, (_SIZE[0], 0.9 + 0.32 * len(ranked))) as axes:
+        axes.errorbar(means, places, xerr=intervals, fmt="o", color=_COLOURS[0], capsize=3)
+        axes.set(xlabel="query accuracy (%)", ylim=(-0.6, len(ranked) - 0.4))
+        axes.set_yticks(places, [_short(label) for label, _ in ranked])
+        axes.grid(visible=False, axis="y")
+
+
 def confusion_matrix(path: Path, counts: np.ndarray, labels: Sequence[str]) -> None:
     """Draws how many examples of each class were given which label, coloured by their share.
 

@@ -115,6 +115,9 @@ def test_intents_and_unlabelled_take_a_step(material, capsys):
     assert table[0].startswith("BANKING77 01, 1 shots")
     assert {line[:24].strip() for line in table[1:]} == {"protonet", "linear, untrained"}
     assert "0.00 ± 0.00" in table[1]  # The best is behind itself by nothing.
+    picture = material.root / "runs" / "BANKING77-01-1" / "BANKING77-01-1-shots.svg"
+    assert "linear, untrained" in picture.read_text()
+    assert picture.with_suffix(".png").is_file()
     # All of it is kept: the same command prints the same table, and runs nothing.
     intents.main([*given, *methods])
     again = capsys.readouterr().out.splitlines()
