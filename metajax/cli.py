@@ -14,10 +14,12 @@ import traceback
 import types
 import typing
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from metajax.errors import InputError, StoppedError
 from metajax.stages import settings
+from metajax.stages.config import read_config
 from metajax.stages.groups import DeviceSettings
 from metajax.stages.option import Settings, flag
 from metajax.stages.run import cache_directory
@@ -110,8 +112,8 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message}: see {self.prog} --help")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all subcommands."""
+def build_parser(*, whole: bool = True) -> argparse.ArgumentParser:
+    """The parser of all subcommands; unless `whole`, nothing is required."""
     parser = _Parser(
         prog="metajax",
         description="Meta-learning for language models. Each stage reads the last one's workdir.",
@@ -125,8 +127,14 @@ def build_parser() -> argparse.ArgumentParser:
             description=(command.settings.__doc__ or "").strip(),
             epilog=f"example: {command.example}{_HOSTS if _trains(command) else ''}",
         )
+        sub.add_argument(
+            "--config",
+            metavar="FILE",
+            help="YAML or TOML with settings by these names; those given here win",
+        )
         for setting in dataclasses.fields(command.settings):
-            _add_option(sub, setting, typing.get_type_hints(command.settings)[setting.name])
+            kind = typing.get_type_hints(command.settings)[setting.name]
+            _add_option(sub, setting, kind, whole)
     return parser
 
 
@@ -140,11 +148,11 @@ def _trains(command: Command) -> bool:
     return issubclass(command.settings, DeviceSettings)
 
 
-def _add_option(parser: argparse.ArgumentParser, setting: Any, kind: Any) -> None:
+def _add_option(parser: argparse.ArgumentParser, setting: Any, kind: Any, whole: bool) -> None:
     options: dict[str, Any] = {"help": _help(setting), "dest": setting.name}
     required = setting.default is dataclasses.MISSING
     if kind is bool:
-        options["action"] = "store_true"
+        options["action"] = argparse.BooleanOptionalAction
     else:
         arguments = [item for item in typing.get_args(kind) if item not in (type(None), ...)]
         if typing.get_origin(kind) is tuple:
@@ -153,7 +161,7 @@ def _add_option(parser: argparse.ArgumentParser, setting: Any, kind: Any) -> Non
         options["metavar"] = setting.metadata["metavar"] or _metavar(setting, options["type"])
     if isinstance(kind, types.UnionType) or not required:
         options["default"] = setting.default
-    parser.add_argument(flag(setting.name), required=required, **options)
+    parser.add_argument(flag(setting.name), required=required and whole, **options)
 
 
 def _metavar(setting: Any, kind: type) -> str:
@@ -172,14 +180,35 @@ def _help(setting: Any) -> str:
     return f"{text} (default {shown})"
 
 
+def _with_config(arguments: list[str]) -> list[str]:
+    """The arguments, with those of `--config` before them.
+
+    Raises:
+        InputError: the file cannot be used.
+    """
+    if not any(argument.split("=")[0] == "--config" for argument in arguments):
+        return arguments
+    parser = build_parser(whole=False)
+    name, file = (getattr(parser.parse_args(arguments), key) for key in ("command", "config"))
+    found = [name, *read_config(Path(file), COMMANDS[name].settings)]
+    try:
+        parser.parse_args(found)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    at = arguments.index(name)
+    return [*arguments[:at], *found, *arguments[at + 1 :]]
+
+
 def parse(arguments: Sequence[str] | None = None) -> tuple[str, Settings]:
     """The subcommand and its settings.
 
     Raises:
         InputError: they cannot be used.
     """
-    values = vars(build_parser().parse_args(arguments))
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    values = vars(build_parser().parse_args(_with_config(arguments)))
     name = values.pop("command")
+    values.pop("config")
     given = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
     return name, COMMANDS[name].settings(**given)
 

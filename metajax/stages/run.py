@@ -1,6 +1,7 @@
 """A stage's workdir: what the run is, whether it may resume, and its metrics.
 
 run.json          the record: stage, settings, data, parent, versions
+config.yaml       the settings again, for `--config`
 model/            the Hugging Face config and tokenizer
 checkpoints/      Orbax
 metrics.jsonl     one JSON object a step
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from metajax.errors import InputError, StoppedError
+from metajax.stages.config import write_config
 from metajax.stages.option import Settings, flag
 from metajax.stages.paths import children, filling, in_bucket, to_path, write_object
 
@@ -210,6 +212,8 @@ def begin(run: Run, save_model: Callable[[Path], None]) -> None:
         run.path.mkdir(parents=True, exist_ok=True)
     if not (run.path / "run.json").is_file():
         write_atomically(run.path / "run.json", json.dumps(run.record, indent=2) + "\n")
+    if not (run.path / "config.yaml").is_file():
+        write_atomically(run.path / "config.yaml", write_config(run.record["settings"]))
     if not (run.model / "config.json").is_file():
         with filling(run.model, last="config.json") as directory:
             save_model(directory)

@@ -1,0 +1,77 @@
+"""Settings from a file (`--config`): the same names as on the command line and in Python.
+
+The file's settings become arguments before those of the command line, so that both are checked by
+one parser and the command line wins.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metajax.errors import InputError
+from metajax.stages.option import Settings, flag
+
+
+def read_config(path: Path, settings: type[Settings]) -> list[str]:
+    """A file's settings as arguments of the command line.
+
+    Args:
+        path: YAML, or TOML by its suffix: settings by name (`learning_rate` or `learning-rate`);
+            null stands for the default.
+        settings: those that there are.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else than settings.
+    """
+    found = _parse(path)
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    arguments = []
+    for key, value in found.items():
+        name = str(key).replace("-", "_")
+        if name not in fields:
+            nearest = difflib.get_close_matches(name, fields, n=1, cutoff=0)[0]
+            raise InputError(f"{path}: {key}: is no setting of this command: is it {nearest}?")
+        if value is not None:
+            arguments += _arguments(f"{path}: {key}", fields[name], value)
+    return arguments
+
+
+def write_config(settings: dict[str, Any]) -> str:
+    """Settings as the text of a file that `read_config` reads."""
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+
+
+def _parse(path: Path) -> dict[Any, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file: name a YAML or TOML file of settings") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read ({error}): mend it") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: holds no settings: write one a line, such as 'steps: 300'")
+    return found
+
+
+def _arguments(where: str, field: dataclasses.Field[Any], value: Any) -> list[str]:
+    name = flag(field.name)
+    if field.type is bool:
+        if not isinstance(value, bool):
+            raise InputError(f"{where}: is {value}: write true or false")
+        return [name if value else "--no-" + name.removeprefix("--")]
+    items = value if isinstance(value, list) else [value]
+    if any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in items):
+        raise InputError(f"{where}: is {value}: give a number, a text or a list of them")
+    if isinstance(value, list) and typing.get_origin(field.type) is not tuple:
+        raise InputError(f"{where}: is {value}: give one, not a list")
+    if len(items) == 1:
+        return [f"{name}={items[0]}"]
+    if any(str(item).startswith("-") for item in items):
+        raise InputError(f"{where}: is {value}: in a list nothing may start with -: put ./ before")
+    return [name, *map(str, items)] if items else []  # An empty list is the default.
