@@ -48,6 +48,8 @@ def compare(options: argparse.Namespace) -> None:
     def of(classes: str) -> dict[str, Any]:
         labels = data / "few_shot" / options.split / f"labels.{classes}.txt"
         size = {"ways": 5, "shots": options.shots, "max_length": 64}
+        if options.inner_lr is not None:
+            size["inner_lr"] = options.inner_lr
         return {"tasks": (str(data / "full.jsonl"),), "classes": str(labels), **size}
 
     asked = {**of("valid" if options.valid else "test"), "episodes": options.episodes}
@@ -88,6 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--baselines", nargs="*", choices=BASELINES, default=list(BASELINES))
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--learning-rate", type=float, default=2e-5)
+    parser.add_argument("--inner-lr", type=float, help="of all adaptation (default: metatrain's)")
     parser.add_argument("--episodes", type=int, default=600)
     parser.add_argument("--valid", action="store_true", help="judge on the validation classes")
     parser.add_argument("--root", default="runs/intents", help="where the runs are kept")

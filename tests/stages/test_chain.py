@@ -31,7 +31,8 @@ def record_of(workdir):
 def test_what_a_training_stage_leaves(chain, stage, steps, kept):
     workdir = getattr(chain, stage)
     files = {path.name for path in workdir.iterdir()}
-    assert files == {"run.json", "model", "checkpoints", "metrics.jsonl", "results.json"}
+    written = {"run.json", "config.yaml", "metrics.jsonl", "results.json"}
+    assert files == written | {"model", "checkpoints"}
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == kept
     first, *rows = tiny.rows_of(workdir)
     results = json.loads((workdir / "results.json").read_text())
