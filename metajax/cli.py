@@ -1,8 +1,6 @@
-"""The command line: arguments to settings, settings to stages, errors to messages."""
+"""The command line: arguments (see arguments.py) to stages, errors to messages."""
 
-import argparse
 import contextlib
-import dataclasses
 import errno
 import importlib
 import json
@@ -11,86 +9,13 @@ import logging.handlers
 import os
 import sys
 import traceback
-import types
-import typing
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
+from metajax.arguments import parse
 from metajax.errors import InputError, StoppedError
-from metajax.stages import settings
-from metajax.stages.config import read_config
-from metajax.stages.groups import DeviceSettings
-from metajax.stages.option import Settings, flag
+from metajax.stages.option import Settings
 from metajax.stages.run import cache_directory
-
-
-class Command(NamedTuple):
-    """A subcommand: what it is for, its settings and an example."""
-
-    help: str
-    settings: type[Settings]
-    example: str
-
-
-COMMANDS = {
-    "pretrain": Command(
-        "masked-language-model training on plain text",
-        settings.PretrainSettings,
-        "metajax pretrain --model bert-base-uncased --text corpus.txt --workdir runs/pretrain",
-    ),
-    "finetune": Command(
-        "supervised training on one task or many",
-        settings.FinetuneSettings,
-        "metajax finetune --model runs/pretrain --tasks glue:mrpc --workdir runs/mrpc",
-    ),
-    "metatrain": Command(
-        "MAML over few-shot episodes",
-        settings.MetatrainSettings,
-        "metajax metatrain --model runs/pretrain --tasks intents.jsonl --workdir runs/maml",
-    ),
-    "adapt": Command(
-        "a few gradient steps on a new task's examples",
-        settings.AdaptSettings,
-        "metajax adapt --model runs/maml --tasks examples.csv --workdir runs/mine",
-    ),
-    "predict": Command(
-        "labels for new text, a text a line",
-        settings.PredictSettings,
-        "metajax predict --model runs/mine --input texts.txt",
-    ),
-    "evaluate": Command(
-        "methods compared on the same episodes",
-        settings.EvaluateSettings,
-        "metajax evaluate --model runs/maml --tasks intents.jsonl --classes test.txt",
-    ),
-    "plan": Command(
-        "memory and arithmetic of metatrain, before a run",
-        settings.PlanSettings,
-        "metajax plan --model bert-base-uncased --shots 5 --low-memory --remat --memory 16GB",
-    ),
-    "lineage": Command(
-        "what a model came from, down to the Hugging Face weights",
-        settings.LineageSettings,
-        "metajax lineage --model runs/mine",
-    ),
-    "report": Command(
-        "one HTML page with the curves, tables and lineage of runs, and pictures",
-        settings.ReportSettings,
-        "metajax report --runs runs/maml runs/mine --evaluations result.json --output report.html",
-    ),
-    "export": Command(
-        "Hugging Face format from any stage",
-        settings.ExportSettings,
-        "metajax export --model runs/mine --output mine-hf",
-    ),
-    "demo": Command(
-        "all of it on small weights and Python's own docstrings",
-        settings.DemoSettings,
-        "metajax demo",
-    ),
-}
-
 
 # A path that the user gave cannot be used: the input's fault, unlike a disk that is full.
 _MISNAMED = {
@@ -107,112 +32,6 @@ _MISNAMED = {
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}: see {self.prog} --help")
-
-
-def build_parser(*, whole: bool = True) -> argparse.ArgumentParser:
-    """The parser of all subcommands; unless `whole`, nothing is required."""
-    parser = _Parser(
-        prog="metajax",
-        description="Meta-learning for language models. Each stage reads the last one's workdir.",
-        epilog="metajax demo shows everything at once; metajax COMMAND --help has an example.",
-    )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, command in COMMANDS.items():
-        sub = commands.add_parser(
-            name,
-            help=command.help,
-            description=(command.settings.__doc__ or "").strip(),
-            epilog=f"example: {command.example}{_HOSTS if _trains(command) else ''}",
-        )
-        sub.add_argument(
-            "--config",
-            metavar="FILE",
-            help="YAML or TOML with settings by these names; those given here win",
-        )
-        for setting in dataclasses.fields(command.settings):
-            kind = typing.get_type_hints(command.settings)[setting.name]
-            _add_option(sub, setting, kind, whole)
-    return parser
-
-
-_HOSTS = (
-    "; on several hosts, the same on each with --distributed and a --workdir that all of them see: "
-    "docs/tpu.md and docs/gpu.md"
-)
-
-
-def _trains(command: Command) -> bool:
-    return issubclass(command.settings, DeviceSettings)
-
-
-def _add_option(parser: argparse.ArgumentParser, setting: Any, kind: Any, whole: bool) -> None:
-    options: dict[str, Any] = {"help": _help(setting), "dest": setting.name}
-    required = setting.default is dataclasses.MISSING
-    if kind is bool:
-        options["action"] = argparse.BooleanOptionalAction
-    else:
-        arguments = [item for item in typing.get_args(kind) if item not in (type(None), ...)]
-        if typing.get_origin(kind) is tuple:
-            options["nargs"] = "+"
-        options["type"] = kind if isinstance(kind, type) and not arguments else arguments[0]
-        options["metavar"] = setting.metadata["metavar"] or _metavar(setting, options["type"])
-    if isinstance(kind, types.UnionType) or not required:
-        options["default"] = setting.default
-    parser.add_argument(flag(setting.name), required=required and whole, **options)
-
-
-def _metavar(setting: Any, kind: type) -> str:
-    choices = setting.metadata["choices"]
-    if choices:
-        return "{" + ",".join(choices) + "}"
-    return {int: "N", float: "X"}.get(kind, setting.name.upper())
-
-
-def _help(setting: Any) -> str:
-    text = setting.metadata["help"]
-    default = setting.default
-    if default in (dataclasses.MISSING, None, (), False):
-        return text
-    shown = " ".join(default) if isinstance(default, tuple) else default
-    return f"{text} (default {shown})"
-
-
-def _with_config(arguments: list[str]) -> list[str]:
-    """The arguments, with those of `--config` before them.
-
-    Raises:
-        InputError: the file cannot be used.
-    """
-    if not any(argument.split("=")[0] == "--config" for argument in arguments):
-        return arguments
-    parser = build_parser(whole=False)
-    name, file = (getattr(parser.parse_args(arguments), key) for key in ("command", "config"))
-    found = [name, *read_config(Path(file), COMMANDS[name].settings)]
-    try:
-        parser.parse_args(found)
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from None
-    at = arguments.index(name)
-    return [*arguments[:at], *found, *arguments[at + 1 :]]
-
-
-def parse(arguments: Sequence[str] | None = None) -> tuple[str, Settings]:
-    """The subcommand and its settings.
-
-    Raises:
-        InputError: they cannot be used.
-    """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    values = vars(build_parser().parse_args(_with_config(arguments)))
-    name = values.pop("command")
-    values.pop("config")
-    given = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    return name, COMMANDS[name].settings(**given)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a subcommand.
 
@@ -225,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # That PyTorch is missing is as it should be.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
-        name, chosen = parse(arguments)
-        with _notes():
+        name, chosen, level = parse(arguments)
+        with _notes(level):
             results = _run(name, chosen)
         _show(name, chosen, results)
         sys.stdout.flush()
@@ -281,13 +100,20 @@ class _Notes(logging.handlers.MemoryHandler):
 
 
 @contextlib.contextmanager
-def _notes() -> Iterator[None]:
-    """Our log goes to standard error; of others' only errors do."""
+def _notes(level: str) -> Iterator[None]:
+    """Our log goes to standard error; of others' only errors do, or at "debug" their notes too."""
+    least = logging.getLevelNamesMapping()[level.upper()]
     stream = logging.StreamHandler(sys.stderr)
     stream.setFormatter(logging.Formatter("metajax: %(message)s"))
-    notes, logger = _Notes(capacity=0, target=stream), logging.getLogger("metajax")
+    stream.addFilter(lambda record: record.levelno >= least)
+    notes, logger, others = _Notes(capacity=0, target=stream), logging.getLogger("metajax"), None
     logging.getLogger().setLevel(logging.ERROR)
+    if least == logging.DEBUG:
+        others = logging.StreamHandler(sys.stderr)
+        logging.getLogger().setLevel(logging.INFO)
+        logging.getLogger().addHandler(others)
     logger.setLevel(logging.INFO)
+    logging.getLogger("metajax.progress").setLevel(least)
     logger.addHandler(notes)
     logger.propagate = False  # Some libraries give the root logger a handler of their own.
     try:
@@ -298,6 +124,8 @@ def _notes() -> Iterator[None]:
     finally:
         logger.removeHandler(notes)
         logger.propagate = True
+        logging.getLogger("metajax.progress").setLevel(logging.NOTSET)
+        logging.getLogger().removeHandler(others or notes)
         notes.close()
 
 

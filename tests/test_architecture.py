@@ -42,7 +42,8 @@ ARROWS: dict[str, set[str]] = {
         "models",
         "data",
     },
-    "cli": {"errors", "stages"},
+    "arguments": {"errors", "stages"},
+    "cli": {"errors", "stages", "arguments"},
     "__main__": {"cli"},
 }
 

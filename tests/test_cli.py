@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from metajax.cli import COMMANDS, parse
+from metajax.arguments import COMMANDS, parse
 from metajax.errors import InputError
 from metajax.stages.option import flag
 from metajax.stages.settings import MetatrainSettings
@@ -49,14 +49,44 @@ def test_help_of_a_command_names_every_option_and_has_an_example(name, capsys):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_example_can_be_parsed(name):
-    found, settings = parse(COMMANDS[name].example.split()[1:])
+    found, settings, _ = parse(COMMANDS[name].example.split()[1:])
     assert found == name
     assert isinstance(settings, COMMANDS[name].settings)
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_a_screen_and_help_all_explains_the_rest(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    pages = {}
+    for option in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            parse([name, option])
+        pages[option] = capsys.readouterr().out
+    assert len(pages["--help"].splitlines()) <= 50
+    for setting in fields(COMMANDS[name].settings):
+        assert f"\n  {flag(setting.name)}" in pages["--help-all"]
+
+
+def test_a_name_cut_short_is_refused():
+    with pytest.raises(InputError, match="--conf"):
+        parse(
+            [
+                "metatrain",
+                "--model",
+                "m",
+                "--tasks",
+                "a.csv",
+                "--workdir",
+                "w",
+                "--conf",
+                "run.yaml",
+            ]
+        )
+
+
 def test_arguments_become_typed_settings():
     text = "metatrain --model m --tasks a.csv b.csv --workdir w --ways 7 --inner-lr 1e-2 --remat"
-    name, found = parse(text.split())
+    name, found, _ = parse(text.split())
     assert name == "metatrain"
     assert found == MetatrainSettings(
         model="m", tasks=("a.csv", "b.csv"), workdir="w", ways=7, inner_lr=0.01, remat=True

@@ -88,7 +88,10 @@ def test_the_readme_runs(tmp_path, monkeypatch):
     assert names["outputs"].last_hidden_state.ndim == 3
 
 
-def test_the_readme_commands_parse():
+def test_the_readme_commands_parse(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs/maml").mkdir(parents=True)
+    Path("runs/maml/config.yaml").write_text("model: m\ntasks: [a.csv]\n")
     text = (ROOT / "README.md").read_text()
     commands = re.findall(r"^metajax (.+)$", text, re.M)
     assert len(commands) >= 5

@@ -1,5 +1,6 @@
 """The settings that several stages share, in groups; see `metajax/stages/settings.py`."""
 
+import importlib.util
 from dataclasses import dataclass
 
 from metajax.errors import InputError
@@ -20,6 +21,7 @@ class ModelSettings(Settings):
         "what the network computes in; parameters stay float32",
         "float32",
         choices=("float32", "bfloat16"),
+        rare=True,
     )
     remat: bool = option("recompute each block in the backward pass: less memory, more time", False)
 
@@ -35,11 +37,16 @@ class TaskSettings(Settings):
         matters=False,
     )
     glue_dir: str | None = option(
-        "the classic GLUE TSV layout, for glue:NAME (default: the hub's copy)", None, matters=False
+        "the classic GLUE TSV layout, for glue:NAME (default: the hub's copy)",
+        None,
+        matters=False,
+        rare=True,
     )
-    text_column: str | None = option("default: text, or else sentence", None)
-    pair_column: str | None = option("the second text's; default: text_pair, where it is", None)
-    label_column: str | None = option("default: label", None)
+    text_column: str | None = option("default: text, or else sentence", None, rare=True)
+    pair_column: str | None = option(
+        "the second text's; default: text_pair, where it is", None, rare=True
+    )
+    label_column: str | None = option("default: label", None, rare=True)
     classes: str | None = option(
         "keep only the labels listed in this file, a label a line",
         None,
@@ -61,7 +68,9 @@ class SizeSettings(Settings):
 class EpisodeSettings(SizeSettings):
     """N-way K-shot episodes."""
 
-    whole_tasks: bool = option("each data set is a task: all its classes, whatever --ways", False)
+    whole_tasks: bool = option(
+        "each data set is a task: all its classes, whatever --ways", False, rare=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,19 +82,23 @@ class DeviceSettings(Settings):
         1,
         minimum=1,
         matters=False,
+        rare=True,
     )
     distributed: bool = option(
         "one of several hosts, each of which is given the same command; on TPU VMs, Slurm and Open "
         "MPI this is enough",
         False,
         matters=False,
+        rare=True,
     )
     coordinator: str | None = option(
-        "elsewhere: the first host's address", None, metavar="HOST:PORT", matters=False
+        "elsewhere: the first host's address", None, metavar="HOST:PORT", matters=False, rare=True
     )
-    num_processes: int | None = option("elsewhere: how many", None, minimum=1, matters=False)
+    num_processes: int | None = option(
+        "elsewhere: how many", None, minimum=1, matters=False, rare=True
+    )
     process_id: int | None = option(
-        "elsewhere: which of them this is, from 0", None, minimum=0, matters=False
+        "elsewhere: which of them this is, from 0", None, minimum=0, matters=False, rare=True
     )
 
     def __post_init__(self) -> None:
@@ -104,23 +117,47 @@ class TrainSettings(ModelSettings, DeviceSettings):
         matters=False,
     )
     learning_rate: float = option("AdamW's peak", 5e-5, above=0)
-    warmup: float = option("share of the steps", 0.1, minimum=0, maximum=1)
-    weight_decay: float = option("not on LayerNorms and biases", 0.01, minimum=0)
-    clip_norm: float = option("largest norm of the gradient", 1.0, above=0)
+    warmup: float = option("share of the steps", 0.1, minimum=0, maximum=1, rare=True)
+    weight_decay: float = option("not on LayerNorms and biases", 0.01, minimum=0, rare=True)
+    clip_norm: float = option("largest norm of the gradient", 1.0, above=0, rare=True)
     save_every: int = option("steps between checkpoints", 100, minimum=1, matters=False)
-    keep: int = option("newest checkpoints kept", 2, minimum=1, matters=False)
+    keep: int = option("newest checkpoints kept", 2, minimum=1, matters=False, rare=True)
     keep_every: int | None = option(
         "checkpoints of steps that are multiples of this are kept too",
         None,
         minimum=1,
         matters=False,
+        rare=True,
+    )
+    track: tuple[str, ...] = option(
+        "where the metrics go too, besides metrics.jsonl",
+        (),
+        choices=("tensorboard", "wandb"),
+        matters=False,
+    )
+    profile: bool = option(
+        "trace three steps into the workdir's profile/, for TensorBoard and Perfetto",
+        False,
+        matters=False,
+        rare=True,
     )
     max_skipped: int = option(
         "steps in a row, skipped for a loss or gradient that is not finite, after which to stop",
         10,
         minimum=1,
         matters=False,
+        rare=True,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.track:
+            package = {"tensorboard": "tensorboardX"}.get(name, name)
+            if importlib.util.find_spec(package) is None:
+                raise InputError(
+                    f"--track {name}: needs {package}: install it with `pip install "
+                    f"'metajax[{name}]'`"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +170,7 @@ class BatchSettings(Settings):
         None,
         minimum=1,
         matters=False,
+        rare=True,
     )
 
 
@@ -171,7 +209,10 @@ class AlgorithmSettings(Settings):
     low_memory: bool = option("maml in less memory, exact too but slower", False)
     meta_batch_size: int = option("episodes a step", 4, minimum=1)
     chunk_size: int | None = option(
-        "episodes computed at once on a device: less is slower and smaller", None, minimum=1
+        "episodes computed at once on a device: less is slower and smaller",
+        None,
+        minimum=1,
+        rare=True,
     )
 
     def __post_init__(self) -> None:

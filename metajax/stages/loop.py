@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from metajax.checkpoint import Checkpoints
 from metajax.errors import InputError, StoppedError
@@ -27,8 +26,10 @@ from metajax.outer import Metrics, OuterState, num_tasks, task_keys
 from metajax.parallel import OuterLoop, outer_loop, task_mesh
 from metajax.stages import hosts
 from metajax.stages.groups import ModelSettings, TrainSettings
+from metajax.stages.progress import Progress
 from metajax.stages.run import MetricsLog, Run, begin, held, write_results
 from metajax.stages.signals import Stop, listening
+from metajax.stages.track import Profile, tracking
 from metajax.types import Key, MetaAlgorithm, Params, Task
 
 _log = logging.getLogger("metajax")
@@ -98,7 +99,10 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
         state = checkpoints.restore(outer.init(params, jax.random.key(settings.seed)))
         at = (run.path, state.step, stage.num_steps, met)
         _log.info("%s: starts from step %d of %d, %s", *at)
-        with MetricsLog(run, int(state.step), writes=first) as log:
+        with (
+            tracking(run, settings.track if first else (), int(state.step)) as track,
+            MetricsLog(run, int(state.step), writes=first, also=track) as log,
+        ):
             if not log.rows:
                 with stop.at_once():
                     before = stage.measure(hosts.whole(state.meta_params))
@@ -108,6 +112,7 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
             with stop.at_once():
                 after = stage.measure(hosts.whole(state.meta_params))
             results = {"before": log.rows[0]["before"], "after": after}
+            track({"step": stage.num_steps, "after": after})
     if first:
         write_results(run, results)
     return results
@@ -156,23 +161,19 @@ def _take_steps(
         StoppedError: a signal came, or too many steps in a row were not finite; it is all saved.
     """
     first, save_every = int(state.step), stage.settings.save_every
-    progress = tqdm(
-        total=stage.num_steps,
-        initial=first,
-        desc=stage.run.record["stage"],
-        unit="step",
-        mininterval=0.2 if sys.stderr.isatty() else 30,
-        disable=not hosts.is_first(),
-    )
+    steps, shown = range(first, stage.num_steps), hosts.is_first()
+    what, profiled = stage.run.record["stage"], stage.settings.profile and shown
     clock = _Clock()
-    with progress:
-        for step, tasks in _prefetched(stage.make_tasks, range(first, stage.num_steps), clock):
+    with (
+        Progress(what, "step", stage.num_steps, done=first, shown=shown) as progress,
+        Profile(stage.run, steps, wanted=profiled) as profile,
+    ):
+        for step, tasks in _prefetched(stage.make_tasks, steps, clock):
+            profile.before(step)
             state, metrics = outer.step(state, tasks)
             row = _row(step + 1, metrics)  # Waits for the step.
             log.write(row | clock.lap() | _peak_memory())
-            loss = "skipped" if "skipped" in row else f"{row['loss']:.4f}"
-            progress.set_postfix(loss=loss, refresh=False)
-            progress.update()
+            progress.update("skipped" if "skipped" in row else f"loss {row['loss']:.4f}")
             if hosts.asked_to_stop(step):
                 stop.asked = "SIGTERM"
             bad = _skipped_in_a_row(log)

@@ -20,8 +20,12 @@ def option(
     choices: tuple[str, ...] | None = None,
     metavar: str | None = None,
     matters: bool = True,
+    rare: bool = False,
 ) -> Any:
-    """A setting: its help, default (none: required), bounds, choices and part in resuming."""
+    """A setting: its help, default (none: required), bounds, choices and part in resuming.
+
+    A `rare` one is explained by `--help-all` alone.
+    """
     metadata = {
         "help": help,
         "minimum": minimum,
@@ -30,6 +34,7 @@ def option(
         "choices": choices,
         "metavar": metavar,
         "matters": matters,
+        "rare": rare,
     }
     if default is dataclasses.MISSING:
         return field(metadata=metadata)

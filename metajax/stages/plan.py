@@ -3,14 +3,12 @@
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from metajax.arithmetic import count_traced_flops
 from metajax.errors import InputError
@@ -21,6 +19,7 @@ from metajax.outer import default_chunk_size, initial_state, outer_step
 from metajax.stages.few_shot import UNROLLED, FewShot, describe_few_shot
 from metajax.stages.loop import compiler_options
 from metajax.stages.option import flag
+from metajax.stages.progress import Progress
 from metajax.stages.run import writable, write_atomically
 from metajax.stages.settings import PlanSettings
 from metajax.stages.source import text_length
@@ -69,21 +68,22 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
     output = writable(settings.output) if settings.output else None
     check_split("--meta-batch-size", settings.meta_batch_size, settings.chunk_size)
     memory = None if settings.memory is None else parse_memory(settings.memory)
-    with _Progress() as progress:
-        cost = progress.of(settings)
+    with Progress("plan", "program") as progress:
+        costs = _Costs(progress)
+        cost = costs.of(settings)
         found: dict[str, Any] = {
             "settings": dataclasses.asdict(settings),
             "parameters": _count_parameters(settings),
             "cost": _as_json(cost),
             "alternatives": [
-                {"change": name, **_as_json(progress.of(changed))}
+                {"change": name, **_as_json(costs.of(changed))}
                 for name, changed in _alternatives(settings)
             ],
         }
         if memory is not None:
             found["memory"] = memory
             found["largest"] = {
-                name: _largest(settings, name, memory, progress)
+                name: _largest(settings, name, memory, costs)
                 for name in ("chunk_size", "inner_steps")
             }
     if output:
@@ -168,7 +168,7 @@ def _alternatives(settings: PlanSettings) -> Iterator[tuple[str, PlanSettings]]:
             )
 
 
-def _largest(settings: PlanSettings, name: str, memory: float, progress: "_Progress") -> int:
+def _largest(settings: PlanSettings, name: str, memory: float, costs: "_Costs") -> int:
     """The largest value of a setting whose step fits; 0 if none does.
 
     To 5%, found by compiling. Memory grows almost linearly with either, so that the secant through
@@ -179,7 +179,7 @@ def _largest(settings: PlanSettings, name: str, memory: float, progress: "_Progr
         changes: dict[str, Any] = {name: value}
         if name == "chunk_size":
             changes["meta_batch_size"] = value * jax.local_device_count()
-        return progress.of(dataclasses.replace(settings, **changes)).total
+        return costs.of(dataclasses.replace(settings, **changes)).total
 
     # More steps than these are a loop, which may take less than a few unrolled ones.
     start = UNROLLED + 1 if name == "inner_steps" and total(UNROLLED + 1) <= memory else 1
@@ -202,25 +202,17 @@ def _largest(settings: PlanSettings, name: str, memory: float, progress: "_Progr
     return fits
 
 
-class _Progress:
-    """Counts the programs compiled, each once."""
+class _Costs:
+    """What programs take, each compiled once and counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Progress) -> None:
         self._known: dict[PlanSettings, Cost] = {}
-
-    def __enter__(self) -> "_Progress":
-        self._bar = tqdm(
-            desc="plan", unit="program", mininterval=0.2 if sys.stderr.isatty() else 30
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        self._progress = progress
 
     def of(self, settings: PlanSettings) -> Cost:
         if settings not in self._known:
             self._known[settings] = measure(settings)
-            self._bar.update()
+            self._progress.update()
         return self._known[settings]
 
 

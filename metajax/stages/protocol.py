@@ -1,18 +1,17 @@
 """Which episodes an evaluation judges: drawn at random, or published draws (`--splits`)."""
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from metajax import data
 from metajax.errors import InputError
 from metajax.models import Bert
 from metajax.stages.metatrain import episode_spec
+from metajax.stages.progress import progress
 from metajax.stages.settings import EvaluateSettings
 from metajax.stages.tasks import load, tokenized
 from metajax.types import Task
@@ -55,10 +54,9 @@ class Protocol(NamedTuple):
             found += list(np.asarray(judge(len(found), tasks)))
         return self.by_draw(found)
 
-    def progress(self, what: str) -> Any:
-        """The chunks, under a bar."""
-        seldom = 0.2 if sys.stderr.isatty() else 30
-        return tqdm(self.drawn, desc=what, unit="batch", mininterval=seldom)
+    def progress(self, what: str) -> Iterator[data.Episodes]:
+        """The chunks, counted as they are done."""
+        return progress(self.drawn, what, "batch")
 
     def by_draw(self, found: Sequence[Any]) -> np.ndarray:
         """The mean [D, ...] of each draw's queries, from the means of its episodes."""

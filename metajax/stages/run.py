@@ -251,13 +251,21 @@ class MetricsLog:
         run: whose.
         step: the step resumed from; rows of later steps, from before a kill, are dropped.
         writes: whether this process is the one that writes them.
+        also: told of each row that is written.
 
     Attributes:
         rows: all so far.
     """
 
-    def __init__(self, run: Run, step: int, *, writes: bool = True) -> None:
-        self._path, self._writes = run.path / "metrics.jsonl", writes
+    def __init__(
+        self,
+        run: Run,
+        step: int,
+        *,
+        writes: bool = True,
+        also: Callable[[dict[str, Any]], None] = lambda row: None,
+    ) -> None:
+        self._path, self._writes, self._also = run.path / "metrics.jsonl", writes, also
         self.rows = [row for row in _read_rows(self._path) if row["step"] <= step]
         self._file = None
         if writes and not in_bucket(self._path):
@@ -285,16 +293,16 @@ class MetricsLog:
     def write(self, row: dict[str, Any]) -> None:
         """Appends a row; to a file at once."""
         self.rows.append(row)
-        if self._file is None:
-            return
         try:
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
+            if self._file is not None:
+                self._file.write(json.dumps(row) + "\n")
+                self._file.flush()
         except OSError as error:
             raise StoppedError(
-                f"{self._file.name}: cannot be written ({error.strerror}): the checkpoints are "
+                f"{self._path}: cannot be written ({error.strerror}): the checkpoints are "
                 "safe; make room and run the same command again"
             ) from error
+        self._also(row)
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import pytest
 import tiny
 import yaml
 
-from metajax.cli import COMMANDS, parse
+from metajax.arguments import COMMANDS, parse
 from metajax.errors import InputError
 from metajax.stages.settings import MetatrainSettings
 from tests.stages.commands import metatrain_command
@@ -49,7 +49,7 @@ def test_a_file_is_as_good_as_the_command_line(tmp_path, name, text):
 def test_the_command_line_wins(tmp_path):
     (tmp_path / "run.yaml").write_text(YAML)
     given = ["--no-low-memory", "--tasks", "c.csv", f"--config={tmp_path / 'run.yaml'}"]
-    _, found = parse(["metatrain", *given, "--learning-rate", "1e-3"])
+    _, found, _ = parse(["metatrain", *given, "--learning-rate", "1e-3"])
     assert (found.low_memory, found.tasks, found.learning_rate) == (False, ("c.csv",), 1e-3)
     assert found.model == "bert"
 
@@ -63,7 +63,7 @@ def test_all_settings_can_be_written_and_read(tmp_path, command):
         if field.default is dataclasses.MISSING
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(required))
-    _, settings = parse([command, "--config", str(tmp_path / "run.yaml")])
+    _, settings, _ = parse([command, "--config", str(tmp_path / "run.yaml")])
     whole = json.loads(json.dumps(dataclasses.asdict(settings)))
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(whole))
     assert parse([command, "--config", str(tmp_path / "run.yaml")])[1] == settings

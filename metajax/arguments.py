@@ -1,0 +1,245 @@
+"""The command line's arguments to settings: subcommands, their help, files of settings."""
+
+import argparse
+import dataclasses
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from metajax.errors import InputError
+from metajax.stages import settings
+from metajax.stages.config import read_config
+from metajax.stages.groups import DeviceSettings
+from metajax.stages.option import Settings, flag
+
+
+class Command(NamedTuple):
+    """A subcommand: what it is for, its settings and an example."""
+
+    help: str
+    settings: type[Settings]
+    example: str
+
+
+COMMANDS = {
+    "pretrain": Command(
+        "masked-language-model training on plain text",
+        settings.PretrainSettings,
+        "metajax pretrain --model bert-base-uncased --text corpus.txt --workdir runs/pretrain",
+    ),
+    "finetune": Command(
+        "supervised training on one task or many",
+        settings.FinetuneSettings,
+        "metajax finetune --model runs/pretrain --tasks glue:mrpc --workdir runs/mrpc",
+    ),
+    "metatrain": Command(
+        "MAML over few-shot episodes",
+        settings.MetatrainSettings,
+        "metajax metatrain --model runs/pretrain --tasks intents.jsonl --workdir runs/maml",
+    ),
+    "adapt": Command(
+        "a few gradient steps on a new task's examples",
+        settings.AdaptSettings,
+        "metajax adapt --model runs/maml --tasks examples.csv --workdir runs/mine",
+    ),
+    "predict": Command(
+        "labels for new text, a text a line",
+        settings.PredictSettings,
+        "metajax predict --model runs/mine --input texts.txt",
+    ),
+    "evaluate": Command(
+        "methods compared on the same episodes",
+        settings.EvaluateSettings,
+        "metajax evaluate --model runs/maml --tasks intents.jsonl --classes test.txt",
+    ),
+    "plan": Command(
+        "memory and arithmetic of metatrain, before a run",
+        settings.PlanSettings,
+        "metajax plan --model bert-base-uncased --shots 5 --low-memory --remat --memory 16GB",
+    ),
+    "lineage": Command(
+        "what a model came from, down to the Hugging Face weights",
+        settings.LineageSettings,
+        "metajax lineage --model runs/mine",
+    ),
+    "report": Command(
+        "one HTML page with the curves, tables and lineage of runs, and pictures",
+        settings.ReportSettings,
+        "metajax report --runs runs/maml runs/mine --evaluations result.json --output report.html",
+    ),
+    "export": Command(
+        "Hugging Face format from any stage",
+        settings.ExportSettings,
+        "metajax export --model runs/mine --output mine-hf",
+    ),
+    "demo": Command(
+        "all of it on small weights and Python's own docstrings",
+        settings.DemoSettings,
+        "metajax demo",
+    ),
+}
+
+
+class Given(NamedTuple):
+    """What a command line asks for."""
+
+    command: str
+    settings: Settings
+    log_level: str
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}: see {self.prog} --help")
+
+
+class _Paragraphs(argparse.HelpFormatter):
+    """Leaves the lines of an epilog apart, and names of settings whole."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(
+            textwrap.fill(line, width, break_on_hyphens=False) for line in text.split("\n")
+        )
+
+
+def build_parser(*, whole: bool = True, everything: bool = False) -> argparse.ArgumentParser:
+    """The parser of all subcommands.
+
+    Args:
+        whole: without it, nothing is required.
+        everything: whether help explains the rare settings, and not only names them.
+    """
+    parser = _Parser(
+        prog="metajax",
+        description="Meta-learning for language models. Each stage reads the last one's workdir.",
+        epilog="metajax demo shows everything at once; metajax COMMAND --help has an example.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        found = dataclasses.fields(command.settings)
+        rare = [] if everything else [setting for setting in found if setting.metadata["rare"]]
+        needed = [setting for setting in found if setting.default is dataclasses.MISSING]
+        usage = [f"{flag(setting.name)} {_metavar(setting, str)}" for setting in needed]
+        sub = commands.add_parser(
+            name,
+            help=command.help,
+            description=(command.settings.__doc__ or "").strip(),
+            usage=" ".join(["metajax", name, *usage, "[--SETTING VALUE ...]"]),
+            epilog=_epilog(command, rare),
+            formatter_class=_Paragraphs,
+            add_help=False,
+            allow_abbrev=False,
+        )
+        kinds = typing.get_type_hints(command.settings)
+        for setting in (*needed, *(setting for setting in found if setting not in needed)):
+            shown = setting not in rare
+            _add_option(sub, setting, kinds[setting.name], whole=whole, shown=shown)
+        _add_common(sub)
+    return parser
+
+
+def _epilog(command: Command, rare: Sequence[Any]) -> str:
+    lines = [f"example: {command.example}"]
+    if issubclass(command.settings, DeviceSettings):
+        lines[0] += (
+            "; on several hosts the same on each, with --distributed: docs/tpu.md and docs/gpu.md"
+        )
+    if rare:
+        names = " ".join(flag(setting.name) for setting in rare)
+        lines.append(f"There are also {names}: --help-all explains them.")
+    return "\n".join(lines)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    """What every subcommand takes besides its settings."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML or TOML with settings by these names; those given here win",
+    )
+    parser.add_argument(
+        "--log-level",
+        metavar="LEVEL",
+        default="info",
+        choices=("debug", "info", "warning", "error"),
+        help="what to tell: debug (libraries' notes too), info, warning or error (default info)",
+    )
+    parser.add_argument("-h", "--help", action="help", help="show this page")
+    parser.add_argument("--help-all", action="help", help="show all settings")
+
+
+def _add_option(
+    parser: argparse.ArgumentParser, setting: Any, kind: Any, *, whole: bool, shown: bool
+) -> None:
+    options: dict[str, Any] = {
+        "help": _help(setting) if shown else argparse.SUPPRESS,
+        "dest": setting.name,
+    }
+    required = setting.default is dataclasses.MISSING
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    else:
+        arguments = [item for item in typing.get_args(kind) if item not in (type(None), ...)]
+        if typing.get_origin(kind) is tuple:
+            options["nargs"] = "+"
+        options["type"] = kind if isinstance(kind, type) and not arguments else arguments[0]
+        options["metavar"] = _metavar(setting, options["type"])
+    if isinstance(kind, types.UnionType) or not required:
+        options["default"] = setting.default
+    parser.add_argument(flag(setting.name), required=required and whole, **options)
+
+
+def _metavar(setting: Any, kind: type) -> str:
+    if setting.metadata["metavar"]:
+        return setting.metadata["metavar"]
+    choices = setting.metadata["choices"]
+    if choices:
+        return "{" + ",".join(choices) + "}"
+    return {int: "N", float: "X"}.get(kind, setting.name.upper())
+
+
+def _help(setting: Any) -> str:
+    text = setting.metadata["help"]
+    default = setting.default
+    if default in (dataclasses.MISSING, None, (), False):
+        return text
+    shown = " ".join(default) if isinstance(default, tuple) else default
+    return f"{text} (default {shown})"
+
+
+def _with_config(arguments: list[str]) -> list[str]:
+    """The arguments, with those of `--config` before them.
+
+    Raises:
+        InputError: the file cannot be used.
+    """
+    if not any(argument.split("=")[0] == "--config" for argument in arguments):
+        return arguments
+    parser = build_parser(whole=False)
+    name, file = (getattr(parser.parse_args(arguments), key) for key in ("command", "config"))
+    found = [name, *read_config(Path(file), COMMANDS[name].settings)]
+    try:
+        parser.parse_args(found)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    at = arguments.index(name)
+    return [*arguments[:at], *found, *arguments[at + 1 :]]
+
+
+def parse(arguments: Sequence[str] | None = None) -> Given:
+    """The subcommand and its settings.
+
+    Raises:
+        InputError: they cannot be used.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = build_parser(everything="--help-all" in arguments)
+    values = vars(parser.parse_args(_with_config(arguments)))
+    name, level = values.pop("command"), values.pop("log_level")
+    values.pop("config")
+    given = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    return Given(name, COMMANDS[name].settings(**given), level)

@@ -1,0 +1,78 @@
+"""Following a run: trackers, the profiler's trace, what is told on the way and how loudly."""
+
+import gzip
+import json
+import logging
+import re
+import struct
+import sys
+
+import pytest
+import tiny
+from tensorboardX.proto.event_pb2 import Event
+
+from metajax.cli import main
+from metajax.stages import groups
+from metajax.stages.progress import Progress, progress
+from tests.stages.commands import metatrain_command
+
+
+def events(directory):
+    """The scalars of TensorBoard's files, by step and name; later files win."""
+    found = {}
+    for path in sorted(directory.glob("events.*")):
+        content, at = path.read_bytes(), 0
+        while at < len(content):
+            (size,) = struct.unpack_from("<Q", content, at)
+            event = Event.FromString(content[at + 12 : at + 12 + size])
+            at += 16 + size
+            for value in event.summary.value:
+                found[event.step, value.tag] = value.simple_value
+    return found
+
+
+def test_a_run_is_followed(material, tmp_path, capfd):
+    run = tmp_path / "run"
+    command = [*map(str, metatrain_command(material, run, steps=2)), "--profile"]
+    assert main([*command, "--track", "tensorboard", "--log-level", "warning"]) == 0
+    assert capfd.readouterr().err == ""
+    # TensorBoard has the numbers of the metrics.
+    before, *rows = tiny.rows_of(run)
+    found = events(run / "tensorboard")
+    assert found[0, "before/accuracy"] == pytest.approx(before["before"]["accuracy"])
+    for row in rows:
+        for name in ("loss", "accuracy", "grad_norm", "seconds"):
+            assert found[row["step"], name] == pytest.approx(row[name], rel=1e-6)
+    results = json.loads((run / "results.json").read_text())
+    assert found[2, "after/accuracy"] == pytest.approx(results["after"]["accuracy"])
+    # The trace is one for TensorBoard and one for Perfetto.
+    assert list(run.glob("profile/plugins/profile/*/*.xplane.pb"))
+    (trace,) = run.glob("profile/plugins/profile/*/perfetto_trace.json.gz")
+    with gzip.open(trace) as file:
+        assert json.load(file)["traceEvents"]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_tracker_that_is_not_installed_is_refused(name, material, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(groups.importlib.util, "find_spec", lambda package: None)
+    command = metatrain_command(material, tmp_path / "run")
+    assert main([*map(str, command), "--track", name]) == 2
+    assert f"pip install 'metajax[{name}]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_where_there_is_no_terminal_a_line_comes_now_and_then(caplog, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("metajax.stages.progress.time.monotonic", lambda: now[0])
+    with caplog.at_level(logging.INFO, "metajax"), Progress("train", "step", 4, done=1) as counted:
+        for seconds, note in ((29, "loss 3"), (30, "loss 2"), (59, "loss 1")):
+            now[0] = seconds
+            counted.update(note)
+    assert caplog.messages == ["train: step 3 of 4, loss 2"]
+    assert capsys.readouterr().err == ""
+
+
+def test_on_a_terminal_there_is_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert list(progress("abc", "read", "letter")) == ["a", "b", "c"]
+    assert re.search(r"read: 100%.*3/3", capsys.readouterr().err)
