@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PYTEST_OPTIONS ?= -n 2 --dist loadgroup
 
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo test test-all lowest dist lint clean
 .DEFAULT_GOAL := help
 
 help:  ## What can be made.
@@ -16,19 +16,34 @@ test: .venv/stamp  ## The tests, less the slow ones.
 test-all: .venv/stamp  ## All tests.
 	.venv/bin/python -m pytest $(PYTEST_OPTIONS) -m ""
 
+lowest: .venv-lowest/stamp  ## The tests with the lowest versions that pyproject.toml allows.
+	.venv-lowest/bin/python -m pytest $(PYTEST_OPTIONS)
+
+dist: .venv/stamp  ## A wheel and an sdist in dist/, each installed elsewhere and tried.
+	rm -rf dist
+	.venv/bin/python -m build --quiet
+	.venv/bin/python -m tests.try_dist dist
+
 lint: .venv/stamp  ## Style and types.
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 
 clean:  ## Remove the virtual environments and caches.
-	rm -rf .venv .venv-demo .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf .venv .venv-demo .venv-lowest dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
 # PyTorch first and alone, so that nothing else can choose another version of it.
 .venv/stamp: pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet torch==2.13.0
 	.venv/bin/python -m pip install --quiet -e ".[test]"
+	touch $@
+
+.venv-lowest/stamp: pyproject.toml
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet torch==2.13.0
+	.venv-lowest/bin/python tests/lowest_versions.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet -e ".[test]" -c .venv-lowest/constraints.txt
 	touch $@
 
 .venv-demo/stamp: pyproject.toml

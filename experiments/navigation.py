@@ -88,7 +88,9 @@ def policy(params: Params, position: jax.Array) -> tuple[jax.Array, jax.Array]:
 def rollout(params: Params, goal: jax.Array, rng: Key, count: int, horizon: int) -> Paths:
     """Follows the policy `count` times from the origin, to within 0.01 of the goal [2]."""
 
-    def step(carry: tuple, noise: jax.Array) -> tuple[tuple, Paths]:
+    def step(
+        carry: tuple[jax.Array, jax.Array], noise: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], Paths]:
         position, alive = carry
         mean, std = policy(params, position)
         action = mean + std * noise
@@ -126,7 +128,7 @@ def loss_fn(
     *,
     trajectories: int = 20,
     horizon: int = 100,
-) -> tuple[jax.Array, dict]:
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Its gradient is the policy gradient on fresh trajectories to a goal [2]; its value is 0.
 
     Each action's likelihood is divided by a constant equal to it. That gives the gradient that the

@@ -22,7 +22,7 @@ inner steps in training, MAML++ five, Meta-SGD and MAML one; iMAML's pull has st
 import argparse
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def init(rng: Key) -> Params:
     ]
 
 
-def loss_fn(params: Params, points: Points, rng: Key | None) -> tuple[jax.Array, dict]:
+def loss_fn(params: Params, points: Points, rng: Key | None) -> tuple[jax.Array, dict[str, Any]]:
     """Mean squared error."""
     hidden = points.x
     for layer in params[:-1]:

@@ -9,7 +9,7 @@ from jax.extend import core
 from jax.interpreters.partial_eval import dce_jaxpr
 
 
-def count_flops(function: Callable, *arguments: Any, while_length: float = 1) -> float:
+def count_flops(function: Callable[..., Any], *arguments: Any, while_length: float = 1) -> float:
     """The floating-point operations of a function's matrix products: 2 m n k each.
 
     Scans count as often as they run, which XLA's own analysis does not; of the branches of a

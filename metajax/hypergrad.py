@@ -155,12 +155,12 @@ def replay(step: Step, state: Any, count: int, every: int) -> tuple[Any, Any]:
     return run(*partition((state, constants), is_float))
 
 
-def _without_closure(step: Step, state: Any) -> tuple[Callable[..., tuple[Any, Any]], list]:
+def _without_closure(step: Step, state: Any) -> tuple[Callable[..., tuple[Any, Any]], list[Any]]:
     """`(state, index, constants) -> (state, seen)`, and the constants: what `step` closed over."""
     traced, shapes = jax.make_jaxpr(step, return_shape=True)(state, jnp.int32(0))
     treedef = jax.tree.structure(shapes)
 
-    def open_step(state: Any, index: jax.Array, constants: list) -> tuple[Any, Any]:
+    def open_step(state: Any, index: jax.Array, constants: list[Any]) -> tuple[Any, Any]:
         closed = core.jaxpr_as_fun(core.ClosedJaxpr(traced.jaxpr, constants))
         return jax.tree.unflatten(treedef, closed(*jax.tree.leaves((state, index))))
 

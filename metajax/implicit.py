@@ -86,7 +86,7 @@ def imaml(
 
 
 def _implicit_loop(
-    loss_fn: InnerLoss, num_steps: int, strength: float, solve: Callable, unroll: bool
+    loss_fn: InnerLoss, num_steps: int, strength: float, solve: Callable[..., Any], unroll: bool
 ) -> InnerLoop:
     """An inner loop whose derivative is that of the minimum it comes near; `watch` sees that."""
     descend = inner_loop(loss_fn, num_steps, first_order=True, unroll=unroll)

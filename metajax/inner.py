@@ -86,7 +86,7 @@ def inner_loop(
         if first_order:
             frozen, batch = jax.lax.stop_gradient((frozen, batch))
 
-        def step(carry: tuple, index: jax.Array) -> tuple[tuple, Any]:
+        def step(carry: tuple[Any, ...], index: jax.Array) -> tuple[tuple[Any, ...], Any]:
             adapted, opt_state = carry
             # Gradients at a constant point are constants.
             point = jax.lax.stop_gradient(adapted) if first_order else adapted

@@ -234,7 +234,7 @@ def _put(state: OuterState, shardings: OuterState) -> OuterState:
     def put(leaf: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
         if leaf.sharding == sharding:
             return leaf
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(
                 put(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf)
             )

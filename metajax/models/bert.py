@@ -108,7 +108,7 @@ class Embeddings(nnx.Module):
     """Word, position and token-type embeddings, added and normalised."""
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
-        def table(rows: int) -> nnx.Param:
+        def table(rows: int) -> nnx.Param[jax.Array]:
             shape = (rows, config.hidden_size)
             return nnx.Param(normal(rngs.params(), shape, config.initializer_range))
 

@@ -102,7 +102,7 @@ _REQUIRED = (
 )
 
 
-def _read(values: Mapping[str, Any], field: dataclasses.Field, where: str) -> Any:
+def _read(values: Mapping[str, Any], field: dataclasses.Field[Any], where: str) -> Any:
     """One checked value of the configuration, or its default."""
     name = field.name
     if name in _REQUIRED and name not in values:

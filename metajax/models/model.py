@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +96,7 @@ class Bert:
         names = self.parts
         keys = zip(names, jax.random.split(rng, len(names)))
         return {
-            name: cast(Params, nnx.to_pure_dict(nnx.state(_part(self, name, nnx.Rngs(params=key)))))
+            name: nnx.to_pure_dict(nnx.state(_part(self, name, nnx.Rngs(params=key))))
             for name, key in keys
         }
 

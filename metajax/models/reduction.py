@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metajax.models.model import Bert, Params
+from metajax.models.model import Batch, Bert, Params
 from metajax.types import Reduce, Reduced, Task
 
 _READ_ONCE = ("input_ids", "token_type_ids", "position_ids")
@@ -30,7 +30,7 @@ def mentioned_rows(model: Bert) -> Reduce:
         # Filled up with rows that are not there, which sort last.
         rows = jnp.unique(ids, size=ids.size, fill_value=table.shape[0])
 
-        def local(batch: dict | None) -> dict | None:
+        def local(batch: Batch | None) -> Batch | None:
             if batch is None:
                 return None
             return {**batch, "input_ids": jnp.searchsorted(rows, batch["input_ids"])}
@@ -104,7 +104,7 @@ def upper_layers(model: Bert, count: int) -> Reduce:
     def reduce(params: Params, task: Task) -> Reduced:
         lower, upper = _split(params["layers"], frozen)
 
-        def features(batch: dict | None) -> dict | None:
+        def features(batch: Batch | None) -> Batch | None:
             if batch is None:
                 return None
             hidden = model.run_layers(lower, model.embed(params, batch), batch)
