@@ -38,6 +38,7 @@ ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_new": jax.nn.gelu,
     "gelu_pytorch_tanh": jax.nn.gelu,
     "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
 }
 
 
@@ -108,14 +109,20 @@ class Embeddings(nnx.Module):
     """Word, position and token-type embeddings, added and normalised."""
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
+        size = config.embedding_size or config.hidden_size
+
         def table(rows: int) -> nnx.Param[jax.Array]:
-            shape = (rows, config.hidden_size)
+            shape = (rows, size)
             return nnx.Param(normal(rngs.params(), shape, config.initializer_range))
 
         self.word = table(config.vocab_size)
         self.position = table(config.max_position_embeddings)
-        self.token_type = table(config.type_vocab_size)
-        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        if config.type_vocab_size:
+            self.token_type = table(config.type_vocab_size)
+        self.norm = LayerNorm(size, config.layer_norm_eps)
+        if config.embedding_size:
+            scale = config.initializer_range
+            self.project = Dense(size, config.hidden_size, scale, rngs=rngs)
 
     def __call__(self, batch: dict[str, jax.Array]) -> jax.Array:
         """`input_ids`, `token_type_ids` and, if packed, `position_ids` `[B, L]` to `[B, L, H]`."""
@@ -124,7 +131,9 @@ class Embeddings(nnx.Module):
             raise ValueError(f"input_ids are {length} long, the model has {most} positions")
         where = batch.get("position_ids", slice(length))
         x_BxLxH = self.word[batch["input_ids"]] + self.position[where]
-        return self.norm(x_BxLxH + self.token_type[batch["token_type_ids"]])
+        if hasattr(self, "token_type"):
+            x_BxLxH = x_BxLxH + self.token_type[batch["token_type_ids"]]
+        return self.norm(x_BxLxH)
 
 
 class Block(nnx.Module):

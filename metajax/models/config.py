@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from metajax.errors import InputError
+from metajax.models.families import FAMILIES, Family, family_of
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
@@ -18,7 +19,12 @@ _REFUSED = {
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """The sizes and rates of a BERT; names and defaults are Hugging Face's."""
+    """The sizes and rates of a BERT; names and defaults are Hugging Face's.
+
+    Of other families (`metajax/models/families.py`) the same, by BERT's names.
+    `max_position_embeddings` is how many tokens a text may have; `embedding_size` is None where it
+    is the hidden size.
+    """
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -35,6 +41,18 @@ class BertConfig:
     pad_token_id: int = 0
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
+    embedding_size: int | None = None
+    model_type: str = "bert"
+
+    @property
+    def family(self) -> Family:
+        """What the model type does otherwise than BERT."""
+        return FAMILIES[self.model_type]
+
+    @property
+    def first_position(self) -> int:
+        """The row of the family's position table that belongs to the first token."""
+        return self.pad_token_id + 1 if self.family.positions_after_padding else 0
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> "BertConfig":
@@ -48,11 +66,8 @@ class BertConfig:
             InputError: not a BERT encoder that this package implements, or a value that
                 is missing or makes no sense.
         """
-        if values.get("model_type") != "bert":
-            raise InputError(
-                f"{where}: model_type is {values.get('model_type')!r}, but only 'bert' is "
-                "supported; give a BERT model"
-            )
+        family = family_of(values.get("model_type"), where)
+        values = {**family.defaults, **values}
         for key, what in _REFUSED.items():
             if values.get(key):
                 raise InputError(
@@ -64,12 +79,14 @@ class BertConfig:
                 f"{where}: position_embedding_type is {position!r}, but only 'absolute' is "
                 "supported; give a BERT with absolute positions"
             )
-        if values.get("hidden_act", "gelu") not in ACTIVATIONS:
-            raise InputError(
-                f"{where}: hidden_act is {values['hidden_act']!r}; supported: "
-                + ", ".join(ACTIVATIONS)
-            )
-        config = cls(**{f.name: _read(values, f, where) for f in dataclasses.fields(cls)})
+        found = {
+            field.name: _read(values, field, family.settings.get(field.name, field.name), where)
+            for field in dataclasses.fields(cls)
+            if field.name not in ("model_type", "embedding_size", *family.fixed)
+        }
+        config = cls(model_type=values["model_type"], **family.fixed, **found)
+        if "embedding_size" in family.settings:
+            config = _with_embedding_size(config, values["embedding_size"], where)
         if config.hidden_size % config.num_attention_heads:
             raise InputError(
                 f"{where}: hidden_size {config.hidden_size} is not a multiple of "
@@ -80,15 +97,28 @@ class BertConfig:
                 f"{where}: pad_token_id {config.pad_token_id} is outside the vocabulary of "
                 f"{config.vocab_size}; correct one of them"
             )
-        return config
+        most = config.max_position_embeddings - config.first_position
+        if most < 1:
+            raise InputError(
+                f"{where}: max_position_embeddings {config.max_position_embeddings} leaves no "
+                "position for a token; correct it"
+            )
+        return dataclasses.replace(config, max_position_embeddings=most)
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as config.json spells it (`from_dict` reads it back)."""
-        return {
-            "model_type": "bert",
-            "position_embedding_type": "absolute",
-            **dataclasses.asdict(self),
+        values = dataclasses.asdict(self)
+        values["max_position_embeddings"] += self.first_position
+        values["embedding_size"] = self.embedding_size or self.hidden_size
+        if self.classifier_dropout is None and "classifier_dropout" in self.family.settings:
+            values["classifier_dropout"] = self.hidden_dropout_prob  # There it cannot be null.
+        unsaid = {*self.family.fixed, "embedding_size"} - self.family.settings.keys()
+        spelled = {
+            self.family.settings.get(name, name): value
+            for name, value in values.items()
+            if name not in unsaid
         }
+        return {"position_embedding_type": "absolute", **spelled}
 
 
 # A size cannot be guessed: these have to be in the file.
@@ -102,15 +132,15 @@ _REQUIRED = (
 )
 
 
-def _read(values: Mapping[str, Any], field: dataclasses.Field[Any], where: str) -> Any:
-    """One checked value of the configuration, or its default."""
+def _read(values: Mapping[str, Any], field: dataclasses.Field[Any], key: str, where: str) -> Any:
+    """One checked value of the configuration, or its default; `key` is its name in the file."""
     name = field.name
-    if name in _REQUIRED and name not in values:
-        raise InputError(f"{where}: {name} is missing; add it, or give a complete BERT config.json")
-    value = values.get(name, field.default)
+    if name in _REQUIRED and key not in values:
+        raise InputError(f"{where}: {key} is missing; add it, or give a complete config.json")
+    value = values.get(key, field.default)
     if name == "hidden_act":
-        return value
-    if name == "tie_word_embeddings":
+        problem = None if value in ACTIVATIONS else "one of " + ", ".join(ACTIVATIONS)
+    elif name == "tie_word_embeddings":
         problem = None if isinstance(value, bool) else "true or false"
     elif value is None and name in ("classifier_dropout", "pad_token_id"):
         return field.default  # both may be null in the file
@@ -119,12 +149,23 @@ def _read(values: Mapping[str, Any], field: dataclasses.Field[Any], where: str) 
     elif name in ("layer_norm_eps", "initializer_range"):
         problem = None if _is_number(value) and 0 < value < 1 else "a number between 0 and 1"
     else:
-        least = 0 if name == "pad_token_id" else 1
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        problem = None if whole and value >= least else f"a whole number of at least {least}"
+        problem = _no_count(value, 0 if name == "pad_token_id" else 1)
     if problem:
-        raise InputError(f"{where}: {name} is {value!r}; it has to be {problem}")
+        raise InputError(f"{where}: {key} is {value!r}; it has to be {problem}")
     return value
+
+
+def _with_embedding_size(config: BertConfig, size: Any, where: str) -> BertConfig:
+    """With embeddings of a size of their own, where it is not the hidden size."""
+    problem = _no_count(size, 1)
+    if problem:
+        raise InputError(f"{where}: embedding_size is {size!r}; it has to be {problem}")
+    return dataclasses.replace(config, embedding_size=None if size == config.hidden_size else size)
+
+
+def _no_count(value: Any, least: int) -> str | None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return None if whole and value >= least else f"a whole number of at least {least}"
 
 
 def _is_number(value: Any) -> bool:

@@ -42,6 +42,7 @@ _TABLE: dict[Path, tuple[str, ...]] = {
     ("embeddings", "position"): ("embeddings.position_embeddings.weight",),
     ("embeddings", "token_type"): ("embeddings.token_type_embeddings.weight",),
     **_norm(("embeddings", "norm"), "embeddings.LayerNorm"),
+    **_dense(("embeddings", "project"), "embeddings_project"),
     **{path: tuple(f"encoder.layer.*.{name}" for name in names) for path, names in _LAYER.items()},
     **_dense(("pooler",), "pooler.dense"),
     **_dense(("masked_lm", "dense"), "cls.predictions.transform.dense"),
@@ -56,11 +57,13 @@ _REQUIRED = ("embeddings", "layers")
 
 # Neither used nor worth a word: a buffer of old versions, the next-sentence head, and the
 # heads that were not asked for (the decoder, where it is tied, only repeats the embeddings).
-_IGNORED = re.compile(r"(embeddings\.position_ids|cls\.|classifier\.|pooler\.)")
+_IGNORED = re.compile(
+    r"(embeddings\.position_ids|cls\.|classifier\.|pooler\.|discriminator_predictions\.)"
+)
 
 
 def to_hugging_face(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Our parameters by their names, without `bert.`; the heads are `classifier.0.` and on."""
+    """Our parameters by BERT's names, without `bert.`; the heads are `classifier.0.` and on."""
     tensors = {}
     for path, leaf in _leaves(params):
         names, value = _TABLE[path], np.asarray(leaf)
@@ -77,7 +80,7 @@ def from_hugging_face(
     """Our parameters from their tensors, as far as these go.
 
     Args:
-        tensors: by name: either generation of names, with or without `bert.`.
+        tensors: by BERT's names: either generation of them, with or without `bert.`.
         template: the shapes of the parameters wanted (arrays or `ShapeDtypeStruct`s).
         where: the directory, for error messages.
 

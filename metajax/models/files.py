@@ -23,9 +23,12 @@ TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.txt",
+    "vocab.json",
+    "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
 )
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 _SMALL = ("config.json", "1_Pooling/config.json", *TOKENIZER_FILES)
 _SAFE = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors", *COMPANIONS)
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
@@ -152,7 +155,7 @@ def has_classifier(name_or_path: str) -> bool:
     found = [
         len(tensor)
         for name, tensor in read_weights(directory).items()
-        if re.fullmatch(r"classifier(\.\d+)?\.weight", name)
+        if re.fullmatch(r"classifier(\.\d+|\.out_proj)?\.weight", name)
     ]
     return sorted(found) == sorted(noted.num_labels or (2,))
 
@@ -267,7 +270,7 @@ def tokenizer(source: str | None) -> Any:
     if source is None:
         raise InputError("the model has no directory with a tokenizer; give it one as `source`")
     # transformers makes an empty one where there is none.
-    if not any((Path(source) / name).exists() for name in ("tokenizer.json", "vocab.txt")):
+    if not any((Path(source) / name).exists() for name in _VOCABULARIES):
         raise InputError(f"{source}: no usable tokenizer; add the model's tokenizer.json")
     import transformers
 

@@ -55,7 +55,7 @@ class MaskedLMHead(nnx.Module):
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
         hidden, scale = config.hidden_size, config.initializer_range
-        self.activation = config.hidden_act
+        self.activation = config.family.lm_act or config.hidden_act
         self.dense = Dense(hidden, hidden, scale, rngs=rngs)
         self.norm = LayerNorm(hidden, config.layer_norm_eps)
         self.bias = nnx.Param(jnp.zeros(config.vocab_size, jnp.float32))

@@ -5,12 +5,12 @@ import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from metajax.errors import InputError
 from metajax.models import files
 from metajax.models.bert import (
+    ACTIVATION,
     Block,
     Dense,
     Embeddings,
@@ -82,6 +82,11 @@ class Bert:
     def __post_init__(self) -> None:
         if self.head not in HEAD_KEY:
             raise InputError(f"head is {self.head!r}; it has to be one of {', '.join(HEAD_KEY)}")
+        if self.head == "masked_lm" and not self.config.family.masked_lm:
+            raise InputError(
+                f"a model of type {self.config.model_type} has no masked-LM head: give one that "
+                "has, such as a BERT, or leave pretrain out"
+            )
         if self.pooling not in ("pooler", "mean"):
             raise InputError(f"pooling is {self.pooling!r}; it has to be pooler or mean")
         if not self.num_labels or min(self.num_labels) < 1:
@@ -137,9 +142,11 @@ class Bert:
 
     def embed(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
         """What the first block sees `[B, L, H]`."""
-        x = nnx.merge(_graph(self, "embeddings"), params["embeddings"])(batch)
+        embeddings = nnx.merge(_graph(self, "embeddings"), params["embeddings"])
+        x = embeddings(batch)
         x = x if self.dtype is None else x.astype(self.dtype)
-        return dropout(x, self.config.hidden_dropout_prob, rng)
+        x = dropout(x, self.config.hidden_dropout_prob, rng)
+        return embeddings.project(x) if self.config.embedding_size else x
 
     def run_layers(
         self, layers: Params, hidden: jax.Array, batch: Batch, rng: jax.Array | None = None
@@ -164,7 +171,8 @@ class Bert:
             return hidden, mean_pool(hidden, batch["attention_mask"])
         flat = hidden.reshape(-1, hidden.shape[-1])
         first = flat[batch["first_token"]] if packed else hidden[:, 0]
-        return hidden, jnp.tanh(nnx.merge(_graph(self, "pooler"), params["pooler"])(first))
+        activation = ACTIVATION[self.config.family.pooler_act]
+        return hidden, activation(nnx.merge(_graph(self, "pooler"), params["pooler"])(first))
 
     @property
     def uses_pooler(self) -> bool:

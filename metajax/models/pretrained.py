@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from metajax.models import convert, files
 from metajax.models.config import BertConfig
+from metajax.models.families import to_bert
 from metajax.models.model import Bert, Head, Params, Pooling
 
 _log = logging.getLogger("metajax")
@@ -55,7 +56,9 @@ def from_pretrained(
     ).replace(remat=remat, dtype=dtype)
     directory = files.resolve(name_or_path)
     template = jax.eval_shape(model.init, jax.random.key(0))
-    loaded = convert.from_hugging_face(files.read_weights(directory), template, str(directory))
+    config = model.config
+    tensors = to_bert(files.read_weights(directory), config.model_type, config.first_position)
+    loaded = convert.from_hugging_face(tensors, template, str(directory))
     noted = files.read_notes(directory, files.read_json(directory / "config.json"))
     if noted.num_labels not in (None, model.num_labels):
         loaded.pop("classifier", None)  # padding can make other heads the same shape

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from metajax.models import convert, files
+from metajax.models.families import from_bert
 from metajax.models.model import Bert, Params
 
 _CLASS = {
-    "encoder": "BertModel",
-    "masked_lm": "BertForMaskedLM",
-    "classification": "BertForSequenceClassification",
+    "encoder": "Model",
+    "masked_lm": "ForMaskedLM",
+    "classification": "ForSequenceClassification",
 }
 _MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
@@ -71,22 +72,20 @@ def save_config(directory: str | os.PathLike[str], model: Bert) -> None:
 
 def _weights(model: Bert, params: Params) -> tuple[str, dict[str, dict[str, np.ndarray]]]:
     """The class to load with, and the tensors of each file."""
-    architecture = _CLASS[model.head]
+    family, head = model.config.family, model.head
     main, aside = convert.to_hugging_face(params), {}
-    if model.head == "masked_lm":
+    if head == "classification" and not _plain(model):
+        aside["classifier.safetensors"] = _take(main, "classifier.")
+        head = "encoder"
+    if head == "masked_lm" or (head == "encoder" and not family.pooler):
         aside["pooler.safetensors"] = _take(main, "pooler.")
-        if "cls.predictions.decoder.weight" in main:  # then the decoder's bias is its own too
-            main["cls.predictions.decoder.bias"] = main["cls.predictions.bias"].copy()
-    elif model.head == "classification" and _plain(model):
+    if "cls.predictions.decoder.weight" in main:  # then the decoder's bias is its own too
+        main["cls.predictions.decoder.bias"] = main["cls.predictions.bias"].copy()
+    if head == "classification":
         for name in ("weight", "bias"):
             main[f"classifier.{name}"] = main.pop(f"classifier.0.{name}")
-    elif model.head == "classification":
-        architecture = "BertModel"
-        aside["classifier.safetensors"] = _take(main, "classifier.")
-    if architecture != "BertModel":
-        heads = ("cls.", "classifier.")
-        main = {n if n.startswith(heads) else f"bert.{n}": value for n, value in main.items()}
-    return architecture, {**aside, "model.safetensors": main}
+    main = from_bert(main, model.config.model_type, model.config.first_position, head)
+    return f"{family.classes}{_CLASS[head]}", {**aside, "model.safetensors": main}
 
 
 def _take(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -1,0 +1,180 @@
+"""Encoders of BERT's shape under other names, against transformers' own classes."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metajax.errors import InputError
+from metajax.models import Bert, BertConfig, from_pretrained, has_classifier, save_pretrained
+from metajax.models.families import FAMILIES
+from tests.models.helpers import TINY, assert_equal, make_batch, make_params
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+SETTINGS = {
+    "roberta": {"pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    "xlm-roberta": {"pad_token_id": 1, "type_vocab_size": 1},
+    "distilbert": {"type_vocab_size": 0, "hidden_act": "relu", "classifier_dropout": 0.2},
+    "electra": {"embedding_size": 6},
+}
+HEADS = [
+    (model_type, head)
+    for model_type, family in FAMILIES.items()
+    for head in ("encoder", "masked_lm", "classification")
+    if model_type != "bert" and (family.masked_lm or head != "masked_lm")
+]
+CLASS = {
+    "encoder": "Model",
+    "masked_lm": "ForMaskedLM",
+    "classification": "ForSequenceClassification",
+}
+
+
+def make_model(model_type, head, **changes):
+    settings = {"model_type": model_type, "max_position_embeddings": 14, **SETTINGS[model_type]}
+    return Bert(dataclasses.replace(TINY, **settings), head=head, num_labels=(3,), **changes)
+
+
+def write_theirs(model_type, head, directory):
+    """A random model of transformers' own making, as it saves itself."""
+    config = json.loads(json.dumps(make_model(model_type, "encoder").config.to_dict())) | {
+        "num_labels": 3
+    }
+    kind = getattr(transformers, f"{FAMILIES[model_type].classes}{CLASS[head]}")
+    theirs = kind(kind.config_class(**config)).eval()
+    with torch.no_grad():
+        for number, parameter in enumerate(theirs.parameters()):
+            drawn = np.random.RandomState(number).standard_normal(parameter.shape)
+            parameter.copy_(torch.tensor(0.2 * drawn + (parameter.ndim == 1)))
+    theirs.save_pretrained(directory)
+    return theirs
+
+
+def families_batch(model_type):
+    """Padding is each family's own token, which nothing else may be; one segment."""
+    batch = make_batch()
+    padding = SETTINGS[model_type].get("pad_token_id", 0)
+    ids = jnp.where(batch["attention_mask"] > 0, jnp.maximum(batch["input_ids"], 2), padding)
+    return {**batch, "input_ids": ids, "token_type_ids": jnp.zeros_like(ids)}
+
+
+def run_theirs(theirs, batch):
+    given = {key: torch.tensor(np.asarray(batch[key])).long() for key in batch}
+    del given["token_type_ids"]
+    found = theirs(**given)
+    return (found[0] if hasattr(found, "last_hidden_state") else found.logits).detach().numpy()
+
+
+def run_ours(model, params, batch):
+    outputs = jax.jit(model)(params, batch)
+    return outputs.last_hidden_state if model.head == "encoder" else outputs.logits
+
+
+def largest_difference(model, params, theirs, batch):
+    ours, expected = run_ours(model, params, batch), run_theirs(theirs, batch)
+    if ours.ndim == 3:
+        mask = np.asarray(batch["attention_mask"])[:, :, None]
+        ours, expected = ours * mask, expected * mask
+    return np.abs(ours - expected).max()
+
+
+@pytest.mark.parametrize(("model_type", "head"), HEADS)
+def test_it_reads_what_transformers_wrote(tmp_path, model_type, head):
+    theirs = write_theirs(model_type, head, tmp_path)
+    model, params = from_pretrained(str(tmp_path), head)
+    assert model.num_labels == (3,)
+    assert largest_difference(model, params, theirs, families_batch(model_type)) < 2e-5
+    if head == "classification":
+        assert has_classifier(str(tmp_path))
+
+
+@pytest.mark.parametrize(("model_type", "head"), HEADS)
+def test_transformers_reads_what_it_wrote(tmp_path, model_type, head):
+    model = make_model(model_type, head)
+    params = make_params(model)
+    save_pretrained(tmp_path, model, params)
+    kind = getattr(transformers, f"{FAMILIES[model_type].classes}{CLASS[head]}")
+    theirs, info = kind.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert (
+        type(theirs) is type(transformers.AutoModel.from_pretrained(tmp_path)) or head != "encoder"
+    )
+    assert largest_difference(model, params, theirs.eval(), families_batch(model_type)) < 2e-5
+    again, same = from_pretrained(str(tmp_path), head)
+    assert again.config == model.config
+    assert_equal(same, params)
+
+
+@pytest.mark.parametrize("model_type", SETTINGS)
+def test_heads_on_mean_pooling_lie_beside_the_encoder(tmp_path, model_type):
+    model = make_model(model_type, "classification", pooling="mean")
+    params = make_params(model)
+    save_pretrained(tmp_path, model, params)
+    kind = getattr(transformers, f"{FAMILIES[model_type].classes}Model")
+    _, info = kind.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    again, same = from_pretrained(str(tmp_path), "classification")
+    assert again.pooling == "mean"
+    assert_equal(same, params)
+
+
+def test_untied_decoders_of_distilbert_agree(tmp_path):
+    model = make_model("distilbert", "masked_lm")
+    config = dataclasses.replace(model.config, tie_word_embeddings=False)
+    model = model.replace(config=config)
+    params = make_params(model)
+    save_pretrained(tmp_path, model, params)
+    theirs, info = transformers.DistilBertForMaskedLM.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not any(info.values()), info
+    batch = families_batch("distilbert")
+    assert largest_difference(model, params, theirs.eval(), batch) < 2e-5
+
+
+def test_electra_without_a_projection_agrees(tmp_path):
+    model = make_model("electra", "encoder")
+    model = model.replace(config=dataclasses.replace(model.config, embedding_size=None))
+    params = make_params(model)
+    assert "project" not in params["embeddings"]
+    save_pretrained(tmp_path, model, params)
+    assert json.loads((tmp_path / "config.json").read_text())["embedding_size"] == TINY.hidden_size
+    theirs = transformers.ElectraModel.from_pretrained(tmp_path).eval()
+    assert largest_difference(model, params, theirs, families_batch("electra")) < 2e-5
+
+
+def test_texts_may_be_as_long_as_there_are_positions(tmp_path):
+    config = make_model("roberta", "encoder").config
+    assert config.to_dict()["max_position_embeddings"] == 14 + 2
+    assert BertConfig.from_dict(config.to_dict(), "config.json") == config
+
+
+@pytest.mark.parametrize("model_type", ["modernbert", "deberta-v2", "albert", "t5", None, ["bert"]])
+def test_other_types_are_refused_by_name(model_type):
+    with pytest.raises(InputError, match=r"model_type is .* roberta, .* electra"):
+        BertConfig.from_dict(TINY.to_dict() | {"model_type": model_type}, "config.json")
+
+
+def test_a_discriminator_has_no_masked_lm_head():
+    with pytest.raises(InputError, match="electra has no masked-LM head"):
+        make_model("electra", "masked_lm")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "key", "value"),
+    [
+        ("distilbert", "dim", 0),
+        ("distilbert", "activation", "swish"),
+        ("electra", "embedding_size", "wide"),
+        ("roberta", "max_position_embeddings", 2),
+    ],
+)
+def test_settings_are_called_as_in_the_file(model_type, key, value):
+    values = make_model(model_type, "encoder").config.to_dict() | {key: value}
+    with pytest.raises(InputError, match=f"config.json: {key} "):
+        BertConfig.from_dict(values, "config.json")
