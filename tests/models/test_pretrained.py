@@ -222,7 +222,7 @@ def test_with_head_keeps_what_fits(log):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "roberta"}, "model_type is 'roberta'"),
+        ({"model_type": "modernbert"}, "model_type is 'modernbert'"),
         ({"model_type": None}, "model_type is None"),
         ({"position_embedding_type": "relative_key"}, "'relative_key'"),
         ({"is_decoder": True}, "is_decoder"),
