@@ -42,7 +42,8 @@ ARROWS: dict[str, set[str]] = {
         "models",
         "data",
     },
-    "cli": {"errors", "stages"},
+    "terminal": {"errors"},
+    "cli": {"errors", "stages", "terminal"},
     "__main__": {"cli"},
 }
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from metajax import data
-from metajax.errors import InputError
+from metajax.errors import InputError, printable
 from metajax.stages.run import writable, write_atomically
 from metajax.stages.settings import PredictSettings
 from metajax.stages.source import Classifier, open_classifier, text_length
@@ -27,7 +27,8 @@ class Prediction(NamedTuple):
 def predict(settings: PredictSettings) -> None:
     """Writes `label<TAB>probability` for each line of the input.
 
-    A tab in a line separates the two texts of a pair. Nothing is written before all of the
+    A tab in a line separates the two texts of a pair. What does not print in a label is written as
+    an escape, so that a text has one line whatever its label. Nothing is written before all of the
     input has been read.
 
     Raises:
@@ -39,7 +40,7 @@ def predict(settings: PredictSettings) -> None:
         classifier = classifier._replace(max_length=settings.max_length)
     texts, pairs = _read(settings.input)
     lines = (
-        f"{found.label}\t{found.probability:.4f}\n"
+        f"{printable(found.label)}\t{found.probability:.4f}\n"
         for found in label(classifier, texts, pairs, settings.batch_size)
     )
     if target is None:
