@@ -38,7 +38,7 @@ def predict(settings: PredictSettings) -> None:
     classifier = open_classifier(settings.model, settings.task)
     if settings.max_length is not None:
         classifier = classifier._replace(max_length=settings.max_length)
-    texts, pairs = _read(settings.input)
+    texts, pairs = read_texts(settings.input)
     lines = (
         f"{printable(found.label)}\t{found.probability:.4f}\n"
         for found in label(classifier, texts, pairs, settings.batch_size)
@@ -72,8 +72,12 @@ def label(
             yield Prediction(names[best] if names else str(best), float(row[best]))
 
 
-def _read(source: str) -> tuple[list[str], list[str] | None]:
-    """The texts of a file or of standard input, and the second texts if there are any."""
+def read_texts(source: str) -> tuple[list[str], list[str] | None]:
+    """The texts of a file or of standard input (`-`), and the second texts if there are any.
+
+    Raises:
+        InputError: they cannot be read.
+    """
     if source == "-":
         content, name = sys.stdin.buffer.read(), "standard input"
     elif Path(source).is_file():
