@@ -9,12 +9,13 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "metajax").rglob("*.py"))
 MAX_LINES = 320
 
-CONTRACTS = {"errors", "types", "tree"}
+CONTRACTS = {"errors", "reading", "types", "tree"}
 ALGORITHMS = {"maml", "reptile", "meta_sgd", "implicit", "metric", "supervised"}
 LEARNING = {"inner", "adaptation", *ALGORITHMS, "outer", "parallel", "evaluate"}
 # What each part may import besides itself. An algorithm may not even import another.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
+    "reading": {"errors"},
     "types": set(),
     "tree": {"types"},
     "lora": CONTRACTS,
