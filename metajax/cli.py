@@ -1,33 +1,19 @@
 """The command line: arguments (see arguments.py) to stages, errors to messages."""
 
-import contextlib
 import errno
 import importlib
 import json
-import logging
-import logging.handlers
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from metajax.arguments import parse
-from metajax.errors import InputError, StoppedError
+from metajax.errors import InputError, StoppedError, one_line
 from metajax.stages.option import Settings
 from metajax.stages.run import cache_directory
-
-# A path that the user gave cannot be used: the input's fault, unlike a disk that is full.
-_MISNAMED = {
-    errno.EACCES,
-    errno.EISDIR,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EPERM,
-}
-
+from metajax.terminal import notes, refusal
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -45,15 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         name, chosen, level = parse(arguments)
-        with _notes(level):
+        with notes(level):
             results = _run(name, chosen)
         _show(name, chosen, results)
         sys.stdout.flush()
-    except InputError as error:
-        print(f"metajax: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
     except StoppedError as error:
-        print(f"metajax: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"metajax: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(
@@ -63,15 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read our output has enough of it: leave nothing for the exit to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        if error.errno in _FULL:
-            where = error.filename or "the disk"
+    except (InputError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            where = one_line(error.filename or "the disk")
             print(f"metajax: {where}: no room; what was saved is safe", file=sys.stderr)
             return 1
-        if error.errno not in _MISNAMED or not error.filename:
+        complaint = refusal(error)
+        if complaint is None:
             raise
-        reason = (error.strerror or "cannot be used").lower()
-        print(f"metajax: error: {error.filename}: {reason}: name another", file=sys.stderr)
+        print(f"metajax: error: {complaint}", file=sys.stderr)
         return 2
     return 0
 
@@ -90,43 +73,6 @@ def run() -> NoReturn:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
-
-
-class _Notes(logging.handlers.MemoryHandler):
-    """Holds notes back until a stage logs (INFO) that it begins: bad input gets one line."""
-
-    def shouldFlush(self, record: logging.LogRecord) -> bool:  # noqa: N802
-        return record.levelno == logging.INFO
-
-
-@contextlib.contextmanager
-def _notes(level: str) -> Iterator[None]:
-    """Our log goes to standard error; of others' only errors do, or at "debug" their notes too."""
-    least = logging.getLevelNamesMapping()[level.upper()]
-    stream = logging.StreamHandler(sys.stderr)
-    stream.setFormatter(logging.Formatter("metajax: %(message)s"))
-    stream.addFilter(lambda record: record.levelno >= least)
-    notes, logger, others = _Notes(capacity=0, target=stream), logging.getLogger("metajax"), None
-    logging.getLogger().setLevel(logging.ERROR)
-    if least == logging.DEBUG:
-        others = logging.StreamHandler(sys.stderr)
-        logging.getLogger().setLevel(logging.INFO)
-        logging.getLogger().addHandler(others)
-    logger.setLevel(logging.INFO)
-    logging.getLogger("metajax.progress").setLevel(least)
-    logger.addHandler(notes)
-    logger.propagate = False  # Some libraries give the root logger a handler of their own.
-    try:
-        yield
-    except InputError:
-        notes.buffer.clear()
-        raise
-    finally:
-        logger.removeHandler(notes)
-        logger.propagate = True
-        logging.getLogger("metajax.progress").setLevel(logging.NOTSET)
-        logging.getLogger().removeHandler(others or notes)
-        notes.close()
 
 
 def _run(name: str, chosen: Settings) -> Any:

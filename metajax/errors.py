@@ -1,4 +1,12 @@
-"""The one error that means: the user's input is at fault."""
+"""The one error that means: the user's input is at fault; and how a terminal is told of it."""
+
+import re
+
+# What commands a terminal, ends a line, turns the direction of the text or is half a character.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+_LONGEST = 1000  # Characters of a line.
 
 
 class InputError(ValueError):
@@ -15,3 +23,17 @@ class StoppedError(Exception):
 
 class LostError(StoppedError):
     """One of several processes has lost the others: it must not wait for them any more."""
+
+
+def printable(text: str) -> str:
+    """The text with escapes, as Python writes them, in place of what does not print."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def one_line(message: object) -> str:
+    """What something says as one printable line; of a long one, the middle is left out."""
+    line = printable(" ".join(str(message).split()))
+    if len(line) <= _LONGEST:
+        return line
+    half = _LONGEST // 2
+    return f"{line[:half]} ... {line[-half:]}"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metajax.errors import InputError
+from metajax.errors import InputError, printable
 from metajax.evaluate import Estimate
 
 _INK = "#24292f"
@@ -64,11 +64,6 @@ def check_drawable() -> None:
         raise InputError(
             "matplotlib: is not installed, and the pictures need it: pip install 'metajax[report]'"
         )
-
-
-def printable(text: str) -> str:
-    """The text with a mark in place of what does not print, such as what commands a terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def inline_svg(path: Path) -> str:

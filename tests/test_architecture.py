@@ -9,13 +9,14 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "metajax").rglob("*.py"))
 MAX_LINES = 320
 
-CONTRACTS = {"errors", "types", "tree"}
+CONTRACTS = {"errors", "reading", "types", "tree"}
 ALGORITHMS = {"maml", "reptile", "meta_sgd", "implicit", "metric", "supervised"}
 LEARNING = {"inner", "adaptation", *ALGORITHMS, "outer", "parallel", "evaluate"}
 # What each part may import besides itself. An algorithm may not even import another.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
+    "reading": {"errors"},
     "tree": {"types"},
     "lora": CONTRACTS,
     "arithmetic": CONTRACTS,
@@ -43,7 +44,8 @@ ARROWS: dict[str, set[str]] = {
         "data",
     },
     "arguments": {"errors", "stages"},
-    "cli": {"errors", "stages", "arguments"},
+    "terminal": {"errors"},
+    "cli": {"errors", "stages", "arguments", "terminal"},
     "__main__": {"cli"},
 }
 

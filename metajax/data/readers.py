@@ -3,12 +3,12 @@
 import collections
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from metajax.errors import InputError
+from metajax.reading import parse_json, read_bytes
 
 
 class Table(NamedTuple):
@@ -25,22 +25,6 @@ class Table(NamedTuple):
     names: tuple[str, ...]
     column: Callable[[str], list[Any]]
     place: Callable[[int], str]
-
-
-def read_bytes(path: str | Path) -> bytes:
-    """Returns a file's content.
-
-    Raises:
-      InputError: If it is missing, unreadable, or a directory.
-    """
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: is a directory; give a file in it") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
 
 
 def read_text(path: str | Path) -> str:
@@ -159,8 +143,8 @@ def _read_json_lines(path: str | Path) -> Table:
     names: dict[str, None] = {}
     for number, line in numbered_lines(path):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # also numbers of 5,000 digits
+            row = parse_json(line)
+        except ValueError as error:
             raise InputError(
                 f"{path}:{number}: is not JSON ({error}); write one object a line"
             ) from None

@@ -11,9 +11,10 @@ import numpy as np
 
 from metajax.data.glue import GLUE, glue_name, glue_path, read_glue
 from metajax.data.hub import hub_address, read_hub
-from metajax.data.readers import Table, numbered_lines, read_bytes, read_table
+from metajax.data.readers import Table, numbered_lines, read_table
 from metajax.data.smlmt import hidden_words
 from metajax.errors import InputError
+from metajax.reading import read_bytes
 
 
 class TaskData(NamedTuple):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metajax.errors import InputError
+from metajax.reading import parse_json, read_bytes
 
 # What BertModel, BertForMaskedLM and BertForSequenceClassification have no place for is
 # written beside their weights.
@@ -91,18 +92,20 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: there is none.
     """
+    if not path.exists():
+        raise InputError(f"{path}: missing; give a complete model directory")
     try:
-        values = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: missing; give a complete model directory") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the file") from error
+        values = parse_json(read_bytes(path).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8; replace the file") from error
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path}:{error.lineno}: not JSON ({error.msg}); replace the file"
         ) from error
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); replace the file") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: not a JSON object; replace the file")
     return values
@@ -166,7 +169,7 @@ def hashes(name_or_path: str) -> dict[str, str]:
     Each is the sha256 (hexadecimal) of its files' sha256s, in the order they are read.
     """
     directory = resolve(name_or_path)
-    small = [directory / name for name in _SMALL if (directory / name).exists()]
+    small = [directory / name for name in _SMALL if (directory / name).is_file()]
     weights = [path for path, _ in _weight_files(directory)]
     return {"sha256": _digest(weights), "config_sha256": _digest(small)}
 
@@ -195,13 +198,13 @@ def _weight_files(directory: Path) -> list[tuple[Path, Reader]]:
         ("model.safetensors", _read_safetensors),
         ("pytorch_model.bin", _read_torch),
     ):
-        if (directory / name).exists():
+        if (directory / name).is_file():
             shards = [directory / name]
         elif (directory / f"{name}.index.json").exists():
             shards = _shards(directory, f"{name}.index.json")
         else:
             continue
-        extra = [directory / file for file in COMPANIONS if (directory / file).exists()]
+        extra = [directory / file for file in COMPANIONS if (directory / file).is_file()]
         return [(path, read) for path in shards] + [(path, _read_safetensors) for path in extra]
     raise InputError(
         f"{directory}: no weights (model.safetensors or pytorch_model.bin); give a complete model "
@@ -219,7 +222,7 @@ def _shards(directory: Path, index: str) -> list[Path]:
             raise InputError(
                 f"{directory / index}: {name!r} is not a plain file name; replace the index"
             )
-        if not (directory / name).exists():
+        if not (directory / name).is_file():
             raise InputError(
                 f"{directory / name}: missing, though {index} lists it; fetch it again"
             )

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from metajax import data
-from metajax.errors import InputError
+from metajax.errors import InputError, printable
 from metajax.evaluate import BASELINES, estimate, run_episodes
 from metajax.models import Bert
 from metajax.stages.few_shot import FewShot, open_few_shot
@@ -237,7 +237,7 @@ def table(rows: Sequence[Row]) -> str:
     best_first = sorted(rows, key=lambda row: -row.accuracy)
     return "\n".join(
         [
-            rows[0].protocol,
+            printable(rows[0].protocol),
             "method      accuracy   95% interval   seconds",
             *(
                 f"{row.method:<10}  {100 * row.accuracy:7.2f}%   "

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
-from metajax.errors import InputError
+from metajax.errors import InputError, printable
 from metajax.stages import settings as all_settings
 from metajax.stages.option import flag
 from metajax.stages.paths import address, to_path
@@ -56,7 +56,7 @@ def entries(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
 def summary(rows: list[dict[str, Any]]) -> str:
     """The entries as text."""
     return "\nfrom\n".join(
-        "\n".join([title, *(f"  {name} {value}" for name, value in values.items())])
+        "\n".join(map(printable, [title, *(f"  {name} {value}" for name, value in values.items())]))
         for title, values in entries(rows)
     )
 

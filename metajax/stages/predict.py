@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from metajax import data
-from metajax.errors import InputError
+from metajax.errors import InputError, printable
 from metajax.stages.run import writable, write_atomically
 from metajax.stages.settings import PredictSettings
 from metajax.stages.source import Classifier, open_classifier, text_length
@@ -27,7 +27,8 @@ class Prediction(NamedTuple):
 def predict(settings: PredictSettings) -> None:
     """Writes `label<TAB>probability` for each line of the input.
 
-    A tab in a line separates the two texts of a pair. Nothing is written before all of the
+    A tab in a line separates the two texts of a pair. What does not print in a label is written as
+    an escape, so that a text has one line whatever its label. Nothing is written before all of the
     input has been read.
 
     Raises:
@@ -37,9 +38,9 @@ def predict(settings: PredictSettings) -> None:
     classifier = open_classifier(settings.model, settings.task)
     if settings.max_length is not None:
         classifier = classifier._replace(max_length=settings.max_length)
-    texts, pairs = _read(settings.input)
+    texts, pairs = read_texts(settings.input)
     lines = (
-        f"{found.label}\t{found.probability:.4f}\n"
+        f"{printable(found.label)}\t{found.probability:.4f}\n"
         for found in label(classifier, texts, pairs, settings.batch_size)
     )
     if target is None:
@@ -71,8 +72,12 @@ def label(
             yield Prediction(names[best] if names else str(best), float(row[best]))
 
 
-def _read(source: str) -> tuple[list[str], list[str] | None]:
-    """The texts of a file or of standard input, and the second texts if there are any."""
+def read_texts(source: str) -> tuple[list[str], list[str] | None]:
+    """The texts of a file or of standard input (`-`), and the second texts if there are any.
+
+    Raises:
+        InputError: they cannot be read.
+    """
     if source == "-":
         content, name = sys.stdin.buffer.read(), "standard input"
     elif Path(source).is_file():

@@ -1,6 +1,5 @@
 """What a report is about: the files of runs and of evaluations, read and checked."""
 
-import json
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metajax.errors import InputError
+from metajax.reading import parse_json
 from metajax.report import Series
 from metajax.stages.evaluate import Row
 from metajax.stages.paths import address, to_path
@@ -95,7 +95,7 @@ def _is_judged(results: dict[str, Any]) -> bool:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except ValueError:
         raise InputError(f"{path}: is not JSON: restore it from a backup") from None
 
@@ -110,7 +110,7 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
         if not line.endswith("\n"):
             break
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             numbers = [row["step"], *(row.get(name, 0) for name in _NUMBERS)]
             if not all(isinstance(number, int | float) for number in numbers):
                 raise TypeError

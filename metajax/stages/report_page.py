@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from metajax.report import printable
+from metajax.errors import printable
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #24292f; --paper: #fff; --line: #d0d7de; --faint: #57606a }

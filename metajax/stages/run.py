@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from metajax.errors import InputError, StoppedError
+from metajax.reading import parse_json
 from metajax.stages.config import write_config
 from metajax.stages.option import Settings, flag
 from metajax.stages.paths import children, filling, in_bucket, to_path, write_object
@@ -94,7 +95,7 @@ def read_record(workdir: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_text(encoding="utf-8"))
         parts = [record[name] for name in ("settings", "data", "parent", "model", "versions")]
         if not isinstance(record["stage"], str) or not all(isinstance(x, dict) for x in parts):
             raise TypeError

@@ -1,0 +1,39 @@
+"""Reading what others wrote: plain files alone, and JSON whatever is wrong with it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from metajax.errors import InputError
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Returns a file's content.
+
+    Raises:
+      InputError: If it is missing, unreadable, or no plain file: a pipe may never end.
+    """
+    path = Path(path)
+    try:
+        if path.is_file():
+            return path.read_bytes()
+        problem = "no such file; check the path"
+        if path.is_dir():
+            problem = "is a directory; give a file in it"
+        elif path.exists():
+            problem = "is not a plain file; give one"
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror}); check the path"
+    raise InputError(f"{path}: {problem}")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Returns what JSON text holds.
+
+    Raises:
+      ValueError: If it is not JSON, is nested too deeply, or has a number of too many digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
