@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.fuzz import seeds
-from metajax import arguments, data
+from metajax import cli, data
+from metajax.arguments import parse
 from metajax.errors import InputError
 from metajax.models import Bert, files, from_pretrained, read_model
 from metajax.stages import predict, protocol, report_data, source
@@ -64,7 +65,7 @@ def _draws(directory: Path, root: Path) -> None:
 
 
 def _config_file(name: str) -> Callable[[Path, Path], Any]:
-    return lambda directory, _: arguments.parse(["pretrain", "--config", str(directory / name)])
+    return lambda directory, _: parse(["pretrain", "--config", str(directory / name)])
 
 
 def _tokenizer(directory: Path, _: Path) -> None:
