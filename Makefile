@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PYTEST_OPTIONS ?= -n 2 --dist loadgroup
 
-.PHONY: help demo test test-all lowest dist lint clean
+.PHONY: help demo test test-all lowest dist lint docs clean
 .DEFAULT_GOAL := help
 
 help:  ## What can be made.
@@ -29,8 +29,12 @@ lint: .venv/stamp  ## Style and types.
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 
+docs: .venv-docs/stamp  ## The documentation site, in site/.
+	.venv-docs/bin/mkdocs build --strict
+
 clean:  ## Remove the virtual environments and caches.
-	rm -rf .venv .venv-demo .venv-lowest dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf .venv .venv-demo .venv-docs .venv-lowest dist site
+	rm -rf .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
 # PyTorch first and alone, so that nothing else can choose another version of it.
 .venv/stamp: pyproject.toml
@@ -49,4 +53,9 @@ clean:  ## Remove the virtual environments and caches.
 .venv-demo/stamp: pyproject.toml
 	$(PYTHON) -m venv .venv-demo
 	.venv-demo/bin/python -m pip install --quiet -e ".[report]"
+	touch $@
+
+.venv-docs/stamp: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet -e ".[docs]"
 	touch $@

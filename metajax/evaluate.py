@@ -95,7 +95,7 @@ def evaluate(
         A MetaInfo with an `Estimate` in place of each array: `result.query_loss.mean`,
         `result.query_aux["accuracy"].ci95`.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, metajax, optax
         >>> def loss_fn(params, batch, rng):
         ...     return jnp.sum((params - batch) ** 2) / 2, {}

@@ -51,7 +51,7 @@ def imaml(
         reduce: as for `metajax.maml`.
         start: as for `metajax.maml`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, metajax, optax
         >>> def loss_fn(params, batch, rng):
         ...     return jnp.sum((params - batch) ** 2) / 2, {}

@@ -50,7 +50,7 @@ def maml(
     Returns:
         A MetaAlgorithm whose meta_params are the params given.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, metajax, optax
         >>> def loss_fn(params, batch, rng):
         ...     return jnp.sum((params - batch) ** 2) / 2, {}
@@ -96,7 +96,7 @@ def anil(
         head: of a parameter's path, whether it belongs to the head.
         **settings: the others of `maml`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, metajax, optax
         >>> def loss_fn(params, batch, rng):
         ...     return jnp.sum((params["body"] * params["head"] - batch) ** 2) / 2, {}

@@ -43,7 +43,7 @@ def meta_sgd(
     Returns:
         A MetaAlgorithm whose meta_params are `{"params", "rates"}`, the rates like the params.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, metajax, optax
         >>> def loss_fn(params, batch, rng):
         ...     return jnp.sum((params - batch) ** 2) / 2, {}

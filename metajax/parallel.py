@@ -75,7 +75,7 @@ def outer_loop(
         mesh: from `task_mesh`, in place of devices: shards the state. A step still gathers the
             parameters of a device whole, for it adapts all of them.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, metajax, optax
         >>> def loss_fn(params, batch, rng):
         ...     return jnp.sum((params - batch) ** 2) / 2, {}

@@ -33,7 +33,7 @@ def reptile(
         reduce: as for `metajax.maml`.
         start: as for `metajax.maml`; what it adds to the parameters stays with the task.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, metajax, optax
         >>> def loss_fn(params, batch, rng):
         ...     return jnp.sum((params - batch) ** 2) / 2, {}

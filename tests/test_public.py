@@ -3,18 +3,13 @@
 import ast
 import doctest
 import importlib
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-import jax.numpy as jnp
-import optax
 import pytest
-import tiny
 
 import metajax
-from metajax import cli
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("jax", "flax", "transformers", "datasets", "orbax", "sklearn", "scipy", "torch")
@@ -74,35 +69,3 @@ def test_examples_in_docstrings(name):
     results = doctest.testmod(importlib.import_module(name))
     assert results.attempted > 0
     assert results.failed == 0
-
-
-def test_the_readme_runs(tmp_path, monkeypatch):
-    """Its Python, in order, with a tiny model where it names one."""
-    directory = tiny.write_model(tmp_path / "bert")
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) >= 2
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    for block in blocks:
-        exec(block.replace("path/to/bert", str(directory)), names)
-    assert names["outputs"].last_hidden_state.ndim == 3
-
-
-def test_the_readme_commands_parse(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("runs/maml").mkdir(parents=True)
-    Path("runs/maml/config.yaml").write_text("model: m\ntasks: [a.csv]\n")
-    text = (ROOT / "README.md").read_text()
-    commands = re.findall(r"^metajax (.+)$", text, re.M)
-    assert len(commands) >= 5
-    for command in commands:
-        cli.parse(command.split())
-
-
-def test_the_skeleton_of_an_algorithm_runs():
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/algorithms.md").read_text(), re.S)
-    names: dict = {}
-    exec(block, names)
-    algorithm = names["my_algorithm"](lambda p, b, rng: ((p - b) ** 2 / 2, {}), optax.sgd(0.5), 1)
-    grads, _ = algorithm.meta_grad(jnp.float32(0), metajax.Task(1.0, 1.0), None)
-    assert float(grads) == -0.25

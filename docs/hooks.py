@@ -1,0 +1,49 @@
+"""What mkdocs does not do by itself: pages from outside docs/, and the commands' help."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from metajax.cli import build_parser
+
+_ROOT = Path(__file__).parents[1]
+_OUTSIDE = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "benchmarks/RESULTS.md",
+    "experiments/RESULTS.md",
+)
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds the pages that do not stand in docs/."""
+    for name in _OUTSIDE:
+        files.append(File.generated(config, name, abs_src_path=str(_ROOT / name)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
+    """Makes links between docs/ and the rest of the repository links of the site."""
+    if page.file.src_uri in _OUTSIDE:
+        markdown = markdown.replace("](docs/", "](").replace("](../docs/", "](../")
+    else:
+        up = "../" * page.file.src_uri.count("/")
+        for name in _OUTSIDE:
+            markdown = markdown.replace(f"]({up}../{name}", f"]({up}{name}")
+    return re.sub("<!-- commands -->", lambda _: _commands(), markdown)
+
+
+def _commands() -> str:
+    """The help of every command, as the command line prints it."""
+    os.environ.update(COLUMNS="88", NO_COLOR="1")
+    (commands,) = (
+        action.choices for action in build_parser()._actions if isinstance(action.choices, dict)
+    )
+    return "\n".join(
+        f"## `metajax {name}`\n\n```text\n{parser.format_help()}```\n"
+        for name, parser in commands.items()
+    )

@@ -1,0 +1,147 @@
+"""Draws the site's pictures: from the recorded results, and from two networks trained here.
+
+    python -m docs.pictures                  # all of them, some minutes on one core
+    python -m docs.pictures --names speed    # those that draw recorded results take seconds
+
+Needs `pip install 'metajax[report]'`. The same results give the same files.
+"""
+
+import argparse
+import re
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+
+import metajax
+from experiments.sinusoid import Learner, Points, loss_fn, train
+from metajax import Estimate
+from metajax.report import compared_accuracies
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS, BENCHMARKS = (ROOT / name / "RESULTS.md" for name in ("experiments", "benchmarks"))
+STYLE = {
+    "svg.fonttype": "none",  # Text stays text.
+    "svg.hashsalt": "metajax",  # The same picture is the same file.
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "legend.frameon": False,
+}
+# Okabe and Ito's, which the colour-blind tell apart too.
+BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#8c959f"
+
+
+def printed(results: Path, command: str) -> list[str]:
+    """The lines that a command printed, as the results have them.
+
+    Args:
+        results: the file.
+        command: its first words.
+    """
+    (block,) = re.findall(rf"\$ {re.escape(command)}.*?(?=\n\$ |```)", results.read_text(), re.S)
+    return block.splitlines()[1:]
+
+
+def stages(path: Path) -> None:
+    """What each stage is worth: accuracies with their intervals."""
+    rows = [
+        re.fullmatch(r"(\S.*?)  +([\d.]+) ± ([\d.]+)  .*", line)
+        for line in printed(EXPERIMENTS, "python -m experiments.stages")
+    ]
+    shares = {
+        row[1]: Estimate(np.array(float(row[2]) / 100), np.array(float(row[3]) / 100))
+        for row in rows
+        if row
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        compared_accuracies(Path(folder, path.name), shares)
+        Path(folder, path.name).replace(path)
+
+
+def speed(path: Path) -> None:
+    """Seconds of a second-order meta-gradient beside PyTorch's libraries."""
+    cases: dict[str, dict[str, float]] = {}
+    for line in printed(BENCHMARKS, "python -m benchmarks.peers --peer-python PEERS --case minilm"):
+        case, order, contender, seconds, *_ = [*line.split(), "", ""]
+        if order == "second":
+            cases.setdefault(case, {})[contender] = float(seconds)
+    figure = Figure(figsize=(6.4, 2.6), layout="constrained")
+    for axes, (case, seconds) in zip(figure.subplots(1, len(cases)), cases.items()):
+        names = list(seconds)[::-1]
+        colours = [BLUE if name == "metajax" else GREY for name in names]
+        axes.barh(names, [seconds[name] for name in names], color=colours)
+        axes.set(xlabel="seconds a meta-gradient", title=case)
+    save(figure, path)
+
+
+def memory(path: Path) -> None:
+    """Memory of a meta-gradient against the number of inner steps."""
+    rows = [line.split() for line in printed(BENCHMARKS, "python -m benchmarks.steps")[1:]]
+    figure = Figure(figsize=(4.6, 2.8), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([int(row[1]) for row in rows], [float(row[3]) for row in rows], "o-", color=BLUE)
+    axes.set(xlabel="inner steps", ylabel="temporary memory (GB)", ylim=(0, None), xlim=(0, None))
+    save(figure, path)
+
+
+def waves(path: Path) -> None:
+    """One new sine wave, learned from five points by two networks that have seen many waves."""
+    learners = {
+        "meta-trained on many waves": lambda k, rate: metajax.maml(loss_fn, optax.sgd(rate), k),
+        "trained on the same waves": lambda k, rate: metajax.supervised(loss_fn),
+    }
+    x = jnp.linspace(-5, 5, 201)[:, None]
+    seen = jnp.array([-4.2, -2.6, -0.7, 0.9, 1.9])[:, None]
+    wave = lambda x: 3.5 * jnp.sin(x - 0.8)  # noqa: E731
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    for axes, (title, make) in zip(figure.subplots(1, 2, sharey=True), learners.items()):
+        params = train(Learner(make), seed=0, num_steps=70_000)
+        axes.plot(x, wave(x), color=GREY, linewidth=4, alpha=0.5, label="the wave")
+        for steps, look in {0: ":", 1: "--", 10: "-"}.items():
+            rate = optax.schedules.piecewise_constant_schedule(0.01, {1: 0.5})
+            adapt = metajax.maml(loss_fn, optax.sgd(rate), steps).adapt
+            adapted, _ = adapt(params, Points(seen, wave(seen)), None)
+            colour = {0: GREEN, 1: ORANGE, 10: BLUE}[steps]
+            label = f"after {steps} step{'s' * (steps != 1)}"
+            axes.plot(x, predict(adapted, x), look, color=colour, label=label)
+        axes.plot(seen, wave(seen), "ko", label="the five points")
+        axes.set(title=title, xlabel="x", ylim=(-5, 5))
+    figure.axes[0].legend(loc="lower right", fontsize=8)
+    save(figure, path)
+
+
+def predict(params: list, x: jax.Array) -> jax.Array:
+    """The sinusoid experiment's network at x [P, 1]."""
+    *hidden, last = params
+    for layer in hidden:
+        x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
+    return x @ last["kernel"] + last["bias"]
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes an SVG without a date."""
+    figure.savefig(path, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+
+
+PICTURES = {"waves": waves, "stages": stages, "speed": speed, "memory": memory}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Draws the pictures named, into docs/pictures/."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--names", nargs="+", choices=PICTURES, default=list(PICTURES))
+    folder = Path(__file__).parent / "pictures"
+    folder.mkdir(exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        for name in parser.parse_args(arguments).names:
+            PICTURES[name](folder / f"{name}.svg")
+
+
+if __name__ == "__main__":
+    main()

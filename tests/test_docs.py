@@ -1,0 +1,295 @@
+"""Every code block of README and docs/ does what it says, with a tiny model and tiny data.
+
+The blocks of a page run in order, in a directory that has the files which the pages name. What a
+block's language means here:
+
+- python: executed; a page's blocks share their names. Loops of 100 steps or more take two.
+- sh: `metajax` commands run, with a small step or two (plan is only parsed); of `make`, `pip` and
+  `python -m` it is checked that target, extra, module and options exist. Other programs need
+  `<!-- not run: WHY -->` before the block; then its `metajax` commands are only parsed.
+- console: what a command printed; the lines that begin with $ are checked like a block not run.
+- any with title="NAME": the block is that file's content.
+- text: not code.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+import metajax
+from docs import pictures
+from experiments import sinusoid
+from metajax import cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md"] + [
+    str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))
+]
+# Put after a command's own settings, so that pages share the programs that are compiled.
+_EPISODES = "--ways 3 --shots 1 --queries 2 --max-length 16"
+SMALL = {
+    "pretrain": "--steps 1 --batch-size 4 --max-length 16 --learning-rate 1e-3",
+    "metatrain": f"--steps 1 --meta-batch-size 2 --inner-steps 1 --algorithm anil {_EPISODES}"
+    " --learning-rate 1e-3",
+    "finetune": "--steps 1 --batch-size 4 --max-length 16 --pooling pooler",
+    "evaluate": f"--episodes 2 --methods maml {_EPISODES}",
+}
+PARSED = {"demo", "plan"}  # They take minutes; tests/stages/test_plan.py runs plan.
+
+
+class Block(NamedTuple):
+    """A fenced block: `line` is its first one within the page."""
+
+    line: int
+    language: str
+    title: str | None
+    run: bool
+    text: str
+
+
+def blocks(text: str) -> list[Block]:
+    found = []
+    for match in re.finditer(r"^( *)```(.*)\n((?:.*\n)*?) *```$", text, re.M):
+        language, _, rest = match[2].partition(" ")
+        title = re.fullmatch(r'title="(.+)"', rest)
+        marked = re.search(r"<!-- not run: .+ -->\n+$", text[: match.start()])
+        line = text[: match.start()].count("\n") + 2
+        found.append(Block(line, language, title and title[1], not marked, match[3]))
+    return found
+
+
+def commands(text: str) -> Iterator[tuple[list[str], str]]:
+    """The words of each command of a shell script, and what separates it from the next one."""
+    lines = text.replace("\\\n", " ").splitlines()
+    while lines:
+        joined, found = lines.pop(0), None
+        while found is None:
+            try:
+                found = shlex.split(joined, comments=True)
+            except ValueError:  # A quotation goes on in the next line.
+                joined += "\n" + lines.pop(0)
+        words: list[str] = []
+        for word in [*found, ";"]:
+            if word in ("&&", "|", ";"):
+                if words:
+                    yield words, word
+                words = []
+            else:
+                words.append(word)
+
+
+def run_shell(text: str, run: bool) -> None:
+    piped = b""
+    for words, separator in commands(text):
+        while re.match(r"[A-Z_]+=", words[0]):
+            words = words[1:]
+        output = run_command(words, piped, run)
+        piped = output.encode() if separator == "|" else b""
+
+
+def run_command(words: list[str], piped: bytes, run: bool) -> str:
+    """Runs a command, or checks it; what it prints."""
+    program, *arguments = words
+    if program == "metajax":
+        cli.parse(arguments)
+        if not run or arguments[0] in PARSED:
+            return ""
+        small = SMALL.get(arguments[0], "").split()
+        small += ["--curve", "1"] if "--curve" in arguments else []
+        return tiny.succeed(*arguments, *small, stdin=piped)
+    if program == "echo":
+        return " ".join(arguments) + "\n"
+    if program == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+        wrong = {word for word in arguments if "=" not in word} - set(targets)
+        assert not wrong, f"make has no target {wrong}"
+    elif program == "pip":
+        settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        extras = re.findall(r"[a-z0-9]+", "".join(re.findall(r"\[(.*)\]", arguments[-1])))
+        assert set(extras) <= settings["optional-dependencies"].keys()
+    elif program == "python" and arguments[0] == "-m":
+        check_module(*arguments[1:])
+    else:
+        assert not run, f"cannot run {program}: mark the block <!-- not run: WHY -->"
+        check_foreign(words)
+    return ""
+
+
+def check_foreign(words: list[str]) -> None:
+    """Parses the `metajax` commands that another program is given."""
+    for index, word in enumerate(words):
+        if Path(word).name == "metajax" and words[index + 1 : index + 2] != []:
+            cli.parse(words[index + 1 :])
+        elif " " in word and "metajax " in word:
+            run_shell(word.replace(".venv/bin/", ""), run=False)
+
+
+class ParsedError(Exception):
+    """A script has parsed its arguments."""
+
+
+def check_module(name: str, *arguments: str) -> None:
+    """Checks that a script exists and takes the arguments, without running it."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(self, *given, **settings):
+        parse(self, *given, **settings)
+        raise ParsedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        patch.setattr(sys, "argv", [name, *arguments])
+        with pytest.raises(ParsedError):
+            importlib.import_module(name).main()
+
+
+def run_page(page: str, text: str) -> dict:
+    """Runs a page's blocks in the current directory; the names that its Python defined."""
+    names: dict = {"__name__": "__main__"}
+    for block in blocks(text):
+        place = f"{page}:{block.line}"
+        try:
+            if block.title:
+                Path(block.title).write_text(block.text)
+            elif block.language == "python":
+                code = re.sub(r"range\(\d{3,}\)", "range(2)", block.text)
+                exec(compile("\n" * (block.line - 1) + code, page, "exec"), names)
+            elif block.language == "sh":
+                run_shell(block.text, block.run)
+            elif block.language == "console":
+                lines = block.text.replace("\\\n", " ").splitlines()
+                run_shell("\n".join(line[2:] for line in lines if line[:2] == "$ "), run=False)
+            else:
+                assert block.language == "text", "say what the block is: sh, python, text, ..."
+        except BaseException as error:
+            error.add_note(f"in the block at {place}")
+            raise
+    return names
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    return tmp_path_factory.mktemp("xla")
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch, compiled):
+    """A directory with all the files that pages name."""
+    monkeypatch.setattr(tiny, "CONFIG", dataclasses.replace(tiny.CONFIG, num_hidden_layers=1))
+    for name in ("bert-base-uncased", "path/to/bert"):
+        tiny.write_model(tmp_path / name)
+    tiny.write_model(
+        tmp_path / "sentence-transformers/all-MiniLM-L6-v2", head="encoder", pooling="mean"
+    )
+    tiny.write_text(tmp_path / "corpus.txt")
+    tiny.write_rows(tmp_path / "intents.jsonl", tiny.examples(8, 6))
+    for name, classes in {"train.txt": range(4), "test.txt": range(4, 8)}.items():
+        (tmp_path / name).write_text("".join(f"topic{number}\n" for number in classes))
+    tiny.write_rows(tmp_path / "examples.csv", tiny.examples(3, 2, first=8))
+    (tmp_path / "texts.txt").write_text("w50 w51\nw56 w57\n")
+    monkeypatch.chdir(tmp_path)
+    with tiny.one_quick_device(compiled):
+        yield tmp_path
+
+
+def made_before(page: str) -> str:
+    """The commands of other pages that a page builds on."""
+    if page != "docs/guides/export.md":
+        return ""
+    model = "--model sentence-transformers/all-MiniLM-L6-v2"
+    return (
+        f"metajax adapt {model} --tasks examples.csv --workdir runs/mine\n"
+        f"metajax finetune {model} --tasks examples.csv --workdir runs/finetuned\n"
+    )
+
+
+def check_algorithm(names: dict) -> None:
+    algorithm = names["my_algorithm"](lambda p, b, rng: ((p - b) ** 2 / 2, {}), optax.sgd(0.5), 1)
+    grads, _ = algorithm.meta_grad(jnp.float32(0), metajax.Task(1.0, 1.0), None)
+    assert float(grads) == -0.25
+
+
+def check_exported(names: dict) -> None:
+    np.testing.assert_allclose(names["scores"][0], names["logits"], atol=1e-5)
+    assert names["classifier"].config.id2label[0] == "topic10"
+
+
+# What a page's names have to be in the end.
+CHECKS = {
+    "docs/algorithms.md": check_algorithm,
+    "docs/guides/export.md": check_exported,
+}
+
+
+@pytest.mark.xdist_group("docs")  # One worker compiles for all.
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_runs(page, desk):
+    run_shell(made_before(page), run=True)
+    names = run_page(page, (ROOT / page).read_text())
+    CHECKS.get(page, lambda names: None)(names)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ("```\nx\n```\n", "say what the block is"),
+        ("```python\n1 / 0\n```\n", "division by zero"),
+        ("```sh\nmetajax adapt --modle x\n```\n", "required"),
+        ("```sh\nmetajax lineage --model nowhere\n```\n", "nowhere"),
+        ("```sh\nsrun metajax demo\n```\n", "mark the block"),
+        ("<!-- not run: Slurm -->\n\n```sh\nsrun metajax dmeo\n```\n", "dmeo"),
+        ("```sh\nmake tset\n```\n", "tset"),
+        ("```sh\npip install -e '.[gpu]'\n```\n", "gpu"),
+        ("```console\n$ python -m benchmarks.memroy\n```\n", "memroy"),
+    ],
+)
+def test_a_broken_block_fails(block, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((Exception, SystemExit), match=message) as caught:
+        run_page("page", f"# Page\n\n{block}")
+    assert "in the block at page:" in caught.value.__notes__[0]
+
+
+def test_performance_shows_recorded_numbers():
+    recorded = (ROOT / "benchmarks/RESULTS.md").read_text().splitlines()
+    page = blocks((ROOT / "docs/performance.md").read_text())
+    shown = [line for b in page if b.language == "console" for line in b.text.splitlines()]
+    assert len(shown) > 20
+    assert not [line for line in shown if line not in recorded]
+
+
+def test_papers_are_all_listed():
+    page = (ROOT / "docs/papers.md").read_text()
+    for path in [*(ROOT / "metajax").rglob("*.py"), *(ROOT / "experiments").glob("*.py")]:
+        for number in re.findall(r"\d{4}\.\d{5}", path.read_text()):
+            assert number in page, f"{path}: {number}"
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
+    assert len(links) > 5
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_pictures_are_drawn(tmp_path, monkeypatch):
+    still = sinusoid.init(jax.random.key(0))
+    monkeypatch.setattr(pictures, "train", lambda *given, **settings: still)
+    for name, draw in pictures.PICTURES.items():
+        path = tmp_path / f"{name}.svg"
+        draw(path)
+        assert path.stat().st_size > 1000
+        assert (ROOT / "docs/pictures" / path.name).is_file()
