@@ -8,7 +8,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from metajax.cli import build_parser
+from metajax.arguments import build_parser
 
 _ROOT = Path(__file__).parents[1]
 _OUTSIDE = (

@@ -14,6 +14,14 @@ class InputError(ValueError):
 
     The message is one line that says what is wrong, where (file and line), and
     what to do. The command line prints it and ends with exit status 2.
+
+    Examples:
+        >>> import metajax
+        >>> try:
+        ...     metajax.from_pretrained("no/such/directory/here")
+        ... except metajax.InputError:
+        ...     print("refused")
+        refused
     """
 
 

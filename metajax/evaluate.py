@@ -12,7 +12,14 @@ from metajax.types import Key, MetaAlgorithm, MetaInfo, PyTree, Task
 
 
 class Estimate(NamedTuple):
-    """A mean over episodes, and half the width of its 95% confidence interval."""
+    """A mean over episodes, and half the width of its 95% confidence interval.
+
+    Examples:
+        >>> from metajax.evaluate import estimate
+        >>> found = estimate([0.5, 0.5, 0.5])
+        >>> float(found.mean), float(found.ci95)
+        (0.5, 0.0)
+    """
 
     mean: np.ndarray
     ci95: np.ndarray

@@ -98,6 +98,18 @@ def maml_plus_plus(
     Returns:
         A MetaAlgorithm whose meta_params are `{"params", "rates"}`: for each leaf of the params a
         rate for each step, [K], or [K, N] of stacked layers.
+
+    Raises:
+        ValueError: a number is out of bounds, or a reduce is given.
+
+    Examples:
+        >>> import jax.numpy as jnp, metajax
+        >>> def loss_fn(params, batch, rng):
+        ...     return jnp.sum((params["w"] - batch) ** 2) / 2, {}
+        >>> algorithm = metajax.maml_plus_plus(loss_fn, 0.5, num_steps=2)
+        >>> meta_params = algorithm.init({"w": jnp.zeros(1)})
+        >>> meta_params["rates"]["w"].tolist()
+        [0.5, 0.5]
     """
     if num_steps < 1:
         raise ValueError(

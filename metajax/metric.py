@@ -25,12 +25,21 @@ def protonet(features: Features, num_classes: int) -> MetaAlgorithm:
     half the squared Euclidean distance, whose scale the features' own can take up).
 
     Args:
-        features: see above.
+        features: `(params, batch, rng) -> [B, D]`; a batch is a dict with `labels` int [B] and,
+            where tasks differ in size, `example_mask` [B] and `class_mask` [C].
         num_classes: C, the most classes of any task.
 
     Returns:
         A MetaAlgorithm whose meta_params are the params given; `adapt` gives `{"encoder",
         "head"}`, the linear classifier that the distances amount to.
+
+    Examples:
+        >>> import jax.numpy as jnp, metajax
+        >>> algorithm = metajax.protonet(lambda params, batch, rng: batch["x"] * params, 2)
+        >>> support = {"x": jnp.array([[0.0], [2.0], [4.0]]), "labels": jnp.array([0, 1, 1])}
+        >>> adapted, _ = algorithm.adapt(jnp.ones(1), support, None)
+        >>> adapted["head"]["kernel"].tolist()
+        [[0.0, 3.0]]
     """
     return proto_maml(features, num_classes, optax.sgd(0.0), 0)
 
@@ -50,7 +59,8 @@ def proto_maml(
     squared distances; the inner steps change it and the encoder.
 
     Args:
-        features: see above.
+        features: `(params, batch, rng) -> [B, D]`; a batch is a dict with `labels` int [B] and,
+            where tasks differ in size, `example_mask` [B] and `class_mask` [C].
         num_classes: C, the most classes of any task.
         inner_optimizer: any optax optimizer.
         num_steps: K >= 0.
@@ -60,6 +70,15 @@ def proto_maml(
 
     Returns:
         A MetaAlgorithm whose meta_params are the params given; `adapt` gives `{"encoder", "head"}`.
+
+    Examples:
+        >>> import jax.numpy as jnp, metajax, optax
+        >>> features = lambda params, batch, rng: batch["x"] * params
+        >>> algorithm = metajax.proto_maml(features, 2, optax.sgd(0.1), num_steps=1)
+        >>> batch = {"x": jnp.array([[0.0], [2.0]]), "labels": jnp.array([0, 1])}
+        >>> _, info = algorithm.meta_grad(jnp.ones(1), metajax.Task(batch, batch), None)
+        >>> float(info.query_aux["accuracy"])
+        1.0
     """
 
     def start(params: Params, support: Batch, rng: Key | None) -> Params:
@@ -106,7 +125,8 @@ def leopard(
     query's features (equation 4). The inner steps change all but the generator.
 
     Args:
-        features: see above.
+        features: `(params, batch, rng) -> [B, D]`; a batch is a dict with `labels` int [B] and,
+            where tasks differ in size, `example_mask` [B] and `class_mask` [C].
         feature_size: D.
         num_classes: C, the most classes of any task.
         inner_optimizer: any optax optimizer. (The paper also learns its rates.)
@@ -120,6 +140,16 @@ def leopard(
     Returns:
         A MetaAlgorithm whose meta_params are `{"encoder", "generator", "projection"}`; `adapt`
         gives `{"encoder", "projection", "head"}`.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, metajax, optax
+        >>> features = lambda params, batch, rng: batch["x"] * params
+        >>> algorithm = metajax.leopard(
+        ...     features, 1, 2, optax.sgd(0.1), 1, width=4, rng=jax.random.key(0))
+        >>> support = {"x": jnp.array([[0.0], [2.0]]), "labels": jnp.array([0, 1])}
+        >>> adapted, _ = algorithm.adapt(algorithm.init(jnp.ones(1)), support, None)
+        >>> adapted["head"]["kernel"].shape
+        (4, 2)
     """
 
     def init(params: Params) -> Params:

@@ -26,6 +26,15 @@ class OuterState(NamedTuple):
         meta_params: what the algorithm trains.
         opt_state: the outer optimizer's.
         rng: the run's key. It never changes: step n draws from `fold_in(rng, n)`.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, metajax, optax
+        >>> def loss_fn(params, batch, rng):
+        ...     return jnp.sum((params - batch) ** 2) / 2, {}
+        >>> outer = metajax.outer_loop(metajax.maml(loss_fn, optax.sgd(0.1), 1), optax.sgd(1.0))
+        >>> state = outer.init(jnp.zeros(2), jax.random.key(0))
+        >>> int(state.step), state.meta_params.tolist()
+        (0, [0.0, 0.0])
     """
 
     step: jax.Array
@@ -54,6 +63,16 @@ class Metrics(NamedTuple):
         support_loss: [K] before each inner step.
         grad_norm: [] Euclidean norm of the mean meta-gradient.
         skipped: [] bool, whether the step was not taken, for the loss or the norm is not finite.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, metajax, optax
+        >>> def loss_fn(params, batch, rng):
+        ...     return jnp.sum((params - batch) ** 2) / 2, {}
+        >>> outer = metajax.outer_loop(metajax.maml(loss_fn, optax.sgd(0.5), 1), optax.sgd(1.0))
+        >>> tasks = metajax.Task(support=jnp.ones((4, 2)), query=jnp.ones((4, 2)))
+        >>> _, metrics = outer.step(outer.init(jnp.zeros(2), jax.random.key(0)), tasks)
+        >>> float(metrics.query_loss), bool(metrics.skipped)
+        (0.25, False)
     """
 
     query_loss: jax.Array

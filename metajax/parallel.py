@@ -34,6 +34,16 @@ class OuterLoop(NamedTuple):
         init: `(params, rng) -> OuterState`.
         step: `(state, tasks) -> (state, Metrics)`, compiled; the leaves of tasks are [T, ...].
         lower: `(state, tasks) -> jax.stages.Lowered`, the step as a program to look at.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, metajax, optax
+        >>> def loss_fn(params, batch, rng):
+        ...     return jnp.sum((params - batch) ** 2) / 2, {}
+        >>> outer = metajax.outer_loop(metajax.maml(loss_fn, optax.sgd(0.1), 1), optax.sgd(1.0))
+        >>> state = outer.init(jnp.zeros(2), jax.random.key(0))
+        >>> tasks = metajax.Task(support=jnp.ones((4, 2)), query=jnp.ones((4, 2)))
+        >>> type(outer.lower(state, tasks)).__name__
+        'Lowered'
     """
 
     init: Callable[[Params, Key], OuterState]
@@ -143,6 +153,12 @@ def task_mesh(params: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
 
     Raises:
         ValueError: params does not divide the number of devices.
+
+    Examples:
+        >>> import jax, metajax
+        >>> mesh = metajax.task_mesh(1, jax.devices()[:1])
+        >>> dict(mesh.shape)
+        {'tasks': 1, 'params': 1}
     """
     every = np.array(all_devices() if devices is None else devices)
     if every.size % params:

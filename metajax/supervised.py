@@ -15,6 +15,17 @@ def supervised(loss_fn: LossFn) -> MetaAlgorithm:
 
     Args:
         loss_fn: `(params, batch, rng) -> (loss, aux)`.
+
+    Returns:
+        A MetaAlgorithm whose meta_params are the params given, and whose `adapt` changes nothing.
+
+    Examples:
+        >>> import jax.numpy as jnp, metajax
+        >>> def loss_fn(params, batch, rng):
+        ...     return jnp.sum((params - batch) ** 2) / 2, {}
+        >>> task = metajax.Task(support=None, query=jnp.ones(2))
+        >>> metajax.supervised(loss_fn).meta_grad(jnp.zeros(2), task, None)[0].tolist()
+        [-1.0, -1.0]
     """
 
     def adapt(params: Params, support: Batch, rng: Key | None) -> tuple[Params, AdaptInfo]:

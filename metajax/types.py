@@ -12,7 +12,17 @@ Key = jax.Array
 
 
 class LossFn(Protocol):
-    """A pure function of parameters, a batch and a key (`jax.random.key`, or None: no noise)."""
+    """A pure function of parameters, a batch and a key (`jax.random.key`, or None: no noise).
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> def loss_fn(params, batch, rng):
+        ...     error = batch["x"] @ params["w"] - batch["y"]
+        ...     return jnp.mean(error**2), {"mae": jnp.mean(abs(error))}
+        >>> batch = {"x": jnp.ones((5, 2)), "y": jnp.ones(5)}
+        >>> float(loss_fn({"w": jnp.zeros(2)}, batch, None)[0])
+        1.0
+    """
 
     def __call__(self, params: Params, batch: Batch, rng: Key | None, /) -> tuple[jax.Array, Any]:
         """Returns the loss, a scalar, and auxiliary output: any pytree of arrays."""
@@ -23,6 +33,13 @@ class Task(NamedTuple):
     """A support set to adapt on and a query set to judge by.
 
     A batch of T tasks is a Task whose leaves all have a leading axis [T].
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, metajax
+        >>> one = metajax.Task(support={"x": jnp.ones((5, 3))}, query={"x": jnp.ones((9, 3))})
+        >>> batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), one, one)
+        >>> batch.support["x"].shape
+        (2, 5, 3)
     """
 
     support: Batch
@@ -36,6 +53,16 @@ class MetaInfo(NamedTuple):
         query_loss: [] the loss on the query set after adaptation.
         query_aux: the loss function's auxiliary output on the query set.
         support_loss: [K] the loss on the support set before each of the K inner steps.
+
+    Examples:
+        >>> import jax.numpy as jnp, metajax, optax
+        >>> def loss_fn(params, batch, rng):
+        ...     return jnp.sum((params - batch) ** 2) / 2, {}
+        >>> algorithm = metajax.maml(loss_fn, optax.sgd(0.5), num_steps=2)
+        >>> task = metajax.Task(support=jnp.ones(2), query=jnp.ones(2))
+        >>> _, info = algorithm.meta_grad(jnp.zeros(2), task, None)
+        >>> info.support_loss.tolist(), float(info.query_loss)
+        ([1.0, 0.25], 0.0625)
     """
 
     query_loss: jax.Array
@@ -44,7 +71,17 @@ class MetaInfo(NamedTuple):
 
 
 class AdaptInfo(NamedTuple):
-    """What adaptation to one support set saw: support_loss [K], before each inner step."""
+    """What adaptation to one support set saw: support_loss [K], before each inner step.
+
+    Examples:
+        >>> import jax.numpy as jnp, metajax, optax
+        >>> def loss_fn(params, batch, rng):
+        ...     return jnp.sum((params - batch) ** 2) / 2, {}
+        >>> algorithm = metajax.maml(loss_fn, optax.sgd(0.5), num_steps=2)
+        >>> adapted, info = algorithm.adapt(jnp.zeros(2), jnp.ones(2), None)
+        >>> info.support_loss.tolist()
+        [1.0, 0.25]
+    """
 
     support_loss: jax.Array
 
@@ -60,6 +97,15 @@ class MetaAlgorithm(NamedTuple):
         adapt: `(meta_params, support, rng) -> (adapted_params, AdaptInfo)`.
         meta_grad: `(meta_params, task, rng) -> (grads, MetaInfo)`; grads has the structure of
             meta_params.
+
+    Examples:
+        >>> import jax.numpy as jnp, metajax, optax
+        >>> def loss_fn(params, batch, rng):
+        ...     return jnp.sum((params - batch) ** 2) / 2, {}
+        >>> algorithm = metajax.maml(loss_fn, optax.sgd(0.5), num_steps=1)
+        >>> meta_params = algorithm.init(jnp.zeros(2))
+        >>> algorithm.adapt(meta_params, jnp.ones(2), None)[0].tolist()
+        [0.5, 0.5]
     """
 
     init: Callable[[Params], PyTree]

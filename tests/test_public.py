@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,8 +34,20 @@ def test_all_is_sorted_and_complete():
 
 @pytest.mark.parametrize("name", metajax.__all__)
 def test_every_public_name_is_there_and_documented(name):
-    assert getattr(metajax, name).__doc__
+    assert ">>> " in getattr(metajax, name).__doc__, f"{name}: show an example that runs"
     assert name in dir(metajax)
+
+
+def test_the_reference_has_every_public_name():
+    pages = [path.read_text() for path in (ROOT / "docs/reference").glob("*.md")]
+    shown = {name for page in pages for name in re.findall(r"^::: (\S+)$", page, re.M)}
+    for module, names in metajax._MODULES.items():
+        for name in names:
+            homes = {f"metajax.{module}.{name}", f"{getattr(metajax, name).__module__}.{name}"}
+            assert homes & shown, f"{name}: add it to a page of docs/reference"
+    for package in ("metajax.models", "metajax.data"):
+        last = {name.rpartition(".")[2] for name in shown if name.startswith(package)}
+        assert last == set(importlib.import_module(package).__all__)
 
 
 def test_functions_keep_their_names_when_their_modules_are_imported():

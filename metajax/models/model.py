@@ -67,6 +67,21 @@ class Bert:
         remat: checkpoint each block (less memory in the backward pass, more time).
         dtype: of the computation; None means the parameters' own.
         source: the directory that holds the tokenizer.
+
+    Raises:
+        InputError: head, pooling or num_labels cannot be used.
+
+    Examples:
+        >>> import jax, metajax
+        >>> from metajax.models import BertConfig
+        >>> config = BertConfig(
+        ...     vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1,
+        ...     intermediate_size=4, max_position_embeddings=8)
+        >>> model = metajax.Bert(config)
+        >>> tokens = jax.numpy.ones((2, 5), int)
+        >>> batch = {"input_ids": tokens, "attention_mask": tokens, "token_type_ids": 0 * tokens}
+        >>> model(model.init(jax.random.key(0)), batch).last_hidden_state.shape
+        (2, 5, 4)
     """
 
     config: BertConfig

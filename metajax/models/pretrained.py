@@ -45,6 +45,20 @@ def from_pretrained(
 
     Raises:
         InputError: the directory or id cannot be read, or is no BERT that fits.
+
+    Examples:
+        >>> import tempfile
+        >>> import jax, metajax
+        >>> from metajax.models import BertConfig
+        >>> config = BertConfig(
+        ...     vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1,
+        ...     intermediate_size=4, max_position_embeddings=8)
+        >>> model = metajax.Bert(config)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     metajax.save_pretrained(folder, model, model.init(jax.random.key(0)))
+        ...     again, params = metajax.from_pretrained(folder, head="encoder")
+        >>> params["embeddings"]["word"].shape
+        (9, 4)
     """
     model = read_model(
         name_or_path,

@@ -38,6 +38,20 @@ def save_pretrained(directory: str | os.PathLike[str], model: Bert, params: Para
         directory: made if need be; files of the same names are replaced.
         model: the model.
         params: its parameters; every bit is kept.
+
+    Examples:
+        >>> import os
+        >>> import tempfile
+        >>> import jax, metajax
+        >>> from metajax.models import BertConfig
+        >>> config = BertConfig(
+        ...     vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1,
+        ...     intermediate_size=4, max_position_embeddings=8)
+        >>> model = metajax.Bert(config)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     metajax.save_pretrained(folder, model, model.init(jax.random.key(0)))
+        ...     sorted(os.listdir(folder))
+        ['config.json', 'model.safetensors']
     """
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
