@@ -34,18 +34,23 @@ from benchmarks.fuzz import seeds, worker
 from benchmarks.fuzz.readers import READERS
 from benchmarks.fuzz.worker import Outcome
 
-_PATIENCE = 120  # Seconds for a process that does not even react to its alarm (or still imports).
+_PATIENCE = 60  # Seconds for a process that does not even react to its alarm.
 
 
 def outcomes(name: str, seed: int, cases: range, root: Path) -> Iterator[Outcome]:
     """What becomes of a reader's inputs; a process that dies is followed by another one."""
-    spawn = multiprocessing.get_context("spawn")
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["benchmarks.fuzz.worker"])  # It imports once for all.
     while cases:
-        ours, theirs = spawn.Pipe(duplex=False)
-        process = spawn.Process(target=worker.run, args=(name, seed, cases, root, theirs))
+        ours, theirs = server.Pipe(duplex=False)
+        process = server.Process(target=worker.run, args=(name, seed, cases, root, theirs))
         process.start()
         theirs.close()
         ended = "hangs"
+        try:
+            ours.recv()
+        except EOFError:
+            raise RuntimeError(f"{name}: its valid input is not read") from None
         try:
             while cases and ours.poll(_PATIENCE):
                 outcome = ours.recv()

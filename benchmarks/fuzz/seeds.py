@@ -1,5 +1,6 @@
 """Valid files for each reader, by their names in a directory."""
 
+import contextlib
 import io
 import json
 from collections.abc import Iterator
@@ -39,7 +40,8 @@ def build(root: Path) -> None:
     (root / "outside" / "bait").write_bytes((bert / "model.safetensors").read_bytes())
     rows.write_bytes(_json_lines())
     command = ["adapt", "--model", bert, "--tasks", rows, "--dev", rows, "--workdir", root / "run"]
-    assert cli.main([*map(str, command), "--inner-steps", "2", "--max-length", "16"]) == 0
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert cli.main([*map(str, command), "--inner-steps", "2", "--max-length", "16"]) == 0
 
 
 def _tree(directory: Path, *patterns: str) -> Files:
@@ -84,8 +86,8 @@ def parquet(_: Path) -> Iterator[Files]:
         ({"text": texts, "label": [*range(count)]}, {"compression": "zstd"}),
         ({"text": texts, "text_pair": texts, "label": labels}, {"compression": "gzip"}),
         ({"text": texts, "label": pa.array(labels).dictionary_encode()}, {"version": "1.0"}),
-        ({"text": texts, "label": [0.5] * count, "more": [[1, 2]] * count}, {}),
-        ({"text": [b"bytes"] * count, "label": [True] * count, "none": [None] * count}, {}),
+        ({"text": texts, "label": labels, "more": [[1, 2]] * count, "half": [0.5] * count}, {}),
+        ({"text": texts, "label": labels, "raw": [b"bytes"] * count, "no": [None] * count}, {}),
         ({"text": texts, "label": labels, "deep": [{"a": [{"b": 1}]}] * count}, {}),
     ]
     for columns, settings in tables:

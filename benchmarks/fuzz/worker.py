@@ -70,7 +70,7 @@ def _replace(path: Path, kind: int) -> None:
 
 
 def run(name: str, seed: int, cases: Sequence[int], root: Path, results: Connection) -> None:
-    """Sends an `Outcome` for each case."""
+    """Sends True once the valid inputs are read, then an `Outcome` for each case."""
     reader, scratch = READERS[name], root / "scratch"
     valid = list(reader.seeds(root))
     scratch.mkdir(exist_ok=True)
@@ -81,6 +81,7 @@ def run(name: str, seed: int, cases: Sequence[int], root: Path, results: Connect
     for files in valid:
         _write(directory, files)
         reader.read(directory, root)
+    results.send(True)
     _limit()
     with (scratch / "log").open("w") as log, contextlib.redirect_stderr(log):
         for case in cases:

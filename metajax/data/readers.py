@@ -10,6 +10,12 @@ from typing import Any, NamedTuple, NoReturn
 from metajax.errors import InputError
 from metajax.reading import parse_json, read_bytes
 
+# Of a Parquet file's column: a file of a few kilobytes can hold gigabytes.
+_ALWAYS_FINE = 1 << 28  # Bytes.
+_MOST_TIMES = 100  # The file's own size.
+_BYTES_OF_A_ROW = 64  # What Python takes for a short text.
+_BATCH = 4096  # Rows decoded at once.
+
 
 class Table(NamedTuple):
     """Named columns of one source.
@@ -168,26 +174,75 @@ def _read_parquet(path: str | Path) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    damage = (pa.ArrowException, OSError, UnicodeDecodeError)
+    damage = (pa.ArrowException, OSError, ValueError, ArithmeticError)
 
     def corrupt(error: Exception) -> NoReturn:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, InputError):
+            raise error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: is not a sound Parquet file ({reason}); write it again")
 
     content = pa.BufferReader(read_bytes(path))
     try:
         file = pq.ParquetFile(content)
-        _check_names(str(path), file.schema_arrow.names)
-        table = file.read()
+        names = file.schema_arrow.names
+        _check_names(str(path), names)
+        # A text that comes again is read once: decoded it could fill any memory.
+        strings = [name for name in names if _is_string(file.schema_arrow.field(name).type)]
+        file = pq.ParquetFile(content, read_dictionary=strings)
     except damage as error:
         corrupt(error)
-    if not table.num_rows:
+    if not file.metadata.num_rows:
         raise InputError(f"{path}: has no rows; add examples")
 
     def column(name: str) -> list[Any]:
         try:
-            return table.column(name).to_pylist()
+            return _bounded_column(file, name, max(_ALWAYS_FINE, _MOST_TIMES * content.size()))
         except damage as error:
             corrupt(error)
 
-    return Table(str(path), tuple(table.column_names), column, lambda row: f"{path} row {row + 1}")
+    return Table(str(path), tuple(names), column, lambda row: f"{path} row {row + 1}")
+
+
+def _is_string(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return types.is_string(kind) or types.is_large_string(kind)
+
+
+def _bounded_column(file: Any, name: str, most: int) -> list[Any]:
+    """A column's values, if they take `most` bytes or less.
+
+    Raises:
+      ValueError: If they take more, or are not as many as the file says.
+    """
+    metadata, values, size = file.metadata, [], 0
+    claimed = metadata.num_rows * _BYTES_OF_A_ROW
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for each in map(group.column, range(group.num_columns)):
+            if each.path_in_schema.split(".")[0] == name:
+                claimed += each.total_uncompressed_size
+    if claimed > most:
+        raise ValueError(f"the column {name!r} claims {claimed} bytes")
+    for batch in file.iter_batches(_BATCH, columns=[name]):
+        found = batch.column(name)
+        size += len(found) * _BYTES_OF_A_ROW + _decoded_size(found)
+        if size > most:
+            raise ValueError(f"the column {name!r} holds more than {most} bytes")
+        values += found.to_pylist()
+    if len(values) != metadata.num_rows:
+        raise ValueError(f"{len(values)} rows in place of {metadata.num_rows}")
+    return values
+
+
+def _decoded_size(found: Any) -> int:
+    """The bytes of a column's values, those of a dictionary as often as they come."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_dictionary(found.type):
+        return found.nbytes
+    if not _is_string(found.dictionary.type):
+        return len(found) * found.dictionary.nbytes
+    lengths = pc.binary_length(found.dictionary).cast(pa.int64())
+    return pc.sum(lengths.take(found.indices)).as_py() or 0

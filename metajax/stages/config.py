@@ -14,7 +14,10 @@ from typing import Any
 import yaml
 
 from metajax.errors import InputError
+from metajax.reading import read_bytes
 from metajax.stages.option import Settings, flag
+
+_LARGEST = 1 << 20  # Bytes of a file of settings.
 
 
 def read_config(path: Path, settings: type[Settings]) -> list[str]:
@@ -47,16 +50,26 @@ def write_config(settings: dict[str, Any]) -> str:
 
 
 def _parse(path: Path) -> dict[Any, Any]:
+    content = read_bytes(path)
+    if len(content) > _LARGEST:
+        raise InputError(f"{path}: has {len(content)} bytes: name a YAML or TOML file of settings")
     try:
-        text = path.read_text(encoding="utf-8")
-        found = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file: name a YAML or TOML file of settings") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        text = content.decode("utf-8")
+        found = tomllib.loads(text) if path.suffix == ".toml" else _parse_yaml(text)
+    except RecursionError:
+        raise InputError(f"{path}: cannot be read (it is nested too deeply): mend it") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}): mend it") from None
     if not isinstance(found, dict):
         raise InputError(f"{path}: holds no settings: write one a line, such as 'steps: 300'")
     return found
+
+
+def _parse_yaml(text: str) -> Any:
+    # A few lines of aliases of aliases stand for more than any memory holds.
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        raise ValueError("it has an alias (*NAME), and settings need none")
+    return yaml.safe_load(text)
 
 
 def _arguments(where: str, field: dataclasses.Field[Any], value: Any) -> list[str]:
