@@ -203,6 +203,10 @@ def test_what_a_reader_may_not_do_is_seen(watch, fault):
 
 
 def test_a_reader_that_hangs_is_ended(watch):
-    with pytest.raises(Hung), watch[0].on(0.05):
-        while True:
-            pass
+    def hang():
+        with watch[0].on(0.05):
+            while True:
+                pass
+
+    with pytest.raises(Hung):
+        hang()
