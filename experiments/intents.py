@@ -11,7 +11,7 @@ Command: python -m experiments.intents --model MINILM --data DATA --set BANKING7
     --shots 1 --root runs/intents
 Hardware and time: two CPU cores, some five minutes for the prototypical network and the baselines
 (`--methods protonet`), 45 for all methods at one shot.
-Expect: BANKING77, split 01, 1 shot: prototypical network 88, Proto-MAML 89, baselines 85 to 86.
+Expect: BANKING77, split 01, 1 shot: prototypical network and Proto-MAML 89, baselines 85 to 86.
 
 Each method is meta-trained on episodes of the split's training classes (150 steps of four) and
 judged on 600 episodes of its test classes, 5 queries a class, the same for all (inductive: each
