@@ -20,8 +20,9 @@ _OUTSIDE = (
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the pages that do not stand in docs/."""
-    for name in _OUTSIDE:
+    """Adds the pages that do not stand in docs/, and their pictures."""
+    pictures = sorted(_ROOT.glob("experiments/pictures/*.svg"))
+    for name in (*_OUTSIDE, *(str(path.relative_to(_ROOT)) for path in pictures)):
         files.append(File.generated(config, name, abs_src_path=str(_ROOT / name)))
     return files
 
