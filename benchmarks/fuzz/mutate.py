@@ -221,6 +221,6 @@ def mutate(draw: random.Random, name: str, content: bytes, other: bytes) -> byte
     for suffix, change in _BY_SUFFIX.items():
         if name.endswith(suffix) and draw.random() < 0.6:
             # What an earlier mutation broke has only bytes left to change.
-            with contextlib.suppress(ValueError, LookupError, yaml.YAMLError):
+            with contextlib.suppress(ValueError, LookupError, RecursionError, yaml.YAMLError):
                 return change(draw, content)
     return octets(draw, content, other)

@@ -15,7 +15,8 @@ from metajax.models import Bert, files, from_pretrained, read_model
 from metajax.stages import predict, protocol, report_data, source
 from metajax.stages.few_shot import describe_few_shot
 from metajax.stages.groups import InnerSettings, ModelSettings
-from metajax.stages.run import MetricsLog, Run, read_record
+from metajax.stages.metrics import MetricsLog
+from metajax.stages.run import Run, read_record
 from metajax.stages.settings import EvaluateSettings
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from metajax.data.readers import numbered_lines
 from metajax.data.tasks import TaskData
-from metajax.errors import InputError
+from metajax.errors import InputError, one_line
 
 _CHUNK = 1024  # texts tokenised at once: enough to keep the tokenizer's threads busy
 
@@ -182,14 +182,20 @@ def pack_blocks(lines: Sequence[str], tokenizer: Any, block_length: int) -> Bloc
 def _encode(
     tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, **settings: Any
 ) -> dict[str, list[list[int]]]:
-    return tokenizer(
-        list(texts),
-        None if pairs is None else list(pairs),
-        return_attention_mask=False,
-        return_token_type_ids=True,
-        verbose=False,
-        **settings,
-    )
+    try:
+        return tokenizer(
+            list(texts),
+            None if pairs is None else list(pairs),
+            return_attention_mask=False,
+            return_token_type_ids=True,
+            verbose=False,
+            **settings,
+        )
+    except Exception as error:  # tokenizers has no other: a vocabulary without [UNK], say.
+        raise InputError(
+            f"{tokenizer.name_or_path}: its tokenizer cannot split a text ({one_line(error)}): "
+            "mend its tokenizer.json"
+        ) from error
 
 
 def _pad(rows: list[list[int]], lengths: np.ndarray, value: int, dtype: type) -> np.ndarray:

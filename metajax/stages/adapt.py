@@ -13,8 +13,9 @@ from metajax.errors import InputError
 from metajax.models import save_config
 from metajax.outer import OuterState
 from metajax.stages.few_shot import open_few_shot
+from metajax.stages.metrics import MetricsLog
 from metajax.stages.predict import label
-from metajax.stages.run import MetricsLog, begin, held, make_record, open_run, write_results
+from metajax.stages.run import begin, held, make_record, open_run, write_results
 from metajax.stages.settings import AdaptSettings, PredictSettings
 from metajax.stages.source import Classifier, describe, text_length
 from metajax.stages.tasks import batch_of, fingerprints, load, relabel, tokenized

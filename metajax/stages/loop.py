@@ -26,8 +26,9 @@ from metajax.outer import Metrics, OuterState, num_tasks, task_keys
 from metajax.parallel import OuterLoop, outer_loop, task_mesh
 from metajax.stages import hosts
 from metajax.stages.groups import ModelSettings, TrainSettings
+from metajax.stages.metrics import MetricsLog
 from metajax.stages.progress import Progress
-from metajax.stages.run import MetricsLog, Run, begin, held, write_results
+from metajax.stages.run import Run, begin, held, write_results
 from metajax.stages.signals import Stop, listening
 from metajax.stages.track import Profile, tracking
 from metajax.types import Key, MetaAlgorithm, Params, Task

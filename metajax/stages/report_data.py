@@ -11,11 +11,11 @@ from metajax.errors import InputError
 from metajax.reading import parse_json
 from metajax.report import Series
 from metajax.stages.evaluate import Row
+from metajax.stages.metrics import read_metrics
 from metajax.stages.paths import address, to_path
 from metajax.stages.run import read_record
 
 _STAGES = ("pretrain", "finetune", "metatrain", "adapt")
-_NUMBERS = ("seconds", "data_wait", "peak_memory_bytes", "peak_device_memory_bytes")
 
 
 class Run(NamedTuple):
@@ -39,7 +39,7 @@ class Run(NamedTuple):
         """A number of each step that has it."""
         rows = [row for row in self.metrics if row["step"] and name in row]
         return Series(
-            np.array([row["step"] for row in rows], int),
+            np.array([row["step"] for row in rows], float),
             np.array([row[name] for row in rows], float),
         )
 
@@ -79,7 +79,7 @@ def _read_run(name: str, path: str) -> Run:
     found = _read_json(results) if results.is_file() else None
     if not isinstance(found, dict | None) or not _is_judged(found or {}):
         raise InputError(f"{results}: is not a run's results: restore it from a backup")
-    return Run(name, path, record, _read_metrics(workdir / "metrics.jsonl"), found)
+    return Run(name, path, record, read_metrics(workdir / "metrics.jsonl"), found)
 
 
 def _is_judged(results: dict[str, Any]) -> bool:
@@ -98,30 +98,6 @@ def _read_json(path: Path) -> Any:
         return parse_json(path.read_text(encoding="utf-8"))
     except ValueError:
         raise InputError(f"{path}: is not JSON: restore it from a backup") from None
-
-
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file but one that is just being written."""
-    if not path.is_file():
-        return []
-    rows = []
-    lines = path.read_bytes().decode("utf-8", errors="replace").splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        if not line.endswith("\n"):
-            break
-        try:
-            row = parse_json(line)
-            numbers = [row["step"], *(row.get(name, 0) for name in _NUMBERS)]
-            if not all(isinstance(number, int | float) for number in numbers):
-                raise TypeError
-            if not isinstance(row.get("loss"), int | float | None):
-                raise TypeError
-        except (ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{path}:{number}: is not a step's metrics: mend it or remove the line"
-            ) from None
-        rows.append(row)
-    return rows
 
 
 def read_evaluation(path: Path) -> list[Comparison]:

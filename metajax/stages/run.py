@@ -17,9 +17,9 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
-from metajax.errors import InputError, StoppedError
+from metajax.errors import InputError
 from metajax.reading import parse_json
 from metajax.stages.config import write_config
 from metajax.stages.option import Settings, flag
@@ -241,77 +241,6 @@ def held(run: Run) -> Iterator[None]:
                 "--workdir"
             ) from None
         yield
-
-
-class MetricsLog:
-    """The metrics of a run, a JSON object a line.
-
-    To an object in a bucket nothing can be appended: there the rows are written with `flush`.
-
-    Args:
-        run: whose.
-        step: the step resumed from; rows of later steps, from before a kill, are dropped.
-        writes: whether this process is the one that writes them.
-        also: told of each row that is written.
-
-    Attributes:
-        rows: all so far.
-    """
-
-    def __init__(
-        self,
-        run: Run,
-        step: int,
-        *,
-        writes: bool = True,
-        also: Callable[[dict[str, Any]], None] = lambda row: None,
-    ) -> None:
-        self._path, self._writes, self._also = run.path / "metrics.jsonl", writes, also
-        self.rows = [row for row in _read_rows(self._path) if row["step"] <= step]
-        self._file = None
-        if writes and not in_bucket(self._path):
-            self._write_all()
-            self._file = self._path.open("a", encoding="utf-8")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.flush()
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # What could not be written before, again.
-                self._file.close()
-
-    def flush(self) -> None:
-        """Writes what is not yet written; to be called before the step is saved."""
-        if self._writes and in_bucket(self._path):
-            self._write_all()
-
-    def _write_all(self) -> None:
-        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Appends a row; to a file at once."""
-        self.rows.append(row)
-        try:
-            if self._file is not None:
-                self._file.write(json.dumps(row) + "\n")
-                self._file.flush()
-        except OSError as error:
-            raise StoppedError(
-                f"{self._path}: cannot be written ({error.strerror}): the checkpoints are "
-                "safe; make room and run the same command again"
-            ) from error
-        self._also(row)
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; one that a kill cut short is left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def write_results(run: Run, results: dict[str, Any]) -> None:

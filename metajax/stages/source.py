@@ -18,7 +18,7 @@ from metajax.models import (
     read_model,
     with_head,
 )
-from metajax.reading import parse_json
+from metajax.models.files import read_json
 from metajax.stages.groups import ModelSettings
 from metajax.stages.paths import address, in_bucket, local, to_path
 from metajax.stages.run import read_record
@@ -105,7 +105,7 @@ def _rebuild(directory: Path, described: dict[str, Any]) -> Bert:
     directory = local(directory)
     file = directory / "config.json"
     try:
-        config = BertConfig.from_dict(parse_json(file.read_text(encoding="utf-8")), str(file))
+        config = BertConfig.from_dict(read_json(file), str(file))
         settings = {name: _tuples(value) for name, value in described.items()}
         return Bert(config=config, source=str(directory), **settings)
     except (OSError, ValueError, TypeError) as error:

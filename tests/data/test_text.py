@@ -1,5 +1,8 @@
+import json
+
 import numpy as np
 import pytest
+import transformers
 
 from metajax.data import TaskData, pack_blocks, read_lines, tokenize, tokenize_task
 from metajax.errors import InputError
@@ -125,3 +128,14 @@ def test_blocks_that_hold_nothing(tokenizer):
     for lines in ([], ["\u200b"]):
         with pytest.raises(InputError, match="the text has no tokens"):
             pack_blocks(lines, tokenizer, 8)
+
+
+def test_a_vocabulary_without_its_unknown_token(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    described = json.loads(file.read_text())
+    described["model"]["unk_token"] = "[ELSE]"
+    file.write_text(json.dumps(described))
+    other = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    with pytest.raises(InputError, match=f"{tmp_path}: its tokenizer cannot split a text"):
+        tokenize(["no word of it"], None, other, 16)

@@ -241,6 +241,10 @@ BAD = {
         "is a run of no stage there is",
     ),
     "metrics not JSON": (spoil("metrics.jsonl", "oops\n"), "metrics.jsonl:1: is not a step's"),
+    "a step of too many digits": (
+        spoil("metrics.jsonl", '{"step": 1' + "0" * 400 + "}\n"),
+        "metrics.jsonl:1: is not a step's",
+    ),
     "other metrics": (spoil("metrics.jsonl", '{"step": "x"}\n'), "metrics.jsonl:1: is not a"),
     "results not JSON": (spoil("results.json", "{"), "results.json: is not JSON"),
     "other results": (spoil("results.json", "[]"), "results.json: is not a run's results"),
