@@ -134,8 +134,14 @@ def test_a_vocabulary_without_its_unknown_token(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     file = tmp_path / "tokenizer.json"
     described = json.loads(file.read_text())
-    described["model"]["unk_token"] = "[ELSE]"
+    vocabulary = described["model"]["vocab"]
+    vocabulary["[ELSE]"] = vocabulary.pop("[UNK]")
+    described["added_tokens"] = [
+        token for token in described["added_tokens"] if token["content"] != "[UNK]"
+    ]
     file.write_text(json.dumps(described))
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"unk_token": None}))
     other = transformers.AutoTokenizer.from_pretrained(tmp_path)
     with pytest.raises(InputError, match=f"{tmp_path}: its tokenizer cannot split a text"):
-        tokenize(["no word of it"], None, other, 16)
+        tokenize(["\u2603"], None, other, 16)
