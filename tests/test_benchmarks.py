@@ -8,6 +8,7 @@ import pytest
 from benchmarks import faults, gpu, memory, peers, profile_step, scaling, steps
 
 
+@pytest.mark.slow
 def test_memory(monkeypatch, capsys, tmp_path):
     sizes = ["--support", "4", "--query", "8", "--length", "16"]
     engines = ["--engine", "first-order", "--steps", "1", "2", "--tasks", "1", "2"]
@@ -36,6 +37,7 @@ def test_steps(monkeypatch, capsys, tmp_path):
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_profile(monkeypatch, capsys, tmp_path):
     output = tmp_path / "profile.json"
     command = ["profile_step", "--case", "tiny", "--output", str(output)]

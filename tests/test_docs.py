@@ -228,6 +228,9 @@ def check_exported(names: dict) -> None:
     assert names["classifier"].config.id2label[0] == "topic10"
 
 
+# Their blocks take whole stages; the README's do too.
+LONG = ("docs/tutorial.md", "docs/guides/own-csv.md", "docs/guides/export.md")
+
 # What a page's names have to be in the end.
 CHECKS = {
     "docs/algorithms.md": check_algorithm,
@@ -236,7 +239,10 @@ CHECKS = {
 
 
 @pytest.mark.xdist_group("docs")  # One worker compiles for all.
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page in LONG else ()) for page in PAGES],
+)
 def test_every_block_runs(page, desk):
     run_shell(made_before(page), run=True)
     names = run_page(page, (ROOT / page).read_text())

@@ -60,6 +60,7 @@ def material(tmp_path):
         yield SimpleNamespace(root=tmp_path, given=given)
 
 
+@pytest.mark.slow
 def test_navigation_takes_a_step(capsys, monkeypatch):
     monkeypatch.setattr(navigation, "PAPER", {1: -11.68})
     navigation.main(["--steps", "1", "--episodes", "2", "--trajectories", "3"])
@@ -107,6 +108,7 @@ def test_navigation_estimates_both_derivatives_of_the_return(monkeypatch):
         np.testing.assert_allclose(-found, wanted, atol=atol)
 
 
+@pytest.mark.slow
 def test_intents_and_unlabelled_take_a_step(material, capsys):
     given = [*material.given, "--data", str(material.root)]
     methods = ["--methods", "protonet", "--baselines", "linear"]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 from metajax.errors import InputError
 from metajax.reading import parse_json, read_bytes
 
-# Of a Parquet file's column: a file of a few kilobytes can hold gigabytes.
+# Of a Parquet file: one of a few kilobytes can hold gigabytes.
 _ALWAYS_FINE = 1 << 28  # Bytes.
 _MOST_TIMES = 100  # The file's own size.
 _BYTES_OF_A_ROW = 64  # What Python takes for a short text.
@@ -217,13 +217,12 @@ def _bounded_column(file: Any, name: str, most: int) -> list[Any]:
       ValueError: If they take more, or are not as many as the file says.
     """
     metadata, values, size = file.metadata, [], 0
-    claimed = metadata.num_rows * _BYTES_OF_A_ROW
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for each in map(group.column, range(group.num_columns)):
-            if each.path_in_schema.split(".")[0] == name:
-                claimed += each.total_uncompressed_size
-    if claimed > most:
-        raise ValueError(f"the column {name!r} claims {claimed} bytes")
+    # Of a row group and not of its column: where a column's statistics are damaged, pyarrow ends the
+    # process.
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    claimed = sum(group.total_byte_size for group in groups)
+    if claimed + metadata.num_rows * _BYTES_OF_A_ROW > most:
+        raise ValueError(f"it claims {claimed} bytes in {metadata.num_rows} rows")
     for batch in file.iter_batches(_BATCH, columns=[name]):
         found = batch.column(name)
         size += len(found) * _BYTES_OF_A_ROW + _decoded_size(found)

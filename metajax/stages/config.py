@@ -18,6 +18,7 @@ from metajax.reading import read_bytes
 from metajax.stages.option import Settings, flag
 
 _LARGEST = 1 << 20  # Bytes of a file of settings.
+_DEEPEST = 20  # Settings are lists at most.
 
 
 def read_config(path: Path, settings: type[Settings]) -> list[str]:
@@ -66,9 +67,16 @@ def _parse(path: Path) -> dict[Any, Any]:
 
 
 def _parse_yaml(text: str) -> Any:
-    # A few lines of aliases of aliases stand for more than any memory holds.
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-        raise ValueError("it has an alias (*NAME), and settings need none")
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        # A few lines of aliases of aliases stand for more than any memory holds.
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has an alias (*NAME), and settings need none")
+        # The parser's time grows with the square of the depth.
+        opens = isinstance(event, yaml.CollectionStartEvent)
+        depth += opens - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise RecursionError
     return yaml.safe_load(text)
 
 

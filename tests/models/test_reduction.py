@@ -95,7 +95,7 @@ def test_mentioned_rows_are_enough(params, optimizer, low_memory, packed):
     assert_same_meta_gradient(params, task, optimizer, optimizer, **settings)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 2])
+@pytest.mark.parametrize("chunk_size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_batch_of_unequal_tasks(params, chunk_size, monkeypatch):
     """All that saves memory or time at once, in chunks, against each task alone and plain."""
     monkeypatch.setitem(bert._CHUNK_TOKENS, "cpu", 8)  # Blocks too, a few rows at a time.
@@ -151,7 +151,7 @@ def test_layers_are_put_back(params):
 @pytest.mark.parametrize(
     ("other", "plain"),
     [
-        (upper_layers(MODEL, 1), "masked"),
+        pytest.param(upper_layers(MODEL, 1), "masked", marks=pytest.mark.slow),
         pytest.param(mentioned_rows(MODEL), "sgd", marks=pytest.mark.slow),
     ],
 )
@@ -184,9 +184,10 @@ ALGORITHMS = {
     "name",
     [
         "reptile",
-        "meta-sgd",
-        "leopard",
-        *(pytest.param(each, marks=pytest.mark.slow) for each in ("imaml", "proto-maml")),
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in ("meta-sgd", "leopard", "imaml", "proto-maml")
+        ),
     ],
 )
 def test_other_algorithms_of_a_reduced_task(params, name):

@@ -91,6 +91,7 @@ def losses(workdir):
     return [{k: v for k, v in row.items() if k not in timed} for row in tiny.rows_of(workdir)]
 
 
+@pytest.mark.slow
 def test_killed_torn_and_damaged(material, compiled, bucket, tmp_path):
     settings = {"steps": 80, "save_every": 10, "keep": 3}
     command = pretrain_command(material, "gs://bucket/run", **settings)

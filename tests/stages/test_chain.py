@@ -362,7 +362,11 @@ def test_a_run_that_has_not_ended_is_named(chain, material, tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"algorithm": "anil"}, {"algorithm": "reptile"}, {"algorithm": "fomaml", "layers": 0}],
+    [
+        {"algorithm": "anil"},
+        pytest.param({"algorithm": "reptile"}, marks=pytest.mark.slow),
+        pytest.param({"algorithm": "fomaml", "layers": 0}, marks=pytest.mark.slow),
+    ],
 )
 def test_other_algorithms_train_and_adapt(material, tmp_path, settings):
     tiny.succeed(*metatrain_command(material, tmp_path / "meta", steps=1, **settings))

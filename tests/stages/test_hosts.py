@@ -38,7 +38,7 @@ def params_of(workdir):
 @pytest.mark.parametrize(
     ("stage", "shards"),
     [
-        ("metatrain", 4),
+        pytest.param("metatrain", 4, marks=pytest.mark.slow),
         pytest.param("metatrain", 1, marks=pytest.mark.slow),
         pytest.param("pretrain", 1, marks=pytest.mark.slow),
         pytest.param("pretrain", 8, marks=pytest.mark.slow),

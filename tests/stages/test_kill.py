@@ -106,7 +106,11 @@ def assert_ends_alike(process, workdir, expected):
 
 
 @pytest.mark.parametrize(
-    ("stage", "moment"), [("pretrain", "after a step"), ("metatrain", "while saving")]
+    ("stage", "moment"),
+    [
+        ("pretrain", "after a step"),
+        pytest.param("metatrain", "while saving", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_and_run_again(material, undisturbed, tmp_path, stage, moment):
     expected = undisturbed(stage)

@@ -37,7 +37,7 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
-@pytest.mark.parametrize("little", [False, True])
+@pytest.mark.parametrize("little", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_cost_is_that_of_the_step_that_a_run_compiles(material, little):
     changes = {"algorithm": "maml", "low_memory": True, "remat": True} if little else {}
     settings = PlanSettings(model=str(material.bert), **SMALL | changes)

@@ -37,7 +37,13 @@ def losses(workdir):
     return [(row["step"], row.get("loss")) for row in tiny.rows_of(workdir)]
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "metatrain", "finetune"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("pretrain", "finetune")),
+        "metatrain",
+    ],
+)
 def test_an_interrupted_run_ends_as_an_undisturbed_one(
     chain, material, tmp_path, monkeypatch, stage
 ):

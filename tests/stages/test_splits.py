@@ -34,6 +34,7 @@ def evaluated(model, splits, *more):
     return out, json.loads(output.read_text())
 
 
+@pytest.mark.slow
 def test_each_draw_counts_as_adapt_does(chain, splits, monkeypatch):
     monkeypatch.setattr(draws, "_MOST_QUERIES", 5)  # A draw's queries are several episodes.
     out, rows = evaluated(chain.metatrain, splits, "--curve", 2)

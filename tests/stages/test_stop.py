@@ -36,7 +36,9 @@ def steps_saved(workdir):
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT]
+)
 def test_a_signal_in_the_middle_saves_the_step_in_hand(material, compiled, tmp_path, number):
     command = pretrain_command(material, tmp_path / "run", steps=STEPS, save_every=STEPS)
     done, seconds = signalled(command, tmp_path / "run", compiled, number, 4)
