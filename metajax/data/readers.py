@@ -217,8 +217,7 @@ def _bounded_column(file: Any, name: str, most: int) -> list[Any]:
       ValueError: If they take more, or are not as many as the file says.
     """
     metadata, values, size = file.metadata, [], 0
-    # Of a row group and not of its column: where a column's statistics are damaged, pyarrow ends the
-    # process.
+    # Not of the column alone: asked for it, pyarrow ends the process where statistics are damaged.
     groups = map(metadata.row_group, range(metadata.num_row_groups))
     claimed = sum(group.total_byte_size for group in groups)
     if claimed + metadata.num_rows * _BYTES_OF_A_ROW > most:
