@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import faults, gpu, memory, peers, profile_step, scaling, steps
+from benchmarks import faults, gpu, memory, parity, peers, profile_step, scaling, steps
 
 
 @pytest.mark.slow
@@ -107,3 +107,16 @@ def test_scaling(monkeypatch, capsys, tmp_path):
     size = group["bytes"] / 2 * 256 / 255
     assert two["traffic_seconds"] == pytest.approx(within + size / 800e9)
     assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_parity(monkeypatch, capsys, tmp_path):
+    pytest.importorskip("torch")
+    parity.write("electra", "classification", tmp_path / "model", 1, 64)
+    command = ["parity", str(tmp_path / "model"), "--output", str(tmp_path / "parity.json")]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as end:
+        parity.main()
+    assert not end.value.code
+    [row] = json.loads((tmp_path / "parity.json").read_text())["rows"]
+    assert 0 < row["float64"] < 1e-13 < row["float32"] < 1e-5
+    assert len(capsys.readouterr().out.splitlines()) == 2

@@ -1,0 +1,135 @@
+"""The network's outputs against transformers' own, for each family of encoders.
+
+    python -m benchmarks.parity                       # random weights, saved by transformers
+    python -m benchmarks.parity bert-base my-encoder  # directories of weights
+
+Prints the largest difference between the two on texts of unequal lengths, over the largest output,
+in float32 and in float64. --output writes it as JSON. Needs PyTorch.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+
+from metajax.models import BertConfig, from_pretrained
+from metajax.models.families import FAMILIES
+
+CLASSES = {
+    "encoder": "Model",
+    "masked_lm": "ForMaskedLM",
+    "classification": "ForSequenceClassification",
+}
+# What the families' configurations have otherwise than BERT's.
+CHANGES: dict[str, dict[str, Any]] = {
+    "roberta": {"pad_token_id": 1, "type_vocab_size": 1},
+    "xlm-roberta": {"pad_token_id": 1, "type_vocab_size": 1},
+    "distilbert": {"type_vocab_size": 0},
+    "electra": {"embedding_size": 64},
+}
+
+
+def class_of(model_type: str, head: str) -> Any:
+    """The class of transformers."""
+    return getattr(transformers, FAMILIES[model_type].classes + CLASSES[head])
+
+
+def write(model_type: str, head: str, directory: Path, layers: int, hidden: int) -> None:
+    """A model of transformers' with random weights, as it saves itself."""
+    sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": 4 * hidden}
+    heads = {"num_attention_heads": max(1, hidden // 64), "max_position_embeddings": 130}
+    changes = CHANGES.get(model_type, {})
+    config = BertConfig(vocab_size=1000, model_type=model_type, **sizes, **heads, **changes)
+    kind = class_of(model_type, head)
+    theirs = kind(kind.config_class(**config.to_dict(), num_labels=3))
+    with torch.no_grad():
+        for number, parameter in enumerate(theirs.parameters()):
+            drawn = np.random.RandomState(number).standard_normal(parameter.shape)
+            parameter.copy_(torch.tensor(0.1 * drawn + (parameter.ndim == 1)))
+    theirs.save_pretrained(directory)
+
+
+def make_batch(config: BertConfig) -> dict[str, np.ndarray]:
+    """Four texts of 8 to 64 tokens."""
+    mask = (np.arange(64) < np.array([[8], [20], [50], [64]])).astype(np.int32)
+    ids = np.random.RandomState(0).randint(2, config.vocab_size, mask.shape)
+    return {"input_ids": np.where(mask, ids, config.pad_token_id), "attention_mask": mask}
+
+
+def difference(directory: str, head: str, bits: int) -> float:
+    """The largest difference of the outputs at tokens, over the largest output of theirs."""
+    with jax.enable_x64(bits == 64):
+        model, params = from_pretrained(directory, head)
+        batch = make_batch(model.config)
+        kind = class_of(model.config.model_type, head)
+        theirs = kind.from_pretrained(directory, dtype=getattr(torch, f"float{bits}")).eval()
+        with torch.no_grad():
+            given = {key: torch.tensor(value).long() for key, value in batch.items()}
+            name = "last_hidden_state" if head == "encoder" else "logits"
+            expected = theirs(**given)[name].numpy()
+        params = jax.tree.map(lambda leaf: leaf.astype(f"float{bits}"), params)
+        model = model.replace(dtype=jnp.dtype(f"float{bits}"))
+        batch["token_type_ids"] = np.zeros_like(batch["input_ids"])
+        found = np.asarray(getattr(jax.jit(model)(params, batch), name))
+    if head != "classification":
+        found, expected = (each[batch["attention_mask"] > 0] for each in (found, expected))
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def rows(directories: list[str], layers: int, hidden: int) -> Iterator[dict[str, Any]]:
+    """Each comparison's name, head and differences."""
+    if directories:
+        for directory in directories:
+            yield row(directory, directory, "encoder")
+        return
+    for model_type, family in FAMILIES.items():
+        for head in CLASSES:
+            if head == "masked_lm" and not family.masked_lm:
+                continue
+            with tempfile.TemporaryDirectory() as directory:
+                write(model_type, head, Path(directory), layers, hidden)
+                yield row(model_type, directory, head)
+
+
+def row(name: str, directory: str, head: str) -> dict[str, Any]:
+    """One comparison."""
+    found = {f"float{bits}": difference(directory, head, bits) for bits in (32, 64)}
+    return {"model": name, "head": head, **found}
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("directories", nargs="*", help="weights to compare; default: random ones")
+    parser.add_argument("--layers", type=int, default=6, help="of the random ones")
+    parser.add_argument("--hidden", type=int, default=384, help="features of the random ones")
+    parser.add_argument("--output", help="write the rows as JSON")
+    options = parser.parse_args()
+    logging.getLogger("metajax").setLevel(logging.ERROR)  # That a head is new is as it should be.
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    found = []
+    print(f"{'model':<24}{'head':<16}{'float32':>12}{'float64':>12}")
+    for each in rows(options.directories, options.layers, options.hidden):
+        found.append(each)
+        name, head, *differences = each.values()
+        print(f"{name:<24}{head:<16}" + "".join(f"{d:>12.1e}" for d in differences), flush=True)
+    if options.output:
+        Path(options.output).write_text(json.dumps({"rows": found}, indent=2) + "\n")
+    sys.exit(max(each["float64"] for each in found) > 1e-10)
+
+
+if __name__ == "__main__":
+    main()
