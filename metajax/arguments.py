@@ -205,7 +205,7 @@ def _metavar(setting: Any, kind: type) -> str:
 def _help(setting: Any) -> str:
     text = setting.metadata["help"]
     default = setting.default
-    if default in (dataclasses.MISSING, None, (), False):
+    if default is False or default in (dataclasses.MISSING, None, ()):
         return text
     shown = " ".join(default) if isinstance(default, tuple) else default
     return f"{text} (default {shown})"
@@ -217,7 +217,8 @@ def _with_config(arguments: list[str]) -> list[str]:
     Raises:
         InputError: the file cannot be used.
     """
-    if not any(argument.split("=")[0] == "--config" for argument in arguments):
+    names = {argument.split("=")[0] for argument in arguments}
+    if "--config" not in names or names & {"-h", "--help", "--help-all"}:
         return arguments
     parser = build_parser(whole=False)
     name, file = (getattr(parser.parse_args(arguments), key) for key in ("command", "config"))

@@ -98,3 +98,17 @@ def test_arguments_become_typed_settings():
 def test_settings_are_checked_from_python_too():
     with pytest.raises(InputError, match="--shots 0: give a number of at least 1"):
         MetatrainSettings(model="m", tasks=("t",), workdir="w", shots=0)
+    with pytest.raises(InputError, match=r"--tasks t.csv: give a tuple, such as \('t.csv',\)"):
+        MetatrainSettings(model="m", tasks="t.csv", workdir="w")
+    with pytest.raises(InputError, match="--shots '1': give a number"):
+        MetatrainSettings(model="m", tasks=("t",), workdir="w", shots="1")
+
+
+def test_help_comes_before_a_file_of_settings(capsys):
+    pages = []
+    for given in ([], ["--config", "none.yaml"]):
+        with pytest.raises(SystemExit):
+            parse(["pretrain", *given, "--help-all"])
+        pages.append(capsys.readouterr().out)
+    assert pages[0] == pages[1]
+    assert "(default 0)" in pages[0]  # The seed's.

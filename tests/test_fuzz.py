@@ -10,7 +10,7 @@ import yaml
 from hypothesis import strategies as st
 
 from benchmarks.fuzz import __main__ as fuzzer
-from benchmarks.fuzz import mutate, readers, worker
+from benchmarks.fuzz import mutate, readers, seeds, worker
 from benchmarks.fuzz.watch import Hung, Watch
 from metajax import cli, data
 from metajax.data.readers import read_table
@@ -210,3 +210,28 @@ def test_a_reader_that_hangs_is_ended(watch):
 
     with pytest.raises(Hung):
         hang()
+
+
+def _judged(monkeypatch, tmp_path, watch, read):
+    monkeypatch.setitem(readers.READERS, "spoilt", readers.Reader(1, seeds.csv, read))
+    return worker._judge("spoilt", 0, tmp_path, tmp_path, watch[0])
+
+
+def _refuse(line):
+    raise InputError(line)
+
+
+@pytest.mark.parametrize(
+    ("read", "kind"),
+    [
+        (lambda *_: None, "accepted"),
+        (lambda *_: _refuse("mend it"), "refused"),
+        (lambda *_: int("x"), "failed"),
+        (lambda *_: _refuse(""), "failed"),
+        (lambda *_: bytearray(600_000_000).count(1), "failed"),
+    ],
+    ids=["sound", "bad", "raises", "says nothing", "takes all memory"],
+)
+def test_what_is_a_failure(monkeypatch, tmp_path, watch, read, kind):
+    for _ in range(2):  # What the first one took does not hide what the second one takes.
+        assert _judged(monkeypatch, tmp_path, watch, read).kind == kind

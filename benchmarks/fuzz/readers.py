@@ -103,6 +103,9 @@ def _records(directory: Path, _: Path) -> None:
         run.series("seconds")
         run.most("peak_memory_bytes")
     report_data.read_evaluation(directory / "rows.json")
+
+
+def _lineage(directory: Path, _: Path) -> None:
     _command("lineage", "--model", directory)
 
 
@@ -146,6 +149,7 @@ READERS = {
     "model": Reader(4, seeds.weights, lambda path, _: from_pretrained(str(path))),
     "tokenizer": Reader(8, seeds.tokenizers, _tokenizer),
     "records": Reader(40, seeds.records, _records),
+    "lineage": Reader(20, seeds.descent, _lineage),
     "metrics": Reader(40, seeds.records, _metrics),
     "report": Reader(1, seeds.records, _report),
     "workdir": Reader(5, seeds.records, _workdir),

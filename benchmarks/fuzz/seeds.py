@@ -197,6 +197,13 @@ def tokenizers(root: Path) -> Iterator[Files]:
     yield model | _tree(root / "tokenizer", "*.json", "vocab.txt")
 
 
+def descent(root: Path) -> Iterator[Files]:
+    """The record of a run that began at another run."""
+    run = json.loads((root / "run" / "run.json").read_text())
+    run["parent"] = {"path": str(root / "run"), "step": 2, "record": json.loads(json.dumps(run))}
+    yield {"run.json": json.dumps(run).encode()}
+
+
 def records(root: Path) -> Iterator[Files]:
     """What a run wrote beside its checkpoints, and an evaluation."""
     row: dict[str, Any] = {"tasks": "t", "protocol": "p", "method": "knn", "inner_steps": 0}

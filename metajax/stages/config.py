@@ -56,7 +56,7 @@ def _parse(path: Path) -> dict[Any, Any]:
         raise InputError(f"{path}: has {len(content)} bytes: name a YAML or TOML file of settings")
     try:
         text = content.decode("utf-8")
-        found = tomllib.loads(text) if path.suffix == ".toml" else _parse_yaml(text)
+        found = tomllib.loads(text) if path.suffix.lower() == ".toml" else _parse_yaml(text)
     except RecursionError:
         raise InputError(f"{path}: cannot be read (it is nested too deeply): mend it") from None
     except (yaml.YAMLError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import typing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +60,7 @@ class Settings:
             value, limits = getattr(self, setting.name), setting.metadata
             if value is None:
                 continue
+            _check_kind(flag(setting.name), value, setting.type)
             for item in value if isinstance(value, tuple) else (value,):
                 if limits["choices"] and item not in limits["choices"]:
                     raise InputError(
@@ -66,6 +68,14 @@ class Settings:
                     )
                 if not isinstance(item, str):
                     _check_bounds(flag(setting.name), item, limits)
+
+
+def _check_kind(name: str, value: Any, kind: Any) -> None:
+    """What the command line converts, Python may give as something else."""
+    if typing.get_origin(kind) is tuple and not isinstance(value, tuple):
+        raise InputError(f"{name} {value}: give a tuple, such as ({value!r},)")
+    if isinstance(value, str) and str not in (kind, *typing.get_args(kind)):
+        raise InputError(f"{name} {value!r}: give a number or a switch, not a text")
 
 
 def _check_bounds(name: str, value: float, limits: Any) -> None:

@@ -15,8 +15,6 @@ from metajax.stages.metrics import read_metrics
 from metajax.stages.paths import address, to_path
 from metajax.stages.run import read_record
 
-_STAGES = ("pretrain", "finetune", "metatrain", "adapt")
-
 
 class Run(NamedTuple):
     """What a workdir holds.
@@ -73,8 +71,6 @@ def _read_run(name: str, path: str) -> Run:
     record = read_record(workdir)
     if record is None:
         raise InputError(f"{path}: is not the workdir of a run: name one")
-    if record["stage"] not in _STAGES:  # Files are named after it.
-        raise InputError(f"{path}: is a run of no stage there is: name another")
     results = workdir / "results.json"
     found = _read_json(results) if results.is_file() else None
     if not isinstance(found, dict | None) or not _is_judged(found or {}):

@@ -25,6 +25,7 @@ from metajax.stages.config import write_config
 from metajax.stages.option import Settings, flag
 from metajax.stages.paths import children, filling, in_bucket, to_path, write_object
 
+STAGES = ("pretrain", "finetune", "metatrain", "adapt")  # Those that leave a run.
 _PACKAGES = ("metajax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
 
 
@@ -96,12 +97,21 @@ def read_record(workdir: Path) -> dict[str, Any] | None:
         return None
     try:
         record = parse_json(path.read_text(encoding="utf-8"))
-        parts = [record[name] for name in ("settings", "data", "parent", "model", "versions")]
-        if not isinstance(record["stage"], str) or not all(isinstance(x, dict) for x in parts):
-            raise TypeError
-    except (OSError, ValueError, KeyError, TypeError):
+        _check_record(record)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{path}: is not a run's record: name another --workdir") from None
     return record
+
+
+def _check_record(record: Any) -> None:
+    """Raises KeyError or TypeError where it, or one it came from, is none."""
+    parts = [record[name] for name in ("settings", "data", "parent", "model", "versions")]
+    if record["stage"] not in STAGES or not all(isinstance(part, dict) for part in parts):
+        raise TypeError
+    if not isinstance(record["settings"]["seed"], int):
+        raise TypeError
+    if "record" in record["parent"]:
+        _check_record(record["parent"]["record"])
 
 
 def open_run(workdir: str, record: dict[str, Any], settings: Settings) -> Run:

@@ -33,7 +33,8 @@ def tracking(run: Run, names: tuple[str, ...], step: int) -> Iterator[Callable[[
         run: whose; TensorBoard's files go to its `tensorboard/`, those of Weights & Biases to
             `wandb/` (in a bucket: neither).
         names: "tensorboard", "wandb".
-        step: the one that the run resumes from; what a tracker knows of later ones is dropped.
+        step: the one that the run resumes from; what TensorBoard has of later ones is dropped.
+            Weights & Biases keeps it, and takes no row of a step that it has.
 
     Raises:
         InputError: the run is in a bucket, where TensorBoard's writer cannot write.

@@ -182,12 +182,25 @@ def test_a_run_that_has_no_checkpoint_yet(refused, chain, material, tmp_path):
     refused("holds no checkpoint yet", "export", "--model", run, "--output", "out")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"stage": "pretrain"}'])
+SOUND = {"stage": "pretrain", "settings": {"seed": 0}, "data": {}, "model": {}, "versions": {}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("{", "[]", "{}", '{"stage": "pretrain"}'),
+        json.dumps(SOUND | {"parent": {"record": 5}}),
+        json.dumps(SOUND | {"parent": {"record": SOUND}}),
+        json.dumps(SOUND | {"parent": {}, "stage": "foo"}),
+        json.dumps(SOUND | {"parent": {}, "settings": {}}),
+    ],
+)
 def test_a_record_that_is_none(refused, chain, material, tmp_path, content):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(content)
     refused("is not a run's record", *pretrain_command(material, tmp_path / "run"))
     refused("is not a run's record", "export", "--model", tmp_path / "run", "--output", "out")
+    refused("is not a run's record", "lineage", "--model", tmp_path / "run")
 
 
 def test_workdir_of_another_stage(refused, chain, material):

@@ -238,7 +238,7 @@ BAD = {
     "a record of something else": (spoil("run.json", "{}"), "run.json: is not a run's record"),
     "another stage": (
         spoil("run.json", json.dumps({"stage": "../x"} | {name: {} for name in PARTS})),
-        "is a run of no stage there is",
+        "run.json: is not a run's record",
     ),
     "metrics not JSON": (spoil("metrics.jsonl", "oops\n"), "metrics.jsonl:1: is not a step's"),
     "a step of too many digits": (
