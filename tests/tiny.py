@@ -1,6 +1,7 @@
 """A model, a tokenizer, text and tasks so small that a stage takes a second, and how to run one."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import logging
@@ -18,6 +19,7 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from tokenizers import ByteLevelBPETokenizer
 
 from metajax.cli import main
 from metajax.models import Bert, BertConfig, save_pretrained
@@ -40,6 +42,30 @@ def write_model(directory: Path, head="masked_lm", **changes) -> Path:
     save_pretrained(directory, model, model.init(jax.random.key(7)))
     (directory / "vocab.txt").write_text("\n".join(SPECIAL + WORDS) + "\n")
     (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    return directory
+
+
+def write_gpt2(directory: Path) -> Path:
+    """A random GPT-2 in Hugging Face format, with byte-level pairs."""
+    pairs = ByteLevelBPETokenizer()
+    pairs.train_from_iterator(
+        [" ".join(WORDS)] * 4,
+        vocab_size=400,
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
+    )
+    config = dataclasses.replace(
+        CONFIG,
+        model_type="gpt2",
+        vocab_size=pairs.get_vocab_size(),
+        type_vocab_size=0,
+        hidden_act="gelu_new",
+        classifier_dropout=0.0,
+    )
+    model = Bert(config)
+    save_pretrained(directory, model, model.init(jax.random.key(7)))
+    pairs.save_model(str(directory))
+    (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
     return directory
 
 

@@ -90,8 +90,14 @@ def tokenize(
       The tokens, padded to the longest there is.
 
     Raises:
-      InputError: If max_length leaves no room for a token besides the special ones.
+      InputError: If max_length leaves no room for a token besides the special ones, or nothing
+        would stand between the texts of a pair.
     """
+    if pairs is not None and not tokenizer.num_special_tokens_to_add(pair=True):
+        raise InputError(
+            "the model's tokenizer puts nothing between the two texts of a pair; give single "
+            "texts, each pair as one with words of your own between"
+        )
     least = tokenizer.num_special_tokens_to_add(pairs is not None) + 1
     if max_length < least:
         raise InputError(

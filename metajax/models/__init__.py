@@ -1,4 +1,4 @@
-"""BERT as a pure function, from and to Hugging Face files."""
+"""BERT and its relatives as a pure function, from and to Hugging Face files."""
 
 from metajax.models.config import BertConfig
 from metajax.models.files import has_classifier, hashes

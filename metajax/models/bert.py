@@ -106,7 +106,7 @@ class LayerNorm(nnx.Module):
 
 
 class Embeddings(nnx.Module):
-    """Word, position and token-type embeddings, added and normalised."""
+    """Word, position and token-type embeddings, added and (but in a decoder) normalised."""
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
         size = config.embedding_size or config.hidden_size
@@ -119,7 +119,8 @@ class Embeddings(nnx.Module):
         self.position = table(config.max_position_embeddings)
         if config.type_vocab_size:
             self.token_type = table(config.type_vocab_size)
-        self.norm = LayerNorm(size, config.layer_norm_eps)
+        if not config.family.decoder:
+            self.norm = LayerNorm(size, config.layer_norm_eps)
         if config.embedding_size:
             scale = config.initializer_range
             self.project = Dense(size, config.hidden_size, scale, rngs=rngs)
@@ -133,7 +134,7 @@ class Embeddings(nnx.Module):
         x_BxLxH = self.word[batch["input_ids"]] + self.position[where]
         if hasattr(self, "token_type"):
             x_BxLxH = x_BxLxH + self.token_type[batch["token_type_ids"]]
-        return self.norm(x_BxLxH)
+        return self.norm(x_BxLxH) if hasattr(self, "norm") else x_BxLxH
 
 
 class Block(nnx.Module):
@@ -159,8 +160,7 @@ class Block(nnx.Module):
         rate = self.config.hidden_dropout_prob
         attended = self.out(self.attend(x_BxLxH, bias, keys[0]))
         x_BxLxH = self.attention_norm(x_BxLxH + dropout(attended, rate, keys[1]))
-        inner_BxLxF = ACTIVATION[self.config.hidden_act](self.up(x_BxLxH))
-        return self.output_norm(x_BxLxH + dropout(self.down(inner_BxLxF), rate, keys[2]))
+        return self.output_norm(x_BxLxH + dropout(self.feed_forward(x_BxLxH), rate, keys[2]))
 
     def attend(self, x_BxLxH: jax.Array, bias: jax.Array, key: jax.Array | None) -> jax.Array:
         """Every token's mixture of all heads' values `[B, L, H]`, before the output layer."""
@@ -177,17 +177,27 @@ class Block(nnx.Module):
         mixed_BxNxLxD = jnp.einsum("bnqk,bnkd->bnqd", probs_BxNxLxL, v_BxNxLxD)
         return mixed_BxNxLxD.transpose(0, 2, 1, 3).reshape(B, L, H)
 
+    def feed_forward(self, x_BxLxH: jax.Array) -> jax.Array:
+        """`[B, L, H]` to the same, token by token."""
+        return self.down(ACTIVATION[self.config.hidden_act](self.up(x_BxLxH)))
 
-def attention_bias(batch: dict[str, jax.Array], dtype: Any) -> jax.Array:
+
+def attention_bias(batch: dict[str, jax.Array], dtype: Any, *, causal: bool) -> jax.Array:
     """What is added to the scores: very negative where a token may not look.
 
     Returns:
         `[B, 1, 1, L]`: not at padding; of a packed batch `[R, 1, L, L]`: not at other examples.
+        If causal, `[B, 1, L, L]`: nor at what comes later, for a packed text stands in order too.
     """
-    if "example_ids" not in batch:
-        return MASKED * (1 - batch["attention_mask"].astype(dtype))[:, None, None, :]
-    ids_RxL = batch["example_ids"]
-    return MASKED * (ids_RxL[:, None, :, None] != ids_RxL[:, None, None, :]).astype(dtype)
+    if "example_ids" in batch:
+        ids_RxL = batch["example_ids"]
+        closed = ids_RxL[:, None, :, None] != ids_RxL[:, None, None, :]
+    else:
+        closed = batch["attention_mask"][:, None, None, :] == 0
+    if causal:
+        length = closed.shape[-1]
+        closed |= jnp.arange(length)[:, None] < jnp.arange(length)
+    return MASKED * closed.astype(dtype)
 
 
 # Tokens of a block computed at once where memory counts: as few as keep the machine busy.

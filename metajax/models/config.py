@@ -1,4 +1,4 @@
-"""What a BERT looks like: the part of a Hugging Face config.json that the network needs."""
+"""What a model looks like: the part of a Hugging Face config.json that the network needs."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,6 +15,15 @@ _REFUSED = {
     "add_cross_attention": "a model with cross-attention",
     "is_encoder_decoder": "an encoder-decoder",
 }
+# The only value of a key that makes a different network otherwise.
+_DEMANDED = {"position_embedding_type": "absolute"}
+# Fields that only some families have a setting for: None where they are as another.
+_OF_SOME = {
+    "embedding_size": "hidden_size",
+    "embedding_dropout_prob": "hidden_dropout_prob",
+    "bos_token_id": "pad_token_id",
+    "eos_token_id": "pad_token_id",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +32,8 @@ class BertConfig:
 
     Of other families (`metajax/models/families.py`) the same, by BERT's names.
     `max_position_embeddings` is how many tokens a text may have; `embedding_size` is None where it
-    is the hidden size.
+    is the hidden size, `embedding_dropout_prob` where it is `hidden_dropout_prob`; the tokens of
+    beginning and end, which only transformers uses, where they are the padding.
     """
 
     vocab_size: int = 30522
@@ -42,6 +52,9 @@ class BertConfig:
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
     embedding_size: int | None = None
+    embedding_dropout_prob: float | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
     model_type: str = "bert"
 
     @property
@@ -63,30 +76,31 @@ class BertConfig:
             where: the file, for error messages.
 
         Raises:
-            InputError: not a BERT encoder that this package implements, or a value that
+            InputError: not a model that this package implements, or a value that
                 is missing or makes no sense.
         """
         family = family_of(values.get("model_type"), where)
-        values = {**family.defaults, **values}
+        values = _completed({**family.defaults, **values}, family)
         for key, what in _REFUSED.items():
             if values.get(key):
                 raise InputError(
                     f"{where}: {key} is set, and {what} is not supported; use an encoder"
                 )
-        position = values.get("position_embedding_type", "absolute")
-        if position != "absolute":
-            raise InputError(
-                f"{where}: position_embedding_type is {position!r}, but only 'absolute' is "
-                "supported; give a BERT with absolute positions"
-            )
+        for key, only in {**_DEMANDED, **family.demanded}.items():
+            if values.get(key, only) != only:
+                raise InputError(
+                    f"{where}: {key} is {values[key]!r}, but only {only!r} is supported; give a "
+                    "model that has it so"
+                )
         found = {
             field.name: _read(values, field, family.settings.get(field.name, field.name), where)
             for field in dataclasses.fields(cls)
-            if field.name not in ("model_type", "embedding_size", *family.fixed)
+            if field.name not in {"model_type", *family.fixed, *_OF_SOME} - family.settings.keys()
         }
+        for name, other in _OF_SOME.items():
+            if found.get(name) == found[other]:
+                found[name] = None
         config = cls(model_type=values["model_type"], **family.fixed, **found)
-        if "embedding_size" in family.settings:
-            config = _with_embedding_size(config, values["embedding_size"], where)
         if config.hidden_size % config.num_attention_heads:
             raise InputError(
                 f"{where}: hidden_size {config.hidden_size} is not a multiple of "
@@ -109,16 +123,26 @@ class BertConfig:
         """The configuration as config.json spells it (`from_dict` reads it back)."""
         values = dataclasses.asdict(self)
         values["max_position_embeddings"] += self.first_position
-        values["embedding_size"] = self.embedding_size or self.hidden_size
+        for name, other in _OF_SOME.items():
+            values[name] = values[other] if values[name] is None else values[name]
         if self.classifier_dropout is None and "classifier_dropout" in self.family.settings:
             values["classifier_dropout"] = self.hidden_dropout_prob  # There it cannot be null.
-        unsaid = {*self.family.fixed, "embedding_size"} - self.family.settings.keys()
+        unsaid = {*self.family.fixed, *_OF_SOME} - self.family.settings.keys()
         spelled = {
             self.family.settings.get(name, name): value
             for name, value in values.items()
             if name not in unsaid
         }
         return {"position_embedding_type": "absolute", **spelled}
+
+
+def _completed(values: dict[str, Any], family: Family) -> dict[str, Any]:
+    """The values of a file with those that follow from others."""
+    for key, (times, other) in family.derived.items():
+        if values.get(key) is None:
+            value = values.get(other)
+            values[key] = times * value if isinstance(value, int) else value
+    return values
 
 
 # A size cannot be guessed: these have to be in the file.
@@ -142,25 +166,17 @@ def _read(values: Mapping[str, Any], field: dataclasses.Field[Any], key: str, wh
         problem = None if value in ACTIVATIONS else "one of " + ", ".join(ACTIVATIONS)
     elif name == "tie_word_embeddings":
         problem = None if isinstance(value, bool) else "true or false"
-    elif value is None and name in ("classifier_dropout", "pad_token_id"):
-        return field.default  # both may be null in the file
+    elif value is None and (name == "classifier_dropout" or name.endswith("_token_id")):
+        return field.default  # these may be null in the file
     elif name.endswith(("dropout_prob", "dropout")):
         problem = None if _is_number(value) and 0 <= value < 1 else "a number from 0 up to 1"
     elif name in ("layer_norm_eps", "initializer_range"):
         problem = None if _is_number(value) and 0 < value < 1 else "a number between 0 and 1"
     else:
-        problem = _no_count(value, 0 if name == "pad_token_id" else 1)
+        problem = _no_count(value, 0 if name.endswith("_token_id") else 1)
     if problem:
         raise InputError(f"{where}: {key} is {value!r}; it has to be {problem}")
     return value
-
-
-def _with_embedding_size(config: BertConfig, size: Any, where: str) -> BertConfig:
-    """With embeddings of a size of their own, where it is not the hidden size."""
-    problem = _no_count(size, 1)
-    if problem:
-        raise InputError(f"{where}: embedding_size is {size!r}; it has to be {problem}")
-    return dataclasses.replace(config, embedding_size=None if size == config.hidden_size else size)
 
 
 def _no_count(value: Any, least: int) -> str | None:

@@ -44,6 +44,7 @@ _TABLE: dict[Path, tuple[str, ...]] = {
     **_norm(("embeddings", "norm"), "embeddings.LayerNorm"),
     **_dense(("embeddings", "project"), "embeddings_project"),
     **{path: tuple(f"encoder.layer.*.{name}" for name in names) for path, names in _LAYER.items()},
+    **_norm(("final_norm",), "final_norm"),
     **_dense(("pooler",), "pooler.dense"),
     **_dense(("masked_lm", "dense"), "cls.predictions.transform.dense"),
     **_norm(("masked_lm", "norm"), "cls.predictions.transform.LayerNorm"),
@@ -53,12 +54,13 @@ _TABLE: dict[Path, tuple[str, ...]] = {
 }
 _TRANSPOSED = ("kernel", "decoder")
 _STACKED = ("layers", "classifier")
-_REQUIRED = ("embeddings", "layers")
+_REQUIRED = ("embeddings", "layers", "final_norm")
 
-# Neither used nor worth a word: a buffer of old versions, the next-sentence head, and the
+# Neither used nor worth a word: buffers of old versions, the next-sentence head, and the
 # heads that were not asked for (the decoder, where it is tied, only repeats the embeddings).
 _IGNORED = re.compile(
-    r"(embeddings\.position_ids|cls\.|classifier\.|pooler\.|discriminator_predictions\.)"
+    r"(embeddings\.position_ids|h\.\d+\.attn\.(masked_)?bias$"
+    r"|cls\.|classifier\.|pooler\.|discriminator_predictions\.)"
 )
 
 

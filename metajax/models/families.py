@@ -1,4 +1,4 @@
-"""Encoders of BERT's shape under other names: what each calls BERT's settings and tensors.
+"""Models made of BERT's parts: what each calls BERT's settings and tensors, and does otherwise.
 
 A family is data. Its names are translated to BERT's as a directory is read, and back as one is
 written; everything between speaks of BERT alone. `*` stands for the number of a layer.
@@ -21,15 +21,22 @@ class Family(NamedTuple):
         prefix: of the encoder's tensors in a model with a head.
         settings: BERT's names of settings in config.json, and the family's.
         fixed: settings that the family has no choice of.
-        defaults: of settings, where they are not BERT's.
+        defaults: of settings, where they are not BERT's, by the family's names.
+        derived: of settings, by the family's names: where they are null, the multiple of another.
+        demanded: the only values of what would make another network, by the family's names.
         tensors: BERT's names of tensors (without `.weight` or `.bias`, unless they differ) and the
-            family's.
-        classifier: the same for a model with a classification head.
+            family's. Where several are one of the family's, that is split along its last axis.
+        transposed: whether the kernels of the layers are `[in, out]`, as ours are.
+        classifier: the same as `tensors` for a model with a classification head.
+        classifier_bias: whether that head has one.
         pooler: whether the encoder by itself has a pooler.
         pooler_act: the activation of the pooler, or of what a classifier has in its place.
         lm_act: that of the masked-LM head; None is the encoder's.
         masked_lm: whether there is such a head.
         positions_after_padding: whether the first token's position is `pad_token_id` + 1.
+        decoder: whether tokens see only what comes before them, norms stand before what they are
+            for (and one after the last block, in place of the embeddings'), and classifiers read
+            the last token as it is, without a pooler.
     """
 
     classes: str
@@ -37,13 +44,18 @@ class Family(NamedTuple):
     settings: Mapping[str, str] = {}
     fixed: Mapping[str, Any] = {}
     defaults: Mapping[str, Any] = {}
+    derived: Mapping[str, tuple[int, str]] = {}
+    demanded: Mapping[str, Any] = {}
     tensors: Mapping[str, str] = {}
+    transposed: bool = False
     classifier: Mapping[str, str] = {}
+    classifier_bias: bool = True
     pooler: bool = True
     pooler_act: str = "tanh"
     lm_act: str | None = None
     masked_lm: bool = True
     positions_after_padding: bool = False
+    decoder: bool = False
 
 
 _ROBERTA = Family(
@@ -93,6 +105,55 @@ _DISTILBERT = Family(
     pooler=False,
     pooler_act="relu",
 )
+_GPT2 = Family(
+    classes="GPT2",
+    prefix="transformer.",
+    settings={
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "intermediate_size": "n_inner",
+        "hidden_act": "activation_function",
+        "hidden_dropout_prob": "resid_pdrop",
+        "embedding_dropout_prob": "embd_pdrop",
+        "attention_probs_dropout_prob": "attn_pdrop",
+        "max_position_embeddings": "n_positions",
+        "layer_norm_eps": "layer_norm_epsilon",
+        "bos_token_id": "bos_token_id",
+        "eos_token_id": "eos_token_id",
+    },
+    fixed={"type_vocab_size": 0, "classifier_dropout": 0.0},
+    defaults={
+        "activation_function": "gelu_new",
+        "embd_pdrop": 0.1,
+        "layer_norm_epsilon": 1e-5,
+        "bos_token_id": 50256,
+        "eos_token_id": 50256,
+    },
+    # There is no padding token: the end of text, which nothing sees there, is used for it.
+    derived={"n_inner": (4, "n_embd"), "pad_token_id": (1, "eos_token_id")},
+    demanded={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
+    tensors={
+        "embeddings.word_embeddings": "wte",
+        "embeddings.position_embeddings": "wpe",
+        "encoder.layer.*.attention.self.query": "h.*.attn.c_attn",
+        "encoder.layer.*.attention.self.key": "h.*.attn.c_attn",
+        "encoder.layer.*.attention.self.value": "h.*.attn.c_attn",
+        "encoder.layer.*.attention.output.dense": "h.*.attn.c_proj",
+        "encoder.layer.*.attention.output.LayerNorm": "h.*.ln_1",
+        "encoder.layer.*.intermediate.dense": "h.*.mlp.c_fc",
+        "encoder.layer.*.output.dense": "h.*.mlp.c_proj",
+        "encoder.layer.*.output.LayerNorm": "h.*.ln_2",
+        "final_norm": "ln_f",
+        "cls.predictions.decoder": "lm_head",
+    },
+    transposed=True,
+    classifier={"classifier": "score"},
+    classifier_bias=False,
+    pooler=False,
+    masked_lm=False,
+    decoder=True,
+)
 FAMILIES = {
     "bert": Family(classes="Bert", prefix="bert."),
     "roberta": _ROBERTA,
@@ -108,6 +169,7 @@ FAMILIES = {
         pooler_act="gelu",
         masked_lm=False,
     ),
+    "gpt2": _GPT2,
 }
 
 
@@ -122,13 +184,23 @@ def to_bert(
         offset: rows of the position table before that of the first token; they are left out.
     """
     family = FAMILIES[model_type]
-    names = {theirs: ours for ours, theirs in {**family.tensors, **family.classifier}.items()}
+    names: dict[str, list[str]] = {}
+    for ours, theirs in {**family.tensors, **family.classifier}.items():
+        names.setdefault(theirs, []).append(ours)
     found = {}
     # What stands in for the pooler comes after one, and wins.
     for name in sorted(tensors, key=lambda name: _stem(name) in family.classifier.values()):
-        ours = _translate(name.removeprefix(family.prefix), names)
+        several = _translate(name.removeprefix(family.prefix), names)
         value = tensors[name]
-        found[ours] = value[offset:] if ours == "embeddings.position_embeddings.weight" else value
+        parts = np.array_split(value, len(several), axis=-1) if value.ndim else [value]
+        for ours, part in zip(several, parts):
+            found[ours] = _turned(part, ours, family)
+    if "embeddings.position_embeddings.weight" in found:
+        table = found["embeddings.position_embeddings.weight"]
+        found["embeddings.position_embeddings.weight"] = table[offset:]
+    if "classifier.weight" in found and not family.classifier_bias:
+        weight = found["classifier.weight"]
+        found["classifier.bias"] = np.zeros(weight.shape[:1], weight.dtype)
     return found
 
 
@@ -145,14 +217,21 @@ def from_bert(
     """
     family = FAMILIES[model_type]
     of_head = family.classifier if head == "classification" else {}
-    names, prefix = {**family.tensors, **of_head}, "" if head == "encoder" else family.prefix
-    found = {}
+    names = {ours: [theirs] for ours, theirs in {**family.tensors, **of_head}.items()}
+    prefix = "" if head == "encoder" else family.prefix
+    found: dict[str, list[np.ndarray]] = {}
     for name, value in tensors.items():
+        if name == "classifier.bias" and not family.classifier_bias:
+            continue
         if offset and name == "embeddings.position_embeddings.weight":
             value = np.concatenate([np.zeros_like(value, shape=(offset, value.shape[1])), value])
         outside = name.startswith(("cls.", "classifier.")) or _stem(name) in of_head
-        found[("" if outside else prefix) + _translate(name, names)] = value
-    return found
+        theirs = ("" if outside else prefix) + _translate(name, names)[0]
+        # Outside the layers two names are one tensor said twice: the bias of an untied decoder.
+        before = found.get(theirs, []) if name.startswith("encoder.layer.") else []
+        found[theirs] = [*before, _turned(value, name, family)]
+    # A transposed array would be written in the wrong order.
+    return {n: np.ascontiguousarray(np.concatenate(p, axis=-1)) for n, p in found.items()}
 
 
 def family_of(model_type: object, where: str) -> Family:
@@ -169,13 +248,21 @@ def family_of(model_type: object, where: str) -> Family:
     return FAMILIES[model_type]
 
 
-def _translate(name: str, names: Mapping[str, str]) -> str:
-    """A tensor's name in other names: its own, that of its layer, or else as it is."""
+def _turned(value: np.ndarray, name: str, family: Family) -> np.ndarray:
+    """A tensor, by BERT's name, with the axes of BERT's as the family's or the reverse."""
+    kernel = name.startswith("encoder.layer.") and value.ndim == 2
+    return value.T if family.transposed and kernel else value
+
+
+def _translate(name: str, names: Mapping[str, list[str]]) -> list[str]:
+    """A tensor's names in other names: its own, those of its layer, or else as it is."""
     number = re.search(r"\.(\d+)\.", name)
     general = name if number is None else f"{name[: number.start()]}.*.{name[number.end() :]}"
     stem, _, kind = general.rpartition(".")
-    translated = names.get(general) or (f"{names[stem]}.{kind}" if stem in names else general)
-    return translated if number is None else translated.replace("*", number[1])
+    translated = names.get(general) or [f"{each}.{kind}" for each in names.get(stem, ())]
+    if not translated:
+        return [name]
+    return [each if number is None else each.replace("*", number[1]) for each in translated]
 
 
 def _stem(name: str) -> str:

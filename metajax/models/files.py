@@ -158,7 +158,7 @@ def has_classifier(name_or_path: str) -> bool:
     found = [
         len(tensor)
         for name, tensor in read_weights(directory).items()
-        if re.fullmatch(r"classifier(\.\d+|\.out_proj)?\.weight", name)
+        if re.fullmatch(r"(classifier(\.\d+|\.out_proj)?|score)\.weight", name)
     ]
     return sorted(found) == sorted(noted.num_labels or (2,))
 
@@ -287,4 +287,11 @@ def tokenizer(source: str | None) -> Any:
         ) from error
     if not found.is_fast:
         raise InputError(f"{source}: not a fast tokenizer; add the model's tokenizer.json")
+    if found.pad_token_id is None:
+        found.pad_token = found.eos_token  # As users of GPT-2 do; nothing looks at padding.
+    if found.pad_token_id is None:
+        raise InputError(
+            f"{source}: the tokenizer has no token for padding; set pad_token in "
+            "tokenizer_config.json"
+        )
     return found

@@ -37,6 +37,19 @@ def mean_pool_packed(hidden_RxLxH: jax.Array, example_ids_RxL: jax.Array, count:
     return (total_BxH / jnp.maximum(mine_BxT.sum(1), 1)[:, None]).astype(hidden_RxLxH.dtype)
 
 
+def last_tokens(batch: dict[str, jax.Array]) -> jax.Array:
+    """Where in the flattened rows each example's last token is that is no padding [B].
+
+    Of an example without any, somewhere in the rows.
+    """
+    if "example_ids" in batch:
+        first_B, ids_T = batch["first_token"], batch["example_ids"].reshape(-1)
+        lengths_B = (jnp.arange(first_B.shape[0])[:, None] == ids_T).sum(1)
+        return first_B + jnp.maximum(lengths_B, 1) - 1
+    B, L = batch["attention_mask"].shape
+    return jnp.arange(B) * L + (batch["attention_mask"] * jnp.arange(L)).argmax(1)
+
+
 def rescale(x_BxH: jax.Array, length: float | None) -> jax.Array:
     """Each row at Euclidean length `length` (None: as it is); a zero row stays zero."""
     if length is None:

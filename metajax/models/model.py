@@ -1,4 +1,4 @@
-"""A BERT as a pure function of (params, batch, rng)."""
+"""A BERT, or what has its parts, as a pure function of (params, batch, rng)."""
 
 import dataclasses
 import functools
@@ -14,15 +14,18 @@ from metajax.models.bert import (
     Block,
     Dense,
     Embeddings,
+    LayerNorm,
     at_least_float32,
     attention_bias,
     dropout,
     run_blocks,
 )
 from metajax.models.config import BertConfig
+from metajax.models.gpt2 import PreNormBlock
 from metajax.models.heads import (
     ClassificationHeads,
     MaskedLMHead,
+    last_tokens,
     mean_pool,
     mean_pool_packed,
     rescale,
@@ -34,7 +37,6 @@ Head = Literal["encoder", "masked_lm", "classification"]
 Pooling = Literal["pooler", "mean"]
 
 HEAD_KEY = {"encoder": None, "masked_lm": "masked_lm", "classification": "classifier"}
-_ENCODER_KEYS = ("embeddings", "layers", "pooler")
 
 
 class Outputs(NamedTuple):
@@ -59,7 +61,8 @@ class Bert:
     Attributes:
         config: sizes and rates.
         head: "encoder" (none), "masked_lm" or "classification".
-        pooling: "pooler" (BERT's tanh layer on the first token) or "mean" (over tokens).
+        pooling: "pooler" (BERT's tanh layer on the first token; of a decoder, the last token as it
+            is) or "mean" (over tokens).
         feature_norm: the Euclidean length that classification heads see `pooled` at; None
             leaves it as it is.
         num_labels: the classes of each classification head; 1 is regression.
@@ -124,7 +127,8 @@ class Bert:
     def parts(self) -> tuple[str, ...]:
         """The first keys of the parameters."""
         head = HEAD_KEY[self.head]
-        return (*_ENCODER_KEYS, head) if head else _ENCODER_KEYS
+        last = "final_norm" if self.config.family.decoder else "pooler"
+        return ("embeddings", "layers", last, *([head] if head else []))
 
     def __call__(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> Outputs:
         """Runs the model; pure, and differentiable as often as one likes.
@@ -160,14 +164,16 @@ class Bert:
         embeddings = nnx.merge(_graph(self, "embeddings"), params["embeddings"])
         x = embeddings(batch)
         x = x if self.dtype is None else x.astype(self.dtype)
-        x = dropout(x, self.config.hidden_dropout_prob, rng)
+        rate = self.config.embedding_dropout_prob
+        x = dropout(x, self.config.hidden_dropout_prob if rate is None else rate, rng)
         return embeddings.project(x) if self.config.embedding_size else x
 
     def run_layers(
         self, layers: Params, hidden: jax.Array, batch: Batch, rng: jax.Array | None = None
     ) -> jax.Array:
         """Some blocks, stacked `[n, ...]` or a list of n, on `[B, L, H]`."""
-        bias = attention_bias(batch, at_least_float32(hidden.dtype))
+        causal = self.config.family.decoder
+        bias = attention_bias(batch, at_least_float32(hidden.dtype), causal=causal)
         graph = _graph(self, "layers")
         return run_blocks(graph, layers, hidden, bias, rng, remat=self.remat)
 
@@ -178,16 +184,23 @@ class Bert:
         # Where the first blocks are frozen, a batch may bring what they make of it.
         hidden = batch["hidden"] if "hidden" in batch else self.embed(params, batch, embed_rng)
         hidden = self.run_layers(params["layers"], hidden, batch, layers_rng)
+        if self.config.family.decoder:
+            hidden = nnx.merge(_graph(self, "final_norm"), params["final_norm"])(hidden)
+        return hidden, self._pool(params, hidden, batch)
+
+    def _pool(self, params: Params, hidden: jax.Array, batch: Batch) -> jax.Array:
         packed = "example_ids" in batch
         if self.pooling == "mean" and packed:
             count = batch["first_token"].shape[0]
-            return hidden, mean_pool_packed(hidden, batch["example_ids"], count)
+            return mean_pool_packed(hidden, batch["example_ids"], count)
         if self.pooling == "mean":
-            return hidden, mean_pool(hidden, batch["attention_mask"])
+            return mean_pool(hidden, batch["attention_mask"])
         flat = hidden.reshape(-1, hidden.shape[-1])
+        if self.config.family.decoder:
+            return flat[last_tokens(batch)]
         first = flat[batch["first_token"]] if packed else hidden[:, 0]
         activation = ACTIVATION[self.config.family.pooler_act]
-        return hidden, activation(nnx.merge(_graph(self, "pooler"), params["pooler"])(first))
+        return activation(nnx.merge(_graph(self, "pooler"), params["pooler"])(first))
 
     @property
     def uses_pooler(self) -> bool:
@@ -217,7 +230,10 @@ def _part(model: Bert, name: str, rngs: nnx.Rngs) -> nnx.Module:
         return Embeddings(config, rngs=rngs)
     if name == "layers":
         keys = jax.random.split(rngs.params(), config.num_hidden_layers)
-        return nnx.vmap(lambda key: Block(config, rngs=nnx.Rngs(params=key)))(keys)
+        block = PreNormBlock if config.family.decoder else Block
+        return nnx.vmap(lambda key: block(config, rngs=nnx.Rngs(params=key)))(keys)
+    if name == "final_norm":
+        return LayerNorm(config.hidden_size, config.layer_norm_eps)
     if name == "pooler":
         size, scale = config.hidden_size, config.initializer_range
         return Dense(size, size, scale, rngs=rngs)

@@ -28,9 +28,9 @@ def save_pretrained(directory: str | os.PathLike[str], model: Bert, params: Para
     """Writes config.json, tokenizer and safetensors that transformers loads without a warning.
 
     A classifier that BertForSequenceClassification cannot express (mean pooling,
-    `feature_norm`, several heads) goes to `classifier.safetensors` beside a BertModel; so does
-    the pooler, which BertForMaskedLM lacks, to `pooler.safetensors`. `from_pretrained` reads
-    both back. Mean pooling is noted for sentence-transformers too.
+    `feature_norm`, several heads; of GPT-2 also a bias) goes to `classifier.safetensors` beside
+    a BertModel; so does the pooler, which BertForMaskedLM lacks, to `pooler.safetensors`.
+    `from_pretrained` reads both back. Mean pooling is noted for sentence-transformers too.
 
     config.json goes first and comes last: a directory with one is complete.
 
@@ -55,7 +55,8 @@ def save_pretrained(directory: str | os.PathLike[str], model: Bert, params: Para
     """
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
-    architecture, weights = _weights(model, params)
+    plain = _plain(model, params)
+    architecture, weights = _weights(model, params, plain=plain)
     contents = {name: _safetensors(tensors) for name, tensors in weights.items()}
     contents.update(_tokenizer_files(model))
     if model.pooling == "mean":
@@ -70,7 +71,7 @@ def save_pretrained(directory: str | os.PathLike[str], model: Bert, params: Para
             }
         )
     dtype = str(np.dtype(params["embeddings"]["word"].dtype))
-    contents["config.json"] = _json(_config(model, architecture, dtype))
+    contents["config.json"] = _json(_config(model, architecture, dtype, plain=plain))
     _write(target, contents)
 
 
@@ -84,14 +85,16 @@ def save_config(directory: str | os.PathLike[str], model: Bert) -> None:
         os.replace(target / f"{name}.tmp", target / name)
 
 
-def _weights(model: Bert, params: Params) -> tuple[str, dict[str, dict[str, np.ndarray]]]:
+def _weights(
+    model: Bert, params: Params, *, plain: bool
+) -> tuple[str, dict[str, dict[str, np.ndarray]]]:
     """The class to load with, and the tensors of each file."""
     family, head = model.config.family, model.head
     main, aside = convert.to_hugging_face(params), {}
-    if head == "classification" and not _plain(model):
+    if head == "classification" and not plain:
         aside["classifier.safetensors"] = _take(main, "classifier.")
         head = "encoder"
-    if head == "masked_lm" or (head == "encoder" and not family.pooler):
+    if "pooler" in params and (head == "masked_lm" or (head == "encoder" and not family.pooler)):
         aside["pooler.safetensors"] = _take(main, "pooler.")
     if "cls.predictions.decoder.weight" in main:  # then the decoder's bias is its own too
         main["cls.predictions.decoder.bias"] = main["cls.predictions.bias"].copy()
@@ -106,19 +109,23 @@ def _take(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
 
 
-def _plain(model: Bert) -> bool:
-    """Whether BertForSequenceClassification can express the model."""
-    return model.pooling == "pooler" and model.feature_norm is None and len(model.num_labels) == 1
+def _plain(model: Bert, params: Params) -> bool:
+    """Whether a classifier is one that transformers' ForSequenceClassification can express."""
+    if model.head != "classification" or model.pooling != "pooler":
+        return False
+    if not model.config.family.classifier_bias and np.any(params["classifier"]["bias"]):
+        return False
+    return model.feature_norm is None and len(model.num_labels) == 1
 
 
-def _config(model: Bert, architecture: str, dtype: str) -> dict[str, Any]:
+def _config(model: Bert, architecture: str, dtype: str, *, plain: bool) -> dict[str, Any]:
     values = {"architectures": [architecture], "dtype": dtype, **model.config.to_dict()}
     notes: dict[str, Any] = {}
     if model.pooling != "pooler":
         notes["pooling"] = model.pooling
     if model.feature_norm is not None:
         notes["feature_norm"] = model.feature_norm
-    if model.head == "classification" and _plain(model):
+    if plain:
         count = model.num_labels[0]
         names = model.label_names and model.label_names[0]
         names = names or tuple(f"LABEL_{i}" for i in range(count))

@@ -46,7 +46,7 @@ class FinetuneSettings(TrainSettings, TaskSettings, BatchSettings):
     steps: int | None = option("updates, instead of --epochs", None, minimum=1)
     batch_size: int = option("examples a step", 32, minimum=1)
     pooling: str = option(
-        "what the heads read: BERT's pooler, or the mean over tokens",
+        "what the heads read: BERT's pooler (GPT-2's last token), or the mean over tokens",
         "pooler",
         choices=("pooler", "mean"),
     )

@@ -1,4 +1,4 @@
-"""Encoders of BERT's shape under other names, against transformers' own classes."""
+"""Models of BERT's parts under other names, against transformers' own classes."""
 
 import dataclasses
 import json
@@ -21,6 +21,14 @@ SETTINGS = {
     "xlm-roberta": {"pad_token_id": 1, "type_vocab_size": 1},
     "distilbert": {"type_vocab_size": 0, "hidden_act": "relu", "classifier_dropout": 0.2},
     "electra": {"embedding_size": 6},
+    "gpt2": {
+        "type_vocab_size": 0,
+        "hidden_act": "gelu_new",
+        "layer_norm_eps": 1e-5,
+        "classifier_dropout": 0.0,
+        "embedding_dropout_prob": 0.2,
+        "eos_token_id": 30,
+    },
 }
 HEADS = [
     (model_type, head)
@@ -38,6 +46,14 @@ CLASS = {
 def make_model(model_type, head, **changes):
     settings = {"model_type": model_type, "max_position_embeddings": 14, **SETTINGS[model_type]}
     return Bert(dataclasses.replace(TINY, **settings), head=head, num_labels=(3,), **changes)
+
+
+def make_family_params(model):
+    """Random, but for the bias that a family's classifier does not have."""
+    params = make_params(model)
+    if model.head == "classification" and not model.config.family.classifier_bias:
+        params["classifier"]["bias"] *= 0
+    return params
 
 
 def write_theirs(model_type, head, directory):
@@ -96,7 +112,7 @@ def test_it_reads_what_transformers_wrote(tmp_path, model_type, head):
 @pytest.mark.parametrize(("model_type", "head"), HEADS)
 def test_transformers_reads_what_it_wrote(tmp_path, model_type, head):
     model = make_model(model_type, head)
-    params = make_params(model)
+    params = make_family_params(model)
     save_pretrained(tmp_path, model, params)
     kind = getattr(transformers, f"{FAMILIES[model_type].classes}{CLASS[head]}")
     theirs, info = kind.from_pretrained(tmp_path, output_loading_info=True)
@@ -160,9 +176,10 @@ def test_other_types_are_refused_by_name(model_type):
         BertConfig.from_dict(TINY.to_dict() | {"model_type": model_type}, "config.json")
 
 
-def test_a_discriminator_has_no_masked_lm_head():
-    with pytest.raises(InputError, match="electra has no masked-LM head"):
-        make_model("electra", "masked_lm")
+@pytest.mark.parametrize("model_type", ["electra", "gpt2"])
+def test_some_have_no_masked_lm_head(model_type):
+    with pytest.raises(InputError, match=f"{model_type} has no masked-LM head"):
+        make_model(model_type, "masked_lm")
 
 
 @pytest.mark.parametrize(
@@ -172,6 +189,12 @@ def test_a_discriminator_has_no_masked_lm_head():
         ("distilbert", "activation", "swish"),
         ("electra", "embedding_size", "wide"),
         ("roberta", "max_position_embeddings", 2),
+        ("gpt2", "n_embd", "wide"),
+        ("gpt2", "n_inner", 0),
+        ("gpt2", "embd_pdrop", 1.0),
+        ("gpt2", "eos_token_id", [3]),
+        ("gpt2", "scale_attn_weights", False),
+        ("gpt2", "scale_attn_by_inverse_layer_idx", True),
     ],
 )
 def test_settings_are_called_as_in_the_file(model_type, key, value):

@@ -1,5 +1,6 @@
 """Several examples in a row give what each gives alone."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -11,23 +12,25 @@ from metajax.data.packing import Shape, pack
 from metajax.models import Bert, classification_loss
 from tests.models.helpers import TINY, make_batch, make_params
 
+GPT2 = dataclasses.replace(TINY, model_type="gpt2", type_vocab_size=0)
 SHAPES = [Shape(3, 7), Shape(2, 9), Shape(1, 16), Shape(4, 12)]
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("pooling", "shape"),
+    ("pooling", "config", "shape"),
     [
-        ("mean", SHAPES[0]),
-        ("pooler", SHAPES[1]),
+        ("mean", TINY, SHAPES[0]),
+        ("pooler", TINY, SHAPES[1]),
+        ("pooler", GPT2, SHAPES[1]),
         *(
-            pytest.param(pooling, shape, marks=pytest.mark.slow)
-            for pooling, shape in itertools.product(["mean", "pooler"], SHAPES[2:])
+            pytest.param(*setting, marks=pytest.mark.slow)
+            for setting in itertools.product(["mean", "pooler"], [TINY, GPT2], SHAPES[2:])
         ),
     ],
 )
-def test_packed_rows_change_nothing(pooling, shape):
-    model = Bert(TINY, head="classification", num_labels=(3,), pooling=pooling)
+def test_packed_rows_change_nothing(pooling, config, shape):
+    model = Bert(config, head="classification", num_labels=(3,), pooling=pooling)
     params = make_params(model, dtype=jnp.float64)
     rest = {"labels": jnp.array([2, 0, 1]), "example_mask": jnp.array([1.0, 1.0, 0.5])}
     plain = make_batch()
@@ -43,8 +46,9 @@ def test_packed_rows_change_nothing(pooling, shape):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "pooler"])
-def test_an_example_without_tokens_is_harmless(pooling):
-    model = Bert(TINY, head="classification", num_labels=(3,), pooling=pooling, feature_norm=2.0)
+@pytest.mark.parametrize("config", [TINY, GPT2], ids=["bert", "gpt2"])
+def test_an_example_without_tokens_is_harmless(pooling, config):
+    model = Bert(config, head="classification", num_labels=(3,), pooling=pooling, feature_norm=2.0)
     params = make_params(model)
     plain = make_batch()
     plain["attention_mask"] = plain["attention_mask"].at[1].set(0)

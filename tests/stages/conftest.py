@@ -37,6 +37,7 @@ def material(tmp_path_factory) -> SimpleNamespace:
     root = tmp_path_factory.mktemp("material")
     return SimpleNamespace(
         bert=tiny.write_model(root / "bert"),
+        gpt2=tiny.write_gpt2(root / "gpt2"),
         text=tiny.write_text(root / "text.txt"),
         intents=tiny.write_rows(root / "intents.jsonl", tiny.examples(6, 8)),
         three=tiny.write_rows(root / "three.csv", tiny.examples(3, 8)),
