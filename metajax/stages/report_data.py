@@ -83,9 +83,10 @@ def _is_judged(results: dict[str, Any]) -> bool:
     if "dev" not in results:
         return True
     try:
+        float(results["dev"]["accuracy"])
         count = len(results["labels"])
         return np.asarray(results["dev"]["confusion"], int).shape == (count, count)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return False
 
 
