@@ -230,8 +230,11 @@ def from_bert(
         # Outside the layers two names are one tensor said twice: the bias of an untied decoder.
         before = found.get(theirs, []) if name.startswith("encoder.layer.") else []
         found[theirs] = [*before, _turned(value, name, family)]
-    # A transposed array would be written in the wrong order.
-    return {n: np.ascontiguousarray(np.concatenate(p, axis=-1)) for n, p in found.items()}
+    # safetensors writes the memory of an array as it lies, whatever its strides say.
+    return {
+        name: np.ascontiguousarray(np.concatenate(parts, axis=-1) if parts[1:] else parts[0])
+        for name, parts in found.items()
+    }
 
 
 def family_of(model_type: object, where: str) -> Family:
