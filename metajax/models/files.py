@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metajax.errors import InputError
+from metajax.models.families import family_of, to_bert
 from metajax.reading import parse_json, read_bytes
 
 # What BertModel, BertForMaskedLM and BertForSequenceClassification have no place for is
@@ -154,11 +155,13 @@ def has_classifier(name_or_path: str) -> bool:
         InputError: it cannot be had.
     """
     directory = resolve(name_or_path)
-    noted = read_notes(directory, read_json(directory / "config.json"))
+    values = read_json(directory / "config.json")
+    noted = read_notes(directory, values)
+    family_of(values.get("model_type"), str(directory / "config.json"))
     found = [
         len(tensor)
-        for name, tensor in read_weights(directory).items()
-        if re.fullmatch(r"(classifier(\.\d+|\.out_proj)?|score)\.weight", name)
+        for name, tensor in to_bert(read_weights(directory), values["model_type"], 0).items()
+        if re.fullmatch(r"classifier(\.\d+)?\.weight", name)
     ]
     return sorted(found) == sorted(noted.num_labels or (2,))
 
