@@ -45,19 +45,24 @@ def class_of(model_type: str, head: str) -> Any:
     return getattr(transformers, FAMILIES[model_type].classes + CLASSES[head])
 
 
-def write(model_type: str, head: str, directory: Path, layers: int, hidden: int) -> None:
-    """A model of transformers' with random weights, as it saves itself."""
+def make_config(model_type: str, layers: int, hidden: int) -> BertConfig:
+    """A family's configuration of some size."""
     sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": 4 * hidden}
     heads = {"num_attention_heads": max(1, hidden // 64), "max_position_embeddings": 130}
     changes = CHANGES.get(model_type, {})
-    config = BertConfig(vocab_size=1000, model_type=model_type, **sizes, **heads, **changes)
-    kind = class_of(model_type, head)
-    theirs = kind(kind.config_class(**config.to_dict(), num_labels=3))
+    return BertConfig(vocab_size=1000, model_type=model_type, **sizes, **heads, **changes)
+
+
+def write(config: BertConfig, head: str, directory: Path, scale: float = 0.1) -> Any:
+    """A model of transformers' with random weights, as it saves itself; three labels."""
+    kind = class_of(config.model_type, head)
+    theirs = kind(kind.config_class(**config.to_dict(), num_labels=3)).eval()
     with torch.no_grad():
         for number, parameter in enumerate(theirs.parameters()):
             drawn = np.random.RandomState(number).standard_normal(parameter.shape)
-            parameter.copy_(torch.tensor(0.1 * drawn + (parameter.ndim == 1)))
+            parameter.copy_(torch.tensor(scale * drawn + (parameter.ndim == 1)))
     theirs.save_pretrained(directory)
+    return theirs
 
 
 def make_batch(config: BertConfig) -> dict[str, np.ndarray]:
@@ -98,7 +103,7 @@ def rows(directories: list[str], layers: int, hidden: int) -> Iterator[dict[str,
             if head == "masked_lm" and not family.masked_lm:
                 continue
             with tempfile.TemporaryDirectory() as directory:
-                write(model_type, head, Path(directory), layers, hidden)
+                write(make_config(model_type, layers, hidden), head, Path(directory))
                 yield row(model_type, directory, head)
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import faults, gpu, memory, parity, peers, profile_step, scaling, steps
+from benchmarks import faults, gpu, memory, peers, profile_step, scaling, steps
 
 
 @pytest.mark.slow
@@ -111,7 +111,9 @@ def test_scaling(monkeypatch, capsys, tmp_path):
 
 def test_parity(monkeypatch, capsys, tmp_path):
     pytest.importorskip("torch")
-    parity.write("electra", "classification", tmp_path / "model", 1, 64)
+    from benchmarks import parity
+
+    parity.write(parity.make_config("electra", 1, 64), "classification", tmp_path / "model")
     command = ["parity", str(tmp_path / "model"), "--output", str(tmp_path / "parity.json")]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as end:

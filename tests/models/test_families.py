@@ -16,6 +16,8 @@ from tests.models.helpers import TINY, assert_equal, make_batch, make_params
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from benchmarks import parity  # noqa: E402 (it imports them)
+
 SETTINGS = {
     "roberta": {"pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
     "xlm-roberta": {"pad_token_id": 1, "type_vocab_size": 1},
@@ -36,11 +38,6 @@ HEADS = [
     for head in ("encoder", "masked_lm", "classification")
     if model_type != "bert" and (family.masked_lm or head != "masked_lm")
 ]
-CLASS = {
-    "encoder": "Model",
-    "masked_lm": "ForMaskedLM",
-    "classification": "ForSequenceClassification",
-}
 
 
 def make_model(model_type, head, **changes):
@@ -54,21 +51,6 @@ def make_family_params(model):
     if model.head == "classification" and not model.config.family.classifier_bias:
         params["classifier"]["bias"] *= 0
     return params
-
-
-def write_theirs(model_type, head, directory):
-    """A random model of transformers' own making, as it saves itself."""
-    config = json.loads(json.dumps(make_model(model_type, "encoder").config.to_dict())) | {
-        "num_labels": 3
-    }
-    kind = getattr(transformers, f"{FAMILIES[model_type].classes}{CLASS[head]}")
-    theirs = kind(kind.config_class(**config)).eval()
-    with torch.no_grad():
-        for number, parameter in enumerate(theirs.parameters()):
-            drawn = np.random.RandomState(number).standard_normal(parameter.shape)
-            parameter.copy_(torch.tensor(0.2 * drawn + (parameter.ndim == 1)))
-    theirs.save_pretrained(directory)
-    return theirs
 
 
 def families_batch(model_type):
@@ -101,7 +83,7 @@ def largest_difference(model, params, theirs, batch):
 
 @pytest.mark.parametrize(("model_type", "head"), HEADS)
 def test_it_reads_what_transformers_wrote(tmp_path, model_type, head):
-    theirs = write_theirs(model_type, head, tmp_path)
+    theirs = parity.write(make_model(model_type, "encoder").config, head, tmp_path, scale=0.2)
     model, params = from_pretrained(str(tmp_path), head)
     assert model.num_labels == (3,)
     assert largest_difference(model, params, theirs, families_batch(model_type)) < 2e-5
@@ -114,7 +96,7 @@ def test_transformers_reads_what_it_wrote(tmp_path, model_type, head):
     model = make_model(model_type, head)
     params = make_family_params(model)
     save_pretrained(tmp_path, model, params)
-    kind = getattr(transformers, f"{FAMILIES[model_type].classes}{CLASS[head]}")
+    kind = parity.class_of(model_type, head)
     theirs, info = kind.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
     assert (
@@ -131,7 +113,7 @@ def test_heads_on_mean_pooling_lie_beside_the_encoder(tmp_path, model_type):
     model = make_model(model_type, "classification", pooling="mean")
     params = make_params(model)
     save_pretrained(tmp_path, model, params)
-    kind = getattr(transformers, f"{FAMILIES[model_type].classes}Model")
+    kind = parity.class_of(model_type, "encoder")
     _, info = kind.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
     again, same = from_pretrained(str(tmp_path), "classification")
