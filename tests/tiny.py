@@ -45,15 +45,18 @@ def write_model(directory: Path, head="masked_lm", **changes) -> Path:
     return directory
 
 
-def write_gpt2(directory: Path) -> Path:
-    """A random GPT-2 in Hugging Face format, with byte-level pairs."""
+def byte_level_pairs(special: list[str]) -> ByteLevelBPETokenizer:
+    """A tokenizer of the words."""
     pairs = ByteLevelBPETokenizer()
     pairs.train_from_iterator(
-        [" ".join(WORDS)] * 4,
-        vocab_size=400,
-        special_tokens=["<|endoftext|>"],
-        show_progress=False,
+        [" ".join(WORDS)] * 4, vocab_size=400, special_tokens=special, show_progress=False
     )
+    return pairs
+
+
+def write_gpt2(directory: Path) -> Path:
+    """A random GPT-2 in Hugging Face format, with byte-level pairs."""
+    pairs = byte_level_pairs(["<|endoftext|>"])
     config = dataclasses.replace(
         CONFIG,
         model_type="gpt2",
