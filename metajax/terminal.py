@@ -49,16 +49,17 @@ class _Notes(logging.handlers.MemoryHandler):
 def notes(level: str) -> Iterator[None]:
     """Our log goes to standard error; of others' only errors do, or at "debug" their notes too."""
     least, root = logging.getLevelNamesMapping()[level.upper()], logging.getLogger()
+    debug = least == logging.DEBUG
     logger, progress = logging.getLogger("metajax"), logging.getLogger("metajax.progress")
     orbax = logging.getLogger("absl")
     stream, others = logging.StreamHandler(sys.stderr), logging.StreamHandler(sys.stderr)
     stream.setFormatter(_Lines("metajax: %(message)s"))
     stream.addFilter(lambda record: record.levelno >= least)
     held = _Notes(capacity=0, target=stream)
-    root.setLevel(logging.INFO if least == logging.DEBUG else logging.ERROR)
+    root.setLevel(logging.INFO if debug else logging.ERROR)
     # Orbax's threads log, with a traceback, what they raise too: it may come after our line.
-    orbax.setLevel(logging.INFO if least == logging.DEBUG else logging.CRITICAL)
-    if least == logging.DEBUG:
+    orbax.setLevel(logging.INFO if debug else logging.CRITICAL)
+    if debug:
         root.addHandler(others)
     logger.setLevel(logging.INFO)
     progress.setLevel(least)

@@ -33,7 +33,7 @@ import tiny
 import metajax
 from docs import pictures
 from experiments import sinusoid
-from metajax import cli
+from metajax.arguments import parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md"] + [
@@ -105,7 +105,7 @@ def run_command(words: list[str], piped: bytes, run: bool) -> str:
     """Runs a command, or checks it; what it prints."""
     program, *arguments = words
     if program == "metajax":
-        cli.parse(arguments)
+        parse(arguments)
         if not run or arguments[0] in PARSED:
             return ""
         small = SMALL.get(arguments[0], "").split()
@@ -133,7 +133,7 @@ def check_foreign(words: list[str]) -> None:
     """Parses the `metajax` commands that another program is given."""
     for index, word in enumerate(words):
         if Path(word).name == "metajax" and words[index + 1 : index + 2] != []:
-            cli.parse(words[index + 1 :])
+            parse(words[index + 1 :])
         elif " " in word and "metajax " in word:
             run_shell(word.replace(".venv/bin/", ""), run=False)
 
@@ -144,10 +144,10 @@ class ParsedError(Exception):
 
 def check_module(name: str, *arguments: str) -> None:
     """Checks that a script exists and takes the arguments, without running it."""
-    parse = argparse.ArgumentParser.parse_args
+    parse_args = argparse.ArgumentParser.parse_args
 
     def stop(self, *given, **settings):
-        parse(self, *given, **settings)
+        parse_args(self, *given, **settings)
         raise ParsedError
 
     with pytest.MonkeyPatch.context() as patch:

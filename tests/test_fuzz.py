@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from benchmarks.fuzz import __main__ as fuzzer
 from benchmarks.fuzz import mutate, readers, seeds, worker
 from benchmarks.fuzz.watch import Hung, Watch
-from metajax import cli, data
+from metajax import data
+from metajax.arguments import parse
 from metajax.data.readers import read_table
 from metajax.errors import InputError
 from metajax.models.config import BertConfig
@@ -94,7 +95,7 @@ def test_bytes_as_text(tmp_path, content):
 @hypothesis.given(content=st.text(max_size=100) | JSON.map(lambda value: yaml.safe_dump(value)))
 def test_text_as_settings(tmp_path, name, content):
     (tmp_path / name).write_text(content, encoding="utf-8")
-    read_or_refused(cli.parse, ["pretrain", "--config", str(tmp_path / name)])
+    read_or_refused(parse, ["pretrain", "--config", str(tmp_path / name)])
 
 
 @CHECKED

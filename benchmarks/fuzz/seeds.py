@@ -200,8 +200,8 @@ def tokenizers(root: Path) -> Iterator[Files]:
 def descent(root: Path) -> Iterator[Files]:
     """The record of a run that began at another run."""
     run = json.loads((root / "run" / "run.json").read_text())
-    run["parent"] = {"path": str(root / "run"), "step": 2, "record": json.loads(json.dumps(run))}
-    yield {"run.json": json.dumps(run).encode()}
+    parent = {"path": str(root / "run"), "step": 2, "record": run}
+    yield {"run.json": json.dumps(run | {"parent": parent}).encode()}
 
 
 def records(root: Path) -> Iterator[Files]:
