@@ -123,9 +123,6 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=384, help="features of the random ones")
     parser.add_argument("--output", help="write the rows as JSON")
     options = parser.parse_args()
-    logging.getLogger("metajax").setLevel(logging.ERROR)  # That a head is new is as it should be.
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     found = []
     print(f"{'model':<24}{'head':<16}{'float32':>12}{'float64':>12}")
     for each in rows(options.directories, options.layers, options.hidden):
@@ -139,4 +136,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # Of this process alone.
+    logging.getLogger("metajax").setLevel(logging.ERROR)  # That a head is new is as it should be.
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     main()
