@@ -128,7 +128,7 @@ MODELS = {
     "no config": (broken(lambda d: (d / "config.json").unlink()), "config.json: missing"),
     "no weights": (broken(lambda d: (d / "model.safetensors").unlink()), "model: no weights"),
     "truncated": (broken(truncate), "model.safetensors: truncated or not safetensors"),
-    "not BERT": (broken(configure(model_type="gpt2")), "model_type is 'gpt2'"),
+    "not BERT": (broken(configure(model_type="llama")), "model_type is 'llama'"),
     "other sizes": (broken(configure(hidden_size=32)), "model"),
     "no tokenizer": (broken(lambda d: (d / "vocab.txt").unlink()), "no usable tokenizer"),
     "broken config": (
