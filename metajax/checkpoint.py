@@ -10,6 +10,7 @@ under `parent` the record of what it started from).
 """
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,12 +54,22 @@ class Checkpoints:
         kept: list[Any] = [policies.LatestN(keep)]
         if keep_every is not None:
             kept.append(policies.EveryNSteps(keep_every))
-        self._orbax = ocp.training.Checkpointer(
+        self._open = functools.partial(
+            ocp.training.Checkpointer,
             _absolute(directory),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,  # What a killed run left half-written.
         )
+        try:
+            self._orbax = self._open()
+        except Exception:  # Orbax reads all metadata as it opens, and one bad file ends that.
+            steps = _whole_steps(directory)
+            damaged = {step: error for step in steps if (error := _unreadable(directory, step))}
+            if not damaged:
+                raise
+            self._set_aside(damaged, others=len(damaged) < len(steps))
+            self._orbax = self._open()
 
     def __enter__(self) -> Self:
         return self
@@ -132,28 +143,28 @@ class Checkpoints:
             else:
                 damaged[known.step] = error or ValueError("another process cannot read it")
                 continue
-            for step, reason in damaged.items():
-                self._set_aside(step, reason)
+            if damaged:
+                self._set_aside(damaged, others=True)
+                self._orbax.reload()
             return OuterState(meta_params=found["params"], **found["training"])
         if damaged:
-            newest = _reason(damaged[max(damaged)])
-            raise StoppedError(
-                f"{self._directory}: none of its checkpoints can be read ({newest}): "
-                "put back what is missing, or begin anew in another --workdir"
-            )
+            self._set_aside(damaged, others=False)
         return state
 
-    def _set_aside(self, step: int, error: Exception) -> None:
-        aside = self._directory.parent / f"damaged-{step}"
-        _log.warning(
-            "%s: checkpoint %d cannot be read (%s): set aside as %s; an earlier one is used",
-            *(self._directory, step, _reason(error), aside),
-        )
-        if jax.process_index() == 0:
-            epath.Path(aside).rmtree(missing_ok=True)
-            (self._directory / str(step)).rename(aside)
-        _all_agree(True)
-        self._orbax.reload()
+    def _set_aside(self, damaged: dict[int, Exception], *, others: bool) -> None:
+        """Moves what cannot be read out of the way, if there are others to go on from."""
+        if not others:
+            raise StoppedError(_none_readable(self._directory, damaged[max(damaged)]))
+        for step, error in damaged.items():
+            aside = self._directory.parent / f"damaged-{step}"
+            _log.warning(
+                "%s: checkpoint %d cannot be read (%s): set aside as %s; an earlier one is used",
+                *(self._directory, step, _reason(error), aside),
+            )
+            if jax.process_index() == 0:
+                epath.Path(aside).rmtree(missing_ok=True)
+                (self._directory / str(step)).rename(aside)
+            _all_agree(True)
 
 
 def _all_agree(ours: bool) -> bool:
@@ -181,31 +192,54 @@ def load(directory: Path) -> Saved:
     """Reads the parameters of the newest checkpoint in a directory.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or none that can be read.
     """
-    if not directory.is_dir():
-        raise InputError(f"{directory}: holds no checkpoint yet: let the run that writes it finish")
-    with ocp.training.Checkpointer(_absolute(directory)) as orbax:
-        for known in reversed(orbax.checkpoints):
-            try:
-                return _read(orbax, known.step)
-            except Exception as error:
-                _log.warning(
-                    "%s: checkpoint %d cannot be read (%s): the one before it is used",
-                    *(directory, known.step, _reason(error)),
-                )
+    damaged: dict[int, Exception] = {}
+    for step in sorted(_whole_steps(directory), reverse=True):
+        try:
+            saved = _read(_absolute(directory) / str(step), step)
+        except Exception as error:
+            damaged[step] = error
+            continue
+        for lost, reason in damaged.items():
+            _log.warning(
+                "%s: checkpoint %d cannot be read (%s): the one before it is used",
+                *(directory, lost, _reason(reason)),
+            )
+        return saved
+    if damaged:
+        raise InputError(_none_readable(directory, damaged[max(damaged)]))
     raise InputError(f"{directory}: holds no checkpoint yet: let the run that writes it finish")
 
 
-def _read(orbax: ocp.training.Checkpointer, step: int) -> Saved:
-    metadata = orbax.checkpointables_metadata(step)
+def _read(path: Path, step: int) -> Saved:
+    metadata = ocp.checkpointables_metadata(path)
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         metadata.metadata["params"],
     )
-    params = orbax.load_checkpointables(step, {"params": abstract})["params"]
-    return Saved(params, step, metadata.custom_metadata)
+    params = ocp.load_checkpointables(path, {"params": abstract})["params"]
+    record = metadata.custom_metadata
+    if not isinstance(record, dict):
+        raise ValueError("its record is missing")
+    return Saved(params, step, record)
+
+
+def _unreadable(directory: Path, step: int) -> Exception | None:
+    """What keeps a checkpoint's metadata from being read."""
+    try:
+        ocp.checkpointables_metadata(_absolute(directory) / str(step))
+    except Exception as error:
+        return error
+    return None
+
+
+def _none_readable(directory: Path, newest: Exception) -> str:
+    return (
+        f"{directory}: none of its checkpoints can be read ({_reason(newest)}): "
+        "put back what is missing, or begin anew in another --workdir"
+    )
 
 
 def _absolute(directory: Path) -> Path:

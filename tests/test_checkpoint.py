@@ -185,6 +185,10 @@ def lose_the_metadata(checkpoint):
     (checkpoint / "params" / "_METADATA").unlink()
 
 
+def spoil_the_metadata(checkpoint):
+    (checkpoint / "_CHECKPOINT_METADATA").write_text('{"custom_metadata": {"a": 1}, "label": 1}')
+
+
 @pytest.fixture
 def abandoned():
     """What Orbax leaves running when it fails is thrown away within the test."""
@@ -197,7 +201,7 @@ IGNORE_ABANDONED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableEx
 
 @IGNORE_ABANDONED
 @pytest.mark.usefixtures("abandoned")
-@pytest.mark.parametrize("damage", [truncate, lose_a_file, lose_the_metadata])
+@pytest.mark.parametrize("damage", [truncate, lose_a_file, lose_the_metadata, spoil_the_metadata])
 def test_a_damaged_checkpoint_is_named_and_set_aside(tmp_path, caplog, damage):
     with Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints:
         for step in (1, 2):
@@ -215,13 +219,16 @@ def test_a_damaged_checkpoint_is_named_and_set_aside(tmp_path, caplog, damage):
 
 @IGNORE_ABANDONED
 @pytest.mark.usefixtures("abandoned")
-def test_nothing_is_set_aside_where_nothing_can_be_read(tmp_path):
+@pytest.mark.parametrize("damage", [truncate, spoil_the_metadata])
+def test_nothing_is_set_aside_where_nothing_can_be_read(tmp_path, damage):
     with Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints:
         checkpoints.save(small_state(1))
-    truncate(tmp_path / "c" / "1")
+    damage(tmp_path / "c" / "1")
+    with pytest.raises(InputError, match="c: none of its checkpoints can be read"):
+        checkpoint.load(tmp_path / "c")
     with (
-        Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints,
         pytest.raises(StoppedError, match="none of its checkpoints can be read"),
+        Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints,
     ):
         checkpoints.restore(small_state(0))
     assert (tmp_path / "c" / "1").is_dir()

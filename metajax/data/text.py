@@ -157,9 +157,13 @@ def pack_blocks(lines: Sequence[str], tokenizer: Any, block_length: int) -> Bloc
       block_length: L, special tokens included.
 
     Raises:
-      InputError: If block_length leaves no room for a token besides [CLS] and [SEP], or
-        the lines have no tokens.
+      InputError: If block_length leaves no room for a token besides [CLS] and [SEP], the
+        tokenizer lacks one of the two, or the lines have no tokens.
     """
+    if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
+        raise InputError(
+            "the tokenizer has no [CLS] or no [SEP] token; give a masked language model's"
+        )
     room = block_length - 2
     if room < 1:
         raise InputError(f"blocks of {block_length} tokens hold no text; give 3 or more")

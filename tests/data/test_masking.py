@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 
@@ -70,6 +72,14 @@ def test_exactly_the_rounded_share_is_chosen_of_every_row(tokenizer, blocks):
         batch = mask_tokens(blocks, mask_rule(tokenizer, rate=rate), 0, 0)
         expected = np.maximum(np.rint(rate * blocks.maskable.sum(1)), 1)
         np.testing.assert_array_equal(chosen(batch).sum(1), expected)
+
+
+@pytest.mark.parametrize("missing", ["cls_token", "sep_token"])
+def test_a_tokenizer_without_the_ends_of_a_block_is_refused(tokenizer, missing):
+    other = copy.deepcopy(tokenizer)
+    setattr(other, missing, None)
+    with pytest.raises(InputError, match=r"no \[CLS\] or no \[SEP\] token"):
+        pack_blocks(["w1 w2"], other, LENGTH)
 
 
 def test_short_rows_have_at_least_one_and_empty_rows_none(tokenizer):
