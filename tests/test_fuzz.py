@@ -187,6 +187,7 @@ FAULTS = {
     "run": lambda root: eval("1 + 1"),
     "unpickle": lambda root: __import__("pickle").loads(b"cos\ngetcwd\n."),
     "start": lambda root: __import__("subprocess").run(["true"]),
+    "ask the network": lambda root: __import__("socket").getaddrinfo("localhost", 1),
 }
 
 
