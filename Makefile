@@ -21,6 +21,9 @@ lowest: .venv-lowest/stamp  ## The tests with the lowest versions that pyproject
 
 dist: .venv/stamp  ## A wheel and an sdist in dist/, each installed elsewhere and tried.
 	rm -rf dist
+	for extra in cpu cuda13 tpu; do \
+	  .venv/bin/uv pip compile --quiet --extra $$extra --output-file /dev/null pyproject.toml || exit; \
+	done
 	.venv/bin/python -m build --quiet
 	.venv/bin/python -m tests.try_dist dist
 
