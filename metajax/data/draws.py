@@ -63,7 +63,7 @@ def join_draws(task: TaskData, draws: Sequence[TaskData]) -> Draws:
         query.append(np.flatnonzero([each not in drawn for each in _examples(task)]))
         if not len(query[-1]):
             raise InputError(f"{draw.name}: holds all of {task.name}: nothing is left to classify")
-    joined = TaskData(task.name, texts, pairs, np.concatenate(labels), task.label_names)
+    joined = task._replace(texts=texts, pairs=pairs, labels=np.concatenate(labels))
     return Draws(joined, tuple(support), tuple(query))
 
 

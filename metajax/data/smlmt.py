@@ -12,7 +12,7 @@ from pathlib import Path
 from metajax.data.readers import numbered_lines
 from metajax.errors import InputError
 
-MASK = "[MASK]"
+MASK = "[MASK]"  # In a passage; what a model reads is its own tokenizer's.
 # A word is a class if so many passages are its own; enough for the usual shots and queries.
 _FEWEST = 20
 _WORD = re.compile(r"[^\W\d_]{3,}")
@@ -55,8 +55,11 @@ def hidden_words(path: str | Path) -> list[tuple[str, str]]:
 
 def _hide(line: str, word: str) -> str:
     """The passage of a line around a word, with the mask in its place."""
+
+    def hide(match: re.Match[str]) -> str:
+        return MASK if match.group().lower() == word else match.group()
+
     tokens = line.split()
-    hidden = re.compile(rf"(?<![^\W\d_]){re.escape(word)}(?![^\W\d_])", re.IGNORECASE)
-    at = next(number for number, token in enumerate(tokens) if hidden.search(token))
-    passage = " ".join(tokens[max(0, at - _AROUND) : at + _AROUND + 1])
-    return hidden.sub(MASK, passage)
+    hidden = [_WORD.sub(hide, token) for token in tokens]
+    at = next(n for n, pair in enumerate(zip(tokens, hidden)) if pair[0] != pair[1])
+    return " ".join(hidden[max(0, at - _AROUND) : at + _AROUND + 1])

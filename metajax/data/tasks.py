@@ -26,6 +26,8 @@ class TaskData(NamedTuple):
       pairs: N second texts, or None where the task is about single texts.
       labels: int32 [N], indices into label_names; float32 [N] for a regression.
       label_names: The classes in the order of their ids; empty for a regression.
+      hides_words: Whether "[MASK]" stands in the texts where a model is to read a hidden word,
+        as in those of `smlmt:`.
     """
 
     name: str
@@ -33,6 +35,7 @@ class TaskData(NamedTuple):
     pairs: list[str] | None
     labels: np.ndarray
     label_names: tuple[str, ...]
+    hides_words: bool = False
 
 
 class _Columns(NamedTuple):
@@ -66,6 +69,7 @@ def load_tasks(
       pair_column: The column of the second text; by default `text_pair` if it is there.
       label_column: The column of the label; by default `label`.
       classes: Files of the labels to keep, a label a line; others' examples are left out.
+        The words of "smlmt:" are kept, all of them.
 
     Raises:
       InputError: If anything in them cannot be used; the message says where.
@@ -126,7 +130,7 @@ def _hidden_words(spec: str) -> TaskData:
     texts, words = zip(*hidden_words(spec.removeprefix("smlmt:")))
     names = tuple(sorted(set(words)))
     labels = np.array([names.index(word) for word in words], np.int32)
-    return TaskData(spec, list(texts), None, labels, names)
+    return TaskData(spec, list(texts), None, labels, names, hides_words=True)
 
 
 def _load_glue(key: str, glue_dir: str | Path | None, split: str) -> TaskData:
@@ -233,11 +237,12 @@ def _keep_classes(
 ) -> list[TaskData]:
     """Only the classes listed; all of them must be there, if asked: a dev set may lack some."""
     kept = {label: f"{path}:{line}" for path in paths for line, label in numbered_lines(path)}
-    known = {label for task in tasks for label in task.label_names}
+    labelled = [task for task in tasks if not task.hides_words]
+    known = {label for task in labelled for label in task.label_names}
     for label, place in kept.items():
         if all_known and label not in known:
             raise InputError(f"{place}: no task has the label {label!r}; correct or remove it")
-    return [_keep(task, kept) for task in tasks]
+    return [task if task.hides_words else _keep(task, kept) for task in tasks]
 
 
 def _keep(task: TaskData, kept: dict[str, str]) -> TaskData:
@@ -247,10 +252,9 @@ def _keep(task: TaskData, kept: dict[str, str]) -> TaskData:
     if not old:
         raise InputError(f"{task.name}: has none of the classes asked for; leave it out")
     rows = np.flatnonzero(np.isin(task.labels, old))
-    return TaskData(
-        task.name,
-        [task.texts[row] for row in rows],
-        None if task.pairs is None else [task.pairs[row] for row in rows],
-        np.searchsorted(old, task.labels[rows]).astype(np.int32),
-        tuple(task.label_names[i] for i in old),
+    return task._replace(
+        texts=[task.texts[row] for row in rows],
+        pairs=None if task.pairs is None else [task.pairs[row] for row in rows],
+        labels=np.searchsorted(old, task.labels[rows]).astype(np.int32),
+        label_names=tuple(task.label_names[i] for i in old),
     )

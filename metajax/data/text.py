@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metajax.data.readers import numbered_lines
+from metajax.data.smlmt import MASK
 from metajax.data.tasks import TaskData
 from metajax.errors import InputError, one_line
 
@@ -135,10 +136,22 @@ def tokenize(
 
 
 def tokenize_task(task: TaskData, tokenizer: Any, max_length: int) -> TokenizedTask:
-    """Tokenises a task's examples; see `tokenize`."""
+    """Tokenises a task's examples; see `tokenize`.
+
+    Raises:
+      InputError: As `tokenize`; or the task hides words and the tokenizer has no mask token.
+    """
+    texts = task.texts
+    if task.hides_words:
+        if tokenizer.mask_token is None:
+            raise InputError(
+                f"{task.name}: the model's tokenizer has no mask token to hide a word behind; "
+                "give a masked language model"
+            )
+        texts = [text.replace(MASK, tokenizer.mask_token) for text in texts]
     return TokenizedTask(
         task.name,
-        tokenize(task.texts, task.pairs, tokenizer, max_length),
+        tokenize(texts, task.pairs, tokenizer, max_length),
         task.labels,
         task.label_names,
         tuple(np.flatnonzero(task.labels == label) for label in range(len(task.label_names))),

@@ -1,9 +1,11 @@
 """Tasks of hidden words, from plain text."""
 
+import copy
+
 import numpy as np
 import pytest
 
-from metajax.data import EpisodeSpec, check_episodes, load_tasks
+from metajax.data import EpisodeSpec, check_episodes, load_tasks, tokenize_task
 from metajax.data.smlmt import MASK, hidden_words
 from metajax.data.tasks import fingerprint
 from metajax.errors import InputError
@@ -57,6 +59,38 @@ def test_they_are_tasks_like_others(tmp_path):
     assert np.bincount(task.labels).tolist() == [20, 20, 20]
     check_episodes([task], EpisodeSpec(ways=3, shots=5, queries=15))
     assert fingerprint(f"smlmt:{path}") == fingerprint(str(path))
+
+
+def test_a_letter_that_grows_in_lower_case_is_found(tmp_path):
+    lines = [line for n in range(20) for line in (f"to \u0130stanbul {n}", f"to Ankara {n}")]
+    rows = hidden_words(write(tmp_path / "t.txt", lines))
+    assert [text for text, _ in rows] == [f"to {MASK} {n // 2}" for n in range(40)]
+
+
+def test_the_model_reads_its_own_mask(tmp_path, tokenizer):
+    path = write(
+        tmp_path / "t.txt", [line for _ in range(20) for line in ("w1 unbelievable", "w3 uns")]
+    )
+    (task,) = load_tasks([f"smlmt:{path}"])
+    other = copy.deepcopy(tokenizer)
+    other.mask_token = "w5"  # Some call it <mask>.
+    for each in (tokenizer, other):
+        ids = tokenize_task(task, each, 8).tokens.input_ids
+        assert (ids == each.mask_token_id).any(axis=1).all()
+    other.mask_token = None
+    with pytest.raises(InputError, match=r"t\.txt: the model's tokenizer has no mask token"):
+        tokenize_task(task, other, 8)
+
+
+def test_next_to_labelled_tasks_the_classes_asked_for_are_theirs(tmp_path):
+    hidden = f"smlmt:{animals(tmp_path / 't.txt')}"
+    rows = write(tmp_path / "rows.csv", ["text,label", "w1,a", "w2,b", "w3,c", "w4,cat"])
+    classes = write(tmp_path / "classes.txt", ["a", "b"])
+    words, labelled = load_tasks([hidden, str(rows)], classes=classes)
+    assert words.label_names == ("cat", "dog", "horse")
+    assert labelled.label_names == ("a", "b")
+    with pytest.raises(InputError, match="no task has the label 'dog'"):
+        load_tasks([hidden, str(rows)], classes=write(tmp_path / "other.txt", ["a", "b", "dog"]))
 
 
 def test_too_little_text_is_refused(tmp_path):
