@@ -24,7 +24,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import exported, judged, show, trained
+from experiments.runs import exported, judged, judging, of_classes, parser, show, trained
 
 BASELINES = ("finetune", "protonet", "linear", "knn")
 METHODS: dict[str, dict[str, Any]] = {
@@ -41,29 +41,25 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def compare(options: argparse.Namespace) -> None:
     """Meta-trains and judges the methods on one set, split and number of shots."""
-    data = Path(options.data) / options.set
-    root = Path(options.root) / f"{options.set}-{options.split}-{options.shots}"
+    sentences, root = Path(options.data) / options.set, Path(options.root)
     root.mkdir(parents=True, exist_ok=True)
-
-    def of(classes: str) -> dict[str, Any]:
-        labels = data / "few_shot" / options.split / f"labels.{classes}.txt"
-        size = {"ways": 5, "shots": options.shots, "max_length": 64}
-        if options.inner_lr is not None:
-            size["inner_lr"] = options.inner_lr
-        return {"tasks": (str(data / "full.jsonl"),), "classes": str(labels), **size}
-
-    asked = {**of("valid" if options.valid else "test"), "episodes": options.episodes}
+    asked = judging(options, sentences, ways=5, shots=options.shots)
+    size = {
+        name: asked[name] for name in ("ways", "shots", "max_length", "inner_lr") if name in asked
+    }
     results = {}
     for name in options.methods:
         run = trained(
             root,
-            f"{name}-{options.learning_rate:g}-{options.steps}",
+            f"{options.set}-{options.split}-{options.shots}-{name}",
             "metatrain",
             model=options.model,
             steps=options.steps,
             learning_rate=options.learning_rate,
+            seed=options.seed,
             save_every=50,
-            **of("train"),
+            **of_classes(sentences, options.split, "train"),
+            **size,
             **METHODS[name],
         )
         if name == "protonet":
@@ -75,26 +71,17 @@ def compare(options: argparse.Namespace) -> None:
     found = judged(root, options.model, *options.baselines, **asked)
     for name, result in zip(options.baselines, found):
         results[f"{name}, untrained"] = result
-    show(root, results, f"{options.set} {options.split}, {options.shots} shots")
+    show(options, results, f"{options.set} {options.split}, {options.shots} shots")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Prints the methods' accuracies, best first."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="the weights")
-    parser.add_argument("--data", required=True, help="the folder that holds the sets")
-    parser.add_argument("--set", default="BANKING77")
-    parser.add_argument("--split", default="01")
-    parser.add_argument("--shots", type=int, default=1)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--baselines", nargs="*", choices=BASELINES, default=list(BASELINES))
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--learning-rate", type=float, default=2e-5)
-    parser.add_argument("--inner-lr", type=float, help="of all adaptation (default: metatrain's)")
-    parser.add_argument("--episodes", type=int, default=600)
-    parser.add_argument("--valid", action="store_true", help="judge on the validation classes")
-    parser.add_argument("--root", default="runs/intents", help="where the runs are kept")
-    compare(parser.parse_args(arguments))
+    made = parser(__doc__, "intents", steps=150, learning_rate=2e-5)
+    made.add_argument("--set", default="BANKING77")
+    made.add_argument("--shots", type=int, default=1)
+    made.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    made.add_argument("--baselines", nargs="*", choices=BASELINES, default=list(BASELINES))
+    compare(made.parse_args(arguments))
 
 
 if __name__ == "__main__":

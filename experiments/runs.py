@@ -1,18 +1,23 @@
-"""What the experiments on text share: stages run once, kept in a folder, and compared.
+"""What the experiments on text share: options, and stages run once, kept in a folder, compared.
 
 A stage that was stopped resumes, one that has ended is not run again, and neither is an evaluation
-whose results lie there: an experiment's command can be killed and given again.
+whose results lie there: an experiment's command can be killed and given again. Other settings, data
+or weights are other runs; for changed code, give another `--root`.
 """
 
+import argparse
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from metajax import data
 from metajax.evaluate import estimate
+from metajax.models import files
 from metajax.report import compared_accuracies
 from metajax.stages.evaluate import Row, evaluate
 from metajax.stages.export import export
@@ -34,15 +39,53 @@ _STAGES: dict[str, tuple[Any, Any]] = {
 }
 
 
+def parser(description: str, root: str, **defaults: Any) -> argparse.ArgumentParser:
+    """The options that the experiments share; `defaults` are those of numbers."""
+    made = argparse.ArgumentParser(description=description.splitlines()[0])
+    made.add_argument("--model", required=True, help="the weights")
+    made.add_argument("--data", required=True, help="the folder that holds the data sets")
+    made.add_argument("--split", default="01", help="of the classes")
+    made.add_argument("--steps", type=int, help="of each training stage")
+    made.add_argument("--learning-rate", type=float, help="of each training stage")
+    made.add_argument("--seed", type=int, default=0, help="of each training stage")
+    made.add_argument("--inner-lr", type=float, help="of all adaptation")
+    made.add_argument("--episodes", type=int, default=600)
+    made.add_argument("--valid", action="store_true", help="judge on the validation classes")
+    made.add_argument("--root", default=f"runs/{root}", help="where the runs are kept")
+    made.set_defaults(**defaults)
+    return made
+
+
+def of_classes(directory: Path, split: str, part: str) -> dict[str, Any]:
+    """A set's examples of the classes for `part` of the work: train, valid or test."""
+    return {
+        "tasks": (str(directory / "full.jsonl"),),
+        "classes": str(directory / "few_shot" / split / f"labels.{part}.txt"),
+    }
+
+
+def judging(options: argparse.Namespace, directory: Path, **settings: Any) -> dict[str, Any]:
+    """What all that is compared is judged on: episodes of classes that no training has seen."""
+    found = of_classes(directory, options.split, "valid" if options.valid else "test")
+    found |= {"episodes": options.episodes, "max_length": 64, **settings}
+    return found if options.inner_lr is None else {**found, "inner_lr": options.inner_lr}
+
+
 class Trained(NamedTuple):
-    """A stage's run: its workdir, and the seconds that its steps took."""
+    """A stage's run: its workdir, and the wall time of its steps in seconds, compiling included."""
 
     path: str
     seconds: float
 
 
 class Result(NamedTuple):
-    """A method's accuracies (0..1) on the episodes; seconds: of all of them, of training."""
+    """A method's accuracies (0..1) on the episodes.
+
+    Attributes:
+        accuracies: [E].
+        seconds: of all episodes, with what is done once for them: compiling, features of all texts.
+        training: seconds of training.
+    """
 
     accuracies: np.ndarray
     seconds: float
@@ -50,9 +93,9 @@ class Result(NamedTuple):
 
 
 def trained(root: Path, name: str, stage: str, **settings: Any) -> Trained:
-    """Runs a training stage in `root/name`, with what `metajax STAGE --help` calls its settings."""
+    """Runs a training stage in `root`, with what `metajax STAGE --help` calls its settings."""
     run, make = _STAGES[stage]
-    workdir = root / name
+    workdir = root / f"{name}-{_digest(settings)}"
     print(f"{stage} in {workdir}", flush=True)
     run(make(workdir=str(workdir), **settings))
     rows = map(json.loads, (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
@@ -62,8 +105,8 @@ def trained(root: Path, name: str, stage: str, **settings: Any) -> Trained:
 def exported(run: Trained) -> str:
     """A run's weights in Hugging Face format, next to it."""
     directory = f"{run.path}-weights"
-    if not Path(directory).is_dir():
-        export(ExportSettings(model=run.path, output=directory))
+    shutil.rmtree(directory, ignore_errors=True)
+    export(ExportSettings(model=run.path, output=directory))
     return directory
 
 
@@ -73,8 +116,9 @@ def judged(root: Path, model: str, *methods: str, **settings: Any) -> list[Resul
     With the same tasks, sizes and seed, the episodes of two calls are the same too.
     """
     settings = {"model": model, "methods": methods, **settings}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    file = root / f"{'-'.join(methods)}-{digest.hexdigest()[:12]}.json"
+    read = [data.fingerprint(path) for path in (*settings["tasks"], settings["classes"])]
+    key = _digest({**settings, "read": [*read, _identity(Path(model))]})
+    file = root / f"{'-'.join(methods)}-{key}.json"
     if not file.is_file():
         print(f"evaluate {' '.join(methods)} of {model}", flush=True)
         evaluate(EvaluateSettings(output=str(file), **settings))
@@ -82,14 +126,27 @@ def judged(root: Path, model: str, *methods: str, **settings: Any) -> list[Resul
     return [Result(np.array(row.accuracies), row.seconds) for row in rows]
 
 
-def show(root: Path, results: Mapping[str, Result], title: str) -> None:
+def _identity(model: Path) -> Any:
+    """Of a run its losses and when they were; of other weights their hashes."""
+    log = model / "metrics.jsonl"
+    return data.fingerprint(str(log)) if log.is_file() else files.hashes(str(model))
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[
+        :8
+    ]
+
+
+def show(options: argparse.Namespace, results: Mapping[str, Result], title: str) -> None:
     """Prints the results, best first, and by how much the best is ahead, episode by episode.
 
-    Their picture goes into `root` as PNG and SVG.
+    Their picture goes into `--root` as PNG and SVG.
     """
+    title += ", valid" if options.valid else ""
     ranked = sorted(results.items(), key=lambda item: -item[1].accuracies.mean())
     best = ranked[0][1].accuracies
-    print(f"{title:<24}{'accuracy':>16}{'behind the best':>18}{'trained':>10}{'episode':>10}")
+    print(f"{title:<28}{'accuracy':>16}{'behind the best':>18}{'trained':>10}{'episode':>10}")
     for name, result in ranked:
         mean, behind = estimate(result.accuracies), estimate(best - result.accuracies)
         cells = [
@@ -98,6 +155,6 @@ def show(root: Path, results: Mapping[str, Result], title: str) -> None:
             f"{f'{result.training:.0f} s' if result.training else '-':>10}",
             f"{f'{1000 * result.seconds / len(best):.0f} ms':>10}",
         ]
-        print(f"{name:<24}" + "".join(cells), flush=True)
+        print(f"{name:<28}" + "".join(cells), flush=True)
     found = {name: estimate(result.accuracies) for name, result in ranked}
-    compared_accuracies(root / title.replace(",", "").replace(" ", "-"), found)
+    compared_accuracies(Path(options.root) / title.replace(",", "").replace(" ", "-"), found)

@@ -89,7 +89,7 @@ class Learner(NamedTuple):
             for more.
     """
 
-    make: Callable[[int, optax.ScalarOrSchedule], metajax.MetaAlgorithm]
+    make: Make
     steps: int = 1
     judged: tuple[int, ...] = tuple(PAPER)
 

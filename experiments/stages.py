@@ -14,48 +14,36 @@ their labels (finetune, over all classes at once), episodes of them (metatrain).
 episodes of the test classes, adapted in three steps from class prototypes.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import Trained, judged, show, trained
+from experiments.runs import Trained, judged, judging, of_classes, parser, show, trained
 from experiments.unlabelled import write_text
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Trains along each path through the stages, and prints what each reaches."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="the weights, with a masked-LM head")
-    parser.add_argument("--data", required=True, help="the folder that holds the sets")
-    parser.add_argument("--set", default="BANKING77")
-    parser.add_argument("--split", default="01")
-    parser.add_argument("--shots", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=300, help="of each stage")
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
-    parser.add_argument("--episodes", type=int, default=600)
-    parser.add_argument("--valid", action="store_true", help="judge on the validation classes")
-    parser.add_argument("--inner-lr", type=float, default=0.01, help="of all adaptation")
-    parser.add_argument("--root", default="runs/stages", help="where the runs are kept")
-    options = parser.parse_args(arguments)
+    made = parser(__doc__, "stages", steps=300, learning_rate=1e-4, inner_lr=0.01)
+    made.add_argument("--set", default="BANKING77")
+    made.add_argument("--shots", type=int, default=1)
+    options = made.parse_args(arguments)
     root, data = Path(options.root), Path(options.data)
     root.mkdir(parents=True, exist_ok=True)
-    text = root / "text.txt"
+    text = root / f"text-{options.set}-{options.split}.txt"
     write_text(data, options.split, text, (options.set,))
-
-    def of(classes: str) -> dict[str, Any]:
-        labels = data / options.set / "few_shot" / options.split / f"labels.{classes}.txt"
-        return {"tasks": (str(data / options.set / "full.jsonl"),), "classes": str(labels)}
+    labelled = of_classes(data / options.set, options.split, "train")
 
     def run(name: str, stage: str, model: str, **settings: Any) -> Trained:
         shared = {"steps": options.steps, "learning_rate": options.learning_rate, "max_length": 64}
+        shared["seed"] = options.seed
         return trained(root, name, stage, model=model, **shared, **settings)
 
-    episodes = {**of("train"), "shots": options.shots, "algorithm": "fomaml"}
+    episodes = {**labelled, "shots": options.shots, "algorithm": "fomaml"}
     episodes["inner_lr"] = options.inner_lr
     pretrained = run("pretrain", "pretrain", options.model, text=(str(text),))
-    tuned = run("finetune", "finetune", options.model, **of("train"), pooling="mean")
+    tuned = run("finetune", "finetune", options.model, **labelled, pooling="mean")
     meta = run("metatrain", "metatrain", options.model, **episodes)
-    both = run("pretrain-finetune", "finetune", pretrained.path, **of("train"), pooling="mean")
+    both = run("pretrain-finetune", "finetune", pretrained.path, **labelled, pooling="mean")
     every = run("pretrain-finetune-metatrain", "metatrain", both.path, **episodes)
     paths = {
         "as they came": ("finetune", options.model, 0.0),
@@ -64,19 +52,13 @@ def main(arguments: list[str] | None = None) -> None:
         "meta-trained": ("maml", meta.path, meta.seconds),
         "all three": ("maml", every.path, pretrained.seconds + both.seconds + every.seconds),
     }
-    asked = {
-        **of("valid" if options.valid else "test"),
-        "shots": options.shots,
-        "episodes": options.episodes,
-        "max_length": 64,
-        "inner_lr": options.inner_lr,
-    }
+    asked = judging(options, data / options.set, shots=options.shots)
     results = {}
     for name, (method, path, seconds) in paths.items():
         [result] = judged(root, path, method, **asked)
         results[name] = result._replace(training=seconds)
     [results["as they came, prototypes"]] = judged(root, options.model, "protonet", **asked)
-    show(root, results, f"{options.set}, {options.shots} shots")
+    show(options, results, f"{options.set}, {options.shots} shots")
 
 
 if __name__ == "__main__":

@@ -13,56 +13,58 @@ BERT: weights with a masked-LM head, here two layers of 128 features. all-MiniLM
 trained on sentences to begin with, gains nothing (RESULTS.md). DATA is the folder of ProtAugment's
 release.
 
-The text is the sentences of the training classes of all three sets' splits (none of a test class);
-an episode hides one word in sentences that hold it and asks which of five words it was. Judged on
-600 5-way episodes of each set's test classes.
+The text is the sentences of the training classes of all three sets' splits, less those that a
+held-out class of one of the sets has too; some topics are in several sets, in other words. An
+episode hides one word in sentences that hold it and asks which of five words it was. Judged on 600
+5-way episodes of each set's test classes.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.runs import judged, show, trained
+from experiments.runs import judged, judging, parser, show, trained
 
 SETS = ("BANKING77", "CLINC150", "HWU64")
 
 
-def write_text(data: Path, split: str, target: Path, sets: Sequence[str] = SETS) -> None:
-    """The sentences of the training classes, a line each, without their labels."""
-    lines = []
+def write_text(data: Path, split: str, target: Path, sets: Sequence[str]) -> None:
+    """The sentences of the training classes, a line each, without their labels.
+
+    Less those that a held-out class of one of the sets has too.
+    """
+    kept, held_out = [], set()
     for name in sets:
         classes = data / name / "few_shot" / split / "labels.train.txt"
-        kept = set(classes.read_text(encoding="utf-8").split("\n"))
-        rows = map(
-            json.loads, (data / name / "full.jsonl").read_text(encoding="utf-8").splitlines()
-        )
-        lines += [" ".join(row["sentence"].split()) for row in rows if row["label"] in kept]
+        train = set(classes.read_text(encoding="utf-8").split("\n"))
+        lines = (data / name / "full.jsonl").read_text(encoding="utf-8").splitlines()
+        for row in map(json.loads, lines):
+            sentence = " ".join(row["sentence"].split())
+            if row["label"] in train:
+                kept.append(sentence)
+            else:
+                held_out.add(_letters(sentence))
+    lines = [sentence for sentence in kept if _letters(sentence) not in held_out]
     target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _letters(sentence: str) -> str:
+    return "".join(filter(str.isalnum, sentence.lower()))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Meta-trains without labels, and prints what that changes on each set."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="the weights")
-    parser.add_argument("--data", required=True, help="the folder that holds the sets")
-    parser.add_argument("--split", default="01")
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--shots", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
-    parser.add_argument("--episodes", type=int, default=600)
-    parser.add_argument("--valid", action="store_true", help="judge on the validation classes")
-    parser.add_argument("--inner-lr", type=float, default=0.01, help="of all adaptation")
-    parser.add_argument("--root", default="runs/unlabelled", help="where the runs are kept")
-    options = parser.parse_args(arguments)
+    made = parser(__doc__, "unlabelled", steps=300, learning_rate=1e-4, inner_lr=0.01)
+    made.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="judged on")
+    made.add_argument("--shots", type=int, default=1)
+    options = made.parse_args(arguments)
     root, data = Path(options.root), Path(options.data)
     root.mkdir(parents=True, exist_ok=True)
     text = root / f"text-{options.split}.txt"
-    write_text(data, options.split, text)
+    write_text(data, options.split, text, SETS)
     run = trained(
         root,
-        f"smlmt-{options.split}-{options.learning_rate:g}-{options.steps}",
+        "smlmt",
         "metatrain",
         model=options.model,
         tasks=(f"smlmt:{text}",),
@@ -70,18 +72,11 @@ def main(arguments: list[str] | None = None) -> None:
         inner_lr=options.inner_lr,
         steps=options.steps,
         learning_rate=options.learning_rate,
+        seed=options.seed,
         max_length=64,
     )
     for name in options.sets:
-        classes = "valid" if options.valid else "test"
-        asked = {
-            "tasks": (str(data / name / "full.jsonl"),),
-            "classes": str(data / name / "few_shot" / options.split / f"labels.{classes}.txt"),
-            "shots": options.shots,
-            "episodes": options.episodes,
-            "max_length": 64,
-            "inner_lr": options.inner_lr,
-        }
+        asked = judging(options, data / name, shots=options.shots)
         [ours] = judged(root, run.path, "maml", **asked)
         # Prototypes too: a rate that suits one of the two weights may spoil the other.
         plain, prototypes = judged(root, options.model, "finetune", "protonet", **asked)
@@ -90,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
             "without": plain,
             "without, prototypes": prototypes,
         }
-        show(root, results, f"{name}, {options.shots} shots")
+        show(options, results, f"{name}, {options.shots} shots")
 
 
 if __name__ == "__main__":

@@ -13,30 +13,21 @@ Data sets are tasks (`--whole-tasks`), drawn by the square root of their size: C
 SST-2. DATA is a folder with `glue` (the classic TSV layout) and `intents` (ProtAugment's release).
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import judged, show, trained
+from experiments.runs import judged, judging, parser, show, trained
 
 GLUE = ("cola", "mrpc", "rte", "sst2")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Trains both ways on GLUE, and prints how each adapts to intents."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="the weights")
-    parser.add_argument("--data", required=True, help="the folder of glue and intents")
-    parser.add_argument("--set", default="BANKING77")
-    parser.add_argument("--ways", type=int, nargs="+", default=[2, 5, 12])
-    parser.add_argument("--shots", type=int, nargs="+", default=[4, 8, 16])
-    parser.add_argument("--steps", type=int, default=300, help="of either training")
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
-    parser.add_argument("--episodes", type=int, default=200)
-    parser.add_argument("--valid", action="store_true", help="judge on the validation classes")
-    parser.add_argument("--inner-lr", type=float, default=0.01, help="of all adaptation")
-    parser.add_argument("--root", default="runs/unseen", help="where the runs are kept")
-    options = parser.parse_args(arguments)
+    made = parser(__doc__, "unseen", steps=300, learning_rate=1e-4, inner_lr=0.01, episodes=200)
+    made.add_argument("--set", default="BANKING77")
+    made.add_argument("--ways", type=int, nargs="+", default=[2, 5, 12])
+    made.add_argument("--shots", type=int, nargs="+", default=[4, 8, 16])
+    options = made.parse_args(arguments)
     root, data = Path(options.root), Path(options.data)
     shared: dict[str, Any] = {
         "model": options.model,
@@ -44,25 +35,16 @@ def main(arguments: list[str] | None = None) -> None:
         "glue_dir": str(data / "glue"),
         "steps": options.steps,
         "learning_rate": options.learning_rate,
+        "seed": options.seed,
         "max_length": 64,
     }
     size = {"whole_tasks": True, "shots": 4, "queries": 4, "algorithm": "fomaml"}
     size["inner_lr"] = options.inner_lr
     meta = trained(root, "metatrain", "metatrain", **shared, **size)
     multi = trained(root, "finetune", "finetune", **shared, pooling="mean")
-    classes = "valid" if options.valid else "test"
-    few_shot = data / "intents" / options.set
     for ways in options.ways:
         for shots in options.shots:
-            asked = {
-                "tasks": (str(few_shot / "full.jsonl"),),
-                "classes": str(few_shot / "few_shot" / "01" / f"labels.{classes}.txt"),
-                "ways": ways,
-                "shots": shots,
-                "episodes": options.episodes,
-                "max_length": 64,
-                "inner_lr": options.inner_lr,
-            }
+            asked = judging(options, data / "intents" / options.set, ways=ways, shots=shots)
             [ours] = judged(root, meta.path, "maml", **asked)
             [tuned] = judged(root, multi.path, "finetune", **asked)
             plain, prototypes = judged(root, options.model, "finetune", "protonet", **asked)
@@ -72,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
                 "as they came": plain,
                 "as they came, prototypes": prototypes,
             }
-            show(root, results, f"{ways} ways, {shots} shots")
+            show(options, results, f"{ways} ways, {shots} shots")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import intents, navigation, sinusoid, stages, unlabelled, unseen
+from experiments import intents, navigation, runs, sinusoid, stages, unlabelled, unseen
+from metajax.stages.evaluate import Row
 
 ROOT = Path(__file__).parents[1]
 SHARED = {"runs"}
@@ -108,6 +109,90 @@ def test_navigation_estimates_both_derivatives_of_the_return(monkeypatch):
         np.testing.assert_allclose(-found, wanted, atol=atol)
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """What the stages would have been asked for; nothing runs."""
+    asked = []
+
+    def train(root, name, stage, **settings):
+        asked.append(settings)
+        return runs.Trained(str(root / name), 1.0)
+
+    def judge(root, model, *methods, **settings):
+        asked.append(settings)
+        return [runs.Result(np.zeros(2), 1.0) for _ in methods]
+
+    for module in (intents, unlabelled, stages, unseen):
+        monkeypatch.setattr(module, "trained", train)
+        monkeypatch.setattr(module, "judged", judge)
+        monkeypatch.setattr(module, "show", lambda *_: None)
+    monkeypatch.setattr(intents, "exported", lambda run: run.path)
+    return asked
+
+
+@pytest.mark.parametrize("name", ["intents", "unlabelled", "stages", "unseen"])
+@pytest.mark.parametrize("part", ["valid", "test"])
+def test_no_training_sees_what_is_judged(material, asked, name, part):
+    (material.root / "intents").symlink_to(material.root)
+    flags = ["--valid"] if part == "valid" else []
+    module = importlib.import_module(f"experiments.{name}")
+    module.main([*material.given, "--data", str(material.root), *flags])
+    trainings = [settings for settings in asked if "steps" in settings]
+    judgements = [settings for settings in asked if "episodes" in settings]
+    assert trainings
+    assert judgements
+    assert len(trainings) + len(judgements) == len(asked)
+    for settings in trainings:
+        assert settings.get("classes", "labels.train.txt").endswith("labels.train.txt")
+    for settings in judgements:
+        assert settings["classes"].endswith(f"labels.{part}.txt")
+
+
+def test_sentences_without_labels_are_of_no_held_out_class(material):
+    other = material.root / "CLINC150" / "full.jsonl"
+    kept, both = "wa wb wc", "wd we wf"
+    other.write_text(
+        "".join(
+            json.dumps({"sentence": text, "label": label}) + "\n"
+            for text, label in [(kept, "topic0"), (both, "topic1"), (f"{both.upper()}!", "topic9")]
+        )
+    )
+    unlabelled.write_text(material.root, "01", material.root / "t.txt", ("CLINC150", "HWU64"))
+    lines = (material.root / "t.txt").read_text().splitlines()
+    assert lines[0] == kept
+    assert both not in lines
+    rows = map(json.loads, (material.root / "HWU64" / "full.jsonl").read_text().splitlines())
+    held_out = {row["sentence"] for row in rows if row["label"] >= "topic5"}
+    assert held_out
+    assert not held_out & set(lines)
+
+
+def test_other_settings_data_or_weights_are_judged_anew(material, monkeypatch, tmp_path):
+    judged = []
+
+    def judge(settings):
+        judged.append(settings)
+        row = dict.fromkeys(Row._fields, 0) | {"accuracies": [0.5, 1.0], "seconds": 2.0}
+        Path(settings.output).write_text(json.dumps([row]))
+
+    monkeypatch.setattr(runs, "evaluate", judge)
+    model = tmp_path / "bert"
+    asked = runs.of_classes(tmp_path / "HWU64", "01", "test")
+    for _ in range(2):
+        (result,) = runs.judged(tmp_path, str(model), "knn", **asked)
+        np.testing.assert_array_equal(result.accuracies, [0.5, 1.0])
+    assert len(judged) == 1
+    runs.judged(tmp_path, str(model), "knn", **asked, shots=2)
+    assert len(judged) == 2
+    tiny.write_model(model, head="encoder")
+    runs.judged(tmp_path, str(model), "knn", **asked)
+    assert len(judged) == 3
+    with (tmp_path / "HWU64" / "full.jsonl").open("a") as file:
+        file.write('{"sentence": "wa", "label": "topic5"}\n')
+    runs.judged(tmp_path, str(model), "knn", **asked)
+    assert len(judged) == 4
+
+
 @pytest.mark.slow
 def test_intents_and_unlabelled_take_a_step(material, capsys):
     given = [*material.given, "--data", str(material.root)]
@@ -115,9 +200,9 @@ def test_intents_and_unlabelled_take_a_step(material, capsys):
     intents.main([*given, *methods])
     table = capsys.readouterr().out.splitlines()[-3:]
     assert table[0].startswith("BANKING77 01, 1 shots")
-    assert {line[:24].strip() for line in table[1:]} == {"protonet", "linear, untrained"}
+    assert {line[:28].strip() for line in table[1:]} == {"protonet", "linear, untrained"}
     assert "0.00 ± 0.00" in table[1]  # The best is behind itself by nothing.
-    picture = material.root / "runs" / "BANKING77-01-1" / "BANKING77-01-1-shots.svg"
+    picture = material.root / "runs" / "BANKING77-01-1-shots.svg"
     assert "linear, untrained" in picture.read_text()
     assert picture.with_suffix(".png").is_file()
     # All of it is kept: the same command prints the same table, and runs nothing.
@@ -141,7 +226,7 @@ def test_unseen_and_stages_take_a_step(material, capsys, monkeypatch):
         "meta-trained",
         "all three",
     }
-    assert {row[:24].strip() for row in rows} == names
+    assert {row[:28].strip() for row in rows} == names
 
     (material.root / "intents").symlink_to(material.root)
     tiny.write_glue(material.root / "glue")
