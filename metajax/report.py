@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import itertools
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -97,6 +98,12 @@ def _whole_numbers(axis: Any) -> None:
     axis.set_major_locator(MaxNLocator(6, integer=True))
 
 
+def _legend(axes: Any) -> None:
+    """In as many columns as it takes to leave room for the curves."""
+    labels = len(axes.get_legend_handles_labels()[1])
+    axes.legend(ncols=-(-labels // 9)).set_in_layout(False)
+
+
 def learning_curves(path: Path, runs: Mapping[str, Series]) -> None:
     """Draws the loss against the step: faint as it was, over it a running mean.
 
@@ -105,7 +112,7 @@ def learning_curves(path: Path, runs: Mapping[str, Series]) -> None:
         runs: for each label, the losses; steps that were skipped have NaN, and are marked.
     """
     with _picture(path) as axes:
-        for look, (label, (steps, losses)) in zip(_LOOKS, runs.items()):
+        for look, (label, (steps, losses)) in zip(itertools.cycle(_LOOKS), runs.items()):
             axes.plot(*_thinned(steps, losses), color=look["color"], alpha=0.25, linewidth=1)
             axes.plot(
                 *_thinned(steps, _smoothed(losses)), **_sparse(look, steps), label=_short(label)
@@ -121,7 +128,7 @@ def learning_curves(path: Path, runs: Mapping[str, Series]) -> None:
                 )
         _whole_numbers(axes.xaxis)
         axes.set(xlabel="step", ylabel="loss")
-        axes.legend()
+        _legend(axes)
 
 
 def step_times(path: Path, runs: Mapping[str, Series]) -> None:
@@ -129,7 +136,7 @@ def step_times(path: Path, runs: Mapping[str, Series]) -> None:
     from matplotlib.ticker import LogLocator
 
     with _picture(path) as axes:
-        for look, (label, (steps, seconds)) in zip(_LOOKS, runs.items()):
+        for look, (label, (steps, seconds)) in zip(itertools.cycle(_LOOKS), runs.items()):
             look = _sparse(look, steps) | {"linewidth": 1}
             axes.plot(*_thinned(steps, seconds), **look, label=_short(label))
         _whole_numbers(axes.xaxis)
@@ -137,7 +144,7 @@ def step_times(path: Path, runs: Mapping[str, Series]) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
-        axes.legend()
+        _legend(axes)
 
 
 def adaptation_curves(path: Path, curves: Mapping[str, Estimate]) -> None:
@@ -148,14 +155,14 @@ def adaptation_curves(path: Path, curves: Mapping[str, Estimate]) -> None:
         curves: for each label, means and intervals [K + 1] in 0..1 after 0, 1, ..., K steps.
     """
     with _picture(path) as axes:
-        for look, (label, curve) in zip(_LOOKS, curves.items()):
+        for look, (label, curve) in zip(itertools.cycle(_LOOKS), curves.items()):
             steps = range(len(curve.mean))
             axes.plot(steps, 100 * curve.mean, **look, label=_short(label))
             low, high = 100 * (curve.mean - curve.ci95), 100 * (curve.mean + curve.ci95)
             axes.fill_between(steps, low, high, color=look["color"], alpha=0.15, linewidth=0)
         _whole_numbers(axes.xaxis)
         axes.set(xlabel="inner gradient steps", ylabel="query accuracy (%)")
-        axes.legend()
+        _legend(axes)
 
 
 def compared_accuracies(path: Path, methods: Mapping[str, Estimate]) -> None:

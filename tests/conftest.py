@@ -17,10 +17,12 @@ if _QUICK not in (flags := os.environ.get("XLA_FLAGS", "")):
     if not subprocess.run(asked, env=quick, capture_output=True, check=False).returncode:
         os.environ["XLA_FLAGS"] = quick["XLA_FLAGS"]
 
-# Before the first computation; unlike an environment variable it stays in this process.
+# JAX is imported by now; the processes that tests start read the environment.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+jax.config.update("jax_disable_most_optimizations", True)
+# These stay in this process.
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True)

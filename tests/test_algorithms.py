@@ -87,7 +87,14 @@ TABLE = {
 DETERMINISTIC = {name for name, row in TABLE.items() if row.labelled}
 
 
-@pytest.fixture(params=TABLE)
+def _row(name):
+    """A worker compiles an algorithm for all tests of it; that memory saved changes nothing is
+    tested in test_hypergrad.py too."""
+    marks = [pytest.mark.xdist_group(name)]
+    return pytest.param(name, marks=marks + [pytest.mark.slow] * name.startswith("low-memory"))
+
+
+@pytest.fixture(params=map(_row, TABLE))
 def name(request):
     return request.param
 

@@ -62,6 +62,7 @@ def test_peers_have_the_same_meta_gradient(monkeypatch, capsys, tmp_path):
     assert len(capsys.readouterr().out.splitlines()) == 5
 
 
+@pytest.mark.slow
 def test_gpu_at_a_tiny_size(monkeypatch, capsys, tmp_path):
     output = tmp_path / "gpu.json"
     command = ["gpu", "--model", "tiny", "--engine", "low-memory", "--dtype", "bfloat16"]

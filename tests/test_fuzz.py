@@ -23,7 +23,7 @@ from metajax.stages.run import read_record
 from metajax.terminal import refusal
 
 CHECKED = hypothesis.settings(
-    max_examples=200,
+    max_examples=100,
     derandomize=True,
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],

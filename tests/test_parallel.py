@@ -19,8 +19,13 @@ from test_outer import MAML, take_steps
 import metajax
 from metajax.parallel import split_tasks, task_mesh
 
+pytestmark = pytest.mark.xdist_group("parallel")  # One worker compiles each loop once for all.
+
 # On how many devices, and over how many of them the state is sharded; 0 is pmap's replication.
-PLACES = [(2, 0), (4, 0), (8, 0), (2, 2), (4, 2), (8, 4), (8, 8), (8, 1)]
+PLACES = [
+    *[(2, 0), (8, 0), (8, 4), (8, 8)],
+    *(pytest.param(*each, marks=pytest.mark.slow) for each in [(4, 0), (2, 2), (4, 2), (8, 1)]),
+]
 ALGORITHMS = {
     "maml": MAML,
     "reptile": metajax.reptile(problems.mlp_loss, optax.sgd(0.1), 2),

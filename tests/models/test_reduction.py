@@ -205,6 +205,7 @@ def test_other_algorithms_of_a_reduced_task(params, name):
     assert relative_gap(found, expected) < 1e-10
 
 
+@pytest.mark.slow
 def test_lora_of_a_reduced_task(params):
     """With a head of prototypes, which the adapters change the features of."""
     key, chosen = jax.random.key(2), lambda path: path == "layers/qkv/kernel"
@@ -234,7 +235,7 @@ def test_what_cannot_be_reduced_is_refused():
         upper_layers(MODEL, 2)
 
 
-@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("separate", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_remat_saves_memory_of_separate_blocks_too(separate):
     """Blocks in a loop give back what they need inside, whether or not they are stacked."""
     config = dataclasses.replace(TINY, num_hidden_layers=8)

@@ -127,6 +127,7 @@ def test_killed_torn_and_damaged(material, compiled, bucket, tmp_path):
     assert set(os.listdir(copy / "model")) == set(os.listdir(local / "model"))
 
 
+@pytest.mark.slow
 def test_every_stage_reads_a_bucket(chain, material, bucket, tmp_path):
     """From stage to stage the same bits, and the same answers, as from directories."""
     places = {name: f"gs://bucket/chain/{name}" for name in ("pretrain", "metatrain", "adapt")}

@@ -10,6 +10,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+import scipy.stats
 import tiny
 import transformers
 
@@ -303,9 +304,11 @@ def test_evaluate_compares_all_methods(chain, material, tmp_path):
             assert after == pytest.approx((row["accuracy"], row["ci95"]))
         else:
             assert row["curve"] == row["curve_ci95"] == []
-        # The mean of the differences is the difference of the means; of the same method none.
-        assert row["behind"] == pytest.approx(rows[0]["accuracy"] - row["accuracy"], abs=1e-12)
-    assert rows[0]["behind_ci95"] == 0
+        # Episode by episode.
+        behind = np.subtract(rows[0]["accuracies"], row["accuracies"])
+        assert row["behind"] == pytest.approx(behind.mean(), abs=1e-12)
+        interval = scipy.stats.t.ppf(0.975, 9) * behind.std(ddof=1) / 10**0.5
+        assert row["behind_ci95"] == pytest.approx(interval, abs=1e-12)
     assert any(row["behind_ci95"] > 0 for row in rows)
     said, _, *lines = out.splitlines()
     assert said.startswith("10 episodes drawn at random with seed 0: 3 ways, 1 shots")

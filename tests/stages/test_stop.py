@@ -68,7 +68,10 @@ def fill_up(process, checkpoints):
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (9000, 9000))
 
 
-@pytest.mark.parametrize(("harm", "safe"), [(lose, "nothing is saved yet"), (fill_up, "is safe")])
+@pytest.mark.parametrize(
+    ("harm", "safe"),
+    [(lose, "nothing is saved yet"), pytest.param(fill_up, "is safe", marks=pytest.mark.slow)],
+)
 def test_a_checkpoint_that_cannot_be_written_stops_the_run(
     material, compiled, tmp_path, harm, safe
 ):
