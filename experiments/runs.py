@@ -1,8 +1,9 @@
 """What the experiments on text share: options, and stages run once, kept in a folder, compared.
 
 A stage that was stopped resumes, one that has ended is not run again, and neither is an evaluation
-whose results lie there: an experiment's command can be killed and given again. Other settings, data
-or weights are other runs; for changed code, give another `--root`.
+whose results lie there: an experiment's command can be killed and given again. Other settings are
+other runs, and an evaluation is made anew where data or weights have changed; for changed code, or
+to train anew, give another `--root`.
 """
 
 import argparse
@@ -133,9 +134,8 @@ def _identity(model: Path) -> Any:
 
 
 def _digest(settings: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[
-        :8
-    ]
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def show(options: argparse.Namespace, results: Mapping[str, Result], title: str) -> None:
@@ -143,10 +143,11 @@ def show(options: argparse.Namespace, results: Mapping[str, Result], title: str)
 
     Their picture goes into `--root` as PNG and SVG.
     """
+    title += f", seed {options.seed}" if options.seed else ""
     title += ", valid" if options.valid else ""
     ranked = sorted(results.items(), key=lambda item: -item[1].accuracies.mean())
     best = ranked[0][1].accuracies
-    print(f"{title:<28}{'accuracy':>16}{'behind the best':>18}{'trained':>10}{'episode':>10}")
+    print(f"{title:<32}{'accuracy':>16}{'behind the best':>18}{'trained':>10}{'episode':>10}")
     for name, result in ranked:
         mean, behind = estimate(result.accuracies), estimate(best - result.accuracies)
         cells = [
@@ -155,6 +156,6 @@ def show(options: argparse.Namespace, results: Mapping[str, Result], title: str)
             f"{f'{result.training:.0f} s' if result.training else '-':>10}",
             f"{f'{1000 * result.seconds / len(best):.0f} ms':>10}",
         ]
-        print(f"{name:<28}" + "".join(cells), flush=True)
+        print(f"{name:<32}" + "".join(cells), flush=True)
     found = {name: estimate(result.accuracies) for name, result in ranked}
     compared_accuracies(Path(options.root) / title.replace(",", "").replace(" ", "-"), found)

@@ -84,7 +84,7 @@ class Learner(NamedTuple):
 
     Attributes:
         make: the algorithm for a number of inner steps and their rate; where rates are learned,
-            they start from 0.01 and the rate given is not used.
+            they start from 0.01 and the rate given is not used, nor is it by iMAML.
         steps: inner steps in training.
         judged: after how many steps it is judged: rates that were learned for one step are not
             for more.

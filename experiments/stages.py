@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         [result] = judged(root, path, method, **asked)
         results[name] = result._replace(training=seconds)
     [results["as they came, prototypes"]] = judged(root, options.model, "protonet", **asked)
-    show(options, results, f"{options.set}, {options.shots} shots")
+    show(options, results, f"{options.set} {options.split}, {options.shots} shots")
 
 
 if __name__ == "__main__":

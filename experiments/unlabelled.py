@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
             "without": plain,
             "without, prototypes": prototypes,
         }
-        show(options, results, f"{name}, {options.shots} shots")
+        show(options, results, f"{name} {options.split}, {options.shots} shots")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
                 "as they came": plain,
                 "as they came, prototypes": prototypes,
             }
-            show(options, results, f"{ways} ways, {shots} shots")
+            show(options, results, f"{options.set} {options.split}, {ways} ways, {shots} shots")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ under `parent` the record of what it started from).
 """
 
 import contextlib
-import functools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,22 +53,18 @@ class Checkpoints:
         kept: list[Any] = [policies.LatestN(keep)]
         if keep_every is not None:
             kept.append(policies.EveryNSteps(keep_every))
-        self._open = functools.partial(
-            ocp.training.Checkpointer,
-            _absolute(directory),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy(kept),
-            cleanup_tmp_directories=True,  # What a killed run left half-written.
-        )
         try:
-            self._orbax = self._open()
-        except Exception:  # Orbax reads all metadata as it opens, and one bad file ends that.
-            steps = _whole_steps(directory)
-            damaged = {step: error for step in steps if (error := _unreadable(directory, step))}
-            if not damaged:
-                raise
-            self._set_aside(damaged, others=len(damaged) < len(steps))
-            self._orbax = self._open()
+            self._orbax = ocp.training.Checkpointer(
+                _absolute(directory),
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+                cleanup_tmp_directories=True,  # What a killed run left half-written.
+            )
+        except Exception as error:  # It reads all metadata, and one file that it refuses ends that.
+            raise StoppedError(
+                f"{directory}: cannot be opened ({_reason(error)}): move the checkpoint away whose "
+                "_CHECKPOINT_METADATA is damaged, or mend the path, and run the same command again"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -143,28 +138,24 @@ class Checkpoints:
             else:
                 damaged[known.step] = error or ValueError("another process cannot read it")
                 continue
-            if damaged:
-                self._set_aside(damaged, others=True)
-                self._orbax.reload()
+            for step, reason in damaged.items():
+                self._set_aside(step, reason)
             return OuterState(meta_params=found["params"], **found["training"])
         if damaged:
-            self._set_aside(damaged, others=False)
+            raise StoppedError(_none_readable(self._directory, damaged))
         return state
 
-    def _set_aside(self, damaged: dict[int, Exception], *, others: bool) -> None:
-        """Moves what cannot be read out of the way, if there are others to go on from."""
-        if not others:
-            raise StoppedError(_none_readable(self._directory, damaged[max(damaged)]))
-        for step, error in damaged.items():
-            aside = self._directory.parent / f"damaged-{step}"
-            _log.warning(
-                "%s: checkpoint %d cannot be read (%s): set aside as %s; an earlier one is used",
-                *(self._directory, step, _reason(error), aside),
-            )
-            if jax.process_index() == 0:
-                epath.Path(aside).rmtree(missing_ok=True)
-                (self._directory / str(step)).rename(aside)
-            _all_agree(True)
+    def _set_aside(self, step: int, error: Exception) -> None:
+        aside = self._directory.parent / f"damaged-{step}"
+        _log.warning(
+            "%s: checkpoint %d cannot be read (%s): set aside as %s; an earlier one is used",
+            *(self._directory, step, _reason(error), aside),
+        )
+        if jax.process_index() == 0:
+            epath.Path(aside).rmtree(missing_ok=True)
+            (self._directory / str(step)).rename(aside)
+        _all_agree(True)
+        self._orbax.reload()
 
 
 def _all_agree(ours: bool) -> bool:
@@ -195,7 +186,7 @@ def load(directory: Path) -> Saved:
         InputError: there is none, or none that can be read.
     """
     damaged: dict[int, Exception] = {}
-    for step in sorted(_whole_steps(directory), reverse=True):
+    for step in reversed(_steps(directory)):
         try:
             saved = _read(_absolute(directory) / str(step), step)
         except Exception as error:
@@ -208,7 +199,7 @@ def load(directory: Path) -> Saved:
             )
         return saved
     if damaged:
-        raise InputError(_none_readable(directory, damaged[max(damaged)]))
+        raise InputError(_none_readable(directory, damaged))
     raise InputError(f"{directory}: holds no checkpoint yet: let the run that writes it finish")
 
 
@@ -221,23 +212,23 @@ def _read(path: Path, step: int) -> Saved:
     )
     params = ocp.load_checkpointables(path, {"params": abstract})["params"]
     record = metadata.custom_metadata
-    if not isinstance(record, dict):
+    if not record:
         raise ValueError("its record is missing")
     return Saved(params, step, record)
 
 
-def _unreadable(directory: Path, step: int) -> Exception | None:
-    """What keeps a checkpoint's metadata from being read."""
+def _steps(directory: Path) -> list[int]:
+    """Of the checkpoints; where Orbax refuses the metadata of one, those that bear a number."""
     try:
-        ocp.checkpointables_metadata(_absolute(directory) / str(step))
-    except Exception as error:
-        return error
-    return None
+        with ocp.training.Checkpointer(_absolute(directory)) as orbax:
+            return [known.step for known in orbax.checkpoints]
+    except Exception:
+        return sorted(_whole_steps(directory))
 
 
-def _none_readable(directory: Path, newest: Exception) -> str:
+def _none_readable(directory: Path, damaged: dict[int, Exception]) -> str:
     return (
-        f"{directory}: none of its checkpoints can be read ({_reason(newest)}): "
+        f"{directory}: none of its checkpoints can be read ({_reason(damaged[max(damaged)])}): "
         "put back what is missing, or begin anew in another --workdir"
     )
 

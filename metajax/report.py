@@ -23,6 +23,7 @@ _LOOKS = [
     for line in ("-", "--", ":", "-.")
     for colour, marker in zip(_COLOURS, "os^DvP")
 ]
+_FEW_LABELS = 8  # A legend of more would hide the curves.
 _STYLE: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "grid.color"), _INK),
     **dict.fromkeys(("xtick.color", "ytick.color"), _INK),
@@ -99,9 +100,14 @@ def _whole_numbers(axis: Any) -> None:
 
 
 def _legend(axes: Any) -> None:
-    """In as many columns as it takes to leave room for the curves."""
-    labels = len(axes.get_legend_handles_labels()[1])
-    axes.legend(ncols=-(-labels // 9)).set_in_layout(False)
+    """Among the curves; below them where there are many, on a picture that is so much taller."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) <= _FEW_LABELS:
+        axes.legend()
+        return
+    figure = axes.figure
+    figure.set_figheight(figure.get_figheight() + 0.2 * len(labels))
+    figure.legend(handles, labels, loc="outside lower left", fontsize="small")
 
 
 def learning_curves(path: Path, runs: Mapping[str, Series]) -> None:

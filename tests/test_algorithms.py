@@ -88,10 +88,20 @@ DETERMINISTIC = {name for name, row in TABLE.items() if row.labelled}
 
 
 def _row(name):
-    """A worker compiles an algorithm for all tests of it; that memory saved changes nothing is
-    tested in test_hypergrad.py too."""
+    """With its own group: a worker compiles an algorithm once for all tests of it."""
     marks = [pytest.mark.xdist_group(name)]
-    return pytest.param(name, marks=marks + [pytest.mark.slow] * name.startswith("low-memory"))
+    if name in TESTED_ELSEWHERE:
+        marks.append(pytest.mark.slow)
+    return pytest.param(name, marks=marks)
+
+
+# That saving memory changes nothing: test_hypergrad.py.
+TESTED_ELSEWHERE = {
+    "low-memory maml",
+    "low-memory anil",
+    "low-memory maml of lora adapters",
+    "low-memory annealed maml++",
+}
 
 
 @pytest.fixture(params=map(_row, TABLE))

@@ -143,7 +143,8 @@ def test_no_training_sees_what_is_judged(material, asked, name, part):
     assert judgements
     assert len(trainings) + len(judgements) == len(asked)
     for settings in trainings:
-        assert settings.get("classes", "labels.train.txt").endswith("labels.train.txt")
+        if settings["tasks" if "tasks" in settings else "text"][0].endswith("full.jsonl"):
+            assert settings["classes"].endswith("labels.train.txt")
     for settings in judgements:
         assert settings["classes"].endswith(f"labels.{part}.txt")
 
@@ -191,6 +192,14 @@ def test_other_settings_data_or_weights_are_judged_anew(material, monkeypatch, t
         file.write('{"sentence": "wa", "label": "topic5"}\n')
     runs.judged(tmp_path, str(model), "knn", **asked)
     assert len(judged) == 4
+    with Path(asked["classes"]).open("a") as file:
+        file.write("topic0\n")
+    runs.judged(tmp_path, str(model), "knn", **asked)
+    assert len(judged) == 5
+    for seconds in (1, 2):  # The same run made anew.
+        (model / "metrics.jsonl").write_text(f'{{"seconds": {seconds}}}\n')
+        runs.judged(tmp_path, str(model), "knn", **asked)
+    assert len(judged) == 7
 
 
 @pytest.mark.slow
@@ -200,7 +209,7 @@ def test_intents_and_unlabelled_take_a_step(material, capsys):
     intents.main([*given, *methods])
     table = capsys.readouterr().out.splitlines()[-3:]
     assert table[0].startswith("BANKING77 01, 1 shots")
-    assert {line[:28].strip() for line in table[1:]} == {"protonet", "linear, untrained"}
+    assert {line[:32].strip() for line in table[1:]} == {"protonet", "linear, untrained"}
     assert "0.00 ± 0.00" in table[1]  # The best is behind itself by nothing.
     picture = material.root / "runs" / "BANKING77-01-1-shots.svg"
     assert "linear, untrained" in picture.read_text()
@@ -226,7 +235,7 @@ def test_unseen_and_stages_take_a_step(material, capsys, monkeypatch):
         "meta-trained",
         "all three",
     }
-    assert {row[:28].strip() for row in rows} == names
+    assert {row[:32].strip() for row in rows} == names
 
     (material.root / "intents").symlink_to(material.root)
     tiny.write_glue(material.root / "glue")

@@ -4,11 +4,25 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from metajax import report
 from metajax.evaluate import Estimate
 
 MANY = [f"run {number}" for number in range(26)]  # More than there are looks.
+
+
+def drawn(monkeypatch):
+    """The figures, kept."""
+    kept = []
+    init = Figure.__init__
+
+    def keep(self, *arguments, **settings):
+        init(self, *arguments, **settings)
+        kept.append(self)
+
+    monkeypatch.setattr(Figure, "__init__", keep)
+    return kept
 
 
 def series():
@@ -24,10 +38,15 @@ def series():
         (report.compared_accuracies, Estimate(0.5, 0.1)),
     ],
 )
-def test_every_label_is_in_the_picture(tmp_path, draw, value):
+def test_every_label_is_in_the_picture(tmp_path, monkeypatch, draw, value):
+    figures = drawn(monkeypatch)
     draw(tmp_path / "picture", dict.fromkeys(MANY, value))
     texts = {node.text for node in ElementTree.parse(tmp_path / "picture.svg").iter()}
     assert set(MANY) <= texts
+    for legend in figures[0].legends:
+        box = legend.get_window_extent()
+        assert min(box.x0, box.y0) >= 0
+        assert box.y1 <= figures[0].axes[0].get_window_extent().y0
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 

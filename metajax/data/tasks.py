@@ -238,6 +238,10 @@ def _keep_classes(
     """Only the classes listed; all of them must be there, if asked: a dev set may lack some."""
     kept = {label: f"{path}:{line}" for path in paths for line, label in numbered_lines(path)}
     labelled = [task for task in tasks if not task.hides_words]
+    if not labelled:
+        raise InputError(
+            f"{paths[0]}: the hidden words of a text are all kept; leave the file of classes out"
+        )
     known = {label for task in labelled for label in task.label_names}
     for label, place in kept.items():
         if all_known and label not in known:

@@ -175,7 +175,8 @@ def pack_blocks(lines: Sequence[str], tokenizer: Any, block_length: int) -> Bloc
     """
     if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
         raise InputError(
-            "the tokenizer has no [CLS] or no [SEP] token; give a masked language model's"
+            f"{tokenizer.name_or_path}: its tokenizer has no [CLS] or no [SEP] token; give a "
+            "masked language model's"
         )
     room = block_length - 2
     if room < 1:

@@ -78,7 +78,7 @@ def test_exactly_the_rounded_share_is_chosen_of_every_row(tokenizer, blocks):
 def test_a_tokenizer_without_the_ends_of_a_block_is_refused(tokenizer, missing):
     other = copy.deepcopy(tokenizer)
     setattr(other, missing, None)
-    with pytest.raises(InputError, match=r"no \[CLS\] or no \[SEP\] token"):
+    with pytest.raises(InputError, match=r"has no \[CLS\] or no \[SEP\] token"):
         pack_blocks(["w1 w2"], other, LENGTH)
 
 

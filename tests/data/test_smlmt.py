@@ -89,6 +89,8 @@ def test_next_to_labelled_tasks_the_classes_asked_for_are_theirs(tmp_path):
     words, labelled = load_tasks([hidden, str(rows)], classes=classes)
     assert words.label_names == ("cat", "dog", "horse")
     assert labelled.label_names == ("a", "b")
+    with pytest.raises(InputError, match=r"classes\.txt: the hidden words of a text are all kept"):
+        load_tasks([hidden], classes=classes)
     with pytest.raises(InputError, match="no task has the label 'dog'"):
         load_tasks([hidden, str(rows)], classes=write(tmp_path / "other.txt", ["a", "b", "dog"]))
 

@@ -14,10 +14,16 @@ import urllib.parse
 import urllib.request
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
+import optax
 import pytest
 import tiny
 
 from metajax import checkpoint
+from metajax.checkpoint import Checkpoints
+from metajax.errors import InputError
+from metajax.outer import OuterState
 from metajax.stages.paths import children, to_path
 from tests.stages.commands import metatrain_command, pretrain_command
 
@@ -125,6 +131,26 @@ def test_killed_torn_and_damaged(material, compiled, bucket, tmp_path):
     names = {path.name for path in local.iterdir()} | {f"damaged-{damaged}"}
     assert {path.name for path in copy.iterdir()} == names
     assert set(os.listdir(copy / "model")) == set(os.listdir(local / "model"))
+
+
+def test_a_checkpoint_is_whole_once_it_says_so(bucket):
+    directory = to_path("gs://bucket/few/checkpoints")
+    params, optimizer = {"w": jnp.arange(3.0)}, optax.adam(0.1)
+    with Checkpoints(directory, keep=2, record={"stage": "test"}) as checkpoints:
+        for step in (1, 2):
+            scaled = {"w": step * params["w"]}
+            state = OuterState(jnp.int32(step), scaled, optimizer.init(params), jax.random.key(0))
+            checkpoints.save(state)
+    saved = checkpoint.load(directory)
+    assert (saved.step, saved.record) == (2, {"stage": "test"})
+    tiny.assert_same_bits(saved.params, state.meta_params)
+    with Checkpoints(directory, keep=2, record={"stage": "test"}) as checkpoints:
+        tiny.assert_same_bits(checkpoints.restore(state), state)
+    for step in (2, 1):  # As while they are being written.
+        assert checkpoint.load(directory).step == step
+        bucket.delete(f"few/checkpoints/{step}/commit_success.txt")
+    with pytest.raises(InputError, match="holds no checkpoint yet"):
+        checkpoint.load(directory)
 
 
 @pytest.mark.slow

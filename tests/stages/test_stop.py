@@ -70,7 +70,7 @@ def fill_up(process, checkpoints):
 
 @pytest.mark.parametrize(
     ("harm", "safe"),
-    [(lose, "nothing is saved yet"), pytest.param(fill_up, "is safe", marks=pytest.mark.slow)],
+    [pytest.param(lose, "nothing is saved yet", marks=pytest.mark.slow), (fill_up, "is safe")],
 )
 def test_a_checkpoint_that_cannot_be_written_stops_the_run(
     material, compiled, tmp_path, harm, safe
