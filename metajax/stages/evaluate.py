@@ -86,42 +86,54 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
         features.compute({int(task) for chunk in episodes.drawn for task in chunk.task})
     feature_seconds = time.perf_counter() - begun
     rows: list[Row] = []
-    first = np.zeros(0)
     for method in methods:
         start = time.perf_counter()
         if method in BASELINES:
             accuracies = _run_baseline(method, features, episodes)
-        else:
-            params = (few_shot if method == "maml" else plain).params
-            accuracies = _run_adaptation(method, few_shot, params, episodes, settings.seed)
-        first = accuracies if not rows else first
-        accuracy, behind = estimate(accuracies), estimate(first - accuracies)
-        rows.append(
-            Row(
-                tasks=" ".join(settings.tasks),
-                protocol=episodes.said,
-                method=method,
-                **episodes.size._asdict(),
-                inner_steps=0 if method in BASELINES else few_shot.inner["inner_steps"],
-                episodes=len(accuracies),
-                accuracy=float(accuracy.mean),
-                ci95=float(accuracy.ci95),
-                behind=float(behind.mean),
-                behind_ci95=float(behind.ci95),
-                seconds=round(
-                    time.perf_counter() - start + (method in BASELINES) * feature_seconds, 3
-                ),
-                accuracies=tuple(map(float, accuracies)),
-            )
-        )
-        if settings.curve is not None and method not in BASELINES:
+            seconds = time.perf_counter() - start + feature_seconds
+            rows.append(_row(settings, episodes, method, accuracies, seconds, rows[:1]))
+            continue
+        params = (few_shot if method == "maml" else plain).params
+        accuracies = _run_adaptation(method, few_shot, params, episodes, settings.seed)
+        seconds = time.perf_counter() - start
+        row = _row(settings, episodes, method, accuracies, seconds, rows[:1])
+        row = row._replace(inner_steps=few_shot.inner["inner_steps"])
+        if settings.curve is not None:
             curve = estimate(_run_curve(method, few_shot, params, episodes, settings.curve))
-            rows[-1] = rows[-1]._replace(
+            row = row._replace(
                 curve=tuple(map(float, curve.mean)), curve_ci95=tuple(map(float, curve.ci95))
             )
+        rows.append(row)
     if output:
         write_atomically(output, json.dumps([row._asdict() for row in rows], indent=2) + "\n")
     return rows
+
+
+def _row(
+    settings: EvaluateSettings,
+    episodes: Protocol,
+    method: str,
+    accuracies: np.ndarray,
+    seconds: float,
+    first: Sequence[Row],
+) -> Row:
+    """A method's row, compared with the first one's if there is one."""
+    accuracy = estimate(accuracies)
+    behind = estimate((first[0].accuracies if first else accuracies) - accuracies)
+    return Row(
+        tasks=" ".join(settings.tasks),
+        protocol=episodes.said,
+        method=method,
+        **episodes.size._asdict(),
+        inner_steps=0,
+        episodes=len(accuracies),
+        accuracy=float(accuracy.mean),
+        ci95=float(accuracy.ci95),
+        behind=float(behind.mean),
+        behind_ci95=float(behind.ci95),
+        seconds=round(seconds, 3),
+        accuracies=tuple(map(float, accuracies)),
+    )
 
 
 def _models(settings: EvaluateSettings, classes: int) -> tuple[FewShot | None, FewShot]:
