@@ -219,6 +219,8 @@ def _read(path: Path, step: int) -> Saved:
 
 def _steps(directory: Path) -> list[int]:
     """Of the checkpoints; where Orbax refuses the metadata of one, those that bear a number."""
+    if not directory.is_dir():  # Orbax would make it.
+        return []
     try:
         with ocp.training.Checkpointer(_absolute(directory)) as orbax:
             return [known.step for known in orbax.checkpoints]

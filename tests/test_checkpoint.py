@@ -151,6 +151,7 @@ def test_loading_writes_nothing(tmp_path):
 def test_loading_nothing_says_what_to_do(tmp_path):
     with pytest.raises(InputError, match="nowhere: holds no checkpoint yet"):
         checkpoint.load(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty: holds no checkpoint yet"):
         checkpoint.load(tmp_path / "empty")
