@@ -39,26 +39,27 @@ clean:  ## Remove the virtual environments and caches.
 	rm -rf .venv .venv-demo .venv-docs .venv-lowest dist site
 	rm -rf .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
-# PyTorch first and alone, so that nothing else can choose another version of it.
+# PyTorch first and alone, so that nothing else can choose another version of it. --no-compile: byte
+# code of all that is installed takes a minute, and what is imported is compiled then.
 .venv/stamp: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet torch==2.13.0
-	.venv/bin/python -m pip install --quiet -e ".[test]"
+	.venv/bin/python -m pip install --quiet --no-compile torch==2.13.0
+	.venv/bin/python -m pip install --quiet --no-compile -e ".[test]"
 	touch $@
 
 .venv-lowest/stamp: pyproject.toml
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet torch==2.13.0
+	.venv-lowest/bin/python -m pip install --quiet --no-compile torch==2.13.0
 	.venv-lowest/bin/python tests/lowest_versions.py > .venv-lowest/constraints.txt
-	.venv-lowest/bin/python -m pip install --quiet -e ".[test]" -c .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --no-compile -e ".[test]" -c .venv-lowest/constraints.txt
 	touch $@
 
 .venv-demo/stamp: pyproject.toml
 	$(PYTHON) -m venv .venv-demo
-	.venv-demo/bin/python -m pip install --quiet -e ".[report]"
+	.venv-demo/bin/python -m pip install --quiet --no-compile -e ".[report]"
 	touch $@
 
 .venv-docs/stamp: pyproject.toml
 	$(PYTHON) -m venv .venv-docs
-	.venv-docs/bin/python -m pip install --quiet -e ".[docs]"
+	.venv-docs/bin/python -m pip install --quiet --no-compile -e ".[docs]"
 	touch $@
