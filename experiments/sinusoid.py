@@ -103,7 +103,7 @@ LEARNERS = {
     "reptile": Learner(lambda k, rate: metajax.reptile(loss_fn, optax.sgd(rate), k), steps=10),
     "meta-sgd": Learner(lambda k, rate: metajax.meta_sgd(loss_fn, 0.01, k), judged=(1,)),
     "maml++": Learner(lambda k, rate: metajax.maml_plus_plus(loss_fn, 0.01, k), steps=5),
-    # Many small steps, to come near a minimum; with two or five solver steps training diverged.
+    # Many small steps, to come near a minimum. It diverges even so: RESULTS.md.
     "imaml": Learner(
         lambda k, rate: metajax.imaml(loss_fn, optax.sgd(0.002), k, strength=20.0, solver_steps=1),
         steps=16,
