@@ -278,6 +278,11 @@ def test_performance_shows_recorded_numbers():
     assert not [line for line in shown if line not in recorded]
 
 
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md", "experiments/RESULTS.md"])
+def test_no_merge_left_its_marks(page):
+    assert not re.search("^(<{7}|={7}$|>{7})", (ROOT / page).read_text(), re.MULTILINE)
+
+
 def test_papers_are_all_listed():
     page = (ROOT / "docs/papers.md").read_text()
     for path in [*(ROOT / "metajax").rglob("*.py"), *(ROOT / "experiments").glob("*.py")]:
