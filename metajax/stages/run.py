@@ -111,6 +111,8 @@ def _check_record(record: Any) -> None:
     if not isinstance(record["settings"]["seed"], int):
         raise TypeError
     if "record" in record["parent"]:
+        if not isinstance(record["parent"]["path"], str):
+            raise TypeError
         _check_record(record["parent"]["record"])
 
 
