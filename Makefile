@@ -1,5 +1,7 @@
 PYTHON ?= python3
 PYTEST_OPTIONS ?= -n 2 --dist loadgroup
+# Byte code of all that is installed takes a minute; what is imported is compiled then.
+INSTALL = -m pip install --quiet --no-compile
 
 .PHONY: help demo test test-all lowest dist lint docs clean
 .DEFAULT_GOAL := help
@@ -39,27 +41,26 @@ clean:  ## Remove the virtual environments and caches.
 	rm -rf .venv .venv-demo .venv-docs .venv-lowest dist site
 	rm -rf .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
-# PyTorch first and alone, so that nothing else can choose another version of it. --no-compile: byte
-# code of all that is installed takes a minute, and what is imported is compiled then.
+# PyTorch first and alone, so that nothing else can choose another version of it.
 .venv/stamp: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --no-compile torch==2.13.0
-	.venv/bin/python -m pip install --quiet --no-compile -e ".[test]"
+	.venv/bin/python $(INSTALL) torch==2.13.0
+	.venv/bin/python $(INSTALL) -e ".[test]"
 	touch $@
 
 .venv-lowest/stamp: pyproject.toml
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet --no-compile torch==2.13.0
+	.venv-lowest/bin/python $(INSTALL) torch==2.13.0
 	.venv-lowest/bin/python tests/lowest_versions.py > .venv-lowest/constraints.txt
-	.venv-lowest/bin/python -m pip install --quiet --no-compile -e ".[test]" -c .venv-lowest/constraints.txt
+	.venv-lowest/bin/python $(INSTALL) -e ".[test]" -c .venv-lowest/constraints.txt
 	touch $@
 
 .venv-demo/stamp: pyproject.toml
 	$(PYTHON) -m venv .venv-demo
-	.venv-demo/bin/python -m pip install --quiet --no-compile -e ".[report]"
+	.venv-demo/bin/python $(INSTALL) -e ".[report]"
 	touch $@
 
 .venv-docs/stamp: pyproject.toml
 	$(PYTHON) -m venv .venv-docs
-	.venv-docs/bin/python -m pip install --quiet --no-compile -e ".[docs]"
+	.venv-docs/bin/python $(INSTALL) -e ".[docs]"
 	touch $@
