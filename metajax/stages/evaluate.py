@@ -88,17 +88,17 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
     rows: list[Row] = []
     for method in methods:
         start = time.perf_counter()
-        if method in BASELINES:
-            accuracies = _run_baseline(method, features, episodes)
-            seconds = time.perf_counter() - start + feature_seconds
-            rows.append(_row(settings, episodes, method, accuracies, seconds, rows[:1]))
-            continue
+        adapts = method not in BASELINES
         params = (few_shot if method == "maml" else plain).params
-        accuracies = _run_adaptation(method, few_shot, params, episodes, settings.seed)
-        seconds = time.perf_counter() - start
+        if adapts:
+            accuracies = _run_adaptation(method, few_shot, params, episodes, settings.seed)
+        else:
+            accuracies = _run_baseline(method, features, episodes)
+        seconds = time.perf_counter() - start + (0 if adapts else feature_seconds)
         row = _row(settings, episodes, method, accuracies, seconds, rows[:1])
-        row = row._replace(inner_steps=few_shot.inner["inner_steps"])
-        if settings.curve is not None:
+        if adapts:
+            row = row._replace(inner_steps=few_shot.inner["inner_steps"])
+        if adapts and settings.curve is not None:
             curve = estimate(_run_curve(method, few_shot, params, episodes, settings.curve))
             row = row._replace(
                 curve=tuple(map(float, curve.mean)), curve_ci95=tuple(map(float, curve.ci95))
