@@ -2,8 +2,8 @@ r"""Meta-learned models against classifiers on frozen weights and fine-tuning: i
 
 Claim: on 5-way 1- and 5-shot episodes of intents that no training saw, meta-learned weights are
 ahead of fine-tuning, of linear and nearest-neighbour classifiers and of prototypes on the weights
-they began with, by an interval of the difference that excludes zero. (On
-one set of twelve with fewer steps than the default alone: RESULTS.md.)
+they began with, by an interval of the difference that excludes zero. (In one case of twelve only
+after fewer steps than in the others: RESULTS.md.)
 Paper: the sets and class splits of Dopierre, Gravier & Logerais 2021 (ProtAugment,
 arXiv:2105.12995); methods: MAML (arXiv:1703.03400), Proto-MAML (arXiv:1903.03096), ANIL
 (arXiv:1909.09157), LoRA in the inner loop (arXiv:2106.09685), Reptile (arXiv:1803.02999),

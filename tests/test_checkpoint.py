@@ -230,24 +230,33 @@ def test_nothing_is_set_aside_where_nothing_can_be_read(tmp_path):
     assert (tmp_path / "c" / "1").is_dir()
 
 
-@IGNORE_ABANDONED
-@pytest.mark.usefixtures("abandoned")
-@pytest.mark.parametrize("content", ['{"custom_metadata": {"a": 1}, "label": 1}', "[]", "{}"])
-def test_metadata_that_orbax_refuses_or_that_hold_no_record(tmp_path, caplog, content):
-    """One that is to be read is passed over; a run waits for someone to look."""
-    with Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints:
+def save_two_with_metadata(directory, content):
+    """Steps 1 and 2, the second one's metadata replaced."""
+    with Checkpoints(directory, keep=5, record=RECORD) as checkpoints:
         for step in (1, 2):
             checkpoints.save(small_state(step))
-    (tmp_path / "c" / "2" / "_CHECKPOINT_METADATA").write_text(content)
+    (directory / "2" / "_CHECKPOINT_METADATA").write_text(content)
+
+
+@IGNORE_ABANDONED
+@pytest.mark.usefixtures("abandoned")
+@pytest.mark.parametrize("content", ['{"custom_metadata": {"a": 1}, "label": 1}', "[]"])
+def test_metadata_that_orbax_refuses(tmp_path, caplog, content):
+    """One that is to be read is passed over; a run waits for someone to look."""
+    save_two_with_metadata(tmp_path / "c", content)
     assert checkpoint.load(tmp_path / "c").step == 1
     assert "checkpoint 2 cannot be read" in caplog.text
-    if content == "{}":  # A run has its record at hand.
-        with Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints:
-            assert int(checkpoints.restore(small_state(0)).step) == 2
-        return
     with pytest.raises(StoppedError, match=r"c: cannot be opened .* move the checkpoint away"):
         Checkpoints(tmp_path / "c", keep=5, record=RECORD)
     assert {path.name for path in (tmp_path / "c").iterdir()} == {"1", "2"}
+
+
+def test_a_checkpoint_that_lost_its_record_is_enough_for_its_own_run(tmp_path, caplog):
+    save_two_with_metadata(tmp_path / "c", "{}")
+    assert checkpoint.load(tmp_path / "c").step == 1
+    assert "checkpoint 2 cannot be read" in caplog.text
+    with Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints:
+        assert int(checkpoints.restore(small_state(0)).step) == 2
 
 
 def test_some_are_kept_for_good(tmp_path):

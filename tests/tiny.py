@@ -36,6 +36,16 @@ CONFIG = BertConfig(
 )
 
 
+HARM = "open('harm', 'w')"
+
+
+class Harm:
+    """Unpickled, it writes a file where it stands."""
+
+    def __reduce__(self):
+        return exec, (HARM,)
+
+
 def write_model(directory: Path, head="masked_lm", **changes) -> Path:
     """A random BERT in Hugging Face format, tokenizer and all."""
     model = Bert(config=CONFIG, head=head, **changes)

@@ -13,16 +13,6 @@ import tiny
 from benchmarks.fuzz.readers import controls
 
 
-class Harm:
-    """Unpickled, it writes a file where it stands."""
-
-    def __reduce__(self):
-        return exec, ("open('harm', 'w')",)
-
-
-HARM = "open('harm', 'w')\n"
-
-
 @pytest.fixture
 def model(material, tmp_path):
     return shutil.copytree(material.bert, tmp_path / "model")
@@ -51,7 +41,7 @@ def test_a_sharded_index_that_leads_out_of_the_model(refuses, model, name):
 def test_a_pickle_in_place_of_weights(refuses, model, name):
     pytest.importorskip("torch")
     (model / "model.safetensors").unlink()
-    (model / name).write_bytes(pickle.dumps(Harm()))
+    (model / name).write_bytes(pickle.dumps(tiny.Harm()))
     refuses(f"{name}: truncated", model)
 
 
@@ -62,7 +52,7 @@ def _configure(model, name, **values):
 
 
 def test_a_config_that_names_remote_code(refuses, model):
-    (model / "evil.py").write_text(HARM)
+    (model / "evil.py").write_text(tiny.HARM)
     code = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
     _configure(model, "config.json", model_type="evil", auto_map=code, trust_remote_code=True)
     refuses("model_type is 'evil'", model)
@@ -71,7 +61,7 @@ def test_a_config_that_names_remote_code(refuses, model):
 def test_a_tokenizer_that_names_remote_code(material, model, tmp_path, monkeypatch):
     """It is read as what its files say, and the code is left alone."""
     monkeypatch.chdir(tmp_path)
-    (model / "evil.py").write_text(HARM)
+    (model / "evil.py").write_text(tiny.HARM)
     names = {"tokenizer_class": "EvilTokenizer", "auto_map": {"AutoTokenizer": ["evil.E", None]}}
     _configure(model, "tokenizer_config.json", **names, trust_remote_code=True)
     before = tiny.tree_of(tmp_path)
