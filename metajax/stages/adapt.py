@@ -1,6 +1,7 @@
 """Stage 3: a few gradient steps on a new task's few examples."""
 
 import dataclasses
+import logging
 from typing import Any
 
 import jax
@@ -10,15 +11,17 @@ import numpy as np
 from metajax import data
 from metajax.checkpoint import Checkpoints
 from metajax.errors import InputError
-from metajax.models import save_config
+from metajax.models import classification_loss, save_config
 from metajax.outer import OuterState
 from metajax.stages.few_shot import open_few_shot
 from metajax.stages.metrics import MetricsLog
 from metajax.stages.predict import label
 from metajax.stages.run import begin, held, make_record, open_run, write_results
 from metajax.stages.settings import AdaptSettings, PredictSettings
-from metajax.stages.source import Classifier, describe, text_length
+from metajax.stages.source import Classifier, describe, text_length, without_dropout
 from metajax.stages.tasks import batch_of, fingerprints, load, relabel, tokenized
+
+_log = logging.getLogger("metajax")
 
 
 def adapt(settings: AdaptSettings) -> dict[str, Any]:
@@ -26,8 +29,9 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
 
     Returns:
         `labels`, the task's label names; `examples`, how many; `loss`, on them before each of the
-        inner steps; with `settings.dev`, `dev`: of other examples, how many, the `accuracy` (0..1)
-        and the `confusion` matrix, a row a true label and a column a predicted one.
+        inner steps; `loss_after`, after the last of them; with `settings.dev`, `dev`: of other
+        examples, how many, the `accuracy` (0..1) and the `confusion` matrix, a row a true label and
+        a column a predicted one.
 
     Raises:
         InputError: the input cannot be used.
@@ -54,6 +58,8 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
 
     rng = jax.random.key(settings.seed)
     params, info = jax.jit(few_shot.algorithm().adapt)(few_shot.params, batch_of(examples), rng)
+    loss_fn = jax.jit(without_dropout(classification_loss(model)))
+    loss_after, _ = loss_fn(params, batch_of(examples), None)
     begin(run, lambda directory: save_config(directory, model))
     with (
         held(run),
@@ -65,7 +71,20 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         with MetricsLog(run, 0) as log:
             for step, loss in enumerate(losses, start=1):
                 log.write({"step": step, "loss": loss})
-    results = {"labels": list(task.label_names), "examples": len(task.labels), "loss": losses}
+    results = {
+        "labels": list(task.label_names),
+        "examples": len(task.labels),
+        "loss": losses,
+        "loss_after": float(loss_after),
+    }
+    if losses and results["loss_after"] > losses[0]:
+        _log.warning(
+            "the steps raised the loss on the examples from %.3f to %.3f: give a smaller "
+            "--inner-lr than %g, and a new --workdir",
+            losses[0],
+            results["loss_after"],
+            inner["inner_lr"],
+        )
     if dev is not None:
         results["dev"] = _judge(Classifier(model, params, 0, settings.max_length), dev)
     write_results(run, results)

@@ -126,6 +126,24 @@ def test_adapt_names_its_labels_and_learns(chain):
     assert record_of(chain.adapt)["model"]["label_names"] == [results["labels"]]
 
 
+def test_adapt_says_when_its_steps_are_too_large(chain, material, tmp_path):
+    command = ("adapt", "--model", chain.metatrain, "--tasks", material.new)
+    done = tiny.run(*command, "--inner-lr", 1000, "--workdir", tmp_path / "large")
+    assert "the steps raised the loss on the examples from " in done.err
+    assert "give a smaller --inner-lr than 1000, and a new --workdir" in done.err
+    done = tiny.run(*command, "--inner-lr", 0.01, "--workdir", tmp_path / "small")
+    assert "raised the loss" not in done.err
+
+
+def test_the_loss_after_a_step_is_the_loss_before_the_next(chain, material, tmp_path):
+    command = ("--model", chain.metatrain, "--tasks", material.new, "--workdir", tmp_path / "two")
+    tiny.succeed("adapt", *command, "--inner-steps", 2)
+    one, two = (
+        json.loads((run / "results.json").read_text()) for run in (chain.adapt, tmp_path / "two")
+    )
+    np.testing.assert_allclose(one["loss_after"], two["loss"][1], rtol=1e-4)
+
+
 def test_adapt_again_does_the_same(chain, material):
     command = ("--model", chain.metatrain, "--tasks", material.new, "--workdir", chain.adapt)
     before = checkpoint.load(chain.adapt / "checkpoints").params
