@@ -161,7 +161,7 @@ def _complete(model: Bert, loaded: Params, rng: jax.Array | None, where: str, dt
     names = model.parts
     missing = [key for key in names if key not in loaded]
     if missing:
-        _log.warning("%s: freshly initialised: %s", where, ", ".join(missing))
+        _log.warning("%s: has no %s: freshly initialised", where, ", ".join(missing))
         rng = jax.random.key(0) if rng is None else rng
         fresh = jax.jit(lambda rng: {key: model.init(rng)[key] for key in missing})(rng)
         loaded = {**loaded, **fresh}

@@ -97,7 +97,7 @@ def test_missing_parts_are_initialised_and_named_once(tmp_path, log):
     tensors = {k: v for k, v in theirs(PARAMS).items() if not k.startswith("pooler.")}
     path = write_directory(tmp_path, tensors)
     _, params = from_pretrained(path, "classification", rng=jax.random.key(1))
-    assert log() == [f"{path}: freshly initialised: pooler, classifier"]
+    assert log() == [f"{path}: has no pooler, classifier: freshly initialised"]
     assert_equal(params["layers"], PARAMS["layers"])
     kernel = np.asarray(params["pooler"]["kernel"])
     assert 0.01 < kernel.std() < 0.04
@@ -117,7 +117,7 @@ def test_a_classifier_is_kept_only_if_it_is_what_was_asked_for(tmp_path, log):
     model, params = from_pretrained(path, "classification", num_labels=5)
     assert model.label_names is None
     assert params["classifier"]["kernel"].shape == (1, 8, 5)
-    assert log() == [f"{path}: freshly initialised: classifier"]
+    assert log() == [f"{path}: has no classifier: freshly initialised"]
 
 
 def test_shards(tmp_path):
@@ -198,7 +198,7 @@ def test_with_head_keeps_what_fits(log):
     assert params["classifier"]["kernel"].shape == (2, 8, 3)
     assert "masked_lm" not in params
     assert_equal(params["pooler"], LM_PARAMS["pooler"])
-    assert log() == ["with_head: freshly initialised: classifier"]
+    assert log() == ["with_head: has no classifier: freshly initialised"]
     again, same = with_head(model, params, head="classification", pooling="mean")
     assert again.pooling == "mean"
     assert_equal(same, params)

@@ -97,7 +97,7 @@ def test_notes_do_not_come_before_a_complaint(refused, material, tmp_path):
     refused("the text fills one block", *command, "--text", short)
     sizes = ("--batch-size", 4, "--max-length", 16)
     done = tiny.run(*command, *sizes, "--text", material.text)
-    assert done.err.count("freshly initialised: masked_lm") == 1
+    assert done.err.count("has no masked_lm: freshly initialised") == 1
 
 
 def broken(change):
