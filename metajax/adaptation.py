@@ -75,7 +75,10 @@ def adaptation(
         changed, frozen = select(params, adapted or (lambda path: True))
         if num_steps and not jax.tree.leaves(changed):
             known = ", ".join(sorted(paths(params))[:8])
-            raise ValueError(f"adapted chooses none of {known}: an inner step would change nothing")
+            raise ValueError(
+                f"adapted (or ANIL's head) is true of none of {known}: an inner step would change "
+                "nothing"
+            )
         changed, info, watched = loop(
             optimizer,
             changed,

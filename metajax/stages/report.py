@@ -93,7 +93,7 @@ def _by_stage(
         if series.steps.size:
             stages.setdefault(run.record["stage"], {})[run.name] = series
     if not stages:
-        return note("No step has ended yet.")
+        return note(f"None of these runs has the {name} of a step.")
     return figures(
         {
             f"{stage}: {name} of each step": draw(f"{kind}-{stage}", painter, found)
