@@ -211,10 +211,7 @@ def made_before(page: str) -> str:
     if page != "docs/guides/export.md":
         return ""
     model = "--model sentence-transformers/all-MiniLM-L6-v2"
-    return (
-        f"metajax adapt {model} --tasks examples.csv --workdir runs/mine\n"
-        f"metajax finetune {model} --tasks examples.csv --workdir runs/finetuned\n"
-    )
+    return f"metajax adapt {model} --tasks examples.csv --workdir runs/mine\n"
 
 
 def check_algorithm(names: dict) -> None:
