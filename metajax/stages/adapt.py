@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -71,24 +72,28 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         with MetricsLog(run, 0) as log:
             for step, loss in enumerate(losses, start=1):
                 log.write({"step": step, "loss": loss})
-    results = {
+    results: dict[str, Any] = {
         "labels": list(task.label_names),
         "examples": len(task.labels),
         "loss": losses,
         "loss_after": float(loss_after),
     }
-    if losses and results["loss_after"] > losses[0]:
-        _log.warning(
-            "the steps raised the loss on the examples from %.3f to %.3f: give a smaller "
-            "--inner-lr than %g, and a new --workdir",
-            losses[0],
-            results["loss_after"],
-            inner["inner_lr"],
-        )
+    _warn_if_risen([*losses, results["loss_after"]], inner["inner_lr"])
     if dev is not None:
         results["dev"] = _judge(Classifier(model, params, 0, settings.max_length), dev)
     write_results(run, results)
     return results
+
+
+def _warn_if_risen(losses: Sequence[float], rate: float) -> None:
+    if losses[-1] > losses[0]:
+        _log.warning(
+            "the steps raised the loss on the examples from %.3f to %.3f: give a smaller "
+            "--inner-lr than %g, and a new --workdir",
+            losses[0],
+            losses[-1],
+            rate,
+        )
 
 
 def _load_dev(settings: AdaptSettings, task: data.TaskData) -> data.TaskData | None:
