@@ -246,3 +246,5 @@ def test_unseen_and_stages_take_a_step(material, capsys, monkeypatch):
     assert "2 ways, 4 shots" in out
     assert "3 ways, 4 shots" in out
     assert out.count("fine-tuned on GLUE") == 2
+    unseen.main([*material.given, "--data", str(material.root), *sizes, "--set", "docstrings"])
+    assert "docstrings, 3 ways, 4 shots" in capsys.readouterr().out
