@@ -108,6 +108,14 @@ def _is_metrics(row: Any) -> bool:
     numbers = [row["step"], *(row[name] for name in _NUMBERS if name in row)]
     if row.get("loss", 0) is None:  # It was not finite, and JSON has no NaN.
         numbers.remove(None)
-    return all(
+    return are_measures(row.get("before", {})) and all(
         isinstance(number, int | float) and abs(number) <= sys.float_info.max for number in numbers
+    )
+
+
+def are_measures(found: Any) -> bool:
+    """Whether these are what a stage measures: numbers by name, or by task and name."""
+    return isinstance(found, dict) and all(
+        are_measures(value) if isinstance(value, dict) else isinstance(value, int | float)
+        for value in found.values()
     )

@@ -11,7 +11,7 @@ from metajax.errors import InputError
 from metajax.reading import parse_json
 from metajax.report import Series
 from metajax.stages.evaluate import Row
-from metajax.stages.metrics import read_metrics
+from metajax.stages.metrics import are_measures, read_metrics
 from metajax.stages.paths import address, to_path
 from metajax.stages.run import read_record
 
@@ -73,19 +73,23 @@ def _read_run(name: str, path: str) -> Run:
         raise InputError(f"{path}: is not the workdir of a run: name one")
     results = workdir / "results.json"
     found = _read_json(results) if results.is_file() else None
-    if not isinstance(found, dict | None) or not _is_judged(found or {}):
+    if found is not None and not _are_results(found):
         raise InputError(f"{results}: is not a run's results: restore it from a backup")
     return Run(name, path, record, read_metrics(workdir / "metrics.jsonl"), found)
 
 
-def _is_judged(results: dict[str, Any]) -> bool:
-    """Whether a confusion matrix, where there is one, has a row and a column a label."""
-    if "dev" not in results:
+def _are_results(found: Any) -> bool:
+    """Whether it has measures, and a confusion matrix a row and a column a label, or neither."""
+    if not isinstance(found, dict) or not are_measures(found.get("after", {})):
+        return False
+    if "dev" not in found:
         return True
     try:
-        float(results["dev"]["accuracy"])
-        count = len(results["labels"])
-        return np.asarray(results["dev"]["confusion"], int).shape == (count, count)
+        float(found["dev"]["accuracy"])
+        count = len(found["labels"])
+        return all(isinstance(label, str) for label in found["labels"]) and np.asarray(
+            found["dev"]["confusion"], int
+        ).shape == (count, count)
     except (KeyError, TypeError, ValueError, OverflowError):
         return False
 

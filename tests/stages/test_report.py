@@ -249,12 +249,26 @@ BAD = {
     "results not JSON": (spoil("results.json", "{"), "results.json: is not JSON"),
     "other results": (spoil("results.json", "[]"), "results.json: is not a run's results"),
     "a ragged confusion": (
-        spoil("results.json", '{"labels": ["a"], "dev": {"confusion": [[1], [2, 3]]}}'),
+        spoil(
+            "results.json", '{"labels": ["a"], "dev": {"accuracy": 1, "confusion": [[1], [2, 3]]}}'
+        ),
         "results.json: is not a run's results",
     ),
     "a confusion without labels": (
-        spoil("results.json", '{"dev": {"confusion": [[1]]}}'),
+        spoil("results.json", '{"dev": {"accuracy": 1, "confusion": [[1]]}}'),
         "results.json: is not a run's results",
+    ),
+    "labels that are no text": (
+        spoil("results.json", '{"labels": [1], "dev": {"accuracy": 1, "confusion": [[1]]}}'),
+        "results.json: is not a run's results",
+    ),
+    "a measure that is no number": (
+        spoil("results.json", '{"after": {"mrpc": {"loss": "low"}}}'),
+        "results.json: is not a run's results",
+    ),
+    "none before": (
+        spoil("metrics.jsonl", '{"step": 0, "before": {"loss": null}}\n'),
+        "metrics.jsonl:1: is not a step's",
     ),
     "no evaluation": (lambda run: ("--runs", run, "--evaluations", "x.json"), "x.json: no such"),
     "evaluation not JSON": (evaluation("oops"), "rows.json: is not JSON"),
