@@ -123,6 +123,7 @@ def _read_delimited(path: str | Path, delimiter: str) -> Table:
     lines: list[int] = []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     begin = 1  # a quoted field may hold line breaks: a record begins where the last one ended
+    limit = csv.field_size_limit(len(text))  # the module's own refuses a long document
     try:
         for record in reader:
             if record:
@@ -133,6 +134,8 @@ def _read_delimited(path: str | Path, delimiter: str) -> Table:
         raise InputError(
             f"{path}:{begin}: {error}; enclose fields in double quotes, and double those inside"
         ) from None
+    finally:
+        csv.field_size_limit(limit)
     header = [name.strip() for name in records[0]]
     for record, line in zip(records, lines):
         if len(record) != len(header):
