@@ -39,10 +39,12 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
 
 
 def _commands() -> str:
-    """The help of every command, as the command line prints it."""
+    """The help of every command, as `--help-all` prints it."""
     os.environ.update(COLUMNS="88", NO_COLOR="1")
     (commands,) = (
-        action.choices for action in build_parser()._actions if isinstance(action.choices, dict)
+        action.choices
+        for action in build_parser(everything=True)._actions
+        if isinstance(action.choices, dict)
     )
     return "\n".join(
         f"## `metajax {name}`\n\n```text\n{parser.format_help()}```\n"

@@ -41,6 +41,31 @@ class Checkpoints:
         keep: how many of the newest to keep.
         keep_every: those whose step is a multiple of this are kept too; None: no others.
         record: the run's record, saved with each.
+
+    Raises:
+        StoppedError: Orbax cannot read the metadata of the directory or of a checkpoint in it; of
+            `save` and of leaving the context: one could not be written.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import jax, jax.numpy as jnp, metajax, optax
+        >>> from metajax.checkpoint import Checkpoints
+        >>> def loss_fn(params, batch, rng):
+        ...     return jnp.sum((params - batch) ** 2), {}
+        >>> algorithm = metajax.maml(loss_fn, optax.sgd(0.1), 1)
+        >>> outer = metajax.outer_loop(algorithm, optax.sgd(0.1))
+        >>> tasks = metajax.Task(support=jnp.ones(2), query=jnp.ones(2))
+        >>> def run(directory, steps):
+        ...     with Checkpoints(directory, keep=2, record={}) as checkpoints:
+        ...         state = checkpoints.restore(outer.init(jnp.zeros(()), jax.random.key(0)))
+        ...         while state.step < steps:
+        ...             state, _ = outer.step(state, tasks)
+        ...             checkpoints.save(state)
+        ...         return int(state.step)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run(Path(folder), 1), run(Path(folder), 3)
+        (1, 3)
     """
 
     def __init__(
