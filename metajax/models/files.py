@@ -132,10 +132,10 @@ def read_notes(directory: Path, values: Mapping[str, Any]) -> Notes:
         label_names: Any = own.get("label_names")
         if num_labels is not None:
             num_labels = tuple(int(n) for n in num_labels)
-            label_names = label_names and tuple(n and tuple(n) for n in label_names)
+            label_names = label_names and tuple(_texts(names) for names in label_names)
         elif names is not None:
             num_labels = (len(names),)
-            known = tuple(names[str(i)] for i in range(len(names)))
+            known = _texts([names[str(i)] for i in range(len(names))])
             unnamed = all(name == f"LABEL_{i}" for i, name in enumerate(known))
             label_names = None if unnamed else (known,)
         elif "num_labels" in values:
@@ -146,6 +146,13 @@ def read_notes(directory: Path, values: Mapping[str, Any]) -> Notes:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f'{where}: "metajax" or "id2label" makes no sense; correct it') from error
     return Notes(pooling, feature_norm, num_labels, label_names)
+
+
+def _texts(names: Any) -> Any:
+    """The names of a head's classes; None of one whose classes have none."""
+    if names is not None and not all(isinstance(name, str) for name in names):
+        raise ValueError("a class's name is no text")
+    return None if names is None else tuple(names)
 
 
 def has_classifier(name_or_path: str) -> bool:

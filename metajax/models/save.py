@@ -35,7 +35,9 @@ def save_pretrained(directory: str | os.PathLike[str], model: Bert, params: Para
     config.json goes first and comes last: a directory with one is complete.
 
     Args:
-        directory: made if need be; files of the same names are replaced.
+        directory: made if need be; files of the same names are replaced, and what else another
+            model left there (shards, `pytorch_model.bin`, `modules.json` and, where `model` has a
+            tokenizer, its files) is removed.
         model: the model.
         params: its parameters; every bit is kept.
 
@@ -72,7 +74,7 @@ def save_pretrained(directory: str | os.PathLike[str], model: Bert, params: Para
         )
     dtype = str(np.dtype(params["embeddings"]["word"].dtype))
     contents["config.json"] = _json(_config(model, architecture, dtype, plain=plain))
-    _write(target, contents)
+    _write(target, contents, with_tokenizer=model.source is not None)
 
 
 def save_config(directory: str | os.PathLike[str], model: Bert) -> None:
@@ -156,7 +158,7 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
-def _write(target: Path, contents: Mapping[str, bytes]) -> None:
+def _write(target: Path, contents: Mapping[str, bytes], *, with_tokenizer: bool) -> None:
     """Writes all files under other names, then moves them into place, config.json last."""
     (target / "1_Pooling").mkdir(exist_ok=True)
     for name, content in contents.items():
@@ -166,12 +168,10 @@ def _write(target: Path, contents: Mapping[str, bytes]) -> None:
             os.fsync(file.fileno())
     (target / "config.json").unlink(missing_ok=True)
     # What an earlier model left would be read as this one's.
-    for name in (
-        "modules.json",
-        "1_Pooling/config.json",
-        *files.COMPANIONS,
-        *_other_weights(target),
-    ):
+    left = {"modules.json", "1_Pooling/config.json", *files.COMPANIONS, *_other_weights(target)}
+    if with_tokenizer:
+        left |= set(files.TOKENIZER_FILES)
+    for name in left - contents.keys():
         (target / name).unlink(missing_ok=True)
     for name in (*(n for n in contents if n != "config.json"), "config.json"):
         os.replace(target / f"{name}.tmp", target / name)
@@ -181,5 +181,6 @@ def _write(target: Path, contents: Mapping[str, bytes]) -> None:
 
 def _other_weights(target: Path) -> list[str]:
     """Shards and indices of a model that stood here before."""
-    patterns = ("model*.safetensors", "model*.safetensors.index.json", "pytorch_model*")
+    patterns = ("model-*-of-*.safetensors", "model.safetensors.index.json")
+    patterns += ("pytorch_model-*-of-*.bin", "pytorch_model.bin", "pytorch_model.bin.index.json")
     return [path.name for pattern in patterns for path in target.glob(pattern)]

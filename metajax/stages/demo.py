@@ -2,10 +2,12 @@
 
 import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
+from metajax.errors import InputError
 from metajax.report import check_drawable
 from metajax.stages.adapt import adapt
 from metajax.stages.demo_data import DemoData, fetch_weights, write_data, write_new_task
@@ -50,6 +52,7 @@ def demo(settings: DemoSettings) -> None:
     root = on_disk(settings.workdir)
     check_writable(root)
     check_drawable()
+    _check_own(root)
     weights = settings.model or str(fetch_weights(cache_directory()))
     files = write_data(root / "data", settings.seed)
     names = ("pretrain", "metatrain", "adapt", "evaluation.json", "report.html")
@@ -93,6 +96,16 @@ def demo(settings: DemoSettings) -> None:
         "  echo 'Open a network connection.' | "
         f"{sys.executable} -m metajax predict --model {places.adapt}"
     )
+
+
+def _check_own(root: Path) -> None:
+    """Refuses a directory that holds something else than a demo, whose files could be replaced."""
+    data = root / "data"
+    there = [path for path in root.iterdir() if path != data] if root.is_dir() else []
+    if data.exists():
+        there += data.iterdir() if data.is_dir() else [data]
+    if there and not DemoData.of(data).text.is_file():
+        raise InputError(f"{root}: is not empty and holds no demo: give a new --workdir")
 
 
 def _say(number: int, text: str) -> None:

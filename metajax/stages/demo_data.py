@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from metajax.data.counting import generator
 from metajax.errors import InputError
@@ -45,6 +45,12 @@ class DemoData(NamedTuple):
     tasks: Path
     train_classes: Path
     test_classes: Path
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """Where they are in a folder."""
+        names = ("docstrings.txt", "modules.jsonl", "train.txt", "test.txt")
+        return cls(*(folder / name for name in names))
 
 
 def fetch_weights(cache: Path) -> Path:
@@ -102,8 +108,7 @@ def write_data(folder: Path, seed: int) -> DemoData:
         folder: where to.
         seed: which modules are held out is a function of it.
     """
-    names = ("docstrings.txt", "modules.jsonl", "train.txt", "test.txt")
-    files = DemoData(*(folder / name for name in names))
+    files = DemoData.of(folder)
     if files.test_classes.is_file():
         return files
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,9 @@ MODELS = {
         TINY, head="classification", num_labels=(3,), label_names=(("a", "b", "c"),)
     ),
     "regression": Bert(TINY, head="classification", num_labels=(1,)),
+    "mean regression": Bert(
+        TINY, head="classification", num_labels=(1,), pooling="mean", label_names=((),)
+    ),
     "mean classification": Bert(
         TINY, head="classification", num_labels=(2,), pooling="mean", label_names=(("x", "y"),)
     ),
@@ -119,3 +122,24 @@ def test_a_killed_save_leaves_no_directory_that_looks_complete(tmp_path, monkeyp
     monkeypatch.undo()
     save_pretrained(tmp_path, model, after)
     assert_equal(from_pretrained(str(tmp_path))[1], after)
+
+
+def test_what_another_model_left_goes_and_what_is_not_a_models_stays(tmp_path):
+    others = ["model_ema.safetensors", "pytorch_model_notes.txt", "README.md"]
+    left = [
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model-00001-of-00002.bin",
+        "tokenizer.json",
+    ]
+    for name in (*others, *left):
+        (tmp_path / name).write_text("{}")
+    source = tmp_path / "source"
+    source.mkdir()
+    write_tokenizer(source)
+    model = Bert(TINY, source=str(source))
+    save_pretrained(tmp_path, model, make_params(model))
+    assert not [name for name in left if (tmp_path / name).exists()]
+    assert all((tmp_path / name).read_text() == "{}" for name in others)
+    assert (tmp_path / "vocab.txt").is_file()

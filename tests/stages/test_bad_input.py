@@ -89,6 +89,15 @@ def test_text(refused, material, tmp_path, case):
     )
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "data", "data/train.txt"])
+def test_the_demo_leaves_a_directory_of_others_alone(refused, tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine\n")
+    refused("is not empty and holds no demo", "demo", "--workdir", tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
+    assert (tmp_path / name).read_text() == "mine\n"
+
+
 def test_notes_do_not_come_before_a_complaint(refused, material, tmp_path):
     """A head that is freshly initialised is worth a line, but not in front of an error."""
     encoder = tiny.write_model(tmp_path / "encoder", head="encoder")
