@@ -1,6 +1,7 @@
 """Reading what others wrote: plain files alone, and JSON whatever is wrong with it."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +38,11 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def is_number(value: Any, *, finite: bool = True) -> bool:
+    """Tells whether a value of JSON is a number that a float can hold; a truth value is none."""
+    if isinstance(value, float) and not finite:
+        return True
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return known and abs(value) <= sys.float_info.max

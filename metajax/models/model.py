@@ -109,6 +109,11 @@ class Bert:
             raise InputError(f"pooling is {self.pooling!r}; it has to be pooler or mean")
         if not self.num_labels or min(self.num_labels) < 1:
             raise InputError(f"num_labels is {self.num_labels}; every head needs at least one")
+        if not isinstance(self.feature_norm, int | float | None):
+            raise InputError(f"feature_norm is {self.feature_norm!r}; it has to be a number")
+        names = [name for each in self.label_names or () for name in each or ()]
+        if not all(isinstance(name, str) for name in names):
+            raise InputError(f"label_names is {self.label_names}; names have to be text")
 
     def replace(self, **changes: Any) -> "Bert":
         """The same model with other settings; `with_head` changes the parameters to match."""

@@ -181,6 +181,11 @@ def _write(target: Path, contents: Mapping[str, bytes], *, with_tokenizer: bool)
 
 def _other_weights(target: Path) -> list[str]:
     """Shards and indices of a model that stood here before."""
-    patterns = ("model-*-of-*.safetensors", "model.safetensors.index.json")
-    patterns += ("pytorch_model-*-of-*.bin", "pytorch_model.bin", "pytorch_model.bin.index.json")
+    patterns = (
+        "model-*-of-*.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model-*-of-*.bin",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    )
     return [path.name for pattern in patterns for path in target.glob(pattern)]

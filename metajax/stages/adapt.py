@@ -61,6 +61,12 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     params, info = jax.jit(few_shot.algorithm().adapt)(few_shot.params, batch_of(examples), rng)
     loss_fn = jax.jit(without_dropout(classification_loss(model)))
     loss_after, _ = loss_fn(params, batch_of(examples), None)
+    losses = [float(loss) for loss in (*info.support_loss, loss_after)]
+    if not np.isfinite(losses).all():
+        raise InputError(
+            f"{settings.tasks[0]}: its loss is {losses[-1]} after the inner steps: give a smaller "
+            f"--inner-lr than {inner['inner_lr']:g}, or other weights"
+        )
     begin(run, lambda directory: save_config(directory, model))
     with (
         held(run),
@@ -68,17 +74,16 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     ):
         if checkpoints.latest_step is None:
             checkpoints.save(OuterState(jnp.int32(inner["inner_steps"]), params, (), rng))
-        losses = [float(loss) for loss in info.support_loss]
         with MetricsLog(run, 0) as log:
-            for step, loss in enumerate(losses, start=1):
+            for step, loss in enumerate(losses[:-1], start=1):
                 log.write({"step": step, "loss": loss})
     results: dict[str, Any] = {
         "labels": list(task.label_names),
         "examples": len(task.labels),
-        "loss": losses,
-        "loss_after": float(loss_after),
+        "loss": losses[:-1],
+        "loss_after": losses[-1],
     }
-    _warn_if_risen([*losses, results["loss_after"]], inner["inner_lr"])
+    _warn_if_risen(losses, inner["inner_lr"])
     if dev is not None:
         results["dev"] = _judge(Classifier(model, params, 0, settings.max_length), dev)
     write_results(run, results)

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import logging
 import math
 import resource
@@ -28,7 +27,7 @@ from metajax.stages import hosts
 from metajax.stages.groups import ModelSettings, TrainSettings
 from metajax.stages.metrics import MetricsLog
 from metajax.stages.progress import Progress
-from metajax.stages.run import Run, begin, held, write_results
+from metajax.stages.run import Run, begin, held, read_results, write_results
 from metajax.stages.signals import Stop, listening
 from metajax.stages.track import Profile, tracking
 from metajax.types import Key, MetaAlgorithm, Params, Task
@@ -78,7 +77,6 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
         begin(run, lambda directory: save_config(directory, stage.model))
     with hosts.explained():
         met = hosts.meet()  # The workdir is there.
-    results_file = run.path / "results.json"
     outer = outer_loop(
         stage.algorithm,
         _optimizer(stage),
@@ -95,8 +93,9 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
         ) as checkpoints,
         hosts.explained(),
     ):
-        if results_file.is_file():
-            return json.loads(results_file.read_text(encoding="utf-8"))
+        results = read_results(run.path)
+        if results is not None:
+            return results
         state = checkpoints.restore(outer.init(params, jax.random.key(settings.seed)))
         at = (run.path, state.step, stage.num_steps, met)
         _log.info("%s: starts from step %d of %d, %s", *at)
@@ -108,6 +107,11 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
                 with stop.at_once():
                     before = stage.measure(hosts.whole(state.meta_params))
                 log.write({"step": 0, "before": before})
+            if "before" not in log.rows[0]:
+                raise InputError(
+                    f"{run.path / 'metrics.jsonl'}: has lost its first line, what was measured "
+                    "before the first step: restore it from a backup"
+                )
             stop.check()
             state = _take_steps(stage, outer, state, log, checkpoints, stop)
             with stop.at_once():

@@ -2,13 +2,12 @@
 
 import contextlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 from metajax.errors import InputError, StoppedError
-from metajax.reading import parse_json
+from metajax.reading import is_number, parse_json
 from metajax.stages.paths import in_bucket
 from metajax.stages.run import Run, write_atomically
 
@@ -108,14 +107,14 @@ def _is_metrics(row: Any) -> bool:
     numbers = [row["step"], *(row[name] for name in _NUMBERS if name in row)]
     if row.get("loss", 0) is None:  # It was not finite, and JSON has no NaN.
         numbers.remove(None)
-    return are_measures(row.get("before", {})) and all(
-        isinstance(number, int | float) and abs(number) <= sys.float_info.max for number in numbers
-    )
+    return are_measures(row.get("before", {})) and all(map(is_number, numbers))
 
 
 def are_measures(found: Any) -> bool:
     """Whether these are what a stage measures: numbers by name, or by task and name."""
-    return isinstance(found, dict) and all(
-        are_measures(value) if isinstance(value, dict) else isinstance(value, int | float)
+    if not isinstance(found, dict) or isinstance(found.get("ci95"), dict):
+        return False
+    return all(
+        are_measures(value) if isinstance(value, dict) else is_number(value, finite=False)
         for value in found.values()
     )

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metajax.errors import InputError
-from metajax.reading import parse_json
+from metajax.reading import is_number
 from metajax.report import Series
 from metajax.stages.evaluate import Row
 from metajax.stages.metrics import are_measures, read_metrics
 from metajax.stages.paths import address, to_path
-from metajax.stages.run import read_record
+from metajax.stages.run import read_json, read_record, read_results
 
 
 class Run(NamedTuple):
@@ -71,10 +71,11 @@ def _read_run(name: str, path: str) -> Run:
     record = read_record(workdir)
     if record is None:
         raise InputError(f"{path}: is not the workdir of a run: name one")
-    results = workdir / "results.json"
-    found = _read_json(results) if results.is_file() else None
+    found = read_results(workdir)
     if found is not None and not _are_results(found):
-        raise InputError(f"{results}: is not a run's results: restore it from a backup")
+        raise InputError(
+            f"{workdir / 'results.json'}: is not a run's results: restore it from a backup"
+        )
     return Run(name, path, record, read_metrics(workdir / "metrics.jsonl"), found)
 
 
@@ -85,20 +86,15 @@ def _are_results(found: Any) -> bool:
     if "dev" not in found:
         return True
     try:
-        float(found["dev"]["accuracy"])
-        count = len(found["labels"])
-        return all(isinstance(label, str) for label in found["labels"]) and np.asarray(
-            found["dev"]["confusion"], int
-        ).shape == (count, count)
+        names, counts = found["labels"], found["dev"]["confusion"]
+        return (
+            is_number(found["dev"]["accuracy"])
+            and all(isinstance(name, str) for name in names)
+            and all(isinstance(count, int) for row in counts for count in row)
+            and np.array(counts, int).shape == (len(names), len(names))
+        )
     except (KeyError, TypeError, ValueError, OverflowError):
         return False
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return parse_json(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise InputError(f"{path}: is not JSON: restore it from a backup") from None
 
 
 def read_evaluation(path: Path) -> list[Comparison]:
@@ -109,7 +105,7 @@ def read_evaluation(path: Path) -> list[Comparison]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file: name what evaluate --output wrote")
-    found = _read_json(path)
+    found = read_json(path)
     try:
         rows = [Row(**row) for row in found]
         if not rows or not all(map(_is_sound, rows)):
@@ -127,9 +123,11 @@ def _is_sound(row: Row) -> bool:
     for name, kind in typing.get_type_hints(Row).items():
         value = getattr(row, name)
         many = typing.get_origin(kind) is tuple
-        wanted = {str: str, int: int}.get(kind, (int, float))
         if many and not isinstance(value, list | tuple):
             return False
-        if not all(isinstance(item, wanted) for item in (value if many else [value])):
-            return False
+        for item in value if many else [value]:
+            if kind in (str, int) and not isinstance(item, kind):
+                return False
+            if kind is not str and not is_number(item, finite=False):
+                return False
     return len(row.curve) == len(row.curve_ci95)

@@ -114,6 +114,10 @@ def _check_record(record: Any) -> None:
         if not isinstance(record["parent"]["path"], str):
             raise TypeError
         _check_record(record["parent"]["record"])
+    if record["stage"] in ("adapt", "finetune"):  # What predict reads.
+        tasks, length = record["settings"]["tasks"], record["settings"]["max_length"]
+        if not isinstance(length, int) or not all(isinstance(task, str) for task in tasks):
+            raise TypeError
 
 
 def open_run(workdir: str, record: dict[str, Any], settings: Settings) -> Run:
@@ -258,3 +262,25 @@ def held(run: Run) -> Iterator[None]:
 def write_results(run: Run, results: dict[str, Any]) -> None:
     """Writes what the stage reports at its end."""
     write_atomically(run.path / "results.json", json.dumps(results, indent=2) + "\n")
+
+
+def read_results(workdir: Path) -> Any:
+    """What a run that has ended wrote; None of one that has not.
+
+    Raises:
+        InputError: it is no JSON.
+    """
+    path = workdir / "results.json"
+    return read_json(path) if path.is_file() else None
+
+
+def read_json(path: Path) -> Any:
+    """What a stage wrote as JSON.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise InputError(f"{path}: is not JSON: restore it from a backup") from None

@@ -9,8 +9,10 @@ import socket
 
 import huggingface_hub
 import jax
+import numpy as np
 import pytest
 import tiny
+from safetensors.numpy import load_file, save_file
 
 from tests.stages.commands import finetune_command, metatrain_command, pretrain_command
 
@@ -87,6 +89,15 @@ def test_text(refused, material, tmp_path, case):
     refused(
         message, "pretrain", *("--model", material.bert, "--text", make(tmp_path), "--workdir", "r")
     )
+
+
+def test_adapt_refuses_a_loss_that_is_no_number(refused, material, tmp_path):
+    weights = tiny.write_model(tmp_path / "bert", head="encoder") / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["embeddings.word_embeddings.weight"][:] = np.nan
+    save_file(tensors, weights, metadata={"format": "pt"})
+    command = ("adapt", "--model", weights.parent, "--tasks", material.new, "--workdir", "run")
+    refused("its loss is nan after the inner steps: give a smaller --inner-lr than 0.3", *command)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "data", "data/train.txt"])

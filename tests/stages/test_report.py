@@ -266,6 +266,22 @@ BAD = {
         spoil("results.json", '{"after": {"mrpc": {"loss": "low"}}}'),
         "results.json: is not a run's results",
     ),
+    "a measure of too many digits": (
+        spoil("results.json", '{"after": {"loss": 1' + "0" * 400 + "}}"),
+        "results.json: is not a run's results",
+    ),
+    "an interval that is no number": (
+        spoil("results.json", '{"after": {"loss": 1, "ci95": {"mrpc": 1}}}'),
+        "results.json: is not a run's results",
+    ),
+    "an accuracy in words": (
+        spoil("results.json", '{"labels": ["a"], "dev": {"accuracy": "1", "confusion": [[1]]}}'),
+        "results.json: is not a run's results",
+    ),
+    "counts in words": (
+        spoil("results.json", '{"labels": ["a"], "dev": {"accuracy": 1, "confusion": [["1"]]}}'),
+        "results.json: is not a run's results",
+    ),
     "none before": (
         spoil("metrics.jsonl", '{"step": 0, "before": {"loss": null}}\n'),
         "metrics.jsonl:1: is not a step's",

@@ -154,3 +154,20 @@ def test_a_row_that_a_kill_cut_short_is_dropped(chain, material, tmp_path):
     tiny.succeed(*pretrain_command(material, run))
     assert losses(run) == losses(chain.pretrain)
     tiny.assert_same_bits(tiny.training_state(run), tiny.training_state(chain.pretrain))
+
+
+def test_damaged_results_get_one_line(finished, material):
+    (finished / "results.json").write_text('{"before": {"lo')
+    done = tiny.run(*pretrain_command(material, finished))
+    assert done.status == 2
+    assert done.err.endswith("results.json: is not JSON: restore it from a backup\n")
+
+
+def test_metrics_without_their_first_line_get_one_line(finished, material):
+    (finished / "results.json").unlink()
+    shutil.rmtree(finished / "checkpoints" / "6")
+    rows = (finished / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (finished / "metrics.jsonl").write_text("".join(rows[1:]))
+    done = tiny.run(*pretrain_command(material, finished))
+    assert done.status == 2
+    assert "metrics.jsonl: has lost its first line" in done.err
