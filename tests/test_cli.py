@@ -1,8 +1,10 @@
 """The command line itself; what the stages do with it is tested in tests/stages."""
 
+import re
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -100,8 +102,31 @@ def test_settings_are_checked_from_python_too():
         MetatrainSettings(model="m", tasks=("t",), workdir="w", shots=0)
     with pytest.raises(InputError, match=r"--tasks t.csv: give a tuple, such as \('t.csv',\)"):
         MetatrainSettings(model="m", tasks="t.csv", workdir="w")
-    with pytest.raises(InputError, match="--shots '1': give a number"):
-        MetatrainSettings(model="m", tasks=("t",), workdir="w", shots="1")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"shots": "1"}, "--shots '1': give a whole number"),
+        ({"shots": 1.5}, "--shots 1.5: give a whole number"),
+        ({"shots": True}, "--shots True: give a whole number"),
+        ({"inner_steps": "1"}, "--inner-steps '1': give a whole number or None"),
+        ({"seed": None}, "--seed None: give a whole number"),
+        ({"remat": 1}, "--remat 1: give a switch, True or False"),
+        ({"learning_rate": None}, "--learning-rate None: give a number"),
+        ({"model": 3}, "--model 3: give a text"),
+        ({"tasks": (1,)}, "--tasks 1: give a text"),
+        ({"tasks": ()}, "--tasks: give one or more"),
+    ],
+)
+def test_settings_of_another_kind_are_refused_from_python(setting, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        MetatrainSettings(**{"model": "m", "tasks": ("t",), "workdir": "w"} | setting)
+
+
+def test_settings_take_paths_and_whole_numbers_for_numbers():
+    found = MetatrainSettings(model=Path("m"), tasks=(Path("t"),), workdir=Path("w"), inner_lr=1)
+    assert found == MetatrainSettings(model="m", tasks=("t",), workdir="w", inner_lr=1.0)
 
 
 def test_help_comes_before_a_file_of_settings(capsys):

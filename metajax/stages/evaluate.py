@@ -13,8 +13,7 @@ from metajax import data
 from metajax.errors import InputError, printable
 from metajax.evaluate import BASELINES, estimate, run_episodes
 from metajax.models import Bert
-from metajax.stages.few_shot import FewShot, open_few_shot
-from metajax.stages.groups import InnerSettings
+from metajax.stages.few_shot import FewShot, open_as_trained, open_few_shot
 from metajax.stages.protocol import Protocol, num_classes, open_protocol
 from metajax.stages.run import identity, writable, write_atomically
 from metajax.stages.settings import EvaluateSettings
@@ -70,8 +69,10 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
     """
     output = writable(settings.output) if settings.output else None
     tasks = load(settings, split="train")
-    trained, plain = _models(settings, num_classes(settings, tasks))
-    few_shot = trained or plain
+    classes = num_classes(settings, tasks)
+    few_shot = open_few_shot(settings.model, settings, settings, classes)
+    methods = _methods(settings, few_shot)
+    plain = few_shot if methods == ("maml",) else _plain(settings, few_shot, classes)
     if settings.curve is not None and few_shot.inner["lora"] is not None:
         raise InputError(
             "--curve: adapters are merged in after the last step alone: leave it out, and evaluate "
@@ -80,7 +81,6 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
     length = text_length(few_shot.model, settings.max_length)
     episodes = open_protocol(settings, tasks, few_shot.model, length)
     features = _Features(plain.model, plain.params, episodes.examples)
-    methods = _methods(settings, trained)
     begun = time.perf_counter()
     if any(method in BASELINES for method in methods):
         features.compute({int(task) for chunk in episodes.drawn for task in chunk.task})
@@ -136,15 +136,14 @@ def _row(
     )
 
 
-def _models(settings: EvaluateSettings, classes: int) -> tuple[FewShot | None, FewShot]:
-    """The meta-trained model, if the settings name one, and the weights it began with."""
-    named = open_few_shot(settings.model, settings, settings, classes)
-    record = named.source.record.get("record", {})
-    if record.get("stage") != "metatrain":
-        return None, named
+def _plain(settings: EvaluateSettings, few_shot: FewShot, classes: int) -> FewShot:
+    """The weights that a meta-trained model began with; others themselves."""
+    if not _is_trained(few_shot):
+        return few_shot
+    record = few_shot.source.record["record"]
     parent = record["parent"]["path"]
     try:
-        plain = open_few_shot(parent, settings, _as_trained(named), classes)
+        plain = open_as_trained(parent, settings, few_shot, classes)
     except InputError as error:
         raise InputError(
             f"{settings.model}: the weights it was meta-trained from cannot be read ({error}): "
@@ -155,17 +154,17 @@ def _models(settings: EvaluateSettings, classes: int) -> tuple[FewShot | None, F
             f"{parent}: is not what {settings.model} was meta-trained from any more: "
             "put the old weights back, for the other methods start from them"
         )
-    return named, plain
+    return plain
 
 
-def _as_trained(few_shot: FewShot) -> InnerSettings:
-    """The inner loop's settings of a meta-trained model, for the weights it began with."""
-    return InnerSettings(**few_shot.inner_settings())
+def _is_trained(few_shot: FewShot) -> bool:
+    return few_shot.source.record.get("record", {}).get("stage") == "metatrain"
 
 
-def _methods(settings: EvaluateSettings, trained: FewShot | None) -> Sequence[str]:
+def _methods(settings: EvaluateSettings, few_shot: FewShot) -> tuple[str, ...]:
+    trained = _is_trained(few_shot)
     if settings.methods:
-        if "maml" in settings.methods and trained is None:
+        if "maml" in settings.methods and not trained:
             raise InputError(
                 f"{settings.model}: has not been meta-trained, so there is no maml to evaluate: "
                 "name the workdir of metatrain, or leave maml out of --methods"

@@ -167,34 +167,49 @@ def open_few_shot(
     Raises:
         InputError: it cannot be used, or has not as many blocks as are to adapt.
     """
-    return _few_shot(open_source, spec, settings, inner, classes)
+    return _few_shot(open_source, spec, settings, partial(_resolve_checked, inner), classes)
+
+
+def open_as_trained(spec: str, settings: ModelSettings, trained: FewShot, classes: int) -> FewShot:
+    """Opens the weights that a model was meta-trained from, to adapt them as it adapts.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    return _few_shot(open_source, spec, settings, lambda _: trained.inner, classes)
 
 
 def describe_few_shot(
     spec: str, settings: ModelSettings, inner: InnerSettings, classes: int
 ) -> FewShot:
     """As `open_few_shot`, but reads no weights: the parameters are `jax.ShapeDtypeStruct`s."""
-    return _few_shot(describe_source, spec, settings, inner, classes)
+    return _few_shot(describe_source, spec, settings, partial(_resolve_checked, inner), classes)
 
 
 def _few_shot(
     open_: Callable[..., Source],
     spec: str,
     settings: ModelSettings,
-    inner: InnerSettings,
+    resolve: Callable[[Source], dict[str, Any]],
     classes: int,
 ) -> FewShot:
     features = {"pooling": "mean", "feature_norm": FEATURE_NORM}
     source = open_(spec, settings, head="encoder", **features)
-    resolved = resolve_inner(inner, source)
-    if resolved["algorithm"] in _ONE_CHOICE:
-        # The weights' own run had a choice.
-        resolved |= {"layers": inner.layers, "lora": inner.lora}
-    _check_choice(resolved, source.model.config.num_hidden_layers)
+    resolved = resolve(source)
     if resolved["head"] == "checkpoint":
         source = open_(spec, settings, head="classification", num_labels=(classes,), **features)
     model = source.model.replace(head="classification", num_labels=(classes,), label_names=None)
     return FewShot(model, source.params, resolved, source)
+
+
+def _resolve_checked(inner: InnerSettings, source: Source) -> dict[str, Any]:
+    resolved = resolve_inner(inner, source)
+    chosen = inner.layers is not None or inner.lora is not None
+    if chosen or resolved["algorithm"] in _ONE_CHOICE:
+        # What the weights' own run chose gives way.
+        resolved |= {"layers": inner.layers, "lora": inner.lora}
+    _check_choice(resolved, source.model.config.num_hidden_layers)
+    return resolved
 
 
 def _check_choice(inner: dict[str, Any], blocks: int) -> None:

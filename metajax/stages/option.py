@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import typing
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,13 @@ from typing import Any
 from metajax.errors import InputError
 
 _LARGEST = 2**31 - 1  # Steps are counted in 32 bits.
+_KINDS = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "a switch, True or False",
+    type(None): "None",
+}
 
 
 def option(
@@ -52,15 +60,18 @@ class Settings:
     """What all stages' settings share: they are checked when made.
 
     Raises:
-        InputError: a value is out of bounds or not one of the choices.
+        InputError: a value is of another kind, out of bounds or not one of the choices.
     """
 
     def __post_init__(self) -> None:
         for setting in dataclasses.fields(self):
-            value, limits = getattr(self, setting.name), setting.metadata
+            value, limits = _as_text(getattr(self, setting.name)), setting.metadata
+            object.__setattr__(self, setting.name, value)
+            _check_kind(flag(setting.name), value, setting.type)
             if value is None:
                 continue
-            _check_kind(flag(setting.name), value, setting.type)
+            if value == () and setting.default is dataclasses.MISSING:
+                raise InputError(f"{flag(setting.name)}: give one or more")
             for item in value if isinstance(value, tuple) else (value,):
                 if limits["choices"] and item not in limits["choices"]:
                     raise InputError(
@@ -70,12 +81,31 @@ class Settings:
                     _check_bounds(flag(setting.name), item, limits)
 
 
+def _as_text(value: Any) -> Any:
+    """The value, paths as text."""
+    if isinstance(value, tuple):
+        return tuple(map(_as_text, value))
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 def _check_kind(name: str, value: Any, kind: Any) -> None:
     """What the command line converts, Python may give as something else."""
-    if typing.get_origin(kind) is tuple and not isinstance(value, tuple):
-        raise InputError(f"{name} {value}: give a tuple, such as ({value!r},)")
-    if isinstance(value, str) and str not in (kind, *typing.get_args(kind)):
-        raise InputError(f"{name} {value!r}: give a number or a switch, not a text")
+    kinds = typing.get_args(kind) or (kind,)
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, tuple):
+            raise InputError(f"{name} {value}: give a tuple, such as ({value!r},)")
+        kinds = kinds[:1]
+    for item in value if isinstance(value, tuple) else (value,):
+        if not _is_one_of(item, kinds):
+            wanted = " or ".join(_KINDS[kind] for kind in kinds)
+            raise InputError(f"{name} {item!r}: give {wanted}")
+
+
+def _is_one_of(item: Any, kinds: tuple[Any, ...]) -> bool:
+    """Whether an item is of one of the kinds; a whole number is a number, a switch is neither."""
+    if isinstance(item, bool):
+        return bool in kinds
+    return isinstance(item, kinds) or (isinstance(item, int) and float in kinds)
 
 
 def _check_bounds(name: str, value: float, limits: Any) -> None:

@@ -402,6 +402,8 @@ def test_evaluate_where_the_weights_below_are_gone_or_others(refused, chain, mat
     command = ("evaluate", "--model", tmp_path / "meta", "--tasks", material.intents)
     shutil.rmtree(bert)
     refused("it was meta-trained from cannot be read", *command, "--queries", 3)
+    alone = ("--methods", "maml", "--ways", 3, "--queries", 3, "--episodes", 2)
+    assert "maml " in tiny.succeed(*command, *alone)
     tiny.write_model(bert, head="encoder")
     refused("is not what .* was meta-trained from any more", *command, "--queries", 3)
 

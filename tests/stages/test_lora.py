@@ -91,3 +91,17 @@ def test_choices_that_exclude_each_other(material, tmp_path):
         *("--ways", 3, "--queries", 3),
     )
     assert (done.status, "--curve: adapters are merged" in done.err) == (2, True)
+
+
+@pytest.mark.slow
+def test_a_run_may_adapt_otherwise_than_its_parent(material, tmp_path):
+    tiny.succeed(*metatrain_command(material, tmp_path / "anil", algorithm="anil", steps=1))
+    parents = {"anil": {"algorithm": "fomaml", "layers": 1}, "layers": {"lora": RANK}}
+    parents["lora"] = {"layers": 1}
+    parent = "anil"
+    for name, given in parents.items():
+        run = tmp_path / f"from-{name}"
+        tiny.succeed(*metatrain_command(material, run, tmp_path / parent, steps=1, **given))
+        command = ("evaluate", "--model", run, "--tasks", material.intents, "--episodes", 2)
+        tiny.succeed(*command, "--methods", "maml", "finetune", "--ways", 3, "--queries", 3)
+        parent = run.name
