@@ -69,9 +69,10 @@ def compare(options: argparse.Namespace) -> None:
         else:
             [result] = judged(root, run.path, "maml", **asked)
         results[name] = result._replace(training=run.seconds)
-    found = judged(root, options.model, *options.baselines, **asked)
-    for name, result in zip(options.baselines, found):
-        results[f"{name}, untrained"] = result
+    if options.baselines:  # None are asked for as none, and not as all there are.
+        found = judged(root, options.model, *options.baselines, **asked)
+        for name, result in zip(options.baselines, found):
+            results[f"{name}, untrained"] = result
     show(options, results, f"{options.set} {options.split}, {options.shots} shots")
 
 

@@ -22,7 +22,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from metajax.errors import InputError, LostError, StoppedError
+from metajax.errors import InputError, LostError, StoppedError, reason_of
 from metajax.outer import OuterState
 from metajax.types import PyTree
 
@@ -87,8 +87,9 @@ class Checkpoints:
             )
         except Exception as error:  # It reads all metadata, and one file that it refuses ends that.
             raise StoppedError(
-                f"{directory}: cannot be opened ({_reason(error)}): move the checkpoint away whose "
-                "_CHECKPOINT_METADATA is damaged, or mend the path, and run the same command again"
+                f"{directory}: cannot be opened ({reason_of(error)}): move the checkpoint away "
+                "whose _CHECKPOINT_METADATA is damaged, or mend the path, and run the same command "
+                "again"
             ) from error
 
     def __enter__(self) -> Self:
@@ -135,8 +136,8 @@ class Checkpoints:
                 steps = _whole_steps(self._directory)
                 safe = f"step {max(steps)} is safe" if steps else "nothing is saved yet"
             raise StoppedError(
-                f"{self._directory}: a checkpoint could not be written ({_reason(error)}): {safe}; "
-                "make room or mend the path, and run the same command again"
+                f"{self._directory}: a checkpoint could not be written ({reason_of(error)}): "
+                f"{safe}; make room or mend the path, and run the same command again"
             ) from error
 
     def restore(self, state: OuterState) -> OuterState:
@@ -174,7 +175,7 @@ class Checkpoints:
         aside = self._directory.parent / f"damaged-{step}"
         _log.warning(
             "%s: checkpoint %d cannot be read (%s): set aside as %s; an earlier one is used",
-            *(self._directory, step, _reason(error), aside),
+            *(self._directory, step, reason_of(error), aside),
         )
         if jax.process_index() == 0:
             epath.Path(aside).rmtree(missing_ok=True)
@@ -220,7 +221,7 @@ def load(directory: Path) -> Saved:
         for lost, reason in damaged.items():
             _log.warning(
                 "%s: checkpoint %d cannot be read (%s): the one before it is used",
-                *(directory, lost, _reason(reason)),
+                *(directory, lost, reason_of(reason)),
             )
         return saved
     if damaged:
@@ -255,7 +256,7 @@ def _steps(directory: Path) -> list[int]:
 
 def _none_readable(directory: Path, damaged: dict[int, Exception]) -> str:
     return (
-        f"{directory}: none of its checkpoints can be read ({_reason(damaged[max(damaged)])}): "
+        f"{directory}: none of its checkpoints can be read ({reason_of(damaged[max(damaged)])}): "
         "put back what is missing, or begin anew in another --workdir"
     )
 
@@ -270,8 +271,3 @@ def _whole_steps(directory: Path) -> list[int]:
     if not directory.is_dir():
         return []
     return [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error, cut short."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

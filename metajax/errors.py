@@ -7,6 +7,7 @@ _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
 _LONGEST = 1000  # Characters of a line.
+_SHORT = 200  # Of a reason within one.
 
 
 class InputError(ValueError):
@@ -45,3 +46,9 @@ def one_line(message: object) -> str:
         return line
     half = _LONGEST // 2
     return f"{line[:half]} ... {line[-half:]}"
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error of a library says in its first line, cut short; or else its kind."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return printable(lines[0][:_SHORT])

@@ -13,6 +13,7 @@ import tiny
 
 from experiments import intents, navigation, runs, sinusoid, stages, unlabelled, unseen
 from metajax.stages.evaluate import Row
+from metajax.stages.settings import EvaluateSettings
 
 ROOT = Path(__file__).parents[1]
 SHARED = {"runs"}
@@ -46,13 +47,13 @@ def material(tmp_path):
     for name in unlabelled.SETS:
         few_shot = tmp_path / name / "few_shot" / "01"
         few_shot.mkdir(parents=True)
-        rows = tiny.examples(classes=10, each=40)
+        rows = tiny.examples(classes=15, each=40)
         lines = [
             json.dumps({"sentence": text.translate(letters), "label": label})
             for text, label in rows
         ]
         (tmp_path / name / "full.jsonl").write_text("\n".join(lines) + "\n")
-        for part, first in {"train": 0, "test": 5}.items():
+        for part, first in {"train": 0, "test": 5, "valid": 10}.items():
             classes = [f"topic{number}" for number in range(first, first + 5)]
             (few_shot / f"labels.{part}.txt").write_text("\n".join(classes) + "\n")
     given = ["--model", str(model), "--steps", "1", "--episodes", "2"]
@@ -115,10 +116,12 @@ def asked(monkeypatch):
     asked = []
 
     def train(root, name, stage, **settings):
+        runs._STAGES[stage][1](workdir="w", **settings)  # It would refuse what is no setting.
         asked.append(settings)
         return runs.Trained(str(root / name), 1.0)
 
     def judge(root, model, *methods, **settings):
+        EvaluateSettings(model=model, methods=methods, **settings)
         asked.append(settings)
         return [runs.Result(np.zeros(2), 1.0) for _ in methods]
 
@@ -142,11 +145,19 @@ def test_no_training_sees_what_is_judged(material, asked, name, part):
     assert trainings
     assert judgements
     assert len(trainings) + len(judgements) == len(asked)
-    for settings in trainings:
-        if settings["tasks" if "tasks" in settings else "text"][0].endswith("full.jsonl"):
-            assert settings["classes"].endswith("labels.train.txt")
+    held_out = set()
     for settings in judgements:
         assert settings["classes"].endswith(f"labels.{part}.txt")
+        classes = Path(settings["classes"]).read_text().splitlines()
+        rows = map(json.loads, Path(settings["tasks"][0]).read_text().splitlines())
+        held_out |= {row["sentence"] for row in rows if row["label"] in classes}
+    assert held_out
+    for settings in trainings:
+        source = settings["tasks" if "tasks" in settings else "text"][0].removeprefix("smlmt:")
+        if source.endswith("full.jsonl"):
+            assert settings["classes"].endswith("labels.train.txt")
+        elif not source.startswith("glue:"):
+            assert not held_out & set(Path(source).read_text().splitlines())
 
 
 def test_sentences_without_labels_are_of_no_held_out_class(material):

@@ -108,7 +108,9 @@ def fixed_episodes(draws: Draws) -> tuple[list[Episodes], np.ndarray]:
 
 
 def _examples(task: TaskData) -> list[tuple[str, str]]:
-    return list(zip(task.texts, task.pairs or [""] * len(task.texts)))
+    """Each example's texts, whatever white space is in them."""
+    pairs = zip(task.texts, task.pairs or [""] * len(task.texts))
+    return [(" ".join(text.split()), " ".join(pair.split())) for text, pair in pairs]
 
 
 def _texts(task: TaskData) -> str:

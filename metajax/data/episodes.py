@@ -85,7 +85,11 @@ def check_episodes(tasks: Sequence[TaskData | TokenizedTask], spec: EpisodeSpec)
             raise InputError(
                 f"{task.name}: class {task.label_names[least]!r} has {counts[least]} examples, "
                 f"fewer than {spec.shots} shots and {spec.queries} queries; "
-                "add examples, leave the class out, or ask for fewer"
+                + (
+                    "ask for fewer (a word is a class if 20 passages are its own)"
+                    if isinstance(task, TaskData) and task.hides_words
+                    else "add examples, leave the class out, or ask for fewer"
+                )
             )
 
 

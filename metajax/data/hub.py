@@ -7,7 +7,7 @@ from typing import Any
 
 from metajax.data.glue import GLUE, HUB_NAME, glue_name
 from metajax.data.readers import Table
-from metajax.errors import InputError
+from metajax.errors import InputError, reason_of
 
 
 def hub_address(spec: str, split: str) -> tuple[str, str | None, str]:
@@ -42,9 +42,8 @@ def read_hub(
         with _one_complaint():
             data = datasets.load_dataset(repository, config, split=split)
     except Exception as error:  # it documents none, and every one is about what was asked for
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{source}: the {split} split cannot be loaded ({reason}); "
+            f"{source}: the {split} split cannot be loaded ({reason_of(error)}); "
             "check the name and the network, or give a local file"
         ) from None
     classes = {

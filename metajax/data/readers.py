@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from metajax.errors import InputError
+from metajax.errors import InputError, reason_of
 from metajax.reading import parse_json, read_bytes
 
 # Of a Parquet file: one of a few kilobytes can hold gigabytes.
@@ -182,8 +182,9 @@ def _read_parquet(path: str | Path) -> Table:
     def corrupt(error: Exception) -> NoReturn:
         if isinstance(error, InputError):
             raise error
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: is not a sound Parquet file ({reason}); write it again")
+        raise InputError(
+            f"{path}: is not a sound Parquet file ({reason_of(error)}); write it again"
+        )
 
     content = pa.BufferReader(read_bytes(path))
     try:

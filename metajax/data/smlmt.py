@@ -16,7 +16,7 @@ MASK = "[MASK]"  # In a passage; what a model reads is its own tokenizer's.
 # A word is a class if so many passages are its own; enough for the usual shots and queries.
 _FEWEST = 20
 _WORD = re.compile(r"[^\W\d_]{3,}")
-_AROUND = 12  # Words kept on each side of the hidden one: a text that is cut must not lose it.
+_AROUND = 12  # Words kept on each side of the hidden one: most texts are then not cut.
 
 
 def hidden_words(path: str | Path) -> list[tuple[str, str]]:

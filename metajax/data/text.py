@@ -149,9 +149,16 @@ def tokenize_task(task: TaskData, tokenizer: Any, max_length: int) -> TokenizedT
                 "give a masked language model"
             )
         texts = [text.replace(MASK, tokenizer.mask_token) for text in texts]
+    tokens = tokenize(texts, task.pairs, tokenizer, max_length)
+    if task.hides_words:
+        kept = (tokens.input_ids == tokenizer.mask_token_id).any(1)
+        if not kept.all():  # They were cut before it: these begin with it instead.
+            mask = tokenizer.mask_token
+            texts = [t if k else t[t.index(mask) :] for t, k in zip(texts, kept)]
+            tokens = tokenize(texts, task.pairs, tokenizer, max_length)
     return TokenizedTask(
         task.name,
-        tokenize(texts, task.pairs, tokenizer, max_length),
+        tokens,
         task.labels,
         task.label_names,
         tuple(np.flatnonzero(task.labels == label) for label in range(len(task.label_names))),

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metajax.errors import InputError
+from metajax.errors import InputError, reason_of
 from metajax.models.families import family_of, to_bert
 from metajax.reading import parse_json, read_bytes
 
@@ -247,7 +247,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path}: truncated or not safetensors ({_line(error)}); fetch it again"
+            f"{path}: truncated or not safetensors ({reason_of(error)}); fetch it again"
         ) from error
 
 
@@ -267,10 +267,6 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"{path}: truncated, or holds more than plain tensors; fetch it again, or give "
             "model.safetensors"
         ) from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
 
 
 @functools.lru_cache(maxsize=8)
@@ -293,7 +289,7 @@ def tokenizer(source: str | None) -> Any:
         )
     except Exception as error:  # transformers raises whatever its parsers raise
         raise InputError(
-            f"{source}: no usable tokenizer ({_line(error)}); add the model's tokenizer.json"
+            f"{source}: no usable tokenizer ({reason_of(error)}); add the model's tokenizer.json"
         ) from error
     if not found.is_fast:
         raise InputError(f"{source}: not a fast tokenizer; add the model's tokenizer.json")

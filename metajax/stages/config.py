@@ -4,6 +4,7 @@ The file's settings become arguments before those of the command line, so that b
 one parser and the command line wins.
 """
 
+import collections
 import dataclasses
 import difflib
 import tomllib
@@ -35,8 +36,10 @@ def read_config(path: Path, settings: type[Settings]) -> list[str]:
     found = _parse(path)
     fields = {field.name: field for field in dataclasses.fields(settings)}
     arguments = []
-    for key, value in found.items():
-        name = str(key).replace("-", "_")
+    names = [str(key).replace("-", "_") for key in found]
+    for (key, value), name in zip(found.items(), names):
+        if names.count(name) > 1:
+            raise InputError(f"{path}: {name} is given twice: leave one out")
         if name not in fields:
             nearest = difflib.get_close_matches(name, fields, n=1, cutoff=0)[0]
             raise InputError(f"{path}: {key}: is no setting of this command: is it {nearest}?")
@@ -77,6 +80,12 @@ def _parse_yaml(text: str) -> Any:
         depth += opens - isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEEPEST:
             raise RecursionError
+    whole = yaml.compose(text, yaml.SafeLoader)
+    if isinstance(whole, yaml.MappingNode):
+        keys = [key.value for key, _ in whole.value if isinstance(key, yaml.ScalarNode)]
+        twice = [key for key, count in collections.Counter(keys).items() if count > 1]
+        if twice:
+            raise ValueError(f"{twice[0]} is given twice")
     return yaml.safe_load(text)
 
 

@@ -52,7 +52,10 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
         "finetune",
         settings,
         data=fingerprints(settings)
-        | {f"--dev {path}": data.fingerprint(path) for path in settings.dev},
+        | {
+            f"--dev {path}": data.fingerprint(path, glue_dir=settings.glue_dir)
+            for path in settings.dev
+        },
         parent=source.record,
         model=describe(model),
     )

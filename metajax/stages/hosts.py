@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from metajax.errors import InputError, LostError
+from metajax.errors import InputError, LostError, reason_of
 from metajax.parallel import all_devices
 from metajax.types import PyTree
 
@@ -34,10 +34,9 @@ def join(settings: Any) -> None:
             heartbeat_timeout_seconds=_SILENCE,
         )
     except (ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"--distributed: the hosts do not find each other ({reason}): outside of TPU VMs, "
-            "Slurm and Open MPI give --coordinator, --num-processes and --process-id too"
+            f"--distributed: the hosts do not find each other ({reason_of(error)}): outside of "
+            "TPU VMs, Slurm and Open MPI give --coordinator, --num-processes and --process-id too"
         ) from error
 
 
@@ -87,9 +86,8 @@ def explained() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        reason = str(error).strip().splitlines()[0][:300]
         raise LostError(
             f"process {jax.process_index()} of {jax.process_count()} could not go on with "
-            f"the others ({reason}): what was saved is safe; see what the others say, and start "
-            "the command again on all hosts"
+            f"the others ({reason_of(error)}): what was saved is safe; see what the "
+            "others say, and start the command again on all hosts"
         ) from error

@@ -13,7 +13,7 @@ from typing import cast
 
 from etils import epath
 
-from metajax.errors import InputError, StoppedError
+from metajax.errors import InputError, StoppedError, reason_of
 
 
 def to_path(text: str) -> Path:
@@ -52,7 +52,7 @@ def _reach(bucket: str) -> None:
         raise InputError(f"gs://{bucket}: there is no such bucket: check its name") from None
     except Exception as error:  # Of gcsfs, of its HTTP client, or of Google's libraries.
         raise InputError(
-            f"gs://{bucket}: cannot be read ({_reason(error)}): check the network, log in with "
+            f"gs://{bucket}: cannot be read ({reason_of(error)}): check the network, log in with "
             "`gcloud auth application-default login`, and set GOOGLE_CLOUD_PROJECT"
         ) from error
 
@@ -95,7 +95,7 @@ def write_object(path: Path, content: bytes) -> None:
         path.write_bytes(content)
     except Exception as error:
         raise StoppedError(
-            f"{path}: cannot be written ({_reason(error)}): what was saved is safe; mend access "
+            f"{path}: cannot be written ({reason_of(error)}): what was saved is safe; mend access "
             "to the bucket, and run the same command again"
         ) from error
 
@@ -126,8 +126,3 @@ def local(directory: Path) -> Path:
     for file in children(directory):
         (copy / file.name).write_bytes(file.read_bytes())
     return copy
-
-
-def _reason(error: Exception) -> str:
-    """What an error says, in a line, cut short."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,5 +1,6 @@
 """Which episodes an evaluation judges: drawn at random, or published draws (`--splits`)."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,12 +12,14 @@ from metajax import data
 from metajax.errors import InputError
 from metajax.models import Bert
 from metajax.stages.metatrain import episode_spec
+from metajax.stages.option import flag
 from metajax.stages.progress import progress
 from metajax.stages.settings import EvaluateSettings
 from metajax.stages.tasks import load, tokenized
 from metajax.types import Task
 
 _CHUNK = 8  # Episodes assembled and run at once.
+_AT_RANDOM = ("ways", "shots", "queries", "episodes", "whole_tasks")  # Not of --splits.
 
 
 class Size(NamedTuple):
@@ -78,6 +81,13 @@ def num_classes(settings: EvaluateSettings, tasks: Sequence[data.TaskData]) -> i
         spec = episode_spec(settings)
         data.check_episodes(tasks, spec)
         return spec.ways or max(len(task.label_names) for task in tasks)
+    for field in dataclasses.fields(settings):
+        given = getattr(settings, field.name)
+        if field.name in _AT_RANDOM and given != field.default:
+            raise InputError(
+                f"{flag(field.name)} {given}: the draws of --splits say what an episode holds: "
+                "leave it out"
+            )
     if len(tasks) != 1:
         raise InputError(f"--splits: draws are of one task, and --tasks has {len(tasks)}: give one")
     if not tasks[0].label_names:

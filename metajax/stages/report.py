@@ -42,6 +42,10 @@ def report(settings: ReportSettings) -> dict[str, Any]:
         raise InputError(f"--output {output}: name a file that ends in .html")
     folder = output.with_suffix("")
     check_writable(folder)
+    if (folder / "run.json").exists():
+        raise InputError(
+            f"--output {output}: its pictures would go into the run {folder}: rename it"
+        )
     check_drawable()
     runs = read_runs(settings.runs)
     groups = [group for file in settings.evaluations for group in read_evaluation(Path(file))]

@@ -54,8 +54,11 @@ def relabel(task: data.TaskData, names: tuple[str, ...]) -> data.TaskData:
     """The task with its classes numbered as in `names`.
 
     Raises:
-        InputError: it has one that is not there.
+        InputError: it has one that is not there, or one of the two has scores and no classes.
     """
+    if bool(task.label_names) != bool(names):
+        scores = "classes and the training file scores" if names == () else "scores and no classes"
+        raise InputError(f"{task.name}: has {scores}: give a file like the training file")
     unknown = [name for name in task.label_names if name not in names]
     if unknown:
         raise InputError(

@@ -126,7 +126,7 @@ class Profile:
         self._stop()
 
     def before(self, step: int) -> None:
-        """To be called before each step, and once more with the one after the last."""
+        """To be called before each step; leaving the context ends a trace that is still open."""
         if self._steps and step == self._steps.start:
             jax.profiler.start_trace(str(self._path), create_perfetto_trace=True)
             self._open = True

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 
-from metajax.data import EpisodeSpec, check_episodes, load_tasks, tokenize_task
+from metajax.data import EpisodeSpec, TaskData, check_episodes, load_tasks, tokenize_task
 from metajax.data.smlmt import MASK, hidden_words
 from metajax.data.tasks import fingerprint
 from metajax.errors import InputError
@@ -80,6 +80,17 @@ def test_the_model_reads_its_own_mask(tmp_path, tokenizer):
     other.mask_token = None
     with pytest.raises(InputError, match=r"t\.txt: the model's tokenizer has no mask token"):
         tokenize_task(task, other, 8)
+
+
+def test_a_passage_that_is_cut_keeps_its_hidden_word(tokenizer):
+    before = " ".join(["cat"] * 12)
+    texts = [f"{before} {MASK} dog", f"{MASK} dog", f"dog {MASK} {before}"]
+    labels = np.array([0, 1, 0], np.int32)
+    task = TaskData("smlmt:x", texts, None, labels, ("a", "b"), hides_words=True)
+    tokens = tokenize_task(task, tokenizer, 5).tokens
+    assert (tokens.input_ids == tokenizer.mask_token_id).any(1).all()
+    whole = tokenize_task(task, tokenizer, 40).tokens
+    assert whole.lengths.max() > 12
 
 
 def test_next_to_labelled_tasks_the_classes_asked_for_are_theirs(tmp_path):

@@ -303,6 +303,13 @@ def test_classes_may_belong_to_any_of_the_tasks(tmp_path):
     assert [task.label_names for task in tasks] == [("a", "b"), ("c", "d")]
 
 
+def test_examples_to_judge_by_may_be_of_one_class(tmp_path):
+    path = write(tmp_path / "a.csv", "text,label\nt,a\nu,a\n")
+    assert load(path, split="validation").label_names == ("a",)
+    with pytest.raises(InputError, match="a task needs at least two"):
+        load(path)
+
+
 def test_bad_classes(tmp_path):
     path = write(tmp_path / "a.csv", "text,label\nt,a\nt,b\n")
     unknown = write(tmp_path / "c.txt", "a\n\nz\n")

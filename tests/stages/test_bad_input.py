@@ -14,6 +14,9 @@ import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
 
+from metajax.data import TaskData
+from metajax.errors import InputError
+from metajax.stages.tasks import relabel
 from tests.stages.commands import finetune_command, metatrain_command, pretrain_command
 
 
@@ -324,6 +327,15 @@ def test_dev_files(refused, material, tmp_path):
     refused(message, *command, "--dev", "a.csv", "b.csv")
     other = tiny.write_rows(tmp_path / "other.csv", tiny.examples(4, 2))
     refused("has the label 'topic3', which the training file has not", *command, "--dev", other)
+
+
+def test_a_dev_set_of_scores_is_refused_for_classes():
+    scores = TaskData("dev", ["w1"], None, np.array([1.5]), ())
+    classes = TaskData("dev", ["w1"], None, np.array([0]), ("a",))
+    with pytest.raises(InputError, match="dev: has scores and no classes"):
+        relabel(scores, ("a", "b"))
+    with pytest.raises(InputError, match="dev: has classes and the training file scores"):
+        relabel(classes, ())
 
 
 def test_adapt_takes_one_task(refused, material):

@@ -82,6 +82,8 @@ BAD = {
     "deep": ("[" * 10_000, "run.yaml: cannot be read"),
     "code": ("ways: !!python/object/apply:os.system ['true']", "run.yaml: cannot be read"),
     "options in a list": ("tasks: [a, --ways]", "run.yaml: tasks: is .*: in a list nothing may"),
+    "twice": ("steps: 100\nsteps: 300", "run.yaml: cannot be read .steps is given twice"),
+    "twice, in two spellings": ("inner-lr: 1\ninner_lr: 2", "run.yaml: inner_lr is given twice"),
     "bounds": ("ways: 1", "--ways 1: give a number of at least 2"),
 }
 

@@ -293,6 +293,10 @@ BAD = {
     "no rows": (evaluation("[]"), "rows.json: is not what evaluate"),
     "a word for a number": (evaluation(ROW), "rows.json: is not what evaluate"),
     "no page": (lambda run: ("--runs", run, "--output", "r.pdf"), "--output r.pdf: .*html"),
+    "pictures into a run": (
+        lambda run: ("--runs", run, "--output", f"{run}.html"),
+        "run.html: its pictures would go into the run .*run: rename it",
+    ),
     "no folder": (lambda run: ("--runs", run, "--output", "no/r.html"), "no/r.html: its direc"),
 }
 

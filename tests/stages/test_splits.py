@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
+from metajax import data
 from metajax.data import draws
 
 RATE = ("--inner-lr", 0.001)  # At 0.3 these weights label everything alike.
@@ -63,6 +64,13 @@ def test_cutting_a_draw_changes_nothing(chain, splits, monkeypatch):
         np.testing.assert_allclose(one["accuracies"], other["accuracies"], atol=1e-12)
 
 
+def test_an_example_of_a_draw_is_no_query_whatever_its_white_space():
+    task = data.TaskData("task", ["a  b ", "c", "d", "e"], None, np.array([0, 1, 0, 1]), ("x", "y"))
+    draw = data.TaskData("draw", ["a b", "c"], None, np.array([0, 1]), ("x", "y"))
+    (query,) = data.join_draws(task, [draw]).query
+    assert query.tolist() == [2, 3]
+
+
 def test_draws_that_cannot_be_used(refused, chain, splits):
     task = splits.parent / "task.csv"
 
@@ -70,6 +78,9 @@ def test_draws_that_cannot_be_used(refused, chain, splits):
         return ("evaluate", "--model", chain.metatrain, "--splits", splits, "--tasks", *tasks)
 
     refused("draws are of one task, and --tasks has 2", *command(task, splits / "0.csv"))
+    for setting in (("--ways", 7), ("--shots", 5), ("--episodes", 100)):
+        refused(f"{setting[0]} {setting[1]}: the draws", *command(task), *setting)
+    refused("--whole-tasks True: the draws of --splits", *command(task), "--whole-tasks")
     tiny.write_rows(splits / "1.csv", [("a text", ROWS[0][1]), ("another", "nowhere")])
     refused("1.csv: has not the same classes as .*'nowhere'", *command(task))
     tiny.write_rows(splits / "1.csv", ROWS)
