@@ -159,7 +159,7 @@ def open_few_shot(
     """Opens `--model` for tasks of some number of classes.
 
     Args:
-        spec: `--model`, or the weights it was meta-trained from.
+        spec: `--model`.
         settings: seed, dtype and remat.
         inner: settings that win over those of the run that trained the weights.
         classes: C.
@@ -203,7 +203,7 @@ def _few_shot(
 
 
 def _resolve_checked(inner: InnerSettings, source: Source) -> dict[str, Any]:
-    resolved = resolve_inner(inner, source)
+    resolved = _resolve(inner, source)
     chosen = inner.layers is not None or inner.lora is not None
     if chosen or resolved["algorithm"] in _ONE_CHOICE:
         # What the weights' own run chose gives way.
@@ -232,7 +232,7 @@ def _check_choice(inner: dict[str, Any], blocks: int) -> None:
         )
 
 
-def resolve_inner(inner: InnerSettings, source: Source) -> dict[str, Any]:
+def _resolve(inner: InnerSettings, source: Source) -> dict[str, Any]:
     """The inner loop's settings: those given, else the weights' own, else the defaults."""
     trained = source.record.get("record", {})
     own = trained["settings"] if trained.get("stage") == "metatrain" else {}
