@@ -5,7 +5,8 @@ its -3.33 and above its -3.23.
 Paper: Finn, Abbeel & Levine 2017 (arXiv:1703.03400), section 5.3, figure 4, appendix A.2, table 4.
 Command: python -m experiments.navigation --seed 0
 Hardware and time: one CPU core, 20 to 60 minutes for maml++ (on a machine with other work).
-Expect: maml++ -11.7, -3.1 and -1.7 with 40 trajectories; without meta-learning -127, -44 and -38.
+Expect: maml++ -11.7, -3.1 and -1.7 with 40 trajectories, maml -11.6, -4.3 and -4.0; without
+meta-learning -127, -44 and -38.
 
 A point starts at the origin; each task is a goal from the square [-0.5, 0.5]^2, which the point
 does not see: it observes its position and chooses a velocity, clipped to 0.1 in each direction. The
