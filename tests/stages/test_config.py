@@ -103,7 +103,7 @@ def test_a_missing_file():
 
 
 def test_a_run_writes_its_settings_and_resumes_from_them(material, tmp_path):
-    tiny.succeed(*metatrain_command(material, tmp_path / "run", steps=2, algorithm="fomaml"))
+    tiny.succeed(*metatrain_command(material, tmp_path / "run", steps=2, algorithm="anil"))
     config = tmp_path / "run" / "config.yaml"
     assert yaml.safe_load(config.read_text())["inner_lr"] == 0.3  # Also what was left open.
     tiny.succeed("metatrain", "--config", config)
