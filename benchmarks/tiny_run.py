@@ -77,12 +77,13 @@ class Place:
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
             "HF_HUB_OFFLINE": "1",
         }
-        return subprocess.Popen(
-            list(map(str, command)),
-            env=os.environ | own,
-            stdout=subprocess.DEVNULL,
-            stderr=(self.root / "log").open("a"),
-        )
+        with (self.root / "log").open("a") as log:
+            return subprocess.Popen(
+                list(map(str, command)),
+                env=os.environ | own,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            )
 
     def expect(self, on: Topology) -> None:
         """Makes the undisturbed run, if there is none yet."""
