@@ -33,6 +33,7 @@ from metajax.stages.settings import (
     PretrainSettings,
 )
 
+SETS = ("BANKING77", "CLINC150", "HWU64")  # Of intents.
 _STAGES: dict[str, tuple[Any, Any]] = {
     "pretrain": (pretrain, PretrainSettings),
     "finetune": (finetune, FinetuneSettings),

@@ -23,9 +23,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.runs import judged, judging, parser, show, trained
-
-SETS = ("BANKING77", "CLINC150", "HWU64")
+from experiments.runs import SETS, judged, judging, parser, show, trained
 
 
 def write_text(data: Path, split: str, target: Path, sets: Sequence[str]) -> None:

@@ -16,11 +16,10 @@ SST-2. DATA is a folder with `glue` (the classic TSV layout) and `intents` (Prot
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import judged, judging, parser, show, trained
+from experiments.runs import SETS, judged, judging, parser, show, trained
 from metajax.stages.demo_data import write_data
 
 GLUE = ("cola", "mrpc", "rte", "sst2")
-SETS = ("BANKING77", "CLINC150", "HWU64")
 
 
 def held_out(root: Path) -> dict[str, Any]:
