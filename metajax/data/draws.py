@@ -39,7 +39,7 @@ def join_draws(task: TaskData, draws: Sequence[TaskData]) -> Draws:
     """
     texts, labels = list(task.texts), [task.labels]
     pairs = None if task.pairs is None else list(task.pairs)
-    support, query = [], []
+    examples, support, query = _examples(task), [], []
     for draw in draws:
         if (draw.pairs is None) != (pairs is None):
             raise InputError(
@@ -60,7 +60,7 @@ def join_draws(task: TaskData, draws: Sequence[TaskData]) -> Draws:
         labels.append(order[draw.labels])
         support.append(np.arange(begin, len(texts)))
         drawn = set(_examples(draw))
-        query.append(np.flatnonzero([each not in drawn for each in _examples(task)]))
+        query.append(np.flatnonzero([each not in drawn for each in examples]))
         if not len(query[-1]):
             raise InputError(f"{draw.name}: holds all of {task.name}: nothing is left to classify")
     joined = task._replace(texts=texts, pairs=pairs, labels=np.concatenate(labels))

@@ -19,7 +19,7 @@ from metajax.stages.metrics import MetricsLog
 from metajax.stages.predict import label
 from metajax.stages.run import begin, held, make_record, open_run, write_results
 from metajax.stages.settings import AdaptSettings, PredictSettings
-from metajax.stages.source import Classifier, describe, text_length, without_dropout
+from metajax.stages.source import Classifier, describe, text_length
 from metajax.stages.tasks import batch_of, fingerprints, load, relabel, tokenized
 
 _log = logging.getLogger("metajax")
@@ -57,10 +57,9 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     )
     run = open_run(settings.workdir, record, settings)
 
-    rng = jax.random.key(settings.seed)
-    params, info = jax.jit(few_shot.algorithm().adapt)(few_shot.params, batch_of(examples), rng)
-    loss_fn = jax.jit(without_dropout(classification_loss(model)))
-    loss_after, _ = loss_fn(params, batch_of(examples), None)
+    batch, rng = batch_of(examples), jax.random.key(settings.seed)
+    params, info = jax.jit(few_shot.algorithm().adapt)(few_shot.params, batch, rng)
+    loss_after, _ = jax.jit(classification_loss(model))(params, batch, None)
     losses = [float(loss) for loss in (*info.support_loss, loss_after)]
     if not np.isfinite(losses).all():
         raise InputError(

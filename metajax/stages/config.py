@@ -80,13 +80,14 @@ def _parse_yaml(text: str) -> Any:
         depth += opens - isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEEPEST:
             raise RecursionError
-    whole = yaml.compose(text, yaml.SafeLoader)
+    loader = yaml.SafeLoader(text)
+    whole = loader.get_single_node()
     if isinstance(whole, yaml.MappingNode):
         keys = [key.value for key, _ in whole.value if isinstance(key, yaml.ScalarNode)]
         twice = [key for key, count in collections.Counter(keys).items() if count > 1]
         if twice:
             raise ValueError(f"{twice[0]} is given twice")
-    return yaml.safe_load(text)
+    return None if whole is None else loader.construct_document(whole)
 
 
 def _arguments(where: str, field: dataclasses.Field[Any], value: Any) -> list[str]:
