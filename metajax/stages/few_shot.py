@@ -167,7 +167,7 @@ def open_few_shot(
     Raises:
         InputError: it cannot be used, or has not as many blocks as are to adapt.
     """
-    return _few_shot(open_source, spec, settings, partial(_resolve_checked, inner), classes)
+    return _few_shot(open_source, spec, settings, partial(_resolve, inner), classes)
 
 
 def open_as_trained(spec: str, settings: ModelSettings, trained: FewShot, classes: int) -> FewShot:
@@ -183,7 +183,7 @@ def describe_few_shot(
     spec: str, settings: ModelSettings, inner: InnerSettings, classes: int
 ) -> FewShot:
     """As `open_few_shot`, but reads no weights: the parameters are `jax.ShapeDtypeStruct`s."""
-    return _few_shot(describe_source, spec, settings, partial(_resolve_checked, inner), classes)
+    return _few_shot(describe_source, spec, settings, partial(_resolve, inner), classes)
 
 
 def _few_shot(
@@ -200,16 +200,6 @@ def _few_shot(
         source = open_(spec, settings, head="classification", num_labels=(classes,), **features)
     model = source.model.replace(head="classification", num_labels=(classes,), label_names=None)
     return FewShot(model, source.params, resolved, source)
-
-
-def _resolve_checked(inner: InnerSettings, source: Source) -> dict[str, Any]:
-    resolved = _resolve(inner, source)
-    chosen = inner.layers is not None or inner.lora is not None
-    if chosen or resolved["algorithm"] in _ONE_CHOICE:
-        # What the weights' own run chose gives way.
-        resolved |= {"layers": inner.layers, "lora": inner.lora}
-    _check_choice(resolved, source.model.config.num_hidden_layers)
-    return resolved
 
 
 def _check_choice(inner: dict[str, Any], blocks: int) -> None:
@@ -233,7 +223,7 @@ def _check_choice(inner: dict[str, Any], blocks: int) -> None:
 
 
 def _resolve(inner: InnerSettings, source: Source) -> dict[str, Any]:
-    """The inner loop's settings: those given, else the weights' own, else the defaults."""
+    """The inner loop's settings: those given, else the weights' own, else the defaults; checked."""
     trained = source.record.get("record", {})
     own = trained["settings"] if trained.get("stage") == "metatrain" else {}
     given = dataclasses.asdict(inner)
@@ -241,4 +231,9 @@ def _resolve(inner: InnerSettings, source: Source) -> dict[str, Any]:
     for name, default in _DEFAULTS.items():
         known = [value[name] for value in (given, own) if value.get(name) is not None]
         resolved[name] = known[0] if known else default
+    chosen = inner.layers is not None or inner.lora is not None
+    if chosen or resolved["algorithm"] in _ONE_CHOICE:
+        # What the weights' own run chose gives way.
+        resolved |= {"layers": inner.layers, "lora": inner.lora}
+    _check_choice(resolved, source.model.config.num_hidden_layers)
     return resolved
