@@ -8,6 +8,7 @@ import numpy as np
 from metajax.data.batches import longest_text, token_batch
 from metajax.data.counting import generator
 from metajax.data.packing import Shape, Shapes, fit_shapes, pack, plan_shapes
+from metajax.data.smlmt import FEWEST
 from metajax.data.tasks import TaskData
 from metajax.data.text import TokenizedTask
 from metajax.errors import InputError
@@ -86,7 +87,7 @@ def check_episodes(tasks: Sequence[TaskData | TokenizedTask], spec: EpisodeSpec)
                 f"{task.name}: class {task.label_names[least]!r} has {counts[least]} examples, "
                 f"fewer than {spec.shots} shots and {spec.queries} queries; "
                 + (
-                    "ask for fewer (a word is a class if 20 passages are its own)"
+                    f"ask for fewer (a word is a class if {FEWEST} passages are its own)"
                     if isinstance(task, TaskData) and task.hides_words
                     else "add examples, leave the class out, or ask for fewer"
                 )

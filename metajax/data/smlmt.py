@@ -14,7 +14,7 @@ from metajax.errors import InputError
 
 MASK = "[MASK]"  # In a passage; what a model reads is its own tokenizer's.
 # A word is a class if so many passages are its own; enough for the usual shots and queries.
-_FEWEST = 20
+FEWEST = 20
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _AROUND = 12  # Words kept on each side of the hidden one: most texts are then not cut.
 
@@ -39,15 +39,15 @@ def hidden_words(path: str | Path) -> list[tuple[str, str]]:
     lines_with = collections.Counter(word for each in words for word in set(each))
     rows = []
     for line, known in zip(lines, words):
-        eligible = [word for word in known if lines_with[word] >= _FEWEST]
+        eligible = [word for word in known if lines_with[word] >= FEWEST]
         if eligible:
             word = min(eligible, key=lambda word: (lines_with[word], word))
             rows.append((_hide(line, word), word))
     own = collections.Counter(word for _, word in rows)
-    rows = [row for row in rows if own[row[1]] >= _FEWEST]
+    rows = [row for row in rows if own[row[1]] >= FEWEST]
     if len({word for _, word in rows}) < 2:
         raise InputError(
-            f"{path}: has not two words that {_FEWEST} of its lines could be about: "
+            f"{path}: has not two words that {FEWEST} of its lines could be about: "
             "give more text, a sentence a line"
         )
     return rows

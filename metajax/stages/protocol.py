@@ -1,6 +1,5 @@
 """Which episodes an evaluation judges: drawn at random, or published draws (`--splits`)."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,11 +80,11 @@ def num_classes(settings: EvaluateSettings, tasks: Sequence[data.TaskData]) -> i
         spec = episode_spec(settings)
         data.check_episodes(tasks, spec)
         return spec.ways or max(len(task.label_names) for task in tasks)
-    for field in dataclasses.fields(settings):
-        given = getattr(settings, field.name)
-        if field.name in _AT_RANDOM and given != field.default:
+    for name in _AT_RANDOM:
+        given = getattr(settings, name)
+        if given != getattr(EvaluateSettings, name):
             raise InputError(
-                f"{flag(field.name)} {given}: the draws of --splits say what an episode holds: "
+                f"{flag(name)} {given}: the draws of --splits say what an episode holds: "
                 "leave it out"
             )
     if len(tasks) != 1:
