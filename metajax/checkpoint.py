@@ -78,11 +78,12 @@ class Checkpoints:
         kept: list[Any] = [policies.LatestN(keep)]
         if keep_every is not None:
             kept.append(policies.EveryNSteps(keep_every))
+        self._policy = policies.AnyPreservationPolicy(kept)
         try:
             self._orbax = ocp.training.Checkpointer(
                 _absolute(directory),
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-                preservation_policy=policies.AnyPreservationPolicy(kept),
+                preservation_policy=self._policy,
                 cleanup_tmp_directories=True,  # What a killed run left half-written.
             )
         except Exception as error:  # It reads all metadata, and one file that it refuses ends that.
@@ -166,6 +167,7 @@ class Checkpoints:
                 continue
             for step, reason in damaged.items():
                 self._set_aside(step, reason)
+            self._remove_surplus()
             return OuterState(meta_params=found["params"], **found["training"])
         if damaged:
             raise StoppedError(_none_readable(self._directory, damaged))
@@ -182,6 +184,22 @@ class Checkpoints:
             (self._directory / str(step)).rename(aside)
         _all_agree(True)
         self._orbax.reload()
+
+    def _remove_surplus(self) -> None:
+        """Removes what should be gone: a run killed before it did may have no save to come."""
+        known = self._orbax.checkpoints
+        context = ocp.training.preservation_policies.PreservationContext()
+        preserved = self._policy.should_preserve(known, context=context)
+        for checkpoint, keep in zip(known, preserved, strict=True):
+            if keep:
+                continue
+            try:
+                self._orbax.delete(checkpoint.step)
+            except OSError as error:
+                _log.warning(
+                    "%s: checkpoint %d cannot be removed (%s): remove it yourself",
+                    *(self._directory, checkpoint.step, error.strerror),
+                )
 
 
 def _all_agree(ours: bool) -> bool:

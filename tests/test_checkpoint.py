@@ -264,3 +264,37 @@ def test_some_are_kept_for_good(tmp_path):
         for step in range(1, 8):
             checkpoints.save(small_state(step))
     assert {path.name for path in (tmp_path / "c").iterdir()} == {"4", "7"}
+
+
+@pytest.mark.parametrize("left", ["all of it", "no metadata", "one file", "nothing"])
+def test_what_a_killed_removal_leaves_is_removed(tmp_path, left):
+    """A run killed between its last save and the removal of what is older has no save to come."""
+    with Checkpoints(tmp_path / "c", keep=3, keep_every=4, record=RECORD) as checkpoints:
+        for step in (4, 5, 6, 7):
+            checkpoints.save(small_state(step))
+    oldest = [path for path in (tmp_path / "c" / "5").rglob("*") if path.is_file()]
+    gone = {
+        "all of it": [],
+        "no metadata": [path for path in oldest if "METADATA" in path.name],
+        "one file": oldest[:-1],
+        "nothing": oldest,
+    }
+    for path in gone[left]:
+        path.unlink()
+    with Checkpoints(tmp_path / "c", keep=2, keep_every=4, record=RECORD) as checkpoints:
+        assert int(checkpoints.restore(small_state(0)).step) == 7
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {"4", "6", "7"}
+    assert checkpoint.load(tmp_path / "c").step == 7
+
+
+def test_what_cannot_be_removed_is_named(tmp_path, caplog, monkeypatch):
+    def refused(step):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "c" / str(step)))
+
+    with Checkpoints(tmp_path / "c", keep=2, record=RECORD) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(small_state(step))
+    with Checkpoints(tmp_path / "c", keep=1, record=RECORD) as checkpoints:
+        monkeypatch.setattr(checkpoints._orbax, "delete", refused)
+        assert int(checkpoints.restore(small_state(0)).step) == 2
+    assert "checkpoint 1 cannot be removed (Permission denied)" in caplog.text

@@ -114,6 +114,11 @@ def test_two_processes_set_a_damaged_checkpoint_aside(material, compiled, tmp_pa
     assert "checkpoint 10 cannot be read" in ends[0].err
     assert (workdir / "damaged-10").is_dir()
     tiny.assert_same_bits(params_of(workdir), expected)
+    # And both remove what is more than is to be kept, where nothing is left to save.
+    (workdir / "results.json").unlink()
+    ends = [tiny.finish(each) for each in start_two([*command, "--keep", 1], compiled)]
+    assert [end.status for end in ends] == [0, 0], ends
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["10"]
 
 
 @pytest.mark.slow
