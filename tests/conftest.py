@@ -1,5 +1,6 @@
 """Eight simulated devices in the test process, and float64 where exactness is the point."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -19,6 +20,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         os.environ |= quick
     else:
         print(f"XLA does not know {_QUICK} any more: the tests take three times as long")
+
+# Tracing makes objects by the million, and each collection looks at all that JAX keeps: a tenth of
+# the tests' time at Python's own thresholds.
+gc.set_threshold(100_000, 50, 100)
 
 # JAX is imported by now; the processes that tests start read the environment.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
