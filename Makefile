@@ -1,5 +1,7 @@
 PYTHON ?= python3
 PYTEST_OPTIONS ?= -n 2 --dist loadgroup
+# Pythons come with an old pip that takes twice the time of a new one.
+VENV = $(PYTHON) -m venv --upgrade-deps
 # Byte code of all that is installed takes a minute; what is imported is compiled then.
 INSTALL = -m pip install --quiet --no-compile
 
@@ -43,24 +45,24 @@ clean:  ## Remove the virtual environments and caches.
 
 # PyTorch first and alone, so that nothing else can choose another version of it.
 .venv/stamp: pyproject.toml
-	$(PYTHON) -m venv .venv
+	$(VENV) .venv
 	.venv/bin/python $(INSTALL) torch==2.13.0
 	.venv/bin/python $(INSTALL) -e ".[test]"
 	touch $@
 
 .venv-lowest/stamp: pyproject.toml
-	$(PYTHON) -m venv .venv-lowest
+	$(VENV) .venv-lowest
 	.venv-lowest/bin/python $(INSTALL) torch==2.13.0
 	.venv-lowest/bin/python tests/lowest_versions.py > .venv-lowest/constraints.txt
 	.venv-lowest/bin/python $(INSTALL) -e ".[test]" -c .venv-lowest/constraints.txt
 	touch $@
 
 .venv-demo/stamp: pyproject.toml
-	$(PYTHON) -m venv .venv-demo
+	$(VENV) .venv-demo
 	.venv-demo/bin/python $(INSTALL) -e ".[report]"
 	touch $@
 
 .venv-docs/stamp: pyproject.toml
-	$(PYTHON) -m venv .venv-docs
+	$(VENV) .venv-docs
 	.venv-docs/bin/python $(INSTALL) -e ".[docs]"
 	touch $@
