@@ -105,7 +105,8 @@ def test_a_batch_of_unequal_tasks(params, chunk_size, monkeypatch):
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tasks)
     model = MODEL.replace(remat=True)
     small = algorithm(model=model, low_memory=True, reduce=mentioned_rows(model))
-    expected = [jax.jit(algorithm().meta_grad)(params, task, None)[0] for task in tasks]
+    plain = jax.jit(algorithm().meta_grad)
+    expected = [plain(params, task, None)[0] for task in tasks]
     total, _ = jax.jit(
         lambda params: map_tasks(
             lambda task, key: small.meta_grad(params, task, None),

@@ -70,6 +70,18 @@ def chain(material, compiled, tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(**places, out=out)
 
 
+@pytest.fixture(scope="session")
+def evaluation(chain, material, compiled, tmp_path_factory) -> SimpleNamespace:
+    """All methods on ten episodes: what `evaluate` printed and the file that it wrote."""
+    path = tmp_path_factory.mktemp("evaluation") / "rows.json"
+    with tiny.one_quick_device(compiled):
+        out = tiny.succeed(
+            *("evaluate", "--model", chain.metatrain, "--tasks", material.intents, "--ways", 3),
+            *("--queries", 3, "--episodes", 10, "--curve", 2, "--output", path),
+        )
+    return SimpleNamespace(out=out, path=path)
+
+
 @pytest.fixture
 def refused(tmp_path, monkeypatch):
     """Runs a command in an empty directory and checks all that is true of every refusal."""

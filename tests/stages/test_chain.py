@@ -299,13 +299,8 @@ KEYS = [
 MORE_KEYS = ["ci95", "behind", "behind_ci95", "seconds", "accuracies", "curve", "curve_ci95"]
 
 
-def test_evaluate_compares_all_methods(chain, material, tmp_path):
-    output = tmp_path / "rows.json"
-    out = tiny.succeed(
-        *("evaluate", "--model", chain.metatrain, "--tasks", material.intents),
-        *("--ways", 3, "--queries", 3, "--episodes", 10, "--curve", 2, "--output", output),
-    )
-    rows = json.loads(output.read_text())
+def test_evaluate_compares_all_methods(material, evaluation):
+    rows = json.loads(evaluation.path.read_text())
     assert all(list(row) == [*KEYS, *MORE_KEYS] for row in rows)
     methods = ["maml", "finetune", "protonet", "linear", "knn"]
     assert [row["method"] for row in rows] == methods
@@ -328,7 +323,7 @@ def test_evaluate_compares_all_methods(chain, material, tmp_path):
         interval = scipy.stats.t.ppf(0.975, 9) * behind.std(ddof=1) / 10**0.5
         assert row["behind_ci95"] == pytest.approx(interval, abs=1e-12)
     assert any(row["behind_ci95"] > 0 for row in rows)
-    said, _, *lines = out.splitlines()
+    said, _, *lines = evaluation.out.splitlines()
     assert said.startswith("10 episodes drawn at random with seed 0: 3 ways, 1 shots")
     assert sorted(line.split()[0] for line in lines[:5]) == sorted(methods)
     assert [line.split(" by ")[0] for line in lines[5:]] == [

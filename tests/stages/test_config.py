@@ -10,7 +10,6 @@ import yaml
 from metajax.arguments import COMMANDS, parse
 from metajax.errors import InputError
 from metajax.stages.settings import MetatrainSettings
-from tests.stages.commands import metatrain_command
 
 YAML = """
 model: bert
@@ -102,11 +101,11 @@ def test_a_missing_file():
         parse(["metatrain", "--config", "none.yaml"])
 
 
-def test_a_run_writes_its_settings_and_resumes_from_them(material, tmp_path):
-    tiny.succeed(*metatrain_command(material, tmp_path / "run", steps=2, algorithm="anil"))
-    config = tmp_path / "run" / "config.yaml"
-    assert yaml.safe_load(config.read_text())["inner_lr"] == 0.3  # Also what was left open.
-    tiny.succeed("metatrain", "--config", config)
-    tiny.succeed("metatrain", "--config", config, "--workdir", tmp_path / "again")
-    found = [tiny.training_state(tmp_path / name) for name in ("run", "again")]
+def test_a_run_writes_its_settings_and_resumes_from_them(chain, tmp_path):
+    written = yaml.safe_load((chain.metatrain / "config.yaml").read_text())
+    assert written["inner_lr"] == 0.3  # Also what was left open.
+    config = chain.pretrain / "config.yaml"
+    tiny.succeed("pretrain", "--config", config)
+    tiny.succeed("pretrain", "--config", config, "--workdir", tmp_path / "again")
+    found = [tiny.training_state(workdir) for workdir in (chain.pretrain, tmp_path / "again")]
     tiny.assert_same_bits(*found)

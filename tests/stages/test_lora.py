@@ -78,6 +78,11 @@ def test_the_stages_with_adapters(material, tmp_path):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["settings"]["lora"] == RANK
     assert tiny.succeed("predict", "--model", tmp_path / "run", stdin=b"w1 w2\n").count("\n") == 1
+    done = tiny.run(
+        *("evaluate", "--model", tmp_path / "meta", "--tasks", material.intents, "--curve", 2),
+        *("--ways", 3, "--queries", 3),
+    )
+    assert (done.status, "--curve: adapters are merged" in done.err) == (2, True)
 
 
 def test_choices_that_exclude_each_other(material, tmp_path):
@@ -85,12 +90,6 @@ def test_choices_that_exclude_each_other(material, tmp_path):
         opened(material, layers=1)
     done = tiny.run(*metatrain_command(material, tmp_path / "x", lora=2, algorithm="anil"))
     assert (done.status, "--lora 2: anil has no choice of what adapts" in done.err) == (2, True)
-    tiny.succeed(*metatrain_command(material, tmp_path / "meta", lora=RANK))
-    done = tiny.run(
-        *("evaluate", "--model", tmp_path / "meta", "--tasks", material.intents, "--curve", 2),
-        *("--ways", 3, "--queries", 3),
-    )
-    assert (done.status, "--curve: adapters are merged" in done.err) == (2, True)
 
 
 @pytest.mark.slow

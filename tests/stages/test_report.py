@@ -55,7 +55,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def made(chain, material, compiled, tmp_path_factory):
+def made(chain, compiled, evaluation, tmp_path_factory):
     """The report of a whole chain and of an evaluation, the labels and a name hostile."""
     root = tmp_path_factory.mktemp("report")
     rows = {
@@ -64,25 +64,20 @@ def made(chain, material, compiled, tmp_path_factory):
     }
     files = {name: tiny.write_rows(root / f"{name}.jsonl", rows[name]) for name in rows}
     adapted = root / "<i>mine"
-    evaluation, page = root / "result.json", root / "page.html"
+    page = root / "page.html"
     with tiny.one_quick_device(compiled):
         tiny.succeed(
             *("adapt", "--model", chain.metatrain, "--tasks", files["new"]),
             *("--dev", files["dev"], "--workdir", adapted),
         )
-        tiny.succeed(
-            *("evaluate", "--model", chain.metatrain, "--tasks", material.intents, "--ways", 3),
-            *("--queries", 3, "--episodes", 10, "--curve", 2, "--output", evaluation),
-        )
     runs = (chain.pretrain, chain.finetune, chain.metatrain, adapted)
-    command = ("report", "--runs", *runs, "--evaluations", evaluation, "--output", page)
+    command = ("report", "--runs", *runs, "--evaluations", evaluation.path, "--output", page)
     return SimpleNamespace(
         out=json.loads(tiny.succeed(*command)),
         command=command,
         html=page.read_text(),
         page=page,
         adapted=adapted,
-        evaluation=evaluation,
     )
 
 
@@ -131,8 +126,8 @@ def test_the_pictures_are_files_too_and_sound(made):
         assert ElementTree.fromstring(svg).get("aria-label")
 
 
-def test_the_table_of_methods_has_the_numbers_of_the_file(made):
-    rows = json.loads(made.evaluation.read_text())
+def test_the_table_of_methods_has_the_numbers_of_the_file(made, evaluation):
+    rows = json.loads(evaluation.path.read_text())
     expected = [
         [
             row["method"],
@@ -218,7 +213,7 @@ def spoil(name, content):
     return make
 
 
-def evaluation(content):
+def evaluated(content):
     def make(run):
         (run / "rows.json").write_text(content)
         return ("--runs", run, "--evaluations", run / "rows.json")
@@ -287,11 +282,11 @@ BAD = {
         "metrics.jsonl:1: is not a step's",
     ),
     "no evaluation": (lambda run: ("--runs", run, "--evaluations", "x.json"), "x.json: no such"),
-    "evaluation not JSON": (evaluation("oops"), "rows.json: is not JSON"),
-    "another list": (evaluation('[{"a": 1}]'), "rows.json: is not what evaluate"),
-    "a number": (evaluation("3"), "rows.json: is not what evaluate"),
-    "no rows": (evaluation("[]"), "rows.json: is not what evaluate"),
-    "a word for a number": (evaluation(ROW), "rows.json: is not what evaluate"),
+    "evaluation not JSON": (evaluated("oops"), "rows.json: is not JSON"),
+    "another list": (evaluated('[{"a": 1}]'), "rows.json: is not what evaluate"),
+    "a number": (evaluated("3"), "rows.json: is not what evaluate"),
+    "no rows": (evaluated("[]"), "rows.json: is not what evaluate"),
+    "a word for a number": (evaluated(ROW), "rows.json: is not what evaluate"),
     "no page": (lambda run: ("--runs", run, "--output", "r.pdf"), "--output r.pdf: .*html"),
     "pictures into a run": (
         lambda run: ("--runs", run, "--output", f"{run}.html"),

@@ -48,12 +48,19 @@ def test_a_signal_in_the_middle_saves_the_step_in_hand(material, compiled, tmp_p
     assert "Traceback" not in done.err
     assert 3 <= saved < STEPS
     assert seconds < 20
-    # Nothing is lost: the metrics go on where they were.
-    again, _ = signalled(command, tmp_path / "run", compiled, number, lines(tmp_path / "run") + 3)
-    assert again.status == 1
-    steps = [row["step"] for row in tiny.rows_of(tmp_path / "run")]
+
+
+@pytest.mark.slow
+def test_after_a_signal_the_metrics_go_on_where_they_were(material, compiled, tmp_path):
+    workdir = tmp_path / "run"
+    command = pretrain_command(material, workdir, steps=STEPS, save_every=STEPS)
+    for _ in range(2):
+        done, _ = signalled(command, workdir, compiled, signal.SIGTERM, lines(workdir) + 4)
+        assert done.status == 1
+    steps = [row["step"] for row in tiny.rows_of(workdir)]
     assert steps == list(range(steps[-1] + 1))
-    assert steps_saved(tmp_path / "run") == [saved, steps[-1]]
+    first, last = steps_saved(workdir)
+    assert 3 <= first < last == steps[-1]
 
 
 def lose(process, checkpoints):
@@ -68,6 +75,18 @@ def fill_up(process, checkpoints):
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (9000, 9000))
 
 
+def harmed(harm, command, workdir, cache):
+    process = tiny.start(*command, cache=cache)
+    while process.poll() is None and not (workdir / "checkpoints" / "6").exists():
+        time.sleep(0.005)
+    harm(process, workdir / "checkpoints")
+    begun = time.perf_counter()
+    done = tiny.finish(process)
+    assert time.perf_counter() - begun < 60
+    assert done.status == 1, done.err
+    return done
+
+
 @pytest.mark.parametrize(
     ("harm", "safe"),
     [pytest.param(lose, "nothing is saved yet", marks=pytest.mark.slow), (fill_up, "is safe")],
@@ -75,25 +94,23 @@ def fill_up(process, checkpoints):
 def test_a_checkpoint_that_cannot_be_written_stops_the_run(
     material, compiled, tmp_path, harm, safe
 ):
-    checkpoints = tmp_path / "run" / "checkpoints"
-    command = pretrain_command(material, tmp_path / "run", steps=STEPS, save_every=6, keep=2)
-    process = tiny.start(*command, cache=compiled)
-    while process.poll() is None and not (checkpoints / "6").exists():
-        time.sleep(0.005)
-    harm(process, checkpoints)
-    begun = time.perf_counter()
-    done = tiny.finish(process)
-    assert time.perf_counter() - begun < 60
-    assert done.status == 1, done.err
+    workdir = tmp_path / "run"
+    command = pretrain_command(material, workdir, steps=STEPS, save_every=6)
+    done = harmed(harm, command, workdir, compiled)
     assert "Traceback" not in done.err
     last = done.err.strip().splitlines()[-1]
-    assert f"{checkpoints}: a checkpoint could not be written" in last
+    assert f"{workdir / 'checkpoints'}: a checkpoint could not be written" in last
     assert safe in last
-    if harm is fill_up:  # With room again, it goes on.
-        moment = lines(tmp_path / "run") + 8
-        again, _ = signalled(command, tmp_path / "run", compiled, signal.SIGTERM, moment)
-        assert again.status == 1
-        assert "which is saved" in again.err
+
+
+@pytest.mark.slow
+def test_with_room_again_a_run_goes_on(material, compiled, tmp_path):
+    workdir = tmp_path / "run"
+    command = pretrain_command(material, workdir, steps=STEPS, save_every=6)
+    harmed(fill_up, command, workdir, compiled)
+    again, _ = signalled(command, workdir, compiled, signal.SIGTERM, lines(workdir) + 8)
+    assert again.status == 1
+    assert "which is saved" in again.err
 
 
 def test_a_signal_outside_of_the_steps_stops_at_once(material, tmp_path):
