@@ -136,9 +136,11 @@ def map_tasks(
 
     if chunk == total:
         return run_chunk((tasks, keys))
+    # The shapes of the sums are needed before the loop: `jit` remembers what it has traced.
+    traced_once = jax.jit(run_chunk, inline=True)
 
     def accumulate(total_sum: PyTree, inputs: tuple[Task, Key]) -> tuple[PyTree, PyTree]:
-        to_sum, to_stack = run_chunk(inputs)
+        to_sum, to_stack = traced_once(inputs)
         return jax.tree.map(jnp.add, total_sum, to_sum), to_stack
 
     chunks = jax.tree.map(
@@ -146,7 +148,7 @@ def map_tasks(
     )
     first = jax.tree.map(lambda leaf: leaf[0], chunks)
     zeros = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run_chunk, first)[0]
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(traced_once, first)[0]
     )
     total_sum, stacked = jax.lax.scan(accumulate, zeros, chunks)
     return total_sum, jax.tree.map(lambda leaf: leaf.reshape(total, *leaf.shape[2:]), stacked)
