@@ -157,11 +157,14 @@ def with_head(
 
 
 def _complete(model: Bert, loaded: Params, rng: jax.Array | None, where: str, dtype: Any) -> Params:
-    """`loaded` in `dtype`; what it lacks is initialised, and named in one log line."""
+    """`loaded` in `dtype`; what it lacks is initialised and, if used, named in one log line."""
     names = model.parts
     missing = [key for key in names if key not in loaded]
     if missing:
-        _log.warning("%s: has no %s: freshly initialised", where, ", ".join(missing))
+        # A pooler that the mean takes the place of is nothing to worry about.
+        used = [key for key in missing if key != "pooler" or model.pooling == "pooler"]
+        if used:
+            _log.warning("%s: has no %s: freshly initialised", where, ", ".join(used))
         rng = jax.random.key(0) if rng is None else rng
         fresh = jax.jit(lambda rng: {key: model.init(rng)[key] for key in missing})(rng)
         loaded = {**loaded, **fresh}

@@ -106,6 +106,16 @@ def test_missing_parts_are_initialised_and_named_once(tmp_path, log):
     assert (other["pooler"]["kernel"] != kernel).any()
 
 
+def test_a_missing_pooler_is_not_named_where_the_mean_is_pooled(tmp_path, log):
+    tensors = {k: v for k, v in theirs(PARAMS).items() if not k.startswith("pooler.")}
+    path = write_directory(tmp_path, tensors)
+    _, params = from_pretrained(path, pooling="mean")
+    assert "pooler" in params
+    assert not log()
+    from_pretrained(path, "classification", pooling="mean")
+    assert log() == [f"{path}: has no classifier: freshly initialised"]
+
+
 def test_a_classifier_is_kept_only_if_it_is_what_was_asked_for(tmp_path, log):
     names = {"0": "no", "1": "yes", "2": "maybe"}
     path = write_directory(tmp_path, theirs(CLASSIFIER_PARAMS, "bert."), id2label=names)
