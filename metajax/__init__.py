@@ -69,6 +69,8 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("data", "models"):  # The subpackages that the reference names.
+        return importlib.import_module(f"metajax.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'metajax' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"metajax.{_HOME[name]}"), name)

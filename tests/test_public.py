@@ -61,6 +61,11 @@ def test_unknown_names_are_attribute_errors():
         _ = metajax.mamal
 
 
+def test_subpackages_need_no_import_of_their_own():
+    code = "import metajax; print(metajax.data.load_tasks, metajax.models.Bert)"
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, cwd=ROOT)
+
+
 @pytest.mark.parametrize("module", ["metajax", "metajax.cli"])
 def test_importing_loads_nothing_heavy(module):
     code = f"import sys, {module}; print(*[m for m in {HEAVY} if m in sys.modules])"
