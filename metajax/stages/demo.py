@@ -75,6 +75,7 @@ def demo(settings: DemoSettings) -> None:
             dev=str(new.dev),
             workdir=places.adapt,
             max_length=_LENGTH,
+            inner_lr=0.1,  # With five examples a class 0.3, that of training on one, is too much.
         )
     )
     _show_predictions(places, new.questions)
@@ -163,7 +164,7 @@ def _evaluate_settings(
         seed=settings.seed,
         max_length=_LENGTH,
         episodes=100,
-        curve=5,
+        curve=3,
         output=places.evaluation,
     )
 
