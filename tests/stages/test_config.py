@@ -102,8 +102,9 @@ def test_a_missing_file():
 
 
 def test_a_run_writes_its_settings_and_resumes_from_them(chain, tmp_path):
-    written = yaml.safe_load((chain.metatrain / "config.yaml").read_text())
-    assert written["inner_lr"] == 0.3  # Also what was left open.
+    config = chain.metatrain / "config.yaml"
+    assert yaml.safe_load(config.read_text())["inner_lr"] == 0.3  # Also what was left open.
+    tiny.succeed("metatrain", "--config", config)
     config = chain.pretrain / "config.yaml"
     tiny.succeed("pretrain", "--config", config)
     tiny.succeed("pretrain", "--config", config, "--workdir", tmp_path / "again")
