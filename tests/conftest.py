@@ -28,9 +28,11 @@ gc.set_threshold(100_000, 50, 100)
 # JAX is imported by now; the processes that tests start read the environment.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 jax.config.update("jax_disable_most_optimizations", True)
-# These stay in this process.
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)
+# These stay in this process. Other devices than the CPU are for the tests of one (docs/gpu.md).
+_PLATFORM = os.environ.get("METAJAX_TEST_PLATFORM", "cpu")
+jax.config.update("jax_platforms", _PLATFORM)
+if _PLATFORM == "cpu":
+    jax.config.update("jax_num_cpu_devices", 8)
 
 
 @pytest.fixture(autouse=True)
