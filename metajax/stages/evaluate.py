@@ -73,11 +73,6 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
     few_shot = open_few_shot(settings.model, settings, settings, classes)
     methods = _methods(settings, few_shot)
     plain = few_shot if methods == ("maml",) else _plain(settings, few_shot, classes)
-    if settings.curve is not None and few_shot.inner["lora"] is not None:
-        raise InputError(
-            "--curve: adapters are merged in after the last step alone: leave it out, and evaluate "
-            "with each number of --inner-steps"
-        )
     length = text_length(few_shot.model, settings.max_length)
     episodes = open_protocol(settings, tasks, few_shot.model, length)
     features = _Features(plain.model, plain.params, episodes.examples)
@@ -91,17 +86,17 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
         adapts = method not in BASELINES
         params = (few_shot if method == "maml" else plain).params
         if adapts:
-            accuracies = _run_adaptation(method, few_shot, params, episodes, settings.seed)
+            accuracies, curve = _run_adaptation(method, few_shot, params, episodes, settings)
         else:
-            accuracies = _run_baseline(method, features, episodes)
+            accuracies, curve = _run_baseline(method, features, episodes), None
         seconds = time.perf_counter() - start + (0 if adapts else feature_seconds)
         row = _row(settings, episodes, method, accuracies, seconds, rows[:1])
         if adapts:
             row = row._replace(inner_steps=few_shot.inner["inner_steps"])
-        if adapts and settings.curve is not None:
-            curve = estimate(_run_curve(method, few_shot, params, episodes, settings.curve))
+        if curve is not None:
+            each = estimate(curve)
             row = row._replace(
-                curve=tuple(map(float, curve.mean)), curve_ci95=tuple(map(float, curve.ci95))
+                curve=tuple(map(float, each.mean)), curve_ci95=tuple(map(float, each.ci95))
             )
         rows.append(row)
     if output:
@@ -174,23 +169,20 @@ def _methods(settings: EvaluateSettings, few_shot: FewShot) -> tuple[str, ...]:
 
 
 def _run_adaptation(
-    method: str, few_shot: FewShot, params: Params, episodes: Protocol, seed: int
-) -> np.ndarray:
-    """Query accuracies [E] after adaptation from `params`."""
-    algorithm, rng = few_shot.algorithm(), jax.random.key(seed)
+    method: str, few_shot: FewShot, params: Params, episodes: Protocol, settings: EvaluateSettings
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Query accuracies [E] after adaptation from `params`; with `--curve`, [E, S + 1] by step."""
+    if settings.curve is None:
+        algorithm, rng = few_shot.algorithm(), jax.random.key(settings.seed)
 
-    def judge(first: int, tasks: Task) -> jax.Array:
-        return run_episodes(algorithm, params, tasks, rng, first=first).query_aux["accuracy"]
+        def judge(first: int, tasks: Task) -> jax.Array:
+            return run_episodes(algorithm, params, tasks, rng, first=first).query_aux["accuracy"]
 
-    return episodes.judged(method, judge)
-
-
-def _run_curve(
-    method: str, few_shot: FewShot, params: Params, episodes: Protocol, steps: int
-) -> np.ndarray:
-    """Query accuracies [E, steps + 1] after 0, 1, ... inner steps from `params`."""
-    curve = few_shot.curve(steps)
-    return episodes.judged(f"{method} by step", lambda _, tasks: curve(params, tasks))
+        return episodes.judged(method, judge), None
+    steps = few_shot.inner["inner_steps"]
+    curve = few_shot.curve(max(settings.curve, steps))
+    found = episodes.judged(method, lambda _, tasks: curve(params, tasks))
+    return found[:, steps], found[:, : settings.curve + 1]
 
 
 def _run_baseline(method: str, features: "_Features", protocol: Protocol) -> np.ndarray:

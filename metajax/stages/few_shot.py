@@ -7,11 +7,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from metajax import lora
 from metajax.errors import InputError
-from metajax.maml import anil, maml
+from metajax.maml import maml
 from metajax.models import (
     Bert,
     classification_loss,
@@ -25,7 +26,7 @@ from metajax.models import (
 from metajax.reptile import reptile
 from metajax.stages.groups import InnerSettings, ModelSettings
 from metajax.stages.source import Source, describe_source, open_source, without_dropout
-from metajax.types import MetaAlgorithm, Params, Reduce, Reduced, Task
+from metajax.types import LossFn, MetaAlgorithm, Params, Reduce, Reduced, Start, Task
 
 # Features of this length make the prototypes' logits 10 times a cosine, near enough: the
 # temperature that few-shot classifiers on unit features commonly have.
@@ -65,8 +66,44 @@ class FewShot(NamedTuple):
     def algorithm(self, **changes: Any) -> MetaAlgorithm:
         """The algorithm with these settings, or with some of them changed."""
         inner = self.inner | changes
+        loss_fn, optimizer, adapted, shared = self._learner(inner)
+        steps, name = inner["inner_steps"], inner["algorithm"]
+        if name == "reptile":
+            return reptile(loss_fn, optimizer, steps, **shared._asdict())
+        return maml(
+            loss_fn,
+            optimizer,
+            steps,
+            first_order=name == "fomaml",
+            low_memory=inner.get("low_memory", False),
+            adapted=adapted,
+            **shared._asdict(),
+        )
+
+    def curve(self, steps: int) -> Callable[[Params, Task], jax.Array]:
+        """Compiled: query accuracy [E, steps + 1] of E tasks after 0, 1, ... inner steps."""
+        loss_fn, optimizer, adapted, shared = self._learner(self.inner)
+        step = maml(loss_fn, optimizer, 1, adapted=adapted)
+
+        def one(meta_params: Params, task: Task) -> jax.Array:
+            params, task, _ = shared.reduce(meta_params, task)
+            if shared.start is not None:
+                params = shared.start(params, task.support, None)
+
+            def adapt(params: Params) -> Params:
+                return step.adapt(params, task.support, None)[0]
+
+            def judge(params: Params, number: jax.Array) -> tuple[Params, jax.Array]:
+                # Not even the start is judged outside the loop: that would be compiled once more.
+                params = jax.lax.cond(number > 0, adapt, lambda start: start, params)
+                return params, loss_fn(params, task.query, None)[1]["accuracy"]
+
+            return jax.lax.scan(judge, params, jnp.arange(steps + 1))[1]
+
+        return jax.jit(lambda params, tasks: jax.lax.map(partial(one, params), tasks))
+
+    def _learner(self, inner: dict[str, Any]) -> "_Learner":
         loss_fn = without_dropout(classification_loss(self.model))
-        optimizer, steps = optax.sgd(inner["inner_lr"]), inner["inner_steps"]
         prototypes = prototype_start(self.model)
         # Without dropout, as the loss.
         starts = {
@@ -76,60 +113,40 @@ class FewShot(NamedTuple):
         }
         start: Any = starts[inner["head"]]
         adapted = None
-        low_memory = inner.get("low_memory", False)
         # A loop keeps memory down, and compilation short.
-        fast = jax.default_backend() == "cpu" and not (low_memory or self.model.remat)
+        slim = inner.get("low_memory", False) or self.model.remat
+        fast = jax.default_backend() == "cpu" and not slim
         reduce = mentioned_rows(self.model)
         if inner["layers"] is not None:
             reduce = upper_layers(self.model, inner["layers"])
         if inner["algorithm"] == "anil":
-            reduce = upper_layers(self.model, 0)
+            reduce, adapted = upper_layers(self.model, 0), _in_head
         if inner["lora"] is not None:
             # The blocks stay stacked, or the adapters' first factors would be others.
             reduce = compose(reduce, with_adapters(inner["lora"]))
             loss_fn, start, adapted = lora.loss(loss_fn), start and lora.start(start), _in_adapters
         elif fast:
             reduce = compose(separate_layers(), reduce)
-        unroll = fast and steps <= UNROLLED
-        if inner["algorithm"] == "reptile":
-            return reptile(loss_fn, optimizer, steps, unroll=unroll, reduce=reduce, start=start)
-        if inner["algorithm"] == "anil":
-            return anil(
-                loss_fn,
-                optimizer,
-                steps,
-                head=lambda path: path.startswith("classifier"),
-                unroll=unroll,
-                reduce=reduce,
-                start=start,
-            )
-        return maml(
-            loss_fn,
-            optimizer,
-            steps,
-            first_order=inner["algorithm"] == "fomaml",
-            low_memory=low_memory,
-            unroll=unroll,
-            adapted=adapted,
-            reduce=reduce,
-            start=start,
-        )
+        unroll = fast and inner["inner_steps"] <= UNROLLED
+        optimizer = optax.sgd(inner["inner_lr"])
+        return _Learner(loss_fn, optimizer, adapted, _Shared(unroll, reduce, start))
 
-    def curve(self, steps: int) -> Callable[[Params, Task], jax.Array]:
-        """Compiled: query accuracy [E, steps + 1] of E tasks after 0, 1, ... inner steps."""
-        begin = self.algorithm(inner_steps=0)
-        step = self.algorithm(inner_steps=1, head="checkpoint")
-        loss_fn = without_dropout(classification_loss(self.model))
 
-        def one(meta_params: Params, task: Task) -> jax.Array:
-            def judge_and_step(params: Params, _: None) -> tuple[Params, jax.Array]:
-                accuracy = loss_fn(params, task.query, None)[1]["accuracy"]
-                return step.adapt(params, task.support, None)[0], accuracy
+class _Shared(NamedTuple):
+    """What every algorithm takes; see `metajax.maml`."""
 
-            start = begin.adapt(meta_params, task.support, None)[0]
-            return jax.lax.scan(judge_and_step, start, None, length=steps + 1)[1]
+    unroll: bool
+    reduce: Reduce
+    start: Start | None
 
-        return jax.jit(lambda params, tasks: jax.lax.map(partial(one, params), tasks))
+
+class _Learner(NamedTuple):
+    """What learns a task, and what of it adapts (None: all)."""
+
+    loss_fn: LossFn
+    optimizer: optax.GradientTransformation
+    adapted: Callable[[str], bool] | None
+    shared: _Shared
 
 
 def with_adapters(rank: int) -> Reduce:
@@ -147,6 +164,10 @@ def with_adapters(rank: int) -> Reduce:
         return chosen, task, lora.merge
 
     return reduce
+
+
+def _in_head(path: str) -> bool:
+    return path.startswith("classifier")
 
 
 def _in_adapters(path: str) -> bool:

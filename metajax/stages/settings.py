@@ -120,8 +120,7 @@ class EvaluateSettings(ModelSettings, TaskSettings, EpisodeSettings, InnerSettin
         metavar="DIR",
     )
     curve: int | None = option(
-        "maml's and finetune's accuracy after 0, 1, ... of this many inner steps too; takes about "
-        "as long again",
+        "maml's and finetune's accuracy after 0, 1, ... of this many inner steps too",
         None,
         minimum=1,
         metavar="STEPS",

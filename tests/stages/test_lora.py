@@ -78,11 +78,6 @@ def test_the_stages_with_adapters(material, tmp_path):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["settings"]["lora"] == RANK
     assert tiny.succeed("predict", "--model", tmp_path / "run", stdin=b"w1 w2\n").count("\n") == 1
-    done = tiny.run(
-        *("evaluate", "--model", tmp_path / "meta", "--tasks", material.intents, "--curve", 2),
-        *("--ways", 3, "--queries", 3),
-    )
-    assert (done.status, "--curve: adapters are merged" in done.err) == (2, True)
 
 
 def test_choices_that_exclude_each_other(material, tmp_path):
