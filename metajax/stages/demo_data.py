@@ -12,6 +12,7 @@ import sysconfig
 import tempfile
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -29,6 +30,7 @@ _HINT = "check the network, or give the weights with --model DIR"
 _PACKAGES = ("numpy", "scipy", "sklearn", "jax")  # Whatever runs metajax has them.
 _LEAST_EXAMPLES = 20
 _HELD_OUT = 40
+_HOLDS_STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
 
 
 class DemoData(NamedTuple):
@@ -196,6 +198,15 @@ def _openings(path: Path) -> dict[str, None]:
     except (SyntaxError, ValueError):
         return {}
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    docs = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
+    docs = (ast.get_docstring(node) for node in _statements(tree) if isinstance(node, kinds))
     openings = (" ".join(re.split(r"\n\s*\n", doc.strip())[0].split()) for doc in docs if doc)
     return {line: None for line in openings if 5 <= len(line.split()) <= 40 and line.isascii()}
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """All statements, level by level; expressions are passed over, which is most of the work."""
+    level: list[ast.AST] = [tree]
+    while level:
+        yield from level
+        inner = (child for node in level for child in ast.iter_child_nodes(node))
+        level = [child for child in inner if isinstance(child, _HOLDS_STATEMENTS)]
