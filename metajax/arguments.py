@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import difflib
 import sys
 import textwrap
 import types
@@ -98,7 +99,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Paragraphs(argparse.HelpFormatter):
-    """Leaves the lines of an epilog apart, and names of settings whole."""
+    """Leaves the lines of an epilog apart and names of settings whole; names a switch once."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return "--[no-]" + action.option_strings[0].removeprefix("--")
+        return super()._format_action_invocation(action)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n\n".join(
@@ -128,7 +134,7 @@ def build_parser(*, whole: bool = True, everything: bool = False) -> argparse.Ar
             name,
             help=command.help,
             description=(command.settings.__doc__ or "").strip(),
-            usage=" ".join(["metajax", name, *usage, "[--SETTING VALUE ...]"]),
+            usage=" ".join(["metajax", name, *usage, "[...]"]),
             epilog=_epilog(command, rare),
             formatter_class=_Paragraphs,
             add_help=False,
@@ -145,9 +151,7 @@ def build_parser(*, whole: bool = True, everything: bool = False) -> argparse.Ar
 def _epilog(command: Command, rare: Sequence[Any]) -> str:
     lines = [f"example: {command.example}"]
     if issubclass(command.settings, DeviceSettings):
-        lines[0] += (
-            "; on several hosts the same on each, with --distributed: docs/tpu.md and docs/gpu.md"
-        )
+        lines[0] += "; on several hosts the same on each, with --distributed: docs/tpu.md"
     if rare:
         names = " ".join(flag(setting.name) for setting in rare)
         lines.append(f"There are also {names}: --help-all explains them.")
@@ -211,6 +215,27 @@ def _help(setting: Any) -> str:
     return f"{text} (default {shown})"
 
 
+def _check_names(arguments: Sequence[str]) -> None:
+    """Names of settings that there are not, which argparse comes to after those that are missing.
+
+    Raises:
+        InputError: a name is none of the subcommand's.
+    """
+    name = arguments[0] if arguments else ""
+    if name not in COMMANDS:
+        return
+    kinds = typing.get_type_hints(COMMANDS[name].settings)
+    names = [*map(flag, kinds), "--config", "--log-level", "--help", "--help-all"]
+    negated = ["--no-" + flag(key).removeprefix("--") for key in kinds if kinds[key] is bool]
+    for argument in arguments[1:]:
+        given = argument.split("=")[0]
+        if given.startswith("--") and given not in (*names, *negated, "--"):
+            nearest = difflib.get_close_matches(given, names, n=1, cutoff=0)[0]
+            raise InputError(
+                f"{given}: is no setting of {name}: is it {nearest}? See metajax {name} --help"
+            )
+
+
 def _with_config(arguments: list[str]) -> list[str]:
     """The arguments, with those of `--config` before them.
 
@@ -238,6 +263,7 @@ def parse(arguments: Sequence[str] | None = None) -> Given:
         InputError: they cannot be used.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _check_names(arguments)
     parser = build_parser(everything="--help-all" in arguments)
     values = vars(parser.parse_args(_with_config(arguments)))
     name, level = values.pop("command"), values.pop("log_level")

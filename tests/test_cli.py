@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -39,6 +40,12 @@ def test_help_names_every_command(capsys):
     assert all(f"\n    {name}" in out for name in COMMANDS)
 
 
+def shown(command, setting):
+    """What help calls a setting that it explains."""
+    kind = get_type_hints(COMMANDS[command].settings)[setting.name]
+    return flag(setting.name).replace("--", "--[no-]" if kind is bool else "--", 1)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command_names_every_option_and_has_an_example(name, capsys):
     with pytest.raises(SystemExit) as done:
@@ -46,7 +53,8 @@ def test_help_of_a_command_names_every_option_and_has_an_example(name, capsys):
     assert done.value.code == 0
     out = capsys.readouterr().out
     assert f"example: metajax {name}" in out
-    assert all(flag(setting.name) in out for setting in fields(COMMANDS[name].settings))
+    for setting in fields(COMMANDS[name].settings):
+        assert shown(name, setting) in out or re.search(rf"\s{flag(setting.name)}\b", out)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -58,15 +66,32 @@ def test_the_example_can_be_parsed(name):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_fits_a_screen_and_help_all_explains_the_rest(name, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "80")
     pages = {}
     for option in ("--help", "--help-all"):
         with pytest.raises(SystemExit):
             parse([name, option])
         pages[option] = capsys.readouterr().out
-    assert len(pages["--help"].splitlines()) <= 50
+    lines = pages["--help"].splitlines()
+    assert len(lines) <= 50
+    assert max(map(len, lines)) <= 80
     for setting in fields(COMMANDS[name].settings):
-        assert f"\n  {flag(setting.name)}" in pages["--help-all"]
+        assert f"\n  {shown(name, setting)}" in pages["--help-all"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [
+        ("metatrain --task a.csv", "--tasks"),
+        ("adapt --inner-rate=0.1", "--inner-lr"),
+        ("predict --model m --confg f", "--config"),
+    ],
+)
+def test_an_unknown_setting_is_answered_with_the_nearest(arguments, nearest):
+    name, unknown = arguments.split()[0], arguments.split()[-2 if "=" not in arguments else -1]
+    message = f"{unknown.split('=')[0]}: is no setting of {name}: is it {nearest}\\?"
+    with pytest.raises(InputError, match=message):
+        parse(arguments.split())
 
 
 def test_a_name_cut_short_is_refused():

@@ -16,14 +16,14 @@ class ModelSettings(Settings):
         matters=False,
     )
     seed: int = option("everything random is a function of it and the step", 0, minimum=0)
-    max_length: int = option("longer texts are cut to this many tokens", 128, minimum=3)
+    max_length: int = option("tokens of a text, the rest is cut off", 128, minimum=3)
     dtype: str = option(
         "what the network computes in; parameters stay float32",
         "float32",
         choices=("float32", "bfloat16"),
         rare=True,
     )
-    remat: bool = option("recompute each block in the backward pass: less memory, more time", False)
+    remat: bool = option("recompute blocks going back: less memory, more time", False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,8 @@ class TaskSettings(Settings):
     """Labelled data."""
 
     tasks: tuple[str, ...] = option(
-        "CSV, TSV, JSON-lines or Parquet files; glue:NAME; hub:OWNER/NAME[/CONFIG]; smlmt:FILE, "
-        "plain text, of which to guess hidden words",
+        "CSV, TSV, JSON-lines or Parquet files; glue:NAME; hub:OWNER/NAME[/CONFIG]; smlmt:FILE "
+        "(plain text, its words to guess)",
         metavar="TASK",
         matters=False,
     )
@@ -48,7 +48,7 @@ class TaskSettings(Settings):
     )
     label_column: str | None = option("default: label", None, rare=True)
     classes: str | None = option(
-        "keep only the labels listed in this file, a label a line",
+        "keep only the labels in this file, a label a line",
         None,
         metavar="FILE",
         matters=False,
@@ -113,7 +113,7 @@ class TrainSettings(ModelSettings, DeviceSettings):
     """The optimizer (AdamW: linear warm-up, then linear decay to zero) and what is kept."""
 
     workdir: str = option(
-        "where the run is written, a directory or gs://BUCKET/NAME; run again, it resumes",
+        "a directory or gs://BUCKET/NAME; run again, it resumes",
         matters=False,
     )
     learning_rate: float = option("AdamW's peak", 5e-5, above=0)
@@ -130,9 +130,10 @@ class TrainSettings(ModelSettings, DeviceSettings):
         rare=True,
     )
     track: tuple[str, ...] = option(
-        "where the metrics go too, besides metrics.jsonl",
+        "tensorboard, wandb: the metrics there too",
         (),
         choices=("tensorboard", "wandb"),
+        metavar="LOGGER",
         matters=False,
     )
     profile: bool = option(
@@ -184,13 +185,16 @@ class InnerSettings(Settings):
         "where the classification head starts (default prototypes)",
         None,
         choices=("prototypes", "zero", "checkpoint"),
+        rare=True,
     )
     layers: int | None = option(
-        "blocks that adapt, from the top (default: all, and the embeddings)", None, minimum=0
+        "blocks that adapt, from the top (default: all, and the embeddings)",
+        None,
+        minimum=0,
+        rare=True,
     )
     lora: int | None = option(
-        "in place of the weights low-rank adapters of the attention adapt, of this rank, and the "
-        "head (default: none)",
+        "of low-rank adapters, which then adapt in place of the weights (default: none)",
         None,
         minimum=1,
         metavar="RANK",
