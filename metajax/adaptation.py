@@ -10,7 +10,18 @@ import optax
 from metajax.hypergrad import InnerLoss
 from metajax.inner import InnerLoop, fold_in, inner_loop
 from metajax.tree import combine, paths, select
-from metajax.types import AdaptInfo, Batch, Key, LossFn, MetaInfo, Params, Reduce, Start, Task
+from metajax.types import (
+    AdaptInfo,
+    Batch,
+    Key,
+    LossFn,
+    MetaInfo,
+    Params,
+    Reduce,
+    Start,
+    Task,
+    loss_and_aux,
+)
 
 # Keys of the independent uses of one task's key.
 START, INNER, QUERY = range(3)
@@ -50,7 +61,7 @@ def adaptation(
     """
 
     def inner_loss(changed: Params, frozen: Params, batch: Batch, rng: Key | None) -> jax.Array:
-        return loss_fn(combine(changed, frozen), batch, rng)[0]
+        return loss_and_aux(loss_fn(combine(changed, frozen), batch, rng))[0]
 
     if start is not None and low_memory:
         start = jax.checkpoint(start)
@@ -109,7 +120,7 @@ def adaptation(
             params, task, _ = reduce(params, task)
 
         def judge(params: Params) -> tuple[jax.Array, Any]:
-            return loss_fn(params, task.query, fold_in(rng, QUERY))
+            return loss_and_aux(loss_fn(params, task.query, fold_in(rng, QUERY)))
 
         if step_weights is None:
             params, info, _ = solve(optimizer, params, task.support, rng)

@@ -50,6 +50,10 @@ def maml(
     Returns:
         A MetaAlgorithm whose meta_params are the params given.
 
+    Raises:
+        ValueError: num_steps is below 0; once it is used, `adapted` is true of no parameter.
+        TypeError: once it is used, loss_fn does not return a scalar loss and aux.
+
     Examples:
         >>> import jax, jax.numpy as jnp, metajax, optax
         >>> def loss_fn(params, batch, rng):

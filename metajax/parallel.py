@@ -85,6 +85,13 @@ def outer_loop(
         mesh: from `task_mesh`, in place of devices: shards the state. A step still gathers the
             parameters of a device whole, for it adapts all of them.
 
+    Returns:
+        `init(params, rng) -> OuterState`, `step(state, tasks) -> (OuterState, Metrics)` with tasks
+        of leaves [T, ...], and `lower`, which compiles a step without taking it.
+
+    Raises:
+        ValueError: in a step, the devices do not divide T, or chunk_size a device's share of it.
+
     Examples:
         >>> import jax, jax.numpy as jnp, metajax, optax
         >>> def loss_fn(params, batch, rng):

@@ -3,7 +3,17 @@
 import jax
 import jax.numpy as jnp
 
-from metajax.types import AdaptInfo, Batch, Key, LossFn, MetaAlgorithm, MetaInfo, Params, Task
+from metajax.types import (
+    AdaptInfo,
+    Batch,
+    Key,
+    LossFn,
+    MetaAlgorithm,
+    MetaInfo,
+    Params,
+    Task,
+    loss_and_aux,
+)
 
 
 def supervised(loss_fn: LossFn) -> MetaAlgorithm:
@@ -32,7 +42,7 @@ def supervised(loss_fn: LossFn) -> MetaAlgorithm:
         return params, AdaptInfo(jnp.zeros(0))
 
     def query_loss(params: Params, task: Task, rng: Key | None) -> tuple[jax.Array, MetaInfo]:
-        loss, aux = loss_fn(params, task.query, rng)
+        loss, aux = loss_and_aux(loss_fn(params, task.query, rng))
         return loss, MetaInfo(loss, aux, jnp.zeros(0))
 
     return MetaAlgorithm(

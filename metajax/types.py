@@ -12,7 +12,11 @@ Key = jax.Array
 
 
 class LossFn(Protocol):
-    """A pure function of parameters, a batch and a key (`jax.random.key`, or None: no noise).
+    """A pure function `(params, batch, rng) -> (loss, aux)`.
+
+    Of parameters, any pytree; a batch, any pytree of arrays, all of it used at once; and a key
+    (`jax.random.key`, or None: no noise). The loss is a scalar, []; the auxiliary output any pytree
+    of arrays (`{}` if there is none), which metrics and evaluations hold next to the loss.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -27,6 +31,21 @@ class LossFn(Protocol):
     def __call__(self, params: Params, batch: Batch, rng: Key | None, /) -> tuple[jax.Array, Any]:
         """Returns the loss, a scalar, and auxiliary output: any pytree of arrays."""
         ...
+
+
+def loss_and_aux(found: Any) -> tuple[jax.Array, Any]:
+    """What a loss function returned.
+
+    Raises:
+        TypeError: it is no pair.
+    """
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise TypeError(
+            f"the loss function returned {jax.tree.map(jax.typeof, found)}: return (loss, aux), a "
+            "scalar and any pytree of arrays, {} if there is nothing to tell"
+        )
+    loss, aux = found
+    return loss, aux
 
 
 class Task(NamedTuple):

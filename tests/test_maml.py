@@ -195,3 +195,18 @@ def test_info_is_of_the_query_set_after_adaptation(x64):
     assert info.query_loss == 0.5
     assert info.support_loss.tolist() == [8.0, 2.0]
     assert algorithm.init(params) is params
+
+
+def bare_loss(params, batch, rng):
+    return jnp.sum((params - batch) ** 2)
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [metajax.maml(bare_loss, optax.sgd(0.1), 1), metajax.supervised(bare_loss)],
+    ids=["maml", "supervised"],
+)
+def test_a_loss_without_auxiliary_output_is_refused(algorithm):
+    task = metajax.Task(jnp.ones(2), jnp.ones(2))
+    with pytest.raises(TypeError, match=r"returned float32\[\]: return \(loss, aux\)"):
+        algorithm.meta_grad(jnp.zeros(2), task, None)
