@@ -4,13 +4,13 @@
     python -m benchmarks.gpu --model tiny --tasks 2   # that it runs, on any machine
     python -m benchmarks.gpu --peer-python peers/bin/python   # and torch.func
 
-One step is the mean meta-gradient of --tasks tasks, all under one vmap unless --chunk says how
-many; random texts of --length tokens, SGD in the inner loop, all blocks and the embeddings adapted.
-Each row is a process of its own, so that its peak is its own. Utilisation counts the products of
-the plain algorithm, not what an engine computes again, against --peak-tflops (known for some
-GPUs). All engines but plain checkpoint blocks. The peer's parameters have the dtype that it
-computes in, ours stay float32. What runs out of memory says so. Prints a table and, with --output,
-writes it as JSON.
+A row takes minutes, most of them the compiler's. One step is the mean meta-gradient of --tasks
+tasks, all under one vmap unless --chunk says how many; random texts of --length tokens, SGD in the
+inner loop, all blocks and the embeddings adapted. Each row is a process of its own, so that its
+peak is its own. Utilisation counts the products of the plain algorithm, not what an engine computes
+again, against --peak-tflops (known for some GPUs). All engines but plain checkpoint blocks. The
+peer's parameters have the dtype that it computes in, ours stay float32. What runs out of memory
+says so. Prints a table and, with --output, writes it as JSON.
 """
 
 import argparse
@@ -165,6 +165,7 @@ def line(row: dict[str, Any], tasks: int) -> str:
         f"{begin} {row['seconds']:8.3f} {tasks / row['seconds']:9.2f} "
         + (f"{100 * share:6.1f}%" if share is not None else "      -")
         + (f" {memory / 1e9:8.2f}" if memory is not None else "        -")
+        + (f" {row['compile_seconds']:9.1f}" if "compile_seconds" in row else "         -")
     )
 
 
@@ -196,7 +197,7 @@ def main() -> None:
     if options.work:
         print(json.dumps(work(options)))
         return
-    print("model  dtype     engine        seconds   tasks/s   MFU      peak GB")
+    print("model  dtype     engine        seconds   tasks/s   MFU      peak GB  to compile")
     rows = []
     for shape, dtype in itertools.product(options.model, options.dtype):
         found = [measured(options, shape, engine, dtype) for engine in options.engine]

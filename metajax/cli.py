@@ -4,6 +4,7 @@ import errno
 import importlib
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -98,6 +99,9 @@ def _show(name: str, chosen: Any, results: Any) -> None:
 
         print(summary(results))
     elif results is not None:
-        print(json.dumps(results, indent=2))
+        # A list of numbers, a row of the confusion matrix say, on one line.
+        lists = re.compile(r"\[\s+([-+.\w]+(?:,\s+[-+.\w]+)*)\s+\]")
+        text = json.dumps(results, indent=2)
+        print(lists.sub(lambda found: f"[{' '.join(found[1].split())}]", text))
         if hasattr(chosen, "workdir"):
             print(f"written to {chosen.workdir}")
