@@ -3,7 +3,7 @@
     python -m docs.pictures                  # all of them, some minutes on one core
     python -m docs.pictures --names speed    # those that draw recorded results take seconds
 
-Needs `pip install 'metajax[report]'`. The same results give the same files.
+Needs `pip install -e '.[report]'`. The same results give the same files.
 """
 
 import argparse

@@ -64,7 +64,7 @@ def check_drawable() -> None:
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError(
-            "matplotlib: is not installed, and the pictures need it: pip install 'metajax[report]'"
+            "matplotlib: is not installed, and the pictures need it: pip install matplotlib"
         )
 
 

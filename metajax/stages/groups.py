@@ -156,8 +156,7 @@ class TrainSettings(ModelSettings, DeviceSettings):
             package = {"tensorboard": "tensorboardX"}.get(name, name)
             if importlib.util.find_spec(package) is None:
                 raise InputError(
-                    f"--track {name}: needs {package}: install it with `pip install "
-                    f"'metajax[{name}]'`"
+                    f"--track {name}: needs {package}: install it with `pip install {package}`"
                 )
 
 

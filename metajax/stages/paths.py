@@ -31,7 +31,9 @@ def to_path(text: str) -> Path:
     if scheme != "gs" or not bucket or not name.strip("/"):
         raise InputError(f"{text}: is an address: name a directory, or gs://BUCKET/NAME")
     if importlib.util.find_spec("gcsfs") is None:
-        raise InputError(f"{text}: needs gcsfs: install it with `pip install 'metajax[gcs]'`")
+        raise InputError(
+            f"{text}: needs gcsfs: install it with `pip install gcsfs google-cloud-storage`"
+        )
     _reach(bucket)
     return cast(Path, epath.Path(text))
 

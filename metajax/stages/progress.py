@@ -37,7 +37,8 @@ class Progress:
         )
         self._lines = shown and not terminal
         self._what, self._unit, self._total, self._done = what, unit, total, done
-        self._said = time.monotonic()
+        self._first, self._begun = done, time.monotonic()
+        self._said = self._begun
 
     def __enter__(self) -> Self:
         return self
@@ -52,8 +53,14 @@ class Progress:
         self._bar.update()
         if self._lines and time.monotonic() - self._said >= _SECONDS:
             self._said = time.monotonic()
-            of = "" if self._total is None else f" of {self._total}"
-            _log.info("%s: %s %d%s, %s", self._what, self._unit, self._done, of, note or "done")
+            _log.info("%s: %s %s, %s", self._what, self._unit, self._far(), note or "done")
+
+    def _far(self) -> str:
+        if self._total is None:
+            return f"{self._done}"
+        each = (self._said - self._begun) / (self._done - self._first)
+        left = tqdm.format_interval(each * (self._total - self._done))
+        return f"{self._done} of {self._total} ({left} left)"
 
 
 def progress(items: Sequence[T], what: str, unit: str) -> Iterator[T]:

@@ -258,4 +258,4 @@ def test_without_the_extra(material, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     done = tiny.run(*pretrain_command(material, "gs://bucket/run"))
     assert done.status == 2
-    assert "needs gcsfs: install it with `pip install 'metajax[gcs]'`" in done.err
+    assert "needs gcsfs: install it with `pip install gcsfs google-cloud-storage`" in done.err

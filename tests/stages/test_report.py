@@ -314,4 +314,4 @@ def test_without_matplotlib_it_says_what_to_install(chain, tmp_path, monkeypatch
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     done = tiny.run("report", "--runs", chain.adapt, "--output", tmp_path / "r.html")
     assert done.status == 2
-    assert "pip install 'metajax[report]'" in done.err
+    assert "pip install matplotlib" in done.err

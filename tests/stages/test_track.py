@@ -58,7 +58,8 @@ def test_a_tracker_that_is_not_installed_is_refused(name, material, tmp_path, mo
     monkeypatch.setattr(groups.importlib.util, "find_spec", lambda package: None)
     command = metatrain_command(material, tmp_path / "run")
     assert main([*map(str, command), "--track", name]) == 2
-    assert f"pip install 'metajax[{name}]'" in capsys.readouterr().err
+    package = {"tensorboard": "tensorboardX"}.get(name, name)
+    assert f"`pip install {package}`" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -69,7 +70,7 @@ def test_where_there_is_no_terminal_a_line_comes_now_and_then(caplog, monkeypatc
         for seconds, note in ((29, "loss 3"), (30, "loss 2"), (59, "loss 1")):
             now[0] = seconds
             counted.update(note)
-    assert caplog.messages == ["train: step 3 of 4, loss 2"]
+    assert caplog.messages == ["train: step 3 of 4 (00:15 left), loss 2"]
     assert capsys.readouterr().err == ""
 
 
