@@ -14,25 +14,29 @@ from metajax.checkpoint import Checkpoints
 from metajax.errors import InputError
 from metajax.models import classification_loss, save_config
 from metajax.outer import OuterState
-from metajax.stages.few_shot import open_few_shot
+from metajax.stages.few_shot import FewShot, open_few_shot
 from metajax.stages.metrics import MetricsLog
 from metajax.stages.predict import label
 from metajax.stages.run import begin, held, make_record, open_run, write_results
 from metajax.stages.settings import AdaptSettings, PredictSettings
-from metajax.stages.source import Classifier, describe, text_length
+from metajax.stages.source import Classifier, describe, text_length, without_dropout
 from metajax.stages.tasks import batch_of, fingerprints, load, relabel, tokenized
+from metajax.types import Batch, Key, Params
 
 _log = logging.getLogger("metajax")
+# What is tried where neither the settings nor the weights say: a sentence encoder bears the first
+# from one example a class, a BERT as it was pretrained hardly the last but one.
+_RATES = (0.3, 0.1, 0.03, 0.01, 0.003)
 
 
 def adapt(settings: AdaptSettings) -> dict[str, Any]:
     """Adapts to the one task of `settings.tasks` and writes a checkpoint that `predict` reads.
 
     Returns:
-        `labels`, the task's label names; `examples`, how many; `loss`, on them before each of the
-        inner steps; `loss_after`, after the last of them; with `settings.dev`, `dev`: of other
-        examples, how many, the `accuracy` (0..1) and the `confusion` matrix, a row a true label and
-        a column a predicted one.
+        `labels`, the task's label names; `examples`, how many; `inner_lr`, the rate of the steps;
+        `loss`, on the examples before each of them; `loss_after`, after the last; with
+        `settings.dev`, `dev`: of other examples, how many, the `accuracy` (0..1) and the
+        `confusion` matrix, a row a true label and a column a predicted one.
 
     Raises:
         InputError: the input cannot be used.
@@ -45,7 +49,10 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     dev = _load_dev(settings, task)
     few_shot = open_few_shot(settings.model, settings, settings, len(task.label_names))
     inner = few_shot.inner_settings()
-    settings = dataclasses.replace(settings, **inner)
+    # A rate that is looked for is not one of the run's settings.
+    looked_for = settings.inner_lr is None and not few_shot.is_meta_trained
+    rates = _RATES if looked_for else (inner["inner_lr"],)
+    settings = dataclasses.replace(settings, **inner | ({"inner_lr": None} if looked_for else {}))
     model = few_shot.model.replace(label_names=(task.label_names,))
     (examples,) = tokenized([task], model, text_length(model, settings.max_length))
     record = make_record(
@@ -57,14 +64,12 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     )
     run = open_run(settings.workdir, record, settings)
 
-    batch, rng = batch_of(examples), jax.random.key(settings.seed)
-    params, info = jax.jit(few_shot.algorithm().adapt)(few_shot.params, batch, rng)
-    loss_after, _ = jax.jit(classification_loss(model))(params, batch, None)
-    losses = [float(loss) for loss in (*info.support_loss, loss_after)]
+    rng = jax.random.key(settings.seed)
+    params, losses, rate = _descend(few_shot, batch_of(examples), rng, rates)
     if not np.isfinite(losses).all():
         raise InputError(
             f"{settings.tasks[0]}: its loss is {losses[-1]} after the inner steps: give a smaller "
-            f"--inner-lr than {inner['inner_lr']:g}, or other weights"
+            f"--inner-lr than {rate:g}, or other weights"
         )
     begin(run, lambda directory: save_config(directory, model))
     with (
@@ -79,14 +84,37 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     results: dict[str, Any] = {
         "labels": list(task.label_names),
         "examples": len(task.labels),
+        "inner_lr": rate,
         "loss": losses[:-1],
         "loss_after": losses[-1],
     }
-    _warn_if_risen(losses, inner["inner_lr"])
+    _warn_if_risen(losses, rate)
     if dev is not None:
         results["dev"] = _judge(Classifier(model, params, 0, settings.max_length), dev)
     write_results(run, results)
     return results
+
+
+def _descend(
+    few_shot: FewShot, batch: Batch, rng: Key, rates: Sequence[float]
+) -> tuple[Params, list[float], float]:
+    """Adapts at the first rate at which no step raises the loss, or else at the last.
+
+    Returns:
+        The adapted parameters, the loss before each step and after the last, and the rate.
+    """
+
+    @jax.jit
+    def run(params: Params, rate: float) -> tuple[Params, jax.Array]:
+        adapted, info = few_shot.algorithm(inner_lr=rate).adapt(params, batch, rng)
+        after, _ = without_dropout(classification_loss(few_shot.model))(adapted, batch, None)
+        return adapted, jnp.append(info.support_loss, after)
+
+    for rate in rates:
+        params, losses = run(few_shot.params, rate)
+        if np.all(np.diff(losses) <= 0):
+            break
+    return params, losses.tolist(), rate
 
 
 def _warn_if_risen(losses: Sequence[float], rate: float) -> None:

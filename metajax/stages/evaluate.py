@@ -133,7 +133,7 @@ def _row(
 
 def _plain(settings: EvaluateSettings, few_shot: FewShot, classes: int) -> FewShot:
     """The weights that a meta-trained model began with; others themselves."""
-    if not _is_trained(few_shot):
+    if not few_shot.is_meta_trained:
         return few_shot
     record = few_shot.source.record["record"]
     parent = record["parent"]["path"]
@@ -152,12 +152,8 @@ def _plain(settings: EvaluateSettings, few_shot: FewShot, classes: int) -> FewSh
     return plain
 
 
-def _is_trained(few_shot: FewShot) -> bool:
-    return few_shot.source.record.get("record", {}).get("stage") == "metatrain"
-
-
 def _methods(settings: EvaluateSettings, few_shot: FewShot) -> tuple[str, ...]:
-    trained = _is_trained(few_shot)
+    trained = few_shot.is_meta_trained
     if settings.methods:
         if "maml" in settings.methods and not trained:
             raise InputError(

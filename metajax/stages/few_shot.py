@@ -58,6 +58,11 @@ class FewShot(NamedTuple):
     inner: dict[str, Any]
     source: Source
 
+    @property
+    def is_meta_trained(self) -> bool:
+        """Whether the weights bring settings of the inner loop."""
+        return self.source.record.get("record", {}).get("stage") == "metatrain"
+
     def inner_settings(self) -> dict[str, Any]:
         """Those of `InnerSettings`."""
         names = (field.name for field in dataclasses.fields(InnerSettings))

@@ -100,7 +100,7 @@ def test_adapt_refuses_a_loss_that_is_no_number(refused, material, tmp_path):
     tensors["embeddings.word_embeddings.weight"][:] = np.nan
     save_file(tensors, weights, metadata={"format": "pt"})
     command = ("adapt", "--model", weights.parent, "--tasks", material.new, "--workdir", "run")
-    refused("its loss is nan after the inner steps: give a smaller --inner-lr than 0.3", *command)
+    refused("its loss is nan after the inner steps: give a smaller --inner-lr than 0.003", *command)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "data", "data/train.txt"])

@@ -17,6 +17,8 @@ import transformers
 import metajax
 from metajax import checkpoint
 from metajax.models import hashes
+from metajax.stages import adapt as adapting
+from metajax.stages.settings import AdaptSettings
 from metajax.stages.source import open_classifier, open_source
 from tests.stages.commands import metatrain_command
 
@@ -133,6 +135,23 @@ def test_adapt_says_when_its_steps_are_too_large(chain, material, tmp_path):
     assert "give a smaller --inner-lr than 1000, and a new --workdir" in done.err
     done = tiny.run(*command, "--inner-lr", 0.01, "--workdir", tmp_path / "small")
     assert "raised the loss" not in done.err
+
+
+def test_adapt_finds_a_rate_that_the_weights_bear(chain, material, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapting, "_RATES", (1000.0, 1e-4, 1e-5))
+
+    def adapted(name, model, **rate):
+        settings = {"model": model, "tasks": (material.new,), "workdir": tmp_path / name, **rate}
+        return adapting.adapt(AdaptSettings(**settings))
+
+    found = adapted("looked for", material.bert)
+    assert found["inner_lr"] == 1e-4
+    assert adapted("again", material.bert, inner_lr=1e-4) == found
+    too_large = adapted("large", material.bert, inner_lr=1000.0)
+    assert any(np.diff([*too_large["loss"], too_large["loss_after"]]) > 0)
+    # Weights that were meta-trained bring theirs.
+    assert adapted("meta-trained", chain.metatrain)["inner_lr"] == 0.3
+    assert record_of(tmp_path / "looked for")["settings"]["inner_lr"] is None
 
 
 def test_the_loss_after_a_step_is_the_loss_before_the_next(chain, material, tmp_path):
