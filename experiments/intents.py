@@ -78,7 +78,7 @@ def compare(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Prints the methods' accuracies, best first."""
-    made = parser(__doc__, "intents", steps=150, learning_rate=2e-5)
+    made = parser(__doc__, "intents", steps=150, learning_rate=2e-5, inner_lr=0.3)
     made.add_argument("--set", default="BANKING77")
     made.add_argument("--shots", type=int, default=1)
     made.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))

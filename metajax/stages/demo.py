@@ -75,7 +75,6 @@ def demo(settings: DemoSettings) -> None:
             dev=str(new.dev),
             workdir=places.adapt,
             max_length=_LENGTH,
-            inner_lr=0.1,  # With five examples a class 0.3, that of training on one, is too much.
         )
     )
     _show_predictions(places, new.questions)

@@ -35,7 +35,7 @@ UNROLLED = 5  # More inner steps than this take too long to compile one by one.
 _ONE_CHOICE = ("reptile", "anil")  # Of the layers that adapt.
 _DEFAULTS = {
     "inner_steps": 3,
-    "inner_lr": 0.3,
+    "inner_lr": 0.1,
     "head": "prototypes",
     "algorithm": "maml",
     "layers": None,

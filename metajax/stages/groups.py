@@ -179,7 +179,7 @@ class InnerSettings(Settings):
     """How the inner loop adapts. Left out: as the checkpoint was meta-trained."""
 
     inner_steps: int | None = option("gradient steps (default 3)", None, minimum=0)
-    inner_lr: float | None = option("SGD's rate (default 0.3)", None, above=0)
+    inner_lr: float | None = option("SGD's rate (default 0.1)", None, above=0)
     head: str | None = option(
         "where the classification head starts (default prototypes)",
         None,

@@ -76,6 +76,11 @@ class PlanSettings(ModelSettings, SizeSettings, InnerSettings, AlgorithmSettings
 class AdaptSettings(ModelSettings, TaskSettings, InnerSettings):
     """A few gradient steps on a new task's examples."""
 
+    inner_lr: float | None = option(
+        "SGD's rate (default: that of meta-training, or the largest that raises no step's loss)",
+        None,
+        above=0,
+    )
     dev: str | None = option(
         "other labelled examples of the task, named like it: says how well they are labelled",
         None,

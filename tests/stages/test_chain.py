@@ -85,7 +85,7 @@ def test_the_record_says_what_the_run_is(chain, material):
     digest = hashlib.sha256(material.text.read_bytes()).hexdigest()
     assert record["data"] == {f"--text {material.text}": digest}
     # The inner loop's settings are what was used, not what was left open.
-    assert record_of(chain.metatrain)["settings"]["inner_lr"] == 0.3
+    assert record_of(chain.metatrain)["settings"]["inner_lr"] == 0.1
 
 
 def test_lineage_leads_down_to_the_weights(chain, material):
@@ -150,7 +150,7 @@ def test_adapt_finds_a_rate_that_the_weights_bear(chain, material, tmp_path, mon
     too_large = adapted("large", material.bert, inner_lr=1000.0)
     assert any(np.diff([*too_large["loss"], too_large["loss_after"]]) > 0)
     # Weights that were meta-trained bring theirs.
-    assert adapted("meta-trained", chain.metatrain)["inner_lr"] == 0.3
+    assert adapted("meta-trained", chain.metatrain)["inner_lr"] == 0.1
     assert record_of(tmp_path / "looked for")["settings"]["inner_lr"] is None
 
 

@@ -103,7 +103,7 @@ def test_a_missing_file():
 
 def test_a_run_writes_its_settings_and_resumes_from_them(chain, tmp_path):
     config = chain.metatrain / "config.yaml"
-    assert yaml.safe_load(config.read_text())["inner_lr"] == 0.3  # Also what was left open.
+    assert yaml.safe_load(config.read_text())["inner_lr"] == 0.1  # Also what was left open.
     tiny.succeed("metatrain", "--config", config)
     config = chain.pretrain / "config.yaml"
     tiny.succeed("pretrain", "--config", config)

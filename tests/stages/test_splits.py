@@ -9,7 +9,7 @@ import tiny
 from metajax import data
 from metajax.data import draws
 
-RATE = ("--inner-lr", 0.001)  # At 0.3 these weights label everything alike.
+RATE = ("--inner-lr", 0.001)  # At 0.1 these weights label everything alike.
 ROWS = tiny.examples(3, 8, seed=4)
 
 
