@@ -27,6 +27,12 @@ class EpisodeSpec(NamedTuple):
         2 or 3 (data-set-as-a-task; Bansal et al. 2020, https://arxiv.org/abs/1911.03863).
       shots: Support examples of each class.
       queries: Query examples of each class.
+
+    Examples:
+      >>> import metajax.data as data
+      >>> spec = data.EpisodeSpec(ways=3, shots=5, queries=10)
+      >>> spec.ways * spec.shots, spec.ways * spec.queries  # In support and in query.
+      (15, 30)
     """
 
     ways: int | None
@@ -50,6 +56,14 @@ class Episodes(NamedTuple):
       query_mask: float32 [T, Q].
       class_mask: float32 [T, C]; 0 for classes the episode does not have.
       classes: int64 [T, C]; the data set's class behind each of the episode's, -1 for none.
+
+    Examples:
+      >>> import metajax.data as data, numpy as np
+      >>> task, one, labels = np.zeros(1, int), np.ones((1, 2), np.float32), np.array([[0, 1]])
+      >>> support, query, classes = np.array([[7, 9]]), np.array([[8, 3]]), np.array([[4, 2]])
+      >>> episode = data.Episodes(task, support, query, labels, labels, one, one, one, classes)
+      >>> episode.classes[0, episode.support_labels[0]].tolist()  # Of rows 7 and 9.
+      [4, 2]
     """
 
     task: np.ndarray
@@ -69,6 +83,14 @@ def check_episodes(tasks: Sequence[TaskData | TokenizedTask], spec: EpisodeSpec)
     Raises:
       InputError: For a regression, a task with fewer classes than ways, or a class with
         fewer examples than shots and queries together.
+
+    Examples:
+      >>> import metajax.data as data, numpy as np
+      >>> task = data.TaskData("films", ["dull", "great"], None, np.array([0, 1]), ("bad", "good"))
+      >>> data.check_episodes([task], data.EpisodeSpec(ways=2, shots=1, queries=0))
+      >>> data.check_episodes([task], data.EpisodeSpec(3, 1, 0))  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+      metajax.errors.InputError: films: has 2 classes, fewer than 3 ways; ask for fewer ways ...
     """
     need = spec.shots + spec.queries
     for task in tasks:
@@ -118,6 +140,18 @@ def sample_episodes(
       step: Which step.
       count: T, how many.
       first: The number of the first one within the step.
+
+    Raises:
+      ValueError: If a class drawn has fewer examples than shots and queries together.
+
+    Examples:
+      >>> import metajax.data as data, numpy as np
+      >>> ids, rows = np.ones((6, 8), np.int32), (np.arange(3), np.arange(3, 6))
+      >>> tokens = data.Tokens(ids, np.zeros((6, 8), np.int8), ids.sum(1), truncated=0)
+      >>> task = data.TokenizedTask("films", tokens, np.repeat([0, 1], 3), ("bad", "good"), rows)
+      >>> episodes = data.sample_episodes([task], data.EpisodeSpec(2, 1, 2), 0, 0, count=5)
+      >>> episodes.support.shape, episodes.query.shape
+      ((5, 2), (5, 4))
     """
     C = max(len(task.label_names) for task in tasks) if spec.ways is None else spec.ways
     bounds = np.cumsum(np.sqrt([len(task.labels) for task in tasks]))
@@ -164,13 +198,36 @@ def plan_episodes(
       spec: The size of an episode.
       seed: The run's seed.
       count: T, episodes a step.
+
+    Returns:
+      At most three choices, the cheapest first; the last fits any step.
+
+    Examples:
+      >>> import metajax.data as data, numpy as np
+      >>> ids, rows = np.ones((6, 8), np.int32), (np.arange(3), np.arange(3, 6))
+      >>> tokens = data.Tokens(ids, np.zeros((6, 8), np.int8), ids.sum(1), truncated=0)
+      >>> task = data.TokenizedTask("films", tokens, np.repeat([0, 1], 3), ("bad", "good"), rows)
+      >>> data.plan_episodes([task], data.EpisodeSpec(2, 1, 2), seed=0, count=5)
+      ((Shape(rows=2, length=8), Shape(rows=4, length=8)),)
     """
     steps = range(max(8, _PLANNED_EPISODES // count))
     return plan_drawn(tasks, [sample_episodes(tasks, spec, seed, step, count) for step in steps])
 
 
 def plan_drawn(tasks: Sequence[TokenizedTask], drawn: Sequence[Episodes]) -> tuple[Shapes, ...]:
-    """Chooses the shapes of support and query that episodes like some are packed to."""
+    """Chooses the shapes of support and query that steps like some are packed to.
+
+    See `plan_episodes`; each of `drawn` is the episodes of one step.
+
+    Examples:
+      >>> import metajax.data as data, numpy as np
+      >>> ids, rows = np.ones((6, 8), np.int32), (np.arange(3), np.arange(3, 6))
+      >>> tokens = data.Tokens(ids, np.zeros((6, 8), np.int8), ids.sum(1), truncated=0)
+      >>> task = data.TokenizedTask("films", tokens, np.repeat([0, 1], 3), ("bad", "good"), rows)
+      >>> episodes = data.sample_episodes([task], data.EpisodeSpec(2, 1, 1), 0, 0, count=5)
+      >>> data.plan_drawn([task], [episodes])
+      ((Shape(rows=2, length=8), Shape(rows=2, length=8)),)
+    """
     return plan_shapes([_lengths(tasks, episodes) for episodes in drawn], longest_text(tasks))
 
 
@@ -188,6 +245,16 @@ def gather(tasks: Sequence[TokenizedTask], episodes: Episodes, plan: Sequence[Sh
       Task(support, query), each a dict of input_ids, token_type_ids, position_ids, example_ids
       int32 [T, R, L] and first_token int32 [T, B] (see `metajax.data.packing.pack`), labels
       int32 [T, B], example_mask float32 [T, B] and class_mask float32 [T, C]; B is S or Q.
+
+    Examples:
+      >>> import metajax.data as data, numpy as np
+      >>> ids, rows = np.ones((6, 8), np.int32), (np.arange(3), np.arange(3, 6))
+      >>> tokens = data.Tokens(ids, np.zeros((6, 8), np.int8), ids.sum(1), truncated=0)
+      >>> task = data.TokenizedTask("films", tokens, np.repeat([0, 1], 3), ("bad", "good"), rows)
+      >>> episodes = data.sample_episodes([task], data.EpisodeSpec(2, 1, 2), 0, 0, count=5)
+      >>> batch = data.gather([task], episodes, [(data.Shape(2, 8), data.Shape(4, 8))])
+      >>> batch.query["input_ids"].shape, batch.query["labels"].shape
+      ((5, 4, 8), (5, 4))
     """
     from metajax.types import Task  # which imports jax
 
@@ -202,7 +269,17 @@ def gather(tasks: Sequence[TokenizedTask], episodes: Episodes, plan: Sequence[Sh
 def fit_episodes(
     tasks: Sequence[TokenizedTask], episodes: Episodes, plan: Sequence[Shapes]
 ) -> Shapes:
-    """Returns the shapes of a plan that some episodes are packed to."""
+    """Returns the first shapes of a plan, of support and query, that T episodes fit, or its last.
+
+    Examples:
+      >>> import metajax.data as data, numpy as np
+      >>> ids, rows = np.ones((6, 8), np.int32), (np.arange(3), np.arange(3, 6))
+      >>> tokens = data.Tokens(ids, np.zeros((6, 8), np.int8), ids.sum(1), truncated=0)
+      >>> task = data.TokenizedTask("films", tokens, np.repeat([0, 1], 3), ("bad", "good"), rows)
+      >>> episodes = data.sample_episodes([task], data.EpisodeSpec(2, 1, 1), 0, 0, count=5)
+      >>> data.fit_episodes([task], episodes, [(data.Shape(1, 8),) * 2, (data.Shape(1, 16),) * 2])
+      (Shape(rows=1, length=16), Shape(rows=1, length=16))
+    """
     return fit_shapes(_lengths(tasks, episodes), plan)
 
 

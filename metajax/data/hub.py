@@ -64,7 +64,22 @@ def read_hub(
 
 
 def has_split(spec: str, split: str) -> bool:
-    """Whether the hub's data set behind a spec has a split; true where the hub does not say."""
+    """Whether the hub's data set behind a spec has a split; true where the hub does not say.
+
+    Args:
+      spec: "hub:OWNER/NAME[/CONFIG]" or "glue:NAME".
+      split: "train" or "validation", say.
+
+    Raises:
+      InputError: If the spec is not of either form, or GLUE has no such task.
+
+    Examples:
+      >>> from unittest import mock
+      >>> from metajax.data import has_split
+      >>> with mock.patch("datasets.get_dataset_split_names", return_value=["train", "test"]):
+      ...     has_split("hub:owner/name", "train"), has_split("hub:owner/name", "validation")
+      (True, False)
+    """
     import datasets
 
     repository, config, split = hub_address(spec, split)

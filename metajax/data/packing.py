@@ -19,13 +19,28 @@ _EVEN_LENGTH = 1000
 
 
 class Shape(NamedTuple):
-    """The size of packed rows: R rows of L tokens."""
+    """The size of packed rows: R rows of L tokens.
+
+    Attributes:
+      rows: R.
+      length: L.
+
+    Examples:
+      >>> import numpy as np
+      >>> from metajax.data import Shape
+      >>> from metajax.data.packing import pack
+      >>> ones = np.ones((3, 4), np.int32)
+      >>> batch = {"input_ids": ones, "attention_mask": ones, "token_type_ids": ones}
+      >>> pack(batch, Shape(rows=2, length=8))["example_ids"].tolist()
+      [[0, 0, 0, 0, 1, 1, 1, 1], [2, 2, 2, 2, -1, -1, -1, -1]]
+    """
 
     rows: int
     length: int
 
 
-# For each part of a step (an episode's support and query, say) the shape it is packed to.
+# For each part of a step (an episode's support and query, say) the shape it is packed to; a plan
+# is a sequence of these to choose from.
 Shapes = tuple[Shape, ...]
 
 

@@ -28,6 +28,13 @@ class TaskData(NamedTuple):
       label_names: The classes in the order of their ids; empty for a regression.
       hides_words: Whether "[MASK]" stands in the texts where a model is to read a hidden word,
         as in those of `smlmt:`.
+
+    Examples:
+      >>> import numpy as np
+      >>> from metajax.data import TaskData
+      >>> task = TaskData("films", ["good", "dull"], None, np.array([1, 0], np.int32), ("-", "+"))
+      >>> [(text, task.label_names[label]) for text, label in zip(task.texts, task.labels)]
+      [('good', '+'), ('dull', '-')]
     """
 
     name: str
@@ -54,7 +61,7 @@ def load_tasks(
     label_column: str | None = None,
     classes: str | Path | Sequence[str | Path] | None = None,
 ) -> list[TaskData]:
-    """Loads tasks, one a spec, in order.
+    r"""Loads tasks, one a spec, in order.
 
     Classes of a file are numbered in sorted order (by value if all look like numbers);
     those of GLUE, and of a hub data set that declares them, in their published order.
@@ -71,8 +78,21 @@ def load_tasks(
       classes: Files of the labels to keep, a label a line; others' examples are left out.
         The words of "smlmt:" are kept, all of them.
 
+    Returns:
+      A TaskData a spec.
+
     Raises:
       InputError: If anything in them cannot be used; the message says where.
+
+    Examples:
+      >>> import pathlib, tempfile
+      >>> from metajax.data import load_tasks
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     path = pathlib.Path(directory, "films.csv")
+      ...     _ = path.write_text("text,label\ngood film,yes\nbad film,no\n")
+      ...     (task,) = load_tasks([str(path)])
+      >>> task.texts, task.labels.tolist(), task.label_names
+      (['good film', 'bad film'], [1, 0], ('no', 'yes'))
     """
     columns = _Columns(text_column, pair_column, label_column)
     tasks = [_load(str(spec), glue_dir, split, columns) for spec in specs]
@@ -95,8 +115,22 @@ def fingerprint(spec: str, *, glue_dir: str | Path | None = None, split: str = "
 
     For files it is that of their bytes, for the hub's data sets of their rows.
 
+    Args:
+      spec: As for `load_tasks`, or a path.
+      glue_dir: As for `load_tasks`.
+      split: As for `load_tasks`.
+
     Raises:
-      InputError: If they cannot be read.
+      InputError: If they cannot be read, or there are none of that name.
+
+    Examples:
+      >>> import pathlib, tempfile
+      >>> from metajax.data import fingerprint
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     path = pathlib.Path(directory, "text.txt")
+      ...     _ = path.write_text("good film")
+      ...     fingerprint(str(path))[:8]
+      '952317a5'
     """
     if spec.startswith("glue:") and glue_dir is not None:
         return hashlib.sha256(

@@ -23,6 +23,13 @@ class Tokens(NamedTuple):
       token_type_ids: int8 [N, L]; 1 in the second text of a pair.
       lengths: int32 [N]; tokens before the padding.
       truncated: How many texts were longer than the limit.
+
+    Examples:
+      >>> import metajax.data as data, numpy as np
+      >>> ids = np.array([[2, 6, 3, 0], [2, 6, 7, 3]], np.int32)
+      >>> tokens = data.Tokens(ids, np.zeros((2, 4), np.int8), np.array([3, 4]), truncated=0)
+      >>> tokens.input_ids[0, : tokens.lengths[0]].tolist()
+      [2, 6, 3]
     """
 
     input_ids: np.ndarray
@@ -40,6 +47,15 @@ class TokenizedTask(NamedTuple):
       labels: int32 [N], or float32 [N] for a regression.
       label_names: The classes in the order of their ids; empty for a regression.
       rows_by_class: For each class the rows of its examples, int64 [n_c].
+
+    Examples:
+      >>> import metajax.data as data, numpy as np
+      >>> ids = np.ones((3, 4), np.int32)
+      >>> tokens = data.Tokens(ids, np.zeros((3, 4), np.int8), ids.sum(1), truncated=0)
+      >>> labels, rows = np.array([1, 0, 1]), (np.array([1]), np.array([0, 2]))
+      >>> task = data.TokenizedTask("films", tokens, labels, ("bad", "good"), rows)
+      >>> task.labels[task.rows_by_class[1]].tolist()
+      [1, 1]
     """
 
     name: str
@@ -57,6 +73,13 @@ class Blocks(NamedTuple):
       attention_mask: int32 [N, L]; 0 at padding.
       word_start: bool [N, L]; the first token of each maskable word in the block.
       maskable: bool [N, L]; neither a special token nor padding.
+
+    Examples:
+      >>> import metajax.data as data, numpy as np
+      >>> ids = np.array([[2, 6, 7, 3]])  # [CLS] and [SEP] around two words.
+      >>> blocks = data.Blocks(ids, np.ones((1, 4), np.int32), ids > 5, maskable=ids > 5)
+      >>> blocks.input_ids[blocks.maskable].tolist()
+      [6, 7]
     """
 
     input_ids: np.ndarray
@@ -66,10 +89,18 @@ class Blocks(NamedTuple):
 
 
 def read_lines(paths: str | Path | Sequence[str | Path]) -> list[str]:
-    """Returns the lines of plain text files that are not blank, stripped.
+    r"""Returns the lines of plain text files that are not blank, stripped.
 
     Raises:
-      InputError: If a file is missing, empty, or not UTF-8.
+      InputError: If a file is missing, empty, or not UTF-8 text.
+
+    Examples:
+      >>> import metajax.data as data, pathlib, tempfile
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     path = pathlib.Path(directory, "text.txt")
+      ...     _ = path.write_text("A good film.\n\n  A bad one.\n")
+      ...     data.read_lines(path)
+      ['A good film.', 'A bad one.']
     """
     files = [paths] if isinstance(paths, str | Path) else paths
     return [line for path in files for _, line in numbered_lines(path)]
@@ -88,11 +119,19 @@ def tokenize(
         pair, the longer text does.
 
     Returns:
-      The tokens, padded to the longest there is.
+      The tokens [N, L], padded to the longest there is.
 
     Raises:
-      InputError: If max_length leaves no room for a token besides the special ones, or nothing
-        would stand between the texts of a pair.
+      InputError: If max_length leaves no room for a token besides the special ones, nothing
+        would stand between the texts of a pair, or the tokenizer cannot split a text.
+
+    Examples:
+      >>> import metajax.data as data, transformers
+      >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "film"]
+      >>> tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+      >>> tokens = data.tokenize(["a good film", "film"], None, tokenizer, max_length=4)
+      >>> tokens.input_ids.tolist(), tokens.lengths.tolist(), tokens.truncated
+      ([[2, 5, 6, 3], [2, 7, 3, 0]], [4, 3], 1)
     """
     if pairs is not None and not tokenizer.num_special_tokens_to_add(pair=True):
         raise InputError(
@@ -140,6 +179,15 @@ def tokenize_task(task: TaskData, tokenizer: Any, max_length: int) -> TokenizedT
 
     Raises:
       InputError: As `tokenize`; or the task hides words and the tokenizer has no mask token.
+
+    Examples:
+      >>> import metajax.data as data, numpy as np, transformers
+      >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "film"]
+      >>> tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+      >>> films = data.TaskData("films", ["good", "a film"], None, np.array([1, 0]), ("no", "yes"))
+      >>> task = data.tokenize_task(films, tokenizer, max_length=8)
+      >>> task.tokens.input_ids.shape, [rows.tolist() for rows in task.rows_by_class]
+      ((2, 4), [[1], [0]])
     """
     texts = task.texts
     if task.hides_words:
@@ -176,9 +224,19 @@ def pack_blocks(lines: Sequence[str], tokenizer: Any, block_length: int) -> Bloc
       tokenizer: The model's fast tokenizer, of transformers.
       block_length: L, special tokens included.
 
+    Returns:
+      As many blocks [N, L] as the tokens fill, L - 2 a block.
+
     Raises:
       InputError: If block_length leaves no room for a token besides [CLS] and [SEP], the
         tokenizer lacks one of the two, or the lines have no tokens.
+
+    Examples:
+      >>> import metajax.data as data, transformers
+      >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "film"]
+      >>> tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+      >>> data.pack_blocks(["a good film", "good film"], tokenizer, 5).input_ids.tolist()
+      [[2, 5, 6, 7, 3], [2, 6, 7, 3, 0]]
     """
     if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
         raise InputError(
