@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -32,10 +33,22 @@ def test_all_is_sorted_and_complete():
     }
 
 
-@pytest.mark.parametrize("name", metajax.__all__)
-def test_every_public_name_is_there_and_documented(name):
-    assert ">>> " in getattr(metajax, name).__doc__, f"{name}: show an example that runs"
-    assert name in dir(metajax)
+# Each public name with the package that it is imported from.
+PUBLIC = [
+    (package, name)
+    for package in ("metajax", "metajax.data")
+    for name in importlib.import_module(package).__all__
+]
+
+
+@pytest.mark.parametrize(("package", "name"), PUBLIC)
+def test_every_public_name_is_there_and_documented(package, name):
+    module = importlib.import_module(package)
+    value = getattr(module, name)
+    # A type alias can have no docstring.
+    if inspect.isclass(value) or inspect.isfunction(value):
+        assert ">>> " in value.__doc__, f"{package}.{name}: show an example that runs"
+    assert name in dir(module)
 
 
 def test_the_reference_has_every_public_name():
