@@ -270,7 +270,7 @@ def pack_blocks(lines: Sequence[str], tokenizer: Any, block_length: int) -> Bloc
 
 def _encode(
     tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, **settings: Any
-) -> dict[str, list[list[int]]]:
+) -> Any:
     try:
         return tokenizer(
             list(texts),
@@ -300,12 +300,8 @@ def _stream(lines: Sequence[str], tokenizer: Any) -> tuple[np.ndarray, np.ndarra
     ids: list[np.ndarray] = []
     starts: list[np.ndarray] = []
     for begin in range(0, len(lines), _CHUNK):
-        found = tokenizer(
-            list(lines[begin : begin + _CHUNK]),
-            add_special_tokens=False,
-            return_attention_mask=False,
-            verbose=False,
-        )
+        chunk = lines[begin : begin + _CHUNK]
+        found = _encode(tokenizer, chunk, None, add_special_tokens=False)
         for encoding in found.encodings:
             # None stands for a special token that the text spells: a word of its own.
             words = np.array([-1 if x is None else x for x in encoding.word_ids], np.int32)

@@ -143,5 +143,8 @@ def test_a_vocabulary_without_its_unknown_token(tokenizer, tmp_path):
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"unk_token": None}))
     other = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    with pytest.raises(InputError, match=f"{tmp_path}: its tokenizer cannot split a text"):
+    refusal = f"{tmp_path}: its tokenizer cannot split a text"
+    with pytest.raises(InputError, match=refusal):
         tokenize(["\u2603"], None, other, 16)
+    with pytest.raises(InputError, match=refusal):
+        pack_blocks(["\u2603"], other, 16)
