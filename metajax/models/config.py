@@ -30,10 +30,39 @@ _OF_SOME = {
 class BertConfig:
     """The sizes and rates of a BERT; names and defaults are Hugging Face's.
 
-    Of other families (`metajax/models/families.py`) the same, by BERT's names.
-    `max_position_embeddings` is how many tokens a text may have; `embedding_size` is None where it
-    is the hidden size, `embedding_dropout_prob` where it is `hidden_dropout_prob`; the tokens of
-    beginning and end, which only transformers uses, where they are the padding.
+    Of other families the same, by BERT's names. Values are checked where a file is read
+    (`from_dict`), not here.
+
+    Attributes:
+        vocab_size: V, the rows of the embedding table.
+        hidden_size: H, a multiple of `num_attention_heads`.
+        num_hidden_layers: N, the blocks.
+        num_attention_heads: of each block.
+        intermediate_size: the width of the feed-forward layers.
+        hidden_act: "gelu", "gelu_new", "gelu_pytorch_tanh" or "relu".
+        hidden_dropout_prob: of the embeddings and of what each block adds.
+        attention_probs_dropout_prob: of the attention's probabilities.
+        classifier_dropout: of what a classification head sees; None: `hidden_dropout_prob`.
+        max_position_embeddings: how many tokens a text may have.
+        type_vocab_size: the kinds of token; 0 in a family without.
+        layer_norm_eps: added to each variance.
+        pad_token_id: the token of padding.
+        initializer_range: the standard deviation of fresh weights.
+        tie_word_embeddings: whether the masked-LM head decodes with the embedding table.
+        embedding_size: the table's width; None: H.
+        embedding_dropout_prob: of the embeddings; None: `hidden_dropout_prob`.
+        bos_token_id: of a text's beginning, which only transformers uses; None: the padding.
+        eos_token_id: of its end, likewise.
+        model_type: the family: "bert", "roberta", "xlm-roberta", "distilbert", "electra" or "gpt2".
+
+    Examples:
+        >>> from metajax.models import BertConfig
+        >>> config = BertConfig(hidden_size=4, num_attention_heads=1)
+        >>> values = config.to_dict()
+        >>> values["hidden_size"], values["vocab_size"], values["model_type"]
+        (4, 30522, 'bert')
+        >>> BertConfig.from_dict(values, "config.json") == config
+        True
     """
 
     vocab_size: int = 30522
@@ -59,7 +88,11 @@ class BertConfig:
 
     @property
     def family(self) -> Family:
-        """What the model type does otherwise than BERT."""
+        """What the model type does otherwise than BERT.
+
+        Raises:
+            KeyError: no family has this model type.
+        """
         return FAMILIES[self.model_type]
 
     @property

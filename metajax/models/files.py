@@ -18,8 +18,7 @@ from metajax.errors import InputError, reason_of
 from metajax.models.families import family_of, to_bert
 from metajax.reading import parse_json, read_bytes
 
-# What BertModel, BertForMaskedLM and BertForSequenceClassification have no place for is
-# written beside their weights.
+# Beside the weights stands what BertModel and its kin with a head have no place for.
 COMPANIONS = ("pooler.safetensors", "classifier.safetensors")
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -159,7 +158,15 @@ def has_classifier(name_or_path: str) -> bool:
     """Whether a directory or hub model has the classification head that its config tells of.
 
     Raises:
-        InputError: it cannot be had.
+        InputError: it cannot be had or read.
+
+    Examples:
+        >>> import jax, metajax, tempfile
+        >>> model = metajax.Bert(metajax.models.BertConfig(9, 12, 1), head="classification")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     metajax.save_pretrained(folder, model, model.init(jax.random.key(0)))
+        ...     metajax.models.has_classifier(folder)
+        True
     """
     directory = resolve(name_or_path)
     values = read_json(directory / "config.json")
@@ -177,6 +184,16 @@ def hashes(name_or_path: str) -> dict[str, str]:
     """What identifies a model: `sha256` of its weights, `config_sha256` of its other files.
 
     Each is the sha256 (hexadecimal) of its files' sha256s, in the order they are read.
+
+    Raises:
+        InputError: it cannot be had, or has no weights.
+
+    Examples:
+        >>> import metajax, pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     size = pathlib.Path(folder, "model.safetensors").write_bytes(b"weights")
+        ...     metajax.models.hashes(folder)["sha256"][:8]
+        '59f3d85b'
     """
     directory = resolve(name_or_path)
     small = [directory / name for name in _SMALL if (directory / name).is_file()]

@@ -18,7 +18,28 @@ LossFn = Callable[[Params, Batch, jax.Array | None], tuple[jax.Array, dict[str, 
 def masked_lm_loss(model: Bert) -> LossFn:
     """Cross-entropy, the mean over targets that are not padding (-1).
 
-    aux: `accuracy` of these targets, and their `count` (both 0 without any).
+    Args:
+        model: one with a masked-LM head.
+
+    Returns:
+        `(params, batch, rng) -> (loss, aux)`. The batch is what the model reads, with `positions`
+        and `targets` int `[B, M]` (or without positions, and targets `[B, L]`). The loss is `[]`;
+        aux has `accuracy` `[]` and `count` `[]` of the targets. All are 0 without any.
+
+    Raises:
+        ValueError: once it is used, the model has no head.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from metajax.models import Bert, BertConfig, masked_lm_loss
+        >>> model = Bert(BertConfig(9, hidden_size=12, num_hidden_layers=1), head="masked_lm")
+        >>> ids = jnp.ones((2, 5), int)
+        >>> batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
+        >>> batch["positions"] = jnp.array([[0, 2], [4, 0]])
+        >>> batch["targets"] = jnp.array([[3, 8], [5, -1]])
+        >>> loss, aux = masked_lm_loss(model)(model.init(jax.random.key(0)), batch, None)
+        >>> loss.shape, float(aux["count"])
+        ((), 3.0)
     """
 
     def loss_fn(
@@ -42,8 +63,29 @@ def masked_lm_loss(model: Bert) -> LossFn:
 def classification_loss(model: Bert) -> LossFn:
     """Cross-entropy, or squared error for examples whose head has one class.
 
-    The mean over examples, weighted by `example_mask`. aux: `accuracy`, the same mean over
-    the examples that have classes (0 without any).
+    Args:
+        model: one with a classification head.
+
+    Returns:
+        `(params, batch, rng) -> (loss, aux)`. The batch is what the model reads, with `labels`
+        `[B]` (int in 0..C-1; numbers for a head of one class) and, if some examples count less or
+        not at all, their weights `example_mask` `[B]`. The loss `[]` is the weighted mean; aux has
+        `accuracy` `[]`, the same mean over the examples that have classes (0 without any).
+
+    Raises:
+        ValueError: once it is used, the model has no head.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from metajax.models import Bert, BertConfig, classification_loss, zero_start
+        >>> model = Bert(BertConfig(9, hidden_size=12, num_hidden_layers=1), head="classification")
+        >>> ids = jnp.ones((2, 5), int)
+        >>> batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
+        >>> batch["labels"] = jnp.array([0, 1])
+        >>> params = zero_start(model)(model.init(jax.random.key(0)), batch, None)
+        >>> loss, aux = classification_loss(model)(params, batch, None)
+        >>> round(float(loss), 4), float(aux["accuracy"])
+        (0.6931, 0.5)
     """
 
     def loss_fn(
@@ -73,9 +115,27 @@ def prototype_start(model: Bert) -> Start:
     that its logits are -|f - c_k|^2 / 2 up to a constant: Proto-MAML (Triantafillou et al.
     2020, arXiv:1903.03096, section 3). Differentiable with respect to the encoder.
 
+    Args:
+        model: whose `features` to take, and whose first `num_labels` is C; its own head is not
+            needed.
+
     Returns:
-        `(params, support, rng) -> params` that adds "classifier"; a class without examples
-        gets zeros.
+        `(params, support, rng) -> params` that adds (or replaces) "classifier", a single head:
+        `kernel` `[1, H, C]` and `bias` `[1, C]`; a class without examples gets zeros. The support
+        set is what `features` reads, with `labels` int `[B]` and, where there is padding,
+        `example_mask` `[B]`.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from metajax.models import Bert, BertConfig, prototype_start
+        >>> config = BertConfig(vocab_size=9, hidden_size=12, num_hidden_layers=1)
+        >>> model = Bert(config, head="classification", pooling="mean")
+        >>> ids = jnp.array([[1, 2, 3, 4, 5], [6, 6, 7, 7, 8]])
+        >>> support = {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
+        >>> support["labels"] = jnp.array([1, 0])
+        >>> params = prototype_start(model)(model.init(jax.random.key(0)), support, None)
+        >>> params["classifier"]["kernel"].shape, model(params, support).logits.argmax(-1).tolist()
+        ((1, 12, 2), [1, 0])
     """
 
     def start(params: Params, support: Batch, rng: jax.Array | None) -> Params:
@@ -93,7 +153,23 @@ def prototype_start(model: Bert) -> Start:
 
 
 def zero_start(model: Bert) -> Start:
-    """A head of zeros: `(params, support, rng) -> params` that adds "classifier"."""
+    """A head of zeros.
+
+    Args:
+        model: whose first `num_labels` is C; its own head is not needed.
+
+    Returns:
+        `(params, support, rng) -> params` that adds (or replaces) "classifier", a single head:
+        `kernel` `[1, H, C]` and `bias` `[1, C]`. It looks at neither support set nor key.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from metajax.models import Bert, BertConfig, zero_start
+        >>> model = Bert(BertConfig(vocab_size=9, hidden_size=4), num_labels=(3,))
+        >>> params = zero_start(model)({"embeddings": {"word": jnp.ones((9, 4))}}, None, None)
+        >>> params["classifier"]["kernel"].shape, params["classifier"]["bias"].tolist()
+        ((1, 4, 3), [[0.0, 0.0, 0.0]])
+    """
 
     def start(params: Params, support: Batch, rng: jax.Array | None) -> Params:
         del support, rng

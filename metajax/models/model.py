@@ -43,10 +43,20 @@ class Outputs(NamedTuple):
     """What a model gives.
 
     Attributes:
-        last_hidden_state: `[B, L, H]`.
+        last_hidden_state: `[B, L, H]`; of a packed batch `[R, L, H]`.
         pooled: `[B, H]`, by the model's pooling.
         logits: classification `[B, C]`; masked LM `[B, M, V]` at the batch's positions, or
             `[B, L, V]`; None without a head. At least float32.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from metajax.models import Bert, BertConfig
+        >>> model = Bert(BertConfig(9, hidden_size=12, num_hidden_layers=1), head="masked_lm")
+        >>> ids = jnp.ones((2, 5), int)
+        >>> batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
+        >>> outputs = model(model.init(jax.random.key(0)), batch)
+        >>> outputs.last_hidden_state.shape, outputs.pooled.shape, outputs.logits.shape
+        ((2, 5, 12), (2, 12), (2, 5, 9))
     """
 
     last_hidden_state: jax.Array
@@ -56,7 +66,7 @@ class Outputs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Bert:
-    """A BERT: static settings only. Its parameters are a plain dict, see docs/design.md.
+    """A BERT: static settings only. Its parameters are a plain dict (see `init`).
 
     Attributes:
         config: sizes and rates.
@@ -72,7 +82,8 @@ class Bert:
         source: the directory that holds the tokenizer.
 
     Raises:
-        InputError: head, pooling or num_labels cannot be used.
+        InputError: head, pooling, num_labels, feature_norm or label_names cannot be used, or the
+            config's family has no masked-LM head.
 
     Examples:
         >>> import jax, metajax
@@ -116,11 +127,23 @@ class Bert:
             raise InputError(f"label_names is {self.label_names}; names have to be text")
 
     def replace(self, **changes: Any) -> "Bert":
-        """The same model with other settings; `with_head` changes the parameters to match."""
+        """The same model with other settings; `with_head` changes the parameters to match.
+
+        Raises:
+            InputError: as for the class.
+        """
         return dataclasses.replace(self, **changes)
 
     def init(self, rng: jax.Array) -> Params:
-        """Fresh float32 parameters: normal with the configuration's `initializer_range`."""
+        """Fresh float32 parameters: normal with the configuration's `initializer_range`.
+
+        Returns:
+            A dict with these keys, and dicts of arrays below them: `embeddings` (among them `word`
+            `[V, H]`, or as wide as `embedding_size`), `layers` (all N blocks in one, `[N, ...]`),
+            `pooler` (of a decoder, `final_norm`), and that of the head: `masked_lm`, or
+            `classifier` with `kernel` `[T, H, C]` and `bias` `[T, C]` of T heads, the largest of C
+            classes.
+        """
         names = self.parts
         keys = zip(names, jax.random.split(rng, len(names)))
         return {
@@ -140,13 +163,21 @@ class Bert:
 
         Args:
             params: as `init` gives them.
-            batch: `input_ids`, `attention_mask`, `token_type_ids` `[B, L]`; optionally
-                `positions` `[B, M]`, `class_mask` `[C]`, `task` `[B]`. Several examples may
-                share a row: then `input_ids`, `token_type_ids`, `position_ids`, `example_ids`
-                (-1 at padding) `[R, L]` and `first_token` `[B]`, as `metajax.data.packing`
-                makes them, and no `attention_mask`. With `hidden` `[B, L, H]`, the result of
-                `embed` and `run_layers`, `params["layers"]` are the blocks after those.
+            batch: `input_ids`, `attention_mask` (0 at padding) and `token_type_ids`, int `[B, L]`.
+                (The last is not read where `type_vocab_size` is 0.)
+                Optionally `positions` int `[B, M]`, of the tokens to give masked-LM logits of;
+                `task` int `[B]`, the classification head of each example (without, the first);
+                `class_mask` `[C]`, 0 for a class that there is not, whose logit is then -1e9.
+                Several examples may share a row: then `input_ids`, `token_type_ids`,
+                `position_ids` (of a token within its example) and `example_ids` (which one that
+                is, from 0; -1 at padding), int `[R, L]`, and `first_token` int `[B]`, where each
+                begins in the flattened rows, and no `attention_mask`. With `hidden` `[B, L, H]`,
+                the result of `embed` and `run_layers`, `params["layers"]` are the blocks after
+                those, and no `input_ids`, `token_type_ids` or `position_ids` are read.
             rng: the key of dropout; None means none.
+
+        Raises:
+            ValueError: rows are longer than the model has positions.
         """
         encoder_rng, head_rng = (None, None) if rng is None else jax.random.split(rng)
         hidden, pooled = self._encode(params, batch, encoder_rng)
@@ -160,12 +191,25 @@ class Bert:
         return Outputs(hidden, pooled, logits)
 
     def features(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
-        """What a classification head sees, before its dropout `[B, H]`; needs no head."""
+        """What a classification head sees, before its dropout `[B, H]`; needs no head.
+
+        Args:
+            params: as `init` gives them, with a head or without.
+            batch: what a call reads, but for `positions`, `task` and `class_mask`.
+            rng: the key of dropout; None means none.
+
+        Raises:
+            ValueError: rows are longer than the model has positions.
+        """
         encoder_rng = None if rng is None else jax.random.split(rng)[0]
         return rescale(self._encode(params, batch, encoder_rng)[1], self.feature_norm)
 
     def embed(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
-        """What the first block sees `[B, L, H]`."""
+        """What the first block sees `[B, L, H]`.
+
+        Raises:
+            ValueError: rows are longer than the model has positions.
+        """
         embeddings = nnx.merge(_graph(self, "embeddings"), params["embeddings"])
         x = embeddings(batch)
         x = x if self.dtype is None else x.astype(self.dtype)

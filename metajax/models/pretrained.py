@@ -43,6 +43,10 @@ def from_pretrained(
         param_dtype: of the parameters.
         rng: for the parts that the directory lacks (one log line names them); None: key 0.
 
+    Returns:
+        The model; its `source` is the directory.
+        Its parameters, as `Bert.init` gives them, in `param_dtype`.
+
     Raises:
         InputError: the directory or id cannot be read, or is no BERT that fits.
 
@@ -88,10 +92,27 @@ def read_model(
     feature_norm: float | None = None,
     label_names: tuple[tuple[str, ...] | None, ...] | None = None,
 ) -> Bert:
-    """The network of a directory or hub id, without its weights; see `from_pretrained`.
+    """The network of a directory or hub id, without its weights.
+
+    Args:
+        name_or_path: as for `from_pretrained`.
+        head: as for `from_pretrained`.
+        num_labels: as for `from_pretrained`.
+        pooling: as for `from_pretrained`.
+        feature_norm: as for `from_pretrained`.
+        label_names: as for `from_pretrained`.
 
     Raises:
         InputError: the directory or id cannot be read, or is no BERT.
+
+    Examples:
+        >>> import tempfile
+        >>> from metajax.models import Bert, BertConfig, read_model, save_config
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_config(folder, Bert(BertConfig(hidden_size=24)))
+        ...     model = read_model(folder, head="classification", num_labels=3)
+        >>> model.config.hidden_size, model.num_labels
+        (24, (3,))
     """
     directory = files.resolve(name_or_path)
     values = files.read_json(directory / "config.json")
@@ -136,6 +157,23 @@ def with_head(
         pooling: of the new model; None: the old one's.
         feature_norm: of the new model; None: the old one's.
         rng: for what is initialised; None: key 0.
+
+    Returns:
+        The new model.
+        Its parameters, as `Bert.init` gives them, in the dtype of the embedding table.
+
+    Raises:
+        InputError: the new model's settings cannot be used.
+
+    Examples:
+        >>> import jax
+        >>> from metajax.models import Bert, BertConfig, with_head
+        >>> config = BertConfig(vocab_size=9, hidden_size=12, num_hidden_layers=1)
+        >>> model = Bert(config)
+        >>> params = model.init(jax.random.key(0))
+        >>> model, params = with_head(model, params, head="classification", num_labels=3)
+        >>> model.head, params["classifier"]["kernel"].shape
+        ('classification', (1, 12, 3))
     """
     if isinstance(num_labels, int):
         num_labels = (num_labels,)

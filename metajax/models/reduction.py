@@ -17,6 +17,30 @@ def mentioned_rows(model: Bert) -> Reduce:
     The others have no gradient, so that SGD, with momentum or not, and Adam leave them as they
     are: exact unless the inner optimizer decays weights or looks at a leaf's norm (LARS, LAMB). A
     masked-LM head reads the whole table.
+
+    Args:
+        model: the one that the parameters belong to.
+
+    Returns:
+        A reduction `(params, task) -> (params, task, restore)`. Of a task with T tokens in all (of
+        `input_ids`, in support and query set; either may be None), the table `[V, ...]` becomes
+        `[T, ...]`, and `input_ids` point into that; unless T >= V, which leaves all as it is.
+        `restore(params)` puts the rows back into `[V, ...]`.
+
+    Raises:
+        ValueError: the model has a masked-LM head.
+
+    Examples:
+        >>> import jax.numpy as jnp, metajax
+        >>> from metajax.models import Bert, BertConfig, mentioned_rows
+        >>> params = {"embeddings": {"word": jnp.ones((100, 4))}}
+        >>> task = metajax.Task({"input_ids": jnp.array([[7, 42, 7]])}, None)
+        >>> reduce = mentioned_rows(Bert(BertConfig(vocab_size=100)))
+        >>> params, task, restore = reduce(params, task)
+        >>> params["embeddings"]["word"].shape, task.support["input_ids"].tolist()
+        ((3, 4), [[0, 1, 0]])
+        >>> restore(params)["embeddings"]["word"].shape
+        (100, 4)
     """
     if model.head == "masked_lm":
         raise ValueError("a masked-LM head reads every row of the embedding table")
@@ -56,6 +80,21 @@ def separate_layers() -> Reduce:
     it and its gradients into it; a scan compiles faster. A parameter's path gets the number of its
     block: `layers/0/qkv/kernel`. Where others follow, as in `compose(separate_layers(),
     upper_layers(model, 3))`, they get it so.
+
+    Returns:
+        A reduction `(params, task) -> (params, task, restore)`: of leaves `[N, ...]` in
+        `params["layers"]` a list of N dicts with leaves `[...]`. The task stays as it is;
+        `restore(params)` stacks the list again.
+
+    Examples:
+        >>> import jax.numpy as jnp, metajax
+        >>> from metajax.models import separate_layers
+        >>> params = {"layers": {"kernel": jnp.ones((3, 4, 5))}}
+        >>> params, _, restore = separate_layers()(params, metajax.Task({}, {}))
+        >>> len(params["layers"]), params["layers"][0]["kernel"].shape
+        (3, (4, 5))
+        >>> restore(params)["layers"]["kernel"].shape
+        (3, 4, 5)
     """
 
     def reduce(params: Params, task: Task) -> Reduced:
@@ -72,7 +111,25 @@ def separate_layers() -> Reduce:
 
 
 def compose(*reduces: Reduce) -> Reduce:
-    """One reduction after the other."""
+    """One reduction after the other.
+
+    Args:
+        *reduces: reductions `(params, task) -> (params, task, restore)`; each gets the parameters
+            and the task of the one before it.
+
+    Returns:
+        A reduction whose `restore` undoes theirs, the last one's first.
+
+    Examples:
+        >>> import jax.numpy as jnp, metajax
+        >>> from metajax.models import Bert, BertConfig, compose, mentioned_rows, separate_layers
+        >>> reduce = compose(separate_layers(), mentioned_rows(Bert(BertConfig(vocab_size=100))))
+        >>> params = {"embeddings": {"word": jnp.ones((100, 4))}, "layers": jnp.ones((3, 4, 5))}
+        >>> task = metajax.Task({"input_ids": jnp.array([[7, 42]])}, None)
+        >>> params, task, restore = reduce(params, task)
+        >>> params["embeddings"]["word"].shape, len(params["layers"])
+        ((2, 4), 3)
+    """
 
     def reduce(params: Params, task: Task) -> Reduced:
         restores = []
@@ -94,6 +151,33 @@ def upper_layers(model: Bert, count: int) -> Reduce:
     """Only the last `count` blocks, the pooler and the head; the features below computed once.
 
     Without dropout, whatever the loss has: a loss with dropout would draw it anew at each step.
+
+    Args:
+        model: the one that the parameters belong to, of N blocks.
+        count: the blocks to keep, 0 <= count < N.
+
+    Returns:
+        A reduction `(params, task) -> (params, task, restore)`. The parameters lose `embeddings`,
+        and of `layers` the first N - count blocks (leaves `[count, ...]`, or a list of count). In
+        support and query set (either may be None) `hidden` `[B, L, H]`, what those blocks make of
+        the text, takes the place of `input_ids`, `token_type_ids` and `position_ids`.
+        `restore(params)` puts embeddings and blocks back.
+
+    Raises:
+        ValueError: the model has a masked-LM head, or count is out of range; once it is used, rows
+            are longer than the model has positions.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, metajax
+        >>> from metajax.models import Bert, BertConfig, upper_layers
+        >>> config = BertConfig(vocab_size=9, hidden_size=12, num_hidden_layers=2)
+        >>> model = Bert(config)
+        >>> ids = jnp.ones((2, 5), int)
+        >>> batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
+        >>> reduce = upper_layers(model, 1)
+        >>> params, task, _ = reduce(model.init(jax.random.key(0)), metajax.Task(batch, None))
+        >>> sorted(params), params["layers"]["qkv"]["kernel"].shape, task.support["hidden"].shape
+        (['layers', 'pooler'], (1, 12, 36), (2, 5, 12))
     """
     if model.head == "masked_lm":
         raise ValueError("a masked-LM head reads the embedding table, which is left out here")

@@ -41,6 +41,9 @@ def save_pretrained(directory: str | os.PathLike[str], model: Bert, params: Para
         model: the model.
         params: its parameters; every bit is kept.
 
+    Raises:
+        OSError: a file cannot be written.
+
     Examples:
         >>> import os
         >>> import tempfile
@@ -78,7 +81,25 @@ def save_pretrained(directory: str | os.PathLike[str], model: Bert, params: Para
 
 
 def save_config(directory: str | os.PathLike[str], model: Bert) -> None:
-    """Writes the tokenizer and, last, config.json: all but the weights."""
+    """Writes the tokenizer and, last, config.json: all but the weights.
+
+    Of the model that is its `config` alone: not its head, pooling, `feature_norm` or classes.
+
+    Args:
+        directory: made if need be; files of the same names are replaced.
+        model: the model.
+
+    Raises:
+        OSError: a file cannot be written.
+
+    Examples:
+        >>> import os, tempfile
+        >>> from metajax.models import Bert, BertConfig, save_config
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_config(folder, Bert(BertConfig(vocab_size=9, hidden_size=4)))
+        ...     os.listdir(folder)
+        ['config.json']
+    """
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
     contents = {**_tokenizer_files(model), "config.json": _json(model.config.to_dict())}
