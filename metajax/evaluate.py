@@ -72,7 +72,7 @@ def run_episodes(
         tasks: leaves [T, ...].
         rng: the key of the whole evaluation.
         first: the number of the first of these episodes within the evaluation.
-        chunk_size: see `metajax.outer.map_tasks`.
+        chunk_size: as for `evaluate`.
 
     Returns:
         MetaInfo with leaves [T, ...], one entry an episode.
@@ -96,11 +96,15 @@ def evaluate(
         meta_params: as trained.
         tasks: T episodes, leaves [T, ...].
         rng: a key.
-        chunk_size: see `metajax.outer.map_tasks`.
+        chunk_size: episodes under one vmap, a divisor of T; the chunks run one after the other. By
+            default one on a CPU and all of them elsewhere.
 
     Returns:
         A MetaInfo with an `Estimate` in place of each array: `result.query_loss.mean`,
         `result.query_aux["accuracy"].ci95`.
+
+    Raises:
+        ValueError: chunk_size does not divide T, or the leaves' leading axes differ.
 
     Examples:
         >>> import jax, jax.numpy as jnp, metajax, optax

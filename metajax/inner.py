@@ -57,7 +57,8 @@ def inner_loop(
         first_order: treat the gradients as constants, so that the gradient through the loop
             is the identity (Finn et al. 2017, section 5.2).
         low_memory: differentiate forward over reverse, and keep the parameters of every fourth
-            step alone (see `metajax.hypergrad`). Cannot be differentiated twice in reverse mode.
+            step alone; from these the backward pass takes the steps between again. Cannot be
+            differentiated twice in reverse mode.
         unroll: compile the steps one after the other in place of a loop: a tenth faster on a CPU,
             more to compile.
 
