@@ -36,7 +36,7 @@ def test_all_is_sorted_and_complete():
 # Each public name with the package that it is imported from.
 PUBLIC = [
     (package, name)
-    for package in ("metajax", "metajax.data")
+    for package in ("metajax", "metajax.data", "metajax.models")
     for name in importlib.import_module(package).__all__
 ]
 
