@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from metajax.errors import InputError
-from metajax.models.families import FAMILIES, Family, family_of
+from metajax.models.families import Family, family_of
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
@@ -91,9 +91,9 @@ class BertConfig:
         """What the model type does otherwise than BERT.
 
         Raises:
-            KeyError: no family has this model type.
+            InputError: no family has this model type.
         """
-        return FAMILIES[self.model_type]
+        return family_of(self.model_type, "BertConfig")
 
     @property
     def first_position(self) -> int:
