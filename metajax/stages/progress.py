@@ -37,8 +37,8 @@ class Progress:
         )
         self._lines = shown and not terminal
         self._what, self._unit, self._total, self._done = what, unit, total, done
-        self._first, self._begun = done, time.monotonic()
-        self._said = self._begun
+        self._said = time.monotonic()
+        self._first: tuple[float, int] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -49,18 +49,25 @@ class Progress:
     def update(self, note: str = "") -> None:
         """One more is done; `note` says how it went."""
         self._done += 1
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, self._done
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update()
-        if self._lines and time.monotonic() - self._said >= _SECONDS:
-            self._said = time.monotonic()
-            _log.info("%s: %s %s, %s", self._what, self._unit, self._far(), note or "done")
+        if self._lines and now - self._said >= _SECONDS:
+            self._said = now
+            far = self._far(now, *self._first)
+            _log.info("%s: %s %s, %s", self._what, self._unit, far, note or "done")
 
-    def _far(self) -> str:
+    def _far(self, now: float, begun: float, first: int) -> str:
+        """What is done, and from the second on what is left: the first one compiles."""
         if self._total is None:
             return f"{self._done}"
-        each = (self._said - self._begun) / (self._done - self._first)
-        left = tqdm.format_interval(each * (self._total - self._done))
-        return f"{self._done} of {self._total} ({left} left)"
+        far = f"{self._done} of {self._total}"
+        if self._done == first:
+            return far
+        left = (now - begun) / (self._done - first) * (self._total - self._done)
+        return f"{far} ({tqdm.format_interval(left)} left)"
 
 
 def progress(items: Sequence[T], what: str, unit: str) -> Iterator[T]:

@@ -66,11 +66,15 @@ def test_a_tracker_that_is_not_installed_is_refused(name, material, tmp_path, mo
 def test_where_there_is_no_terminal_a_line_comes_now_and_then(caplog, monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr("metajax.stages.progress.time.monotonic", lambda: now[0])
-    with caplog.at_level(logging.INFO, "metajax"), Progress("train", "step", 4, done=1) as counted:
-        for seconds, note in ((29, "loss 3"), (30, "loss 2"), (59, "loss 1")):
+    with caplog.at_level(logging.INFO, "metajax"), Progress("train", "step", 9, done=1) as counted:
+        for seconds, note in ((31, "loss 5"), (41, "loss 4"), (61, "loss 3"), (90, "loss 2")):
             now[0] = seconds
             counted.update(note)
-    assert caplog.messages == ["train: step 3 of 4 (00:15 left), loss 2"]
+    # The first step, which compiles, says nothing of the others.
+    assert caplog.messages == [
+        "train: step 2 of 9, loss 5",
+        "train: step 4 of 9 (01:15 left), loss 3",
+    ]
     assert capsys.readouterr().err == ""
 
 
