@@ -146,10 +146,10 @@ def _metatrain_settings(
         workdir=places.metatrain,
         seed=settings.seed,
         max_length=_LENGTH,
-        steps=30,
+        steps=24,
         meta_batch_size=_for_all_devices(2),
         learning_rate=5e-5,
-        save_every=10,
+        save_every=8,
     )
 
 
@@ -162,7 +162,7 @@ def _evaluate_settings(
         classes=str(files.test_classes),
         seed=settings.seed,
         max_length=_LENGTH,
-        episodes=100,
+        episodes=64,
         curve=3,
         output=places.evaluation,
     )
