@@ -132,7 +132,7 @@ def write_episodes(folder: Path, model: Any, file: str, count: int, tasks: int) 
 
     examples = [data.tokenize_task(task, model.tokenizer, 64) for task in data.load_tasks([file])]
     spec = data.EpisodeSpec(ways=CLASSES, shots=5, queries=5)
-    plan = data.plan_episodes(examples, spec, 0, tasks)
+    plan = data.plan_episodes(examples, spec, 0, tasks, count)
     for number in range(count):
         drawn = data.sample_episodes(examples, spec, 0, number, tasks)
         ours = data.gather(examples, drawn, plan)._asdict()

@@ -72,7 +72,7 @@ def supervised_batch(
 
 
 def plan_batches(
-    tasks: Sequence[TokenizedTask], seed: int, batch_size: int, parts: int
+    tasks: Sequence[TokenizedTask], seed: int, batch_size: int, parts: int, steps: int
 ) -> tuple[Shapes, ...]:
     """Chooses the shapes that `packed_parts` packs a run's batches to.
 
@@ -81,6 +81,7 @@ def plan_batches(
       seed: The run's seed.
       batch_size: B, a multiple of parts.
       parts: P, what each batch is split into.
+      steps: How many there will be, as for `plan_episodes`.
 
     Returns:
       At most three choices, the cheapest first, of one Shape each; the last fits any batch.
@@ -94,11 +95,12 @@ def plan_batches(
       >>> ids, types = np.ones((3, 24), np.int32), np.zeros((3, 24), np.int8)
       >>> tokens = Tokens(ids, types, np.array([8, 8, 24]), truncated=0)
       >>> task = TokenizedTask("films", tokens, np.array([0, 1, 1]), ("bad", "good"), ())
-      >>> plan_batches([task], seed=0, batch_size=3, parts=1)
+      >>> plan_batches([task], seed=0, batch_size=3, parts=1, steps=100)
       ((Shape(rows=2, length=24),), (Shape(rows=3, length=24),))
     """
     batches = (supervised_batch(tasks, seed, step, batch_size) for step in range(_PLANNED_STEPS))
-    return plan_shapes([(_lengths(batch, parts),) for batch in batches], longest_text(tasks))
+    lengths = [(_lengths(batch, parts),) for batch in batches]
+    return plan_shapes(lengths, longest_text(tasks), steps)
 
 
 def packed_parts(

@@ -189,7 +189,7 @@ def sample_episodes(
 
 
 def plan_episodes(
-    tasks: Sequence[TokenizedTask], spec: EpisodeSpec, seed: int, count: int
+    tasks: Sequence[TokenizedTask], spec: EpisodeSpec, seed: int, count: int, steps: int
 ) -> tuple[Shapes, ...]:
     """Chooses the shapes of support and query that steps of some episodes are packed to.
 
@@ -198,6 +198,7 @@ def plan_episodes(
       spec: The size of an episode.
       seed: The run's seed.
       count: T, episodes a step.
+      steps: How many there will be: another shape has to save more than its compiling takes.
 
     Returns:
       At most three choices, the cheapest first; the last fits any step.
@@ -207,14 +208,17 @@ def plan_episodes(
       >>> ids, rows = np.ones((6, 8), np.int32), (np.arange(3), np.arange(3, 6))
       >>> tokens = data.Tokens(ids, np.zeros((6, 8), np.int8), ids.sum(1), truncated=0)
       >>> task = data.TokenizedTask("films", tokens, np.repeat([0, 1], 3), ("bad", "good"), rows)
-      >>> data.plan_episodes([task], data.EpisodeSpec(2, 1, 2), seed=0, count=5)
+      >>> data.plan_episodes([task], data.EpisodeSpec(2, 1, 2), seed=0, count=5, steps=100)
       ((Shape(rows=2, length=8), Shape(rows=4, length=8)),)
     """
-    steps = range(max(8, _PLANNED_EPISODES // count))
-    return plan_drawn(tasks, [sample_episodes(tasks, spec, seed, step, count) for step in steps])
+    planned = range(max(8, _PLANNED_EPISODES // count))
+    drawn = [sample_episodes(tasks, spec, seed, step, count) for step in planned]
+    return plan_drawn(tasks, drawn, steps)
 
 
-def plan_drawn(tasks: Sequence[TokenizedTask], drawn: Sequence[Episodes]) -> tuple[Shapes, ...]:
+def plan_drawn(
+    tasks: Sequence[TokenizedTask], drawn: Sequence[Episodes], steps: int
+) -> tuple[Shapes, ...]:
     """Chooses the shapes of support and query that steps like some are packed to.
 
     See `plan_episodes`; each of `drawn` is the episodes of one step.
@@ -225,10 +229,11 @@ def plan_drawn(tasks: Sequence[TokenizedTask], drawn: Sequence[Episodes]) -> tup
       >>> tokens = data.Tokens(ids, np.zeros((6, 8), np.int8), ids.sum(1), truncated=0)
       >>> task = data.TokenizedTask("films", tokens, np.repeat([0, 1], 3), ("bad", "good"), rows)
       >>> episodes = data.sample_episodes([task], data.EpisodeSpec(2, 1, 1), 0, 0, count=5)
-      >>> data.plan_drawn([task], [episodes])
+      >>> data.plan_drawn([task], [episodes], steps=1)
       ((Shape(rows=2, length=8), Shape(rows=2, length=8)),)
     """
-    return plan_shapes([_lengths(tasks, episodes) for episodes in drawn], longest_text(tasks))
+    lengths = [_lengths(tasks, episodes) for episodes in drawn]
+    return plan_shapes(lengths, longest_text(tasks), steps)
 
 
 def gather(tasks: Sequence[TokenizedTask], episodes: Episodes, plan: Sequence[Shapes]) -> "Task":

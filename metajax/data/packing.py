@@ -16,6 +16,9 @@ BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 # Attention's share of a token's time grows with the row: on a CPU it is even with the rest of a
 # block at about this length.
 _EVEN_LENGTH = 1000
+_SHARE = 0.75  # Of the steps, which the cheapest choice is to fit.
+# Compiling a step takes about as long as this many of them.
+_COMPILE = 10
 
 
 class Shape(NamedTuple):
@@ -115,23 +118,29 @@ def pack(batch: dict[str, np.ndarray], shape: Shape) -> dict[str, np.ndarray]:
     }
 
 
-def plan_shapes(samples: Sequence[Sequence[np.ndarray]], longest: int) -> tuple[Shapes, ...]:
+def plan_shapes(
+    samples: Sequence[Sequence[np.ndarray]], longest: int, steps: int
+) -> tuple[Shapes, ...]:
     """Chooses the few shapes that a run's steps are packed to, each compiled once.
 
     Args:
       samples: Steps like those to come: for each part the lengths [T, B] of its texts.
       longest: The longest text that can come.
+      steps: How many are to come.
 
     Returns:
       At most three choices, the cheapest first: one that fits three quarters of the samples,
-      one that fits them all, and one that fits any step.
+      where it saves more than compiling it takes; one that fits them all, and one that fits any
+      step.
     """
     parts = list(zip(*samples, strict=True))
     anything = tuple(Shape(part[0].shape[1], longest) for part in parts)
     tables = [_needs(part, longest) for part in parts]
-    common = tuple(_cheapest(table, 0.75) for table in tables)
+    common = tuple(_cheapest(table, _SHARE) for table in tables)
     seen = tuple(_cheapest(table, 1.0) for table in tables)
-    return tuple(dict.fromkeys((common, seen, anything)))
+    saved = 1 - sum(map(_cost, common)) / sum(map(_cost, seen))
+    choices = (common, seen, anything) if _SHARE * steps * saved > _COMPILE else (seen, anything)
+    return tuple(dict.fromkeys(choices))
 
 
 def fit_shapes(parts: Sequence[np.ndarray], plan: Sequence[Shapes]) -> Shapes:
@@ -161,5 +170,11 @@ def _needs(samples: Sequence[np.ndarray], longest: int) -> dict[int, np.ndarray]
 def _cheapest(needs: dict[int, np.ndarray], share: float) -> Shape:
     """The shape that fits a share of the samples and takes the least time."""
     rows = {width: np.quantile(found, share, method="higher") for width, found in needs.items()}
-    width = min(rows, key=lambda width: rows[width] * width * (1 + width / _EVEN_LENGTH))
-    return Shape(int(rows[width]), width)
+    return min(
+        (Shape(int(rows[width]), width) for width in rows if rows[width] < math.inf), key=_cost
+    )
+
+
+def _cost(shape: Shape) -> float:
+    """Of the time of a step, up to a factor."""
+    return shape.rows * shape.length * (1 + shape.length / _EVEN_LENGTH)

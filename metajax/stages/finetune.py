@@ -59,7 +59,9 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
         parent=source.record,
         model=describe(model),
     )
-    plan = data.plan_batches(examples, settings.seed, settings.batch_size, parts)
+    total = sum(len(task.labels) for task in train_tasks)
+    steps = settings.steps or math.ceil(settings.epochs * total / settings.batch_size)
+    plan = data.plan_batches(examples, settings.seed, settings.batch_size, parts, steps)
     logits = jax.jit(lambda params, batch: model(params, batch).logits)
 
     def make_tasks(step: int) -> Task:
@@ -74,8 +76,6 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
             for head, task in dev_examples.items()
         }
 
-    total = sum(len(task.labels) for task in train_tasks)
-    epochs = math.ceil(settings.epochs * total / settings.batch_size)
     return train(
         Stage(
             run=open_run(settings.workdir, record, settings),
@@ -83,7 +83,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
             model=model,
             algorithm=supervised(classification_loss(model)),
             make_tasks=make_tasks,
-            num_steps=settings.steps or epochs,
+            num_steps=steps,
             measure=measure,
         ),
         source.params,

@@ -54,7 +54,7 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
     def measure(params: Params) -> dict[str, float]:
         # The step after the last is one that training never takes.
         every = slice(0, _MEASURED_EPISODES)
-        sampler = episode_sampler(examples, spec, settings.seed, _MEASURED_EPISODES, every)
+        sampler = episode_sampler(examples, spec, settings.seed, _MEASURED_EPISODES, 2, every)
         tasks = sampler(settings.steps)
         infos = run_episodes(algorithm, params, tasks, jax.random.key(settings.seed))
         accuracy = estimate(np.asarray(infos.query_aux["accuracy"]))
@@ -71,6 +71,7 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
                 spec,
                 settings.seed,
                 settings.meta_batch_size,
+                settings.steps,
                 hosts.share(settings.meta_batch_size),
             ),
             num_steps=settings.steps,
@@ -82,10 +83,15 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
 
 
 def episode_sampler(
-    examples: list[data.TokenizedTask], spec: data.EpisodeSpec, seed: int, count: int, own: slice
+    examples: list[data.TokenizedTask],
+    spec: data.EpisodeSpec,
+    seed: int,
+    count: int,
+    steps: int,
+    own: slice,
 ) -> Callable[[int], Task]:
     """The function from a step to some of its `count` episodes; the shapes are those of all."""
-    plan = data.plan_episodes(examples, spec, seed, count)
+    plan = data.plan_episodes(examples, spec, seed, count, steps)
 
     def episodes(step: int) -> Task:
         every = data.sample_episodes(examples, spec, seed, step, count)

@@ -126,7 +126,7 @@ def _at_random(
         size=Size(ways, settings.shots, settings.queries),
         examples=examples,
         drawn=drawn,
-        plan=data.plan_episodes(examples, spec, settings.seed, _CHUNK),
+        plan=data.plan_episodes(examples, spec, settings.seed, _CHUNK, len(drawn)),
         draw=np.arange(settings.episodes),
     )
 
@@ -160,6 +160,6 @@ def _published(
         size=Size(ways, int(most), max(map(len, draws.query))),
         examples=examples,
         drawn=episodes,
-        plan=data.plan_drawn(examples, episodes),
+        plan=data.plan_drawn(examples, episodes, len(episodes)),
         draw=draw,
     )

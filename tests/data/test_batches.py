@@ -59,7 +59,7 @@ def test_supervised_layout(tasks):
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_packed_parts_hold_the_batch(tasks, parts):
-    plan = plan_batches(tasks, 0, 8, parts)
+    plan = plan_batches(tasks, 0, 8, parts, 100)
     for step in range(8):
         batch = supervised_batch(tasks, 0, step, 8)
         packed = packed_parts(batch, parts, plan)

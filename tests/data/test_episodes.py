@@ -105,7 +105,7 @@ def test_a_batch_of_few_classes_has_the_shape_of_all(glue):
 
 def test_gather_takes_the_rows(glue):
     episodes = sample_episodes(glue, WHOLE, 0, 1, 6)
-    batch = gather(glue, episodes, plan_episodes(glue, WHOLE, 0, 6))
+    batch = gather(glue, episodes, plan_episodes(glue, WHOLE, 0, 6, 100))
     for name in ("support", "query"):
         part, rows = getattr(batch, name), getattr(episodes, name)
         tokens = {"input_ids", "token_type_ids", "position_ids", "example_ids", "first_token"}
@@ -127,7 +127,7 @@ def test_gather_takes_the_rows(glue):
 
 
 def test_few_shapes_serve_all_steps(glue):
-    plan = plan_episodes(glue, WHOLE, 0, 2)
+    plan = plan_episodes(glue, WHOLE, 0, 2, 100)
     shapes = set()
     for step in range(100):
         episodes = sample_episodes(glue, WHOLE, 0, step, 2)
@@ -139,7 +139,7 @@ def test_few_shapes_serve_all_steps(glue):
 
 
 def test_hosts_pack_their_shares_as_the_whole(glue):
-    plan = plan_episodes(glue, WHOLE, 0, 8)
+    plan = plan_episodes(glue, WHOLE, 0, 8, 100)
     whole = sample_episodes(glue, WHOLE, 0, 0, 8)
     shapes = fit_episodes(glue, whole, plan)
     expected = gather(glue, whole, plan)

@@ -52,7 +52,7 @@ def test_packed_tokens_are_those_of_the_texts():
 def test_a_plan_is_short_fits_and_saves():
     random = np.random.default_rng(0)
     draw = lambda: np.minimum(random.geometric(1 / 10, (2, 25)) + 2, 60)  # noqa: E731
-    plan = plan_shapes([(draw(), draw()) for _ in range(40)], longest=60)
+    plan = plan_shapes([(draw(), draw()) for _ in range(40)], longest=60, steps=1000)
     assert 2 <= len(plan) <= 3
     assert plan[-1] == (Shape(25, 60), Shape(25, 60))  # whatever comes
     cells = [sum(shape.rows * shape.length for shape in shapes) for shapes in plan]
@@ -67,7 +67,18 @@ def test_a_plan_is_short_fits_and_saves():
                 assert (packed["example_ids"] >= 0).sum() == lengths.sum()
 
 
+def test_a_shape_that_saves_less_than_compiling_it_takes_is_left_out():
+    random = np.random.default_rng(0)
+    samples = [(random.integers(5, 24, (2, 25)),) for _ in range(40)]
+    short, long = (plan_shapes(samples, longest=24, steps=steps) for steps in (20, 10**6))
+    assert long[1:] == short
+    saved = 1 - long[0][0].rows / long[1][0].rows  # All rows have 24 tokens.
+    enough = int(10 / (0.75 * saved)) + 1
+    assert plan_shapes(samples, longest=24, steps=enough) == long
+    assert plan_shapes(samples, longest=24, steps=enough - 1) == short
+
+
 def test_a_text_of_every_length_fits_the_last_choice():
-    plan = plan_shapes([(np.full((1, 4), 5),)] * 3, longest=40)
+    plan = plan_shapes([(np.full((1, 4), 5),)] * 3, longest=40, steps=1000)
     assert plan[0][0].rows * plan[0][0].length < 4 * 16
     assert fit_shapes((np.full((1, 4), 40),), plan) == (Shape(4, 40),)

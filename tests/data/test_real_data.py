@@ -77,7 +77,7 @@ def test_batches_take_milliseconds(data, tokenizer):
     spec = EpisodeSpec(5, 5, 5)
     check_episodes(tasks, spec)
     tokenized = [tokenize_task(task, tokenizer, 64) for task in tasks]
-    plan = plan_episodes(tokenized, spec, 0, 4)
+    plan = plan_episodes(tokenized, spec, 0, 4, 100)
     step = lambda n: gather(tokenized, sample_episodes(tokenized, spec, 0, n, 4), plan)  # noqa: E731
     assert per_call(step) < 0.02
     blocks = pack_blocks(tasks[0].texts, tokenizer, 128)

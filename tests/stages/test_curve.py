@@ -34,7 +34,7 @@ def test_the_curve_is_what_each_number_of_steps_gives(material, name):
     examples = tokenized(data.load_tasks([str(material.intents)]), few_shot.model, 32)
     spec = data.EpisodeSpec(ways=3, shots=1, queries=6)
     episodes = data.sample_episodes(examples, spec, 0, 0, EPISODES)
-    tasks = data.gather(examples, episodes, data.plan_episodes(examples, spec, 0, EPISODES))
+    tasks = data.gather(examples, episodes, data.plan_episodes(examples, spec, 0, EPISODES, 1))
     curve = np.asarray(few_shot.curve(STEPS)(few_shot.params, tasks))
     assert curve.shape == (EPISODES, STEPS + 1)
     assert all(np.any(curve[:, 0] != curve[:, step]) for step in range(1, STEPS + 1))
