@@ -227,9 +227,12 @@ def _check_names(arguments: Sequence[str]) -> None:
     kinds = typing.get_type_hints(COMMANDS[name].settings)
     names = [*map(flag, kinds), "--config", "--log-level", "--help", "--help-all"]
     negated = ["--no-" + flag(key).removeprefix("--") for key in kinds if kinds[key] is bool]
+    names += negated
+    if {"-h", "--help", "--help-all"} & set(arguments):
+        return
     for argument in arguments[1:]:
         given = argument.split("=")[0]
-        if given.startswith("--") and given not in (*names, *negated, "--"):
+        if given.startswith("--") and given not in (*names, "--"):
             nearest = difflib.get_close_matches(given, names, n=1, cutoff=0)[0]
             raise InputError(
                 f"{given}: is no setting of {name}: is it {nearest}? See metajax {name} --help"

@@ -100,7 +100,7 @@ def _show(name: str, chosen: Any, results: Any) -> None:
         print(summary(results))
     elif results is not None:
         # A list of numbers, a row of the confusion matrix say, on one line.
-        lists = re.compile(r"\[\s+([-+.\w]+(?:,\s+[-+.\w]+)*)\s+\]")
+        lists = re.compile(r"\[\n\s+([-+.\w]+(?:,\n\s+[-+.\w]+)*)\n\s*\]")
         text = json.dumps(results, indent=2)
         print(lists.sub(lambda found: f"[{' '.join(found[1].split())}]", text))
         if hasattr(chosen, "workdir"):

@@ -51,6 +51,14 @@ def imaml(
         reduce: as for `metajax.maml`.
         start: as for `metajax.maml`.
 
+    Returns:
+        A MetaAlgorithm whose meta_params are the params given.
+
+    Raises:
+        ValueError: num_steps or solver_steps is below 1, strength not above 0, or solver neither
+            of the two.
+        TypeError: once it is used, loss_fn does not return a scalar loss and aux.
+
     Examples:
         >>> import jax.numpy as jnp, metajax, optax
         >>> def loss_fn(params, batch, rng):

@@ -100,6 +100,13 @@ def anil(
         head: of a parameter's path, whether it belongs to the head.
         **settings: the others of `maml`.
 
+    Returns:
+        A MetaAlgorithm whose meta_params are the params given.
+
+    Raises:
+        ValueError: num_steps is below 0; once it is used, `head` is true of no parameter.
+        TypeError: once it is used, loss_fn does not return a scalar loss and aux.
+
     Examples:
         >>> import jax.numpy as jnp, metajax, optax
         >>> def loss_fn(params, batch, rng):

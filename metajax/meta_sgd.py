@@ -43,6 +43,10 @@ def meta_sgd(
     Returns:
         A MetaAlgorithm whose meta_params are `{"params", "rates"}`, the rates like the params.
 
+    Raises:
+        ValueError: num_steps is below 0.
+        TypeError: once it is used, loss_fn does not return a scalar loss and aux.
+
     Examples:
         >>> import jax.numpy as jnp, metajax, optax
         >>> def loss_fn(params, batch, rng):

@@ -71,6 +71,9 @@ def proto_maml(
     Returns:
         A MetaAlgorithm whose meta_params are the params given; `adapt` gives `{"encoder", "head"}`.
 
+    Raises:
+        ValueError: num_steps is below 0.
+
     Examples:
         >>> import jax.numpy as jnp, metajax, optax
         >>> features = lambda params, batch, rng: batch["x"] * params
@@ -140,6 +143,9 @@ def leopard(
     Returns:
         A MetaAlgorithm whose meta_params are `{"encoder", "generator", "projection"}`; `adapt`
         gives `{"encoder", "projection", "head"}`.
+
+    Raises:
+        ValueError: num_steps is below 0.
 
     Examples:
         >>> import jax, jax.numpy as jnp, metajax, optax

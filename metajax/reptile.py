@@ -33,6 +33,13 @@ def reptile(
         reduce: as for `metajax.maml`.
         start: as for `metajax.maml`; what it adds to the parameters stays with the task.
 
+    Returns:
+        A MetaAlgorithm whose meta_params are the params given.
+
+    Raises:
+        ValueError: num_steps is below 0.
+        TypeError: once it is used, loss_fn does not return a scalar loss and aux.
+
     Examples:
         >>> import jax.numpy as jnp, metajax, optax
         >>> def loss_fn(params, batch, rng):

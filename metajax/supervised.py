@@ -29,6 +29,9 @@ def supervised(loss_fn: LossFn) -> MetaAlgorithm:
     Returns:
         A MetaAlgorithm whose meta_params are the params given, and whose `adapt` changes nothing.
 
+    Raises:
+        TypeError: once it is used, loss_fn does not return a scalar loss and aux.
+
     Examples:
         >>> import jax.numpy as jnp, metajax
         >>> def loss_fn(params, batch, rng):

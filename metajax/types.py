@@ -39,10 +39,11 @@ def loss_and_aux(found: Any) -> tuple[jax.Array, Any]:
     Raises:
         TypeError: it is no pair.
     """
-    if not isinstance(found, tuple) or len(found) != 2:
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        kinds = jax.tree.map(lambda x: jax.typeof(x) if hasattr(x, "shape") else type(x), found)
         raise TypeError(
-            f"the loss function returned {jax.tree.map(jax.typeof, found)}: return (loss, aux), a "
-            "scalar and any pytree of arrays, {} if there is nothing to tell"
+            f"the loss function returned {kinds}: return (loss, aux), a scalar and any pytree of "
+            "arrays, {} if there is nothing to tell"
         )
     loss, aux = found
     return loss, aux

@@ -1,5 +1,6 @@
 """The command line itself; what the stages do with it is tested in tests/stages."""
 
+import json
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import get_type_hints
 
 import pytest
 
+from metajax import cli
 from metajax.arguments import COMMANDS, parse
 from metajax.errors import InputError
 from metajax.stages.option import flag
@@ -85,6 +87,7 @@ def test_help_fits_a_screen_and_help_all_explains_the_rest(name, capsys, monkeyp
         ("metatrain --task a.csv", "--tasks"),
         ("adapt --inner-rate=0.1", "--inner-lr"),
         ("predict --model m --confg f", "--config"),
+        ("metatrain --no-rematt=", "--no-remat"),
     ],
 )
 def test_an_unknown_setting_is_answered_with_the_nearest(arguments, nearest):
@@ -162,3 +165,12 @@ def test_help_comes_before_a_file_of_settings(capsys):
         pages.append(capsys.readouterr().out)
     assert pages[0] == pages[1]
     assert "(default 0)" in pages[0]  # The seed's.
+
+
+def test_lists_of_numbers_are_shown_on_a_line(capsys):
+    labels, confusion = ["[ a, b ]", "[  1  ]"], [[1, 20], [3, 4]]
+    cli._show("adapt", None, {"labels": labels, "loss": [0.5, 2e-5], "confusion": confusion})
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"labels": labels, "loss": [0.5, 2e-5], "confusion": confusion}
+    assert '"loss": [0.5, 2e-05],' in out
+    assert "[1, 20],\n" in out

@@ -165,10 +165,10 @@ def zero_start(model: Bert) -> Start:
     Examples:
         >>> import jax.numpy as jnp
         >>> from metajax.models import Bert, BertConfig, zero_start
-        >>> model = Bert(BertConfig(vocab_size=9, hidden_size=4), num_labels=(3,))
-        >>> params = zero_start(model)({"embeddings": {"word": jnp.ones((9, 4))}}, None, None)
+        >>> model = Bert(BertConfig(vocab_size=9, hidden_size=12), num_labels=(3,))
+        >>> params = zero_start(model)({"embeddings": {"word": jnp.ones((9, 12))}}, None, None)
         >>> params["classifier"]["kernel"].shape, params["classifier"]["bias"].tolist()
-        ((1, 4, 3), [[0.0, 0.0, 0.0]])
+        ((1, 12, 3), [[0.0, 0.0, 0.0]])
     """
 
     def start(params: Params, support: Batch, rng: jax.Array | None) -> Params:

@@ -96,7 +96,7 @@ def save_config(directory: str | os.PathLike[str], model: Bert) -> None:
         >>> import os, tempfile
         >>> from metajax.models import Bert, BertConfig, save_config
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_config(folder, Bert(BertConfig(vocab_size=9, hidden_size=4)))
+        ...     save_config(folder, Bert(BertConfig(vocab_size=9, hidden_size=12)))
         ...     os.listdir(folder)
         ['config.json']
     """

@@ -16,8 +16,9 @@ from metajax.models import classification_loss, save_config
 from metajax.outer import OuterState
 from metajax.stages.few_shot import FewShot, open_few_shot
 from metajax.stages.metrics import MetricsLog
+from metajax.stages.paths import to_path
 from metajax.stages.predict import label
-from metajax.stages.run import begin, held, make_record, open_run, write_results
+from metajax.stages.run import begin, held, make_record, open_run, read_results, write_results
 from metajax.stages.settings import AdaptSettings, PredictSettings
 from metajax.stages.source import Classifier, describe, text_length, without_dropout
 from metajax.stages.tasks import batch_of, fingerprints, load, relabel, tokenized
@@ -51,7 +52,9 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     inner = few_shot.inner_settings()
     # A rate that is looked for is not one of the run's settings.
     looked_for = settings.inner_lr is None and not few_shot.is_meta_trained
-    rates = _RATES if looked_for else (inner["inner_lr"],)
+    found = (read_results(to_path(settings.workdir)) or {}).get("inner_lr")
+    # A run that has ended has its rate, which another machine may not find again.
+    rates = ((found,) if found else _RATES) if looked_for else (inner["inner_lr"],)
     settings = dataclasses.replace(settings, **inner | ({"inner_lr": None} if looked_for else {}))
     model = few_shot.model.replace(label_names=(task.label_names,))
     (examples,) = tokenized([task], model, text_length(model, settings.max_length))
@@ -104,14 +107,15 @@ def _descend(
         The adapted parameters, the loss before each step and after the last, and the rate.
     """
 
+    # All of it arguments: what is compiled serves other examples of the same shapes too.
     @jax.jit
-    def run(params: Params, rate: float) -> tuple[Params, jax.Array]:
+    def run(params: Params, batch: Batch, rng: Key, rate: float) -> tuple[Params, jax.Array]:
         adapted, info = few_shot.algorithm(inner_lr=rate).adapt(params, batch, rng)
         after, _ = without_dropout(classification_loss(few_shot.model))(adapted, batch, None)
         return adapted, jnp.append(info.support_loss, after)
 
     for rate in rates:
-        params, losses = run(few_shot.params, rate)
+        params, losses = run(few_shot.params, batch, rng, rate)
         if np.all(np.diff(losses) <= 0):
             break
     return params, losses.tolist(), rate

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -80,21 +81,24 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
     if any(method in BASELINES for method in methods):
         features.compute({int(task) for chunk in episodes.drawn for task in chunk.task})
     feature_seconds = time.perf_counter() - begun
+    adaptation, steps = _adaptation(few_shot, settings), few_shot.inner["inner_steps"]
     rows: list[Row] = []
     for method in methods:
         start = time.perf_counter()
         adapts = method not in BASELINES
         params = (few_shot if method == "maml" else plain).params
         if adapts:
-            accuracies, curve = _run_adaptation(method, few_shot, params, episodes, settings)
+            found = episodes.judged(method, partial(adaptation, params))
         else:
-            accuracies, curve = _run_baseline(method, features, episodes), None
+            found = _run_baseline(method, features, episodes)
+        curve = settings.curve if adapts else None
+        accuracies = found if curve is None else found[:, steps]
         seconds = time.perf_counter() - start + (0 if adapts else feature_seconds)
         row = _row(settings, episodes, method, accuracies, seconds, rows[:1])
         if adapts:
-            row = row._replace(inner_steps=few_shot.inner["inner_steps"])
+            row = row._replace(inner_steps=steps)
         if curve is not None:
-            each = estimate(curve)
+            each = estimate(found[:, : curve + 1])
             row = row._replace(
                 curve=tuple(map(float, each.mean)), curve_ci95=tuple(map(float, each.ci95))
             )
@@ -164,21 +168,20 @@ def _methods(settings: EvaluateSettings, few_shot: FewShot) -> tuple[str, ...]:
     return ("maml", "finetune", *BASELINES) if trained else ("finetune", *BASELINES)
 
 
-def _run_adaptation(
-    method: str, few_shot: FewShot, params: Params, episodes: Protocol, settings: EvaluateSettings
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Query accuracies [E] after adaptation from `params`; with `--curve`, [E, S + 1] by step."""
+def _adaptation(
+    few_shot: FewShot, settings: EvaluateSettings
+) -> Callable[[Params, int, Task], jax.Array]:
+    """`(params, first, tasks) -> query accuracy` [T], with `--curve` [T, S + 1] by step.
+
+    Made once, so that what it compiles serves all methods that adapt.
+    """
     if settings.curve is None:
         algorithm, rng = few_shot.algorithm(), jax.random.key(settings.seed)
-
-        def judge(first: int, tasks: Task) -> jax.Array:
-            return run_episodes(algorithm, params, tasks, rng, first=first).query_aux["accuracy"]
-
-        return episodes.judged(method, judge), None
-    steps = few_shot.inner["inner_steps"]
-    curve = few_shot.curve(max(settings.curve, steps))
-    found = episodes.judged(method, lambda _, tasks: curve(params, tasks))
-    return found[:, steps], found[:, : settings.curve + 1]
+        return lambda params, first, tasks: run_episodes(
+            algorithm, params, tasks, rng, first=first
+        ).query_aux["accuracy"]
+    curve = few_shot.curve(max(settings.curve, few_shot.inner["inner_steps"]))
+    return lambda params, first, tasks: curve(params, tasks)
 
 
 def _run_baseline(method: str, features: "_Features", protocol: Protocol) -> np.ndarray:

@@ -260,6 +260,11 @@ def test_sizes_have_to_be_in_the_configuration():
     assert BertConfig.from_dict(values, "DIR") == TINY
 
 
+def test_a_family_that_there_is_not():
+    with pytest.raises(InputError, match=r"model_type is 'x', .* give a model of type bert, "):
+        BertConfig(model_type="x").family  # noqa: B018
+
+
 def break_tensors(change):
     tensors = theirs(PARAMS)
     change(tensors)

@@ -293,7 +293,7 @@ def test_nonsense(refused, material, stage, option, value, message):
 
 def test_options_that_are_none_or_missing(refused, material):
     command = pretrain_command(material, "run")
-    refused("unrecognized arguments: --stepz 3: see metajax", *command, "--stepz", 3)
+    refused("--stepz: is no setting of pretrain: is it --steps?", *command, "--stepz", 3)
     refused("the following arguments are required: --model, --text", "pretrain", "--workdir", "run")
     refused("required: COMMAND", *())
     refused("invalid choice: 'pretain'", "pretain")

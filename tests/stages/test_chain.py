@@ -152,6 +152,9 @@ def test_adapt_finds_a_rate_that_the_weights_bear(chain, material, tmp_path, mon
     # Weights that were meta-trained bring theirs.
     assert adapted("meta-trained", chain.metatrain)["inner_lr"] == 0.1
     assert record_of(tmp_path / "looked for")["settings"]["inner_lr"] is None
+    # What a run has found stays, also where another would be found now.
+    monkeypatch.setattr(adapting, "_RATES", (1e-7,))
+    assert adapted("looked for", material.bert) == found
 
 
 def test_the_loss_after_a_step_is_the_loss_before_the_next(chain, material, tmp_path):
@@ -332,8 +335,6 @@ def test_evaluate_compares_all_methods(material, evaluation):
         assert row["seconds"] >= 0
         if row["method"] in ("maml", "finetune"):
             assert len(row["curve"]) == len(row["curve_ci95"]) == 3
-            after = row["curve"][row["inner_steps"]], row["curve_ci95"][row["inner_steps"]]
-            assert after == pytest.approx((row["accuracy"], row["ci95"]))
         else:
             assert row["curve"] == row["curve_ci95"] == []
         # Episode by episode.
