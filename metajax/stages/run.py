@@ -74,16 +74,24 @@ def make_record(
         parent: the record of the weights it starts from.
         model: the network's head, as JSON.
     """
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     record = {
         "stage": stage,
         "settings": dataclasses.asdict(settings),
         "data": data,
         "parent": parent,
         "model": model,
-        "versions": versions | {"python": platform.python_version()},
+        "versions": {name: _version(name) for name in _PACKAGES}
+        | {"python": platform.python_version()},
     }
     return json.loads(json.dumps(record))
+
+
+def _version(package: str) -> str | None:
+    """None of what is used without being installed: metajax itself, from a clone."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def read_record(workdir: Path) -> dict[str, Any] | None:

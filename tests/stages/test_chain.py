@@ -18,7 +18,8 @@ import metajax
 from metajax import checkpoint
 from metajax.models import hashes
 from metajax.stages import adapt as adapting
-from metajax.stages.settings import AdaptSettings
+from metajax.stages import run as runs
+from metajax.stages.settings import AdaptSettings, LineageSettings
 from metajax.stages.source import open_classifier, open_source
 from tests.stages.commands import metatrain_command
 
@@ -103,6 +104,13 @@ def test_lineage_leads_down_to_the_weights(chain, material):
         digest.update(hashlib.sha256((material.bert / name).read_bytes()).digest())
     weights = pretrain["record"]["parent"]
     assert (weights["path"], weights["sha256"]) == (str(material.bert), digest.hexdigest())
+
+
+def test_what_is_used_without_being_installed_has_no_version(monkeypatch):
+    monkeypatch.setattr(runs, "_PACKAGES", ("numpy", "not-installed"))
+    settings = LineageSettings(model="m")
+    versions = runs.make_record("adapt", settings, data={}, parent={}, model={})["versions"]
+    assert (versions["numpy"], versions["not-installed"]) == (np.__version__, None)
 
 
 def test_a_stage_starts_from_the_parameters_of_its_parent(chain, material, tmp_path):
