@@ -58,6 +58,20 @@ def adaptation(
     """Composes an algorithm's adaptation; see `metajax.maml` for the arguments.
 
     With `make_loop`, an algorithm brings an inner loop of its own.
+
+    Raises:
+        ValueError: num_steps is below 0; once it is used, `adapted` is true of no parameter.
+        TypeError: once it is used, loss_fn does not return a scalar loss and aux.
+
+    Examples:
+        >>> import jax.numpy as jnp, metajax, optax
+        >>> from metajax.adaptation import adaptation
+        >>> def loss_fn(params, batch, rng):
+        ...     return jnp.sum((params - batch) ** 2) / 2, {}
+        >>> learner = adaptation(loss_fn, num_steps=1)
+        >>> task = metajax.Task(support=jnp.ones(1), query=jnp.ones(1))
+        >>> float(learner.query_loss(optax.sgd(0.5), jnp.zeros(1), task, None)[0])
+        0.125
     """
 
     def inner_loss(changed: Params, frozen: Params, batch: Batch, rng: Key | None) -> jax.Array:

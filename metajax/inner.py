@@ -68,6 +68,19 @@ def inner_loop(
         differentiated: learned rates, say. Adam needs `eps_root > 0` on the second-order path: the
         second derivative of the square root is infinite where a gradient is exactly zero. `watch`
         sees the adapted parameters after each step; its results are stacked, [K, ...].
+
+    Raises:
+        ValueError: num_steps is below 0.
+
+    Examples:
+        >>> import jax.numpy as jnp, optax
+        >>> from metajax.inner import inner_loop
+        >>> def loss_fn(adapted, frozen, batch, rng):
+        ...     return jnp.sum((adapted - batch) ** 2) / 2
+        >>> loop = inner_loop(loss_fn, num_steps=2)
+        >>> adapted, info, _ = loop(optax.sgd(0.5), jnp.zeros(1), None, jnp.ones(1), None)
+        >>> adapted.tolist(), info.support_loss.tolist()
+        ([0.75], [0.5, 0.125])
     """
     if num_steps < 0:
         raise ValueError(f"num_steps is {num_steps}: give a number of inner steps >= 0")
