@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import difflib
 import sys
 import textwrap
 import types
@@ -15,7 +14,7 @@ from metajax.errors import InputError
 from metajax.stages import settings
 from metajax.stages.config import read_config
 from metajax.stages.groups import DeviceSettings
-from metajax.stages.option import Settings, flag
+from metajax.stages.option import Settings, flag, nearest
 
 
 class Command(NamedTuple):
@@ -222,20 +221,17 @@ def _check_names(arguments: Sequence[str]) -> None:
         InputError: a name is none of the subcommand's.
     """
     name = arguments[0] if arguments else ""
-    if name not in COMMANDS:
+    if name not in COMMANDS or {"-h", "--help", "--help-all"} & set(arguments):
         return
     kinds = typing.get_type_hints(COMMANDS[name].settings)
     names = [*map(flag, kinds), "--config", "--log-level", "--help", "--help-all"]
-    negated = ["--no-" + flag(key).removeprefix("--") for key in kinds if kinds[key] is bool]
-    names += negated
-    if {"-h", "--help", "--help-all"} & set(arguments):
-        return
+    names += [flag(key, off=True) for key, kind in kinds.items() if kind is bool]
     for argument in arguments[1:]:
         given = argument.split("=")[0]
         if given.startswith("--") and given not in (*names, "--"):
-            nearest = difflib.get_close_matches(given, names, n=1, cutoff=0)[0]
+            meant = nearest(given, names)
             raise InputError(
-                f"{given}: is no setting of {name}: is it {nearest}? See metajax {name} --help"
+                f"{given}: is no setting of {name}: is it {meant}? See metajax {name} --help"
             )
 
 

@@ -8,7 +8,17 @@ import optax
 from metajax.adaptation import QUERY, adaptation
 from metajax.inner import fold_in
 from metajax.tree import extend
-from metajax.types import Key, LossFn, MetaAlgorithm, MetaInfo, Params, Reduce, Start, Task
+from metajax.types import (
+    Key,
+    LossFn,
+    MetaAlgorithm,
+    MetaInfo,
+    Params,
+    Reduce,
+    Start,
+    Task,
+    loss_and_aux,
+)
 
 
 def reptile(
@@ -56,7 +66,7 @@ def reptile(
 
     def meta_grad(params: Params, task: Task, rng: Key | None) -> tuple[Params, MetaInfo]:
         adapted, info = adapt(params, task.support, rng)
-        loss, aux = loss_fn(adapted, task.query, fold_in(rng, QUERY))
+        loss, aux = loss_and_aux(loss_fn(adapted, task.query, fold_in(rng, QUERY)))
         moved = jax.tree.map(lambda a, b: a - b, params, extend(adapted, params, None))
         return moved, MetaInfo(loss, aux, info.support_loss)
 

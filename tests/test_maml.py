@@ -203,8 +203,12 @@ def bare_loss(params, batch, rng):
 
 @pytest.mark.parametrize(
     "algorithm",
-    [metajax.maml(bare_loss, optax.sgd(0.1), 1), metajax.supervised(bare_loss)],
-    ids=["maml", "supervised"],
+    [
+        metajax.maml(bare_loss, optax.sgd(0.1), 1),
+        metajax.reptile(bare_loss, optax.sgd(0.1), 0),
+        metajax.supervised(bare_loss),
+    ],
+    ids=["maml", "reptile", "supervised"],
 )
 def test_a_loss_without_auxiliary_output_is_refused(algorithm):
     task = metajax.Task(jnp.ones(2), jnp.ones(2))

@@ -16,11 +16,10 @@ from metajax.models import classification_loss, save_config
 from metajax.outer import OuterState
 from metajax.stages.few_shot import FewShot, open_few_shot
 from metajax.stages.metrics import MetricsLog
-from metajax.stages.paths import to_path
 from metajax.stages.predict import label
 from metajax.stages.run import begin, held, make_record, open_run, read_results, write_results
 from metajax.stages.settings import AdaptSettings, PredictSettings
-from metajax.stages.source import Classifier, describe, text_length, without_dropout
+from metajax.stages.source import Classifier, describe, text_length
 from metajax.stages.tasks import batch_of, fingerprints, load, relabel, tokenized
 from metajax.types import Batch, Key, Params
 
@@ -52,9 +51,6 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     inner = few_shot.inner_settings()
     # A rate that is looked for is not one of the run's settings.
     looked_for = settings.inner_lr is None and not few_shot.is_meta_trained
-    found = (read_results(to_path(settings.workdir)) or {}).get("inner_lr")
-    # A run that has ended has its rate, which another machine may not find again.
-    rates = ((found,) if found else _RATES) if looked_for else (inner["inner_lr"],)
     settings = dataclasses.replace(settings, **inner | ({"inner_lr": None} if looked_for else {}))
     model = few_shot.model.replace(label_names=(task.label_names,))
     (examples,) = tokenized([task], model, text_length(model, settings.max_length))
@@ -67,6 +63,11 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     )
     run = open_run(settings.workdir, record, settings)
 
+    rates: Sequence[float] = (inner["inner_lr"],)
+    if looked_for:
+        # A run that has ended has its rate, which another machine may not find again.
+        found = (read_results(run.path) or {}).get("inner_lr")
+        rates = (found,) if found else _RATES
     rng = jax.random.key(settings.seed)
     params, losses, rate = _descend(few_shot, batch_of(examples), rng, rates)
     if not np.isfinite(losses).all():
@@ -111,7 +112,7 @@ def _descend(
     @jax.jit
     def run(params: Params, batch: Batch, rng: Key, rate: float) -> tuple[Params, jax.Array]:
         adapted, info = few_shot.algorithm(inner_lr=rate).adapt(params, batch, rng)
-        after, _ = without_dropout(classification_loss(few_shot.model))(adapted, batch, None)
+        after, _ = classification_loss(few_shot.model)(adapted, batch, None)
         return adapted, jnp.append(info.support_loss, after)
 
     for rate in rates:

@@ -6,7 +6,6 @@ one parser and the command line wins.
 
 import collections
 import dataclasses
-import difflib
 import tomllib
 import typing
 from pathlib import Path
@@ -16,7 +15,7 @@ import yaml
 
 from metajax.errors import InputError
 from metajax.reading import read_bytes
-from metajax.stages.option import Settings, flag
+from metajax.stages.option import Settings, flag, nearest
 
 _LARGEST = 1 << 20  # Bytes of a file of settings.
 _DEEPEST = 20  # Settings are lists at most.
@@ -41,8 +40,8 @@ def read_config(path: Path, settings: type[Settings]) -> list[str]:
         if names.count(name) > 1:
             raise InputError(f"{path}: {name} is given twice: leave one out")
         if name not in fields:
-            nearest = difflib.get_close_matches(name, fields, n=1, cutoff=0)[0]
-            raise InputError(f"{path}: {key}: is no setting of this command: is it {nearest}?")
+            meant = nearest(name, fields)
+            raise InputError(f"{path}: {key}: is no setting of this command: is it {meant}?")
         if value is not None:
             arguments += _arguments(f"{path}: {key}", fields[name], value)
     return arguments
@@ -95,7 +94,7 @@ def _arguments(where: str, field: dataclasses.Field[Any], value: Any) -> list[st
     if field.type is bool:
         if not isinstance(value, bool):
             raise InputError(f"{where}: is {value}: write true or false")
-        return [name if value else "--no-" + name.removeprefix("--")]
+        return [flag(field.name, off=not value)]
     items = value if isinstance(value, list) else [value]
     if any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in items):
         raise InputError(f"{where}: is {value}: give a number, a text or a list of them")

@@ -54,7 +54,8 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
     def measure(params: Params) -> dict[str, float]:
         # The step after the last is one that training never takes.
         every = slice(0, _MEASURED_EPISODES)
-        sampler = episode_sampler(examples, spec, settings.seed, _MEASURED_EPISODES, 2, every)
+        count, twice = _MEASURED_EPISODES, 2  # Before and after.
+        sampler = episode_sampler(examples, spec, settings.seed, count, twice, every)
         tasks = sampler(settings.steps)
         infos = run_episodes(algorithm, params, tasks, jax.random.key(settings.seed))
         accuracy = estimate(np.asarray(infos.query_aux["accuracy"]))

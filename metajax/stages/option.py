@@ -1,9 +1,11 @@
 """One setting and what a set of them share: bounds, choices, names on the command line."""
 
 import dataclasses
+import difflib
 import math
 import os
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,9 +52,14 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def flag(name: str) -> str:
-    """A setting's name on the command line."""
-    return "--" + name.replace("_", "-")
+def flag(name: str, *, off: bool = False) -> str:
+    """A setting's name on the command line; `off`, with which a switch is turned off."""
+    return ("--no-" if off else "--") + name.replace("_", "-")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The name that one which is none of them was meant for, as far as one can tell."""
+    return difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
