@@ -343,6 +343,8 @@ def test_evaluate_compares_all_methods(material, evaluation):
         assert row["seconds"] >= 0
         if row["method"] in ("maml", "finetune"):
             assert len(row["curve"]) == len(row["curve_ci95"]) == 3
+            after = row["curve"][row["inner_steps"]], row["curve_ci95"][row["inner_steps"]]
+            assert after == pytest.approx((row["accuracy"], row["ci95"]))
         else:
             assert row["curve"] == row["curve_ci95"] == []
         # Episode by episode.

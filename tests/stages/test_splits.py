@@ -50,6 +50,7 @@ def test_each_draw_counts_as_adapt_does(chain, splits, monkeypatch):
         assert accuracy > 0.4
     assert len(maml["accuracies"]) == maml["episodes"] == 2
     assert (maml["ways"], maml["shots"], maml["queries"]) == (3, 2, len(ROWS))
+    assert maml["curve"][maml["inner_steps"]] == pytest.approx(maml["accuracy"])
     first, *_ = out.splitlines()
     assert first.startswith(f"2 published draws of {splits}: 3 ways, 1 to 2 shots")
 
