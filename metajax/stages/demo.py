@@ -162,7 +162,7 @@ def _evaluate_settings(
         classes=str(files.test_classes),
         seed=settings.seed,
         max_length=_LENGTH,
-        episodes=64,
+        episodes=56,
         curve=3,
         output=places.evaluation,
     )
