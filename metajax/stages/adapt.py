@@ -76,6 +76,8 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
             f"--inner-lr than {rate:g}, or other weights"
         )
     begin(run, lambda directory: save_config(directory, model))
+    how = (len(losses) - 1, rate, losses[0], losses[-1])
+    _log.info("%s: %d steps at rate %g, loss %.3f -> %.3f", run.path, *how)
     with (
         held(run),
         Checkpoints(run.checkpoints, keep=1, record=run.record) as checkpoints,

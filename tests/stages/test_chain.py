@@ -143,6 +143,7 @@ def test_adapt_says_when_its_steps_are_too_large(chain, material, tmp_path):
     assert "give a smaller --inner-lr than 1000, and a new --workdir" in done.err
     done = tiny.run(*command, "--inner-lr", 0.01, "--workdir", tmp_path / "small")
     assert "raised the loss" not in done.err
+    assert f"{tmp_path / 'small'}: 1 steps at rate 0.01, loss " in done.err
 
 
 def test_adapt_finds_a_rate_that_the_weights_bear(chain, material, tmp_path, monkeypatch):
