@@ -17,9 +17,10 @@ from metajax.arguments import parse
 from metajax.data.readers import read_table
 from metajax.errors import InputError
 from metajax.models.config import BertConfig
-from metajax.models.files import read_json, read_notes
+from metajax.models.files import read_json
+from metajax.models.notes import read_notes
 from metajax.stages import predict, report_data
-from metajax.stages.run import read_record
+from metajax.stages.record import read_record
 from metajax.terminal import refusal
 
 CHECKED = hypothesis.settings(

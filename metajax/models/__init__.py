@@ -1,7 +1,7 @@
 """BERT and its relatives as a pure function, from and to Hugging Face files."""
 
 from metajax.models.config import BertConfig
-from metajax.models.files import has_classifier, hashes
+from metajax.models.files import hashes
 from metajax.models.losses import (
     classification_loss,
     masked_lm_loss,
@@ -9,6 +9,7 @@ from metajax.models.losses import (
     zero_start,
 )
 from metajax.models.model import Bert, Outputs
+from metajax.models.notes import has_classifier
 from metajax.models.pretrained import from_pretrained, read_model, with_head
 from metajax.models.reduction import (
     compose,

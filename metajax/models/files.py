@@ -7,15 +7,13 @@ import functools
 import hashlib
 import json
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from metajax.errors import InputError, reason_of
-from metajax.models.families import family_of, to_bert
 from metajax.reading import parse_json, read_bytes
 
 # Beside the weights stands what BertModel and its kin with a head have no place for.
@@ -36,15 +34,6 @@ _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.
 _HINT = "pass --model the path of a local directory with config.json and model.safetensors instead"
 
 Reader = Callable[[Path], dict[str, np.ndarray]]
-
-
-class Notes(NamedTuple):
-    """What a directory says about its use, beyond the network's sizes; None is unsaid."""
-
-    pooling: str
-    feature_norm: float | None
-    num_labels: tuple[int, ...] | None
-    label_names: tuple[tuple[str, ...] | None, ...] | None
 
 
 def resolve(name_or_path: str) -> Path:
@@ -109,75 +98,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path}: not a JSON object; replace the file")
     return values
-
-
-def read_notes(directory: Path, values: Mapping[str, Any]) -> Notes:
-    """What config.json (as `values`) and sentence-transformers' files say of pooling and classes.
-
-    Raises:
-        InputError: something that cannot be understood.
-    """
-    where = directory / "config.json"
-    own = values.get("metajax", {})
-    names = values.get("id2label")
-    try:
-        pooling = own.get("pooling")
-        if pooling is None:
-            path = directory / "1_Pooling" / "config.json"
-            mean = path.exists() and read_json(path).get("pooling_mode_mean_tokens") is True
-            pooling = "mean" if mean else "pooler"
-        feature_norm = own.get("feature_norm")
-        num_labels: Any = own.get("num_labels")
-        label_names: Any = own.get("label_names")
-        if num_labels is not None:
-            num_labels = tuple(int(n) for n in num_labels)
-            label_names = label_names and tuple(_texts(names) for names in label_names)
-        elif names is not None:
-            num_labels = (len(names),)
-            known = _texts([names[str(i)] for i in range(len(names))])
-            unnamed = all(name == f"LABEL_{i}" for i, name in enumerate(known))
-            label_names = None if unnamed else (known,)
-        elif "num_labels" in values:
-            num_labels = (int(values["num_labels"]),)
-        feature_norm = None if feature_norm is None else float(feature_norm)
-    except InputError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f'{where}: "metajax" or "id2label" makes no sense; correct it') from error
-    return Notes(pooling, feature_norm, num_labels, label_names)
-
-
-def _texts(names: Any) -> Any:
-    """The names of a head's classes; None of one whose classes have none."""
-    if names is not None and not all(isinstance(name, str) for name in names):
-        raise ValueError("a class's name is no text")
-    return None if names is None else tuple(names)
-
-
-def has_classifier(name_or_path: str) -> bool:
-    """Whether a directory or hub model has the classification head that its config tells of.
-
-    Raises:
-        InputError: it cannot be had or read.
-
-    Examples:
-        >>> import jax, metajax, tempfile
-        >>> model = metajax.Bert(metajax.models.BertConfig(9, 12, 1), head="classification")
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     metajax.save_pretrained(folder, model, model.init(jax.random.key(0)))
-        ...     metajax.models.has_classifier(folder)
-        True
-    """
-    directory = resolve(name_or_path)
-    values = read_json(directory / "config.json")
-    noted = read_notes(directory, values)
-    family_of(values.get("model_type"), str(directory / "config.json"))
-    found = [
-        len(tensor)
-        for name, tensor in to_bert(read_weights(directory), values["model_type"], 0).items()
-        if re.fullmatch(r"classifier(\.\d+)?\.weight", name)
-    ]
-    return sorted(found) == sorted(noted.num_labels or (2,))
 
 
 def hashes(name_or_path: str) -> dict[str, str]:

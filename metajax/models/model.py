@@ -30,6 +30,8 @@ from metajax.models.heads import (
     mean_pool_packed,
     rescale,
 )
+from metajax.models.notes import names_fit
+from metajax.reading import is_number
 
 Params = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -120,11 +122,22 @@ class Bert:
             raise InputError(f"pooling is {self.pooling!r}; it has to be pooler or mean")
         if not self.num_labels or min(self.num_labels) < 1:
             raise InputError(f"num_labels is {self.num_labels}; every head needs at least one")
-        if not isinstance(self.feature_norm, int | float | None):
-            raise InputError(f"feature_norm is {self.feature_norm!r}; it has to be a number")
-        names = [name for each in self.label_names or () for name in each or ()]
+        norm = self.feature_norm
+        if norm is not None and not (is_number(norm) and norm > 0):
+            raise InputError(f"feature_norm is {norm!r}; it has to be a number above 0")
+        self._check_names()
+
+    def _check_names(self) -> None:
+        if self.label_names is None:
+            return
+        names = [name for each in self.label_names for name in each or ()]
         if not all(isinstance(name, str) for name in names):
             raise InputError(f"label_names is {self.label_names}; names have to be text")
+        if not names_fit(self.label_names, self.num_labels):
+            raise InputError(
+                f"label_names is {self.label_names}; of the heads with {self.num_labels} classes "
+                "each needs as many names, or None"
+            )
 
     def replace(self, **changes: Any) -> "Bert":
         """The same model with other settings; `with_head` changes the parameters to match.
@@ -264,10 +277,11 @@ class Bert:
             InputError: the model has no directory, or no usable tokenizer is in it.
         """
         found = files.tokenizer(self.source)
-        if len(found) > self.config.vocab_size:
+        largest = max(found.get_vocab().values(), default=0)
+        if largest >= self.config.vocab_size:
             raise InputError(
-                f"{self.source}: the tokenizer has {len(found)} tokens, the model "
-                f"{self.config.vocab_size}: give the tokenizer that belongs to it"
+                f"{self.source}: the tokenizer has a token {largest}, the model "
+                f"{self.config.vocab_size} from 0: give the tokenizer that belongs to it"
             )
         return found
 

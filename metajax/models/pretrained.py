@@ -10,6 +10,7 @@ from metajax.models import convert, files
 from metajax.models.config import BertConfig
 from metajax.models.families import to_bert
 from metajax.models.model import Bert, Head, Params, Pooling
+from metajax.models.notes import read_notes
 
 _log = logging.getLogger("metajax")
 
@@ -77,7 +78,7 @@ def from_pretrained(
     config = model.config
     tensors = to_bert(files.read_weights(directory), config.model_type, config.first_position)
     loaded = convert.from_hugging_face(tensors, template, str(directory))
-    noted = files.read_notes(directory, files.read_json(directory / "config.json"))
+    noted = read_notes(directory, files.read_json(directory / "config.json"))
     if noted.num_labels not in (None, model.num_labels):
         loaded.pop("classifier", None)  # padding can make other heads the same shape
     return model, _complete(model, loaded, rng, str(directory), param_dtype)
@@ -116,7 +117,7 @@ def read_model(
     """
     directory = files.resolve(name_or_path)
     values = files.read_json(directory / "config.json")
-    noted = files.read_notes(directory, values)
+    noted = read_notes(directory, values)
     if isinstance(num_labels, int):
         num_labels = (num_labels,)
     num_labels = num_labels or noted.num_labels or (2,)

@@ -9,7 +9,15 @@ import pytest
 import safetensors.numpy
 
 from metajax.errors import InputError
-from metajax.models import Bert, BertConfig, bert, convert, files, from_pretrained, save_pretrained
+from metajax.models import (
+    Bert,
+    BertConfig,
+    bert,
+    convert,
+    from_pretrained,
+    has_classifier,
+    save_pretrained,
+)
 from metajax.models.families import from_bert
 from tests.models.helpers import TINY, assert_equal, make_batch, make_params, write_directory
 
@@ -123,7 +131,7 @@ def test_a_bias_of_the_head_lies_beside_the_network(tmp_path):
     assert found.keys() == {"classifier.0.weight", "classifier.0.bias"}
     _, info = transformers.GPT2Model.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
-    assert files.has_classifier(str(tmp_path))
+    assert has_classifier(str(tmp_path))
     model, again = from_pretrained(str(tmp_path), "classification")
     assert model.num_labels == (3,)
     assert_equal(again, params)
