@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from metajax.supervised import supervised
     from metajax.types import AdaptInfo, LossFn, MetaAlgorithm, MetaInfo, Task
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AdaptInfo",
     "Bert",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import metajax
 from metajax.errors import InputError
 from metajax.stages import settings
 from metajax.stages.config import read_config
@@ -121,8 +122,11 @@ def build_parser(*, whole: bool = True, everything: bool = False) -> argparse.Ar
     parser = _Parser(
         prog="metajax",
         description="Meta-learning for language models. Each stage reads the last one's workdir.",
-        epilog="metajax demo shows everything at once; metajax COMMAND --help has an example.",
+        epilog=f"example: {COMMANDS['demo'].example}, which shows everything at once; "
+        "metajax COMMAND --help has one of each.",
     )
+    version = f"metajax {metajax.__version__}"
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         found = dataclasses.fields(command.settings)
@@ -215,14 +219,18 @@ def _help(setting: Any) -> str:
 
 
 def _check_names(arguments: Sequence[str]) -> None:
-    """Names of settings that there are not, which argparse comes to after those that are missing.
+    """Names that there are not, which argparse comes to after those that are missing, or twice.
 
     Raises:
-        InputError: a name is none of the subcommand's.
+        InputError: there is no such subcommand; a name is none of its settings; or files, of which
+            argparse would keep the last, are given in two places.
     """
     name = arguments[0] if arguments else ""
-    if name not in COMMANDS or {"-h", "--help", "--help-all"} & set(arguments):
+    if name.startswith("-") or not name or {"-h", "--help", "--help-all"} & set(arguments):
         return
+    if name not in COMMANDS:
+        meant = nearest(name, COMMANDS)
+        raise InputError(f"{name}: is no command: is it {meant}? See metajax --help")
     kinds = typing.get_type_hints(COMMANDS[name].settings)
     names = [*map(flag, kinds), "--config", "--log-level", "--help", "--help-all"]
     names += [flag(key, off=True) for key, kind in kinds.items() if kind is bool]
@@ -233,6 +241,10 @@ def _check_names(arguments: Sequence[str]) -> None:
             raise InputError(
                 f"{given}: is no setting of {name}: is it {meant}? See metajax {name} --help"
             )
+    for key, kind in kinds.items():
+        places = [argument.split("=")[0] for argument in arguments].count(flag(key))
+        if typing.get_origin(kind) is tuple and places > 1:
+            raise InputError(f"{flag(key)}: is given {places} times: give all of it after one")
 
 
 def _with_config(arguments: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from metajax.arguments import parse
-from metajax.errors import InputError, StoppedError, one_line
+from metajax.errors import InputError, StoppedError, one_line, printable
 from metajax.stages.option import Settings
 from metajax.stages.run import cache_directory
 from metajax.terminal import notes, refusal
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_directory() / "xla"))
     # That PyTorch is missing is as it should be.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    chosen = None
     try:
         name, chosen, level = parse(arguments)
         with notes(level):
@@ -40,9 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"metajax: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "metajax: stopped; the same command resumes from the last checkpoint", file=sys.stderr
-        )
+        resumes = "; the same command resumes from the last checkpoint"
+        print(f"metajax: stopped{resumes if hasattr(chosen, 'workdir') else ''}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         # Whoever read our output has enough of it: leave nothing for the exit to flush.
@@ -62,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """The command `metajax`: `main`, and then the end of the process."""
+    # What a terminal has no letter for is no reason to lose what was computed.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = main()
     except Exception:
@@ -101,7 +105,8 @@ def _show(name: str, chosen: Any, results: Any) -> None:
     elif results is not None:
         # A list of numbers, a row of the confusion matrix say, on one line.
         lists = re.compile(r"\[\n\s+([-+.\w]+(?:,\n\s+[-+.\w]+)*)\n\s*\]")
-        text = json.dumps(results, indent=2)
-        print(lists.sub(lambda found: f"[{' '.join(found[1].split())}]", text))
+        text = json.dumps(results, indent=2, ensure_ascii=False)
+        text = lists.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+        print("\n".join(map(printable, text.split("\n"))))
         if hasattr(chosen, "workdir"):
             print(f"written to {chosen.workdir}")

@@ -10,6 +10,7 @@ from typing import get_type_hints
 
 import pytest
 
+import metajax
 from metajax import cli
 from metajax.arguments import COMMANDS, parse
 from metajax.errors import InputError
@@ -40,6 +41,13 @@ def test_help_names_every_command(capsys):
     assert done.value.code == 0
     out = capsys.readouterr().out
     assert all(f"\n    {name}" in out for name in COMMANDS)
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as done:
+        parse(["--version"])
+    assert done.value.code == 0
+    assert capsys.readouterr().out == f"metajax {metajax.__version__}\n"
 
 
 def shown(command, setting):

@@ -188,7 +188,8 @@ def _find_columns(table: Table, wanted: _Columns) -> _Columns:
             names = ", ".join(repr(name[:40]) for name in table.names[:12])
             raise InputError(
                 f"{table.source}: has no column {alternative}, only {names}; "
-                "name the columns in the first line, or say which to use"
+                "name the columns in the first line, or say which to use with --text-column, "
+                "--pair-column and --label-column"
             )
     return found
 
