@@ -16,7 +16,8 @@ from metajax.stages import predict, protocol, report_data, source
 from metajax.stages.few_shot import describe_few_shot
 from metajax.stages.groups import InnerSettings, ModelSettings
 from metajax.stages.metrics import MetricsLog
-from metajax.stages.run import Run, read_record
+from metajax.stages.record import read_record
+from metajax.stages.run import Run
 from metajax.stages.settings import EvaluateSettings
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,10 +15,12 @@ from metajax.checkpoint import Checkpoints
 from metajax.errors import InputError
 from metajax.models import classification_loss, save_config
 from metajax.outer import OuterState
+from metajax.reading import is_number
 from metajax.stages.few_shot import FewShot, open_few_shot
 from metajax.stages.metrics import MetricsLog
 from metajax.stages.predict import label
-from metajax.stages.run import begin, held, make_record, open_run, read_results, write_results
+from metajax.stages.record import make_record
+from metajax.stages.run import begin, held, open_run, read_results, write_results
 from metajax.stages.settings import AdaptSettings, PredictSettings
 from metajax.stages.source import Classifier, describe, text_length
 from metajax.stages.tasks import batch_of, fingerprints, load, relabel, tokenized
@@ -60,14 +63,15 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         data=fingerprints(settings),
         parent=few_shot.source.record,
         model=describe(model),
+        pairs=[task.pairs is not None],
     )
     run = open_run(settings.workdir, record, settings)
 
     rates: Sequence[float] = (inner["inner_lr"],)
     if looked_for:
         # A run that has ended has its rate, which another machine may not find again.
-        found = (read_results(run.path) or {}).get("inner_lr")
-        rates = (found,) if found else _RATES
+        known = read_results(run.path)
+        rates = (_rate_of(known, run.path),) if known else _RATES
     rng = jax.random.key(settings.seed)
     params, losses, rate = _descend(few_shot, batch_of(examples), rng, rates)
     if not np.isfinite(losses).all():
@@ -96,9 +100,18 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     }
     _warn_if_risen(losses, rate)
     if dev is not None:
-        results["dev"] = _judge(Classifier(model, params, 0, settings.max_length), dev)
+        results["dev"] = _judge(Classifier(model, params, 0, settings.max_length, None), dev)
     write_results(run, results)
     return results
+
+
+def _rate_of(results: dict[str, Any], workdir: Path) -> float:
+    rate: Any = results.get("inner_lr")
+    if not (is_number(rate) and rate > 0):
+        raise InputError(
+            f"{workdir / 'results.json'}: its inner_lr is {rate}: restore it from a backup"
+        )
+    return float(rate)
 
 
 def _descend(
@@ -140,7 +153,7 @@ def _load_dev(settings: AdaptSettings, task: data.TaskData) -> data.TaskData | N
     if settings.dev is None:
         return None
     (dev,) = load(settings, split="validation", specs=[settings.dev])
-    return relabel(dev, task.label_names)
+    return relabel(dev, task)
 
 
 def _judge(classifier: Classifier, dev: data.TaskData) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from metajax.evaluate import BASELINES, estimate, run_episodes
 from metajax.models import Bert
 from metajax.stages.few_shot import FewShot, open_as_trained, open_few_shot
 from metajax.stages.protocol import Protocol, num_classes, open_protocol
-from metajax.stages.run import identity, writable, write_atomically
+from metajax.stages.record import identity
+from metajax.stages.run import writable, write_atomically
 from metajax.stages.settings import EvaluateSettings
 from metajax.stages.source import text_length
 from metajax.stages.tasks import load
@@ -68,7 +69,8 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
     Raises:
         InputError: the input cannot be used.
     """
-    output = writable(settings.output) if settings.output else None
+    read = (*settings.tasks, settings.classes or "")
+    output = writable(settings.output, *read) if settings.output else None
     tasks = load(settings, split="train")
     classes = num_classes(settings, tasks)
     few_shot = open_few_shot(settings.model, settings, settings, classes)

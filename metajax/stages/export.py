@@ -9,9 +9,12 @@ from typing import Any
 from metajax.errors import InputError
 from metajax.models import save_pretrained
 from metajax.stages.paths import on_disk, to_path
-from metajax.stages.run import check_writable, read_record
+from metajax.stages.record import read_record
+from metajax.stages.run import check_writable
 from metajax.stages.settings import ExportSettings
 from metajax.stages.source import open_classifier, open_source
+
+_PART = ".part"
 
 
 def export(settings: ExportSettings) -> dict[str, Any]:
@@ -26,14 +29,15 @@ def export(settings: ExportSettings) -> dict[str, Any]:
         InputError: the workdir holds no checkpoint, or the directory is not empty.
     """
     output = Path(os.path.abspath(on_disk(settings.output)))  # A name to write beside, even of "."
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    left = [path for path in output.iterdir() if path.name != _PART] if output.is_dir() else []
+    if left or (output.exists() and not output.is_dir()):
         raise InputError(f"{output}: exists and is not an empty directory: name a new one")
     check_writable(output)
     record = read_record(to_path(settings.model))
     if record is None:
         raise InputError(f"{settings.model}: is not the workdir of a run: name one")
     if record["stage"] in ("adapt", "finetune"):
-        model, params, head, _ = open_classifier(settings.model, settings.task)
+        model, params, head, *_ = open_classifier(settings.model, settings.task)
         names = model.label_names and (model.label_names[head],)
         classes = model.num_labels[head]
         model = model.replace(num_labels=(classes,), label_names=names)
@@ -48,11 +52,17 @@ def export(settings: ExportSettings) -> dict[str, Any]:
         model, params = source.model, source.params
         if model.head == "classification" and "classifier" not in params:
             model = model.replace(head="encoder")  # Each task brings its own head.
-    # Under another name until it is whole, so that a kill leaves nothing that looks like it.
-    partial = output.with_name(f".{output.name}.part")
+    # Under another name until it is whole, so that a kill leaves nothing that looks like it. An
+    # empty directory may be a disk of its own, which cannot be replaced.
+    there = output.exists()
+    partial = output / _PART if there else output.with_name(f".{output.name}{_PART}")
     try:
         save_pretrained(partial, model, params)
-        os.replace(partial, output)
+        if there:
+            for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
+                os.replace(file, output / file.name)
+        else:
+            os.replace(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     (loads_in,) = json.loads((output / "config.json").read_text())["architectures"]

@@ -12,7 +12,8 @@ from metajax.errors import InputError
 from metajax.models import classification_loss
 from metajax.stages import hosts
 from metajax.stages.loop import Stage, train
-from metajax.stages.run import make_record, open_run
+from metajax.stages.record import make_record
+from metajax.stages.run import open_run
 from metajax.stages.settings import FinetuneSettings
 from metajax.stages.source import describe, open_source, text_length
 from metajax.stages.split import with_parts
@@ -58,6 +59,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
         },
         parent=source.record,
         model=describe(model),
+        pairs=[task.pairs is not None for task in train_tasks],
     )
     total = sum(len(task.labels) for task in train_tasks)
     steps = settings.steps or math.ceil(settings.epochs * total / settings.batch_size)
@@ -105,7 +107,7 @@ def _load_dev(
         return {}
     specs = {i: settings.tasks[i] for i in own} | dict(zip(files, settings.dev))
     found = load(settings, split="validation", specs=list(specs.values()))
-    return {i: relabel(task, train_tasks[i].label_names) for i, task in zip(specs, found)}
+    return {i: relabel(task, train_tasks[i]) for i, task in zip(specs, found)}
 
 
 def _has_dev(spec: str) -> bool:

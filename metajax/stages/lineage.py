@@ -5,10 +5,10 @@ import json
 from typing import Any
 
 from metajax.errors import InputError, printable
-from metajax.stages import settings as all_settings
 from metajax.stages.option import flag
 from metajax.stages.paths import address, to_path
-from metajax.stages.run import read_record, writable, write_atomically
+from metajax.stages.record import SETTINGS, read_record
+from metajax.stages.run import writable, write_atomically
 from metajax.stages.settings import LineageSettings
 
 
@@ -63,10 +63,9 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 def _changed(stage: str, values: dict[str, Any]) -> dict[str, Any]:
     """The settings that are not as they are by default, but for names of files."""
-    known = getattr(all_settings, f"{stage.capitalize()}Settings")
     return {
         flag(setting.name): values[setting.name]
-        for setting in dataclasses.fields(known)
+        for setting in dataclasses.fields(SETTINGS[stage])
         if setting.metadata["matters"]
         and setting.name != "seed"
         and setting.name in values

@@ -13,7 +13,8 @@ from metajax.stages import hosts
 from metajax.stages.few_shot import open_few_shot
 from metajax.stages.groups import EpisodeSettings
 from metajax.stages.loop import Stage, train
-from metajax.stages.run import make_record, open_run
+from metajax.stages.record import make_record
+from metajax.stages.run import open_run
 from metajax.stages.settings import MetatrainSettings
 from metajax.stages.source import describe, text_length
 from metajax.stages.split import check_split

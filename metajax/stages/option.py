@@ -72,20 +72,30 @@ class Settings:
 
     def __post_init__(self) -> None:
         for setting in dataclasses.fields(self):
-            value, limits = _as_text(getattr(self, setting.name)), setting.metadata
+            value = _as_text(getattr(self, setting.name))
             object.__setattr__(self, setting.name, value)
-            _check_kind(flag(setting.name), value, setting.type)
-            if value is None:
-                continue
-            if value == () and setting.default is dataclasses.MISSING:
-                raise InputError(f"{flag(setting.name)}: give one or more")
-            for item in value if isinstance(value, tuple) else (value,):
-                if limits["choices"] and item not in limits["choices"]:
-                    raise InputError(
-                        f"{flag(setting.name)} {item}: choose from {', '.join(limits['choices'])}"
-                    )
-                if not isinstance(item, str):
-                    _check_bounds(flag(setting.name), item, limits)
+            check(setting, value)
+
+
+def check(setting: dataclasses.Field[Any], value: Any) -> None:
+    """Checks what a setting is given.
+
+    Raises:
+        InputError: it is of another kind, out of bounds or not one of the choices.
+    """
+    name, limits = flag(setting.name), setting.metadata
+    _check_kind(name, value, setting.type)
+    if value is None:
+        return
+    if value == () and setting.default is dataclasses.MISSING:
+        raise InputError(f"{name}: give one or more")
+    for item in value if isinstance(value, tuple) else (value,):
+        if limits["choices"] and item not in limits["choices"]:
+            raise InputError(f"{name} {item}: choose from {', '.join(limits['choices'])}")
+        if not isinstance(item, str):
+            _check_bounds(name, item, limits)
+        elif "\0" in item:
+            raise InputError(f"{name} {item}: has a NUL in it: leave it out")
 
 
 def _as_text(value: Any) -> Any:
@@ -97,12 +107,13 @@ def _as_text(value: Any) -> Any:
 
 def _check_kind(name: str, value: Any, kind: Any) -> None:
     """What the command line converts, Python may give as something else."""
-    kinds = typing.get_args(kind) or (kind,)
+    kinds, items = typing.get_args(kind) or (kind,), (value,)
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, tuple):
-            raise InputError(f"{name} {value}: give a tuple, such as ({value!r},)")
-        kinds = kinds[:1]
-    for item in value if isinstance(value, tuple) else (value,):
+            such = tuple(value) if isinstance(value, list) else (value,)
+            raise InputError(f"{name} {value}: give a tuple, such as {such}")
+        kinds, items = kinds[:1], value
+    for item in items:
         if not _is_one_of(item, kinds):
             wanted = " or ".join(_KINDS[kind] for kind in kinds)
             raise InputError(f"{name} {item!r}: give {wanted}")

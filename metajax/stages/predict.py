@@ -34,7 +34,7 @@ def predict(settings: PredictSettings) -> None:
     Raises:
         InputError: the input cannot be used.
     """
-    target = None if settings.output == "-" else writable(settings.output)
+    target = None if settings.output == "-" else writable(settings.output, settings.input)
     classifier = open_classifier(settings.model, settings.task)
     if settings.max_length is not None:
         classifier = classifier._replace(max_length=settings.max_length)
@@ -52,8 +52,18 @@ def predict(settings: PredictSettings) -> None:
 def label(
     classifier: Classifier, texts: list[str], pairs: list[str] | None, batch_size: int
 ) -> Iterator[Prediction]:
-    """The prediction for each text, in order."""
-    model, params, head, max_length = classifier
+    """The prediction for each text, in order.
+
+    Raises:
+        InputError: they are pairs where the classifier learned from single texts, or the reverse.
+    """
+    model, params, head, max_length, in_pairs = classifier
+    if in_pairs is not None and in_pairs != (pairs is not None):
+        found, wanted = ("single texts", "pairs") if in_pairs else ("pairs", "single texts")
+        raise InputError(
+            f"the input: has {found}, and the model learned from {wanted}: give those (a tab "
+            "stands between the two texts of a pair)"
+        )
     task = data.TaskData("the input", texts, pairs, np.zeros(len(texts), np.int32), ("",))
     (examples,) = tokenized([task], model, text_length(model, max_length))
     logits = jax.jit(lambda params, batch: model(params, batch).logits)

@@ -11,7 +11,8 @@ from metajax.evaluate import run_episodes
 from metajax.models import masked_lm_loss
 from metajax.stages import hosts
 from metajax.stages.loop import Stage, train
-from metajax.stages.run import make_record, open_run
+from metajax.stages.record import make_record
+from metajax.stages.run import open_run
 from metajax.stages.settings import PretrainSettings
 from metajax.stages.source import describe, open_source, text_length, without_dropout
 from metajax.stages.split import with_parts

@@ -13,7 +13,8 @@ from metajax.report import Series
 from metajax.stages.evaluate import Row
 from metajax.stages.metrics import are_measures, read_metrics
 from metajax.stages.paths import address, to_path
-from metajax.stages.run import read_json, read_record, read_results
+from metajax.stages.record import read_record
+from metajax.stages.run import read_json, read_results
 
 
 class Run(NamedTuple):

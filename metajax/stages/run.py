@@ -11,22 +11,23 @@ results.json      what the stage reports at its end
 import contextlib
 import dataclasses
 import fcntl
-import importlib.metadata
 import json
+import logging
 import os
-import platform
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metajax.errors import InputError
+from metajax.errors import InputError, reason_of
 from metajax.reading import parse_json
 from metajax.stages.config import write_config
 from metajax.stages.option import Settings, flag
 from metajax.stages.paths import children, filling, in_bucket, to_path, write_object
+from metajax.stages.record import identity, read_record
 
-STAGES = ("pretrain", "finetune", "metatrain", "adapt")  # Those that leave a run.
-_PACKAGES = ("metajax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
+_log = logging.getLogger("metajax")
+_KEPT = ("run.json", "config.yaml", "metrics.jsonl", "results.json")
 
 
 class Run(NamedTuple):
@@ -48,7 +49,10 @@ class Run(NamedTuple):
 
 def cache_directory() -> Path:
     """Where what can be made again is kept between runs: `$XDG_CACHE_HOME/metajax`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metajax"
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "metajax"
+    home = os.path.expanduser("~")  # Of a user without one, as in some containers, "~" it stays.
+    return Path(tempfile.gettempdir() if home == "~" else home, ".cache", "metajax")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -60,72 +64,6 @@ def write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.part")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
-
-
-def make_record(
-    stage: str, settings: Settings, *, data: dict[str, str], parent: dict[str, Any], model: Any
-) -> dict[str, Any]:
-    """The JSON object that says what a run is.
-
-    Args:
-        stage: the subcommand's name.
-        settings: all of them.
-        data: for each input file, what it is to the run and its sha256.
-        parent: the record of the weights it starts from.
-        model: the network's head, as JSON.
-    """
-    record = {
-        "stage": stage,
-        "settings": dataclasses.asdict(settings),
-        "data": data,
-        "parent": parent,
-        "model": model,
-        "versions": {name: _version(name) for name in _PACKAGES}
-        | {"python": platform.python_version()},
-    }
-    return json.loads(json.dumps(record))
-
-
-def _version(package: str) -> str | None:
-    """None of what is used without being installed: metajax itself, from a clone."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def read_record(workdir: Path) -> dict[str, Any] | None:
-    """A workdir's record; None where there is no run.
-
-    Raises:
-        InputError: the record cannot be read.
-    """
-    path = workdir / "run.json"
-    if not path.is_file():
-        return None
-    try:
-        record = parse_json(path.read_text(encoding="utf-8"))
-        _check_record(record)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(f"{path}: is not a run's record: name another --workdir") from None
-    return record
-
-
-def _check_record(record: Any) -> None:
-    """Raises KeyError or TypeError where it, or one it came from, is none."""
-    parts = [record[name] for name in ("settings", "data", "parent", "model", "versions")]
-    if record["stage"] not in STAGES or not all(isinstance(part, dict) for part in parts):
-        raise TypeError
-    if not isinstance(record["settings"]["seed"], int):
-        raise TypeError
-    if "record" in record["parent"]:
-        if not isinstance(record["parent"]["path"], str):
-            raise TypeError
-        _check_record(record["parent"]["record"])
-    if record["stage"] in ("adapt", "finetune"):  # What predict reads.
-        tasks, length = record["settings"]["tasks"], record["settings"]["max_length"]
-        if not isinstance(length, int) or not all(isinstance(task, str) for task in tasks):
-            raise TypeError
 
 
 def open_run(workdir: str, record: dict[str, Any], settings: Settings) -> Run:
@@ -178,16 +116,25 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{existing}: is not writable: name another directory")
 
 
-def writable(path: str) -> Path:
+def writable(path: str, *inputs: str) -> Path:
     """A path to write a file to.
 
+    Args:
+        path: its name.
+        *inputs: what is read, which it must not be.
+
     Raises:
-        InputError: its directory does not exist or cannot be written to, or it is no plain file.
+        InputError: its directory does not exist or cannot be written to, or it is no plain file, an
+            input or what keeps a run.
     """
     target = Path(path)
     problem = None
     if not target.parent.is_dir():
         problem = "its directory does not exist"
+    elif target.exists() and any(os.path.exists(name) and target.samefile(name) for name in inputs):
+        problem = "is read by this command"
+    elif target.name in _KEPT and target.with_name("run.json").is_file():
+        problem = "belongs to the run there"
     elif target.exists() and not target.is_file():
         problem = "is a directory" if target.is_dir() else "is not a plain file"
     elif not os.access(target.parent, os.W_OK | os.X_OK):
@@ -219,11 +166,6 @@ def _difference(known: dict[str, Any], new: dict[str, Any], settings: Settings) 
 def _contents(data: dict[str, str]) -> list[tuple[str, str]]:
     """The option and the hash of each file."""
     return [(name.split()[0], digest) for name, digest in data.items()]
-
-
-def identity(parent: dict[str, Any]) -> dict[str, Any]:
-    """What a parent is, wherever it lies."""
-    return {key: value for key, value in parent.items() if key != "path"}
 
 
 def begin(run: Run, save_model: Callable[[Path], None]) -> None:
@@ -264,6 +206,10 @@ def held(run: Run) -> Iterator[None]:
                 f"{run.path}: another process is running there: wait for it, or name another "
                 "--workdir"
             ) from None
+        except OSError as error:  # Some file systems of a network have no locks.
+            _log.warning(
+                "%s: cannot be locked (%s): keep other runs out of it", run.path, reason_of(error)
+            )
         yield
 
 
@@ -272,14 +218,19 @@ def write_results(run: Run, results: dict[str, Any]) -> None:
     write_atomically(run.path / "results.json", json.dumps(results, indent=2) + "\n")
 
 
-def read_results(workdir: Path) -> Any:
+def read_results(workdir: Path) -> dict[str, Any] | None:
     """What a run that has ended wrote; None of one that has not.
 
     Raises:
-        InputError: it is no JSON.
+        InputError: it is no JSON object.
     """
     path = workdir / "results.json"
-    return read_json(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    results = read_json(path)
+    if not isinstance(results, dict):
+        raise InputError(f"{path}: is not a run's results: restore it from a backup")
+    return results
 
 
 def read_json(path: Path) -> Any:

@@ -21,7 +21,7 @@ from metajax.models import (
 from metajax.models.files import read_json
 from metajax.stages.groups import ModelSettings
 from metajax.stages.paths import address, in_bucket, local, to_path
-from metajax.stages.run import read_record
+from metajax.stages.record import check_record, read_record
 from metajax.types import LossFn, Params
 
 _log = logging.getLogger("metajax")
@@ -67,6 +67,7 @@ def open_source(spec: str, settings: ModelSettings | None = None, **head: Any) -
         where = address(path) if path.is_dir() else spec
         return Source(model, params, {"path": where, **hashes(spec)})
     saved = checkpoint.load(path / "checkpoints")
+    check_record(saved.record, path / "checkpoints" / str(saved.step))
     if not (path / "results.json").is_file():
         _log.warning("%s: has not ended; the checkpoint of its step %d is used", path, saved.step)
     model, params = _rebuild(path / "model", record["model"]).replace(**runtime), saved.params
@@ -142,12 +143,14 @@ class Classifier(NamedTuple):
         params: its parameters.
         head: the number of the head to use.
         max_length: the tokens to which its run cut its texts.
+        pairs: whether its texts came in pairs; None is unknown.
     """
 
     model: Bert
     params: Params
     head: int
     max_length: int
+    pairs: bool | None
 
 
 def open_classifier(spec: str, task: str | None) -> Classifier:
@@ -177,5 +180,8 @@ def open_classifier(spec: str, task: str | None) -> Classifier:
     if task not in names:
         given = "" if task is None else f" {task}"
         raise InputError(f"--task{given}: choose from {', '.join(names)}")
-    max_length = record["settings"]["max_length"] if record else ModelSettings.max_length
-    return Classifier(source.model, source.params, names.index(task), max_length)
+    head, pairs, max_length = names.index(task), None, ModelSettings.max_length
+    if record:
+        max_length = record["settings"]["max_length"]
+        pairs = dict(enumerate(record.get("pairs", ()))).get(head)
+    return Classifier(source.model, source.params, head, max_length, pairs)

@@ -7,7 +7,7 @@ from typing import TypeVar
 from metajax.errors import InputError
 from metajax.parallel import all_devices
 from metajax.stages.paths import to_path
-from metajax.stages.run import read_record
+from metajax.stages.record import read_record
 from metajax.stages.settings import FinetuneSettings, PretrainSettings
 
 _log = logging.getLogger("metajax")

@@ -50,12 +50,20 @@ def tokenized(tasks: Sequence[data.TaskData], model: Bert, length: int) -> list[
     return found
 
 
-def relabel(task: data.TaskData, names: tuple[str, ...]) -> data.TaskData:
-    """The task with its classes numbered as in `names`.
+def relabel(task: data.TaskData, training: data.TaskData) -> data.TaskData:
+    """The task with its classes numbered as in the training file.
 
     Raises:
-        InputError: it has one that is not there, or one of the two has scores and no classes.
+        InputError: it has one that is not there, or one of the two has scores and no classes, or
+            pairs of texts.
     """
+    names = training.label_names
+    if (task.pairs is None) != (training.pairs is None):
+        one, other = ("pairs", "single texts") if task.pairs else ("single texts", "pairs")
+        raise InputError(
+            f"{task.name}: has {one} and the training file {other}: give a file like the training "
+            "file"
+        )
     if bool(task.label_names) != bool(names):
         scores = "classes and the training file scores" if names == () else "scores and no classes"
         raise InputError(f"{task.name}: has {scores}: give a file like the training file")

@@ -1,5 +1,6 @@
 """Bad input: exit status 2, one line that says what, where and what to do, and nothing written."""
 
+import errno
 import fcntl
 import json
 import os
@@ -205,28 +206,6 @@ def test_a_run_that_has_no_checkpoint_yet(refused, chain, material, tmp_path):
     refused("holds no checkpoint yet", "export", "--model", run, "--output", "out")
 
 
-SOUND = {"stage": "pretrain", "settings": {"seed": 0}, "data": {}, "model": {}, "versions": {}}
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        *("{", "[]", "{}", '{"stage": "pretrain"}'),
-        json.dumps(SOUND | {"parent": {"record": 5}}),
-        json.dumps(SOUND | {"parent": {"record": SOUND}}),
-        json.dumps(SOUND | {"parent": {"record": SOUND | {"parent": {}}}}),
-        json.dumps(SOUND | {"parent": {}, "stage": "foo"}),
-        json.dumps(SOUND | {"parent": {}, "settings": {}}),
-    ],
-)
-def test_a_record_that_is_none(refused, chain, material, tmp_path, content):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_text(content)
-    refused("is not a run's record", *pretrain_command(material, tmp_path / "run"))
-    refused("is not a run's record", "export", "--model", tmp_path / "run", "--output", "out")
-    refused("is not a run's record", "lineage", "--model", tmp_path / "run")
-
-
 def test_workdir_of_another_stage(refused, chain, material):
     refused(
         "belongs to a pretrain run, not metatrain", *metatrain_command(material, chain.pretrain)
@@ -296,7 +275,7 @@ def test_options_that_are_none_or_missing(refused, material):
     refused("--stepz: is no setting of pretrain: is it --steps?", *command, "--stepz", 3)
     refused("the following arguments are required: --model, --text", "pretrain", "--workdir", "run")
     refused("required: COMMAND", *())
-    refused("invalid choice: 'pretain'", "pretain")
+    refused("pretain: is no command: is it pretrain", "pretain")
 
 
 def test_work_that_cannot_be_split(refused, material, monkeypatch):
@@ -323,19 +302,39 @@ def test_low_memory_is_for_maml(refused, material):
 
 def test_dev_files(refused, material, tmp_path):
     command = finetune_command(material, "run")
+    dev = command.index(material.three_dev)
     message = "--dev names 2 files for 1 tasks without a dev set"
-    refused(message, *command, "--dev", "a.csv", "b.csv")
-    other = tiny.write_rows(tmp_path / "other.csv", tiny.examples(4, 2))
-    refused("has the label 'topic3', which the training file has not", *command, "--dev", other)
+    refused(message, *command[:dev], "a.csv", *command[dev:])
+    command[dev] = tiny.write_rows(tmp_path / "other.csv", tiny.examples(4, 2))
+    refused("has the label 'topic3', which the training file has not", *command)
 
 
 def test_a_dev_set_of_scores_is_refused_for_classes():
     scores = TaskData("dev", ["w1"], None, np.array([1.5]), ())
     classes = TaskData("dev", ["w1"], None, np.array([0]), ("a",))
     with pytest.raises(InputError, match="dev: has scores and no classes"):
-        relabel(scores, ("a", "b"))
+        relabel(scores, classes)
     with pytest.raises(InputError, match="dev: has classes and the training file scores"):
-        relabel(classes, ())
+        relabel(classes, scores)
+
+
+def test_single_texts_where_pairs_were_learned(refused, chain, material, tmp_path):
+    tasks = tmp_path / "pairs.csv"
+    tasks.write_text("text,text_pair,label\nw1,w2,a\nw3,w4,b\n")
+    adapt = ("adapt", "--model", material.bert, "--tasks")
+    tiny.succeed(*adapt, tasks, "--workdir", tmp_path / "pairs")
+    predict = ("predict", "--model", tmp_path / "pairs")
+    assert tiny.succeed(*predict, stdin=b"w1\tw2\n")
+    refused("has single texts, and the model learned from pairs", *predict, stdin=b"w1\n")
+    refused(
+        "has pairs, and the model learned from single texts",
+        *("predict", "--model", chain.adapt),
+        stdin=b"w1\tw2\n",
+    )
+    tasks.write_text("text,label\nw1,a\nw3,b\n")
+    (tmp_path / "dev.csv").write_text("text,text_pair,label\nw1,w2,a\nw3,w4,b\n")
+    dev = ("--dev", tmp_path / "dev.csv", "--workdir", "run")
+    refused("dev.csv: has pairs and the training file single texts", *adapt, tasks, *dev)
 
 
 def test_adapt_takes_one_task(refused, material):
@@ -379,7 +378,7 @@ def test_a_tokenizer_of_another_model(refused, material, tmp_path):
     with (directory / "vocab.txt").open("a") as file:
         file.write("more\n")
     command = ("adapt", "--tasks", material.new, "--workdir", "run", "--model", directory)
-    refused("the tokenizer has 96 tokens, the model 95", *command)
+    refused("the tokenizer has a token 95, the model 95 from 0", *command)
 
 
 def test_text_in_another_language(refused, material, tmp_path):
@@ -405,6 +404,21 @@ def test_evaluate(refused, chain, material, tmp_path):
     refused("its directory does not exist", *command(chain.metatrain), "--output", "no/rows.json")
     os.mkfifo(tmp_path / "pipe")  # Not to be replaced, and no more is /dev/null.
     refused("is not a plain file", *command(chain.metatrain), "--output", tmp_path / "pipe")
+    refused("is read by this command", *command(chain.metatrain), "--output", material.intents)
+
+
+def test_an_output_in_the_place_of_an_input(refused, chain, tmp_path):
+    (tmp_path / "texts.txt").write_text("w1\n")
+    same = ("--input", tmp_path / "texts.txt", "--output", tmp_path / "texts.txt")
+    refused("texts.txt: is read by this command", "predict", "--model", chain.adapt, *same)
+    kept = chain.adapt / "run.json"
+    refused("belongs to the run there", "lineage", "--model", chain.adapt, "--output", kept)
+
+
+def test_names_on_the_command_line(refused, material):
+    command = pretrain_command(material, "run")
+    refused("--text: is given 2 times: give all of it after one", *command, "--text", "b.txt")
+    refused("has a NUL in it", *pretrain_command(material, "a\0b"))
 
 
 def test_evaluate_where_the_weights_below_are_gone_or_others(refused, chain, material, tmp_path):
@@ -444,6 +458,16 @@ def test_two_runs_in_one_workdir(refused, material, tmp_path):
         fcntl.flock(file, fcntl.LOCK_EX)
         refused("another process is running there: wait", *command)
     tiny.succeed(*command)
+
+
+def test_a_disk_without_locks(material, tmp_path, monkeypatch):
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    done = tiny.run(*pretrain_command(material, tmp_path / "run"))
+    assert done.status == 0, done.err
+    assert "cannot be locked ([Errno 37] No locks available): keep other runs out" in done.err
 
 
 def test_devices_that_are_not_there(material, tmp_path):

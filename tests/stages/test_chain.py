@@ -1,9 +1,13 @@
 """Each stage reads the last one's workdir, and leaves what it should."""
 
+import errno
 import hashlib
+import io
 import json
+import os
 import re
 import shutil
+import sys
 import warnings
 from functools import partial
 
@@ -15,11 +19,10 @@ import tiny
 import transformers
 
 import metajax
-from metajax import checkpoint
+from metajax import checkpoint, cli
 from metajax.models import hashes
 from metajax.stages import adapt as adapting
-from metajax.stages import run as runs
-from metajax.stages.settings import AdaptSettings, LineageSettings
+from metajax.stages.settings import AdaptSettings
 from metajax.stages.source import open_classifier, open_source
 from tests.stages.commands import metatrain_command
 
@@ -104,13 +107,6 @@ def test_lineage_leads_down_to_the_weights(chain, material):
         digest.update(hashlib.sha256((material.bert / name).read_bytes()).digest())
     weights = pretrain["record"]["parent"]
     assert (weights["path"], weights["sha256"]) == (str(material.bert), digest.hexdigest())
-
-
-def test_what_is_used_without_being_installed_has_no_version(monkeypatch):
-    monkeypatch.setattr(runs, "_PACKAGES", ("numpy", "not-installed"))
-    settings = LineageSettings(model="m")
-    versions = runs.make_record("adapt", settings, data={}, parent={}, model={})["versions"]
-    assert (versions["numpy"], versions["not-installed"]) == (np.__version__, None)
 
 
 def test_a_stage_starts_from_the_parameters_of_its_parent(chain, material, tmp_path):
@@ -292,6 +288,43 @@ def test_export_to_the_current_directory(chain, tmp_path, monkeypatch):
     export(chain.adapt, ".")
     assert (tmp_path / "here" / "config.json").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_export_to_a_disk_of_its_own(chain, tmp_path, monkeypatch):
+    """An empty directory that something is mounted at cannot be replaced."""
+    output, replace = tmp_path / "mounted", os.replace
+    output.mkdir()
+
+    def busy(source, target):
+        if target == output:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        assert source.is_relative_to(output)  # Nor moved there from another disk.
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", busy)
+    export(chain.adapt, output)
+    assert ".part" not in tiny.tree_of(output)
+    assert tiny.succeed("predict", "--model", output, stdin=b"w1\n")
+
+
+def test_labels_in_any_script(material, tmp_path, monkeypatch):
+    rows = [("w1 w2", "Gerät"), ("w3 w4", "日本"), ("w5", "a\u202eb")]
+    tasks = tiny.write_rows(tmp_path / "tasks.jsonl", rows)
+    command = ("adapt", "--model", material.bert, "--tasks", tasks, "--workdir", tmp_path / "run")
+    out = tiny.succeed(*command)
+    assert '"Gerät"' in out
+    assert '"日本"' in out
+    assert '"a\\u202eb"' in out
+    # Where a terminal has no such letters, they are spelt.
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    (tmp_path / "texts.txt").write_text("w3 w4\n")
+    given = ["predict", "--model", tmp_path / "run", "--input", tmp_path / "texts.txt"]
+    monkeypatch.setattr(sys, "argv", ["metajax", *map(str, given)])
+    monkeypatch.setattr(sys, "stdout", stdout)
+    with pytest.raises(SystemExit) as ended:
+        cli.run()
+    assert ended.value.code == 0
+    assert stdout.buffer.getvalue().startswith(b"\\u65e5\\u672c\t")
 
 
 def test_adapt_says_how_well_other_examples_are_labelled(chain, material, tmp_path):
