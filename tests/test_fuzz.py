@@ -217,7 +217,7 @@ def test_a_reader_that_hangs_is_ended(watch):
 
 def _judged(monkeypatch, tmp_path, watch, read):
     monkeypatch.setitem(readers.READERS, "spoilt", readers.Reader(1, seeds.csv, read))
-    return worker._judge("spoilt", 0, tmp_path, tmp_path, watch[0])
+    return worker.judge("spoilt", 0, tmp_path, tmp_path, watch[0])
 
 
 def _refuse(line):

@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import io
+import os
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +15,7 @@ from metajax.arguments import parse
 from metajax.errors import InputError
 from metajax.models import Bert, files, from_pretrained, read_model
 from metajax.stages import predict, protocol, report_data, source
-from metajax.stages.few_shot import describe_few_shot
+from metajax.stages.few_shot import describe_few_shot, open_few_shot
 from metajax.stages.groups import InnerSettings, ModelSettings
 from metajax.stages.metrics import MetricsLog
 from metajax.stages.record import read_record
@@ -125,6 +127,15 @@ def _workdir(directory: Path, _: Path) -> None:
     describe_few_shot(str(directory), ModelSettings(model="run"), InnerSettings(), 3)
 
 
+def _few_shot(directory: Path, root: Path) -> None:
+    for file in (root / "meta").rglob("*"):  # What is not changed, the weights above all.
+        copy = directory / file.relative_to(root / "meta")
+        if file.is_file() and not os.path.lexists(copy):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
+    open_few_shot(str(directory), ModelSettings(model="run"), InnerSettings(), 3)
+
+
 def _checkpoint(directory: Path, _: Path) -> None:
     files.tokenizer.cache_clear()
     found = source.open_classifier(str(directory), None)
@@ -142,7 +153,7 @@ READERS = {
     "predict": Reader(40, seeds.pairs, lambda path, _: predict.read_texts(str(path / "input.txt"))),
     "classes": Reader(40, seeds.classes, _tasks("tasks.jsonl", classes="classes.txt")),
     "splits": Reader(20, seeds.draws, _draws),
-    "config": Reader(100, seeds.config, lambda path, _: read_model(str(path))),
+    "config": Reader(100, seeds.config, lambda path, _: read_model(str(path), "classification")),
     "yaml": Reader(60, seeds.yaml, _config_file("run.yaml")),
     "toml": Reader(60, seeds.toml, _config_file("run.toml")),
     "safetensors": Reader(100, seeds.weights, lambda path, _: files.read_weights(path)),
@@ -152,7 +163,8 @@ READERS = {
     "records": Reader(40, seeds.records, _records),
     "lineage": Reader(20, seeds.descent, _lineage),
     "metrics": Reader(40, seeds.records, _metrics),
-    "report": Reader(1, seeds.records, _report),
-    "workdir": Reader(5, seeds.records, _workdir),
-    "checkpoint": Reader(1, seeds.runs, _checkpoint),
+    "report": Reader(2, seeds.records, _report),
+    "workdir": Reader(10, seeds.records, _workdir),
+    "checkpoint": Reader(2, seeds.runs, _checkpoint),
+    "few-shot": Reader(4, seeds.meta_trained, _few_shot),
 }

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,9 +41,13 @@ def build(root: Path) -> None:
     (root / "outside").mkdir()
     (root / "outside" / "bait").write_bytes((bert / "model.safetensors").read_bytes())
     rows.write_bytes(_json_lines())
-    command = ["adapt", "--model", bert, "--tasks", rows, "--dev", rows, "--workdir", root / "run"]
+    what = ("--model", bert, "--tasks", rows, "--dev", rows, "--max-length", 16)
+    _run("adapt", *what, "--inner-steps", 2, "--workdir", root / "run")
+
+
+def _run(*arguments: object) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
-        assert cli.main([*map(str, command), "--inner-steps", "2", "--max-length", "16"]) == 0
+        assert cli.main([str(argument) for argument in arguments]) == 0
 
 
 def _tree(directory: Path, *patterns: str) -> Files:
@@ -218,3 +224,14 @@ def records(root: Path) -> Iterator[Files]:
 def runs(root: Path) -> Iterator[Files]:
     """A run, checkpoint and all."""
     yield _tree(root / "run", "run.json", "results.json", "model/*", "checkpoints/**/*")
+
+
+def meta_trained(root: Path) -> Iterator[Files]:
+    """The records of a run that was meta-trained: beside its checkpoint, and in it."""
+    small = ("--ways", 3, "--queries", 3, "--inner-steps", 1, "--steps", 1, "--meta-batch-size", 1)
+    what = ("--model", root / "bert", "--tasks", root / "rows.jsonl", "--max-length", 16)
+    command = ("metatrain", *what, *small, "--workdir", root / "meta")
+    # In a process of its own: what was forked cannot take its threads along.
+    python = [sys.executable, "-m", "metajax", *map(str, command)]
+    subprocess.run(python, check=True, capture_output=True)
+    yield _tree(root / "meta", "run.json", "model/config.json", "checkpoints/*/_*METADATA")

@@ -1,6 +1,7 @@
 """One reader's inputs, in a process of their own: a reader may crash, or take all memory."""
 
 import contextlib
+import logging
 import os
 import random
 import resource
@@ -51,7 +52,7 @@ def make(name: str, seed: int, case: int, valid: Sequence[Files], directory: Pat
         file = draw.choice(sorted(files))
         other = draw.choice(sorted(draw.choice(valid).values()))
         files[file] = mutate(draw, file, files[file], other)
-    _write(directory, files)
+    write(directory, files)
     if draw.random() < 0.02:
         _replace(directory / draw.choice(sorted(files)), draw.randrange(5))
 
@@ -77,20 +78,22 @@ def run(name: str, seed: int, cases: Sequence[int], root: Path, results: Connect
     os.chdir(scratch)
     watch, directory = Watch(scratch, root / "outside"), scratch / "input"
     warnings.simplefilter("ignore")
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # As the command line has it.
     # What is read first imports and compiles.
     for files in valid:
-        _write(directory, files)
+        write(directory, files)
         reader.read(directory, root)
     results.send(True)
     _limit()
     with (scratch / "log").open("w") as log, contextlib.redirect_stderr(log):
         for case in cases:
             make(name, seed, case, valid, directory)
-            results.send(_judge(name, case, directory, root, watch))
+            results.send(judge(name, case, directory, root, watch))
     results.close()
 
 
-def _write(directory: Path, files: Files) -> None:
+def write(directory: Path, files: Files) -> None:
+    """Writes these files and no others."""
     shutil.rmtree(directory, ignore_errors=True)
     for file, content in files.items():
         (directory / file).parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +107,8 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _judge(name: str, case: int, directory: Path, root: Path, watch: Watch) -> Outcome:
+def judge(name: str, case: int, directory: Path, root: Path, watch: Watch) -> Outcome:
+    """What a reader makes of a directory."""
     kind, said, trace = "accepted", "", ""
     _most_memory()
     before, begun = _most_memory(), time.perf_counter()

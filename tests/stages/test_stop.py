@@ -163,7 +163,7 @@ def test_steps_that_are_not_finite_are_skipped_and_then_stop_the_run(
     material, tmp_path, monkeypatch
 ):
     workdir = tmp_path / "run"
-    monkeypatch.setattr("metajax.stages.few_shot.FEATURE_NORM", float("nan"))
+    monkeypatch.setattr("metajax.stages.few_shot.FEATURE_NORM", 1e38)  # Squared, infinite.
     settings = {"algorithm": "fomaml", "max_skipped": 2}
     done = tiny.run(*metatrain_command(material, workdir, steps=9, save_every=9, **settings))
     assert done.status == 1
