@@ -12,7 +12,11 @@ from metajax.types import Key, MetaAlgorithm, MetaInfo, PyTree, Task
 
 
 class Estimate(NamedTuple):
-    """A mean over episodes, and half the width of its 95% confidence interval.
+    """A mean over episodes.
+
+    Attributes:
+        mean: of what was measured, without the axis of the episodes.
+        ci95: half the width of its 95% confidence interval, of the same shape.
 
     Examples:
         >>> from metajax.evaluate import estimate

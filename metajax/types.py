@@ -14,9 +14,14 @@ Key = jax.Array
 class LossFn(Protocol):
     """A pure function `(params, batch, rng) -> (loss, aux)`.
 
-    Of parameters, any pytree; a batch, any pytree of arrays, all of it used at once; and a key
-    (`jax.random.key`, or None: no noise). The loss is a scalar, []; the auxiliary output any pytree
-    of arrays (`{}` if there is none), which metrics and evaluations hold next to the loss.
+    Args:
+        params: any pytree of arrays.
+        batch: any pytree of arrays, all of it used at once.
+        rng: a key (`jax.random.key`), or None: no noise.
+
+    Returns:
+        The loss, a scalar, []; and auxiliary output, any pytree of arrays (`{}` if there is none),
+        which metrics and evaluations hold next to the loss.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -53,6 +58,10 @@ class Task(NamedTuple):
     """A support set to adapt on and a query set to judge by.
 
     A batch of T tasks is a Task whose leaves all have a leading axis [T].
+
+    Attributes:
+        support: a batch as the loss takes it, any pytree of arrays.
+        query: another one, of the same structure; its sizes may differ.
 
     Examples:
         >>> import jax, jax.numpy as jnp, metajax
@@ -91,7 +100,10 @@ class MetaInfo(NamedTuple):
 
 
 class AdaptInfo(NamedTuple):
-    """What adaptation to one support set saw: support_loss [K], before each inner step.
+    """What adaptation to one support set saw.
+
+    Attributes:
+        support_loss: [K] the loss on the support set before each of the K inner steps.
 
     Examples:
         >>> import jax.numpy as jnp, metajax, optax

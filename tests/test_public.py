@@ -1,8 +1,10 @@
 """The public names, their examples, and how little importing them costs."""
 
 import ast
+import dataclasses
 import doctest
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -48,6 +50,10 @@ def test_every_public_name_is_there_and_documented(package, name):
     # A type alias can have no docstring.
     if typing.get_origin(value) is None:
         assert ">>> " in value.__doc__, f"{package}.{name}: show an example that runs"
+        takes = not isinstance(value, type) and inspect.signature(value).parameters
+        if takes or hasattr(value, "_fields") or dataclasses.is_dataclass(value):
+            explained = re.search(r"^ *(Args|Attributes):$", value.__doc__, re.M)
+            assert explained, f"{package}.{name}: say what goes in, with shapes"
     assert name in dir(module)
 
 

@@ -3,6 +3,7 @@
 Plain NumPy: nothing here needs JAX, models or algorithms.
 """
 
+from metajax.data.assembling import fit_episodes, gather, plan_drawn, plan_episodes
 from metajax.data.batches import (
     packed_parts,
     plan_batches,
@@ -10,16 +11,7 @@ from metajax.data.batches import (
     supervised_eval_batches,
 )
 from metajax.data.draws import Draws, fixed_episodes, join_draws
-from metajax.data.episodes import (
-    Episodes,
-    EpisodeSpec,
-    check_episodes,
-    fit_episodes,
-    gather,
-    plan_drawn,
-    plan_episodes,
-    sample_episodes,
-)
+from metajax.data.episodes import Episodes, EpisodeSpec, check_episodes, sample_episodes
 from metajax.data.hub import has_split
 from metajax.data.masking import (
     MaskRule,
@@ -30,13 +22,13 @@ from metajax.data.masking import (
     take,
 )
 from metajax.data.packing import Shape, Shapes
+from metajax.data.readers import read_lines
 from metajax.data.tasks import TaskData, fingerprint, load_tasks
 from metajax.data.text import (
     Blocks,
     TokenizedTask,
     Tokens,
     pack_blocks,
-    read_lines,
     tokenize,
     tokenize_task,
 )

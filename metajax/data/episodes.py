@@ -1,22 +1,15 @@
-"""Episodes: which examples of which data set make up a task, and their batches."""
+"""Episodes: which examples of which data set make up a task."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from metajax.data.batches import longest_text, token_batch
 from metajax.data.counting import generator
-from metajax.data.packing import Shape, Shapes, fit_shapes, pack, plan_shapes
 from metajax.data.smlmt import FEWEST
 from metajax.data.tasks import TaskData
 from metajax.data.text import TokenizedTask
 from metajax.errors import InputError
-
-if TYPE_CHECKING:
-    from metajax.types import Task
-
-_PLANNED_EPISODES = 128
 
 
 class EpisodeSpec(NamedTuple):
@@ -79,6 +72,10 @@ class Episodes(NamedTuple):
 
 def check_episodes(tasks: Sequence[TaskData | TokenizedTask], spec: EpisodeSpec) -> None:
     """Checks that every episode that can be drawn from the tasks has its examples.
+
+    Args:
+      tasks: The data sets.
+      spec: The size of an episode.
 
     Raises:
       InputError: For a regression, a task with fewer classes than ways, or a class with
@@ -186,130 +183,3 @@ def sample_episodes(
         class_mask=present.astype(np.float32),
         classes=classes,
     )
-
-
-def plan_episodes(
-    tasks: Sequence[TokenizedTask], spec: EpisodeSpec, seed: int, count: int, steps: int
-) -> tuple[Shapes, ...]:
-    """Chooses the shapes of support and query that steps of some episodes are packed to.
-
-    Args:
-      tasks: The data sets.
-      spec: The size of an episode.
-      seed: The run's seed.
-      count: T, episodes a step.
-      steps: How many there will be: another shape has to save more than its compiling takes.
-
-    Returns:
-      At most three choices, the cheapest first; the last fits any step.
-
-    Examples:
-      >>> import metajax.data as data, numpy as np
-      >>> ids, rows = np.ones((6, 8), np.int32), (np.arange(3), np.arange(3, 6))
-      >>> tokens = data.Tokens(ids, np.zeros((6, 8), np.int8), ids.sum(1), truncated=0)
-      >>> task = data.TokenizedTask("films", tokens, np.repeat([0, 1], 3), ("bad", "good"), rows)
-      >>> data.plan_episodes([task], data.EpisodeSpec(2, 1, 2), seed=0, count=5, steps=100)
-      ((Shape(rows=2, length=8), Shape(rows=4, length=8)),)
-    """
-    planned = range(max(8, _PLANNED_EPISODES // count))
-    drawn = [sample_episodes(tasks, spec, seed, step, count) for step in planned]
-    return plan_drawn(tasks, drawn, steps)
-
-
-def plan_drawn(
-    tasks: Sequence[TokenizedTask], drawn: Sequence[Episodes], steps: int
-) -> tuple[Shapes, ...]:
-    """Chooses the shapes of support and query that steps like some are packed to.
-
-    See `plan_episodes`; each of `drawn` is the episodes of one step.
-
-    Examples:
-      >>> import metajax.data as data, numpy as np
-      >>> ids, rows = np.ones((6, 8), np.int32), (np.arange(3), np.arange(3, 6))
-      >>> tokens = data.Tokens(ids, np.zeros((6, 8), np.int8), ids.sum(1), truncated=0)
-      >>> task = data.TokenizedTask("films", tokens, np.repeat([0, 1], 3), ("bad", "good"), rows)
-      >>> episodes = data.sample_episodes([task], data.EpisodeSpec(2, 1, 1), 0, 0, count=5)
-      >>> data.plan_drawn([task], [episodes], steps=1)
-      ((Shape(rows=2, length=8), Shape(rows=2, length=8)),)
-    """
-    lengths = [_lengths(tasks, episodes) for episodes in drawn]
-    return plan_shapes(lengths, longest_text(tasks), steps)
-
-
-def gather(tasks: Sequence[TokenizedTask], episodes: Episodes, plan: Sequence[Shapes]) -> "Task":
-    """Assembles the batches of T episodes, packed.
-
-    Args:
-      tasks: The data sets the episodes were drawn from.
-      episodes: What to assemble.
-      plan: From `plan_episodes`; the first shapes that fit are taken. A host that assembles
-        its share of a step gives those that `fit_episodes` takes for the whole step, for all
-        hosts must run the same shapes.
-
-    Returns:
-      Task(support, query), each a dict of input_ids, token_type_ids, position_ids, example_ids
-      int32 [T, R, L] and first_token int32 [T, B] (see `metajax.data.packing.pack`), labels
-      int32 [T, B], example_mask float32 [T, B] and class_mask float32 [T, C]; B is S or Q.
-
-    Examples:
-      >>> import metajax.data as data, numpy as np
-      >>> ids, rows = np.ones((6, 8), np.int32), (np.arange(3), np.arange(3, 6))
-      >>> tokens = data.Tokens(ids, np.zeros((6, 8), np.int8), ids.sum(1), truncated=0)
-      >>> task = data.TokenizedTask("films", tokens, np.repeat([0, 1], 3), ("bad", "good"), rows)
-      >>> episodes = data.sample_episodes([task], data.EpisodeSpec(2, 1, 2), 0, 0, count=5)
-      >>> batch = data.gather([task], episodes, [(data.Shape(2, 8), data.Shape(4, 8))])
-      >>> batch.query["input_ids"].shape, batch.query["labels"].shape
-      ((5, 4, 8), (5, 4))
-    """
-    from metajax.types import Task  # which imports jax
-
-    support, query = fit_episodes(tasks, episodes, plan)
-    e = episodes
-    return Task(
-        _batch(tasks, e, e.support, e.support_labels, e.support_mask, support),
-        _batch(tasks, e, e.query, e.query_labels, e.query_mask, query),
-    )
-
-
-def fit_episodes(
-    tasks: Sequence[TokenizedTask], episodes: Episodes, plan: Sequence[Shapes]
-) -> Shapes:
-    """Returns the first shapes of a plan, of support and query, that T episodes fit, or its last.
-
-    Examples:
-      >>> import metajax.data as data, numpy as np
-      >>> ids, rows = np.ones((6, 8), np.int32), (np.arange(3), np.arange(3, 6))
-      >>> tokens = data.Tokens(ids, np.zeros((6, 8), np.int8), ids.sum(1), truncated=0)
-      >>> task = data.TokenizedTask("films", tokens, np.repeat([0, 1], 3), ("bad", "good"), rows)
-      >>> episodes = data.sample_episodes([task], data.EpisodeSpec(2, 1, 1), 0, 0, count=5)
-      >>> data.fit_episodes([task], episodes, [(data.Shape(1, 8),) * 2, (data.Shape(1, 16),) * 2])
-      (Shape(rows=1, length=16), Shape(rows=1, length=16))
-    """
-    return fit_shapes(_lengths(tasks, episodes), plan)
-
-
-def _lengths(tasks: Sequence[TokenizedTask], episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
-    """The lengths [T, S] and [T, Q] of the texts; 0 at padding."""
-
-    def of(rows: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        found = [tasks[task].tokens.lengths[row] for task, row in zip(episodes.task, rows)]
-        return np.stack(found) * (mask > 0)
-
-    return of(episodes.support, episodes.support_mask), of(episodes.query, episodes.query_mask)
-
-
-def _batch(
-    tasks: Sequence[TokenizedTask],
-    episodes: Episodes,
-    rows: np.ndarray,
-    labels: np.ndarray,
-    mask: np.ndarray,
-    shape: Shape,
-) -> dict[str, np.ndarray]:
-    parts = []
-    for task, row, present in zip(episodes.task, rows, mask):
-        padded = token_batch(tasks[task].tokens, row, shape.length)
-        padded["attention_mask"] *= (present > 0)[:, None]
-        parts.append(pack(padded, shape))
-    batch = {key: np.stack([part[key] for part in parts]) for key in parts[0]}
-    return batch | {"labels": labels, "example_mask": mask, "class_mask": episodes.class_mask}

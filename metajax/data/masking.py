@@ -68,6 +68,12 @@ def mask_tokens(blocks: Blocks, rule: MaskRule, seed: int, step: int) -> dict[st
     chosen 80% become the mask token, 10% a random one, and 10% stay. With whole words, words
     are chosen in random order as long as they fit into that number.
 
+    Args:
+      blocks: What to hide tokens of.
+      rule: From `mask_rule`.
+      seed: The run's seed.
+      step: Which step.
+
     Returns:
       input_ids, attention_mask, token_type_ids int32 [B, L]; positions and targets int32 [B, M]
       with M = ceil(rate * L), in ascending order, targets -1 at unused places.
@@ -174,7 +180,11 @@ def held_out(blocks: Blocks, seed: int, share: float = 0.05) -> tuple[Blocks, Bl
 
 
 def take(blocks: Blocks, rows: np.ndarray | slice) -> Blocks:
-    """Returns some of N blocks: rows int [M], or a slice of M.
+    """Returns some of N blocks.
+
+    Args:
+      blocks: N of them.
+      rows: Which, int [M], or a slice of M.
 
     Raises:
       IndexError: If a row is N or more.

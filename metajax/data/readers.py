@@ -3,7 +3,7 @@
 import collections
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -66,6 +66,27 @@ def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line := line.strip():
             yield number, line
+
+
+def read_lines(paths: str | Path | Sequence[str | Path]) -> list[str]:
+    r"""Returns the lines of plain text files that are not blank, stripped.
+
+    Args:
+      paths: One file or several, in this order.
+
+    Raises:
+      InputError: If a file is missing, empty, or not UTF-8 text.
+
+    Examples:
+      >>> import metajax.data as data, pathlib, tempfile
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     path = pathlib.Path(directory, "text.txt")
+      ...     _ = path.write_text("A good film.\n\n  A bad one.\n")
+      ...     data.read_lines(path)
+      ['A good film.', 'A bad one.']
+    """
+    files = [paths] if isinstance(paths, str | Path) else paths
+    return [line for path in files for _, line in numbered_lines(path)]
 
 
 def read_table(path: str | Path) -> Table:

@@ -2,12 +2,10 @@
 
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from metajax.data.readers import numbered_lines
 from metajax.data.smlmt import MASK
 from metajax.data.tasks import TaskData
 from metajax.errors import InputError, one_line
@@ -88,24 +86,6 @@ class Blocks(NamedTuple):
     maskable: np.ndarray
 
 
-def read_lines(paths: str | Path | Sequence[str | Path]) -> list[str]:
-    r"""Returns the lines of plain text files that are not blank, stripped.
-
-    Raises:
-      InputError: If a file is missing, empty, or not UTF-8 text.
-
-    Examples:
-      >>> import metajax.data as data, pathlib, tempfile
-      >>> with tempfile.TemporaryDirectory() as directory:
-      ...     path = pathlib.Path(directory, "text.txt")
-      ...     _ = path.write_text("A good film.\n\n  A bad one.\n")
-      ...     data.read_lines(path)
-      ['A good film.', 'A bad one.']
-    """
-    files = [paths] if isinstance(paths, str | Path) else paths
-    return [line for path in files for _, line in numbered_lines(path)]
-
-
 def tokenize(
     texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Any, max_length: int
 ) -> Tokens:
@@ -176,6 +156,14 @@ def tokenize(
 
 def tokenize_task(task: TaskData, tokenizer: Any, max_length: int) -> TokenizedTask:
     """Tokenises a task's examples; see `tokenize`.
+
+    Args:
+      task: N examples.
+      tokenizer: The model's fast tokenizer, of transformers.
+      max_length: The most tokens an example may have.
+
+    Returns:
+      The same examples, tokens [N, L].
 
     Raises:
       InputError: As `tokenize`; or the task hides words and the tokenizer has no mask token.

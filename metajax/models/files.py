@@ -105,6 +105,9 @@ def hashes(name_or_path: str) -> dict[str, str]:
 
     Each is the sha256 (hexadecimal) of its files' sha256s, in the order they are read.
 
+    Args:
+        name_or_path: a directory in Hugging Face format or a hub id.
+
     Raises:
         InputError: it cannot be had, or has no weights.
 

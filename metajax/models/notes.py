@@ -78,6 +78,9 @@ def _texts(names: Any) -> Any:
 def has_classifier(name_or_path: str) -> bool:
     """Whether a directory or hub model has the classification head that its config tells of.
 
+    Args:
+        name_or_path: a directory in Hugging Face format or a hub id.
+
     Raises:
         InputError: it cannot be had or read.
 
