@@ -5,7 +5,7 @@ from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 extras = project["optional-dependencies"]
-tested = ("test", "report", "gcs", "tensorboard")
+tested = ("test", "report", "gcs", "tensorboard", "wandb")
 for requirement in [
     *project["dependencies"],
     *(line for extra in tested for line in extras[extra]),

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from metajax.errors import InputError
+from metajax.stages.metrics import read_metrics
 from metajax.stages.paths import address, in_bucket
 from metajax.stages.run import Run
 
@@ -34,7 +35,8 @@ def tracking(run: Run, names: tuple[str, ...], step: int) -> Iterator[Callable[[
             `wandb/` (in a bucket: neither).
         names: "tensorboard", "wandb".
         step: the one that the run resumes from; what TensorBoard has of later ones is dropped.
-            Weights & Biases keeps it, and takes no row of a step that it has.
+            Weights & Biases keeps it, and takes no row of a step that it has; it is told of the
+            earlier ones again.
 
     Raises:
         InputError: the run is in a bucket, where TensorBoard's writer cannot write.
@@ -87,6 +89,10 @@ def _wandb(run: Run, step: int) -> _Tracker:
         resume="allow",
         settings=wandb.Settings(silent=True, console="off"),
     )
+    # It writes late, and a kill loses that; of a step that it has it takes no second row.
+    for row in read_metrics(run.path / "metrics.jsonl"):
+        if row["step"] <= step:
+            found.log(dict(_scalars(row)), step=row["step"])
     return _Tracker(lambda step, numbers: found.log(numbers, step=step), found.finish)
 
 

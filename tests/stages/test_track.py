@@ -6,6 +6,7 @@ import logging
 import re
 import struct
 import sys
+import time
 
 import pytest
 import tiny
@@ -14,7 +15,7 @@ from tensorboardX.proto.event_pb2 import Event
 from metajax.cli import main
 from metajax.stages import groups
 from metajax.stages.progress import Progress, progress
-from tests.stages.commands import metatrain_command
+from tests.stages.commands import metatrain_command, pretrain_command
 
 
 def events(directory):
@@ -51,6 +52,46 @@ def test_a_run_is_followed(material, tmp_path, capfd):
     (trace,) = run.glob("profile/plugins/profile/*/perfetto_trace.json.gz")
     with gzip.open(trace) as file:
         assert json.load(file)["traceEvents"]
+
+
+def logged(workdir):
+    """The rows that Weights & Biases was told, by run and step; later files win."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found = {}
+    for path in sorted(workdir.glob("wandb/offline-run-*/run-*.wandb")):
+        content, at = path.read_bytes(), 7
+        while at + 7 < len(content):  # A checksum, the size, a kind; less than a block in all.
+            size = int.from_bytes(content[at + 4 : at + 6], "little")
+            history = Record.FromString(content[at + 7 : at + 7 + size]).history
+            at += 7 + size
+            row = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in history.item}
+            if row:
+                found[path.name, row["_step"]] = row
+    return found
+
+
+@pytest.mark.slow
+def test_weights_and_biases_has_the_numbers_too(material, compiled, tmp_path):
+    """Offline, and after a kill: the same run goes on."""
+    run = tmp_path / "run"
+    command = [*pretrain_command(material, run, steps=40), "--track", "wandb"]
+    environment = {"WANDB_MODE": "offline", "WANDB_CACHE_DIR": str(tmp_path)}
+    process = tiny.start(*command, cache=compiled, **environment)
+    while process.poll() is None and not (run / "checkpoints" / "4").exists():
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -9
+    done = tiny.finish(tiny.start(*command, cache=compiled, **environment))
+    assert done.status == 0, done.err
+    found = logged(run)
+    assert len({name for name, _ in found}) == 1
+    ours = {row["step"]: row for row in tiny.rows_of(run) if "loss" in row}
+    assert sorted(ours) == list(range(1, 41))
+    last = {step: row for (_, step), row in found.items()}
+    for step, row in ours.items():
+        assert last[step]["loss"] == pytest.approx(row["loss"]), step
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
