@@ -2,6 +2,7 @@
 
 import json
 import random
+import subprocess
 import sys
 
 import hypothesis
@@ -238,3 +239,15 @@ def _refuse(line):
 def test_what_is_a_failure(monkeypatch, tmp_path, watch, read, kind):
     for _ in range(2):  # What the first one took does not hide what the second one takes.
         assert _judged(monkeypatch, tmp_path, watch, read).kind == kind
+
+
+@pytest.mark.slow
+def test_the_fuzzer_that_goes_by_coverage():
+    pytest.importorskip("atheris")
+    command = [sys.executable, "-m", "benchmarks.fuzz.guided", "--only", "csv", "--seconds", "5"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    name, inputs, reached, failed = done.stdout.splitlines()[-1].split()
+    assert (name, failed) == ("csv", "0")
+    assert int(inputs.replace(",", "")) > 100
+    assert int(reached.replace(",", "")) > 20
