@@ -71,7 +71,7 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("data", "models"):  # The subpackages that the reference names.
+    if name in ("data", "lora", "models", "tree"):  # Those that the reference names whole.
         return importlib.import_module(f"metajax.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'metajax' has no attribute {name!r}")

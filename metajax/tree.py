@@ -9,26 +9,65 @@ from metajax.types import PyTree
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A path into a pytree, as text: `layers/qkv/kernel`."""
+    """A path into a pytree, as text.
+
+    Args:
+        path: as `jax.tree_util.tree_leaves_with_path` gives it.
+
+    Examples:
+        >>> import jax
+        >>> from metajax.tree import path_name
+        >>> [(path, leaf)] = jax.tree_util.tree_leaves_with_path({"layers": [{"kernel": 1}]})
+        >>> path_name(path)
+        'layers/0/kernel'
+    """
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def paths(tree: PyTree) -> list[str]:
-    """The paths of all leaves."""
+    """The paths of all leaves.
+
+    Args:
+        tree: any pytree.
+
+    Examples:
+        >>> from metajax.tree import paths
+        >>> paths({"head": {"kernel": 1, "bias": 2}, "norm": {"scale": 3}})
+        ['head/bias', 'head/kernel', 'norm/scale']
+    """
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def mask(tree: PyTree, chosen: Callable[[str], bool]) -> PyTree:
-    """A pytree like `tree` with True at the leaves whose path is chosen, else False."""
+    """A pytree like `tree` with True at the leaves whose path is chosen, else False.
+
+    Args:
+        tree: any pytree.
+        chosen: of a path, whether it is.
+
+    Examples:
+        >>> from metajax.tree import mask
+        >>> mask({"head": {"kernel": 1}, "norm": 3}, lambda path: path.startswith("head/"))
+        {'head': {'kernel': True}, 'norm': False}
+    """
     return jax.tree_util.tree_map_with_path(lambda path, _: chosen(path_name(path)), tree)
 
 
 def select(tree: PyTree, chosen: Callable[[str], bool]) -> tuple[PyTree, PyTree]:
     """Splits a pytree by path.
 
+    Args:
+        tree: any pytree.
+        chosen: of a path, whether it is.
+
     Returns:
         The chosen leaves and the others: pytrees like `tree` with None at the leaves they lack.
         `combine` puts them together again.
+
+    Examples:
+        >>> from metajax.tree import select
+        >>> select({"head": 1, "body": 2}, lambda path: path == "head")
+        ({'body': None, 'head': 1}, {'body': 2, 'head': None})
     """
     where = mask(tree, chosen)
     return (
@@ -38,7 +77,17 @@ def select(tree: PyTree, chosen: Callable[[str], bool]) -> tuple[PyTree, PyTree]
 
 
 def partition(tree: PyTree, chosen: Callable[[Any], bool]) -> tuple[PyTree, PyTree]:
-    """Splits a pytree by what its leaves are; else as `select`."""
+    """Splits a pytree by what its leaves are; else as `select`.
+
+    Args:
+        tree: any pytree.
+        chosen: of a leaf, whether it is.
+
+    Examples:
+        >>> from metajax.tree import partition
+        >>> partition({"rate": 0.5, "steps": 3}, lambda leaf: isinstance(leaf, float))
+        ({'rate': 0.5, 'steps': None}, {'rate': None, 'steps': 3})
+    """
     return (
         jax.tree.map(lambda leaf: leaf if chosen(leaf) else None, tree),
         jax.tree.map(lambda leaf: None if chosen(leaf) else leaf, tree),
@@ -46,19 +95,49 @@ def partition(tree: PyTree, chosen: Callable[[Any], bool]) -> tuple[PyTree, PyTr
 
 
 def combine(left: PyTree, right: PyTree) -> PyTree:
-    """The pytree that `select` or `partition` split."""
+    """The pytree that `select` or `partition` split.
+
+    Args:
+        left: with None at the leaves that `right` has.
+        right: with None at the others.
+
+    Examples:
+        >>> from metajax.tree import combine
+        >>> combine({"body": None, "head": 1}, {"body": 2, "head": None})
+        {'body': 2, 'head': 1}
+    """
     return jax.tree.map(
         lambda a, b: b if a is None else a, left, right, is_leaf=lambda leaf: leaf is None
     )
 
 
 def is_norm_or_bias(path: str) -> bool:
-    """Whether a path is that of a normalisation's parameter or of a bias."""
+    """Whether a path is that of a normalisation's parameter or of a bias.
+
+    Args:
+        path: as `path_name` gives it.
+
+    Examples:
+        >>> from metajax.tree import is_norm_or_bias
+        >>> [is_norm_or_bias(f"layers/up/{name}") for name in ("kernel", "bias", "scale")]
+        [False, True, True]
+    """
     return path.rsplit("/", 1)[-1] in ("bias", "scale")
 
 
 def extend(tree: PyTree, like: PyTree, value: Any) -> PyTree:
-    """`tree` with the keys that `like` has, in nested dicts: `value` where it lacks them."""
+    """`tree` with the keys that `like` has, in nested dicts: `value` where it lacks them.
+
+    Args:
+        tree: nested dicts.
+        like: nested dicts that have all of its keys.
+        value: for the leaves that it lacks.
+
+    Examples:
+        >>> from metajax.tree import extend
+        >>> extend({"body": {"kernel": 1}}, {"body": {"kernel": 0, "bias": 0}, "head": 0}, None)
+        {'body': {'kernel': 1, 'bias': None}, 'head': None}
+    """
     if not isinstance(like, dict):
         return tree
     return {

@@ -40,6 +40,11 @@ PUBLIC = [
     (package, name)
     for package in ("metajax", "metajax.data", "metajax.models")
     for name in importlib.import_module(package).__all__
+] + [
+    (module.__name__, name)
+    for module in (metajax.lora, metajax.tree)
+    for name, value in vars(module).items()
+    if inspect.isfunction(value) and value.__module__ == module.__name__
 ]
 
 
