@@ -44,6 +44,9 @@ def explore(name: str, seconds: int, seed: int, root: Path) -> None:
         (corpus / str(number)).write_bytes(bytes([number]) + files[file])
     os.chdir(scratch)
     watch, directory = Watch(scratch, root / "outside"), scratch / "input"
+    for files in valid:  # What is read first imports and compiles.
+        worker.write(directory, files)
+        reader.read(directory, root)
 
     def read(content: bytes) -> None:
         files, file = places[content[0] % len(places) if content else 0]
@@ -64,7 +67,7 @@ def guided(name: str, seconds: int, seed: int, root: Path) -> bool:
     done = subprocess.run([*command, *how], capture_output=True, text=True, check=False)
     found = re.findall(r"#(\d+)\s+\w+\s+cov: (\d+)", done.stderr)
     if done.returncode not in (0, _FAILED) or not found:
-        raise RuntimeError(f"{name}: atheris did not run:\n{done.stderr[-2000:]}")
+        sys.exit(f"{name}: atheris did not run:\n{done.stderr[-2000:]}")
     inputs, reached = map(int, found[-1])
     failed = done.returncode == _FAILED
     print(f"{name:12} {inputs:9,} {reached:9,} {failed:9}", flush=True)
