@@ -225,12 +225,12 @@ def _check_names(arguments: Sequence[str]) -> None:
         InputError: there is no such subcommand; a name is none of its settings; or files, of which
             argparse would keep the last, are given in two places.
     """
-    name = arguments[0] if arguments else ""
-    if name.startswith("-") or not name or {"-h", "--help", "--help-all"} & set(arguments):
-        return
-    if name not in COMMANDS:
+    name = arguments[0] if arguments else "--help"
+    if not name.startswith("-") and name not in COMMANDS:
         meant = nearest(name, COMMANDS)
         raise InputError(f"{name}: is no command: is it {meant}? See metajax --help")
+    if name.startswith("-") or {"-h", "--help", "--help-all"} & set(arguments):
+        return
     kinds = typing.get_type_hints(COMMANDS[name].settings)
     names = [*map(flag, kinds), "--config", "--log-level", "--help", "--help-all"]
     names += [flag(key, off=True) for key, kind in kinds.items() if kind is bool]

@@ -107,6 +107,6 @@ def _show(name: str, chosen: Any, results: Any) -> None:
         lists = re.compile(r"\[\n\s+([-+.\w]+(?:,\n\s+[-+.\w]+)*)\n\s*\]")
         text = json.dumps(results, indent=2, ensure_ascii=False)
         text = lists.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
-        print("\n".join(map(printable, text.split("\n"))))
+        print("\n".join(printable(line, as_json=True) for line in text.split("\n")))
         if hasattr(chosen, "workdir"):
             print(f"written to {chosen.workdir}")

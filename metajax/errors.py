@@ -34,9 +34,13 @@ class LostError(StoppedError):
     """One of several processes has lost the others: it must not wait for them any more."""
 
 
-def printable(text: str) -> str:
-    """The text with escapes, as Python writes them, in place of what does not print."""
-    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+def printable(text: str, *, as_json: bool = False) -> str:
+    """The text with escapes, as Python or JSON writes them, in place of what does not print."""
+
+    def escaped(found: re.Match[str]) -> str:
+        return f"\\u{ord(found[0]):04x}" if as_json else ascii(found[0])[1:-1]
+
+    return _UNPRINTABLE.sub(escaped, text)
 
 
 def one_line(message: object) -> str:

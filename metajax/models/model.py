@@ -130,7 +130,8 @@ class Bert:
     def _check_names(self) -> None:
         if self.label_names is None:
             return
-        names = [name for each in self.label_names for name in each or ()]
+        lists = all(isinstance(each, tuple | list | None) for each in self.label_names)
+        names = [name for each in self.label_names for name in each or ()] if lists else [None]
         if not all(isinstance(name, str) for name in names):
             raise InputError(f"label_names is {self.label_names}; names have to be text")
         if not names_fit(self.label_names, self.num_labels):

@@ -39,9 +39,9 @@ def read_notes(directory: Path, values: Mapping[str, Any]) -> Notes:
         num_labels: Any = own.get("num_labels")
         label_names: Any = own.get("label_names")
         if num_labels is not None:
-            num_labels = tuple(int(n) for n in num_labels)
+            num_labels = tuple(_list(num_labels, int))
             if label_names is not None:
-                label_names = tuple(_texts(names) for names in label_names)
+                label_names = tuple(_texts(names) for names in _list(label_names, list | None))
         elif names is not None:
             num_labels = (len(names),)
             known = _texts([names[str(i)] for i in range(len(names))])
@@ -70,9 +70,14 @@ def names_fit(names: Sequence[Sequence[str] | None], num_labels: Sequence[int]) 
 
 def _texts(names: Any) -> Any:
     """The names of a head's classes; None of one whose classes have none."""
-    if names is not None and not all(isinstance(name, str) for name in names):
-        raise ValueError("a class's name is no text")
-    return None if names is None else tuple(names)
+    return None if names is None else tuple(_list(names, str))
+
+
+def _list(values: Any, kind: Any) -> list[Any]:
+    """A list of JSON whose items are of a kind."""
+    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+        raise ValueError("it is no list, or one of other things")
+    return values
 
 
 def has_classifier(name_or_path: str) -> bool:

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -69,7 +70,9 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
     Raises:
         InputError: the input cannot be used.
     """
-    read = (*settings.tasks, settings.classes or "")
+    read = [task.removeprefix("smlmt:") for task in settings.tasks] + [settings.classes or ""]
+    if settings.splits:
+        read += map(str, Path(settings.splits).glob("*"))
     output = writable(settings.output, *read) if settings.output else None
     tasks = load(settings, split="train")
     classes = num_classes(settings, tasks)

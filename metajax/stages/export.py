@@ -1,5 +1,6 @@
 """Hugging Face format from any stage's checkpoint."""
 
+import errno
 import json
 import os
 import shutil
@@ -14,8 +15,6 @@ from metajax.stages.run import check_writable
 from metajax.stages.settings import ExportSettings
 from metajax.stages.source import open_classifier, open_source
 
-_PART = ".part"
-
 
 def export(settings: ExportSettings) -> dict[str, Any]:
     """Writes config, tokenizer and safetensors to `settings.output`.
@@ -29,8 +28,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
         InputError: the workdir holds no checkpoint, or the directory is not empty.
     """
     output = Path(os.path.abspath(on_disk(settings.output)))  # A name to write beside, even of "."
-    left = [path for path in output.iterdir() if path.name != _PART] if output.is_dir() else []
-    if left or (output.exists() and not output.is_dir()):
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise InputError(f"{output}: exists and is not an empty directory: name a new one")
     check_writable(output)
     record = read_record(to_path(settings.model))
@@ -52,17 +50,15 @@ def export(settings: ExportSettings) -> dict[str, Any]:
         model, params = source.model, source.params
         if model.head == "classification" and "classifier" not in params:
             model = model.replace(head="encoder")  # Each task brings its own head.
-    # Under another name until it is whole, so that a kill leaves nothing that looks like it. An
-    # empty directory may be a disk of its own, which cannot be replaced.
-    there = output.exists()
-    partial = output / _PART if there else output.with_name(f".{output.name}{_PART}")
+    # Under another name until it is whole, so that a kill leaves nothing that looks like it.
+    partial = output.with_name(f".{output.name}.part")
     try:
         save_pretrained(partial, model, params)
-        if there:
-            for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
-                os.replace(file, output / file.name)
-        else:
-            os.replace(partial, output)
+        os.replace(partial, output)
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.EXDEV):
+            raise
+        raise InputError(f"{output}: is a disk of its own: name a directory in it") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     (loads_in,) = json.loads((output / "config.json").read_text())["architectures"]

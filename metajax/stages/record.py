@@ -12,6 +12,7 @@ import metajax
 from metajax.errors import InputError
 from metajax.reading import parse_json
 from metajax.stages import settings as all_settings
+from metajax.stages.groups import InnerSettings
 from metajax.stages.option import Settings, check
 
 SETTINGS: dict[str, type[Settings]] = {  # Of the stages that leave a run.
@@ -21,7 +22,9 @@ SETTINGS: dict[str, type[Settings]] = {  # Of the stages that leave a run.
     "adapt": all_settings.AdaptSettings,
 }
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
-_READ = ("seed", "max_length")  # Of the settings with a default, by those who read a record.
+# Settings that those who read a record use; the rest may be as an earlier version had them.
+_NEEDED = {"seed", "max_length", "tasks"}
+_READ = {"parts", "algorithm", *(field.name for field in dataclasses.fields(InnerSettings))}
 
 
 def make_record(
@@ -84,7 +87,9 @@ def check_record(record: Any, where: Path) -> dict[str, Any]:
     try:
         _check_record(record)
     except (InputError, KeyError, TypeError, RecursionError):
-        raise InputError(f"{where}: is not a run's record: name another --workdir") from None
+        raise InputError(
+            f"{where}: is not a run's record: name another run, or restore it from a backup"
+        ) from None
     return record
 
 
@@ -93,10 +98,10 @@ def _check_record(record: Any) -> None:
     parts = [record[name] for name in ("settings", "data", "parent", "model", "versions")]
     if record["stage"] not in SETTINGS or not all(isinstance(part, dict) for part in parts):
         raise TypeError
+    settings = record["settings"]
     for setting in dataclasses.fields(SETTINGS[record["stage"]]):
-        needed = setting.default is dataclasses.MISSING or setting.name in _READ
-        if needed or setting.name in record["settings"]:
-            value = record["settings"][setting.name]
+        if setting.name in _NEEDED or (setting.name in _READ and setting.name in settings):
+            value = settings[setting.name]
             check(setting, tuple(value) if isinstance(value, list) else value)
     if not all(isinstance(each, bool) for each in record.get("pairs", ())):
         raise TypeError

@@ -1,6 +1,6 @@
 """A stage's workdir: what the run is, whether it may resume, and its metrics.
 
-run.json          the record: stage, settings, data, parent, versions
+run.json          the record: see record.py
 config.yaml       the settings again, for `--config`
 model/            the Hugging Face config and tokenizer
 checkpoints/      Orbax
@@ -27,7 +27,7 @@ from metajax.stages.paths import children, filling, in_bucket, to_path, write_ob
 from metajax.stages.record import identity, read_record
 
 _log = logging.getLogger("metajax")
-_KEPT = ("run.json", "config.yaml", "metrics.jsonl", "results.json")
+_KEPT = ("run.json", "config.yaml", "metrics.jsonl", "results.json", "model", "checkpoints")
 
 
 class Run(NamedTuple):
@@ -51,8 +51,10 @@ def cache_directory() -> Path:
     """Where what can be made again is kept between runs: `$XDG_CACHE_HOME/metajax`."""
     if os.environ.get("XDG_CACHE_HOME"):
         return Path(os.environ["XDG_CACHE_HOME"]) / "metajax"
-    home = os.path.expanduser("~")  # Of a user without one, as in some containers, "~" it stays.
-    return Path(tempfile.gettempdir() if home == "~" else home, ".cache", "metajax")
+    home = os.path.expanduser("~")
+    if home == "~":  # So it stays for a user without one, as in some containers.
+        return Path(tempfile.gettempdir(), f"metajax-{os.getuid()}")
+    return Path(home, ".cache", "metajax")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -132,9 +134,9 @@ def writable(path: str, *inputs: str) -> Path:
     if not target.parent.is_dir():
         problem = "its directory does not exist"
     elif target.exists() and any(os.path.exists(name) and target.samefile(name) for name in inputs):
-        problem = "is read by this command"
-    elif target.name in _KEPT and target.with_name("run.json").is_file():
-        problem = "belongs to the run there"
+        raise InputError(f"{path}: is read by this command: name another file")
+    elif _belongs_to_run(target):
+        problem = "belongs to a run"
     elif target.exists() and not target.is_file():
         problem = "is a directory" if target.is_dir() else "is not a plain file"
     elif not os.access(target.parent, os.W_OK | os.X_OK):
@@ -142,6 +144,13 @@ def writable(path: str, *inputs: str) -> Path:
     if problem:
         raise InputError(f"{path}: {problem}: name a file in another directory")
     return target
+
+
+def _belongs_to_run(path: Path) -> bool:
+    """Whether a run keeps, or would keep, something of its own under this name."""
+    path = path.absolute()
+    kept = [path, *path.parents]
+    return any(p.name in _KEPT and p.with_name("run.json").is_file() for p in kept)
 
 
 def _difference(known: dict[str, Any], new: dict[str, Any], settings: Settings) -> str | None:

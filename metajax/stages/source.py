@@ -87,7 +87,8 @@ def describe_source(spec: str, settings: ModelSettings, **head: Any) -> Source:
     if record is None:
         model = read_model(spec, **head)
     else:
-        model = _rebuild(path / "model", record["model"]).replace(**head)
+        # The run's classes are not those of another head.
+        model = _rebuild(path / "model", record["model"]).replace(**{"label_names": None} | head)
     model = model.replace(remat=settings.remat, dtype=_DTYPES[settings.dtype])
     return Source(model, jax.eval_shape(model.init, jax.random.key(0)), {"record": record or {}})
 

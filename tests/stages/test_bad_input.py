@@ -276,6 +276,7 @@ def test_options_that_are_none_or_missing(refused, material):
     refused("the following arguments are required: --model, --text", "pretrain", "--workdir", "run")
     refused("required: COMMAND", *())
     refused("pretain: is no command: is it pretrain", "pretain")
+    refused("pretain: is no command: is it pretrain", "pretain", "--help")
 
 
 def test_work_that_cannot_be_split(refused, material, monkeypatch):
@@ -405,14 +406,17 @@ def test_evaluate(refused, chain, material, tmp_path):
     os.mkfifo(tmp_path / "pipe")  # Not to be replaced, and no more is /dev/null.
     refused("is not a plain file", *command(chain.metatrain), "--output", tmp_path / "pipe")
     refused("is read by this command", *command(chain.metatrain), "--output", material.intents)
+    hidden = ("--tasks", f"smlmt:{material.text}", "--output", material.text)
+    refused("is read by this command", "evaluate", "--model", chain.metatrain, *hidden)
 
 
 def test_an_output_in_the_place_of_an_input(refused, chain, tmp_path):
     (tmp_path / "texts.txt").write_text("w1\n")
     same = ("--input", tmp_path / "texts.txt", "--output", tmp_path / "texts.txt")
     refused("texts.txt: is read by this command", "predict", "--model", chain.adapt, *same)
-    kept = chain.adapt / "run.json"
-    refused("belongs to the run there", "lineage", "--model", chain.adapt, "--output", kept)
+    for kept in ("run.json", "model/config.json", "checkpoints/1/params/manifest.ocdbt"):
+        command = ("lineage", "--model", chain.adapt, "--output", chain.adapt / kept)
+        refused("belongs to a run", *command)
 
 
 def test_names_on_the_command_line(refused, material):
@@ -442,6 +446,14 @@ def test_export(refused, chain, material, tmp_path, monkeypatch):
     refused("exists and is not an empty directory", *export, tmp_path / "full" / "thesis.tex")
     refused("is not the workdir of a run", "export", "--model", material.bert, "--output", "out")
     refused("choose from glue:mrpc", "export", "--model", chain.finetune, "--output", "out")
+    (tmp_path / "mounted").mkdir()
+
+    def busy(source, target):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", busy)
+        refused("is a disk of its own: name a directory in it", *export, tmp_path / "mounted")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     refused("is not writable", *export, "out")
 

@@ -157,3 +157,9 @@ def test_layers_that_are_not_there(material):
         plan.plan(
             PlanSettings(model=str(material.bert), layers=1, **SMALL | {"algorithm": "reptile"})
         )
+
+
+def test_another_number_of_classes_than_a_run_has(chain):
+    """The checkpoint's head then is a new one, as in metatrain."""
+    command = ("plan", "--model", chain.adapt, "--head", "checkpoint", "--ways", 5)
+    assert "memory" in tiny.succeed(*command, "--max-length", 8, "--inner-steps", 1)

@@ -74,11 +74,14 @@ def logged(workdir):
 @pytest.mark.slow
 def test_weights_and_biases_has_the_numbers_too(material, compiled, tmp_path):
     """Offline, and after a kill: the same run goes on."""
+    pytest.importorskip("wandb")
     run = tmp_path / "run"
-    command = [*pretrain_command(material, run, steps=40), "--track", "wandb"]
+    command = [*pretrain_command(material, run, steps=40, keep=40), "--track", "wandb"]
     environment = {"WANDB_MODE": "offline", "WANDB_CACHE_DIR": str(tmp_path)}
     process = tiny.start(*command, cache=compiled, **environment)
+    deadline = time.monotonic() + 300
     while process.poll() is None and not (run / "checkpoints" / "4").exists():
+        assert time.monotonic() < deadline
         time.sleep(0.005)
     process.kill()
     process.communicate()
