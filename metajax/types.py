@@ -14,14 +14,9 @@ Key = jax.Array
 class LossFn(Protocol):
     """A pure function `(params, batch, rng) -> (loss, aux)`.
 
-    Args:
-        params: any pytree of arrays.
-        batch: any pytree of arrays, all of it used at once.
-        rng: a key (`jax.random.key`), or None: no noise.
-
-    Returns:
-        The loss, a scalar, []; and auxiliary output, any pytree of arrays (`{}` if there is none),
-        which metrics and evaluations hold next to the loss.
+    Of parameters, any pytree; a batch, any pytree of arrays, all of it used at once; and a key
+    (`jax.random.key`, or None: no noise). The loss is a scalar, []; the auxiliary output any pytree
+    of arrays (`{}` if there is none), which metrics and evaluations hold next to the loss.
 
     Examples:
         >>> import jax.numpy as jnp
