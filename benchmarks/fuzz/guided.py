@@ -33,20 +33,12 @@ def explore(name: str, seconds: int, seed: int, root: Path) -> None:
 
     with atheris.instrument_imports(include=["metajax"]):
         from benchmarks.fuzz import worker
-        from benchmarks.fuzz.readers import READERS
-        from benchmarks.fuzz.watch import Watch
-    reader, scratch, corpus = READERS[name], root / name / "scratch", root / name / "corpus"
-    valid = list(reader.seeds(root))
+    valid, directory, watch = worker.prepare(name, root, root / name / "scratch")
     places = [(files, file) for files in valid for file in sorted(files)]
-    for directory in (scratch, corpus):
-        directory.mkdir(parents=True)
+    corpus = root / name / "corpus"
+    corpus.mkdir()
     for number, (files, file) in enumerate(places):
         (corpus / str(number)).write_bytes(bytes([number]) + files[file])
-    os.chdir(scratch)
-    watch, directory = Watch(scratch, root / "outside"), scratch / "input"
-    for files in valid:  # What is read first imports and compiles.
-        worker.write(directory, files)
-        reader.read(directory, root)
 
     def read(content: bytes) -> None:
         files, file = places[content[0] % len(places) if content else 0]

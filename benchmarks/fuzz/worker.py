@@ -72,17 +72,8 @@ def _replace(path: Path, kind: int) -> None:
 
 def run(name: str, seed: int, cases: Sequence[int], root: Path, results: Connection) -> None:
     """Sends True once the valid inputs are read, then an `Outcome` for each case."""
-    reader, scratch = READERS[name], root / "scratch"
-    valid = list(reader.seeds(root))
-    scratch.mkdir(exist_ok=True)
-    os.chdir(scratch)
-    watch, directory = Watch(scratch, root / "outside"), scratch / "input"
-    warnings.simplefilter("ignore")
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # As the command line has it.
-    # What is read first imports and compiles.
-    for files in valid:
-        write(directory, files)
-        reader.read(directory, root)
+    scratch = root / "scratch"
+    valid, directory, watch = prepare(name, root, scratch)
     results.send(True)
     _limit()
     with (scratch / "log").open("w") as log, contextlib.redirect_stderr(log):
@@ -90,6 +81,21 @@ def run(name: str, seed: int, cases: Sequence[int], root: Path, results: Connect
             make(name, seed, case, valid, directory)
             results.send(judge(name, case, directory, root, watch))
     results.close()
+
+
+def prepare(name: str, root: Path, scratch: Path) -> tuple[list[Files], Path, Watch]:
+    """A reader's valid inputs, where others go and what watches them; this process is theirs."""
+    reader, directory = READERS[name], scratch / "input"
+    valid = list(reader.seeds(root))
+    scratch.mkdir(parents=True, exist_ok=True)
+    os.chdir(scratch)
+    warnings.simplefilter("ignore")
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # As the command line has it.
+    # What is read first imports and compiles.
+    for files in valid:
+        write(directory, files)
+        reader.read(directory, root)
+    return valid, directory, Watch(scratch, root / "outside")
 
 
 def write(directory: Path, files: Files) -> None:
