@@ -234,17 +234,17 @@ def _check_names(arguments: Sequence[str]) -> None:
     kinds = typing.get_type_hints(COMMANDS[name].settings)
     names = [*map(flag, kinds), "--config", "--log-level", "--help", "--help-all"]
     names += [flag(key, off=True) for key, kind in kinds.items() if kind is bool]
-    for argument in arguments[1:]:
-        given = argument.split("=")[0]
-        if given.startswith("--") and given not in (*names, "--"):
-            meant = nearest(given, names)
+    given = [argument.split("=")[0] for argument in arguments[1:]]
+    for option in given:
+        if option.startswith("--") and option not in (*names, "--"):
+            meant = nearest(option, names)
             raise InputError(
-                f"{given}: is no setting of {name}: is it {meant}? See metajax {name} --help"
+                f"{option}: is no setting of {name}: is it {meant}? See metajax {name} --help"
             )
-    for key, kind in kinds.items():
-        places = [argument.split("=")[0] for argument in arguments].count(flag(key))
-        if typing.get_origin(kind) is tuple and places > 1:
-            raise InputError(f"{flag(key)}: is given {places} times: give all of it after one")
+    for option in [flag(key) for key, kind in kinds.items() if typing.get_origin(kind) is tuple]:
+        if given.count(option) > 1:
+            times = given.count(option)
+            raise InputError(f"{option}: is given {times} times: give all of it after one")
 
 
 def _with_config(arguments: list[str]) -> list[str]:

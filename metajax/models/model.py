@@ -130,9 +130,7 @@ class Bert:
     def _check_names(self) -> None:
         if self.label_names is None:
             return
-        lists = all(isinstance(each, tuple | list | None) for each in self.label_names)
-        names = [name for each in self.label_names for name in each or ()] if lists else [None]
-        if not all(isinstance(name, str) for name in names):
+        if not all(map(_are_names, self.label_names)):
             raise InputError(f"label_names is {self.label_names}; names have to be text")
         if not names_fit(self.label_names, self.num_labels):
             raise InputError(
@@ -285,6 +283,13 @@ class Bert:
                 f"{self.config.vocab_size} from 0: give the tokenizer that belongs to it"
             )
         return found
+
+
+def _are_names(own: Any) -> bool:
+    """Whether these can be the names of a head's classes, of which it may have none."""
+    return own is None or (
+        isinstance(own, tuple | list) and all(isinstance(name, str) for name in own)
+    )
 
 
 def _part(model: Bert, name: str, rngs: nnx.Rngs) -> nnx.Module:

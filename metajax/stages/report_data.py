@@ -80,9 +80,9 @@ def _read_run(name: str, path: str) -> Run:
     return Run(name, path, record, read_metrics(workdir / "metrics.jsonl"), found)
 
 
-def _are_results(found: Any) -> bool:
+def _are_results(found: dict[str, Any]) -> bool:
     """Whether it has measures, and a confusion matrix a row and a column a label, or neither."""
-    if not isinstance(found, dict) or not are_measures(found.get("after", {})):
+    if not are_measures(found.get("after", {})):
         return False
     if "dev" not in found:
         return True

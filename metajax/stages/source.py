@@ -181,8 +181,8 @@ def open_classifier(spec: str, task: str | None) -> Classifier:
     if task not in names:
         given = "" if task is None else f" {task}"
         raise InputError(f"--task{given}: choose from {', '.join(names)}")
-    head, pairs, max_length = names.index(task), None, ModelSettings.max_length
+    max_length, pairs = ModelSettings.max_length, None
     if record:
         max_length = record["settings"]["max_length"]
-        pairs = dict(enumerate(record.get("pairs", ()))).get(head)
-    return Classifier(source.model, source.params, head, max_length, pairs)
+        pairs = dict(zip(names, record.get("pairs", ()))).get(task)
+    return Classifier(source.model, source.params, names.index(task), max_length, pairs)

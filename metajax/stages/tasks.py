@@ -42,7 +42,8 @@ def fingerprints(settings: TaskSettings) -> dict[str, str]:
 
 def tokenized(tasks: Sequence[data.TaskData], model: Bert, length: int) -> list[data.TokenizedTask]:
     """The data sets as arrays; says once how many texts were too long."""
-    found = [data.tokenize_task(task, model.tokenizer, length) for task in tasks]
+    tokenizer = model.tokenizer
+    found = [data.tokenize_task(task, tokenizer, length) for task in tasks]
     truncated = sum(task.tokens.truncated for task in found)
     if truncated:
         total = sum(len(task.labels) for task in found)
