@@ -4,10 +4,11 @@
     python -m benchmarks.gpu --model tiny --tasks 2   # that it runs, on any machine
     python -m benchmarks.gpu --peer-python peers/bin/python   # and torch.func
 
-A row takes minutes, most of them the compiler's. One step is the mean meta-gradient of --tasks
-tasks, all under one vmap unless --chunk says how many; random texts of --length tokens, SGD in the
-inner loop, all blocks and the embeddings adapted. Each row is a process of its own, so that its
-peak is its own. Utilisation counts the products of the plain algorithm, not what an engine computes
+Most of a row's time is the compiler's: --jobs rows compile beside one another, which the seconds to
+compile show, then each is timed alone. One step is the mean meta-gradient of --tasks tasks, all
+under one vmap unless --chunk says how many; random texts of --length tokens, SGD in the inner loop,
+all blocks and the embeddings adapted. Each row is a process of its own, so that its peak is its
+own. Utilisation counts the products of the plain algorithm, not what an engine computes
 again, against --peak-tflops (known for some GPUs). All engines but plain checkpoint blocks. The
 peer's parameters have the dtype that it computes in, ours stay float32. What runs out of memory
 says so. Prints a table and, with --output, writes it as JSON.
@@ -17,12 +18,14 @@ import argparse
 import contextlib
 import itertools
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +41,8 @@ PEAKS = {
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "OutOfMemoryError")
 
 
-def work(options: argparse.Namespace) -> dict[str, Any]:
-    """One row, in this process."""
+def work(options: argparse.Namespace) -> None:
+    """One row, in this process: compiles, says so, and measures when told to."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -75,54 +78,79 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
         return meta_grad
 
     model = bert(shape, False)
-    params = jax.jit(model.init)(jax.random.key(0))
     sizes = {
         part: (options.tasks, count, options.length)
         for part, count in (("support", options.support), ("query", options.query))
     }
     arrays = random_texts(sizes, model.config.vocab_size)
     tasks = metajax.Task(
-        *(
-            {key.split("/")[1]: jnp.asarray(value) for key, value in arrays.items() if part in key}
-            for part in ("support", "query")
-        )
+        *({k.split("/")[1]: v for k, v in arrays.items() if part in k} for part in sizes)
     )
     assert int(np.max(tasks.support["labels"])) < CLASSES
-    flops = count_flops(step(False, False), params, tasks)
-    run = jax.jit(step(engine != "plain", low_memory))
+    # Nothing lies on the device while another row is measured.
+    init = jax.jit(model.init).lower(jax.random.key(0)).compile()
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    flops = count_flops(step(False, False), shapes, tasks)
     begun = time.perf_counter()
-    jax.block_until_ready(run(params, tasks))
-    compile_seconds, seconds = time.perf_counter() - begun, []
-    for _ in range(options.turns):
+    run = jax.jit(step(engine != "plain", low_memory)).lower(shapes, tasks).compile()
+    print(json.dumps({"compile_seconds": time.perf_counter() - begun, "flops": flops}), flush=True)
+    sys.stdin.readline()
+    params, tasks = init(jax.random.key(0)), jax.device_put(tasks)
+    seconds = []
+    for turn in range(options.turns + 1):
         begun = time.perf_counter()
         jax.block_until_ready(run(params, tasks))
-        seconds.append(time.perf_counter() - begun)
+        if turn:  # The first loads the program.
+            seconds.append(time.perf_counter() - begun)
     device = jax.devices()[0]
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
-    return {
-        "device": device.device_kind,
-        "seconds": statistics.median(seconds),
-        "compile_seconds": compile_seconds,
-        "flops": flops,
-        "peak_bytes": memory,
-        "jax": jax.__version__,
-    }
+    found = {"seconds": statistics.median(seconds), "peak_bytes": memory}
+    print(json.dumps(found | {"device": device.device_kind, "jax": jax.__version__}))
 
 
-def measured(options: argparse.Namespace, shape: str, engine: str, dtype: str) -> dict[str, Any]:
-    """One row, in a process of its own."""
-    row = {"model": shape, "engine": engine, "dtype": dtype}
+def begun(options: argparse.Namespace, row: dict[str, str], log: Any) -> subprocess.Popen[str]:
+    """The process of one row, which compiles from now on; its errors go into `log`."""
     sizes = ("support", "query", "length", "steps", "tasks", "turns")
     given = [x for name in sizes for x in (f"--{name}", str(getattr(options, name)))]
     given += ["--chunk", str(options.chunk)] if options.chunk else []
-    command = [sys.executable, "-m", "benchmarks.gpu", "--work", "--model", shape]
-    command += ["--engine", engine, "--dtype", dtype, *given]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode == 0:
-        return row | json.loads(done.stdout.splitlines()[-1])
-    if any(sign in done.stderr for sign in OUT_OF_MEMORY):
-        return row | {"error": "out of memory"}
-    raise RuntimeError(done.stderr)
+    given += [x for name, value in row.items() for x in (f"--{name}", value)]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--work", *given]
+    # Several processes share the device: none takes its memory ahead.
+    env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=env)
+
+
+def measured(process: subprocess.Popen[str], log: Any, compiled: str) -> dict[str, Any]:
+    """What a process that has compiled finds, or why it does not."""
+    found, _ = process.communicate("now\n")
+    if process.returncode == 0:
+        return json.loads(compiled) | json.loads(found)
+    log.seek(0)
+    why = log.read()
+    if any(sign in why for sign in OUT_OF_MEMORY):
+        return {"error": "out of memory"}
+    raise RuntimeError(why)
+
+
+def side_by_side(
+    options: argparse.Namespace, chosen: list[dict[str, str]]
+) -> Iterator[dict[str, Any]]:
+    """Rows that compile at once, and are measured when the last of them has."""
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in chosen]
+        processes = [begun(options, row, log) for row, log in zip(chosen, logs)]
+        for process in processes:
+            stack.callback(process.kill)
+        compiled = []
+        for row, process in zip(chosen, processes):
+            compiled.append(process.stdout.readline())
+            print("compiled:", *row.values(), file=sys.stderr, flush=True)
+        for row, process, log, said in zip(chosen, processes, logs, compiled):
+            row = row | measured(process, log, said)
+            if "flops" in row:
+                row["utilisation"] = utilisation(row, options.peak_tflops)
+            yield row
 
 
 def peer(options: argparse.Namespace, shape: str, dtype: str) -> dict[str, Any]:
@@ -185,6 +213,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tasks", type=int, default=4)
     parser.add_argument("--chunk", type=int, help="tasks at once")
     parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--jobs", type=int, default=4, help="rows that compile at once")
     parser.add_argument("--peak-tflops", type=float)
     parser.add_argument("--peer-python", help="the Python of an environment with PyTorch")
     parser.add_argument("--output", help="write the rows as JSON")
@@ -195,19 +224,20 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     if options.work:
-        print(json.dumps(work(options)))
+        work(options)
         return
     print("model  dtype     engine        seconds   tasks/s   MFU      peak GB  to compile")
+    parts = itertools.product(options.model, options.dtype, options.engine)
+    chosen = [{"model": model, "dtype": dtype, "engine": engine} for model, dtype, engine in parts]
     rows = []
-    for shape, dtype in itertools.product(options.model, options.dtype):
-        found = [measured(options, shape, engine, dtype) for engine in options.engine]
-        if options.peer_python:
-            found.append(peer(options, shape, dtype))
-        for row in found:
-            if "flops" in row:
-                row["utilisation"] = utilisation(row, options.peak_tflops)
+    for first in range(0, len(chosen), options.jobs):
+        for row in side_by_side(options, chosen[first : first + options.jobs]):
             rows.append(row)
             print(line(row, options.tasks), flush=True)
+    if options.peer_python:
+        for shape, dtype in itertools.product(options.model, options.dtype):
+            rows.append(peer(options, shape, dtype))
+            print(line(rows[-1], options.tasks), flush=True)
     if options.output:
         report = {"settings": vars(options), "python": platform.python_version(), "rows": rows}
         Path(options.output).write_text(json.dumps(report, indent=2) + "\n")
