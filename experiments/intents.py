@@ -25,7 +25,18 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import exported, judged, judging, of_classes, parser, show, trained
+from experiments.runs import (
+    SETS,
+    command,
+    exported,
+    judged,
+    judging,
+    of_classes,
+    parser,
+    show,
+    trained,
+)
+from metajax.evaluate import estimate
 
 BASELINES = ("finetune", "protonet", "linear", "knn")
 METHODS: dict[str, dict[str, Any]] = {
@@ -45,9 +56,7 @@ def compare(options: argparse.Namespace) -> None:
     sentences, root = Path(options.data) / options.set, Path(options.root)
     root.mkdir(parents=True, exist_ok=True)
     asked = judging(options, sentences, ways=5, shots=options.shots)
-    size = {
-        name: asked[name] for name in ("ways", "shots", "max_length", "inner_lr") if name in asked
-    }
+    size = {name: asked[name] for name in ("ways", "shots", "max_length", "inner_lr")}
     results = {}
     for name in options.methods:
         run = trained(
@@ -73,13 +82,18 @@ def compare(options: argparse.Namespace) -> None:
         found = judged(root, options.model, *options.baselines, **asked)
         for name, result in zip(options.baselines, found):
             results[f"{name}, untrained"] = result
-    show(options, results, f"{options.set} {options.split}, {options.shots} shots")
+    show(options, results, f"{options.set} {options.split}, {options.shots}-shot")
+    for name in ("proto-maml", "maml"):
+        if {name, f"first-order {name}"} <= results.keys():
+            first = results[f"first-order {name}"].accuracies
+            ahead = estimate(results[name].accuracies - first)
+            print(f"{name} ahead of first order by {100 * ahead.mean:.2f} ± {100 * ahead.ci95:.2f}")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Prints the methods' accuracies, best first."""
-    made = parser(__doc__, "intents", steps=150, learning_rate=2e-5, inner_lr=0.3)
-    made.add_argument("--set", default="BANKING77")
+    made = parser(__doc__, "intents", steps=150, learning_rate=2e-5, inner_lr=0.1)
+    made.add_argument("--set", choices=SETS, default="BANKING77")
     made.add_argument("--shots", type=int, default=1)
     made.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     made.add_argument("--baselines", nargs="*", choices=BASELINES, default=list(BASELINES))
@@ -87,4 +101,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

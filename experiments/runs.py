@@ -10,13 +10,15 @@ import argparse
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from metajax import data
+from metajax.errors import InputError, StoppedError, one_line
 from metajax.evaluate import estimate
 from metajax.models import files
 from metajax.report import compared_accuracies
@@ -58,6 +60,15 @@ def parser(description: str, root: str, **defaults: Any) -> argparse.ArgumentPar
     return made
 
 
+def command(main: Callable[[], None]) -> None:
+    """Runs an experiment; what was given wrong ends it with one line and exit status 2."""
+    try:
+        main()
+    except (InputError, OSError, StoppedError) as error:
+        print(f"{Path(sys.argv[0]).stem}: {one_line(error)}", file=sys.stderr)
+        sys.exit(1 if isinstance(error, StoppedError) else 2)
+
+
 def of_classes(directory: Path, split: str, part: str) -> dict[str, Any]:
     """A set's examples of the classes for `part` of the work: train, valid or test."""
     return {
@@ -69,8 +80,8 @@ def of_classes(directory: Path, split: str, part: str) -> dict[str, Any]:
 def judging(options: argparse.Namespace, directory: Path, **settings: Any) -> dict[str, Any]:
     """What all that is compared is judged on: episodes of classes that no training has seen."""
     found = of_classes(directory, options.split, "valid" if options.valid else "test")
-    found |= {"episodes": options.episodes, "max_length": 64, **settings}
-    return found if options.inner_lr is None else {**found, "inner_lr": options.inner_lr}
+    found |= {"episodes": options.episodes, "max_length": 64, "inner_lr": options.inner_lr}
+    return found | settings
 
 
 class Trained(NamedTuple):
@@ -142,7 +153,7 @@ def _digest(settings: Mapping[str, Any]) -> str:
 def show(options: argparse.Namespace, results: Mapping[str, Result], title: str) -> None:
     """Prints the results, best first, and by how much the best is ahead, episode by episode.
 
-    Their picture goes into `--root` as PNG and SVG.
+    Their picture goes into `--root` as PNG and SVG, named after the title and the options.
     """
     title += f", seed {options.seed}" if options.seed else ""
     title += ", valid" if options.valid else ""
@@ -159,4 +170,5 @@ def show(options: argparse.Namespace, results: Mapping[str, Result], title: str)
         ]
         print(f"{name:<32}" + "".join(cells), flush=True)
     found = {name: estimate(result.accuracies) for name, result in ranked}
-    compared_accuracies(Path(options.root) / title.replace(",", "").replace(" ", "-"), found)
+    name = title.replace(",", "").replace(" ", "-")
+    compared_accuracies(Path(options.root) / f"{name}-{_digest(vars(options))}", found)

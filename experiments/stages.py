@@ -17,14 +17,24 @@ episodes of the test classes, adapted in three steps from class prototypes.
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import Trained, judged, judging, of_classes, parser, show, trained
+from experiments.runs import (
+    SETS,
+    Trained,
+    command,
+    judged,
+    judging,
+    of_classes,
+    parser,
+    show,
+    trained,
+)
 from experiments.unlabelled import write_text
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Trains along each path through the stages, and prints what each reaches."""
     made = parser(__doc__, "stages", steps=300, learning_rate=1e-4, inner_lr=0.01)
-    made.add_argument("--set", default="BANKING77")
+    made.add_argument("--set", choices=SETS, default="BANKING77")
     made.add_argument("--shots", type=int, default=1)
     options = made.parse_args(arguments)
     root, data = Path(options.root), Path(options.data)
@@ -58,8 +68,8 @@ def main(arguments: list[str] | None = None) -> None:
         [result] = judged(root, path, method, **asked)
         results[name] = result._replace(training=seconds)
     [results["as they came, prototypes"]] = judged(root, options.model, "protonet", **asked)
-    show(options, results, f"{options.set} {options.split}, {options.shots} shots")
+    show(options, results, f"{options.set} {options.split}, {options.shots}-shot")
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -23,7 +23,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.runs import SETS, judged, judging, parser, show, trained
+from experiments.runs import SETS, command, judged, judging, parser, show, trained
 
 
 def write_text(data: Path, split: str, target: Path, sets: Sequence[str]) -> None:
@@ -83,8 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
             "without": plain,
             "without, prototypes": prototypes,
         }
-        show(options, results, f"{name} {options.split}, {options.shots} shots")
+        show(options, results, f"{name} {options.split}, {options.shots}-shot")
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -219,10 +219,10 @@ def test_intents_and_unlabelled_take_a_step(material, capsys):
     methods = ["--methods", "protonet", "--baselines", "linear"]
     intents.main([*given, *methods])
     table = capsys.readouterr().out.splitlines()[-3:]
-    assert table[0].startswith("BANKING77 01, 1 shots")
+    assert table[0].startswith("BANKING77 01, 1-shot")
     assert {line[:32].strip() for line in table[1:]} == {"protonet", "linear, untrained"}
     assert "0.00 ± 0.00" in table[1]  # The best is behind itself by nothing.
-    picture = material.root / "runs" / "BANKING77-01-1-shots.svg"
+    (picture,) = (material.root / "runs").glob("BANKING77-01-1-shot-*.svg")
     assert "linear, untrained" in picture.read_text()
     assert picture.with_suffix(".png").is_file()
     # All of it is kept: the same command prints the same table, and runs nothing.
@@ -254,8 +254,8 @@ def test_unseen_and_stages_take_a_step(material, capsys, monkeypatch):
     sizes = ["--ways", "2", "3", "--shots", "4", "--root", str(material.root / "unseen")]
     unseen.main([*material.given, "--data", str(material.root), *sizes])
     out = capsys.readouterr().out
-    assert "2 ways, 4 shots" in out
-    assert "3 ways, 4 shots" in out
-    assert out.count("fine-tuned on GLUE") == 2
+    assert "2-way 4-shot" in out
+    assert "3-way 4-shot" in out
+    assert out.count("fine-tuned on GLUE, prototypes") == 2
     unseen.main([*material.given, "--data", str(material.root), *sizes, "--set", "docstrings"])
-    assert "docstrings, 3 ways, 4 shots" in capsys.readouterr().out
+    assert "docstrings, 3-way 4-shot" in capsys.readouterr().out
