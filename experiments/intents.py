@@ -29,6 +29,7 @@ from experiments.runs import (
     SETS,
     command,
     exported,
+    intent_sets,
     judged,
     judging,
     of_classes,
@@ -53,7 +54,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def compare(options: argparse.Namespace) -> None:
     """Meta-trains and judges the methods on one set, split and number of shots."""
-    sentences, root = Path(options.data) / options.set, Path(options.root)
+    sentences, root = intent_sets(options) / options.set, Path(options.root)
     root.mkdir(parents=True, exist_ok=True)
     asked = judging(options, sentences, ways=5, shots=options.shots)
     size = {name: asked[name] for name in ("ways", "shots", "max_length", "inner_lr")}

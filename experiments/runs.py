@@ -47,7 +47,7 @@ def parser(description: str, root: str, **defaults: Any) -> argparse.ArgumentPar
     """The options that the experiments share; `defaults` are those of numbers."""
     made = argparse.ArgumentParser(description=description.splitlines()[0])
     made.add_argument("--model", required=True, help="the weights")
-    made.add_argument("--data", required=True, help="the folder that holds the data sets")
+    made.add_argument("--data", required=True, help="the folder that holds intents, glue")
     made.add_argument("--split", default="01", help="of the classes")
     made.add_argument("--steps", type=int, help="of each training stage")
     made.add_argument("--learning-rate", type=float, help="of each training stage")
@@ -58,6 +58,11 @@ def parser(description: str, root: str, **defaults: Any) -> argparse.ArgumentPar
     made.add_argument("--root", default=f"runs/{root}", help="where the runs are kept")
     made.set_defaults(**defaults)
     return made
+
+
+def intent_sets(options: argparse.Namespace) -> Path:
+    """Where the sets of intents are, a folder each."""
+    return Path(options.data) / "intents"
 
 
 def command(main: Callable[[], None]) -> None:

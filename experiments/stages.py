@@ -21,6 +21,7 @@ from experiments.runs import (
     SETS,
     Trained,
     command,
+    intent_sets,
     judged,
     judging,
     of_classes,
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("--set", choices=SETS, default="BANKING77")
     made.add_argument("--shots", type=int, default=1)
     options = made.parse_args(arguments)
-    root, data = Path(options.root), Path(options.data)
+    root, data = Path(options.root), intent_sets(options)
     root.mkdir(parents=True, exist_ok=True)
     text = root / f"text-{options.set}-{options.split}.txt"
     write_text(data, options.split, text, (options.set,))

@@ -23,7 +23,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.runs import SETS, command, judged, judging, parser, show, trained
+from experiments.runs import SETS, command, intent_sets, judged, judging, parser, show, trained
 
 
 def write_text(data: Path, split: str, target: Path, sets: Sequence[str]) -> None:
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="judged on")
     made.add_argument("--shots", type=int, default=1)
     options = made.parse_args(arguments)
-    root, data = Path(options.root), Path(options.data)
+    root, data = Path(options.root), intent_sets(options)
     root.mkdir(parents=True, exist_ok=True)
     text = root / f"text-{options.split}.txt"
     write_text(data, options.split, text, SETS)

@@ -16,7 +16,17 @@ SST-2. DATA is a folder with `glue` (the classic TSV layout) and `intents` (Prot
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import SETS, Trained, command, judged, judging, parser, show, trained
+from experiments.runs import (
+    SETS,
+    Trained,
+    command,
+    intent_sets,
+    judged,
+    judging,
+    parser,
+    show,
+    trained,
+)
 from metajax.stages.demo_data import write_data
 
 GLUE = ("cola", "mrpc", "rte", "sst2")
@@ -40,11 +50,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = made.parse_args(arguments)
     if options.set == "docstrings" and options.valid:
         made.error("--valid: no modules are set apart for validation: leave it out")
-    root, data = Path(options.root), Path(options.data)
+    root = Path(options.root)
     shared: dict[str, Any] = {
         "model": options.model,
         "tasks": tuple(f"glue:{name}" for name in GLUE),
-        "glue_dir": str(data / "glue"),
+        "glue_dir": str(Path(options.data) / "glue"),
         "steps": options.steps,
         "learning_rate": options.learning_rate,
         "seed": options.seed,
@@ -59,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     for ways in options.ways:
         for shots in options.shots:
             sizes = {"ways": ways, "shots": shots}
-            asked = judging(options, data / "intents" / options.set, **sizes, **others)
+            asked = judging(options, intent_sets(options) / options.set, **sizes, **others)
             results = {}
             for name, run, method, lr in (
                 ("meta-trained on GLUE", meta, "maml", options.inner_lr),

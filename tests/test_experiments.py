@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -58,6 +59,7 @@ def material(tmp_path):
             (few_shot / f"labels.{part}.txt").write_text("\n".join(classes) + "\n")
     given = ["--model", str(model), "--steps", "1", "--episodes", "2"]
     given += ["--root", str(tmp_path / "runs")]
+    (tmp_path / "intents").symlink_to(tmp_path)
     with tiny.one_quick_device(tmp_path / "xla"):
         yield SimpleNamespace(root=tmp_path, given=given)
 
@@ -136,7 +138,6 @@ def asked(monkeypatch):
 @pytest.mark.parametrize("name", ["intents", "unlabelled", "stages", "unseen"])
 @pytest.mark.parametrize("part", ["valid", "test"])
 def test_no_training_sees_what_is_judged(material, asked, name, part):
-    (material.root / "intents").symlink_to(material.root)
     flags = ["--valid"] if part == "valid" else []
     module = importlib.import_module(f"experiments.{name}")
     module.main([*material.given, "--data", str(material.root), *flags])
@@ -213,22 +214,58 @@ def test_other_settings_data_or_weights_are_judged_anew(material, monkeypatch, t
     assert len(judged) == 7
 
 
+def test_methods_are_compared_episode_by_episode(capsys, tmp_path):
+    best = np.array([0.6, 0.8, 1.0, 0.6])
+    found = {"other": runs.Result(best - [0.2, 0, 0.2, 0], 2.0), "best": runs.Result(best, 1.0)}
+    options = Namespace(seed=1, valid=True, root=str(tmp_path))
+    runs.show(options, found, "episodes")
+    title, *rows = capsys.readouterr().out.splitlines()
+    assert title.startswith("episodes, seed 1, valid ")
+    assert [row.split()[0] for row in rows] == ["best", "other"]
+    # The deviation of (0.2, 0, 0.2, 0) is 0.2 / sqrt(3), and Student's t of three is 3.182.
+    assert " ".join(rows[1].split()[4:7]) == "10.00 ± 18.37"
+    (picture,) = tmp_path.glob("episodes-seed-1-valid-*.svg")
+    assert "other" in picture.read_text()
+    assert picture.with_suffix(".png").is_file()
+
+
+def test_second_order_is_compared_with_first(material, monkeypatch, capsys):
+    values = iter([0.5, 0.25, 0.75, 0.25])  # In the order of the methods.
+    monkeypatch.setattr(intents, "trained", lambda root, name, *_, **__: runs.Trained(name, 1.0))
+    judge = lambda *_, **__: [runs.Result(next(values) + np.array([0, 0.2]), 1.0)]  # noqa: E731
+    monkeypatch.setattr(intents, "judged", judge)
+    monkeypatch.setattr(intents, "show", lambda *_: None)
+    methods = ["proto-maml", "first-order proto-maml", "maml", "first-order maml"]
+    given = [*material.given, "--data", str(material.root), "--baselines", "--methods", *methods]
+    intents.main(given)
+    assert capsys.readouterr().out.splitlines() == [
+        "proto-maml ahead of first order by 25.00 ± 0.00",
+        "maml ahead of first order by 50.00 ± 0.00",
+    ]
+
+
+def test_wrong_input_to_an_experiment_is_one_line(material, monkeypatch, capsys):
+    given = [*material.given, "--data", str(material.root), "--split", "09"]
+    for main in (unlabelled.main, intents.main):
+        with pytest.raises(SystemExit) as end:
+            runs.command(lambda main=main: main(given))
+        assert end.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "labels.train.txt" in line
+
+
 @pytest.mark.slow
 def test_intents_and_unlabelled_take_a_step(material, capsys):
-    given = [*material.given, "--data", str(material.root)]
-    methods = ["--methods", "protonet", "--baselines", "linear"]
-    intents.main([*given, *methods])
-    table = capsys.readouterr().out.splitlines()[-3:]
+    given = [*material.given, "--data", str(material.root), "--baselines", "linear"]
+    intents.main(given)
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[-3 - len(intents.METHODS) - 1 :]
     assert table[0].startswith("BANKING77 01, 1-shot")
-    assert {line[:32].strip() for line in table[1:]} == {"protonet", "linear, untrained"}
-    assert "0.00 ± 0.00" in table[1]  # The best is behind itself by nothing.
-    (picture,) = (material.root / "runs").glob("BANKING77-01-1-shot-*.svg")
-    assert "linear, untrained" in picture.read_text()
-    assert picture.with_suffix(".png").is_file()
+    assert {line[:32].strip() for line in table[1:-2]} == {*intents.METHODS, "linear, untrained"}
     # All of it is kept: the same command prints the same table, and runs nothing.
-    intents.main([*given, *methods])
+    intents.main(given)
     again = capsys.readouterr().out.splitlines()
-    assert again[-3:] == table
+    assert again[-len(table) :] == table
     assert not any(line.startswith("evaluate") for line in again)
     unlabelled.main([*given, "--sets", "HWU64"])
     assert "hidden words" in capsys.readouterr().out
@@ -248,7 +285,6 @@ def test_unseen_and_stages_take_a_step(material, capsys, monkeypatch):
     }
     assert {row[:32].strip() for row in rows} == names
 
-    (material.root / "intents").symlink_to(material.root)
     tiny.write_glue(material.root / "glue")
     monkeypatch.setattr(unseen, "GLUE", ("mrpc",))
     sizes = ["--ways", "2", "3", "--shots", "4", "--root", str(material.root / "unseen")]
