@@ -6,7 +6,7 @@ are best does not hold: see RESULTS.md.)
 Paper: pretraining on the domain: Gururangan et al. 2020 (arXiv:2004.10964); the rest as in
 experiments/intents.py.
 Command: python -m experiments.stages --model BERT --data DATA --root runs/stages
-Hardware and time: one CPU core, 15 minutes for a BERT of two layers.
+Hardware and time: one CPU core, 25 minutes for a BERT of two layers.
 Expect: 79 meta-trained, 76 all three, 70 fine-tuned, 57 pretrained, 53 as they came (1 shot).
 
 Every training sees only the training classes of BANKING77's split: their sentences (pretrain),

@@ -10,8 +10,7 @@ Hardware and time: one CPU core, ten minutes for a BERT of two layers.
 Expect: 67 against 53 on BANKING77, 84 against 73 on CLINC150, 70 against 65 on HWU64 (1 shot).
 
 BERT: weights with a masked-LM head, here two layers of 128 features. all-MiniLM-L6-v2, which was
-trained on sentences to begin with, gains nothing (RESULTS.md). DATA is the folder of ProtAugment's
-release.
+trained on sentences to begin with, gains nothing (RESULTS.md, which says what DATA is).
 
 The text is the sentences of the training classes of all three sets' splits, less those that a
 held-out class of one of the sets has too; some topics are in several sets, in other words. An
