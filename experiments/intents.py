@@ -14,8 +14,8 @@ Command: python -m experiments.intents --model MINILM --data DATA --set BANKING7
 Hardware and time: two CPU cores, 25 minutes. All methods with BERT, of two layers: half an hour of
 one core at one shot, over an hour at five; `--methods` takes some at a time, and all that has been
 run is kept.
-Expect: BANKING77, split 01, 1 shot: prototypical network 89.0, baselines 85.0 to 85.5; with BERT, all
-that begins at prototypes 78.7 to 78.8, but for Reptile's 60.1, baselines 51.8 to 52.9.
+Expect: BANKING77, split 01, 1 shot: prototypical network 89.0, baselines 85.0 to 85.5; with BERT
+78.7 to 78.8 where heads begin at prototypes, but 60.1 by Reptile, and baselines 51.8 to 52.9.
 
 Each method is meta-trained on episodes of the split's training classes (150 steps of four) and
 judged on 600 episodes of its test classes, 5 queries a class, the same for all (inductive: each
