@@ -20,6 +20,7 @@ from experiments.runs import (
     SETS,
     Trained,
     command,
+    exported,
     intent_sets,
     judged,
     judging,
@@ -64,6 +65,13 @@ def main(arguments: list[str] | None = None) -> None:
     size["inner_lr"] = options.inner_lr
     meta = trained(root, "metatrain", "metatrain", **shared, **size)
     multi = trained(root, "finetune", "finetune", **shared, pooling="mean")
+    plain = Trained(options.model, 0.0)
+    compared = (
+        # Without adaptation `evaluate` takes the weights that a meta-training began with.
+        ("meta-trained on GLUE", meta, exported(meta), "maml", options.inner_lr),
+        ("fine-tuned on GLUE", multi, multi.path, "finetune", options.tuned_lr),
+        ("as they came", plain, plain.path, "finetune", options.inner_lr),
+    )
     others = held_out(root) if options.set == "docstrings" else {}
     title = options.set if others else f"{options.set} {options.split}"
     for ways in options.ways:
@@ -71,13 +79,9 @@ def main(arguments: list[str] | None = None) -> None:
             sizes = {"ways": ways, "shots": shots}
             asked = judging(options, intent_sets(options) / options.set, **sizes, **others)
             results = {}
-            for name, run, method, lr in (
-                ("meta-trained on GLUE", meta, "maml", options.inner_lr),
-                ("fine-tuned on GLUE", multi, "finetune", options.tuned_lr),
-                ("as they came", Trained(options.model, 0.0), "finetune", options.inner_lr),
-            ):
+            for name, run, weights, method, lr in compared:
                 [adapted] = judged(root, run.path, method, **{**asked, "inner_lr": lr})
-                [prototypes] = judged(root, run.path, "protonet", **asked)
+                [prototypes] = judged(root, weights, "protonet", **asked)
                 results[name] = adapted._replace(training=run.seconds)
                 results[f"{name}, prototypes"] = prototypes._replace(training=run.seconds)
             show(options, results, f"{title}, {ways}-way {shots}-shot")

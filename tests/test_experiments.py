@@ -131,7 +131,8 @@ def asked(monkeypatch):
         monkeypatch.setattr(module, "trained", train)
         monkeypatch.setattr(module, "judged", judge)
         monkeypatch.setattr(module, "show", lambda *_: None)
-    monkeypatch.setattr(intents, "exported", lambda run: run.path)
+    for module in (intents, unseen):
+        monkeypatch.setattr(module, "exported", lambda run: run.path)
     return asked
 
 
