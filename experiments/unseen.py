@@ -13,6 +13,8 @@ Data sets are tasks (`--whole-tasks`), drawn by the square root of their size: C
 SST-2. DATA is a folder with `glue` (the classic TSV layout) and `intents` (ProtAugment's release).
 """
 
+import argparse
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +42,8 @@ def held_out(root: Path) -> dict[str, Any]:
     return {"tasks": (str(files.tasks),), "classes": str(files.test_classes), "queries": 4}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Trains both ways on GLUE, and prints how each adapts to what has nothing to do with it."""
-    made = parser(__doc__, "unseen", steps=300, learning_rate=1e-4, inner_lr=0.01, episodes=200)
-    made.add_argument("--set", choices=(*SETS, "docstrings"), default="BANKING77")
-    made.add_argument("--ways", type=int, nargs="+", default=[2, 5, 12])
-    made.add_argument("--shots", type=int, nargs="+", default=[4, 8, 16])
-    # What suits the other weights spoils these, and the other way round.
-    made.add_argument("--tuned-lr", type=float, default=3e-4, help="of adapting the fine-tuned")
-    options = made.parse_args(arguments)
-    if options.set == "docstrings" and options.valid:
-        made.error("--valid: no modules are set apart for validation: leave it out")
-    root = Path(options.root)
+def both_ways(options: argparse.Namespace, root: Path) -> tuple[Trained, Trained]:
+    """Meta-trains on GLUE, and fine-tunes on it."""
     shared: dict[str, Any] = {
         "model": options.model,
         "tasks": tuple(f"glue:{name}" for name in GLUE),
@@ -64,7 +56,22 @@ def main(arguments: list[str] | None = None) -> None:
     size = {"whole_tasks": True, "shots": 4, "queries": 4, "algorithm": "fomaml"}
     size["inner_lr"] = options.inner_lr
     meta = trained(root, "metatrain", "metatrain", **shared, **size)
-    multi = trained(root, "finetune", "finetune", **shared, pooling="mean")
+    return meta, trained(root, "finetune", "finetune", **shared, pooling="mean")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains both ways on GLUE, and prints how each adapts to what has nothing to do with it."""
+    made = parser(__doc__, "unseen", steps=300, learning_rate=1e-4, inner_lr=0.01, episodes=200)
+    made.add_argument("--set", choices=(*SETS, "docstrings"), default="BANKING77")
+    made.add_argument("--ways", type=int, nargs="+", default=[2, 5, 12])
+    made.add_argument("--shots", type=int, nargs="+", default=[4, 8, 16])
+    # What suits the other weights spoils these, and the other way round.
+    made.add_argument("--tuned-lr", type=float, default=3e-4, help="of adapting the fine-tuned")
+    options = made.parse_args(arguments)
+    if options.set == "docstrings" and options.valid:
+        made.error("--valid: no modules are set apart for validation: leave it out")
+    root = Path(options.root)
+    meta, multi = both_ways(options, root)
     plain = Trained(options.model, 0.0)
     compared = (
         # Without adaptation `evaluate` takes the weights that a meta-training began with.
@@ -74,17 +81,16 @@ def main(arguments: list[str] | None = None) -> None:
     )
     others = held_out(root) if options.set == "docstrings" else {}
     title = options.set if others else f"{options.set} {options.split}"
-    for ways in options.ways:
-        for shots in options.shots:
-            sizes = {"ways": ways, "shots": shots}
-            asked = judging(options, intent_sets(options) / options.set, **sizes, **others)
-            results = {}
-            for name, run, weights, method, lr in compared:
-                [adapted] = judged(root, run.path, method, **{**asked, "inner_lr": lr})
-                [prototypes] = judged(root, weights, "protonet", **asked)
-                results[name] = adapted._replace(training=run.seconds)
-                results[f"{name}, prototypes"] = prototypes._replace(training=run.seconds)
-            show(options, results, f"{title}, {ways}-way {shots}-shot")
+    for ways, shots in itertools.product(options.ways, options.shots):
+        sizes = {"ways": ways, "shots": shots}
+        asked = judging(options, intent_sets(options) / options.set, **sizes, **others)
+        results = {}
+        for name, run, weights, method, lr in compared:
+            [adapted] = judged(root, run.path, method, **{**asked, "inner_lr": lr})
+            [prototypes] = judged(root, weights, "protonet", **asked)
+            results[name] = adapted._replace(training=run.seconds)
+            results[f"{name}, prototypes"] = prototypes._replace(training=run.seconds)
+        show(options, results, f"{title}, {ways}-way {shots}-shot")
 
 
 if __name__ == "__main__":
