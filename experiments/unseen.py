@@ -65,8 +65,15 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("--set", choices=(*SETS, "docstrings"), default="BANKING77")
     made.add_argument("--ways", type=int, nargs="+", default=[2, 5, 12])
     made.add_argument("--shots", type=int, nargs="+", default=[4, 8, 16])
-    # What suits the other weights spoils these, and the other way round.
-    made.add_argument("--tuned-lr", type=float, default=3e-4, help="of adapting the fine-tuned")
+    # What suits one of the weights spoils another; chosen for each on validation classes.
+    made.add_argument(
+        "--adapt-lr",
+        type=float,
+        nargs=3,
+        default=[0.001, 0.0003, 0.01],
+        metavar=("META", "TUNED", "PLAIN"),
+        help="of adapting what was meta-trained, what was fine-tuned, and the weights as they came",
+    )
     options = made.parse_args(arguments)
     if options.set == "docstrings" and options.valid:
         made.error("--valid: no modules are set apart for validation: leave it out")
@@ -75,9 +82,9 @@ def main(arguments: list[str] | None = None) -> None:
     plain = Trained(options.model, 0.0)
     compared = (
         # Without adaptation `evaluate` takes the weights that a meta-training began with.
-        ("meta-trained on GLUE", meta, exported(meta), "maml", options.inner_lr),
-        ("fine-tuned on GLUE", multi, multi.path, "finetune", options.tuned_lr),
-        ("as they came", plain, plain.path, "finetune", options.inner_lr),
+        ("meta-trained on GLUE", meta, exported(meta), "maml"),
+        ("fine-tuned on GLUE", multi, multi.path, "finetune"),
+        ("as they came", plain, plain.path, "finetune"),
     )
     others = held_out(root) if options.set == "docstrings" else {}
     title = options.set if others else f"{options.set} {options.split}"
@@ -85,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
         sizes = {"ways": ways, "shots": shots}
         asked = judging(options, intent_sets(options) / options.set, **sizes, **others)
         results = {}
-        for name, run, weights, method, lr in compared:
+        for (name, run, weights, method), lr in zip(compared, options.adapt_lr):
             [adapted] = judged(root, run.path, method, **{**asked, "inner_lr": lr})
             [prototypes] = judged(root, weights, "protonet", **asked)
             results[name] = adapted._replace(training=run.seconds)
