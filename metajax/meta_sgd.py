@@ -101,10 +101,12 @@ def maml_plus_plus(
 
     Returns:
         A MetaAlgorithm whose meta_params are `{"params", "rates"}`: for each leaf of the params a
-        rate for each step, [K], or [K, N] of stacked layers.
+        rate for each step, [K], or [K, N] of stacked layers. Given the rates of more steps, it
+        takes the first K.
 
     Raises:
-        ValueError: a number is out of bounds, or a reduce is given.
+        ValueError: a number is out of bounds, or a reduce is given; once it is used, meta_params
+            have rates of fewer steps than K.
 
     Examples:
         >>> import jax.numpy as jnp, metajax
@@ -138,7 +140,7 @@ def maml_plus_plus(
         weights = None
         if step is not None and begin < multi_step:
             weights = _loss_weights(step, multi_step, num_steps)
-        return _with_rates(learner, init, rate, step_weights=weights)
+        return _with_rates(learner, init, rate, num_steps=num_steps, step_weights=weights)
 
     ends = sorted({multi_step, first_order_until} - {0})
     *early, last = [variant(begin) for begin in (0, *ends)]
@@ -165,6 +167,7 @@ def _with_rates(
     rate: float,
     *,
     rates_for: Callable[[Params, Task], Params] | None = None,
+    num_steps: int = 0,
     step_weights: jax.Array | None = None,
 ) -> MetaAlgorithm:
     """Adapts `params` at `rates`: those of a task's parameters, or else of layers and steps."""
@@ -172,6 +175,8 @@ def _with_rates(
     def optimizer(rates: Params, task: Task) -> optax.GradientTransformation:
         if rates_for is not None:
             rates = rates_for(rates, task)
+        else:
+            _check_steps(rates, num_steps)
 
         def update(grads: Params, step: jax.Array, params: Params = None) -> tuple[Params, Any]:
             def move(found: Any, grad: jax.Array | None) -> jax.Array | None:
@@ -202,3 +207,13 @@ def _check_rates(rates: Params, grads: Params) -> None:
     if isinstance(rates, dict) and not rates.keys() <= grads.keys():
         lost = ", ".join(sorted(rates.keys() - grads.keys()))
         raise ValueError(f"start has moved {lost}: its rates are learned where it stood")
+
+
+def _check_steps(rates: Params, num_steps: int) -> None:
+    # An index past the end would take the last step's rate again.
+    for leaf in jax.tree.leaves(rates):
+        if jnp.ndim(leaf) and len(leaf) < num_steps:
+            raise ValueError(
+                f"num_steps is {num_steps}, but rates were learned for {len(leaf)}: "
+                "take at most as many"
+            )

@@ -287,6 +287,17 @@ def test_maml_plus_plus_has_a_rate_for_each_step(x64, quadratic):
     np.testing.assert_allclose(grads["rates"][0], -(a @ (params - centre)) @ back, rtol=1e-12)
 
 
+def test_maml_plus_plus_takes_no_more_steps_than_it_has_rates_for(x64, quadratic):
+    task, a, centre, _, _, params = quadratic
+    of_steps = functools.partial(metajax.maml_plus_plus, problems.quadratic, RATE)
+    meta_params = of_steps(2).init(jnp.asarray(params)) | {"rates": jnp.array([0.1, 0.3])}
+    adapted, _ = of_steps(1).adapt(meta_params, task.support, None)
+    np.testing.assert_allclose(adapted, params - 0.1 * a @ (params - centre), rtol=1e-12)
+    for use, given in ((of_steps(3).adapt, task.support), (of_steps(3).meta_grad, task)):
+        with pytest.raises(ValueError, match="num_steps is 3, but rates were learned for 2"):
+            use(meta_params, given, None)
+
+
 @pytest.mark.parametrize(("solver", "strength"), [("cg", 0.5), ("cg", 3.0), ("neumann", 30.0)])
 def test_imaml_on_a_quadratic(x64, quadratic, solver, strength):
     task, a, centre, q, goal, params = quadratic
