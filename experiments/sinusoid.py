@@ -86,13 +86,16 @@ class Learner(NamedTuple):
         make: the algorithm for a number of inner steps and their rate; where rates are learned,
             they start from 0.01 and the rate given is not used, nor is it by iMAML.
         steps: inner steps in training.
-        judged: after how many steps it is judged: rates that were learned for one step are not
-            for more.
+        judged: after how many steps it is judged: rates that were learned for some are not for
+            more.
+        annealed: what trains it, of the outer step, as `metajax.outer_loop` takes; None: what
+            `make` makes.
     """
 
     make: Make
     steps: int = 1
     judged: tuple[int, ...] = tuple(PAPER)
+    annealed: Callable[[jax.Array], metajax.MetaAlgorithm] | None = None
 
 
 LEARNERS = {
@@ -102,7 +105,15 @@ LEARNERS = {
     ),
     "reptile": Learner(lambda k, rate: metajax.reptile(loss_fn, optax.sgd(rate), k), steps=10),
     "meta-sgd": Learner(lambda k, rate: metajax.meta_sgd(loss_fn, 0.01, k), judged=(1,)),
-    "maml++": Learner(lambda k, rate: metajax.maml_plus_plus(loss_fn, 0.01, k), steps=5),
+    # Annealed over its authors' numbers of outer steps, 500 an epoch.
+    "maml++": Learner(
+        lambda k, rate: metajax.maml_plus_plus(loss_fn, 0.01, k),
+        steps=5,
+        judged=(1, 5),
+        annealed=lambda step: metajax.maml_plus_plus(
+            loss_fn, 0.01, 5, step=step, multi_step=15 * 500, first_order_until=50 * 500
+        ),
+    ),
     # Many small steps, to come near a minimum. It diverges even so: RESULTS.md.
     "imaml": Learner(
         lambda k, rate: metajax.imaml(loss_fn, optax.sgd(0.002), k, strength=20.0, solver_steps=1),
@@ -113,7 +124,7 @@ LEARNERS = {
 
 def train(learner: Learner, seed: int, num_steps: int, *, meta_batch_size: int = 25) -> Params:
     """Meta-trains a network; all steps are one compiled loop."""
-    algorithm = learner.make(learner.steps, 0.01)
+    algorithm = learner.annealed or learner.make(learner.steps, 0.01)
     last = num_steps // 5
     rate = optax.schedules.join_schedules(
         [optax.schedules.constant_schedule(1e-3), optax.schedules.linear_schedule(1e-3, 0.0, last)],

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import tiny
 
+import metajax
 from experiments import intents, navigation, runs, sinusoid, stages, unlabelled, unseen
+from metajax import Estimate
 from metajax.stages.evaluate import Row
 from metajax.stages.settings import EvaluateSettings
 
@@ -35,6 +37,30 @@ def test_sinusoid_takes_a_step(capsys, monkeypatch):
     assert header.split()[-1] == "training"
     assert [row[:16].strip() for row in rows] == list(sinusoid.LEARNERS)
     assert paper.split() == ["the", "paper", "0.67"]
+
+
+def test_sinusoid_anneals_maml_plus_plus(monkeypatch):
+    asked, maml_plus_plus = [], metajax.maml_plus_plus
+
+    def ask(*given, **settings):
+        asked.append(settings)
+        return maml_plus_plus(*given, **settings)
+
+    monkeypatch.setattr(metajax, "maml_plus_plus", ask)
+    jax.eval_shape(lambda: sinusoid.train(sinusoid.LEARNERS["maml++"], 0, 1))
+    for settings in asked:
+        assert isinstance(settings.pop("step"), jax.core.Tracer)
+        assert settings == {"multi_step": 7500, "first_order_until": 25_000}
+    assert asked
+
+
+def test_sinusoid_judges_at_learned_rates_alone(capsys, monkeypatch):
+    monkeypatch.setattr(sinusoid, "train", lambda *_: None)
+    monkeypatch.setattr(sinusoid, "judge", lambda *_: Estimate(0.5, 0.25))
+    sinusoid.main([])
+    _, *rows, _ = capsys.readouterr().out.splitlines()
+    judged = {row[:16].strip(): row.count("±") for row in rows}
+    assert judged == dict.fromkeys(sinusoid.LEARNERS, 3) | {"meta-sgd": 1, "maml++": 2}
 
 
 @pytest.fixture
