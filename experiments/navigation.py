@@ -230,8 +230,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--episodes", type=int, default=1000, help="goals to judge by")
     parser.add_argument("--trajectories", type=int, nargs="+", default=[20, 40], help="a step")
     settings = parser.parse_args(arguments)
+    if not 0 <= settings.seed < 2**32:
+        parser.error(f"--seed {settings.seed}: give a number from 0 to {2**32 - 1}")
+    if settings.steps < 1:
+        parser.error(f"--steps {settings.steps}: give 1 or more")
+    if settings.episodes < 1:
+        parser.error(f"--episodes {settings.episodes}: give 1 or more")
+    if min(settings.trajectories) < 1:
+        parser.error(f"--trajectories {min(settings.trajectories)}: give 1 or more")
 
-    steps_header = "".join(f"{f'{k} steps':>16}" for k in PAPER)
+    steps_header = "".join(f"{f'{k} steps' if k != 1 else '1 step':>16}" for k in PAPER)
     print(f"{'return':<12}{'trajectories':>12}{steps_header}{'training':>12}")
     for name in settings.methods:
         began, method = time.perf_counter(), METHODS[name]

@@ -34,6 +34,7 @@ from metajax import Estimate
 from metajax.types import Key, Params
 
 SIZES = (1, 40, 40, 1)
+CHUNK = 100  # Waves judged at once.
 PAPER = {1: 0.67, 5: 0.38, 10: 0.35}
 
 
@@ -151,7 +152,7 @@ def judge(learner: Learner, meta_params: Params, inner_steps: int, episodes: int
     rate = optax.schedules.piecewise_constant_schedule(0.01, {1: 0.5})
     algorithm = learner.make(inner_steps, rate)
     tasks = waves(jax.random.key(2017), episodes, support=5, query=100)
-    result = metajax.evaluate(algorithm, meta_params, tasks, jax.random.key(0), chunk_size=100)
+    result = metajax.evaluate(algorithm, meta_params, tasks, jax.random.key(0), chunk_size=CHUNK)
     return Estimate(*result.query_loss)
 
 
@@ -161,10 +162,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--algorithms", nargs="+", choices=LEARNERS, default=list(LEARNERS))
     parser.add_argument("--steps", type=int, default=70_000)
-    parser.add_argument("--episodes", type=int, default=10_000, help="a multiple of 100")
+    parser.add_argument("--episodes", type=int, default=10_000, help=f"a multiple of {CHUNK}")
     settings = parser.parse_args(arguments)
+    if not 0 <= settings.seed < 2**32:
+        parser.error(f"--seed {settings.seed}: give a number from 0 to {2**32 - 1}")
+    if settings.steps < 1:
+        parser.error(f"--steps {settings.steps}: give 1 or more")
+    if settings.episodes < 1 or settings.episodes % CHUNK:
+        parser.error(f"--episodes {settings.episodes}: give a multiple of {CHUNK}")
 
-    steps_header = "".join(f"{f'{k} steps':>16}" for k in PAPER)
+    steps_header = "".join(f"{f'{k} steps' if k > 1 else '1 step':>16}" for k in PAPER)
     print(f"{'squared error':<16}{steps_header}{'training':>12}")
     for name in settings.algorithms:
         began, learner = time.perf_counter(), LEARNERS[name]

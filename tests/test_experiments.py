@@ -58,9 +58,32 @@ def test_sinusoid_judges_at_learned_rates_alone(capsys, monkeypatch):
     monkeypatch.setattr(sinusoid, "train", lambda *_: None)
     monkeypatch.setattr(sinusoid, "judge", lambda *_: Estimate(0.5, 0.25))
     sinusoid.main([])
-    _, *rows, _ = capsys.readouterr().out.splitlines()
+    header, *rows, _ = capsys.readouterr().out.splitlines()
+    names = [name.strip() for name in header.split("  ") if name]
+    assert names == ["squared error", "1 step", "5 steps", "10 steps", "training"]
     judged = {row[:16].strip(): row.count("±") for row in rows}
     assert judged == dict.fromkeys(sinusoid.LEARNERS, 3) | {"meta-sgd": 1, "maml++": 2}
+
+
+@pytest.mark.parametrize(
+    ("experiment", "given", "said"),
+    [
+        (sinusoid, "--episodes 150", "--episodes 150: give a multiple of 100"),
+        (sinusoid, "--episodes 0", "--episodes 0: give a multiple of 100"),
+        (sinusoid, "--steps 0", "--steps 0: give 1 or more"),
+        (sinusoid, "--seed -1", "--seed -1: give a number from 0 to 4294967295"),
+        (navigation, "--episodes 0", "--episodes 0: give 1 or more"),
+        (navigation, "--trajectories 20 0", "--trajectories 0: give 1 or more"),
+        (navigation, "--steps -3", "--steps -3: give 1 or more"),
+        (navigation, f"--seed {2**64}", f"--seed {2**64}: give a number from 0 to 4294967295"),
+    ],
+)
+def test_bad_numbers_are_refused(capsys, monkeypatch, experiment, given, said):
+    monkeypatch.setattr(experiment, "train", None)  # Nothing is trained before.
+    with pytest.raises(SystemExit) as ended:
+        experiment.main(given.split())
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {said}")
 
 
 @pytest.fixture
@@ -95,7 +118,7 @@ def test_navigation_takes_a_step(capsys, monkeypatch):
     monkeypatch.setattr(navigation, "PAPER", {1: -11.68})
     navigation.main(["--steps", "1", "--episodes", "2", "--trajectories", "3"])
     header, *rows, paper = capsys.readouterr().out.splitlines()
-    assert header.split()[-1] == "training"
+    assert header.split() == ["return", "trajectories", "1", "step", "training"]
     assert [row.split()[:2] for row in rows] == [[name, "3"] for name in navigation.METHODS]
     assert not any("nan" in row for row in rows)
     assert paper.split() == ["the", "paper", "40", "-11.68"]
