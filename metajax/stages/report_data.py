@@ -16,6 +16,13 @@ from metajax.stages.paths import address, to_path
 from metajax.stages.record import read_record
 from metajax.stages.run import read_json, read_results
 
+_BOUNDS = {
+    **dict.fromkeys(("accuracy", "accuracies", "curve"), (0, 1)),
+    "behind": (-1, 1),
+    **dict.fromkeys(("ci95", "behind_ci95", "curve_ci95", "seconds"), (0, np.inf)),
+}
+_ROUNDING = 1e-6  # A mean of ones may come out a little above one.
+
 
 class Run(NamedTuple):
     """What a workdir holds.
@@ -105,7 +112,8 @@ def read_evaluation(path: Path) -> list[Comparison]:
         InputError: the file is not there or holds something else.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file: name what evaluate --output wrote")
+        problem = "is a directory" if path.is_dir() else "no such file"
+        raise InputError(f"{path}: {problem}: name what evaluate --output wrote")
     found = read_json(path)
     try:
         rows = [Row(**row) for row in found]
@@ -113,6 +121,10 @@ def read_evaluation(path: Path) -> list[Comparison]:
             raise TypeError
     except TypeError:
         raise InputError(f"{path}: is not what evaluate --output writes: name that") from None
+    for number, row in enumerate(rows, start=1):
+        fault = _fault(row)
+        if fault:
+            raise InputError(f"{path}: row {number}: {fault}: restore it, or evaluate again")
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(f"{path}: {row.tasks}: {row.protocol}", []).append(row)
@@ -132,3 +144,14 @@ def _is_sound(row: Row) -> bool:
             if kind is not str and not is_number(item, finite=False):
                 return False
     return len(row.curve) == len(row.curve_ci95)
+
+
+def _fault(row: Row) -> str | None:
+    """What of a row no evaluation can have found, if anything."""
+    for name, (low, high) in _BOUNDS.items():
+        for value in np.ravel(getattr(row, name)):
+            if not low - _ROUNDING <= value <= high + _ROUNDING:  # NaN is neither.
+                return f"{name}: {value:g} is not from {low} to {high}"
+    if not row.episodes == len(row.accuracies) > 0:
+        return f"has {row.episodes} episodes and {len(row.accuracies)} accuracies of theirs"
+    return None

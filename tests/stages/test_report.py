@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -221,6 +222,12 @@ def evaluated(content):
     return make
 
 
+def altered(**changes):
+    """Two sound rows, the second one changed."""
+    row = json.loads(ROW)[0] | {"accuracy": 0.5, "accuracies": [0, 1]}
+    return evaluated(json.dumps([row, row | changes]))
+
+
 PARTS = ("settings", "data", "parent", "model", "versions")
 ROW = (
     '[{"tasks": "t", "protocol": "p", "method": "m", "ways": 2, "shots": 1, '
@@ -287,6 +294,20 @@ BAD = {
     "a number": (evaluated("3"), "rows.json: is not what evaluate"),
     "no rows": (evaluated("[]"), "rows.json: is not what evaluate"),
     "a word for a number": (evaluated(ROW), "rows.json: is not what evaluate"),
+    "evaluations of a directory": (
+        lambda run: ("--runs", run, "--evaluations", run),
+        "run: is a directory: name what evaluate --output wrote",
+    ),
+    "per cent": (altered(accuracy=77), "rows.json: row 2: accuracy: 77 is not from 0 to 1: "),
+    "no accuracy": (altered(accuracy=math.nan), "row 2: accuracy: nan is not from 0 to 1"),
+    "an episode's too": (altered(accuracies=[0, -1]), "row 2: accuracies: -1 is not"),
+    "a step's too": (altered(curve=[2], curve_ci95=[0]), "row 2: curve: 2 is not"),
+    "far behind": (altered(behind=-2), "row 2: behind: -2 is not from -1 to 1"),
+    "a negative interval": (altered(ci95=-1), "row 2: ci95: -1 is not from 0 to inf"),
+    "negative seconds": (altered(seconds=-1), "row 2: seconds: -1 is not"),
+    "negative episodes": (altered(episodes=-5), "row 2: has -5 episodes and 2 accuracies"),
+    "too many episodes": (altered(episodes=3), "row 2: has 3 episodes and 2 accuracies"),
+    "no episodes": (altered(episodes=0, accuracies=[]), "row 2: has 0 episodes and 0 accuracies"),
     "no page": (lambda run: ("--runs", run, "--output", "r.pdf"), "--output r.pdf: .*html"),
     "pictures into a run": (
         lambda run: ("--runs", run, "--output", f"{run}.html"),
@@ -308,6 +329,14 @@ def test_bad_input(chain, tmp_path, monkeypatch, case):
     assert re.fullmatch("metajax: error: .+\n", done.err), done.err
     assert re.search(message, done.err), done.err
     assert tiny.tree_of(tmp_path) == before
+
+
+def test_a_mean_of_ones_may_be_rounded_up(chain, tmp_path):
+    above = 1 + 2**-52
+    options = altered(accuracy=above, accuracies=[1, above])(tmp_path)[2:]
+    page = tmp_path / "r.html"
+    tiny.succeed("report", "--runs", chain.adapt, *options, "--output", page)
+    assert "100.00 ± 0.00" in page.read_text()
 
 
 def test_without_matplotlib_it_says_what_to_install(chain, tmp_path, monkeypatch):
