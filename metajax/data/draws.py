@@ -1,6 +1,7 @@
 """Episodes whose support sets are given, as those that papers publish."""
 
-from collections.abc import Sequence
+import collections
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,8 @@ from metajax.data.tasks import TaskData
 from metajax.errors import InputError
 
 _MOST_QUERIES = 1024  # Classified at once: an episode of more is cut, its support set the same.
+
+_Example = tuple[str, str]  # Its texts, the second one empty where there is one.
 
 
 class Draws(NamedTuple):
@@ -47,7 +50,8 @@ def join_draws(task: TaskData, draws: Sequence[TaskData]) -> Draws:
 
     Raises:
       InputError: For a draw whose classes are not the task's, that has one text where the task
-        has two or two where it has one, or that leaves nothing to classify.
+        has two or two where it has one, that labels a text otherwise than the task or in two
+        ways, that holds the examples of another, or that leaves nothing to classify.
 
     Examples:
       >>> import numpy as np
@@ -62,18 +66,14 @@ def join_draws(task: TaskData, draws: Sequence[TaskData]) -> Draws:
     texts, labels = list(task.texts), [task.labels]
     pairs = None if task.pairs is None else list(task.pairs)
     examples, support, query = _examples(task), [], []
+    known = _labels_of(task)
+    seen: dict[tuple[tuple[_Example, str], ...], str] = {}
     for draw in draws:
-        if (draw.pairs is None) != (pairs is None):
-            raise InputError(
-                f"{draw.name}: has {_texts(draw)} and {task.name} {_texts(task)} an example: "
-                "give both the same columns"
-            )
-        other = set(task.label_names) ^ set(draw.label_names)
-        if other:
-            raise InputError(
-                f"{draw.name}: has not the same classes as {task.name}: {min(other)!r} is in one "
-                "of them alone; give draws with examples of every class (--classes for fewer)"
-            )
+        _check_draw(task, draw, known)
+        rows = tuple(sorted(_labelled(draw)))
+        if rows in seen:
+            raise InputError(f"{draw.name}: holds the same as {seen[rows]}: leave one of them out")
+        seen[rows] = draw.name
         order = np.array([task.label_names.index(name) for name in draw.label_names], np.int32)
         begin = len(texts)
         texts += draw.texts
@@ -142,10 +142,54 @@ def fixed_episodes(draws: Draws) -> tuple[list[Episodes], np.ndarray]:
     return episodes, np.array(of)
 
 
-def _examples(task: TaskData) -> list[tuple[str, str]]:
+def _check_draw(task: TaskData, draw: TaskData, known: Mapping[_Example, set[str]]) -> None:
+    """Checks that a draw may be of the task, whose labels of each example are `known`."""
+    if (draw.pairs is None) != (task.pairs is None):
+        raise InputError(
+            f"{draw.name}: has {_texts(draw)} and {task.name} {_texts(task)} an example: "
+            "give both the same columns"
+        )
+    other = set(task.label_names) ^ set(draw.label_names)
+    if other:
+        raise InputError(
+            f"{draw.name}: has not the same classes as {task.name}: {min(other)!r} is in one "
+            "of them alone; give draws with examples of every class (--classes for fewer)"
+        )
+    for example, labels in _labels_of(draw).items():
+        where = f"{draw.name}: {_shortened(example)} has the label"
+        if len(labels) > 1:
+            raise InputError(f"{where}s {_listed(labels)}: leave one")
+        if not labels <= known.get(example, labels):
+            raise InputError(
+                f"{where} {_listed(labels)}, and in {task.name} {_listed(known[example])}: "
+                "correct one of them"
+            )
+
+
+def _examples(task: TaskData) -> list[_Example]:
     """Each example's texts, whatever white space is in them."""
     pairs = zip(task.texts, task.pairs or [""] * len(task.texts))
     return [(" ".join(text.split()), " ".join(pair.split())) for text, pair in pairs]
+
+
+def _labelled(task: TaskData) -> list[tuple[_Example, str]]:
+    return [(each, task.label_names[n]) for each, n in zip(_examples(task), task.labels)]
+
+
+def _labels_of(task: TaskData) -> dict[_Example, set[str]]:
+    """The labels of each example; data may have a text twice, and not agree with itself."""
+    found = collections.defaultdict[_Example, set[str]](set)
+    for example, label in _labelled(task):
+        found[example].add(label)
+    return found
+
+
+def _shortened(example: _Example) -> str:
+    return " with ".join(repr(text[:40]) for text in example if text)
+
+
+def _listed(labels: set[str]) -> str:
+    return " and ".join(map(repr, sorted(labels)))
 
 
 def _texts(task: TaskData) -> str:

@@ -8,6 +8,7 @@ import tiny
 
 from metajax import data
 from metajax.data import draws
+from metajax.errors import InputError
 
 RATE = ("--inner-lr", 0.001)  # At 0.1 these weights label everything alike.
 ROWS = tiny.examples(3, 8, seed=4)
@@ -76,6 +77,40 @@ def test_an_example_of_a_draw_is_no_query_whatever_its_white_space():
     draw = data.TaskData("draw", ["a b", "c"], None, np.array([0, 1]), ("x", "y"))
     (query,) = data.join_draws(task, [draw]).query
     assert query.tolist() == [2, 3]
+
+
+TASK = data.TaskData("task", ["a", "b", "b", "c"], None, np.array([0, 0, 1, 1]), ("x", "y"))
+
+
+def draw_of(name, texts, labels, pairs=None):
+    return data.TaskData(name, texts, pairs, np.array(labels), ("x", "y"))
+
+
+def test_a_text_that_the_task_has_with_both_labels_may_have_either():
+    texts = ["a", "b"]
+    draws = data.join_draws(TASK, [draw_of("0", texts, [0, 1]), draw_of("1", ["b", "c"], [0, 1])])
+    assert [rows.tolist() for rows in draws.query] == [[3], [0]]
+
+
+@pytest.mark.parametrize(
+    ("draws", "message"),
+    [
+        ([(["b", " c"], [1, 0])], r"0: 'c' has the label 'x', and in task 'y': correct one"),
+        ([(["d" * 99, "d" * 99], [1, 0])], r"0: 'd{40}' has the labels 'x' and 'y': leave one"),
+        ([(["d", "c"], [0, 1]), (["c", "d "], [1, 0])], "1: holds the same as 0: leave one of"),
+    ],
+)
+def test_draws_that_contradict_the_task_themselves_or_nothing(draws, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        data.join_draws(TASK, [draw_of(f"{n}", *each) for n, each in enumerate(draws)])
+
+
+def test_of_pairs_both_texts_count():
+    task = TASK._replace(pairs=["p", "p", "q", "q"])
+    draw = draw_of("0", ["a", "a"], [1, 0], ["q", "p"])
+    assert data.join_draws(task, [draw]).query[0].tolist() == [1, 2, 3]
+    with pytest.raises(InputError, match=r"^0: 'c' with 'q' has the label 'x', and in task 'y'"):
+        data.join_draws(task, [draw_of("0", ["c", "d"], [0, 1], ["q", "q"])])
 
 
 def test_draws_that_cannot_be_used(refused, chain, splits):
