@@ -64,8 +64,7 @@ def _draws(directory: Path, root: Path) -> None:
         model="bert", tasks=(str(directory / "tasks.jsonl"),), splits=str(directory / "splits")
     )
     tasks = data.load_tasks(settings.tasks)
-    protocol.num_classes(settings, tasks)
-    protocol.open_protocol(settings, tasks, _encoder(root), 16)
+    protocol.choose_protocol(settings, tasks).open(_encoder(root), 16)
 
 
 def _config_file(name: str) -> Callable[[Path, Path], Any]:

@@ -16,7 +16,7 @@ from metajax.errors import InputError, printable
 from metajax.evaluate import BASELINES, estimate, run_episodes
 from metajax.models import Bert
 from metajax.stages.few_shot import FewShot, open_as_trained, open_few_shot
-from metajax.stages.protocol import Protocol, num_classes, open_protocol
+from metajax.stages.protocol import Protocol, choose_protocol
 from metajax.stages.record import identity
 from metajax.stages.run import writable, write_atomically
 from metajax.stages.settings import EvaluateSettings
@@ -75,12 +75,12 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
         read += map(str, Path(settings.splits).glob("*"))
     output = writable(settings.output, *read) if settings.output else None
     tasks = load(settings, split="train")
-    classes = num_classes(settings, tasks)
-    few_shot = open_few_shot(settings.model, settings, settings, classes)
+    choice = choose_protocol(settings, tasks)
+    few_shot = open_few_shot(settings.model, settings, settings, choice.ways)
     methods = _methods(settings, few_shot)
-    plain = few_shot if methods == ("maml",) else _plain(settings, few_shot, classes)
+    plain = few_shot if methods == ("maml",) else _plain(settings, few_shot, choice.ways)
     length = text_length(few_shot.model, settings.max_length)
-    episodes = open_protocol(settings, tasks, few_shot.model, length)
+    episodes = choice.open(few_shot.model, length)
     features = _Features(plain.model, plain.params, episodes.examples)
     begun = time.perf_counter()
     if any(method in BASELINES for method in methods):

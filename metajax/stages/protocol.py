@@ -1,6 +1,7 @@
 """Which episodes an evaluation judges: drawn at random, or published draws (`--splits`)."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,15 +11,15 @@ import numpy as np
 from metajax import data
 from metajax.errors import InputError
 from metajax.models import Bert
+from metajax.stages.groups import EpisodeSettings
 from metajax.stages.metatrain import episode_spec
 from metajax.stages.option import flag
 from metajax.stages.progress import progress
-from metajax.stages.settings import EvaluateSettings
+from metajax.stages.settings import EPISODES, EvaluateSettings
 from metajax.stages.tasks import load, tokenized
 from metajax.types import Task
 
 _CHUNK = 8  # Episodes assembled and run at once.
-_AT_RANDOM = ("ways", "shots", "queries", "episodes", "whole_tasks")  # Not of --splits.
 
 
 class Size(NamedTuple):
@@ -70,71 +71,96 @@ class Protocol(NamedTuple):
         return means
 
 
-def num_classes(settings: EvaluateSettings, tasks: Sequence[data.TaskData]) -> int:
-    """The most classes of an episode.
+class Choice(NamedTuple):
+    """The episodes that were asked for, and can be drawn.
+
+    Attributes:
+        ways: the most classes of an episode.
+        open: `(model, tokens of a text) -> Protocol`.
+    """
+
+    ways: int
+    open: Callable[[Bert, int], Protocol]
+
+
+def choose_protocol(settings: EvaluateSettings, tasks: Sequence[data.TaskData]) -> Choice:
+    """The episodes that the settings ask for of the tasks.
 
     Raises:
-        InputError: the episodes that the settings ask for cannot be drawn from the tasks.
+        InputError: they cannot be drawn from the tasks, or the draws cannot be used.
     """
-    if settings.splits is None:
-        spec = episode_spec(settings)
-        data.check_episodes(tasks, spec)
-        return spec.ways or max(len(task.label_names) for task in tasks)
-    for name in _AT_RANDOM:
-        given = getattr(settings, name)
-        if given != getattr(EvaluateSettings, name):
-            raise InputError(
-                f"{flag(name)} {given}: the draws of --splits say what an episode holds: "
-                "leave it out"
-            )
-    if len(tasks) != 1:
-        raise InputError(f"--splits: draws are of one task, and --tasks has {len(tasks)}: give one")
-    if not tasks[0].label_names:
-        raise InputError(f"{tasks[0].name}: is a regression; draws need classes, give another task")
-    return len(tasks[0].label_names)
+    if settings.splits is not None:
+        return _published(settings, tasks)
+    given = {name: getattr(settings, name) for name in ("ways", "shots", "queries")}
+    given = {name: value for name, value in given.items() if value is not None}
+    spec = episode_spec(EpisodeSettings(whole_tasks=settings.whole_tasks, **given))
+    data.check_episodes(tasks, spec)
+    ways = spec.ways or max(len(task.label_names) for task in tasks)
+    return Choice(ways, partial(_open_random, settings, tasks, spec, ways))
 
 
-def open_protocol(
-    settings: EvaluateSettings, tasks: Sequence[data.TaskData], model: Bert, length: int
+def _open_random(
+    settings: EvaluateSettings,
+    tasks: Sequence[data.TaskData],
+    spec: data.EpisodeSpec,
+    ways: int,
+    model: Bert,
+    length: int,
 ) -> Protocol:
-    """The episodes that the settings ask for of tasks that `num_classes` has passed, tokenised.
-
-    Raises:
-        InputError: the draws cannot be used.
-    """
-    if settings.splits is None:
-        return _at_random(settings, tasks, model, length)
-    return _published(settings, tasks, model, length)
-
-
-def _at_random(
-    settings: EvaluateSettings, tasks: Sequence[data.TaskData], model: Bert, length: int
-) -> Protocol:
-    spec = episode_spec(settings)
     examples = tokenized(tasks, model, length)
+    count = settings.episodes or EPISODES
     drawn = [
         data.sample_episodes(
-            examples, spec, settings.seed, 0, min(_CHUNK, settings.episodes - first), first=first
+            examples, spec, settings.seed, 0, min(_CHUNK, count - first), first=first
         )
-        for first in range(0, settings.episodes, _CHUNK)
+        for first in range(0, count, _CHUNK)
     ]
-    ways = num_classes(settings, tasks)
     classes = "all classes of a data set" if settings.whole_tasks else f"{ways} ways"
     return Protocol(
-        said=f"{settings.episodes} episodes drawn at random with seed {settings.seed}: {classes}, "
-        f"{settings.shots} shots, {settings.queries} queries a class, each classified by itself",
-        size=Size(ways, settings.shots, settings.queries),
+        said=f"{count} episodes drawn at random with seed {settings.seed}: {classes}, "
+        f"{spec.shots} shots, {spec.queries} queries a class, each classified by itself",
+        size=Size(ways, spec.shots, spec.queries),
         examples=examples,
         drawn=drawn,
         plan=data.plan_episodes(examples, spec, settings.seed, _CHUNK, len(drawn)),
-        draw=np.arange(settings.episodes),
+        draw=np.arange(count),
     )
 
 
-def _published(
-    settings: EvaluateSettings, tasks: Sequence[data.TaskData], model: Bert, length: int
-) -> Protocol:
+def _published(settings: EvaluateSettings, tasks: Sequence[data.TaskData]) -> Choice:
+    if len(tasks) != 1:
+        raise InputError(f"--splits: draws are of one task, and --tasks has {len(tasks)}: give one")
+    [task] = tasks
+    if not task.label_names:
+        raise InputError(f"{task.name}: is a regression; draws need classes, give another task")
     directory = Path(str(settings.splits))
+    supports = [
+        load(settings, split="train", specs=[str(file)])[0] for file in _draw_files(directory)
+    ]
+    draws = data.join_draws(task, supports)
+    ways = len(task.label_names)
+    held = {
+        "ways": {ways},
+        "shots": _per_class(draws.task, draws.support),
+        "queries": _per_class(draws.task, draws.query),
+        "episodes": {len(supports)},
+    }
+    for name, counts in held.items():
+        given = getattr(settings, name)
+        if given is not None and {given} != counts:
+            raise InputError(
+                f"{flag(name)} {given}: the draws of --splits {directory} have {_range(counts)}: "
+                "leave it out"
+            )
+    said = (
+        f"{len(supports)} published draws of {directory}: {ways} ways, {_range(held['shots'])} "
+        f"shots, queries all other examples of {task.name}, each classified by itself"
+    )
+    size = Size(ways, max(held["shots"]), max(map(len, draws.query)))
+    return Choice(ways, partial(_open_published, draws, said, size))
+
+
+def _draw_files(directory: Path) -> list[Path]:
     where = f"--splits {directory}"
     if not directory.is_dir():
         raise InputError(f"{where}: is no directory: name the one that holds the draws")
@@ -146,18 +172,26 @@ def _published(
             f"{where}: holds {len(files)} files: put there two draws or more, each the support "
             "examples of one in a file like --tasks"
         )
-    supports = [load(settings, split="train", specs=[str(file)])[0] for file in files]
-    draws = data.join_draws(tasks[0], supports)
+    return files
+
+
+def _per_class(task: data.TaskData, draws: Sequence[np.ndarray]) -> set[int]:
+    """How many examples of a class there are, of each class in each draw."""
+    classes = len(task.label_names)
+    return {int(n) for rows in draws for n in np.bincount(task.labels[rows], minlength=classes)}
+
+
+def _range(counts: set[int]) -> str:
+    least, most = min(counts), max(counts)
+    return f"{most}" if least == most else f"{least} to {most}"
+
+
+def _open_published(draws: data.Draws, said: str, size: Size, model: Bert, length: int) -> Protocol:
     episodes, draw = data.fixed_episodes(draws)
     examples = tokenized([draws.task], model, length)
-    counts = [np.bincount(draws.task.labels[rows]) for rows in draws.support]
-    least, most = min(count.min() for count in counts), max(count.max() for count in counts)
-    shots = f"{most}" if least == most else f"{least} to {most}"
-    ways = num_classes(settings, tasks)
     return Protocol(
-        said=f"{len(files)} published draws of {directory}: {ways} ways, {shots} shots, queries "
-        f"all other examples of {tasks[0].name}, each classified by itself",
-        size=Size(ways, int(most), max(map(len, draws.query))),
+        said=said,
+        size=size,
         examples=examples,
         drawn=episodes,
         plan=data.plan_drawn(examples, episodes, len(episodes)),

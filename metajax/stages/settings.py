@@ -19,6 +19,8 @@ from metajax.stages.groups import (
 )
 from metajax.stages.option import Settings, option
 
+EPISODES = 600  # Of an evaluation, where nothing is said.
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings(TrainSettings, BatchSettings):
@@ -107,7 +109,7 @@ class PredictSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings(ModelSettings, TaskSettings, EpisodeSettings, InnerSettings):
+class EvaluateSettings(ModelSettings, TaskSettings, InnerSettings):
     """Methods compared on the same episodes."""
 
     methods: tuple[str, ...] = option(
@@ -117,10 +119,23 @@ class EvaluateSettings(ModelSettings, TaskSettings, EpisodeSettings, InnerSettin
         choices=("maml", "finetune", "protonet", "linear", "knn"),
         metavar="METHOD",
     )
-    episodes: int = option("how many", 600, minimum=2)
+    # None is what was not given: draws of --splits have sizes of their own.
+    ways: int | None = option(
+        f"classes an episode (default {EpisodeSettings.ways})", None, minimum=2
+    )
+    shots: int | None = option(
+        f"support examples of each class (default {EpisodeSettings.shots})", None, minimum=1
+    )
+    queries: int | None = option(
+        f"query examples of each class (default {EpisodeSettings.queries})", None, minimum=1
+    )
+    whole_tasks: bool = option(
+        "each data set is a task: all its classes, whatever --ways", False, rare=True
+    )
+    episodes: int | None = option(f"how many (default {EPISODES})", None, minimum=2)
     splits: str | None = option(
-        "a directory of published draws, in each file the support examples of one: all other "
-        "examples of --tasks are classified (default: episodes drawn at random)",
+        "a directory of published draws, in each file the support examples of one, with sizes of "
+        "their own: all other examples of --tasks are classified (default: draw at random)",
         None,
         metavar="DIR",
     )

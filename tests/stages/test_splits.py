@@ -79,6 +79,15 @@ def test_an_example_of_a_draw_is_no_query_whatever_its_white_space():
     assert query.tolist() == [2, 3]
 
 
+def test_what_is_given_may_be_what_the_draws_hold(chain, splits):
+    sizes = ("--ways", 3, "--episodes", 2, "--whole-tasks", "--methods", "knn")
+    _, rows = evaluated(chain.metatrain, splits, *sizes)
+    assert rows == [
+        row | {"seconds": rows[0]["seconds"]}
+        for row in evaluated(chain.metatrain, splits, "--methods", "knn")[1]
+    ]
+
+
 TASK = data.TaskData("task", ["a", "b", "b", "c"], None, np.array([0, 0, 1, 1]), ("x", "y"))
 
 
@@ -120,9 +129,14 @@ def test_draws_that_cannot_be_used(refused, chain, splits):
         return ("evaluate", "--model", chain.metatrain, "--splits", splits, "--tasks", *tasks)
 
     refused("draws are of one task, and --tasks has 2", *command(task, splits / "0.csv"))
-    for setting in (("--ways", 7), ("--shots", 5), ("--episodes", 100)):
-        refused(f"{setting[0]} {setting[1]}: the draws", *command(task), *setting)
-    refused("--whole-tasks True: the draws of --splits", *command(task), "--whole-tasks")
+    for name, given, held in (
+        ("--ways", 5, "3"),  # What it would be without draws.
+        ("--shots", 1, "1 to 2"),
+        ("--queries", 8, "7 to 8"),
+        ("--episodes", 600, "2"),
+    ):
+        message = f"{name} {given}: the draws of --splits {splits} have {held}: leave it out"
+        refused(message, *command(task), name, given)
     tiny.write_rows(splits / "1.csv", [("a text", ROWS[0][1]), ("another", "nowhere")])
     refused("1.csv: has not the same classes as .*'nowhere'", *command(task))
     tiny.write_rows(splits / "1.csv", ROWS)
