@@ -124,6 +124,14 @@ def write_text(path: Path, lines=60, seed=3) -> Path:
     return path
 
 
+def write_passages(path: Path, seed=3) -> Path:
+    """Plain text, of which three words can be hidden: each is in 20 lines."""
+    draw = random.Random(seed)
+    lines = [[*draw.choices(WORDS, k=9), ("cat", "dog", "horse")[n % 3]] for n in range(60)]
+    path.write_text("".join(" ".join(words) + "\n" for words in lines))
+    return path
+
+
 class Finished(NamedTuple):
     """What a command left."""
 
