@@ -145,7 +145,7 @@ def _published(settings: EvaluateSettings, tasks: Sequence[data.TaskData]) -> Ch
         "queries": _per_class(draws.task, draws.query),
         "episodes": {len(supports)},
     }
-    for name, counts in held.items():
+    for name, counts in held.items():  # And --whole-tasks is what draws are.
         given = getattr(settings, name)
         if given is not None and {given} != counts:
             raise InputError(
