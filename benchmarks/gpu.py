@@ -8,10 +8,10 @@ Most of a row's time is the compiler's: --jobs rows compile beside one another, 
 compile show, then each is timed alone. One step is the mean meta-gradient of --tasks tasks, all
 under one vmap unless --chunk says how many; random texts of --length tokens, SGD in the inner loop,
 all blocks and the embeddings adapted. Each row is a process of its own, so that its peak is its
-own. Utilisation counts the products of the plain algorithm, not what an engine computes
-again, against --peak-tflops (known for some GPUs). All engines but plain checkpoint blocks. The
-peer's parameters have the dtype that it computes in, ours stay float32. What runs out of memory
-says so. Prints a table and, with --output, writes it as JSON.
+own. Utilisation counts the products of the plain algorithm, not what an engine computes again,
+against --peak-tflops (known for some GPUs). All engines but plain checkpoint blocks. The peer's
+parameters have the dtype that it computes in, ours stay float32. What runs out of memory says so.
+Prints a table and, with --output, writes it as JSON.
 """
 
 import argparse

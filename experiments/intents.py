@@ -36,6 +36,7 @@ from experiments.runs import (
     judging,
     of_classes,
     parser,
+    percent,
     show,
     trained,
 )
@@ -90,7 +91,7 @@ def compare(options: argparse.Namespace) -> None:
         if {name, f"first-order {name}"} <= results.keys():
             first = results[f"first-order {name}"].accuracies
             ahead = estimate(results[name].accuracies - first)
-            print(f"{name} ahead of first order by {100 * ahead.mean:.2f} ± {100 * ahead.ci95:.2f}")
+            print(f"{name} ahead of first order by {percent(ahead)}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -43,6 +43,7 @@ import jax.numpy as jnp
 import optax
 
 import metajax
+from experiments.numbers import check_numbers, steps_header
 from metajax import Estimate, LossFn, MetaAlgorithm
 from metajax.types import Key, Params, PyTree
 
@@ -231,17 +232,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--episodes", type=int, default=1000, help="goals to judge by")
     parser.add_argument("--trajectories", type=int, nargs="+", default=[20, 40], help="a step")
     settings = parser.parse_args(arguments)
-    if not 0 <= settings.seed < 2**32:
-        parser.error(f"--seed {settings.seed}: give a number from 0 to {2**32 - 1}")
-    if settings.steps < 1:
-        parser.error(f"--steps {settings.steps}: give 1 or more")
-    if settings.episodes < 1:
-        parser.error(f"--episodes {settings.episodes}: give 1 or more")
-    if min(settings.trajectories) < 1:
-        parser.error(f"--trajectories {min(settings.trajectories)}: give 1 or more")
-
-    steps_header = "".join(f"{f'{k} steps' if k != 1 else '1 step':>16}" for k in PAPER)
-    print(f"{'return':<12}{'trajectories':>12}{steps_header}{'training':>12}")
+    check_numbers(
+        parser,
+        settings.seed,
+        steps=settings.steps,
+        episodes=settings.episodes,
+        trajectories=min(settings.trajectories),
+    )
+    print(f"{'return':<12}{'trajectories':>12}{steps_header(PAPER)}{'training':>12}")
     for name in settings.methods:
         began, method = time.perf_counter(), METHODS[name]
         meta_params = jax.block_until_ready(train(method, settings.seed, settings.steps))

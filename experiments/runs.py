@@ -19,7 +19,7 @@ import numpy as np
 
 from metajax import data
 from metajax.errors import InputError, StoppedError, one_line
-from metajax.evaluate import estimate
+from metajax.evaluate import Estimate, estimate
 from metajax.models import files
 from metajax.report import compared_accuracies
 from metajax.stages.evaluate import Row, evaluate
@@ -155,6 +155,11 @@ def _digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def percent(found: Estimate) -> str:
+    """A share (0..1), or a difference of two, with its interval, in hundredths."""
+    return f"{100 * found.mean:.2f} ± {100 * found.ci95:.2f}"
+
+
 def show(options: argparse.Namespace, results: Mapping[str, Result], title: str) -> None:
     """Prints the results, best first, and by how much the best is ahead, episode by episode.
 
@@ -168,8 +173,8 @@ def show(options: argparse.Namespace, results: Mapping[str, Result], title: str)
     for name, result in ranked:
         mean, behind = estimate(result.accuracies), estimate(best - result.accuracies)
         cells = [
-            f"{f'{100 * mean.mean:.2f} ± {100 * mean.ci95:.2f}':>16}",
-            f"{f'{100 * behind.mean:.2f} ± {100 * behind.ci95:.2f}':>18}",
+            f"{percent(mean):>16}",
+            f"{percent(behind):>18}",
             f"{f'{result.training:.0f} s' if result.training else '-':>10}",
             f"{f'{1000 * result.seconds / len(best):.0f} ms':>10}",
         ]

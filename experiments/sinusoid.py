@@ -37,6 +37,7 @@ import jax.numpy as jnp
 import optax
 
 import metajax
+from experiments.numbers import check_numbers, steps_header
 from metajax import Estimate
 from metajax.types import Key, Params
 
@@ -171,15 +172,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=70_000)
     parser.add_argument("--episodes", type=int, default=10_000, help=f"a multiple of {CHUNK}")
     settings = parser.parse_args(arguments)
-    if not 0 <= settings.seed < 2**32:
-        parser.error(f"--seed {settings.seed}: give a number from 0 to {2**32 - 1}")
-    if settings.steps < 1:
-        parser.error(f"--steps {settings.steps}: give 1 or more")
+    check_numbers(parser, settings.seed, steps=settings.steps)
     if settings.episodes < 1 or settings.episodes % CHUNK:
         parser.error(f"--episodes {settings.episodes}: give a multiple of {CHUNK}")
-
-    steps_header = "".join(f"{f'{k} steps' if k > 1 else '1 step':>16}" for k in PAPER)
-    print(f"{'squared error':<16}{steps_header}{'training':>12}")
+    print(f"{'squared error':<16}{steps_header(PAPER)}{'training':>12}")
     for name in settings.algorithms:
         began, learner = time.perf_counter(), LEARNERS[name]
         meta_params = jax.block_until_ready(train(learner, settings.seed, settings.steps))

@@ -19,7 +19,7 @@ from metajax.stages.evaluate import Row
 from metajax.stages.settings import EvaluateSettings
 
 ROOT = Path(__file__).parents[1]
-SHARED = {"runs"}
+SHARED = {"numbers", "runs"}
 NAMES = sorted({path.stem for path in (ROOT / "experiments").glob("[!_]*.py")} - SHARED)
 
 

@@ -65,12 +65,17 @@ class SizeSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpisodeSettings(SizeSettings):
-    """N-way K-shot episodes."""
+class WholeTaskSettings(Settings):
+    """Whether an episode has some classes of a data set, or all."""
 
     whole_tasks: bool = option(
         "each data set is a task: all its classes, whatever --ways", False, rare=True
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeSettings(WholeTaskSettings, SizeSettings):
+    """N-way K-shot episodes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from metajax.stages.groups import (
     SizeSettings,
     TaskSettings,
     TrainSettings,
+    WholeTaskSettings,
 )
 from metajax.stages.option import Settings, option
 
@@ -109,7 +110,7 @@ class PredictSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings(ModelSettings, TaskSettings, InnerSettings):
+class EvaluateSettings(ModelSettings, TaskSettings, WholeTaskSettings, InnerSettings):
     """Methods compared on the same episodes."""
 
     methods: tuple[str, ...] = option(
@@ -128,9 +129,6 @@ class EvaluateSettings(ModelSettings, TaskSettings, InnerSettings):
     )
     queries: int | None = option(
         f"query examples of each class (default {EpisodeSettings.queries})", None, minimum=1
-    )
-    whole_tasks: bool = option(
-        "each data set is a task: all its classes, whatever --ways", False, rare=True
     )
     episodes: int | None = option(f"how many (default {EPISODES})", None, minimum=2)
     splits: str | None = option(
