@@ -93,7 +93,8 @@ def maml_plus_plus(
         step: the outer step, from 0; None: all annealing is over.
         multi_step: outer steps over which the weights of the losses go from 1 / K each to the
             last loss alone, linearly.
-        first_order_until: outer steps in first order.
+        first_order_until: outer steps in first order, which neglects that a longer step changes the
+            gradients of those that follow: rates can grow until the steps diverge.
         stacked: of a parameter's path, whether its first axis is one of N layers, which then have
             rates of their own; for `metajax.Bert`: `lambda path: path.startswith("layers/")`.
         **settings: `low_memory`, `unroll`, `adapted` and `start` of `metajax.maml`, as for
