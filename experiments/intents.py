@@ -12,8 +12,8 @@ Command: python -m experiments.intents --model MINILM --data DATA --set BANKING7
     --shots 1 --inner-lr 0.3 --methods protonet --root runs/intents
     and for all methods --model BERT --inner-lr 0.01 --learning-rate 1e-4 --steps 300
 Hardware and time: two CPU cores, 25 minutes. All methods with BERT, of two layers: half an hour of
-one core at one shot, over an hour at five; `--methods` takes some at a time, and all that has been
-run is kept.
+one core at one shot, an hour and more at five; `--methods` takes some at a time, which can run on a
+core each, and all that has been run is kept.
 Expect: BANKING77, split 01, 1 shot: prototypical network 89.0, baselines 85.0 to 85.5; with BERT
 78.7 to 78.8 where heads begin at prototypes, but 60.1 by Reptile, and baselines 51.8 to 52.9.
 
