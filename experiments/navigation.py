@@ -1,9 +1,9 @@
-"""A policy that has looked for many goals in the plane finds a new one in three gradient steps.
+r"""A policy that has looked for many goals in the plane finds a new one in three gradient steps.
 
 Claim: after 1, 2 and 3 policy-gradient steps the returns are level with the paper's -11.68, above
 its -3.33 and above its -3.23.
 Paper: Finn, Abbeel & Levine 2017 (arXiv:1703.03400), section 5.3, figure 4, appendix A.2, table 4.
-Command: XLA_FLAGS=--xla_cpu_multi_thread_eigen=false python -m experiments.navigation --seed 0
+Command: XLA_FLAGS=--xla_cpu_multi_thread_eigen=false python -m experiments.navigation --seed 0 \
     --methods maml++ random
 Hardware and time: one CPU core, 17 to 60 minutes beside other work.
 Expect: with 40 trajectories maml++ -11.77, -3.05 and -1.63, and without meta-learning -124.89,

@@ -1,11 +1,11 @@
-"""A network that has seen many sine waves learns a new one from five points.
+r"""A network that has seen many sine waves learns a new one from five points.
 
 Claim: second-order MAML regresses a fresh wave from K = 5 points with a mean squared error of
 at most 0.67, 0.38 and 0.35 after 1, 5 and 10 gradient steps; beside it five other algorithms of the
 library on the same tasks.
 Paper: Finn, Abbeel & Levine 2017 (arXiv:1703.03400), section 5.1, figures 2 and 3, appendix C.1
 (the numbers: table 2).
-Command: XLA_FLAGS=--xla_cpu_multi_thread_eigen=false python -m experiments.sinusoid --seed 0
+Command: XLA_FLAGS=--xla_cpu_multi_thread_eigen=false python -m experiments.sinusoid --seed 0 \
     --algorithms "second order" "first order" reptile meta-sgd maml++
 Hardware and time: one CPU core; beside other work second order takes 48 to 120 s, first order 28 to
 66, Reptile 96 to 205, Meta-SGD 49 to 124, and MAML++ 540 to 721. iMAML, which the command leaves
@@ -24,7 +24,7 @@ in training, Reptile ten, MAML++ five, Meta-SGD and MAML one; iMAML's rate is 0.
 its pull has strength 20, and one step of conjugate gradient solves for the meta-gradient. MAML++
 (Antoniou et al. 2019, arXiv:1810.09502) counts the loss after each of its steps, less and less over
 7,500 outer ones (15 epochs, as in its authors' code for Mini-ImageNet); it does not begin in first
-order, where the rates grow until its steps diverge.
+order, where with some seeds the rates grow until its steps diverge.
 """
 
 import argparse
