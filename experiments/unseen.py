@@ -3,7 +3,7 @@ r"""From GLUE to tasks that have nothing to do with it: the setting of LEOPARD.
 Claim: weights meta-trained on episodes of four GLUE tasks, of two classes each, adapt to intents
 (and to Python's docstrings, `--set docstrings`), with 2 to 12 classes, better than the same weights
 after multi-task fine-tuning on these tasks. (Better than as they came on one set of intents, about
-level on another, worse on a third: RESULTS.md.)
+level on another, worse on a third and on docstrings with many examples: RESULTS.md.)
 Paper: Bansal, Jha & McCallum 2020, "Learning to few-shot learn across diverse natural language
 classification tasks" (arXiv:1911.03863), section 5 and table 1; the tasks to adapt to are others.
 Command: python -m experiments.unseen --model BERT --data DATA --root runs/unseen --episodes 100
