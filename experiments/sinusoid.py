@@ -94,7 +94,7 @@ class Learner(NamedTuple):
     Attributes:
         make: the algorithm for a number of inner steps and their rate; where rates are learned,
             they start from 0.01 and the rate given is not used, nor is it by iMAML.
-        steps: inner steps in training.
+        steps: inner steps in training, of what `make` makes.
         judged: after how many steps it is judged: rates that were learned for some are not for
             more.
         annealed: of the outer step, what trains it, as `metajax.outer_loop` takes; None: what
@@ -107,6 +107,12 @@ class Learner(NamedTuple):
     annealed: Callable[[jax.Array], metajax.MetaAlgorithm] | None = None
 
 
+def plus_plus(num_steps: int, step: jax.Array | None = None) -> metajax.MetaAlgorithm:
+    """MAML++ at an outer step, or after its annealing."""
+    # Its authors' epochs have 500 outer steps. In second order from the first: RESULTS.md.
+    return metajax.maml_plus_plus(loss_fn, 0.01, num_steps, step=step, multi_step=15 * 500)
+
+
 LEARNERS = {
     "second order": Learner(lambda k, rate: metajax.maml(loss_fn, optax.sgd(rate), k)),
     "first order": Learner(
@@ -114,14 +120,8 @@ LEARNERS = {
     ),
     "reptile": Learner(lambda k, rate: metajax.reptile(loss_fn, optax.sgd(rate), k), steps=10),
     "meta-sgd": Learner(lambda k, rate: metajax.meta_sgd(loss_fn, 0.01, k), judged=(1,)),
-    # Its authors' epochs have 500 outer steps. In second order from the first: RESULTS.md.
     "maml++": Learner(
-        lambda k, rate: metajax.maml_plus_plus(loss_fn, 0.01, k),
-        steps=5,
-        judged=(1, 5),
-        annealed=lambda step: metajax.maml_plus_plus(
-            loss_fn, 0.01, 5, step=step, multi_step=15 * 500
-        ),
+        lambda k, rate: plus_plus(k), judged=(1, 5), annealed=lambda step: plus_plus(5, step)
     ),
     # Many small steps, to come near a minimum. It diverges even so: RESULTS.md.
     "imaml": Learner(
