@@ -168,18 +168,17 @@ def show(options: argparse.Namespace, results: Mapping[str, Result], title: str)
     title += f", seed {options.seed}" if options.seed else ""
     title += ", valid" if options.valid else ""
     ranked = sorted(results.items(), key=lambda item: -item[1].accuracies.mean())
+    found = {name: estimate(result.accuracies) for name, result in ranked}
     best = ranked[0][1].accuracies
     width = max(32, len(title))
     print(f"{title:<{width}}{'accuracy':>16}{'behind the best':>18}{'trained':>10}{'episode':>10}")
     for name, result in ranked:
-        mean, behind = estimate(result.accuracies), estimate(best - result.accuracies)
         cells = [
-            f"{percent(mean):>16}",
-            f"{percent(behind):>18}",
+            f"{percent(found[name]):>16}",
+            f"{percent(estimate(best - result.accuracies)):>18}",
             f"{f'{result.training:.0f} s' if result.training else '-':>10}",
             f"{f'{1000 * result.seconds / len(best):.0f} ms':>10}",
         ]
         print(f"{name:<{width}}" + "".join(cells), flush=True)
-    found = {name: estimate(result.accuracies) for name, result in ranked}
     name = title.replace(",", "").replace(" ", "-")
     compared_accuracies(Path(options.root) / f"{name}-{_digest(vars(options))}", found)
