@@ -1,5 +1,6 @@
 """The whole chain of stages, run once, for tests to look at."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory) -> Path:
     """Where compiled programs are kept, for one test to use what another compiled."""
-    return tmp_path_factory.mktemp("xla")
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    return Path(given) if given else tmp_path_factory.mktemp("xla")
 
 
 @pytest.fixture(autouse=True)

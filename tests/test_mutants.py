@@ -1,0 +1,33 @@
+"""The lists of planted faults fit the code; `make mutants` plants them."""
+
+import ast
+from collections import Counter
+
+import pytest
+
+from tests.mutants import LISTS, ROOT, read
+
+MUTANTS = [mutant for name in LISTS for mutant in read(name)]
+
+
+def test_each_mutant_applies():
+    for mutant in MUTANTS:
+        text = (ROOT / mutant.file).read_text()
+        planted = mutant.planted(text)
+        assert ast.dump(ast.parse(planted)) != ast.dump(ast.parse(text)), mutant
+
+
+def test_the_tests_named_exist():
+    for mutant in MUTANTS:
+        for test in mutant.tests:
+            path, *names = test.split("[")[0].split("::")
+            assert all(f"def {name}(" in (ROOT / path).read_text() for name in names), test
+
+
+def test_no_mutant_is_listed_twice():
+    assert max(Counter((each.file, each.old, each.new) for each in MUTANTS).values()) == 1
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_every_list_is_of_the_package(name):
+    assert all(mutant.file.startswith("metajax/") for mutant in read(name))
