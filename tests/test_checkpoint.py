@@ -230,6 +230,44 @@ def test_nothing_is_set_aside_where_nothing_can_be_read(tmp_path):
     assert (tmp_path / "c" / "1").is_dir()
 
 
+def test_what_can_be_read_at_the_second_try_is_not_damaged(tmp_path, caplog):
+    """As after a hiccup of the network."""
+    with Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(small_state(step))
+    with Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints:
+        load, asked = checkpoints._orbax.load_checkpointables, []
+
+        def hiccup(step, wanted):
+            asked.append(step)
+            if len(asked) == 1:
+                raise OSError("timed out")
+            return load(step, wanted)
+
+        checkpoints._orbax.load_checkpointables = hiccup
+        assert int(checkpoints.restore(small_state(0)).step) == 2
+    assert asked == [2, 2]
+    assert "cannot be read" not in caplog.text
+    assert {path.name for path in tmp_path.iterdir()} == {"c"}
+
+
+@pytest.mark.parametrize(
+    ("saved", "safe"), [((), "nothing is saved yet"), ((1, 2), "step 2 is safe")]
+)
+def test_a_save_that_fails_names_the_newest_step_that_is_safe(tmp_path, saved, safe):
+    def full(*arguments, **settings):
+        raise OSError(28, "No space left on device")
+
+    with Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints:
+        for step in saved:
+            checkpoints.save(small_state(step))
+    with Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints:
+        checkpoints._orbax.save_checkpointables_async = full
+        with pytest.raises(StoppedError, match=f"No space left on device.*: {safe}"):
+            checkpoints.save(small_state(9))
+        checkpoints._orbax.close()
+
+
 def save_two_with_metadata(directory, content):
     """Steps 1 and 2, the second one's metadata replaced."""
     with Checkpoints(directory, keep=5, record=RECORD) as checkpoints:

@@ -4,7 +4,9 @@ import numpy as np
 import optax
 import problems
 import pytest
+from jax.custom_batching import custom_vmap
 from scipy import stats
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
 import metajax
@@ -56,8 +58,32 @@ def test_episodes_are_numbered_whatever_the_batch_or_chunk(x64):
     chunked = run_episodes(MAML, params, tasks, rng, chunk_size=4).query_loss
     second = jax.tree.map(lambda leaf: leaf[4:], tasks)
     half = run_episodes(MAML, params, second, rng, first=4).query_loss
+    mean = metajax.evaluate(MAML, params, tasks, rng, chunk_size=4).query_loss.mean
     np.testing.assert_allclose(chunked, whole, rtol=1e-12)
     np.testing.assert_allclose(half, whole[4:], rtol=1e-12)
+    np.testing.assert_allclose(mean, np.mean(whole), rtol=1e-12)
+
+
+def test_a_chunk_is_computed_at_once():
+    """Also of `evaluate`, where a chunk size changes memory and no number."""
+    sizes = set()
+
+    @custom_vmap
+    def noting(x):
+        return x
+
+    @noting.def_vmap
+    def _(size, batched, x):
+        sizes.add(size)
+        return x, batched[0]
+
+    algorithm = metajax.supervised(lambda params, batch, rng: (noting(batch.sum()), {}))
+    tasks = metajax.Task(None, jnp.arange(12.0).reshape(6, 2))
+    for chunk_size in (2, 3):
+        found = metajax.evaluate(algorithm, {}, tasks, jax.random.key(0), chunk_size=chunk_size)
+        assert sizes == {chunk_size}
+        assert found.query_loss.mean == 11
+        sizes.clear()
 
 
 def test_evaluation_is_compiled_once():
@@ -129,7 +155,12 @@ def test_baselines_agree_with_scikit_learn(name, reference):
     np.testing.assert_array_equal(BASELINES[name](features, labels, query), expected)
 
 
-def test_logistic_regression_separates_what_can_be():
-    features = np.eye(4).repeat(3, 0)
-    labels = np.arange(4).repeat(3)
-    np.testing.assert_array_equal(BASELINES["linear"](features, labels, np.eye(4)), np.arange(4))
+def test_logistic_regression_is_scikit_learns():
+    """Few examples of many features, where its strength of regularisation decides."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(12) % 3
+    features, query = rng.normal(size=(12, 8)) + np.eye(3, 8)[labels], rng.normal(size=(200, 8))
+    found = BASELINES["linear"](features, labels, query)
+    ours, weaker = (LogisticRegression(C=c).fit(features, labels).predict(query) for c in (1, 3))
+    np.testing.assert_array_equal(found, ours)
+    assert np.any(found != weaker)

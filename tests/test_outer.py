@@ -6,7 +6,8 @@ import problems
 import pytest
 
 import metajax
-from metajax.outer import default_chunk_size, map_tasks, num_tasks, task_keys
+from metajax.outer import OuterState, default_chunk_size, follow, map_tasks, num_tasks, task_keys
+from metajax.types import MetaInfo
 
 MAML = metajax.maml(problems.mlp_loss, optax.sgd(0.1), 2)
 
@@ -22,14 +23,19 @@ def take_steps(outer, count, seed=0):
 
 
 def test_the_step_follows_the_mean_over_tasks_with_keys_by_counting(x64):
-    """Written out: step n, task t draws from fold_in(fold_in(rng, n), t)."""
-    outer = metajax.outer_loop(MAML, optax.sgd(1.0))
+    """Written out: step n, task t draws from fold_in(fold_in(rng, n), t), at the rate of step n."""
+
+    def at_rate(rate):
+        return metajax.maml(problems.mlp_loss, optax.sgd(rate), 2)
+
+    outer = metajax.outer_loop(lambda step: at_rate(0.1 / (1 + step)), optax.sgd(1.0))
     rng, tasks = jax.random.key(7), problems.mlp_tasks(3)
     state = outer.init(problems.mlp_params(), rng)
-    meta_grad = jax.jit(MAML.meta_grad)
+    meta_grad = jax.jit(lambda rate, *each: at_rate(rate).meta_grad(*each))
     for n in range(2):
         results = [
             meta_grad(
+                0.1 / (1 + n),
                 state.meta_params,
                 problems.nth(tasks, t),
                 jax.random.fold_in(jax.random.fold_in(rng, n), t),
@@ -98,8 +104,10 @@ def test_tasks_need_one_leading_axis(tasks):
         num_tasks(tasks)
 
 
-def test_default_chunk_on_a_cpu_is_one_task():
+def test_default_chunk_is_one_task_on_a_cpu_and_all_elsewhere(monkeypatch):
     assert default_chunk_size(12) == 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert default_chunk_size(12) == 12
 
 
 def test_same_key_same_result_and_another_key_another():
@@ -121,3 +129,30 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(x64):
         for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after)):
             np.testing.assert_array_equal(one, other)
     assert not outer.step(spoilt, tasks)[1].skipped
+
+
+@pytest.mark.parametrize(
+    ("grad", "loss", "skipped"),
+    [
+        (2.0, 1.0, False),
+        (jnp.nan, 1.0, True),
+        (jnp.inf, 1.0, True),
+        (2.0, jnp.nan, True),
+        (2.0, -jnp.inf, True),
+    ],
+)
+def test_the_loss_and_the_gradient_have_to_be_finite(grad, loss, skipped):
+    optimizer = optax.adam(0.5)
+    params = {"w": jnp.ones(2), "v": jnp.zeros(())}
+    before = OuterState(jnp.int32(4), params, optimizer.init(params), jax.random.key(3))
+    grads = {"w": jnp.array([1.0, 2.0]), "v": jnp.float32(grad)}
+    info = MetaInfo(jnp.float32(loss), {"accuracy": jnp.float32(0.5)}, jnp.zeros(2))
+    after, metrics = follow(optimizer, before, grads, info)
+    assert (metrics.skipped, after.step) == (skipped, 5)
+    # Adam's first step is as long as its rate, whatever the gradient.
+    moved = 0.0 if skipped else -0.5
+    np.testing.assert_allclose(after.meta_params["w"], 1 + moved, rtol=1e-5)
+    np.testing.assert_allclose(after.meta_params["v"], moved, rtol=1e-5)
+    assert after.opt_state[0].count == (0 if skipped else 1)
+    np.testing.assert_allclose(after.opt_state[0].mu["w"], [0, 0] if skipped else [0.1, 0.2])
+    np.testing.assert_allclose(metrics.grad_norm, np.sqrt(5 + grad**2))

@@ -28,7 +28,8 @@ PLACES = [
 ]
 ALGORITHMS = {
     "maml": MAML,
-    "reptile": metajax.reptile(problems.mlp_loss, optax.sgd(0.1), 2),
+    # Another algorithm at each step.
+    "reptile": lambda step: metajax.reptile(problems.mlp_loss, optax.sgd(0.1 / (1 + step)), 2),
     "meta-sgd": metajax.meta_sgd(problems.mlp_loss, 0.1, 2),
     "supervised": metajax.supervised(problems.mlp_loss),
 }
@@ -76,6 +77,18 @@ def test_a_state_is_sharded(x64):
     for leaf in (kernel, moment):
         assert leaf.shape == (2, 4)
         assert {shard.data.shape for shard in leaf.addressable_shards} == {(2, 1)}
+
+
+def test_the_largest_axis_that_can_be_is_sharded():
+    outer = metajax.outer_loop(
+        metajax.supervised(problems.mlp_loss), optax.sgd(0.1), mesh=task_mesh(4, jax.devices())
+    )
+    shapes = {(4, 8): (4, 2), (8, 4): (2, 4), (12, 5): (3, 5), (4, 9): (1, 9), (3, 5): (3, 5)}
+    params = {str(shape): np.ones(shape) for shape in shapes}
+    state = outer.init(params, jax.random.key(0))
+    for shape, split in shapes.items():
+        leaf = state.meta_params[str(shape)]
+        assert {shard.data.shape for shard in leaf.addressable_shards} == {split}
 
 
 def collectives(lowered):

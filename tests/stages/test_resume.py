@@ -3,10 +3,11 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import tiny
 
-from metajax import data
+from metajax import checkpoint, data, from_pretrained
 from tests.stages.commands import COMMANDS, pretrain_command
 
 SAMPLERS = {
@@ -69,6 +70,17 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     ]
     assert results[0] == results[1]
     assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in undisturbed.iterdir()}
+
+
+def test_a_pooler_that_no_loss_depends_on_stays_as_it_was(chain, material):
+    """Weight decay would shrink it; finetune's heads read it."""
+    poolers = [
+        checkpoint.load(run / "checkpoints").params["pooler"]
+        for run in (chain.pretrain, chain.metatrain, chain.finetune)
+    ]
+    original = from_pretrained(str(material.bert))[1]["pooler"]
+    tiny.assert_same_bits(poolers[:2], [original, original])
+    assert np.any(poolers[2]["kernel"] != original["kernel"])
 
 
 def contents(directory):
