@@ -5,7 +5,7 @@ VENV = $(PYTHON) -m venv --upgrade-deps
 # Byte code of all that is installed takes a minute; what is imported is compiled then.
 INSTALL = -m pip install --quiet --no-compile
 
-.PHONY: help demo test test-all lowest dist lint docs clean
+.PHONY: help demo test test-all mutants lowest dist lint docs clean
 .DEFAULT_GOAL := help
 
 help:  ## What can be made.
@@ -19,6 +19,9 @@ test: .venv/stamp  ## The tests, less the slow ones.
 
 test-all: .venv/stamp  ## All tests.
 	.venv/bin/python -m pytest $(PYTEST_OPTIONS) -m ""
+
+mutants: .venv/stamp  ## Faults planted one at a time: the tests named with each have to notice it.
+	.venv/bin/python -m tests.mutants $(MUTANTS)
 
 lowest: .venv-lowest/stamp  ## The tests with the lowest versions that pyproject.toml allows.
 	.venv-lowest/bin/python -m pytest $(PYTEST_OPTIONS)
