@@ -28,12 +28,24 @@ def quadratic_task(seed=0, size=3):
     return metajax.Task(support=batch(), query=batch())
 
 
+def quadratic_numbers(size=3):
+    """A task, its A, a, Q and g (see `quadratic`) in NumPy, and parameters."""
+    task = quadratic_task(size=size)
+    (a, centre), (q, goal) = jax.device_get(task)
+    return task, a, centre, q, goal, np.linspace(-1, 2, size) ** 3 + 0.3
+
+
 def mlp_params(seed=0):
     rng = np.random.default_rng(seed)
     return {
         "first": {"kernel": jnp.asarray(rng.normal(size=(2, 4))), "bias": jnp.zeros(4)},
         "second": {"kernel": jnp.asarray(rng.normal(size=(4, 1))), "bias": jnp.zeros(1)},
     }
+
+
+def noise(rng, dtype):
+    """A factor near 1 from the key's own bits: jax.random.normal takes as long to compile."""
+    return 1 + 0.1 * jnp.sin(jax.random.key_data(rng).astype(dtype).sum())
 
 
 def mlp_loss(params, batch, rng):
@@ -44,9 +56,7 @@ def mlp_loss(params, batch, rng):
     x, y, *weights = batch
     hidden = jnp.tanh(x @ params["first"]["kernel"] + params["first"]["bias"])
     if rng is not None:
-        # The key's own bits: jax.random.normal would double the time to compile.
-        bits = jax.random.key_data(rng).astype(x.dtype)
-        hidden = hidden * (1 + 0.1 * jnp.sin(bits.sum()))
+        hidden = hidden * noise(rng, x.dtype)
     error = (hidden @ params["second"]["kernel"] + params["second"]["bias"]) - y
     weights = weights[0][:, None] if weights else jnp.ones_like(error)
     loss = jnp.sum(weights * error**2) / jnp.sum(weights)

@@ -54,6 +54,9 @@ def test_a_while_loop_runs_as_often_as_one_says():
         return jax.lax.fori_loop(0, x[0, 0].astype(int), lambda _, carry: carry @ w, x)
 
     assert count_flops(function, X, W, while_length=2.5) == 2.5 * ONE
+    assert count_flops(function, X, W) == ONE
+    repeated = lambda x, w: jax.lax.scan(lambda x, _: (function(x, w), None), x, length=3)[0]  # noqa: E731
+    assert count_flops(jax.jit(repeated), X, W, while_length=2.5) == 3 * 2.5 * ONE
 
 
 @pytest.mark.parametrize(("num_steps", "gradients"), [(1, 0), (2, 1), (8, 12)])

@@ -8,7 +8,7 @@ import problems
 import pytest
 
 import metajax
-from metajax.hypergrad import forward_over_reverse, reverse
+from metajax.hypergrad import forward_over_reverse, replay, reverse
 from metajax.outer import map_tasks, task_keys
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -22,7 +22,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize(
     ("name", "num_steps"),
-    [("sgd", 0), ("sgd", 1), ("momentum", 3), ("sgd", 4), ("adam", 7), ("momentum", 9)],
+    [("sgd", 0), ("adam", 7), ("momentum", 9)],
 )
 def test_low_memory_is_exact(name, num_steps):
     task, key = problems.one_task(), jax.random.key(0)
@@ -38,6 +38,34 @@ def test_low_memory_is_exact(name, num_steps):
     assert problems.relative_gap(found[0], expected[0]) < 1e-12
     np.testing.assert_allclose(found[1].support_loss, expected[1].support_loss, rtol=1e-12)
     np.testing.assert_allclose(found[1].query_loss, expected[1].query_loss, rtol=1e-12)
+
+
+@pytest.mark.parametrize("every", [3, 4])
+def test_a_replay_is_a_scan(every):
+    """Of any number of steps; all that it gives, and what is closed over, is differentiated."""
+
+    def last_and_sum(run, start, scale):
+        def step(state, index):
+            x, count = state
+            x = jnp.sin(scale * x + index) + count * x
+            return (x, count + 1), x * jnp.cos(0.5 * index)
+
+        (x, count), seen = run(step, (start, jnp.int32(0)))
+        return x + 3 * (seen @ seen), (seen, count)
+
+    def replayed(length):
+        return lambda step, state: replay(step, state, length, every)
+
+    def scanned(length):
+        return lambda step, state: jax.lax.scan(step, state, jnp.arange(length))
+
+    def grads(make):
+        each = jax.grad(last_and_sum, argnums=(1, 2), has_aux=True)
+        inputs = jnp.float64(0.3), jnp.float64(0.7)
+        return jax.jit(lambda *x: [each(make(length), *x) for length in range(1, 10)])(*inputs)
+
+    for found, expected in zip(grads(replayed), grads(scanned)):
+        assert problems.relative_gap(found, expected) < 1e-12
 
 
 @pytest.mark.parametrize("low_memory", [False, True])

@@ -5,6 +5,7 @@ import optax
 import problems
 import pytest
 
+import metajax
 from metajax.inner import fold_in, inner_loop
 
 
@@ -54,11 +55,39 @@ def test_no_key_means_no_keys():
     assert fold_in(None, 3) is None
 
 
-def test_first_order_passes_gradients_through_unchanged():
-    run = loop(problems.quadratic, optax.adam(0.1), 3, first_order=True)
-    support = problems.quadratic_task().support
-    jacobian = jax.jacobian(lambda params: run(params, support, None)[0])(jnp.ones(3))
+def pull_back():
+    """Half of the way back to where the inner loop began, which its state remembers."""
+
+    def update(updates, begin, params):
+        back = jax.tree.map(lambda u, p, b: u - (p - b) / 2, updates, params, begin)
+        return back, begin
+
+    return optax.GradientTransformation(lambda params: params, update)
+
+
+def test_first_order_passes_gradients_through_unchanged(x64):
+    """Also of optimizers that look at the parameters."""
+    optimizer = optax.chain(optax.adamw(0.1, weight_decay=0.5), pull_back())
+    params, support = jnp.ones(3), problems.quadratic_task().support
+    run = loop(problems.quadratic, optimizer, 3, first_order=True)
+    jacobian = jax.jacobian(lambda params: run(params, support, None)[0])(params)
     np.testing.assert_array_equal(jacobian, np.eye(3))
+    expected, _ = loop(problems.quadratic, optimizer, 3)(params, support, None)
+    np.testing.assert_allclose(run(params, support, None)[0], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "constructor", [metajax.maml, metajax.reptile, metajax.imaml, metajax.meta_sgd]
+)
+def test_unrolled_steps_are_no_loop(constructor):
+    def looped(**settings):
+        inner = 0.1 if constructor is metajax.meta_sgd else optax.sgd(0.1)
+        algorithm = constructor(problems.quadratic, inner, 3, **settings)
+        meta_params, support = algorithm.init(jnp.ones(3)), problems.quadratic_task().support
+        return "while" in jax.jit(algorithm.adapt).lower(meta_params, support, None).as_text()
+
+    assert looped()
+    assert not looped(unroll=True)
 
 
 def test_schedules_count_the_inner_steps():

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import problems
 import torch
 
 from metajax.optimizer import adamw, learning_rate
@@ -63,3 +64,26 @@ def test_ten_steps_agree_with_pytorch(x64):
         for leaf, value in params[name].items():
             # PyTorch's clipping adds 1e-6 to the norm.
             np.testing.assert_allclose(value, theirs[name][leaf].detach().numpy(), rtol=2e-6)
+
+
+def test_only_kernels_that_the_loss_sees_decay(x64):
+    """Without gradients nothing else moves."""
+    kernel = jnp.array([[2.0, -3.0]])
+    layer = {"kernel": kernel, "bias": jnp.ones(2)}
+    params = {
+        "pooler": layer,
+        "poolers": {"pooler": layer},
+        "layers": {"norm": {"scale": jnp.ones(2), "bias": jnp.ones(2)}, "up": layer},
+    }
+    optimizer = adamw(0.1, weight_decay=0.5, clip_norm=1.0, fixed=("pooler/", "heads/"))
+    still = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(still, optimizer.init(params), params)
+    expected = {
+        **still,
+        "poolers": {"pooler": {**still["pooler"], "kernel": -0.05 * kernel}},
+        "layers": {**still["layers"], "up": {**still["pooler"], "kernel": -0.05 * kernel}},
+    }
+    assert problems.relative_gap(updates, expected) < 1e-12
+    everywhere = adamw(0.1, weight_decay=0.5, clip_norm=1.0)
+    updates, _ = everywhere.update(still, everywhere.init(params), params)
+    np.testing.assert_allclose(updates["pooler"]["kernel"], -0.05 * kernel, rtol=1e-12)

@@ -2,8 +2,10 @@ import jax
 import numpy as np
 import optax
 import problems
+import pytest
 
 import metajax
+from metajax.supervised import split_batch
 
 
 def test_it_is_maml_without_inner_steps(x64):
@@ -30,10 +32,19 @@ def test_several_batches_a_step_are_one_large_batch(x64):
     def loss_fn(params, batch, rng):
         return problems.mlp_loss(params, batch, None)  # No noise: only the averaging may differ.
 
-    batches = problems.mlp_tasks(4).query
-    large = jax.tree.map(lambda leaf: leaf.reshape(1, -1, leaf.shape[-1]), batches)
+    batch = jax.tree.map(lambda leaf: leaf.reshape(24, -1), problems.mlp_tasks(4).query)
     outer = metajax.outer_loop(metajax.supervised(loss_fn), optax.sgd(0.1))
     state = outer.init(problems.mlp_params(), jax.random.key(0))
-    several, _ = outer.step(state, metajax.Task(None, batches))
-    one, _ = outer.step(state, metajax.Task(None, large))
+    several, _ = outer.step(state, split_batch(batch, 4))
+    one, _ = outer.step(state, split_batch(batch, 1))
     assert problems.relative_gap(several.meta_params, one.meta_params) < 1e-12
+
+
+def test_a_batch_is_split_in_order():
+    batch = {"ids": np.arange(12).reshape(6, 2), "labels": np.arange(6)}
+    support, query = split_batch(batch, 3)
+    assert support is None
+    assert query["labels"].tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert query["ids"][1].tolist() == [[4, 5], [6, 7]]
+    with pytest.raises(ValueError, match="a batch of 6 does not split into 4 equal parts"):
+        split_batch(batch, 4)

@@ -29,3 +29,15 @@ def test_mask_marks_the_chosen_leaves():
 )
 def test_norms_and_biases_are_told_by_their_names(path, expected):
     assert tree.is_norm_or_bias(path) is expected
+
+
+def test_missing_keys_are_filled_in_at_any_depth():
+    like = {"body": {"kernel": 0, "bias": 0}, "head": {"kernel": 0, "bias": 0}}
+    found = tree.extend({"body": {"kernel": 1}}, like, 7)
+    assert found == {"body": {"kernel": 1, "bias": 7}, "head": {"kernel": 7, "bias": 7}}
+
+
+def test_falsy_leaves_are_leaves():
+    ours, theirs = tree.select({"a": 0, "b": 0.0}, lambda path: path == "a")
+    assert (ours, theirs) == ({"a": 0, "b": None}, {"a": None, "b": 0.0})
+    assert tree.combine(ours, theirs) == {"a": 0, "b": 0.0}
