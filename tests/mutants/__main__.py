@@ -100,7 +100,8 @@ def main() -> int:
         noticed = 0
         for mutant, said in verdicts(mutants, arguments.jobs, sound):
             noticed += said == "noticed"
-            print(f"{said:<10} {mutant.file}: {mutant.new.strip().splitlines()[0]}", flush=True)
+            first_line = (mutant.new.strip() or f"without {mutant.old.strip()}").splitlines()[0]
+            print(f"{said:<10} {mutant.file}: {first_line}", flush=True)
     print(f"{noticed} of {len(mutants)} noticed")
     return 0 if noticed == len(mutants) else 1
 
