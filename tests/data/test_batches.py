@@ -4,17 +4,42 @@ import sys
 import numpy as np
 import pytest
 
-from metajax.data import packed_parts, plan_batches, supervised_batch, supervised_eval_batches
+from metajax.data import (
+    Shape,
+    packed_parts,
+    plan_batches,
+    supervised_batch,
+    supervised_eval_batches,
+)
 
 
 @pytest.fixture(scope="module")
 def tasks(make_task):
-    return [make_task("a", [5, 6], longest=4), make_task("b", [3, 3, 4], longest=20)]
+    """Two data sets of different lengths, with random token types."""
+    made = [make_task("a", [5, 6], longest=4), make_task("b", [3, 3, 4], longest=20)]
+    random = np.random.default_rng(0)
+    return [
+        task._replace(
+            tokens=task.tokens._replace(
+                token_type_ids=random.integers(0, 2, task.tokens.input_ids.shape).astype(np.int8)
+            )
+        )
+        for task in made
+    ]
 
 
-def find(task, ids):
-    """The rows of a task's texts by their tokens."""
-    return [row for row in range(len(task.labels)) if (task.tokens.input_ids[row] == ids).all()]
+def example(task, row):
+    """The label, tokens and token types of an example, without padding."""
+    tokens, length = task.tokens, task.tokens.lengths[row]
+    parts = tokens.input_ids[row, :length], tokens.token_type_ids[row, :length]
+    return task.labels[row].item(), *(tuple(part.tolist()) for part in parts)
+
+
+def example_of(batch, row):
+    """The same for a row of a batch."""
+    inside = batch["attention_mask"][row] > 0
+    parts = batch["input_ids"][row][inside], batch["token_type_ids"][row][inside]
+    return batch["labels"][row].item(), *(tuple(part.tolist()) for part in parts)
 
 
 def test_supervised_batches_take_every_example_once_an_epoch(tasks):
@@ -22,21 +47,10 @@ def test_supervised_batches_take_every_example_once_an_epoch(tasks):
     seen = []
     for step in range(total):  # four epochs
         batch = supervised_batch(tasks, 0, step, size)
-        for i in range(size):
-            which = batch["task"][i]
-            width = tasks[which].tokens.input_ids.shape[1]
-            length = batch["attention_mask"][i].sum()
-            ids = np.zeros(width, np.int32)
-            ids[:length] = batch["input_ids"][i, :length]
-            (label,) = {int(tasks[which].labels[row]) for row in find(tasks[which], ids)} & {
-                int(batch["labels"][i])
-            }
-            seen.append((int(which), tuple(ids), label))
+        seen += [(int(batch["task"][row]), *example_of(batch, row)) for row in range(size)]
     per_epoch = [sorted(seen[i : i + total]) for i in range(0, 4 * total, total)]
     expected = sorted(
-        (t, tuple(task.tokens.input_ids[row]), int(task.labels[row]))
-        for t, task in enumerate(tasks)
-        for row in range(len(task.labels))
+        (t, *example(task, row)) for t, task in enumerate(tasks) for row in range(len(task.labels))
     )
     assert per_epoch == [expected] * 4
     assert seen[:total] != seen[total : 2 * total]
@@ -69,8 +83,36 @@ def test_packed_parts_hold_the_batch(tasks, parts):
         for row in range(8):
             part, text = divmod(row, 8 // parts)
             found = packed["input_ids"][part][packed["example_ids"][part] == text]
-            expected = batch["input_ids"][row, : batch["attention_mask"][row].sum()]
-            np.testing.assert_array_equal(found, expected)
+            length = batch["attention_mask"][row].sum()
+            np.testing.assert_array_equal(found, batch["input_ids"][row, :length])
+
+
+def test_hosts_pack_their_parts_in_the_shapes_of_all(tasks):
+    plan = [(Shape(1, 16),), (Shape(2, 16),), (Shape(2, 20),)]
+    taken = []
+    for step in range(8):
+        batch = supervised_batch(tasks, 0, step, 8)
+        whole = packed_parts(batch, 4, plan)
+        for own in (slice(0, 1), slice(1, 3), slice(3, 4)):
+            mine = packed_parts(batch, 4, plan, own=own)
+            assert mine.keys() == whole.keys()
+            for key in whole:
+                np.testing.assert_array_equal(mine[key], whole[key][own])
+        first = {key: value[:2] for key, value in batch.items()}
+        taken += [packed_parts(first, 1, plan)["input_ids"].shape[1:], whole["input_ids"].shape[1:]]
+    assert taken[::2] != taken[1::2]  # One part alone fits smaller shapes.
+
+
+def test_more_steps_are_worth_more_shapes(make_task):
+    tasks = [make_task("a", [40, 40], longest=40)]
+    few, many = (plan_batches(tasks, 0, 16, 2, steps) for steps in (1, 10**6))
+    assert many[1:] == few
+    assert many[-1] == (Shape(rows=8, length=42),)
+    batches = [supervised_batch(tasks, 0, step, 16) for step in range(64)]
+    taken = [packed_parts(batch, 2, many)["input_ids"].shape[1:] for batch in batches]
+    assert taken.count(many[0][0]) >= 48
+    assert set(taken) == {many[0][0], many[1][0]}
+    assert len({plan_batches(tasks, seed, 16, 2, 10**6) for seed in range(3)}) > 1
 
 
 def test_a_regression_makes_all_labels_floats(tasks):
@@ -92,12 +134,15 @@ def test_evaluation_is_in_order_and_filled_up(tasks):
     labels = np.concatenate([batch["labels"] for batch in batches])
     np.testing.assert_array_equal(labels[:10], task.labels)
     for i, batch in enumerate(batches):
-        for j in range(4):
-            row = min(4 * i + j, 9)
-            length = task.tokens.lengths[row]
-            assert batch["attention_mask"][j].sum() == length
-            expected = task.tokens.input_ids[row, :length]
-            np.testing.assert_array_equal(batch["input_ids"][j, :length], expected)
+        rows = [min(4 * i + j, 9) for j in range(4)]
+        assert [example_of(batch, j) for j in range(4)] == [example(task, row) for row in rows]
+    assert next(supervised_eval_batches(task, 4))["task"].tolist() == [0] * 4
+
+
+def test_evaluation_pads_to_few_lengths(make_task):
+    task = make_task("long", [10, 11], longest=40)  # Of 3 to 23 tokens.
+    found = [batch["input_ids"].shape for batch in supervised_eval_batches(task, 7)]
+    assert found == [(7, 16), (7, 16), (7, 23)]
 
 
 def test_pairs_keep_their_token_types(tokenizer):

@@ -3,6 +3,7 @@ import pytest
 
 from metajax.data import (
     EpisodeSpec,
+    Shape,
     TaskData,
     check_episodes,
     fit_episodes,
@@ -23,8 +24,11 @@ def intents(make_task):
 
 @pytest.fixture(scope="module")
 def glue(make_task):
-    """Data sets of 2 and 3 classes; the second one's texts are longer."""
-    return [make_task("two", [10, 12], longest=4), make_task("three", [9, 7, 11], longest=20)]
+    """Data sets of 2 and 3 classes; the second one's texts are longer, and pairs."""
+    two, three = make_task("two", [10, 12], longest=4), make_task("three", [9, 7, 11], longest=20)
+    second = np.arange(three.tokens.input_ids.shape[1]) >= three.tokens.lengths[:, None] // 2
+    pairs = three.tokens._replace(token_type_ids=second.astype(np.int8))
+    return [two, three._replace(tokens=pairs)]
 
 
 def assert_same(one, other):
@@ -115,9 +119,10 @@ def test_gather_takes_the_rows(glue):
         for t, task in enumerate(episodes.task):
             texts = glue[task].tokens
             for b, row in enumerate(rows[t]):
-                found = part["input_ids"][t][part["example_ids"][t] == b]
-                expected = texts.input_ids[row, : texts.lengths[row]] if mask[t, b] else []
-                np.testing.assert_array_equal(found, expected)  # padding takes no room
+                length = int(texts.lengths[row] * mask[t, b])  # padding takes no room
+                for key in ("input_ids", "token_type_ids"):
+                    found = part[key][t][part["example_ids"][t] == b]
+                    np.testing.assert_array_equal(found, getattr(texts, key)[row, :length])
         np.testing.assert_array_equal(part["labels"], getattr(episodes, f"{name}_labels"))
         np.testing.assert_array_equal(part["example_mask"], mask)
         np.testing.assert_array_equal(part["class_mask"], episodes.class_mask)
@@ -126,8 +131,25 @@ def test_gather_takes_the_rows(glue):
         assert part["example_mask"].dtype == part["class_mask"].dtype == np.float32
 
 
+def test_classes_that_an_episode_does_not_have_need_no_room(glue):
+    for step in range(20):
+        episodes = sample_episodes(glue, WHOLE, 0, step, 1)
+        tokens = glue[episodes.task[0]].tokens
+        sizes = [
+            tokens.lengths[rows[0]][mask[0] > 0].sum()
+            for rows, mask in (
+                (episodes.support, episodes.support_mask),
+                (episodes.query, episodes.query_mask),
+            )
+        ]
+        exact = tuple(Shape(1, int(size)) for size in sizes)
+        assert fit_episodes(glue, episodes, [exact, (Shape(9, 99),) * 2]) == exact
+
+
 def test_few_shapes_serve_all_steps(glue):
+    assert len({plan_episodes(glue, WHOLE, seed, 2, 100) for seed in range(3)}) > 1
     plan = plan_episodes(glue, WHOLE, 0, 2, 100)
+    assert plan_episodes(glue, WHOLE, 0, 2, 1) == plan[1:]
     shapes = set()
     for step in range(100):
         episodes = sample_episodes(glue, WHOLE, 0, step, 2)

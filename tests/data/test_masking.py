@@ -65,6 +65,11 @@ def test_layout(tokenizer, blocks, whole_word, rate):
     assert chosen(batch).sum() == (batch["targets"] >= 0).sum()  # no position twice
     assert not (chosen(batch) & ~blocks.maskable).any()
     assert not batch["positions"][batch["targets"] < 0].any()
+    used = batch["targets"] >= 0
+    assert (np.diff(used.astype(int), axis=1) <= 0).all()  # Unused places are the last ones.
+    assert (np.diff(batch["positions"], axis=1)[used[:, 1:]] > 0).all()
+    np.testing.assert_array_equal(batch["attention_mask"], blocks.attention_mask)
+    assert not batch["token_type_ids"].any()
 
 
 def test_exactly_the_rounded_share_is_chosen_of_every_row(tokenizer, blocks):
@@ -96,6 +101,7 @@ def test_eighty_ten_ten_and_evenly_over_positions(tokenizer, blocks):
     rule = mask_rule(tokenizer)
     counts = np.zeros(LENGTH)
     fates = []
+    replaced = np.zeros(len(tokenizer))
     special = tokenizer.all_special_ids
     for step in range(200):
         batch = mask_tokens(blocks, rule, 0, step)
@@ -105,10 +111,12 @@ def test_eighty_ten_ten_and_evenly_over_positions(tokenizer, blocks):
         fates.append((np.mean(now == rule.mask_id), np.mean(now == then)))
         changed = now[(now != rule.mask_id) & (now != then)]
         assert not np.isin(changed, special).any()
+        replaced += np.bincount(changed, minlength=len(tokenizer))
     masked, kept = np.mean(fates, axis=0)
     ordinary = len(tokenizer) - len(special)
-    assert masked == pytest.approx(0.8, abs=0.01)
-    assert kept == pytest.approx(0.1 + 0.1 / ordinary, abs=0.01)
+    assert masked == pytest.approx(0.8, abs=0.004)
+    assert kept == pytest.approx(0.1 + 0.1 / ordinary, abs=0.003)
+    assert replaced[rule.replacements] / replaced.sum() == pytest.approx(1 / ordinary, rel=0.3)
     shares = counts / (200 * np.maximum(blocks.maskable.sum(0), 1))
     assert shares[1:-1] == pytest.approx(0.15, abs=0.02)
     assert shares[[0, -1]].tolist() == [0, 0]

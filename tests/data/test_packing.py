@@ -52,7 +52,8 @@ def test_packed_tokens_are_those_of_the_texts():
 def test_a_plan_is_short_fits_and_saves():
     random = np.random.default_rng(0)
     draw = lambda: np.minimum(random.geometric(1 / 10, (2, 25)) + 2, 60)  # noqa: E731
-    plan = plan_shapes([(draw(), draw()) for _ in range(40)], longest=60, steps=1000)
+    drawn = [(draw(), draw()) for _ in range(40)]
+    plan = plan_shapes(drawn, longest=60, steps=1000)
     assert 2 <= len(plan) <= 3
     assert plan[-1] == (Shape(25, 60), Shape(25, 60))  # whatever comes
     cells = [sum(shape.rows * shape.length for shape in shapes) for shapes in plan]
@@ -60,6 +61,8 @@ def test_a_plan_is_short_fits_and_saves():
     later = [(draw(), draw()) for _ in range(40)]
     taken = [plan.index(fit_shapes(parts, plan)) for parts in later]
     assert taken.count(0) > 20
+    assert sum(fit_shapes(parts, plan) == plan[0] for parts in drawn) >= 30
+    assert all(fit_shapes(parts, plan) != plan[-1] for parts in drawn)
     for parts, choice in zip(later, taken):
         for part, shape in zip(parts, plan[choice]):
             for lengths in part:
@@ -76,6 +79,11 @@ def test_a_shape_that_saves_less_than_compiling_it_takes_is_left_out():
     enough = int(10 / (0.75 * saved)) + 1
     assert plan_shapes(samples, longest=24, steps=enough) == long
     assert plan_shapes(samples, longest=24, steps=enough - 1) == short
+
+
+def test_of_shapes_with_as_many_tokens_the_one_of_short_rows_is_taken():
+    plan = plan_shapes([(np.full((2, 4), 16),)] * 3, longest=64, steps=1000)
+    assert plan[0] == (Shape(4, 16),)
 
 
 def test_a_text_of_every_length_fits_the_last_choice():

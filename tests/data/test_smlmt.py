@@ -37,10 +37,30 @@ def test_each_line_serves_one_word_and_hides_it(tmp_path):
 
 
 def test_upper_case_and_punctuation_are_no_way_to_peek(tmp_path):
-    lines = [line for n in range(20) for line in (f"The Cat, a {n} cat.", f"A dog? DOG {n}!")]
+    lines = [
+        line for n in range(20) for line in (f"The Cat, a {n} cat.", f"A dog? DOG {n}! Dog-dog")
+    ]
     rows = hidden_words(write(tmp_path / "t.txt", lines))
     assert {word for _, word in rows} == {"cat", "dog"}
     assert not any("cat" in text.lower() or "dog" in text.lower() for text, _ in rows)
+
+
+def test_a_line_is_about_the_rarest_of_its_words_that_enough_lines_have(tmp_path):
+    lines = ["Cat dog horse of it"] * 20  # Cat and dog are equally rare.
+    lines += ["the horse, and the horse"] * 5 + ["of the the the ox"] * 20
+    rows = hidden_words(write(tmp_path / "t.txt", lines))
+    first, last = (f"{MASK} dog horse of it", "cat"), (f"of {MASK} {MASK} {MASK} ox", "the")
+    # Horse and the are in 25 lines each, so five lines are about horse, which are too few.
+    assert rows == [first] * 20 + [last] * 20
+
+
+def test_a_word_has_three_letters_or_more_and_20_lines_of_its_own(tmp_path):
+    # Emu is in 8 lines only. Dog is in 40 lines, but only 19 are about it.
+    lines = ["dog, cat!"] * 20 + ["cat emu emu emu"] * 8 + ["a dog"] * 19 + ["dog owl"]
+    rows = hidden_words(write(tmp_path / "t.txt", lines + ["it is owl"] * 19 + ["is it"] * 30))
+    cats = [f"dog, {MASK}!"] * 20 + [f"{MASK} emu emu emu"] * 8
+    owls = [f"dog {MASK}"] + [f"it is {MASK}"] * 19
+    assert rows == [(text, "cat") for text in cats] + [(text, "owl") for text in owls]
 
 
 def test_a_long_line_keeps_what_is_around_the_word(tmp_path):
@@ -77,6 +97,9 @@ def test_the_model_reads_its_own_mask(tmp_path, tokenizer):
     for each in (tokenizer, other):
         ids = tokenize_task(task, each, 8).tokens.input_ids
         assert (ids == each.mask_token_id).any(axis=1).all()
+        again = task._replace(texts=[f"{text} w2 {MASK}" for text in task.texts])
+        ids = tokenize_task(again, each, 8).tokens.input_ids
+        assert ((ids == each.mask_token_id).sum(axis=1) == 2).all()  # Every mask in a passage.
     other.mask_token = None
     with pytest.raises(InputError, match=r"t\.txt: the model's tokenizer has no mask token"):
         tokenize_task(task, other, 8)

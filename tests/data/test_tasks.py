@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metajax.data import fingerprint, has_split, load_tasks
+from metajax.data import fingerprint, load_tasks
 from metajax.errors import InputError
 
 BOM = b"\xef\xbb\xbf"
@@ -78,8 +78,27 @@ def test_numeric_labels_are_class_names_in_numeric_order(tmp_path):
 def test_columns_can_be_named_and_sentence_stands_in_for_text(tmp_path):
     path = write(tmp_path / "a.csv", "sentence,other,kind,label\nt,o,k,a\nu,p,l,b\n")
     assert load(path).texts == ["t", "u"]
+    both = load(write(tmp_path / "b.csv", "sentence,text,label\ns,t,a\nr,u,b\n"))
+    assert (both.texts, both.pairs) == (["t", "u"], None)
     named = load(path, text_column="other", pair_column="sentence", label_column="kind")
     assert (named.texts, named.pairs, named.label_names) == (["o", "p"], ["t", "u"], ("k", "l"))
+
+
+def test_examples_that_come_again_stay(tmp_path):
+    path = write(tmp_path / "a.tsv", 'label\ttext\na\t"t\t1"\nb\tu\na\t"t\t1"\n')
+    task = load(path)
+    assert task.texts == ["t\t1", "u", "t\t1"]
+    assert task.labels.tolist() == [0, 1, 0]
+
+
+def test_parquet_of_many_rows_keeps_their_order(tmp_path):
+    texts = [f"text {n}" for n in range(10_000)]
+    labels = [str(n % 3) for n in range(10_000)]
+    path = str(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": texts, "label": labels}), path, row_group_size=3000)
+    task = load(path)
+    assert task.texts == texts
+    assert task.labels.tolist() == [n % 3 for n in range(10_000)]
 
 
 def test_specs_keep_their_order(tmp_path):
@@ -323,118 +342,7 @@ def test_bad_classes(tmp_path):
     assert_complaint("glue:stsb: is a regression and has no classes", both)
 
 
-# The hub, and fingerprints.
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """Stands in for the hub: a function of what load_dataset is given."""
-    import datasets
-
-    calls = []
-    answer = {}
-
-    def load_dataset(*args, **kwargs):
-        calls.append((args, kwargs))
-        if isinstance(answer["data"], Exception):
-            raise answer["data"]
-        return answer["data"]
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    return answer, calls
-
-
-def hub_data(labels, names=None, **columns):
-    import datasets
-
-    feature = datasets.ClassLabel(names=names) if names else datasets.Value("string")
-    features = dict.fromkeys(columns, datasets.Value("string")) | {"label": feature}
-    return datasets.Dataset.from_dict(columns | {"label": labels}, datasets.Features(features))
-
-
-def test_hub_data_set_with_declared_classes(hub):
-    answer, calls = hub
-    answer["data"] = hub_data([1, 0], ["z", "y", "x"], text=["t", "u"])
-    task = load("hub:me/mine/part", split="validation")
-    assert calls == [(("me/mine", "part"), {"split": "validation"})]
-    assert (task.texts, task.pairs) == (["t", "u"], None)
-    assert task.label_names == ("z", "y", "x")  # the published order, not the sorted one
-    assert task.labels.tolist() == [1, 0]
-    assert task.name == "hub:me/mine/part"
-
-
-def test_hub_data_set_with_plain_labels_and_other_columns(hub):
-    answer, calls = hub
-    answer["data"] = hub_data(["b", "a"], body=["t", "u"])
-    task = load("hub:me/mine", text_column="body")
-    assert calls[0][0] == ("me/mine", None)
-    assert task.label_names == ("a", "b")
-    assert_complaint("no column 'text' or 'sentence', only 'body'", lambda: load("hub:me/mine"))
-
-
-def test_hub_labels_that_are_withheld(hub):
-    hub[0]["data"] = hub_data([1, -1], ["a", "b"], text=["t", "u"])
-    assert_complaint("hub:me/mine row 2: no 'label'", lambda: load("hub:me/mine"))
-
-
-@pytest.mark.parametrize(
-    ("name", "columns", "split", "names"),
-    [
-        ("MRPC", SENTENCES, "validation", ["not_equivalent", "equivalent"]),
-        (
-            "mnli",
-            ("premise", "hypothesis"),
-            "validation_matched",
-            ["entailment", "neutral", "contradiction"],
-        ),
-    ],
-)
-def test_glue_from_the_hub(hub, name, columns, split, names):
-    answer, calls = hub
-    answer["data"] = hub_data([1, 0], names, **dict(zip(columns, (["a", "c"], ["b", "d"]))))
-    task = load(f"glue:{name}", split="validation")
-    assert calls == [(("nyu-mll/glue", name.lower()), {"split": split})]
-    assert (task.texts, task.pairs) == (["a", "c"], ["b", "d"])
-    assert task.label_names == tuple(names)
-    assert task.labels.tolist() == [1, 0]
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        ConnectionError("Couldn't reach 'me/mine' on the Hub (ConnectTimeout)"),
-        ValueError('Unknown split "validation".\nShould be one of train'),
-        RuntimeError("Dataset scripts are no longer supported, but found mine.py"),
-        KeyError(),
-    ],
-)
-def test_hub_out_of_reach(hub, error):
-    hub[0]["data"] = error
-    message = "hub:me/mine: the train split cannot be loaded .*give a local file"
-    assert_complaint(message, lambda: load("hub:me/mine"))
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [(["train", "test"], False), (["validation", "train"], True), (OSError("no network"), True)],
-)
-def test_whether_the_hub_has_a_split(monkeypatch, answer, expected):
-    import datasets
-
-    def names(*args):
-        assert args == ("me/mine", "part")
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    monkeypatch.setattr(datasets, "get_dataset_split_names", names)
-    assert has_split("hub:me/mine/part", "validation") == expected
-
-
-@pytest.mark.parametrize("spec", ["hub:mine", "hub:", "hub:me/", "hub:a/b/c/d"])
-def test_malformed_hub_names(spec):
-    with pytest.raises(InputError, match="is not of the form hub:OWNER/NAME"):
-        load(spec)
+# Fingerprints.
 
 
 def test_fingerprint_is_the_sha256_of_the_file(tmp_path):
@@ -447,14 +355,3 @@ def test_fingerprint_is_the_sha256_of_the_file(tmp_path):
     assert fingerprint("glue:rte", glue_dir=tmp_path, split="validation") != abc
     with pytest.raises(InputError, match="no such file"):
         fingerprint(str(tmp_path / "none"))
-
-
-def test_fingerprint_of_the_hubs_rows(hub):
-    answer, _ = hub
-    prints = []
-    changes = ("tu", [1, 0]), ("tu", [1, 0]), ("tv", [1, 0]), ("tu", [0, 1])
-    for texts, labels in changes:
-        answer["data"] = hub_data(labels, ["a", "b"], text=list(texts))
-        prints.append(fingerprint("hub:me/mine"))
-    assert prints[0] == prints[1]
-    assert len(set(prints)) == 3

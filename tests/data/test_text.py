@@ -1,3 +1,4 @@
+import copy
 import json
 
 import numpy as np
@@ -49,16 +50,19 @@ def test_tokenize_single_texts(tokenizer):
 
 
 def test_tokenize_pairs_and_count_what_is_truncated(tokenizer):
-    texts, pairs = ["w1 w2 w3 w4 w5", "w1", "w1 w2"], ["w6 w7", "w8", "w3 w4"]
+    texts = ["w1 w2 w3 w4 w5", "w1", "w1 w2", "w1"]
+    pairs = ["w6 w7", "w8", "w3 w4", "w2 w3 w4 w5"]  # The last one is longer in its second text.
     tokens = tokenize(texts, pairs, tokenizer, 7)
     assert tokens.input_ids.tolist() == [
         ids(tokenizer, "[CLS] w1 w2 [SEP] w6 w7 [SEP]"),
         ids(tokenizer, "[CLS] w1 [SEP] w8 [SEP] [PAD] [PAD]"),
         ids(tokenizer, "[CLS] w1 w2 [SEP] w3 w4 [SEP]"),
+        ids(tokenizer, "[CLS] w1 [SEP] w2 w3 w4 [SEP]"),
     ]
     assert tokens.token_type_ids.tolist()[0] == [0, 0, 0, 0, 1, 1, 1]
     assert tokens.token_type_ids.tolist()[1] == [0, 0, 0, 1, 1, 0, 0]
-    assert tokens.truncated == 1
+    assert tokens.token_type_ids.tolist()[3] == [0, 0, 0, 1, 1, 1, 1]
+    assert tokens.truncated == 2
 
 
 def test_tokenize_many_equals_one_by_one(tokenizer):
@@ -69,6 +73,12 @@ def test_tokenize_many_equals_one_by_one(tokenizer):
     for row in (0, 1023, 1024, 2047, 2048, 2499):
         expected = ids(tokenizer, " ".join(["[CLS]", *texts[row].split()[:7], "[SEP]"]))
         assert tokens.input_ids[row, : tokens.lengths[row]].tolist() == expected
+    with_pairs = tokenize(texts, [text.split()[0] for text in texts], tokenizer, 8)
+    for row in (1023, 1024, 2499):
+        words = texts[row].split()
+        expected = ids(tokenizer, " ".join(["[CLS]", *words[:4], "[SEP]", words[0], "[SEP]"]))
+        found = with_pairs.input_ids[row, : with_pairs.lengths[row]]
+        assert found.tolist() == expected
 
 
 def test_a_length_that_holds_no_text(tokenizer):
@@ -142,9 +152,29 @@ def test_a_vocabulary_without_its_unknown_token(tokenizer, tmp_path):
     file.write_text(json.dumps(described))
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"unk_token": None}))
-    other = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    other = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
     refusal = f"{tmp_path}: its tokenizer cannot split a text"
     with pytest.raises(InputError, match=refusal):
         tokenize(["\u2603"], None, other, 16)
     with pytest.raises(InputError, match=refusal):
         pack_blocks(["\u2603"], other, 16)
+
+
+def test_all_text_is_in_the_blocks_once_and_in_order(tokenizer):
+    rng = np.random.default_rng(0)
+    lines = [" ".join(f"w{i}" for i in rng.integers(40, size=n)) for n in rng.integers(1, 4, 2500)]
+    blocks = pack_blocks(lines, tokenizer, 50)
+    found = blocks.input_ids[blocks.maskable]
+    np.testing.assert_array_equal(found, ids(tokenizer, " ".join(lines)))
+    assert blocks.attention_mask.sum() == found.size + 2 * len(blocks.input_ids)
+    assert (blocks.word_start == blocks.maskable).all()
+
+
+def test_padding_is_the_tokenizers_own(tokenizer):
+    other = copy.deepcopy(tokenizer)
+    other.pad_token = "w39"
+    tokens = tokenize(["w1", "w2 w3"], None, other, 8)
+    assert tokens.input_ids[0].tolist() == ids(tokenizer, "[CLS] w1 [SEP] w39")
+    assert not tokens.token_type_ids.any()
+    blocks = pack_blocks(["w1 w2"], other, 6)
+    assert blocks.input_ids.tolist() == [ids(tokenizer, "[CLS] w1 w2 [SEP] w39 w39")]
