@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from metajax.models import Bert, bert
-from metajax.models.bert import Block, dropout, keep_mask
-from metajax.models.heads import mean_pool, rescale
+from metajax.models.bert import ACTIVATION, Block, LayerNorm, dropout, keep_mask
+from metajax.models.heads import mean_pool, mean_pool_packed, rescale
 from tests.models.helpers import TINY, make_batch, make_params
 
 MODEL = Bert(TINY)
@@ -49,6 +49,10 @@ def test_rows_in_chunks_change_nothing(monkeypatch):
         chunked = jax.jit(jax.value_and_grad(energy(remat, tokens, rng=None)))(params)
         monkeypatch.setitem(bert._CHUNK_TOKENS, "cpu", 256)
         assert_close(chunked, plain)
+    # Dropout is that of the whole batch.
+    plain = MODEL(params, batch, KEY).pooled
+    monkeypatch.setitem(bert._CHUNK_TOKENS, "cpu", 14)
+    assert_close(remat(params, batch, KEY).pooled, plain)
 
 
 @pytest.mark.usefixtures("x64")
@@ -130,16 +134,6 @@ def test_dropout_is_a_function_of_the_key():
     assert np.abs(run(KEY) - run(keys[0])).max() > 0.1
 
 
-@pytest.mark.parametrize("rate", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
-def test_each_dropout_rate_has_its_effect(rate):
-    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    model = MODEL.replace(config=dataclasses.replace(TINY, **{**off, rate: 0.5}))
-    params, batch = make_params(model), make_batch()
-    run = jax.jit(lambda key: model(params, batch, key).last_hidden_state)
-    change = run(KEY) - run(None)
-    assert np.abs(change).max() > 0.01
-
-
 def test_bfloat16_is_close_and_leaves_parameters_alone():
     model = Bert(TINY, head="classification", num_labels=(3,), dtype=jnp.bfloat16)
     params, batch = make_params(model), make_batch()
@@ -149,6 +143,105 @@ def test_bfloat16_is_close_and_leaves_parameters_alone():
     assert np.abs(low.logits - full.logits).max() < 0.1
     grads = jax.jit(jax.grad(lambda p: model(p, batch).logits.sum()))(params)
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+
+
+def rounding(x):
+    """Half the distance of bfloat16 numbers there, and a little more."""
+    return 2.0 ** (np.floor(np.log2(np.abs(x))) - 8) * 1.01 + 1e-6
+
+
+def test_statistics_of_bfloat16_are_taken_in_float32():
+    """What comes out is the exact result rounded once."""
+    # As far from zero as a mean in bfloat16 loses it all.
+    x = jnp.asarray(3 + np.random.RandomState(0).randn(2, 40, 6), jnp.bfloat16)
+    exact = np.asarray(x, np.float64)
+    normed = LayerNorm(6, 1e-3)(x)
+    variance = exact.var(-1, keepdims=True)
+    expected = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(variance + 1e-3)
+    mask = jnp.ones((2, 40), jnp.int32)
+    ids = jnp.repeat(jnp.arange(2), 40).reshape(2, 40)
+    for found, value in (
+        (normed, expected),
+        (mean_pool(x, mask), exact.mean(1)),
+        (mean_pool_packed(x, ids, 2), exact.mean(1)),
+        (
+            rescale(x[:, 0], 3.0),
+            3 * exact[:, 0] / np.linalg.norm(exact[:, 0], axis=-1, keepdims=True),
+        ),
+    ):
+        assert found.dtype == jnp.bfloat16
+        assert (np.abs(np.asarray(found, np.float64) - value) <= rounding(value)).all()
+
+
+def test_attention_of_bfloat16_is_normalised_in_float32():
+    """A decoder's block whose tokens, and values, are one-hot adds the probabilities to them."""
+    length = 16
+    config = dataclasses.replace(
+        TINY, model_type="gpt2", hidden_size=length, num_attention_heads=1, num_hidden_layers=1
+    )
+    model = Bert(config)
+    layers = jax.tree.map(jnp.zeros_like, model.init(KEY)["layers"])
+    random = np.random.RandomState(0)
+    q, k = (jnp.asarray(random.randn(length, length), jnp.bfloat16) for _ in range(2))
+    one_hot = jnp.eye(length)
+    qkv = jnp.concatenate([q, k, one_hot], axis=1, dtype=jnp.float32)
+    # After this norm they are one-hot again.
+    low, high = ((value - 1 / 16) / (1 / 16 - 1 / 256) ** 0.5 for value in (0, 1))
+    norm = {"scale": 1 / (high - low), "bias": -low / (high - low)}
+    layers |= {
+        "qkv": layers["qkv"] | {"kernel": qkv[None]},
+        "out": layers["out"] | {"kernel": one_hot[None]},
+        "attention_norm": {name: jnp.full((1, length), value) for name, value in norm.items()},
+    }
+    x = one_hot.astype(jnp.bfloat16)[None]
+    found = model.run_layers(layers, x, {"attention_mask": jnp.ones((1, length), jnp.int32)})
+    weights = np.exp(np.asarray((q / 4) @ k.T, np.float64)) * np.tri(length)
+    expected = (weights / weights.sum(-1, keepdims=True))[np.tri(length, k=-1) > 0]
+    found = np.asarray(found[0], np.float64)[np.tri(length, k=-1) > 0]
+    assert (np.abs(found - expected) <= rounding(expected)).all()
+
+
+def test_activations_are_transformers():
+    torch = pytest.importorskip("torch")
+    activations = pytest.importorskip("transformers.activations")
+    x = np.linspace(-4, 4, 101, dtype=np.float32)
+    for name, function in ACTIVATION.items():
+        expected = activations.ACT2FN[name](torch.tensor(x)).numpy()
+        np.testing.assert_allclose(function(jnp.asarray(x)), expected, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "head"), [("bert", "masked_lm"), ("electra", "classification"), ("gpt2", None)]
+)
+def test_fresh_parameters(model_type, head):
+    """Normal, of the configuration's deviation, and no two drawn alike."""
+    config = dataclasses.replace(
+        TINY,
+        model_type=model_type,
+        initializer_range=0.5,
+        embedding_size=6 if model_type == "electra" else None,
+        tie_word_embeddings=False,
+    )
+    model = Bert(config, head=head or "encoder", num_labels=(3, 2))
+    params = model.init(KEY)
+    values, rows = [], []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        assert leaf.dtype == jnp.float32
+        if path[-1].key in ("bias", "scale"):
+            assert (leaf == (path[-1].key == "scale")).all()
+            continue
+        # Of each block, or head, by itself.
+        for part in leaf if path[0].key in ("layers", "classifier") else [leaf]:
+            assert abs(part.std() - 0.5) < 5 * 0.5 / (2 * part.size) ** 0.5
+            assert abs(part.mean()) < 5 * 0.5 / part.size**0.5
+            values.append(np.asarray(part).reshape(-1))
+            rows.append(tuple(values[-1][:4].tolist()))
+    assert len(set(rows)) == len(rows)
+    together = np.concatenate(values) / 0.5
+    assert abs(together.std() - 1) < 5 / (2 * together.size) ** 0.5
+    assert np.abs(together).max() > 2.5  # Not cut off.
+    other = model.init(jax.random.key(6))
+    assert not np.allclose(other["embeddings"]["word"], params["embeddings"]["word"])
 
 
 def test_vmap_over_parameters_is_a_loop():
@@ -189,6 +282,18 @@ def test_rescale_and_its_gradient_at_zero():
     np.testing.assert_allclose(rescale(x, 10.0), [[6, 8], [0, 0]], rtol=1e-6)
     assert rescale(x, None) is x
     assert np.isfinite(jax.jacobian(lambda x: rescale(x, 10.0))(x)).all()
+
+
+@pytest.mark.parametrize(
+    ("head", "pooling"),
+    [("masked_lm", "pooler"), ("classification", "mean"), ("classification", "pooler")],
+)
+def test_the_logits_depend_on_the_pooler_where_the_model_says_so(head, pooling):
+    model = MODEL.replace(head=head, pooling=pooling)
+    params = make_params(model)
+    changed = params | {"pooler": jax.tree.map(lambda leaf: leaf + 1, params["pooler"])}
+    one, other = (model(each, make_batch()).logits for each in (params, changed))
+    assert model.uses_pooler == bool((one != other).any())
 
 
 def test_too_long_input_is_refused():

@@ -173,22 +173,6 @@ def test_rows_in_chunks_change_nothing(monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), found, expected)
 
 
-def test_dropout_in_the_middle_of_a_block():
-    """Nothing dropped is the plain network; with every rate above zero, no two draws are alike."""
-    still = dict.fromkeys(
-        ("hidden_dropout_prob", "attention_probs_dropout_prob", "embedding_dropout_prob"), 0.0
-    )
-    params, batch = make_params(ENCODER), make_batch()
-    expected = ENCODER(params, batch).last_hidden_state
-    for changed in ({}, *({name: 0.5} for name in still)):
-        model = Bert(dataclasses.replace(CONFIG, **still | changed))
-        one, other = (
-            model(params, batch, jax.random.key(seed)).last_hidden_state for seed in (0, 1)
-        )
-        assert bool(changed) == bool(np.abs(one - other).max() > 1e-3)
-        assert bool(changed) == bool(np.abs(one - expected).max() > 1e-5)
-
-
 def test_what_the_file_leaves_out():
     """As the hub's GPT-2 has it: no inner size, no padding."""
     values = {key: value for key, value in CONFIG.to_dict().items() if key != "n_inner"}

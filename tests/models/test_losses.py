@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from metajax.models import Bert, classification_loss, masked_lm_loss, prototype_start, zero_start
-from tests.models.helpers import TINY, make_batch, make_params
-
-KEY = jax.random.key(3)
+from tests.models.helpers import TINY, assert_equal, make_batch, make_params
 
 
 def with_classes(*num_labels, **settings):
@@ -40,31 +38,43 @@ def test_class_mask_switches_classes_off():
 
 def test_classification_loss_weighs_examples():
     model, params = with_classes(3)
-    labels = jnp.array([0, 2, 1], jnp.int32)
-    batch = {**make_batch(), "labels": labels, "example_mask": jnp.array([1.0, 1.0, 0.0])}
-    loss, aux = classification_loss(model)(params, batch, None)
+    batch = make_batch()
     logits = np.asarray(model(params, batch).logits, np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    assert loss == pytest.approx(-(log_probs[0, 0] + log_probs[1, 2]) / 2, abs=1e-5)
-    assert aux["accuracy"] == pytest.approx((logits.argmax(-1) == labels)[:2].mean())
-    empty = {**batch, "example_mask": jnp.zeros(3)}
-    assert classification_loss(model)(params, empty, None)[0] == 0
+    # The first and the third are right.
+    labels = np.add(logits.argmax(-1), [0, 1, 0]) % 3
+    losses = -log_probs[np.arange(3), labels]
+    loss_fn = classification_loss(model)
+    for weights in ([2.0, 1.0, 0.0], [0.25, 0.5, 0.125]):
+        batch |= {"labels": jnp.asarray(labels), "example_mask": jnp.array(weights)}
+        loss, aux = loss_fn(params, batch, None)
+        assert loss == pytest.approx(np.average(losses, weights=weights), abs=1e-5)
+        assert aux["accuracy"] == pytest.approx(np.average([1, 0, 1], weights=weights))
+    del batch["example_mask"]
+    loss, aux = loss_fn(params, batch, None)
+    assert loss == pytest.approx(losses.mean(), abs=1e-5)
+    assert aux["accuracy"] == pytest.approx(2 / 3)
+    loss, aux = loss_fn(params, batch | {"example_mask": jnp.zeros(3)}, None)
+    assert loss == aux["accuracy"] == 0
 
 
 def test_regression_and_classification_in_one_batch():
     model, params = with_classes(1, 3)
-    batch = {
-        **make_batch(),
-        "labels": jnp.array([2.5, 1.0, -0.5]),
-        "task": jnp.array([0, 1, 0], jnp.int32),
-    }
+    batch = make_batch(batch=4) | {"task": jnp.array([0, 1, 0, 1], jnp.int32)}
+    logits = np.asarray(model(params, batch).logits, np.float64)
+    # Of the classifications, the first is right, with a quarter of the other's weight.
+    right, wrong = logits[1].argmax(), (logits[3].argmax() + 1) % 3
+    weights = np.array([2.0, 0.5, 1.0, 2.0])
+    batch |= {"labels": jnp.array([2.5, right, -0.5, wrong]), "example_mask": jnp.array(weights)}
     compute = jax.jit(jax.value_and_grad(classification_loss(model), has_aux=True))
     (loss, aux), grads = compute(params, batch, None)
-    logits = np.asarray(model(params, batch).logits, np.float64)
-    entropy = np.log(np.exp(logits[1]).sum()) - logits[1, 1]
-    squares = (logits[0, 0] - 2.5) ** 2 + (logits[2, 0] + 0.5) ** 2
-    assert loss == pytest.approx((entropy + squares) / 3, rel=1e-5)
-    assert aux["accuracy"] == float(logits[1].argmax() == 1)
+    entropies = [
+        np.log(np.exp(logits[i]).sum()) - logits[i, y] for i, y in ((1, right), (3, wrong))
+    ]
+    squares = [(logits[0, 0] - 2.5) ** 2, (logits[2, 0] + 0.5) ** 2]
+    losses = [squares[0], entropies[0], squares[1], entropies[1]]
+    assert loss == pytest.approx(np.average(losses, weights=weights), rel=1e-5)
+    assert aux["accuracy"] == pytest.approx(0.2)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
@@ -72,16 +82,25 @@ def test_masked_lm_loss_ignores_padding():
     model = Bert(TINY, head="masked_lm")
     params = make_params(model)
     batch = {**make_batch(), "positions": jnp.array([[1, 2], [0, 1], [1, 0]], jnp.int32)}
-    targets = jnp.array([[4, -1], [5, 6], [-1, -1]], jnp.int32)
-    loss, aux = masked_lm_loss(model)(params, {**batch, "targets": targets}, None)
     logits = np.asarray(model(params, batch).logits, np.float64)
+    # Right, padding, right, wrong, padding, wrong.
+    best = logits.argmax(-1)
+    targets = np.where([[1, 0], [1, 1], [0, 1]], np.add(best, [[0, 0], [0, 1], [0, 1]]) % 31, -1)
     losses = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(
         logits, np.maximum(targets, 0)[:, :, None], -1
     ).squeeze(-1)
-    assert aux["count"] == 3
-    assert loss == pytest.approx(losses[np.asarray(targets) >= 0].mean(), rel=1e-5)
-    none = {**batch, "targets": jnp.full_like(targets, -1)}
-    assert masked_lm_loss(model)(params, none, None)[0] == 0
+    loss_fn = masked_lm_loss(model)
+    loss, aux = loss_fn(params, {**batch, "targets": jnp.asarray(targets)}, None)
+    assert loss == pytest.approx(losses[targets >= 0].mean(), rel=1e-5)
+    assert (aux["count"], aux["accuracy"]) == (4, 0.5)
+    # The first word of the vocabulary is a target like others.
+    first = np.where(targets >= 0, 0, -1)
+    loss, aux = loss_fn(params, {**batch, "targets": jnp.asarray(first)}, None)
+    losses = np.log(np.exp(logits).sum(-1)) - logits[:, :, 0]
+    assert loss == pytest.approx(losses[targets >= 0].mean(), rel=1e-5)
+    assert aux["count"] == 4
+    loss, aux = loss_fn(params, {**batch, "targets": jnp.full((3, 2), -1)}, None)
+    assert loss == aux["count"] == aux["accuracy"] == 0
 
 
 @pytest.mark.parametrize("feature_norm", [None, 4.0])
@@ -116,7 +135,8 @@ def test_the_prototypes_depend_on_the_encoder():
     encoder = {key: value for key, value in params.items() if key != "classifier"}
     support = {**make_batch(), "labels": jnp.array([0, 1, 1], jnp.int32)}
     start = prototype_start(model)
-    grads = jax.grad(lambda p: start(p, support, None)["classifier"]["kernel"].sum())(encoder)
+    gradient = jax.jit(jax.grad(lambda p: start(p, support, None)["classifier"]["kernel"].sum()))
+    grads = gradient(encoder)
     assert all(np.abs(grads["layers"]["up"]["kernel"]).max(axis=(1, 2)) > 0)
 
 
@@ -128,18 +148,14 @@ def test_zero_start():
     assert jax.tree.map(jnp.shape, started) == jax.tree.map(jnp.shape, params)
 
 
-def test_the_head_has_its_own_dropout():
-    model, params = with_classes(3)
-    still = model.config.__class__(
-        **{
-            **vars(model.config),
-            "hidden_dropout_prob": 0.0,
-            "attention_probs_dropout_prob": 0.0,
-            "classifier_dropout": 0.5,
-        }
-    )
-    model = model.replace(config=still)
-    batch = make_batch()
-    assert np.abs(model(params, batch, KEY).logits - model(params, batch).logits).max() > 0
-    np.testing.assert_array_equal(model(params, batch, KEY).pooled, model(params, batch).pooled)
-    np.testing.assert_array_equal(model.features(params, batch, KEY), model.features(params, batch))
+@pytest.mark.parametrize("start", [zero_start, prototype_start])
+def test_a_head_start_has_the_dtype_of_the_parameters(start):
+    """And takes the place of the heads there were, with the classes of the first."""
+    model, params = with_classes(3, 5, pooling="mean")
+    low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    support = {**make_batch(), "labels": jnp.array([0, 1, 2], jnp.int32)}
+    started = start(model)(low, support, None)
+    assert {leaf.dtype for leaf in jax.tree.leaves(started)} == {jnp.dtype("bfloat16")}
+    shapes = {name: leaf.shape for name, leaf in started.pop("classifier").items()}
+    assert shapes == {"kernel": (1, 8, 3), "bias": (1, 3)}
+    assert_equal(started, {key: value for key, value in low.items() if key != "classifier"})

@@ -54,7 +54,7 @@ def test_an_example_without_tokens_is_harmless(pooling, config):
     plain["attention_mask"] = plain["attention_mask"].at[1].set(0)
     packed = pack({key: np.asarray(value) for key, value in plain.items()}, Shape(2, 7))
     rest = {"labels": jnp.array([2, 0, 1]), "example_mask": jnp.array([1.0, 0.0, 1.0])}
-    run = jax.value_and_grad(classification_loss(model), has_aux=True)
+    run = jax.jit(jax.value_and_grad(classification_loss(model), has_aux=True))
     (loss, _), grads = run(params, packed | rest, None)
     assert np.isfinite(loss)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))

@@ -115,14 +115,12 @@ CHECK = {
     ("head", "activation"),
     [
         ("encoder", "gelu"),
-        ("encoder", "gelu_new"),
-        ("encoder", "relu"),
-        ("masked_lm", "gelu"),
-        ("classification", "gelu"),
+        ("masked_lm", "relu"),
+        ("classification", "gelu_new"),
     ],
 )
 def test_tiny_models_agree(tmp_path, head, activation):
-    config = dataclasses.replace(TINY, hidden_act=activation)
+    config = dataclasses.replace(TINY, hidden_act=activation, layer_norm_eps=0.05)
     model = Bert(config, head=head, num_labels=(3,))
     params = make_params(model)
     save_pretrained(tmp_path, model, params)

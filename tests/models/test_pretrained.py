@@ -183,6 +183,8 @@ def test_pooling_is_what_the_directory_says(tmp_path):
     path = write_directory(tmp_path, theirs(PARAMS))
     assert from_pretrained(path)[0].pooling == "pooler"
     (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": false}')
+    assert from_pretrained(path)[0].pooling == "pooler"
     (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
     assert from_pretrained(path)[0].pooling == "mean"
     assert from_pretrained(path, pooling="pooler")[0].pooling == "pooler"
@@ -370,6 +372,8 @@ def test_the_hub_is_asked_for_pytorch_files_only_where_there_are_no_others(monke
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert files.resolve("owner/name") == tmp_path
     assert ["pytorch_model.bin" in patterns for patterns in asked] == [False, True]
+    assert ["model.safetensors" in patterns for patterns in asked] == [True, False]
+    assert {*files.COMPANIONS, "1_Pooling/config.json", *files.TOKENIZER_FILES} <= {*asked[0]}
     write_directory(tmp_path, theirs(PARAMS))
     files.resolve("owner/name")
     assert len(asked) == 3

@@ -118,9 +118,72 @@ def test_a_batch_of_unequal_tasks(params, chunk_size, monkeypatch):
     assert relative_gap(total, jax.tree.map(jnp.add, *expected)) < 1e-10
 
 
-def test_rows_are_put_back(params):
-    reduce = mentioned_rows(MODEL)
-    assert_same_adaptation(params, unequal_task(), "momentum", "momentum", reduce=reduce)
+def texts(*rows):
+    """A batch of these tokens alone."""
+    ids = jnp.array(rows)
+    return {"input_ids": ids, "attention_mask": jnp.ones_like(ids), "token_type_ids": 0 * ids}
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        metajax.Task(texts([3, 5, 3], [9, 5, 3]), texts([5, 12, 3], [9, 9, 9])),
+        metajax.Task(texts([0, 30, 30], [7, 0, 30]), None),
+        metajax.Task(None, texts([30, 1, 1])),
+    ],
+    ids=["neither the first row nor the last", "both", "the last, no support set"],
+)
+def test_rows_that_no_text_mentions_stay_as_they_are(params, task):
+    """Whatever the inner steps do to the small table; and the model sees the same texts."""
+    small, moved, restore = mentioned_rows(MODEL)(params, task)
+    ids = [np.asarray(batch["input_ids"]) for batch in task if batch is not None]
+    mentioned = np.unique(np.concatenate([each.reshape(-1) for each in ids]))
+    assert len(small["embeddings"]["word"]) == sum(each.size for each in ids) < TINY.vocab_size
+    for before, after in zip(task, moved):
+        assert (before is None) == (after is None)
+        if after is not None:
+            rows = small["embeddings"]["word"][after["input_ids"]]
+            np.testing.assert_array_equal(rows, params["embeddings"]["word"][before["input_ids"]])
+            assert after.keys() == before.keys()
+            assert after["attention_mask"] is before["attention_mask"]
+    changed = jax.tree.map(lambda leaf: leaf + 1, small)
+    expected = np.array(params["embeddings"]["word"])
+    expected[mentioned] += 1
+    restored = restore(changed)
+    np.testing.assert_array_equal(restored["embeddings"]["word"], expected)
+    np.testing.assert_array_equal(
+        restored["embeddings"]["position"], params["embeddings"]["position"] + 1
+    )
+    assert restored["layers"] is changed["layers"]
+
+
+def test_the_gradient_goes_through_rows_out_and_back(params):
+    """Of weights times the square of the mentioned rows, and the others."""
+    weights = np.random.RandomState(0).standard_normal((31, 8))
+    task = metajax.Task(texts([30, 5, 3]), texts([5, 12, 12]))
+
+    def energy(table):
+        embeddings = params["embeddings"] | {"word": table}
+        small, _, restore = mentioned_rows(MODEL)(params | {"embeddings": embeddings}, task)
+        word = jnp.square(small["embeddings"]["word"])
+        back = restore(small | {"embeddings": small["embeddings"] | {"word": word}})
+        return (weights * back["embeddings"]["word"]).sum()
+
+    table = np.asarray(params["embeddings"]["word"])
+    expected = weights.copy()
+    expected[[3, 5, 12, 30]] *= 2 * table[[3, 5, 12, 30]]
+    np.testing.assert_allclose(jax.grad(energy)(jnp.asarray(table)), expected, rtol=1e-12)
+
+
+def test_a_text_longer_than_the_table_keeps_it(params):
+    ids = jnp.arange(31).reshape(1, 31)
+    task = metajax.Task({"input_ids": ids}, None)
+    small, moved, restore = mentioned_rows(MODEL)(params, task)
+    assert small is params
+    assert moved is task
+    assert restore(small) is small
+    small, _, _ = mentioned_rows(MODEL)(params, metajax.Task({"input_ids": ids[:, 1:]}, None))
+    assert small["embeddings"]["word"].shape == (30, 8)
 
 
 def _only_upper(updates, state, params=None):
@@ -144,9 +207,48 @@ def test_upper_layers_alone(params, low_memory, packed, remat):
     assert_same_meta_gradient(params, unequal_task(packed), "sgd", "masked", **settings)
 
 
-def test_layers_are_put_back(params):
-    reduce = upper_layers(MODEL, 1)
-    assert_same_adaptation(params, unequal_task(), "sgd", "masked", reduce=reduce)
+@pytest.mark.parametrize(
+    ("count", "separate", "packed"), [(2, False, False), (1, True, True), (0, False, True)]
+)
+def test_the_layers_below_are_computed_once_and_put_back(count, separate, packed):
+    """Each set has its own features; of three blocks, so that their order shows."""
+    model = MODEL.replace(config=dataclasses.replace(TINY, num_hidden_layers=3))
+    whole, task = make_params(model, dtype=jnp.float64), unequal_task(packed)
+    reduce = upper_layers(model, count)
+    small, moved, restore = (compose(separate_layers(), reduce) if separate else reduce)(
+        whole, task
+    )
+    assert "embeddings" not in small
+    assert len(jax.tree.leaves(small["layers"])) == 12 * (count if separate else 1)
+    for before, after in zip(task, moved):
+        expected, found = (jax.jit(model)(*given) for given in ((whole, before), (small, after)))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), found, expected)
+        gone = {"input_ids", "token_type_ids", "position_ids"}
+        assert after.keys() == before.keys() - gone | {"hidden"}
+    restored = restore(jax.tree.map(lambda leaf: leaf + 1, small))
+    expected = jax.tree.map(lambda leaf: leaf.at[3 - count :].add(1), whole["layers"])
+    jax.tree.map(np.testing.assert_array_equal, restored["layers"], expected)
+    assert restored["embeddings"] is whole["embeddings"]
+    np.testing.assert_array_equal(restored["pooler"]["bias"], whole["pooler"]["bias"] + 1)
+
+
+def test_an_absent_set_stays_absent(params):
+    task = metajax.Task(None, unequal_task().query)
+    _, moved, _ = upper_layers(MODEL, 1)(params, task)
+    assert moved.support is None
+    assert "hidden" in moved.query
+
+
+def test_reductions_are_undone_in_reverse():
+    def appending(name):
+        def reduce(params, task):
+            return [*params, name], [*task, name], lambda reduced: [*reduced, f"no {name}"]
+
+        return reduce
+
+    params, task, restore = compose(appending("a"), appending("b"))([], [])
+    assert (params, task) == (["a", "b"], ["a", "b"])
+    assert restore(params) == ["a", "b", "no b", "no a"]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 
-from metajax.models import Bert, from_pretrained, save, save_pretrained
+from metajax.models import (
+    Bert,
+    from_pretrained,
+    read_model,
+    save,
+    save_config,
+    save_pretrained,
+)
 from tests.models.helpers import TINY, assert_equal, make_batch, make_params, write_tokenizer
 
 MODELS = {
@@ -24,6 +32,7 @@ MODELS = {
     "mean classification": Bert(
         TINY, head="classification", num_labels=(2,), pooling="mean", label_names=(("x", "y"),)
     ),
+    "normed": Bert(TINY, head="classification", num_labels=(3,), feature_norm=0.5),
     "heads": Bert(
         TINY,
         head="classification",
@@ -49,7 +58,7 @@ def test_round_trip_is_exact(tmp_path, name, caplog):
     assert not list((tmp_path / "saved").rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("name", ["mean", "mean classification", "heads"])
+@pytest.mark.parametrize("name", ["mean", "mean classification", "normed", "heads"])
 def test_what_transformers_cannot_express_loads_as_a_bert_model(tmp_path, name):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
@@ -63,6 +72,62 @@ def test_what_transformers_cannot_express_loads_as_a_bert_model(tmp_path, name):
     mask = np.asarray(batch["attention_mask"])[:, :, None]
     assert np.abs((model(params, batch).last_hidden_state - hidden) * mask).max() < 1e-4
     assert (tmp_path / "modules.json").exists() == (model.pooling == "mean")
+    apart = (tmp_path / "classifier.safetensors").exists()
+    assert apart == (model.head == "classification")
+
+
+def written(directory, name, **changes):
+    """What config.json says of a model."""
+    model = MODELS[name].replace(**changes)
+    save_pretrained(directory, model, make_params(model))
+    return json.loads((directory / "config.json").read_text())
+
+
+def test_config_json_has_the_classes_and_the_class_to_load_with(tmp_path):
+    values = written(tmp_path, "classification")
+    assert values["architectures"] == ["BertForSequenceClassification"]
+    assert values["id2label"] == {"0": "a", "1": "b", "2": "c"}
+    assert values["label2id"] == {"a": 0, "b": 1, "c": 2}
+    assert (values["dtype"], values["model_type"]) == ("float32", "bert")
+    assert not {"problem_type", "metajax"} & values.keys()
+    values = written(tmp_path, "classification", label_names=None)
+    assert values["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
+    values = written(tmp_path, "regression")
+    assert (values["problem_type"], values["id2label"]) == ("regression", {"0": "LABEL_0"})
+    values = written(tmp_path, "masked_lm")
+    assert values["architectures"] == ["BertForMaskedLM"]
+    assert not {"id2label", "problem_type", "metajax"} & values.keys()
+    values = written(tmp_path, "heads")
+    assert values["architectures"] == ["BertModel"]
+    assert values["metajax"] == {
+        "feature_norm": 4.0,
+        "num_labels": [2, 1, 3],
+        "label_names": [["x", "y"], None, ["a", "b", "c"]],
+    }
+    with safetensors.safe_open(tmp_path / "model.safetensors", "numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_mean_pooling_is_noted_for_sentence_transformers(tmp_path):
+    written(tmp_path, "mean")
+    pooling = json.loads((tmp_path / "1_Pooling" / "config.json").read_text())
+    assert pooling.pop("word_embedding_dimension") == 8
+    modes = {name for name, chosen in pooling.items() if chosen}
+    assert modes == {"pooling_mode_mean_tokens"}
+    modules = json.loads((tmp_path / "modules.json").read_text())
+    assert [(module["idx"], module["path"]) for module in modules] == [(0, ""), (1, "1_Pooling")]
+    assert [module["type"].rpartition(".")[2] for module in modules] == ["Transformer", "Pooling"]
+
+
+def test_a_configuration_alone(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    write_tokenizer(source)
+    save_config(tmp_path / "saved", MODELS["heads"].replace(source=str(source)))
+    model = read_model(str(tmp_path / "saved"))
+    assert model == Bert(TINY, source=str(tmp_path / "saved"))
+    assert model.tokenizer("w1")["input_ids"] == [2, 6, 3]
+    assert not list((tmp_path / "saved").glob("*.safetensors"))
 
 
 def test_a_smaller_model_leaves_nothing_of_the_one_before(tmp_path):

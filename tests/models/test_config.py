@@ -1,0 +1,126 @@
+"""Every setting under its name: as transformers' own configurations have it."""
+
+import dataclasses
+
+import pytest
+
+from metajax.models import BertConfig
+from metajax.models.families import FAMILIES
+
+transformers = pytest.importorskip("transformers")
+
+# No two alike, and none a default.
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 8,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 12,
+    "max_position_embeddings": 40,
+}
+OTHERS = {
+    "hidden_act": "relu",
+    "hidden_dropout_prob": 0.21,
+    "attention_probs_dropout_prob": 0.22,
+    "classifier_dropout": 0.23,
+    "embedding_dropout_prob": 0.24,
+    "type_vocab_size": 4,
+    "layer_norm_eps": 0.03,
+    "pad_token_id": 5,
+    "bos_token_id": 6,
+    "eos_token_id": 7,
+    "initializer_range": 0.04,
+    "embedding_size": 9,
+    "tie_word_embeddings": False,
+}
+# By BERT's names, which transformers' configurations of other families mostly know too.
+THEIR_NAMES = {
+    "bert": {},
+    "roberta": {},
+    "xlm-roberta": {},
+    "distilbert": {
+        "intermediate_size": "hidden_dim",
+        "hidden_act": "activation",
+        "hidden_dropout_prob": "dropout",
+        "attention_probs_dropout_prob": "attention_dropout",
+        "classifier_dropout": "seq_classif_dropout",
+    },
+    "electra": {},
+    "gpt2": {
+        "intermediate_size": "n_inner",
+        "hidden_act": "activation_function",
+        "hidden_dropout_prob": "resid_pdrop",
+        "attention_probs_dropout_prob": "attn_pdrop",
+        "embedding_dropout_prob": "embd_pdrop",
+        "layer_norm_eps": "layer_norm_epsilon",
+    },
+}
+# What the families have no setting for, or do not use.
+UNKNOWN = {
+    "bert": {"embedding_size", "embedding_dropout_prob", "bos_token_id", "eos_token_id"},
+    "distilbert": {
+        *("embedding_size", "embedding_dropout_prob", "bos_token_id", "eos_token_id"),
+        *("type_vocab_size", "layer_norm_eps"),
+    },
+    "electra": {"embedding_dropout_prob", "bos_token_id", "eos_token_id"},
+    "gpt2": {"embedding_size", "type_vocab_size", "classifier_dropout"},
+}
+UNKNOWN |= dict.fromkeys(("roberta", "xlm-roberta"), UNKNOWN["bert"])
+
+
+def class_of(model_type):
+    return getattr(transformers, FAMILIES[model_type].classes + "Config")
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_transformers_and_ours_read_the_same_settings(model_type):
+    values = {name: value for name, value in OTHERS.items() if name not in UNKNOWN[model_type]}
+    own = BertConfig(model_type=model_type, **SIZES, **values, **FAMILIES[model_type].fixed)
+    theirs = class_of(model_type)(**own.to_dict())
+    rows = {"max_position_embeddings": 40 + own.first_position}
+    for name, value in (SIZES | values | rows).items():
+        assert getattr(theirs, THEIR_NAMES[model_type].get(name, name)) == value, name
+    assert BertConfig.from_dict(theirs.to_dict(), "theirs") == own
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_what_a_file_leaves_out_is_transformers_default(model_type):
+    sizes = BertConfig(model_type=model_type, **SIZES | {"vocab_size": 60000})
+    spelled, theirs = sizes.to_dict(), class_of(model_type)
+    names = FAMILIES[model_type].settings
+    given = {name: spelled[name] for name in (names.get(name, name) for name in SIZES)}
+    full = theirs(**given).to_dict()
+    expected = BertConfig.from_dict(full, "theirs")
+    assert BertConfig.from_dict(given | {"model_type": model_type}, "ours") == expected
+
+
+def test_sizes_and_rates_by_default_are_berts():
+    theirs = transformers.BertConfig()
+    same = {field.name for field in dataclasses.fields(BertConfig)} - UNKNOWN["bert"]
+    for name in same:
+        assert getattr(BertConfig(), name) == getattr(theirs, name), name
+    # As transformers writes it: some values are null.
+    assert BertConfig.from_dict(theirs.to_dict(), "theirs") == BertConfig()
+
+
+@pytest.mark.parametrize("name", ["hidden_dropout_prob", "classifier_dropout"])
+def test_a_rate_of_zero_is_a_rate(name):
+    config = BertConfig(**SIZES, **{name: 0.0})
+    values = config.to_dict()
+    assert values[name] == 0.0
+    assert getattr(BertConfig.from_dict(values, "config.json"), name) == 0.0
+
+
+def test_a_rate_of_zero_is_one_where_another_would_take_its_place():
+    gpt2 = BertConfig(
+        model_type="gpt2", **SIZES, embedding_dropout_prob=0.0, **FAMILIES["gpt2"].fixed
+    )
+    assert gpt2.to_dict()["embd_pdrop"] == 0.0
+    distilbert = BertConfig(
+        model_type="distilbert", **SIZES, classifier_dropout=0.0, type_vocab_size=0
+    )
+    assert distilbert.to_dict()["seq_classif_dropout"] == 0.0
+    for config in (gpt2, distilbert):
+        assert BertConfig.from_dict(config.to_dict(), "config.json") == config
+    unsaid = dataclasses.replace(distilbert, classifier_dropout=None)
+    assert unsaid.to_dict()["seq_classif_dropout"] == 0.1
