@@ -1,10 +1,13 @@
 """The benchmarks' scripts run, at a tiny size."""
 
+import importlib
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
+import benchmarks
 from benchmarks import faults, gpu, memory, peers, profile_step, scaling, steps
 
 
@@ -23,18 +26,32 @@ def test_memory(monkeypatch, capsys, tmp_path):
     assert len(capsys.readouterr().out.splitlines()) == 5
 
 
+SMALL = ["--model", "tiny", "--turns", "1", "--support", "4", "--query", "4", "--length", "8"]
+
+
 def test_steps(monkeypatch, capsys, tmp_path):
     output, picture = tmp_path / "steps.json", tmp_path / "steps.png"
-    arguments = ["steps", "--model", "tiny", "--steps", "1", "3", "--turns", "1"]
-    arguments += ["--support", "4", "--query", "4", "--length", "8"]
+    arguments = ["steps", *SMALL, "--engine", "first-order", "--steps", "1"]
     arguments += ["--output", str(output), "--picture", str(picture)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    steps.main()
+    (row,) = json.loads(output.read_text())["rows"]
+    assert row["copies_a_step"] is None
+    assert row["temporary"] > 0
+    assert len(row["all_seconds"]) == 1
+    assert picture.stat().st_size > 1000
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_steps_of_little_memory(monkeypatch, tmp_path):
+    output = tmp_path / "steps.json"
+    arguments = ["steps", *SMALL, "--steps", "1", "3", "--output", str(output)]
     monkeypatch.setattr(sys, "argv", arguments)
     steps.main()
     first, third = json.loads(output.read_text())["rows"]
     assert first["copies_a_step"] is None
     assert third["copies_a_step"] < 1
-    assert picture.stat().st_size > 1000
-    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 @pytest.mark.slow
@@ -75,11 +92,20 @@ def test_gpu_at_a_tiny_size(monkeypatch, capsys, tmp_path):
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_help_is_the_docstring(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["memory", "--help"])
-    with pytest.raises(SystemExit):
-        memory.main()
-    assert "python -m benchmarks.memory" in capsys.readouterr().out
+def test_every_script_starts(monkeypatch, capsys):
+    """And its help is its docstring."""
+    started = set()
+    for path in sorted(Path(benchmarks.__path__[0]).glob("*.py")):
+        if "argparse" not in path.read_text():
+            continue  # What the scripts share.
+        module = importlib.import_module(f"benchmarks.{path.stem}")
+        monkeypatch.setattr(sys, "argv", [path.stem, "--help"])
+        with pytest.raises(SystemExit) as end:
+            module.main()
+        assert not end.value.code
+        assert module.__doc__.splitlines()[0] in " ".join(capsys.readouterr().out.split())
+        started.add(path.stem)
+    assert started >= {"faults", "gpu", "memory", "parity", "peers", "profile_step", "steps"}
 
 
 @pytest.mark.slow

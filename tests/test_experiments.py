@@ -23,20 +23,45 @@ SHARED = {"numbers", "runs"}
 NAMES = sorted({path.stem for path in (ROOT / "experiments").glob("[!_]*.py")} - SHARED)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_docstring_says_what_to_expect(name):
-    text = importlib.import_module(f"experiments.{name}").__doc__
-    for heading in ("Claim:", "Paper:", "Command:", "Hardware and time:", "Expect:"):
-        assert f"\n{heading} " in text
+def test_docstrings_say_what_to_expect():
+    assert len(NAMES) > 5
+    lacking = [
+        f"{name}: {heading}"
+        for name in NAMES
+        for heading in ("Claim:", "Paper:", "Command:", "Hardware and time:", "Expect:")
+        if f"\n{heading} " not in importlib.import_module(f"experiments.{name}").__doc__
+    ]
+    assert not lacking
 
 
-def test_sinusoid_takes_a_step(capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["first order"],
+        pytest.param([], marks=pytest.mark.slow, id="all"),  # Those that the test below traces.
+    ],
+)
+def test_sinusoid_takes_a_step(capsys, monkeypatch, names):
     monkeypatch.setattr(sinusoid, "PAPER", {1: 0.67})  # Untrained, more inner steps diverge.
-    sinusoid.main(["--steps", "1", "--episodes", "100"])
+    given = ["--algorithms", *names] if names else []
+    sinusoid.main(["--steps", "1", "--episodes", "100", *given])
     header, *rows, paper = capsys.readouterr().out.splitlines()
     assert header.split()[-1] == "training"
-    assert [row[:16].strip() for row in rows] == list(sinusoid.LEARNERS)
+    assert [row[:16].strip() for row in rows] == (names or list(sinusoid.LEARNERS))
+    assert all(row.count("±") + row.count("diverges") == 1 for row in rows)
     assert paper.split() == ["the", "paper", "0.67"]
+
+
+def test_every_sinusoid_learner_trains_and_adapts():
+    """Traced, for to compile them all takes ten seconds."""
+    for name, learner in sinusoid.LEARNERS.items():
+        meta_params = jax.eval_shape(lambda learner=learner: sinusoid.train(learner, 0, 1))
+        task = jax.tree.map(lambda x: x[0], sinusoid.waves(jax.random.key(0), 1, 5, 5))
+        algorithm = learner.make(learner.judged[0], 0.01)
+        adapt = lambda params, a=algorithm, t=task: a.adapt(params, t.support, None)  # noqa: E731
+        adapted, info = jax.eval_shape(adapt, meta_params)
+        assert jax.tree.structure(adapted) == jax.tree.structure(sinusoid.init(jax.random.key(0)))
+        assert info.support_loss.shape[0] == learner.judged[0], name
 
 
 def test_sinusoid_anneals_maml_plus_plus(monkeypatch):
@@ -156,7 +181,7 @@ def test_navigation_estimates_both_derivatives_of_the_return(monkeypatch):
 
     for derivative, atol in ((jax.grad, 5e-4), (jax.hessian, 2e-3)):
         found = jax.jit(derivative(loss))(point, jax.random.key(1))
-        wanted = derivative(expected_return)(point)
+        wanted = jax.jit(derivative(expected_return))(point)
         assert abs(wanted).max() > 10 * atol
         np.testing.assert_allclose(-found, wanted, atol=atol)
 

@@ -1,10 +1,15 @@
-"""Bad input: exit status 2, one line that says what, where and what to do, and nothing written."""
+"""Bad input to a command: exit status 2, one line that says what, where and what to do.
+
+Nothing is written before all input has been read. What the line says of each fault is tested at
+what finds it: tests/data/test_bad_files.py, tests/models/test_bad_directories.py,
+test_bad_settings.py, test_config.py. Here are one fault for each command and kind of input, and
+what only a command can find.
+"""
 
 import errno
 import fcntl
 import json
 import os
-import re
 import shutil
 import socket
 
@@ -15,84 +20,147 @@ import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
 
-from metajax.data import TaskData
 from metajax.errors import InputError
-from metajax.stages.tasks import relabel
+from metajax.stages.predict import label
+from metajax.stages.run import check_writable, writable
+from metajax.stages.source import open_classifier
 from tests.stages.commands import finetune_command, metatrain_command, pretrain_command
 
+NO_MODEL = ("./nowhere", "./nowhere: no such directory")
+NO_RUN = ("./nowhere", "./nowhere: is not the workdir of a run")
+NO_TASKS = ("none.csv", "none.csv: no such file")
+NO_CLASSES = ("one.txt", "one.txt:2: no task has the label 'nope'")
+NO_WORKDIR = ("file", "file: is not a directory: name another")
+NO_SETTINGS = ("bad.yaml", "bad.yaml: holds no settings")
+NO_SEED = (-1, "--seed -1: give a number of at least 0")
+NO_OUTPUT = ("no/out", "no/out: its directory does not exist")
 
-def write(content: bytes, name: str):
-    """Something for a file of that name to hold."""
-    return lambda directory: (directory / name).write_bytes(content) and directory / name
-
-
-ROW = b'{"text": "w1", "label": "a"}\n'
-TASKS = {
-    "missing": (lambda _: "none.csv", "none.csv: no such file"),
-    "empty": (lambda d: (d / "e.csv").touch() or d / "e.csv", "e.csv: the file is empty"),
-    "no columns": (write(b"one,two\n1,2\n", "c.csv"), "c.csv: has no column 'text' or 'sentence'"),
-    "no label column": (write(b"text,two\n1,2\n", "c.csv"), "c.csv: has no column 'label'"),
-    "no rows": (write(b"text,label\n", "c.csv"), "c.csv: has a header but no rows"),
-    "no text": (write(b"text,label\nw1,a\n,b\n", "c.csv"), "c.csv:3: no 'text'"),
-    "no label": (write(ROW + b'{"text": "w1"}\n', "c.jsonl"), "c.jsonl:2: no 'label'"),
-    "not UTF-8": (
-        write(b"text,label\nw1,a\nw\xe9,b\n", "c.csv"),
-        "c.csv:3: byte 0xe9 is not UTF-8",
-    ),
-    "not JSON": (write(ROW + b"oops\n", "c.jsonl"), "c.jsonl:2: is not JSON"),
-    "not Parquet": (write(b"PAR1oops", "c.parquet"), "c.parquet: is not a sound Parquet file"),
-    "extension": (write(ROW, "c.docx"), "c.docx: unknown extension"),
-    "one class": (write(ROW * 20, "c.jsonl"), "c.jsonl: has examples of 1 of the classes"),
-    "a directory": (lambda d: d / "material", "material: .*unknown extension|is a directory"),
-    "no GLUE task": (lambda _: "glue:nope", "glue:nope: no such task"),
-    "no GLUE folder": (lambda _: "glue:rte", "has no folder RTE"),
-    "no hub form": (lambda _: "hub:oops", "hub:oops: is not of the form"),
+# For each command an option with something wrong, and what is said of it.
+WIRING = {
+    "pretrain": {
+        "--model": NO_MODEL,
+        "--text": ("none.txt", "none.txt: no such file"),
+        "--workdir": NO_WORKDIR,
+        "--config": NO_SETTINGS,
+        "--seed": NO_SEED,
+    },
+    "finetune": {
+        "--model": NO_MODEL,
+        "--tasks": NO_TASKS,
+        "--dev": ("other.csv", "other.csv: has the label 'topic3', which the training file has"),
+        "--classes": NO_CLASSES,
+        "--workdir": NO_WORKDIR,
+        "--config": NO_SETTINGS,
+        "--seed": NO_SEED,
+    },
+    "metatrain": {
+        "--model": NO_MODEL,
+        "--tasks": NO_TASKS,
+        "--classes": NO_CLASSES,
+        "--ways": (4, "has 3 classes, fewer than 4 ways"),
+        "--shots": (6, "has 8 examples, fewer than 6 shots and 3 queries"),
+        "--workdir": NO_WORKDIR,
+        "--config": NO_SETTINGS,
+        "--seed": NO_SEED,
+    },
+    "adapt": {
+        "--model": NO_MODEL,
+        "--tasks": NO_TASKS,
+        "--dev": ("other.csv", "other.csv: has the label 'topic3', which the training file has"),
+        "--classes": NO_CLASSES,
+        "--workdir": NO_WORKDIR,
+        "--config": NO_SETTINGS,
+        "--seed": NO_SEED,
+    },
+    "evaluate": {
+        "--model": NO_MODEL,
+        "--tasks": NO_TASKS,
+        "--classes": NO_CLASSES,
+        "--splits": ("no", "--splits no: is no directory"),
+        "--ways": (4, "has 3 classes, fewer than 4 ways"),
+        "--shots": (6, "has 8 examples, fewer than 6 shots and 3 queries"),
+        "--methods": ("maml", "has not been meta-trained, so there is no maml"),
+        "--output": NO_OUTPUT,
+        "--config": NO_SETTINGS,
+        "--seed": NO_SEED,
+    },
+    "plan": {
+        "--model": NO_MODEL,
+        "--memory": ("much", "--memory much: give an amount such as 16GB"),
+        "--output": NO_OUTPUT,
+        "--config": NO_SETTINGS,
+        "--seed": NO_SEED,
+    },
+    "predict": {
+        "--model": NO_MODEL,
+        "--input": ("none.txt", "none.txt: no such file"),
+        "--task": ("nope", "--task nope: choose from "),
+        "--output": NO_OUTPUT,
+        "--config": NO_SETTINGS,
+        "--batch-size": (0, "--batch-size 0: give a number of at least 1"),
+    },
+    "export": {
+        "--model": NO_RUN,
+        "--output": ("full", "full: exists and is not an empty directory"),
+        "--config": NO_SETTINGS,
+    },
+    "lineage": {"--model": NO_RUN, "--output": NO_OUTPUT, "--config": NO_SETTINGS},
+    "report": {
+        "--runs": NO_RUN,
+        "--evaluations": ("none.json", "none.json: no such file"),
+        "--output": ("no/r.html", "no/r.html: its directory does not exist"),
+        "--config": NO_SETTINGS,
+    },
+    "demo": {
+        "--workdir": NO_WORKDIR,
+        "--config": NO_SETTINGS,
+        "--seed": NO_SEED,
+    },
 }
 
 
-@pytest.mark.parametrize("stage", ["finetune", "metatrain", "adapt", "evaluate"])
-@pytest.mark.parametrize("case", TASKS)
-def test_tasks(refused, material, tmp_path, stage, case):
-    make, message = TASKS[case]
-    (tmp_path / "material").mkdir()
-    where = () if stage == "evaluate" else ("--workdir", "run")
-    tasks = ("--tasks", make(tmp_path), "--glue-dir", material.glue)
-    refused(message, stage, "--model", material.bert, *tasks, *where)
+@pytest.fixture
+def sound(material, tmp_path):
+    """The options of each command, none of them wrong, and the files that the wrong ones name."""
+    (tmp_path / "file").touch()
+    (tmp_path / "bad.yaml").write_text("- steps\n")
+    (tmp_path / "one.txt").write_text("topic1\nnope\n")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    tiny.write_rows(tmp_path / "other.csv", tiny.examples(4, 2))
+    run = {"--model": material.bert, "--workdir": "run"}
+    tasks = {"--model": material.bert, "--tasks": material.three}
+    return {
+        "pretrain": run | {"--text": material.text},
+        "finetune": run | tasks,
+        "metatrain": run | tasks | {"--ways": 3, "--queries": 3},
+        "adapt": run | tasks,
+        "evaluate": tasks | {"--ways": 3, "--queries": 3},
+        "plan": {"--model": material.bert},
+    }
 
 
-@pytest.mark.parametrize("stage", ["metatrain", "evaluate"])
-def test_episodes_that_cannot_be_drawn(refused, material, stage):
-    where = () if stage == "evaluate" else ("--workdir", "run")
-    command = (stage, "--model", material.bert, "--tasks", material.three, *where)
-    refused("has 3 classes, fewer than 4 ways", *command, "--ways", 4)
-    refused("has 8 examples, fewer than 4 shots and 5 queries", *command, "--ways", 3, "--shots", 4)
+@pytest.mark.parametrize("command", WIRING)
+def test_each_input_of_each_command(refused, request, sound, command):
+    options = sound.get(command)
+    if options is None and command != "demo":
+        run = request.getfixturevalue("chain").adapt
+        options = {"--runs" if command == "report" else "--model": run}
+        options |= {"--output": "out"} if command == "export" else {}
+    for option, (value, message) in WIRING[command].items():
+        given = {**(options or {}), option: value}
+        refused(message, command, *(item for pair in given.items() for item in pair))
 
 
-def test_classes_that_no_task_has(refused, material, tmp_path):
-    (tmp_path / "classes.txt").write_text("topic1\nnope\n")
-    command = metatrain_command(material, "run")
+def test_places_of_tasks_and_names_of_columns(refused, material, tmp_path):
+    command = ("finetune", "--model", material.bert, "--workdir", "run")
     refused(
-        "classes.txt:2: no task has the label 'nope'",
-        *(*command, "--classes", tmp_path / "classes.txt"),
+        "/glue: has no folder RTE", *command, "--tasks", "glue:rte", "--glue-dir", material.glue
     )
-    refused("nowhere.txt: no such file", *command, "--classes", "nowhere.txt")
-
-
-TEXTS = {
-    "missing": (lambda _: "none.txt", "none.txt: no such file"),
-    "empty": (lambda d: (d / "e.txt").touch() or "e.txt", "e.txt: the file is empty"),
-    "blank": (write(b"\n  \n", "b.txt"), "b.txt: the file is empty"),
-    "not UTF-8": (write(b"w1\n\xff\n", "b.txt"), "b.txt:2: byte 0xff is not UTF-8"),
-    "too short": (write(b"w1 w2\n", "b.txt"), "the text fills one block"),
-}
-
-
-@pytest.mark.parametrize("case", TEXTS)
-def test_text(refused, material, tmp_path, case):
-    make, message = TEXTS[case]
-    refused(
-        message, "pretrain", *("--model", material.bert, "--text", make(tmp_path), "--workdir", "r")
-    )
+    columns = ("--text-column", "x", "--pair-column", "y", "--label-column", "z")
+    for row, first in ((",,", "x"), ("w3,,", "y"), ("w3,w4,", "z")):
+        (tmp_path / "c.csv").write_text(f"x,y,z\nw1,w2,a\n{row}\n")
+        refused(f"c.csv:3: no '{first}'", *command, "--tasks", "c.csv", *columns)
 
 
 def test_adapt_refuses_a_loss_that_is_no_number(refused, material, tmp_path):
@@ -100,8 +168,9 @@ def test_adapt_refuses_a_loss_that_is_no_number(refused, material, tmp_path):
     tensors = load_file(weights)
     tensors["embeddings.word_embeddings.weight"][:] = np.nan
     save_file(tensors, weights, metadata={"format": "pt"})
-    command = ("adapt", "--model", weights.parent, "--tasks", material.new, "--workdir", "run")
-    refused("its loss is nan after the inner steps: give a smaller --inner-lr than 0.003", *command)
+    command = ("adapt", "--model", weights.parent, "--tasks", material.new, "--inner-steps", 1)
+    message = "its loss is nan after the inner steps: give a smaller --inner-lr than 0.003"
+    refused(message, *command, "--workdir", "run")
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "data", "data/train.txt"])
@@ -113,68 +182,29 @@ def test_the_demo_leaves_a_directory_of_others_alone(refused, tmp_path, name):
     assert (tmp_path / name).read_text() == "mine\n"
 
 
-def test_notes_do_not_come_before_a_complaint(refused, material, tmp_path):
-    """A head that is freshly initialised is worth a line, but not in front of an error."""
-    encoder = tiny.write_model(tmp_path / "encoder", head="encoder")
-    short = write(b"w1 w2\n", "short.txt")(tmp_path)
-    command = ("pretrain", "--model", encoder, "--workdir", "run", "--steps", 1)
-    refused("the text fills one block", *command, "--text", short)
-    sizes = ("--batch-size", 4, "--max-length", 16)
-    done = tiny.run(*command, *sizes, "--text", material.text)
+@pytest.fixture
+def encoder(tmp_path):
+    """A model whose masked-LM head would be freshly initialised, which is worth a note."""
+    return tiny.write_model(tmp_path / "encoder", head="encoder")
+
+
+def test_notes_do_not_come_before_a_complaint(refused, encoder, tmp_path):
+    (tmp_path / "short.txt").write_text("w1 w2\n")
+    command = ("pretrain", "--model", encoder, "--text", "short.txt", "--workdir", "run")
+    refused("the text fills one block", *command)
+
+
+def test_a_disk_without_locks(chain, encoder, material, tmp_path, monkeypatch):
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    command = pretrain_command(material, tmp_path / "run")  # Compiled for the chain.
+    command[command.index("--model") + 1] = encoder
+    done = tiny.run(*command)
+    assert done.status == 0, done.err
+    assert "cannot be locked ([Errno 37] No locks available): keep other runs out" in done.err
     assert done.err.count("has no masked_lm: freshly initialised") == 1
-
-
-def broken(change):
-    """A copy of the model directory with something wrong."""
-
-    def make(material, tmp_path):
-        directory = shutil.copytree(material.bert, tmp_path / "model")
-        change(directory)
-        return directory
-
-    return make
-
-
-def truncate(directory):
-    weights = directory / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-
-
-def configure(**changes):
-    def change(directory):
-        file = directory / "config.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-    return change
-
-
-MODELS = {
-    "no config": (broken(lambda d: (d / "config.json").unlink()), "config.json: missing"),
-    "no weights": (broken(lambda d: (d / "model.safetensors").unlink()), "model: no weights"),
-    "truncated": (broken(truncate), "model.safetensors: truncated or not safetensors"),
-    "not BERT": (broken(configure(model_type="llama")), "model_type is 'llama'"),
-    "other sizes": (broken(configure(hidden_size=32)), "model"),
-    "no tokenizer": (broken(lambda d: (d / "vocab.txt").unlink()), "no usable tokenizer"),
-    "broken config": (
-        broken(lambda d: (d / "config.json").write_text("{\n!")),
-        r"config.json:2: not JSON",
-    ),
-    "no directory": (lambda *_: "./nowhere", "./nowhere: no such directory"),
-    "a file": (lambda material, _: material.text, "this is a file"),
-    "no hub id": (lambda *_: "spaces in it", "neither a directory nor a hub id"),
-}
-
-
-@pytest.mark.parametrize("stage", ["pretrain", "adapt", "evaluate"])
-@pytest.mark.parametrize("case", MODELS)
-def test_model(refused, material, tmp_path, case, stage):
-    make, message = MODELS[case]
-    commands = {
-        "pretrain": ("--text", material.text, "--workdir", "run"),
-        "adapt": ("--tasks", material.new, "--workdir", "run"),
-        "evaluate": ("--tasks", material.intents, "--queries", 3),
-    }
-    refused(message, stage, "--model", make(material, tmp_path), *commands[stage])
 
 
 @pytest.fixture
@@ -219,123 +249,57 @@ def test_workdir_that_holds_something_else(refused, material, tmp_path):
     refused("is not empty and holds no run", *pretrain_command(material, material.bert))
 
 
-def test_workdir_that_cannot_be_written(refused, material, tmp_path, monkeypatch):
+def test_directories_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    refused("file: is not a directory", *pretrain_command(material, tmp_path / "file"))
-    refused("file: is not a directory", *pretrain_command(material, tmp_path / "file" / "run"))
+    for place in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match="/file: is not a directory: name another"):
+            check_writable(place)
+    check_writable(tmp_path / "new" / "run")
     # Permissions do not hold root back.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    refused("is not writable: name another", *pretrain_command(material, tmp_path / "run"))
+    with pytest.raises(InputError, match="is not writable: name another"):
+        check_writable(tmp_path / "new" / "run")
+    with pytest.raises(InputError, match="its directory is not writable: name a file in another"):
+        writable(str(tmp_path / "new.txt"))
 
 
-NUMBERS = [
-    ("pretrain", "--steps", -5, "give a number of at least 1"),
-    ("pretrain", "--steps", 0, "give a number of at least 1"),
-    ("pretrain", "--steps", 10**12, "give a number of at most"),
-    ("pretrain", "--steps", "ten", "invalid int value: 'ten'"),
-    ("pretrain", "--seed", -1, "give a number of at least 0"),
-    ("pretrain", "--seed", 10**400, "give a number of at most"),
-    ("pretrain", "--learning-rate", "nan", "give a finite number"),
-    ("pretrain", "--learning-rate", "inf", "give a finite number"),
-    ("pretrain", "--learning-rate", 0, "give a number above 0"),
-    ("pretrain", "--batch-size", 0, "give a number of at least 1"),
-    ("pretrain", "--mask-rate", 1.5, "give a number of at most 0.9"),
-    ("pretrain", "--warmup", -0.1, "give a number of at least 0"),
-    ("pretrain", "--max-length", 2, "give a number of at least 3"),
-    ("pretrain", "--save-every", 0, "give a number of at least 1"),
-    ("pretrain", "--keep", 0, "give a number of at least 1"),
-    ("pretrain", "--dtype", "float8", "choose from float32, bfloat16"),
-    ("metatrain", "--ways", 0, "give a number of at least 2"),
-    ("metatrain", "--shots", 0, "give a number of at least 1"),
-    ("metatrain", "--queries", 0, "give a number of at least 1"),
-    ("metatrain", "--inner-steps", "x", "invalid int value: 'x'"),
-    ("metatrain", "--inner-steps", -1, "give a number of at least 0"),
-    ("metatrain", "--inner-lr", "nan", "give a finite number"),
-    ("metatrain", "--meta-batch-size", 0, "give a number of at least 1"),
-    ("metatrain", "--chunk-size", 0, "give a number of at least 1"),
-    ("metatrain", "--algorithm", "sgd", "choose from maml, fomaml"),
-    ("metatrain", "--head", "none", "choose from prototypes"),
-    ("finetune", "--epochs", "inf", "give a finite number"),
-    ("finetune", "--epochs", 0, "give a number above 0"),
-    ("evaluate", "--episodes", 1, "give a number of at least 2"),
-    ("evaluate", "--methods", "magic", "choose from maml"),
-]
-
-
-@pytest.mark.parametrize(("stage", "option", "value", "message"), NUMBERS)
-def test_nonsense(refused, material, stage, option, value, message):
-    data = ("--text", material.text) if stage == "pretrain" else ("--tasks", material.intents)
-    where = () if stage == "evaluate" else ("--workdir", "run")
-    command = (stage, "--model", material.bert, *data, *where)
-    refused(f"{option}.*{re.escape(message)}", *command, option, value)
-
-
-def test_options_that_are_none_or_missing(refused, material):
-    command = pretrain_command(material, "run")
-    refused("--stepz: is no setting of pretrain: is it --steps?", *command, "--stepz", 3)
-    refused("the following arguments are required: --model, --text", "pretrain", "--workdir", "run")
+def test_a_command_is_required(refused):
     refused("required: COMMAND", *())
-    refused("pretain: is no command: is it pretrain", "pretain")
-    refused("pretain: is no command: is it pretrain", "pretain", "--help")
 
 
 def test_work_that_cannot_be_split(refused, material, monkeypatch):
     eight = jax.devices()
     monkeypatch.setattr(jax, "local_devices", lambda: eight)
-    refused(
-        "--batch-size 12: use 8 or 16, a multiple of 8",
-        *pretrain_command(material, "r", batch_size=12),
-    )
-    refused(
-        "--batch-size 12: use 8 or 16, a multiple of 8",
-        *finetune_command(material, "r", batch_size=12),
-    )
-    command = metatrain_command(material, "run", meta_batch_size=12)
-    refused("--meta-batch-size 12: use 8 or 16, a multiple of 8", *command)
-    command = metatrain_command(material, "run", meta_batch_size=32, chunk_size=3)
-    refused("--chunk-size 3: does not divide the 4 episodes", *command)
+    message = "--batch-size 12: use 8 or 16, a multiple of 8"
+    refused(message, *pretrain_command(material, "r", batch_size=12))
+    refused(message, *finetune_command(material, "r", batch_size=12))
+    for command in (metatrain_command(material, "run"), ["plan", "--model", material.bert]):
+        message = "--meta-batch-size 12: use 8 or 16, a multiple of 8"
+        refused(message, *command, "--meta-batch-size", 12)
+        message = "--chunk-size 3: does not divide the 4 episodes"
+        refused(message, *command, "--meta-batch-size", 32, "--chunk-size", 3)
 
 
-def test_low_memory_is_for_maml(refused, material):
-    command = metatrain_command(material, "run", algorithm="fomaml")
-    refused("--low-memory: is for --algorithm maml alone", *command, "--low-memory")
-
-
-def test_dev_files(refused, material, tmp_path):
+def test_a_dev_file_for_each_task(refused, material):
     command = finetune_command(material, "run")
     dev = command.index(material.three_dev)
     message = "--dev names 2 files for 1 tasks without a dev set"
     refused(message, *command[:dev], "a.csv", *command[dev:])
-    command[dev] = tiny.write_rows(tmp_path / "other.csv", tiny.examples(4, 2))
-    refused("has the label 'topic3', which the training file has not", *command)
-
-
-def test_a_dev_set_of_scores_is_refused_for_classes():
-    scores = TaskData("dev", ["w1"], None, np.array([1.5]), ())
-    classes = TaskData("dev", ["w1"], None, np.array([0]), ("a",))
-    with pytest.raises(InputError, match="dev: has scores and no classes"):
-        relabel(scores, classes)
-    with pytest.raises(InputError, match="dev: has classes and the training file scores"):
-        relabel(classes, scores)
 
 
 def test_single_texts_where_pairs_were_learned(refused, chain, material, tmp_path):
-    tasks = tmp_path / "pairs.csv"
-    tasks.write_text("text,text_pair,label\nw1,w2,a\nw3,w4,b\n")
-    adapt = ("adapt", "--model", material.bert, "--tasks")
-    tiny.succeed(*adapt, tasks, "--workdir", tmp_path / "pairs")
-    predict = ("predict", "--model", tmp_path / "pairs")
-    assert tiny.succeed(*predict, stdin=b"w1\tw2\n")
-    refused("has single texts, and the model learned from pairs", *predict, stdin=b"w1\n")
-    refused(
-        "has pairs, and the model learned from single texts",
-        *("predict", "--model", chain.adapt),
-        stdin=b"w1\tw2\n",
-    )
-    tasks.write_text("text,label\nw1,a\nw3,b\n")
-    (tmp_path / "dev.csv").write_text("text,text_pair,label\nw1,w2,a\nw3,w4,b\n")
-    dev = ("--dev", tmp_path / "dev.csv", "--workdir", "run")
-    refused("dev.csv: has pairs and the training file single texts", *adapt, tasks, *dev)
+    predict = ("predict", "--model", chain.finetune, "--task")  # Of pairs and of single texts.
+    for task, sound, other in (("glue:mrpc", "w1\tw2", "w1"), (material.three, "w1", "w1\tw2")):
+        assert tiny.succeed(*predict, task, stdin=f"{sound}\n".encode())
+        found, wanted = ("pairs", "single texts") if "\t" in other else ("single texts", "pairs")
+        message = f"has {found}, and the model learned from {wanted}"
+        refused(message, *predict, task, stdin=f"{other}\n".encode())
+    message = "has pairs, and the model learned from single texts"
+    refused(message, "predict", "--model", chain.adapt, stdin=b"w1\tw2\n")
+    (tmp_path / "dev.csv").write_text("text,text_pair,label\nw1,w2,topic8\nw3,w4,topic9\n")
+    dev = ("--dev", "dev.csv", "--workdir", "run")
+    message = "dev.csv: has pairs and the training file single texts"
+    refused(message, "adapt", "--model", material.bert, "--tasks", material.new, *dev)
 
 
 def test_adapt_takes_one_task(refused, material):
@@ -343,108 +307,94 @@ def test_adapt_takes_one_task(refused, material):
     refused("names 2 tasks", "adapt", "--model", material.bert, *tasks, "--workdir", "run")
 
 
-def test_predict(refused, chain, material, tmp_path):
-    predict = ("predict", "--model", chain.adapt)
-    refused("is a pretrain run, which has no labels", "predict", "--model", chain.pretrain)
-    refused("is a metatrain run, which has no labels", "predict", "--model", chain.metatrain)
-    refused("has no classification head", "predict", "--model", material.bert)
-    refused("standard input is empty|standard input: is empty", *predict)
-    refused("standard input:2: give a text a line", *predict, stdin=b"w1\n\nw2\n")
-    refused("standard input:1: is not UTF-8", *predict, stdin=b"\xff\n")
-    refused("standard input:1: give a text a line", *predict, stdin=b"a\tb\tc\n")
-    refused("standard input:2: has 2 texts, unlike the first", *predict, stdin=b"a\na\tb\n")
-    refused("none.txt: no such file", *predict, "--input", "none.txt")
-    refused("its directory does not exist", *predict, "--output", "no/labels.tsv", stdin=b"w1\n")
-    refused("is a directory", *predict, "--output", tmp_path, stdin=b"w1\n")
-    several = ("predict", "--model", chain.finetune)
-    refused("--task: choose from glue:mrpc, ", *several, stdin=b"w1\n")
-    refused("--task nope: choose from glue:mrpc, ", *several, "--task", "nope", stdin=b"w1\n")
+def test_models_that_label_nothing(refused, chain, material):
+    for name in ("pretrain", "metatrain"):
+        with pytest.raises(InputError, match=f"is a {name} run, which has no labels: run adapt"):
+            open_classifier(str(getattr(chain, name)), None)
+    message = "has no classification head such as its config"
+    refused(message, "predict", "--model", material.bert, stdin=b"w1\n")
+    for task, said in (
+        (None, "--task: choose from glue:mrpc, "),
+        ("no", "--task no: choose from glue:mrpc, "),
+    ):
+        with pytest.raises(InputError, match=said):
+            open_classifier(str(chain.finetune), task)
 
 
-def test_a_classifier_that_does_not_fit_its_config(refused, material, tmp_path):
+def test_a_classifier_of_more_classes_than_its_config_tells_of(material, tmp_path):
     directory = tiny.write_model(tmp_path / "five", head="classification", num_labels=(5,))
     config = json.loads((directory / "config.json").read_text())
     del config["id2label"], config["label2id"]
-    for changes, fits in (({}, False), ({"num_labels": 5}, True)):
-        (directory / "config.json").write_text(json.dumps(config | changes))
-        command = ("predict", "--model", directory)
-        if fits:
-            assert tiny.succeed(*command, stdin=b"w1\n").count("\n") == 1
-        else:
-            refused("has no classification head such as its config", *command, stdin=b"w1\n")
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="has no classification head such as its config"):
+        open_classifier(str(directory), None)
+    (directory / "config.json").write_text(json.dumps(config | {"num_labels": 5}))
+    [found] = label(open_classifier(str(directory), None), ["w1"], None, 1)
+    assert found.label in list("01234")
 
 
-def test_a_tokenizer_of_another_model(refused, material, tmp_path):
-    directory = tiny.write_model(tmp_path / "bert")
-    with (directory / "vocab.txt").open("a") as file:
-        file.write("more\n")
-    command = ("adapt", "--tasks", material.new, "--workdir", "run", "--model", directory)
-    refused("the tokenizer has a token 95, the model 95 from 0", *command)
+def test_standard_input(refused, chain):
+    predict = ("predict", "--model", chain.adapt)
+    refused("standard input: is empty: give a text a line", *predict)
+    refused("standard input:1: is not UTF-8", *predict, stdin=b"\xff\n")
+    refused("standard input:2: has 2 texts, unlike the first", *predict, stdin=b"a\na\tb\n")
 
 
 def test_text_in_another_language(refused, material, tmp_path):
     (tmp_path / "text.txt").write_text("nothing here that the model knows\n" * 40)
     command = pretrain_command(material, "run")
-    place = command.index("--text") + 1
-    command[place] = tmp_path / "text.txt"
+    command[command.index("--text") + 1] = tmp_path / "text.txt"
     refused("the model's vocabulary has no word of the part that is held out", *command)
 
 
-def test_classes_that_leave_a_task_empty(refused, material, tmp_path):
-    (tmp_path / "classes.txt").write_text("topic8\ntopic9\n")
-    tasks = ("--tasks", material.new, material.three, "--classes", tmp_path / "classes.txt")
-    command = ("finetune", "--model", material.bert, *tasks, "--workdir", "run")
-    refused("three.csv: has none of the classes asked for", *command)
-
-
-def test_evaluate(refused, chain, material, tmp_path):
-    def command(model):
-        return ("evaluate", "--model", model, "--tasks", material.intents, "--queries", 3)
-
-    refused("has not been meta-trained", *command(chain.pretrain), "--methods", "maml", "knn")
-    refused("its directory does not exist", *command(chain.metatrain), "--output", "no/rows.json")
+def test_files_that_must_not_be_written_over(chain, tmp_path):
+    (tmp_path / "in.txt").touch()
     os.mkfifo(tmp_path / "pipe")  # Not to be replaced, and no more is /dev/null.
-    refused("is not a plain file", *command(chain.metatrain), "--output", tmp_path / "pipe")
-    refused("is read by this command", *command(chain.metatrain), "--output", material.intents)
-    hidden = ("--tasks", f"smlmt:{material.text}", "--output", material.text)
-    refused("is read by this command", "evaluate", "--model", chain.metatrain, *hidden)
+    kept = ("run.json", "model/config.json", "checkpoints/1/params/manifest.ocdbt")
+    for name, message in {
+        tmp_path / "no" / "rows.json": "its directory does not exist",
+        tmp_path: "is a directory",
+        tmp_path / "pipe": "is not a plain file",
+        tmp_path / "in.txt": "is read by this command",
+        **{chain.adapt / name: "belongs to a run" for name in kept},
+    }.items():
+        with pytest.raises(InputError, match=f"{name}: {message}: name "):
+            writable(str(name), str(tmp_path / "other"), str(tmp_path / "in.txt"))
+    assert writable(str(tmp_path / "in.txt"), str(tmp_path / "other")) == tmp_path / "in.txt"
 
 
-def test_an_output_in_the_place_of_an_input(refused, chain, tmp_path):
-    (tmp_path / "texts.txt").write_text("w1\n")
-    same = ("--input", tmp_path / "texts.txt", "--output", tmp_path / "texts.txt")
-    refused("texts.txt: is read by this command", "predict", "--model", chain.adapt, *same)
-    for kept in ("run.json", "model/config.json", "checkpoints/1/params/manifest.ocdbt"):
-        command = ("lineage", "--model", chain.adapt, "--output", chain.adapt / kept)
-        refused("belongs to a run", *command)
-
-
-def test_names_on_the_command_line(refused, material):
-    command = pretrain_command(material, "run")
-    refused("--text: is given 2 times: give all of it after one", *command, "--text", "b.txt")
-    refused("has a NUL in it", *pretrain_command(material, "a\0b"))
+def test_an_output_in_the_place_of_an_input(refused, chain, material, tmp_path):
+    (tmp_path / "in.txt").write_text("w1\n")
+    message, same = "in.txt: is read by this command: name", ("--output", "in.txt")
+    refused(message, "predict", "--model", chain.adapt, "--input", "in.txt", *same)
+    evaluate = ("evaluate", "--model", material.bert, *same, "--tasks")
+    refused(message, *evaluate, "in.txt")
+    refused(message, *evaluate, "smlmt:in.txt")
+    refused(message, *evaluate, material.three, "--classes", "in.txt")
+    refused(message, *evaluate, material.three, "--splits", ".")
+    kept = chain.adapt / "run.json"
+    refused("belongs to a run", "lineage", "--model", chain.adapt, "--output", kept)
 
 
 def test_evaluate_where_the_weights_below_are_gone_or_others(refused, chain, material, tmp_path):
-    bert = shutil.copytree(material.bert, tmp_path / "bert")
-    settings = {"steps": 1, "algorithm": "anil"}
-    tiny.succeed(*metatrain_command(material, tmp_path / "meta", bert, **settings))
-    command = ("evaluate", "--model", tmp_path / "meta", "--tasks", material.intents)
-    shutil.rmtree(bert)
-    refused("it was meta-trained from cannot be read", *command, "--queries", 3)
-    alone = ("--methods", "maml", "--ways", 3, "--queries", 3, "--episodes", 2)
+    run, below = shutil.copytree(chain.metatrain, tmp_path / "meta"), tmp_path / "below"
+    for file in run.glob("checkpoints/*/_CHECKPOINT_METADATA"):
+        metadata = json.loads(file.read_text())
+        metadata["custom_metadata"]["parent"]["path"] = str(below)
+        file.write_text(json.dumps(metadata))
+    command = ("evaluate", "--model", run, "--tasks", material.intents, "--ways", 3, "--queries", 3)
+    refused(f"it was meta-trained from cannot be read .{below}: no such", *command)
+    # Compiled for the fixture `evaluation`.
+    alone = ("--methods", "maml", "--episodes", 10, "--curve", 2)
     assert "maml " in tiny.succeed(*command, *alone)
-    tiny.write_model(bert, head="encoder")
-    refused("is not what .* was meta-trained from any more", *command, "--queries", 3)
+    tiny.write_model(below, head="encoder")
+    refused(f"{below}: is not what .*meta was meta-trained from any more", *command)
 
 
-def test_export(refused, chain, material, tmp_path, monkeypatch):
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.tex").touch()
+def test_export(refused, chain, tmp_path, monkeypatch):
+    (tmp_path / "thesis.tex").touch()
     export = ("export", "--model", chain.adapt, "--output")
-    refused("exists and is not an empty directory", *export, tmp_path / "full")
-    refused("exists and is not an empty directory", *export, tmp_path / "full" / "thesis.tex")
-    refused("is not the workdir of a run", "export", "--model", material.bert, "--output", "out")
+    refused("exists and is not an empty directory", *export, tmp_path / "thesis.tex")
     refused("choose from glue:mrpc", "export", "--model", chain.finetune, "--output", "out")
     (tmp_path / "mounted").mkdir()
 
@@ -463,35 +413,25 @@ def test_paths_that_cannot_be(refused, chain):
     refused("file name too long", "predict", "--model", chain.adapt, "--input", "x" * 5000)
 
 
-def test_two_runs_in_one_workdir(refused, material, tmp_path):
-    command = pretrain_command(material, tmp_path / "run")
-    tiny.succeed(*command)
+def test_two_runs_in_one_workdir(refused, chain, material, tmp_path):
+    command = pretrain_command(material, shutil.copytree(chain.pretrain, tmp_path / "run"))
     with (tmp_path / "run" / "run.json").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         refused("another process is running there: wait", *command)
     tiny.succeed(*command)
 
 
-def test_a_disk_without_locks(material, tmp_path, monkeypatch):
-    def flock(file, how):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    done = tiny.run(*pretrain_command(material, tmp_path / "run"))
-    assert done.status == 0, done.err
-    assert "cannot be locked ([Errno 37] No locks available): keep other runs out" in done.err
-
-
-def test_devices_that_are_not_there(material, tmp_path):
-    done = tiny.run(*pretrain_command(material, tmp_path / "run", shards=3))
-    assert done.status == 2
-    assert "--shards 3: a state cannot be sharded over 3 of 1 devices: give a divisor" in done.err
-    done = tiny.run(*pretrain_command(material, tmp_path / "run", process_id=1))
-    assert done.status == 2
-    assert "--coordinator, --num-processes, --process-id: add --distributed" in done.err
-    done = tiny.run(*pretrain_command(material, tmp_path / "run", parts=3))
-    assert done.status == 2
-    assert "--batch-size 4: use 3 or 6, a multiple of 3, the number of --parts" in done.err
-    done = tiny.run(*pretrain_command(material, "s3://bucket/run"))
-    assert done.status == 2
-    assert "s3://bucket/run: is an address: name a directory, or gs://BUCKET/NAME" in done.err
+def test_devices_that_are_not_there(refused, material, tmp_path):
+    for changes, message in (
+        (
+            {"shards": 3},
+            "--shards 3: a state cannot be sharded over 3 of 1 devices: give a divisor",
+        ),
+        ({"process_id": 1}, "--coordinator, --num-processes, --process-id: add --distributed"),
+        ({"parts": 3}, "--batch-size 4: use 3 or 6, a multiple of 3, the number of --parts"),
+    ):
+        done = tiny.run(*pretrain_command(material, tmp_path / "run", **changes))
+        assert done.status == 2
+        assert message in done.err
+    message = "s3://bucket/run: is an address: name a directory, or gs://BUCKET/NAME"
+    refused(message, *pretrain_command(material, "s3://bucket/run"))
