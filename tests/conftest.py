@@ -39,4 +39,6 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def x64() -> Iterator[None]:
     """Float64, and programs optimised as users' are, in this test only."""
     with jax.enable_x64(True):
+        jax.config.update("jax_disable_most_optimizations", False)
         yield
+        jax.config.update("jax_disable_most_optimizations", True)
