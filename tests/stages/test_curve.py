@@ -6,10 +6,8 @@ import pytest
 
 from metajax import data
 from metajax.evaluate import run_episodes
-from metajax.stages.evaluate import evaluate
 from metajax.stages.few_shot import open_few_shot
 from metajax.stages.groups import InnerSettings, ModelSettings
-from metajax.stages.settings import EvaluateSettings
 from metajax.stages.tasks import tokenized
 
 EPISODES, STEPS = 6, 2
@@ -44,14 +42,3 @@ def test_the_curve_is_what_each_number_of_steps_gives(material, name):
         algorithm = few_shot.algorithm(inner_steps=steps)
         found = run_episodes(algorithm, few_shot.params, tasks, jax.random.key(0))
         np.testing.assert_allclose(found.query_aux["accuracy"], curve[:, steps], atol=1e-6)
-
-
-def test_fewer_steps_are_shown_than_are_taken(material):
-    def evaluated(**settings):
-        where = {"model": str(material.bert), "tasks": (str(material.intents),)}
-        sizes = {"ways": 3, "queries": 3, "episodes": 4, "inner_steps": 2, "inner_lr": 1.0}
-        return evaluate(EvaluateSettings(**where, **sizes, methods=("finetune",), **settings))[0]
-
-    plain, shown = evaluated(), evaluated(curve=1)
-    np.testing.assert_allclose(shown.accuracies, plain.accuracies, atol=1e-6)
-    assert (len(plain.curve), len(shown.curve), shown.inner_steps) == (0, 2, 2)
