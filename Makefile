@@ -2,8 +2,10 @@ PYTHON ?= python3
 PYTEST_OPTIONS ?= -n 2 --dist loadgroup
 # Pythons come with an old pip that takes twice the time of a new one.
 VENV = $(PYTHON) -m venv --upgrade-deps
-# Byte code of all that is installed takes a minute; what is imported is compiled then.
+# Byte code of all that is installed takes a minute; what is imported is compiled then, once for all
+# processes that the tests start.
 INSTALL = -m pip install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-all mutants lowest dist lint docs clean
 .DEFAULT_GOAL := help

@@ -16,8 +16,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # Workers inherit them.
 # the tests' time at Python's own thresholds.
 gc.set_threshold(100_000, 50, 100)
 
-# Where exactness is the point, the fixture `x64` turns optimisations on again. JAX is imported by
-# now; the processes that tests start read the environment.
+# Where numbers are the point, the fixtures `x64` and `optimised` turn optimisations on again.
+# JAX is imported by now; the processes that tests start read the environment.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 jax.config.update("jax_disable_most_optimizations", True)
 # These stay in this process. Other devices than the CPU are for the tests of one (docs/gpu.md).
@@ -36,9 +36,15 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def x64() -> Iterator[None]:
+def optimised() -> Iterator[None]:
+    """Programs optimised as users' are, in this test only."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def x64(optimised) -> Iterator[None]:
     """Float64, and programs optimised as users' are, in this test only."""
     with jax.enable_x64(True):
-        jax.config.update("jax_disable_most_optimizations", False)
         yield
-        jax.config.update("jax_disable_most_optimizations", True)

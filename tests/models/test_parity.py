@@ -22,6 +22,8 @@ from tests.models.helpers import TINY, make_batch, make_params
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 CLASS = {
     "encoder": transformers.BertModel,
     "masked_lm": transformers.BertForMaskedLM,

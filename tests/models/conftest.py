@@ -1,0 +1,16 @@
+"""Float64 for whole networks."""
+
+from collections.abc import Iterator
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Float64 alone: optimising these programs would take the compiler three times as long.
+
+    `test_parity.py` compares optimised ones with transformers.
+    """
+    with jax.enable_x64(True):
+        yield
