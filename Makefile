@@ -22,7 +22,7 @@ test: .venv/stamp  ## The tests, less the slow ones.
 test-all: .venv/stamp  ## All tests.
 	.venv/bin/python -m pytest $(PYTEST_OPTIONS) -m ""
 
-mutants: .venv/stamp  ## Faults planted one at a time: the tests named with each have to notice it.
+mutants: .venv/stamp  ## Plants each listed fault and checks that its tests fail.
 	.venv/bin/python -m tests.mutants $(MUTANTS)
 
 lowest: .venv-lowest/stamp  ## The tests with the lowest versions that pyproject.toml allows.

@@ -24,7 +24,7 @@ class Mutant(NamedTuple):
         """The file's text with the fault in it."""
         found = text.count(self.old)
         if found != 1:
-            raise ValueError(f"{self.file}: the old text is {found} times in it: {self.old!r}")
+            raise ValueError(f"{self.file}: old text {found} times, not once: {self.old!r}")
         return text.replace(self.old, self.new)
 
 

@@ -29,9 +29,9 @@ _PASSED, _FAILED = 0, 1  # pytest's exit statuses.
 
 def copy_of_tree(to: Path) -> Path:
     """Copies the files that the tests need, uncommitted changes included."""
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in names.splitlines():
+    for name in names.split("\0"):
         if (ROOT / name).is_file():
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, to / name)
@@ -39,7 +39,7 @@ def copy_of_tree(to: Path) -> Path:
 
 
 def verdict(status: int | None) -> str:
-    """What a run of a mutant's tests says of it."""
+    """Translate pytest's exit status."""
     if status is None:
         return f"TOO SLOW: more than {SECONDS} s"
     return {_PASSED: "SURVIVED", _FAILED: "noticed"}.get(status, f"BROKEN: pytest exits {status}")
@@ -95,7 +95,7 @@ def main() -> int:
         tests = sorted({test for mutant in mutants for test in mutant.tests})
         if run_tests(sound, tests) != _PASSED:
             print(output_of(sound).read_text(), file=sys.stderr)
-            print("the tests named do not all pass on the code as it is", file=sys.stderr)
+            print("some tests fail on the code as it is; fix them first", file=sys.stderr)
             return 1
         noticed = 0
         for mutant, said in verdicts(mutants, arguments.jobs, sound):

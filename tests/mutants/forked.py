@@ -1,6 +1,6 @@
 """Runs pytest on a copy of the tree, in a process forked from one that has imported the libraries.
 
-These take most of the time that the tests of one fault would.
+Importing the libraries would take most of each run.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ _LIBRARIES = (
 
 
 def prepare() -> None:
-    """Settles how processes are made; to be called once, before `run_tests`."""
+    """Configures the server that processes are forked from; to be called once."""
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "XLA_FLAGS": quick_flags()}
     multiprocessing.set_start_method("forkserver")
     multiprocessing.set_forkserver_preload(list(_LIBRARIES))
@@ -65,6 +65,8 @@ def _pytest(tree: Path, tests: Sequence[str]) -> None:
     try:
         status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *quietly, *tests])
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(status)  # An exception would end with the status of a test that fails.
 
 
@@ -73,9 +75,9 @@ def run_tests(tree: Path, tests: Sequence[str], seconds: float | None = None) ->
     process = multiprocessing.Process(target=_pytest, args=(tree, tests))
     process.start()
     process.join(seconds)
-    if process.exitcode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.join()
-        return None
-    return process.exitcode
+    status = process.exitcode
+    process.kill()
+    with contextlib.suppress(ProcessLookupError):  # What its tests may have started.
+        os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    return status

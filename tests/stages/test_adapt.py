@@ -15,7 +15,7 @@ from metajax.stages.source import open_classifier, open_source
 from metajax.stages.tasks import batch_of, tokenized
 from tests.stages.workdirs import write_workdir
 
-BEARABLE = 0.004
+STABLE_RATE = 0.004
 
 
 def test_adapt_finds_the_largest_rate_at_which_no_step_raises_the_loss(
@@ -27,8 +27,8 @@ def test_adapt_finds_the_largest_rate_at_which_no_step_raises_the_loss(
         return adapting.adapt(AdaptSettings(**where, remat=True))  # Compiles faster.
 
     # The first step raises it and the last does not; the second; the last, though it ends lower.
-    found = adapted("looked for", 0.07, 0.016, 0.006, BEARABLE, 0.001)
-    assert found["inner_lr"] == BEARABLE
+    found = adapted("looked for", 0.07, 0.016, 0.006, STABLE_RATE, 0.001)
+    assert found["inner_lr"] == STABLE_RATE
     # Where every rate does, the last is taken.
     last = adapted("too large", 0.016, 0.006)
     assert last["inner_lr"] == 0.006
@@ -59,7 +59,7 @@ def test_adapt_says_how_well_other_examples_are_labelled(material, tmp_path):
     """
     rows = [row for row in tiny.examples(3, 5, seed=13, first=8) if row[1] != "topic10"]
     dev = tiny.write_rows(tmp_path / "dev.csv", rows)
-    own = {"inner_lr": BEARABLE, "inner_steps": 1}
+    own = {"inner_lr": STABLE_RATE, "inner_steps": 1}
     meta_trained, run = tmp_path / "meta-trained", tmp_path / "run"
     write_workdir(meta_trained, material.bert, "metatrain", network={"head": "encoder"}, **own)
     command = ["adapt", "--model", meta_trained, "--tasks", material.new, "--workdir", run]
@@ -68,7 +68,7 @@ def test_adapt_says_how_well_other_examples_are_labelled(material, tmp_path):
     before = checkpoint.load(run / "checkpoints").params
     tiny.succeed(*command, "--dev", dev)
     results = json.loads((run / "results.json").read_text())
-    assert (results["inner_lr"], len(results["loss"])) == (BEARABLE, 1)
+    assert (results["inner_lr"], len(results["loss"])) == (STABLE_RATE, 1)
     tiny.assert_same_bits(checkpoint.load(run / "checkpoints").params, before)
     stdin = "\n".join(text for text, _ in rows).encode()
     found = tiny.succeed("predict", "--model", run, stdin=stdin).splitlines()

@@ -26,9 +26,10 @@ from metajax.stages.run import check_writable, writable
 from metajax.stages.source import open_classifier
 from tests.stages.commands import finetune_command, metatrain_command, pretrain_command
 
-NO_MODEL = ("./nowhere", "./nowhere: no such directory")
+# What is seen only once the weights and the last row have been read.
+NO_MODEL = ("cut", "model.safetensors: ")
 NO_RUN = ("./nowhere", "./nowhere: is not the workdir of a run")
-NO_TASKS = ("none.csv", "none.csv: no such file")
+NO_TASKS = ("bad.csv", "bad.csv:26: ")
 NO_CLASSES = ("one.txt", "one.txt:2: no task has the label 'nope'")
 NO_WORKDIR = ("file", "file: is not a directory: name another")
 NO_SETTINGS = ("bad.yaml", "bad.yaml: holds no settings")
@@ -85,7 +86,7 @@ WIRING = {
         "--seed": NO_SEED,
     },
     "plan": {
-        "--model": NO_MODEL,
+        "--model": ("./nowhere", "./nowhere: no such directory"),
         "--memory": ("much", "--memory much: give an amount such as 16GB"),
         "--output": NO_OUTPUT,
         "--config": NO_SETTINGS,
@@ -123,6 +124,10 @@ WIRING = {
 def sound(material, tmp_path):
     """The options of each command, none of them wrong, and the files that the wrong ones name."""
     (tmp_path / "file").touch()
+    shutil.copytree(material.bert, tmp_path / "cut")
+    weights = (tmp_path / "cut" / "model.safetensors").read_bytes()
+    (tmp_path / "cut" / "model.safetensors").write_bytes(weights[:-100])
+    (tmp_path / "bad.csv").write_text(material.three.read_text() + "no label\n")
     (tmp_path / "bad.yaml").write_text("- steps\n")
     (tmp_path / "one.txt").write_text("topic1\nnope\n")
     (tmp_path / "full").mkdir()

@@ -159,11 +159,13 @@ def test_each_algorithm_is_what_it_says(case):
     changes = CASES[case]
     inner, task = PLAIN | changes, small_task()
     params = small_params(classifier=inner["head"] == "checkpoint")
-    few_shot = FewShot(MODEL, params, PLAIN, Source(MODEL, params, {}))
+    # What is resolved of the settings counts, and a change counts more.
+    given = "head" in changes
+    few_shot = FewShot(MODEL, params, PLAIN if given else inner, Source(MODEL, params, {}))
 
     @jax.jit
     def both(params, task):
-        algorithm = few_shot.algorithm(**changes)
+        algorithm = few_shot.algorithm(**changes) if given else few_shot.algorithm()
         found = algorithm.meta_grad(params, task, jax.random.key(1))
         adapted, _ = algorithm.adapt(params, task.support, jax.random.key(1))
         own = jax.value_and_grad(lambda *each: written_out(inner, *each), has_aux=True)
@@ -271,6 +273,11 @@ def test_settings_given_come_before_the_weights_own_and_these_before_the_default
     settings = MetatrainSettings(model=str(workdir), tasks=("t",), workdir="w", algorithm="anil")
     inner = open_few_shot(settings.model, settings, settings, CLASSES).inner
     assert inner == other | {"algorithm": "anil", "layers": None}
+    own = other | {"layers": None, "lora": 2}
+    workdir = write_workdir(
+        tmp_path / "adapters", material.bert, "metatrain", network=ENCODER, **own
+    )
+    assert resolved(workdir, layers=0) == other | {"layers": 0}
 
 
 def test_weights_that_were_trained_otherwise_bring_no_settings(material, tmp_path):

@@ -198,6 +198,22 @@ def test_metatrain_measures_on_episodes_that_no_step_sees(ready, material, tmp_p
     assert stage.measure(other) == expected(other) != expected(params).expected
 
 
+@pytest.mark.parametrize("name", ["fomaml", "reptile"])
+def test_metatrain_follows_the_algorithm_that_was_asked_for(ready, material, tmp_path, name):
+    changes = {"algorithm": name, "inner_lr": 0.05, "inner_steps": 2}
+    stage, params = ready(*metatrain_command(material, tmp_path / "run", **changes))
+    settings = MetatrainSettings(model="m", tasks=("t",), workdir="w", **changes)
+    few_shot = open_few_shot(str(material.bert), settings, settings, 3)
+    task = jax.tree.map(lambda leaf: leaf[0], stage.make_tasks(0))
+
+    def program(algorithm):
+        return str(jax.make_jaxpr(algorithm.meta_grad)(params, task, jax.random.key(0)))
+
+    # `test_few_shot.py` has the numbers of these programs.
+    assert program(stage.algorithm) == program(few_shot.algorithm())
+    assert program(stage.algorithm) != program(few_shot.algorithm(algorithm="maml"))
+
+
 def test_metatrain_saves_memory_where_it_is_told_to(ready, material, tmp_path):
     """The program of a step is another one then."""
     command = metatrain_command(material, tmp_path / "run", chunk_size=1)
