@@ -34,6 +34,7 @@ def test_the_interval_covers_the_truth_95_times_in_100():
 
 def test_one_episode_tells_nothing_about_the_error():
     assert estimate([2.0]) == Estimate(2.0, np.inf)
+    assert estimate([1.0, 3.0]) == pytest.approx((2.0, stats.t.ppf(0.975, 1)))
 
 
 def test_evaluate_is_the_mean_over_adapted_episodes(x64):

@@ -92,6 +92,7 @@ def test_imaml_refuses_nonsense():
         metajax.imaml(LOSS, SGD, 1, strength=0)
     with pytest.raises(ValueError, match="solver_steps is 0: give 1"):
         metajax.imaml(LOSS, SGD, 1, solver_steps=0)
+    metajax.imaml(LOSS, SGD, 1, solver_steps=1)
     with pytest.raises(ValueError, match="num_steps is 0 and"):
         metajax.imaml(LOSS, SGD, 0)
     with pytest.raises(ValueError, match="solver is 'lu': choose"):

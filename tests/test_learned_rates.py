@@ -70,6 +70,17 @@ def test_maml_plus_plus_has_a_rate_for_each_step(x64):
     np.testing.assert_allclose(grads["rates"][0], -(a @ (params - centre)) @ back, rtol=1e-12)
 
 
+def test_each_step_of_maml_plus_plus_takes_its_own_rate(x64):
+    task, a, centre, *_, params = problems.quadratic_numbers()
+    algorithm = metajax.maml_plus_plus(problems.quadratic, RATE, 4)
+    rates = np.array([0.1, 0.3, 0.02, 0.2])
+    meta_params = {"params": jnp.asarray(params), "rates": jnp.asarray(rates)}
+    adapted, _ = algorithm.adapt(meta_params, task.support, None)
+    for rate in rates:
+        params = params - rate * a @ (params - centre)
+    np.testing.assert_allclose(adapted, params, rtol=1e-12)
+
+
 def test_maml_plus_plus_takes_no_more_steps_than_it_has_rates_for(x64):
     task, a, centre, _, _, params = problems.quadratic_numbers()
     of_steps = functools.partial(metajax.maml_plus_plus, problems.quadratic, RATE)

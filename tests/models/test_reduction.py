@@ -336,6 +336,8 @@ def test_what_cannot_be_reduced_is_refused():
         mentioned_rows(Bert(TINY, head="masked_lm"))
     with pytest.raises(ValueError, match="count is 2; the model has 2 blocks"):
         upper_layers(MODEL, 2)
+    with pytest.raises(ValueError, match="count is -1"):
+        upper_layers(MODEL, -1)
 
 
 @pytest.mark.parametrize("separate", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -122,6 +122,8 @@ def test_work_that_cannot_be_split(monkeypatch):
             check_split("--b", size)
     with pytest.raises(InputError, match=r"^--chunk-size 3: does not divide the 4 episodes"):
         check_split("--b", 32, 3)
+    with pytest.raises(InputError, match=r"^--chunk-size 8: does not divide the 4 episodes"):
+        check_split("--b", 32, 8)
     check_split("--b", 32, 2)
     known = {"model": "m", "text": ("t",), "workdir": "w"}
     for given, parts in (({}, 8), ({"parts": 16}, 16)):
