@@ -151,9 +151,10 @@ def test_baselines_agree_with_scikit_learn(name, reference):
     features, query = rng.normal(size=(2, 40, 8))
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     query /= np.linalg.norm(query, axis=1, keepdims=True)
-    labels = np.arange(40) % 5
-    expected = reference.fit(features, labels).predict(query)
-    np.testing.assert_array_equal(BASELINES[name](features, labels, query), expected)
+    for classes in (2, 5):
+        labels = np.arange(40) % classes
+        expected = reference.fit(features, labels).predict(query)
+        np.testing.assert_array_equal(BASELINES[name](features, labels, query), expected)
 
 
 def test_logistic_regression_is_scikit_learns():

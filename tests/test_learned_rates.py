@@ -81,6 +81,18 @@ def test_each_step_of_maml_plus_plus_takes_its_own_rate(x64):
     np.testing.assert_allclose(adapted, params, rtol=1e-12)
 
 
+def test_the_last_of_three_losses_gains_what_the_others_lose(x64):
+    task, a, centre, q, goal, params = problems.quadratic_numbers()
+    algorithm = metajax.maml_plus_plus(problems.quadratic, RATE, 3, step=5, multi_step=10)
+    grads, _ = algorithm.meta_grad(algorithm.init(jnp.asarray(params)), task, None)
+    shrink, expected = np.eye(3) - RATE * a, np.zeros(3)
+    for number, weight in ((1, 1 / 6), (2, 1 / 6), (3, 2 / 3)):
+        power = np.linalg.matrix_power(shrink, number)
+        adapted = centre + power @ (params - centre)
+        expected += weight * power @ q @ (adapted - goal)
+    np.testing.assert_allclose(grads["params"], expected, rtol=1e-10)
+
+
 def test_maml_plus_plus_takes_no_more_steps_than_it_has_rates_for(x64):
     task, a, centre, _, _, params = problems.quadratic_numbers()
     of_steps = functools.partial(metajax.maml_plus_plus, problems.quadratic, RATE)

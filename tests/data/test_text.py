@@ -132,6 +132,12 @@ def test_equal_words_in_a_row_and_lines_that_meet_are_words_apart(tokenizer):
     assert blocks.word_start[0].tolist() == [False, True, True, True, False]
 
 
+def test_text_that_fills_its_blocks_takes_no_other(tokenizer):
+    blocks = pack_blocks(["w1 w2 w3 w4"], tokenizer, 4)
+    expected = ["[CLS] w1 w2 [SEP]", "[CLS] w3 w4 [SEP]"]
+    assert blocks.input_ids.tolist() == [ids(tokenizer, text) for text in expected]
+
+
 def test_blocks_that_hold_nothing(tokenizer):
     with pytest.raises(InputError, match="blocks of 2 tokens hold no text"):
         pack_blocks(["w1"], tokenizer, 2)

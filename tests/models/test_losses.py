@@ -83,9 +83,9 @@ def test_masked_lm_loss_ignores_padding():
     params = make_params(model)
     batch = {**make_batch(), "positions": jnp.array([[1, 2], [0, 1], [1, 0]], jnp.int32)}
     logits = np.asarray(model(params, batch).logits, np.float64)
-    # Right, padding, right, wrong, padding, wrong.
+    # Right, padding, right, wrong (a word before it), padding, wrong (a word after it).
     best = logits.argmax(-1)
-    targets = np.where([[1, 0], [1, 1], [0, 1]], np.add(best, [[0, 0], [0, 1], [0, 1]]) % 31, -1)
+    targets = np.where([[1, 0], [1, 1], [0, 1]], np.add(best, [[0, 0], [0, 1], [0, 30]]) % 31, -1)
     losses = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(
         logits, np.maximum(targets, 0)[:, :, None], -1
     ).squeeze(-1)
