@@ -1,12 +1,11 @@
 """Files to tables: CSV, TSV, JSON lines and Parquet, with a place for every complaint."""
 
 import collections
-import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from metajax.data.delimited import read_rows
 from metajax.errors import InputError, reason_of
 from metajax.reading import parse_json, read_bytes
 
@@ -34,7 +33,7 @@ class Table(NamedTuple):
 
 
 def read_text(path: str | Path) -> str:
-    """Returns a text file's content, without a byte-order mark.
+    """Returns a text file's content, without a byte-order mark; lone carriage returns end lines.
 
     Raises:
       InputError: As `read_bytes`, for bytes that are not UTF-8 or are NUL, and if
@@ -54,7 +53,7 @@ def read_text(path: str | Path) -> str:
         raise InputError(f"{path}:{line}: a NUL byte; save the file as plain UTF-8 text")
     if not text.strip():
         raise InputError(f"{path}: the file is empty; put text into it or give another")
-    return text
+    return text if "\n" in text else text.replace("\r", "\n")
 
 
 def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
@@ -96,8 +95,8 @@ def read_table(path: str | Path) -> Table:
       InputError: If it is not readable as what its extension says.
     """
     readers: dict[str, Callable[[str | Path], Table]] = {
-        ".csv": lambda path: _read_delimited(path, ","),
-        ".tsv": lambda path: _read_delimited(path, "\t"),
+        ".csv": lambda path: rows_table(path, *read_rows(path, read_text(path), ",")),
+        ".tsv": lambda path: rows_table(path, *read_rows(path, read_text(path), "\t")),
         ".jsonl": _read_json_lines,
         ".json": _read_json_lines,
         ".ndjson": _read_json_lines,
@@ -136,35 +135,6 @@ def _check_names(source: str, names: list[str]) -> None:
     twice = [name for name, count in collections.Counter(names).items() if count > 1]
     if twice:
         raise InputError(f"{source}: two columns are named {twice[0]!r}; rename one")
-
-
-def _read_delimited(path: str | Path, delimiter: str) -> Table:
-    text = read_text(path)
-    records: list[list[str]] = []
-    lines: list[int] = []
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    begin = 1  # a quoted field may hold line breaks: a record begins where the last one ended
-    limit = csv.field_size_limit(len(text))  # the module's own refuses a long document
-    try:
-        for record in reader:
-            if record:
-                records.append(record)
-                lines.append(begin)
-            begin = reader.line_num + 1
-    except csv.Error as error:
-        raise InputError(
-            f"{path}:{begin}: {error}; enclose fields in double quotes, and double those inside"
-        ) from None
-    finally:
-        csv.field_size_limit(limit)
-    header = [name.strip() for name in records[0]]
-    for record, line in zip(records, lines):
-        if len(record) != len(header):
-            raise InputError(
-                f"{path}:{line}: has {len(record)} fields where the header has {len(header)}; "
-                "quote fields that contain the delimiter"
-            )
-    return rows_table(path, header, records[1:], lines[1:])
 
 
 def _read_json_lines(path: str | Path) -> Table:
