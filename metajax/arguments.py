@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import sys
 import textwrap
 import types
@@ -12,10 +13,11 @@ from typing import Any, NamedTuple, NoReturn
 
 import metajax
 from metajax.errors import InputError
+from metajax.reading import expand_home
 from metajax.stages import settings
 from metajax.stages.config import read_config
 from metajax.stages.groups import DeviceSettings
-from metajax.stages.option import Settings, flag, nearest
+from metajax.stages.option import Settings, flag, suggestion
 
 
 class Command(NamedTuple):
@@ -227,8 +229,8 @@ def _check_names(arguments: Sequence[str]) -> None:
     """
     name = arguments[0] if arguments else "--help"
     if not name.startswith("-") and name not in COMMANDS:
-        meant = nearest(name, COMMANDS)
-        raise InputError(f"{name}: is no command: is it {meant}? See metajax --help")
+        hint = suggestion(name, COMMANDS, "metajax --help")
+        raise InputError(f"unknown command {name!r}; {hint}")
     if name.startswith("-") or {"-h", "--help", "--help-all"} & set(arguments):
         return
     kinds = typing.get_type_hints(COMMANDS[name].settings)
@@ -237,10 +239,8 @@ def _check_names(arguments: Sequence[str]) -> None:
     given = [argument.split("=")[0] for argument in arguments[1:]]
     for option in given:
         if option.startswith("--") and option not in (*names, "--"):
-            meant = nearest(option, names)
-            raise InputError(
-                f"{option}: is no setting of {name}: is it {meant}? See metajax {name} --help"
-            )
+            hint = suggestion(option, names, f"metajax {name} --help")
+            raise InputError(f"{option}: unknown option of {name}; {hint}")
     for option in [flag(key) for key, kind in kinds.items() if typing.get_origin(kind) is tuple]:
         if given.count(option) > 1:
             times = given.count(option)
@@ -258,13 +258,24 @@ def _with_config(arguments: list[str]) -> list[str]:
         return arguments
     parser = build_parser(whole=False)
     name, file = (getattr(parser.parse_args(arguments), key) for key in ("command", "config"))
-    found = [name, *read_config(Path(file), COMMANDS[name].settings)]
+    found = [name, *read_config(Path(expand_home(file)), COMMANDS[name].settings)]
     try:
         parser.parse_args(found)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
     at = arguments.index(name)
     return [*arguments[:at], *found, *arguments[at + 1 :]]
+
+
+def _items(given: list[str]) -> tuple[str, ...]:
+    """A list's items, between spaces or commas; a file that has a comma in its name is one."""
+    items: list[str] = []
+    for text in given:
+        if os.path.exists(expand_home(text)):
+            items.append(text)
+        else:
+            items += filter(None, (item.strip() for item in text.split(",")))
+    return tuple(items)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Given:
@@ -279,5 +290,5 @@ def parse(arguments: Sequence[str] | None = None) -> Given:
     values = vars(parser.parse_args(_with_config(arguments)))
     name, level = values.pop("command"), values.pop("log_level")
     values.pop("config")
-    given = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    given = {key: _items(v) if isinstance(v, list) else v for key, v in values.items()}
     return Given(name, COMMANDS[name].settings(**given), level)

@@ -1,6 +1,8 @@
 """Reading what others wrote: plain files alone, and JSON whatever is wrong with it."""
 
 import json
+import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,13 +10,24 @@ from typing import Any
 from metajax.errors import InputError
 
 
+def expand_home(text: str) -> str:
+    """Returns a path with its leading `~` or `~USER` expanded, as a shell does.
+
+    A shell leaves `--workdir=~/run` and paths in files alone. A prefix such as `smlmt:` is kept.
+    """
+    prefix = re.match(r"(?:[a-z]+:)?(?=~)", text)
+    if prefix is None:
+        return text
+    return prefix[0] + os.path.expanduser(text[prefix.end() :])
+
+
 def read_bytes(path: str | Path) -> bytes:
-    """Returns a file's content.
+    """Returns a file's content; `~` in its path is expanded.
 
     Raises:
       InputError: If it is missing, unreadable, or no plain file: a pipe may never end.
     """
-    path = Path(path)
+    path = Path(expand_home(str(path)))
     try:
         if path.is_file():
             return path.read_bytes()

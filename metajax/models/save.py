@@ -12,6 +12,7 @@ import numpy as np
 from metajax.models import convert, files
 from metajax.models.families import from_bert
 from metajax.models.model import Bert, Params
+from metajax.reading import expand_home
 
 _CLASS = {
     "encoder": "Model",
@@ -58,7 +59,7 @@ def save_pretrained(directory: str | os.PathLike[str], model: Bert, params: Para
         ...     sorted(os.listdir(folder))
         ['config.json', 'model.safetensors']
     """
-    target = Path(directory)
+    target = Path(expand_home(os.fspath(directory)))
     target.mkdir(parents=True, exist_ok=True)
     plain = _plain(model, params)
     architecture, weights = _weights(model, params, plain=plain)

@@ -15,7 +15,7 @@ import yaml
 
 from metajax.errors import InputError
 from metajax.reading import read_bytes
-from metajax.stages.option import Settings, flag, nearest
+from metajax.stages.option import Settings, flag, suggestion
 
 _LARGEST = 1 << 20  # Bytes of a file of settings.
 _DEEPEST = 20  # Settings are lists at most.
@@ -40,8 +40,8 @@ def read_config(path: Path, settings: type[Settings]) -> list[str]:
         if names.count(name) > 1:
             raise InputError(f"{path}: {name} is given twice: leave one out")
         if name not in fields:
-            meant = nearest(name, fields)
-            raise InputError(f"{path}: {key}: is no setting of this command: is it {meant}?")
+            hint = suggestion(name, fields, "--help of the command")
+            raise InputError(f"{path}: {key}: unknown setting; {hint}")
         if value is not None:
             arguments += _arguments(f"{path}: {key}", fields[name], value)
     return arguments

@@ -5,13 +5,52 @@ import difflib
 import math
 import os
 import typing
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from metajax.errors import InputError
+from metajax.reading import expand_home
 
 _LARGEST = 2**31 - 1  # Steps are counted in 32 bits.
+_ALIKE = 0.7  # How similar (difflib's ratio, 0..1) a name has to be to be suggested.
+# What transformers, SetFit, scikit-learn, PEFT and papers call our settings. Of several of ours,
+# the first one that the command has is meant.
+_ELSEWHERE = {
+    "learning_rate inner_lr": "learning_rate lr outer_lr meta_lr body_learning_rate",
+    "inner_lr": "alpha inner_rate inner_learning_rate adapt_lr",
+    "steps inner_steps": "steps max_steps num_steps num_iterations max_iter",
+    "inner_steps": "adaptation_steps adapt_steps num_inner_steps",
+    "epochs steps inner_steps": "epochs num_epochs num_train_epochs",
+    "batch_size meta_batch_size": "batch_size train_batch_size per_device_train_batch_size",
+    "warmup": "warmup_ratio warmup_steps",
+    "clip_norm": "max_grad_norm",
+    "remat": "gradient_checkpointing",
+    "dtype": "bf16 fp16 precision torch_dtype",
+    "mask_rate": "mlm_probability",
+    "max_length": "max_seq_length max_seq_len model_max_length",
+    "model": "model_name model_name_or_path checkpoint encoder",
+    "workdir output": "output output_dir out resume_from_checkpoint",
+    "tasks text input": "dataset dataset_name data train_file train_data",
+    "input tasks text": "tasks file texts",
+    "finetune": "train",
+    "adapt": "fit",
+    "dev held_out": "validation_file eval_file test_file eval_data",
+    "classes label_column": "labels",
+    "ways": "n_way num_ways num_classes",
+    "shots": "k k_shot n_shot num_shots num_samples",
+    "queries": "n_query num_queries",
+    "episodes": "num_episodes",
+    "algorithm": "first_order order",
+    "methods algorithm": "method",
+    "lora": "r lora_r lora_rank rank",
+    "seed": "random_state",
+    "save_every": "save_steps",
+    "keep": "save_total_limit",
+    "track": "report_to",
+    "text_column": "text_field column_mapping",
+    "label_column": "label_field",
+}
 _KINDS = {
     str: "a text",
     int: "a whole number",
@@ -57,9 +96,24 @@ def flag(name: str, *, off: bool = False) -> str:
     return ("--no-" if off else "--") + name.replace("_", "-")
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The name that one which is none of them was meant for, as far as one can tell."""
-    return difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
+def suggestion(name: str, names: Collection[str], help_command: str) -> str:
+    """What to do about an unknown name of a setting, a flag or a command.
+
+    Args:
+        name: what was given: `learning_rate`, `--learning-rate` or `train`.
+        names: those that exist, written in the same way.
+        help_command: the command that lists them.
+
+    Returns:
+        The name of the same meaning (`_ELSEWHERE`), or else one that is spelled nearly alike, if
+        there is one; and where to look.
+    """
+    key, is_flag = name.lstrip("-").replace("-", "_").lower(), name.startswith("--")
+    ours = [own for own, others in _ELSEWHERE.items() if key in others.split()]
+    same = [flag(own) if is_flag else own for own in " ".join(ours).split()]
+    close = difflib.get_close_matches(name, names, n=1, cutoff=_ALIKE)
+    found = next((own for own in same + close if own in names), None)
+    return f"did you mean {found}? See {help_command}" if found else f"see {help_command}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +153,11 @@ def check(setting: dataclasses.Field[Any], value: Any) -> None:
 
 
 def _as_text(value: Any) -> Any:
-    """The value, paths as text."""
+    """The value, paths as text and with their `~` expanded."""
     if isinstance(value, tuple):
         return tuple(map(_as_text, value))
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return expand_home(text) if isinstance(text, str) else text
 
 
 def _check_kind(name: str, value: Any, kind: Any) -> None:

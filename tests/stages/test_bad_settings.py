@@ -72,12 +72,12 @@ def test_nothing_else_is_wrong_with_them():
     [
         (
             f"{REQUIRED['pretrain']} --stepz 3",
-            r"^--stepz: is no setting of pretrain: is it --steps\?",
+            r"^--stepz: unknown option of pretrain; did you mean --steps\?",
         ),
         ("pretrain --workdir w", "^the following arguments are required: --model, --text: see m"),
         ("", "^the following arguments are required: COMMAND: see metajax --help"),
-        ("pretain", "^pretain: is no command: is it pretrain"),
-        ("pretain --help", "^pretain: is no command: is it pretrain"),
+        ("pretain", "^unknown command 'pretain'; did you mean pretrain"),
+        ("pretain --help", "^unknown command 'pretain'; did you mean pretrain"),
         (
             f"{REQUIRED['pretrain']} --text b.txt",
             "^--text: is given 2 times: give all of it after one",

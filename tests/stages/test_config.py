@@ -165,7 +165,7 @@ def test_switches_of_a_file_may_be_off(tmp_path):
 
 
 BAD = {
-    "unknown": ("wys: 3", r"run.yaml: wys: is no setting of this command: is it ways\?"),
+    "unknown": ("wys: 3", r"run.yaml: wys: unknown setting; did you mean ways\?"),
     "not a number": ("ways: many", "run.yaml: argument --ways: invalid int value: 'many'"),
     "a list for one": ("ways: [2, 3]", "run.yaml: ways: is .*: give one, not a list"),
     "not true or false": ("remat: 3", "run.yaml: remat: is 3: write true or false"),
