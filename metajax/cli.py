@@ -37,13 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with notes(level):
             results = _run(name, chosen)
         _show(name, chosen, results)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except StoppedError as error:
         print(f"metajax: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        resumes = "; the same command resumes from the last checkpoint"
-        print(f"metajax: stopped{resumes if hasattr(chosen, 'workdir') else ''}", file=sys.stderr)
+        _say_stopped(resumes=hasattr(chosen, "workdir"))
         return 1
     except BrokenPipeError:
         # Whoever read our output has enough of it: leave nothing for the exit to flush.
@@ -63,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """The command `metajax`: `main`, and then the end of the process."""
-    # What a terminal has no letter for is no reason to lose what was computed.
+    _open_closed_streams()
+    sys.unraisablehook = _unraisable
+    # A character that the terminal cannot show is no reason to lose what was computed.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -72,12 +74,48 @@ def run() -> NoReturn:
         traceback.print_exc()
         status = 1
     if status:
-        # At once: where a save has failed, Orbax's threads wait for it for minutes, and where
-        # one of several processes fails, JAX waits for the others.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        _end(status)
     sys.exit(status)
+
+
+def _end(status: int) -> NoReturn:
+    """Ends the process at once.
+
+    Where a save has failed, Orbax's threads wait for it for minutes, and where one of several
+    processes fails, JAX waits for the others.
+    """
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
+    os._exit(status)
+
+
+def _open_closed_streams() -> None:
+    """Opens the null device in place of standard streams that are closed.
+
+    Otherwise the next file that is opened, a checkpoint perhaps, would get the stream's number,
+    and what a library prints would be written into it. `sys.stdin` and `sys.stdout` stay None.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def _unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Ends the process where Python would drop an interrupt.
+
+    JAX runs code while garbage is collected, and an exception that is raised there goes no further.
+    """
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        _say_stopped()
+        _end(1)
+    sys.__unraisablehook__(unraisable)
+
+
+def _say_stopped(resumes: bool = False) -> None:
+    again = "; the same command resumes from the last checkpoint" if resumes else ""
+    print(f"metajax: stopped{again}", file=sys.stderr)
 
 
 def _run(name: str, chosen: Settings) -> Any:

@@ -12,6 +12,7 @@ from metajax.errors import InputError, one_line
 # A path that the user gave cannot be used: the input's fault, unlike a disk that is full.
 _MISNAMED = {
     errno.EACCES,
+    errno.EEXIST,
     errno.EISDIR,
     errno.ELOOP,
     errno.ENAMETOOLONG,

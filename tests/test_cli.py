@@ -16,7 +16,8 @@ from metajax.arguments import COMMANDS, parse
 from metajax.errors import InputError
 from metajax.reading import read_bytes
 from metajax.stages.option import _ELSEWHERE, flag
-from metajax.stages.settings import MetatrainSettings
+from metajax.stages.predict import predict
+from metajax.stages.settings import MetatrainSettings, PredictSettings
 
 NO_HEAVY_IMPORT = """
 import contextlib, sys
@@ -235,3 +236,60 @@ def test_lists_of_numbers_are_shown_on_a_line(capsys):
     assert json.loads(out) == {"labels": labels, "loss": [0.5, 2e-5], "confusion": confusion}
     assert '"loss": [0.5, 2e-05],' in out
     assert "[1, 20],\n" in out
+
+
+INTERRUPTED_WHILE_COLLECTING = """
+import gc, signal, sys, time
+from metajax import cli
+
+def stage(name, chosen):
+    gc.callbacks.append(lambda *_: signal.raise_signal(signal.SIGINT))
+    gc.collect()
+    time.sleep(20)
+    print("went on")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli._run = stage
+sys.argv[1:] = ["lineage", "--model", "m"]
+cli.run()
+"""
+
+
+def test_an_interrupt_while_garbage_is_collected_stops_too():
+    """Python drops what is raised there, and JAX has code that runs there."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_WHILE_COLLECTING], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "metajax: stopped\n")
+
+
+OPENS_FILES = """
+import os, sys
+from metajax import cli
+
+def stage(name, chosen):
+    number = os.open(chosen.output, os.O_WRONLY | os.O_CREAT)
+    os.write(1, b"of a library")
+    os.write(2, b"of a library")
+    assert number > 2, number
+
+cli._run = stage
+sys.argv[1:] = ["export", "--model", "m", "--output", sys.argv[1]]
+cli.run()
+"""
+
+
+def test_files_are_kept_apart_from_standard_streams_that_are_closed(tmp_path):
+    command = f'exec "{sys.executable}" -c "$0" "$1" <&- >&- 2>&-'
+    done = subprocess.run(["sh", "-c", command, OPENS_FILES, str(tmp_path / "file")])
+    assert done.returncode == 0
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout"])
+def test_predict_needs_the_streams_that_it_uses(stream, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, stream, None)
+    monkeypatch.setattr("metajax.stages.predict.open_classifier", lambda *_: None)
+    name, option = ("input", "--input") if stream == "stdin" else ("output", "--output")
+    with pytest.raises(InputError, match=f"^standard {name}: is closed; name a file with {option}"):
+        predict(PredictSettings(model="m"))

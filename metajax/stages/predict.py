@@ -35,6 +35,8 @@ def predict(settings: PredictSettings) -> None:
         InputError: the input cannot be used.
     """
     target = None if settings.output == "-" else writable(settings.output, settings.input)
+    if target is None and sys.stdout is None:
+        raise InputError("standard output: is closed; name a file with --output")
     classifier = open_classifier(settings.model, settings.task)
     if settings.max_length is not None:
         classifier = classifier._replace(max_length=settings.max_length)
@@ -88,6 +90,8 @@ def read_texts(source: str) -> tuple[list[str], list[str] | None]:
     Raises:
         InputError: they cannot be read.
     """
+    if source == "-" and sys.stdin is None:
+        raise InputError("standard input: is closed; name a file with --input")
     if source == "-":
         content, name = sys.stdin.buffer.read(), "standard input"
     elif Path(source).is_file():

@@ -111,6 +111,9 @@ def check_writable(path: Path) -> None:
     """
     existing = path
     while not existing.exists() and existing != existing.parent:
+        if existing.is_symlink():
+            target = os.readlink(existing)
+            raise InputError(f"{existing}: links to {target}, which does not exist: make it")
         existing = existing.parent
     if not existing.is_dir():
         raise InputError(f"{existing}: is not a directory: name another")

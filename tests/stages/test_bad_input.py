@@ -259,6 +259,10 @@ def test_directories_that_cannot_be_written(tmp_path, monkeypatch):
     for place in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(InputError, match="/file: is not a directory: name another"):
             check_writable(place)
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for place in (tmp_path / "link", tmp_path / "link" / "run"):
+        with pytest.raises(InputError, match=r"link: links to .*gone, which does not exist"):
+            check_writable(place)
     check_writable(tmp_path / "new" / "run")
     # Permissions do not hold root back.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
