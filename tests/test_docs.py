@@ -265,7 +265,7 @@ def test_every_block_runs(page, desk):
     [
         ("```\nx\n```\n", "say what the block is"),
         ("```python\n1 / 0\n```\n", "division by zero"),
-        ("```sh\nmetajax adapt --modle x\n```\n", "is it --model?"),
+        ("```sh\nmetajax adapt --modle x\n```\n", "did you mean --model?"),
         ("```sh\nmetajax lineage --model nowhere\n```\n", "nowhere"),
         ("```sh\nsrun metajax demo\n```\n", "mark the block"),
         ("<!-- not run: Slurm -->\n\n```sh\nsrun metajax dmeo\n```\n", "dmeo"),

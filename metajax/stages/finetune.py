@@ -87,6 +87,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
             make_tasks=make_tasks,
             num_steps=steps,
             measure=measure,
+            measured_on="the tasks' dev sets" if dev_examples else "nothing; give --dev",
         ),
         source.params,
     )

@@ -48,6 +48,7 @@ class Stage(NamedTuple):
         make_tasks: the tasks of step n, a function of n alone.
         num_steps: outer steps in all.
         measure: `(params) -> JSON object`, called before the first step and after the last.
+        measured_on: what data that is, in words: of the training classes or of others?
         chunk_size: see `metajax.outer_loop`.
     """
 
@@ -58,6 +59,7 @@ class Stage(NamedTuple):
     make_tasks: MakeTasks
     num_steps: int
     measure: Callable[[Params], dict[str, Any]]
+    measured_on: str
     chunk_size: int | None = None
 
 
@@ -69,7 +71,8 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
         params: where a new run starts; used up.
 
     Returns:
-        What `measure` said `before` and `after`; also written to `results.json`.
+        What `measure` said `before` and `after`, and `measured_on`; also written to
+        `results.json`.
     """
     run, settings = stage.run, stage.settings
     first = hosts.is_first()
@@ -116,7 +119,11 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
             state = _take_steps(stage, outer, state, log, checkpoints, stop)
             with stop.at_once():
                 after = stage.measure(hosts.whole(state.meta_params))
-            results = {"before": log.rows[0]["before"], "after": after}
+            results = {
+                "measured_on": stage.measured_on,
+                "before": log.rows[0]["before"],
+                "after": after,
+            }
             track({"step": stage.num_steps, "after": after})
     if first:
         write_results(run, results)
@@ -168,13 +175,17 @@ def _take_steps(
     first, save_every = int(state.step), stage.settings.save_every
     steps, shown = range(first, stage.num_steps), hosts.is_first()
     what, profiled = stage.run.record["stage"], stage.settings.profile and shown
-    clock = _Clock()
+    clock, compiled = _Clock(), set[Any]()
     with (
         Progress(what, "step", stage.num_steps, done=first, shown=shown) as progress,
         Profile(stage.run, steps, wanted=profiled) as profile,
     ):
         for step, tasks in _prefetched(stage.make_tasks, steps, clock):
             profile.before(step)
+            shapes = tuple(leaf.shape for leaf in jax.tree.leaves(tasks))
+            if shapes not in compiled:
+                compiled.add(shapes)
+                progress.compiling()
             state, metrics = outer.step(state, tasks)
             row = _row(step + 1, metrics)  # Waits for the step.
             log.write(row | clock.lap() | _peak_memory())

@@ -22,14 +22,15 @@ from metajax.stages.tasks import fingerprints, load, tokenized
 from metajax.types import Params, Task
 
 _MEASURED_EPISODES = 32
+_MEASURED_ON = "new episodes of the training classes (for unseen classes: metajax evaluate)"
 
 
 def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
     """Trains an initialisation that adapts to the tasks' episodes in a few gradient steps.
 
     Returns:
-        `before` and `after`: mean query `accuracy` and its `ci95` (0..1) on episodes of the
-        training classes that no step sees.
+        `before` and `after`: mean query `accuracy` and its `ci95` (0..1) on episodes that no step
+        sees, of the training classes, as `measured_on` says.
 
     Raises:
         InputError: the input cannot be used.
@@ -78,6 +79,7 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
             ),
             num_steps=settings.steps,
             measure=measure,
+            measured_on=_MEASURED_ON,
             chunk_size=settings.chunk_size,
         ),
         few_shot.params,

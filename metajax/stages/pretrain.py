@@ -72,6 +72,7 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
             make_tasks=make_tasks,
             num_steps=settings.steps,
             measure=measure,
+            measured_on="the part of the text that no step sees (--held-out)",
         ),
         source.params,
     )

@@ -14,6 +14,8 @@ _log = logging.getLogger("metajax")
 # Its level alone counts: above INFO, nothing is shown.
 PROGRESS = logging.getLogger("metajax.progress")
 _SECONDS = 30  # Between two lines.
+# tqdm's own time left takes the first step, which compiles, for one of many.
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
 class Progress:
@@ -33,12 +35,18 @@ class Progress:
         terminal = sys.stderr.isatty()
         shown = shown and PROGRESS.level <= logging.INFO
         self._bar = tqdm(
-            desc=what, unit=unit, total=total, initial=done, disable=not (shown and terminal)
+            desc=what,
+            unit=unit,
+            total=total,
+            initial=done,
+            disable=not (shown and terminal),
+            bar_format=None if total is None else _BAR,
         )
         self._lines = shown and not terminal
         self._what, self._unit, self._total, self._done = what, unit, total, done
-        self._said = time.monotonic()
-        self._first: tuple[float, int] | None = None
+        self._said = self._last = time.monotonic()
+        self._compiles = False
+        self._seconds = self._timed = 0.0  # Of those that did not compile, and how many.
 
     def __enter__(self) -> Self:
         return self
@@ -46,33 +54,40 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
+    def compiling(self) -> None:
+        """The next one compiles first: it takes longer, and says nothing of the others' time."""
+        self._compiles = True
+        self._bar.set_postfix_str("compiling")
+        if self._lines:
+            _log.info("%s: compiling for %s %d", self._what, self._unit, self._done + 1)
+
     def update(self, note: str = "") -> None:
         """One more is done; `note` says how it went."""
-        self._done += 1
         now = time.monotonic()
-        if self._first is None:
-            self._first = now, self._done
-        self._bar.set_postfix_str(note, refresh=False)
+        if not self._compiles:
+            self._seconds, self._timed = self._seconds + now - self._last, self._timed + 1
+        self._last, self._compiles, self._done = now, False, self._done + 1
+        left = self._left()
+        self._bar.set_postfix_str(", ".join(filter(None, (left, note))), refresh=False)
         self._bar.update()
         if self._lines and now - self._said >= _SECONDS:
             self._said = now
-            far = self._far(now, *self._first)
+            far = str(self._done) if self._total is None else f"{self._done} of {self._total}"
+            far += f" ({left})" if left else ""
             _log.info("%s: %s %s, %s", self._what, self._unit, far, note or "done")
 
-    def _far(self, now: float, begun: float, first: int) -> str:
-        """What is done, and from the second on what is left: the first one compiles."""
-        if self._total is None:
-            return f"{self._done}"
-        far = f"{self._done} of {self._total}"
-        if self._done == first:
-            return far
-        left = (now - begun) / (self._done - first) * (self._total - self._done)
-        return f"{far} ({tqdm.format_interval(left)} left)"
+    def _left(self) -> str:
+        """The time that the others will take, without compiling; empty while that is unknown."""
+        if self._total is None or not self._timed:
+            return ""
+        left = self._seconds / self._timed * (self._total - self._done)
+        return f"{tqdm.format_interval(left)} left"
 
 
 def progress(items: Sequence[T], what: str, unit: str) -> Iterator[T]:
-    """The items, counted as they are done."""
+    """The items, counted as they are done; the first one compiles what the others use."""
     with Progress(what, unit, len(items)) as counted:
+        counted.compiling()
         for item in items:
             yield item
             counted.update()

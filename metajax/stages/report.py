@@ -111,10 +111,11 @@ def _before_and_after(runs: Sequence[Run]) -> str:
     for run in runs:
         before = _measures(run.metrics[0].get("before", {}) if run.metrics else {})
         after = _measures((run.results or {}).get("after", {}))
-        rows += [(run.name, name, before[name], after.get(name, "")) for name in before]
+        data = (run.results or {}).get("measured_on", "")
+        rows += [(run.name, name, data, before[name], after.get(name, "")) for name in before]
     if not rows:
         return note("None of these runs measures before and after its steps.")
-    return table(("run", "measure", "before", "after"), rows, words=2)
+    return table(("run", "measure", "measured on", "before", "after"), rows, words=3)
 
 
 def _measures(found: dict[str, Any]) -> dict[str, str]:

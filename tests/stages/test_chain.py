@@ -52,7 +52,7 @@ def test_what_a_training_stage_leaves(chain, stage, steps, kept):
 
 def test_what_pretrain_reports(chain):
     results = json.loads((chain.pretrain / "results.json").read_text())
-    for found in results.values():
+    for found in (results["before"], results["after"]):
         assert found.keys() == {"loss", "perplexity", "accuracy"}
         assert np.isclose(found["perplexity"], np.exp(found["loss"]))
     assert results["before"]["loss"] != results["after"]["loss"]
@@ -60,16 +60,17 @@ def test_what_pretrain_reports(chain):
 
 def test_what_metatrain_reports(chain):
     results = json.loads((chain.metatrain / "results.json").read_text())
-    for found in results.values():
+    for found in (results["before"], results["after"]):
         assert found.keys() == {"accuracy", "ci95"}
         assert 0 < found["accuracy"] <= 1
+    assert results["measured_on"].startswith("new episodes of the training classes (")
     rows = tiny.rows_of(chain.metatrain)[1:]
     assert all(len(row["support_loss"]) == 1 and 0 <= row["accuracy"] <= 1 for row in rows)
 
 
 def test_finetune_reports_each_tasks_own_metrics(chain, material):
     results = json.loads((chain.finetune / "results.json").read_text())
-    for found in results.values():
+    for found in (results["before"], results["after"]):
         assert found.keys() == {"glue:mrpc", str(material.three)}
         assert found["glue:mrpc"].keys() == {"accuracy", "f1"}
         assert found[str(material.three)].keys() == {"accuracy"}

@@ -150,7 +150,7 @@ def test_what_was_measured_and_what_it_took(made, chain):
     page = Page(made.html)
     results = json.loads((chain.pretrain / "results.json").read_text())
     loss = [f"{results[when]['loss']:.4f}" for when in ("before", "after")]
-    assert ["pretrain", "loss", *loss] in page.rows
+    assert ["pretrain", "loss", results["measured_on"], *loss] in page.rows
     seconds = [row["seconds"] for row in tiny.rows_of(chain.pretrain)[1:]]
     (cost,) = [row for row in page.rows if row[:2] == ["pretrain", "6"]]
     assert cost[3] == f"{np.median(seconds):.3f}"

@@ -111,13 +111,20 @@ def test_where_there_is_no_terminal_a_line_comes_now_and_then(caplog, monkeypatc
     now = [0.0]
     monkeypatch.setattr("metajax.stages.progress.time.monotonic", lambda: now[0])
     with caplog.at_level(logging.INFO, "metajax"), Progress("train", "step", 9, done=1) as counted:
-        for seconds, note in ((31, "loss 5"), (41, "loss 4"), (61, "loss 3"), (90, "loss 2")):
+        steps = ((31, "loss 5"), (41, "loss 4"), (61, "loss 3"), (390, "loss 2"), (420, "loss 1"))
+        for seconds, note in steps:
+            if note in ("loss 5", "loss 2"):
+                counted.compiling()
             now[0] = seconds
             counted.update(note)
-    # The first step, which compiles, says nothing of the others.
+    # The steps that compile say nothing of the others: 10, 20 and 30 seconds.
     assert caplog.messages == [
+        "train: compiling for step 2",
         "train: step 2 of 9, loss 5",
         "train: step 4 of 9 (01:15 left), loss 3",
+        "train: compiling for step 5",
+        "train: step 5 of 9 (01:00 left), loss 2",
+        "train: step 6 of 9 (01:00 left), loss 1",
     ]
     assert capsys.readouterr().err == ""
 
@@ -125,4 +132,6 @@ def test_where_there_is_no_terminal_a_line_comes_now_and_then(caplog, monkeypatc
 def test_on_a_terminal_there_is_a_bar(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert list(progress("abc", "read", "letter")) == ["a", "b", "c"]
-    assert re.search(r"read: 100%.*3/3", capsys.readouterr().err)
+    assert re.search(
+        r"read: +0%.*compiling.*100%.*3/3.*, 00:00 left", capsys.readouterr().err, re.S
+    )

@@ -138,6 +138,7 @@ def make_stage(tmp_path):
             make_tasks=note_and_make_tasks,
             num_steps=settings.steps,
             measure=measure,
+            measured_on="sums",
             chunk_size=chunk_size,
         )
         return stage
@@ -196,7 +197,10 @@ def test_a_run_takes_the_steps_that_its_settings_ask_for(make_stage):
     assert make_stage.noted.steps == list(range(STEPS))
     assert_close(make_stage.noted.measured, [initial_params(), expected])
     total = [sum(leaf.sum() for leaf in jax.tree.leaves(p)) for p in make_stage.noted.measured]
-    assert_close(results, {"before": {"total": total[0]}, "after": {"total": total[1]}})
+    assert results["measured_on"] == "sums"
+    numbers = {when: results[when] for when in ("before", "after")}
+    assert_close(numbers, {"before": {"total": total[0]}, "after": {"total": total[1]}})
+    assert list(results) == ["measured_on", "before", "after"]
     assert first == {"step": 0, "before": results["before"]}
     assert json.loads((make_stage.workdir / "results.json").read_text()) == results
 
