@@ -41,16 +41,29 @@ def read_bytes(path: str | Path) -> bytes:
     raise InputError(f"{path}: {problem}")
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, unique: bool = False) -> Any:
     """Returns what JSON text holds.
+
+    Args:
+      text: The text.
+      unique: Whether an object that has a name twice is refused; else the last one counts.
 
     Raises:
       ValueError: If it is not JSON, is nested too deeply, or has a number of too many digits.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique_names if unique else None)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is given twice")
+    return found
 
 
 def is_number(value: Any, *, finite: bool = True) -> bool:

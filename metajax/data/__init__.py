@@ -11,6 +11,7 @@ from metajax.data.batches import (
     supervised_eval_batches,
 )
 from metajax.data.draws import Draws, fixed_episodes, join_draws
+from metajax.data.duplicates import Duplicates, find_duplicates
 from metajax.data.episodes import Episodes, EpisodeSpec, check_episodes, sample_episodes
 from metajax.data.hub import has_split
 from metajax.data.masking import (
@@ -36,6 +37,7 @@ from metajax.data.text import (
 __all__ = [
     "Blocks",
     "Draws",
+    "Duplicates",
     "EpisodeSpec",
     "Episodes",
     "MaskRule",
@@ -45,6 +47,7 @@ __all__ = [
     "TokenizedTask",
     "Tokens",
     "check_episodes",
+    "find_duplicates",
     "fingerprint",
     "fit_episodes",
     "fixed_episodes",

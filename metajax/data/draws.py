@@ -6,13 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from metajax.data.duplicates import Example, examples
 from metajax.data.episodes import Episodes
 from metajax.data.tasks import TaskData
 from metajax.errors import InputError
 
 _MOST_QUERIES = 1024  # Classified at once: an episode of more is cut, its support set the same.
-
-_Example = tuple[str, str]  # Its texts, the second one empty where there is one.
 
 
 class Draws(NamedTuple):
@@ -65,9 +64,9 @@ def join_draws(task: TaskData, draws: Sequence[TaskData]) -> Draws:
     """
     texts, labels = list(task.texts), [task.labels]
     pairs = None if task.pairs is None else list(task.pairs)
-    examples, support, query = _examples(task), [], []
+    own, support, query = _examples(task), [], []
     known = _labels_of(task)
-    seen: dict[tuple[tuple[_Example, str], ...], str] = {}
+    seen: dict[tuple[tuple[Example, str], ...], str] = {}
     for draw in draws:
         _check_draw(task, draw, known)
         rows = tuple(sorted(_labelled(draw)))
@@ -82,7 +81,7 @@ def join_draws(task: TaskData, draws: Sequence[TaskData]) -> Draws:
         labels.append(order[draw.labels])
         support.append(np.arange(begin, len(texts)))
         drawn = set(_examples(draw))
-        query.append(np.flatnonzero([each not in drawn for each in examples]))
+        query.append(np.flatnonzero([each not in drawn for each in own]))
         if not len(query[-1]):
             raise InputError(f"{draw.name}: holds all of {task.name}: nothing is left to classify")
     joined = task._replace(texts=texts, pairs=pairs, labels=np.concatenate(labels))
@@ -142,7 +141,7 @@ def fixed_episodes(draws: Draws) -> tuple[list[Episodes], np.ndarray]:
     return episodes, np.array(of)
 
 
-def _check_draw(task: TaskData, draw: TaskData, known: Mapping[_Example, set[str]]) -> None:
+def _check_draw(task: TaskData, draw: TaskData, known: Mapping[Example, set[str]]) -> None:
     """Checks that a draw may be of the task, whose labels of each example are `known`."""
     if (draw.pairs is None) != (task.pairs is None):
         raise InputError(
@@ -166,25 +165,23 @@ def _check_draw(task: TaskData, draw: TaskData, known: Mapping[_Example, set[str
             )
 
 
-def _examples(task: TaskData) -> list[_Example]:
-    """Each example's texts, whatever white space is in them."""
-    pairs = zip(task.texts, task.pairs or [""] * len(task.texts))
-    return [(" ".join(text.split()), " ".join(pair.split())) for text, pair in pairs]
+def _examples(task: TaskData) -> list[Example]:
+    return examples(task.texts, task.pairs)
 
 
-def _labelled(task: TaskData) -> list[tuple[_Example, str]]:
+def _labelled(task: TaskData) -> list[tuple[Example, str]]:
     return [(each, task.label_names[n]) for each, n in zip(_examples(task), task.labels)]
 
 
-def _labels_of(task: TaskData) -> dict[_Example, set[str]]:
+def _labels_of(task: TaskData) -> dict[Example, set[str]]:
     """The labels of each example; data may have a text twice, and not agree with itself."""
-    found = collections.defaultdict[_Example, set[str]](set)
+    found = collections.defaultdict[Example, set[str]](set)
     for example, label in _labelled(task):
         found[example].add(label)
     return found
 
 
-def _shortened(example: _Example) -> str:
+def _shortened(example: Example) -> str:
     return " with ".join(repr(text[:40]) for text in example if text)
 
 

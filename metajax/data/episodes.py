@@ -42,7 +42,8 @@ class Episodes(NamedTuple):
     Attributes:
       task: int64 [T]; which data set.
       support: int64 [T, S]; rows of that data set.
-      query: int64 [T, Q]; rows of that data set, none of them in support.
+      query: int64 [T, Q]; rows of that data set, none of them in support (and none with a text
+        of support, unless the data set keeps duplicates).
       support_labels: int32 [T, S]; class within the episode, 0 at padding.
       query_labels: int32 [T, Q].
       support_mask: float32 [T, S]; 0 at padding.
@@ -79,7 +80,7 @@ def check_episodes(tasks: Sequence[TaskData | TokenizedTask], spec: EpisodeSpec)
 
     Raises:
       InputError: For a regression, a task with fewer classes than ways, or a class with
-        fewer examples than shots and queries together.
+        fewer examples to draw than shots and queries together.
 
     Examples:
       >>> import metajax.data as data, numpy as np
@@ -99,11 +100,14 @@ def check_episodes(tasks: Sequence[TaskData | TokenizedTask], spec: EpisodeSpec)
                 f"{task.name}: has {classes} classes, fewer than {spec.ways} ways; "
                 "ask for fewer ways or give more classes"
             )
-        counts = np.bincount(task.labels, minlength=classes)
+        drawn = task.drawn_rows() if isinstance(task, TaskData) else task.rows_by_class
+        counts = [len(rows) for rows in drawn]
         least = int(np.argmin(counts))
         if counts[least] < need:
+            every = int(np.sum(task.labels == least))
+            own = "" if every == counts[least] else f"{counts[least]} texts of its own in "
             raise InputError(
-                f"{task.name}: class {task.label_names[least]!r} has {counts[least]} examples, "
+                f"{task.name}: class {task.label_names[least]!r} has {own}{every} examples, "
                 f"fewer than {spec.shots} shots and {spec.queries} queries; "
                 + (
                     f"ask for fewer (a word is a class if {FEWEST} passages are its own)"

@@ -143,7 +143,7 @@ def _read_json_lines(path: str | Path) -> Table:
     names: dict[str, None] = {}
     for number, line in numbered_lines(path):
         try:
-            row = parse_json(line)
+            row = parse_json(line, unique=True)
         except ValueError as error:
             raise InputError(
                 f"{path}:{number}: is not JSON ({error}); write one object a line"

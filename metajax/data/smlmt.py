@@ -6,12 +6,18 @@ classes are its words, and episodes are drawn from it as from any other.
 """
 
 import collections
+import itertools
+import logging
 import re
 from pathlib import Path
 
+import numpy as np
+
+from metajax.data.duplicates import find_duplicates
 from metajax.data.readers import numbered_lines
 from metajax.errors import InputError
 
+_log = logging.getLogger("metajax")
 MASK = "[MASK]"  # In a passage; what a model reads is its own tokenizer's.
 # A word is a class if so many passages are its own; enough for the usual shots and queries.
 FEWEST = 20
@@ -19,7 +25,7 @@ _WORD = re.compile(r"[^\W\d_]{3,}")
 _AROUND = 12  # Words kept on each side of the hidden one: most texts are then not cut.
 
 
-def hidden_words(path: str | Path) -> list[tuple[str, str]]:
+def hidden_words(path: str | Path, *, keep_duplicates: bool = False) -> list[tuple[str, str]]:
     """Passages of a text, each with one of its words hidden.
 
     A line gives at most one passage, around the rarest of its words that enough lines have, so
@@ -27,6 +33,7 @@ def hidden_words(path: str | Path) -> list[tuple[str, str]]:
 
     Args:
       path: Plain text, a sentence or paragraph a line.
+      keep_duplicates: Whether passages that come again, or that fit several words, are kept.
 
     Returns:
       (passage, word) of each, in the order of the lines; at least two words have 20 or more each.
@@ -43,6 +50,15 @@ def hidden_words(path: str | Path) -> list[tuple[str, str]]:
         if eligible:
             word = min(eligible, key=lambda word: (lines_with[word], word))
             rows.append((_hide(line, word), word))
+    if rows and not keep_duplicates:
+        passages, hidden = zip(*rows)
+        once = find_duplicates(passages, None, hidden).once
+        if not once.all():
+            _log.info(
+                "%s: %d of %d passages come again or fit several words: they are left out",
+                *(path, np.sum(~once), len(once)),
+            )
+        rows = list(itertools.compress(rows, once))
     own = collections.Counter(word for _, word in rows)
     rows = [row for row in rows if own[row[1]] >= FEWEST]
     if len({word for _, word in rows}) < 2:

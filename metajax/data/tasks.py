@@ -2,17 +2,19 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from metajax.data.columns import label_column, score_column, sorted_names, text_column
+from metajax.data.duplicates import find_duplicates
 from metajax.data.glue import GLUE, glue_name, glue_path, read_glue
 from metajax.data.hub import hub_address, read_hub
 from metajax.data.readers import Table, numbered_lines, read_table
 from metajax.data.smlmt import hidden_words
+from metajax.data.spelling import normalise
 from metajax.errors import InputError
 from metajax.reading import read_bytes
 
@@ -28,6 +30,9 @@ class TaskData(NamedTuple):
       label_names: The classes in the order of their ids; empty for a regression.
       hides_words: Whether "[MASK]" stands in the texts where a model is to read a hidden word,
         as in those of `smlmt:`.
+      keep_duplicates: Whether episodes are drawn from all examples. By default they are drawn from
+        one example of each text, and from none whose text has several labels, or a text could
+        be in support and query at once.
 
     Examples:
       >>> import numpy as np
@@ -43,6 +48,17 @@ class TaskData(NamedTuple):
     labels: np.ndarray
     label_names: tuple[str, ...]
     hides_words: bool = False
+    keep_duplicates: bool = False
+
+    def drawn_rows(self) -> tuple[np.ndarray, ...]:
+        """Returns for each class the rows that episodes are drawn from, int64 [n_c]."""
+        if not self.label_names:
+            return ()
+        drawn = np.ones(len(self.texts), bool)
+        if not self.keep_duplicates:
+            drawn = find_duplicates(self.texts, self.pairs, self.labels).once
+        classes = range(len(self.label_names))
+        return tuple(np.flatnonzero(drawn & (self.labels == label)) for label in classes)
 
 
 class _Columns(NamedTuple):
@@ -60,6 +76,7 @@ def load_tasks(
     pair_column: str | None = None,
     label_column: str | None = None,
     classes: str | Path | Sequence[str | Path] | None = None,
+    keep_duplicates: bool = False,
 ) -> list[TaskData]:
     r"""Loads tasks, one a spec, in order.
 
@@ -77,6 +94,7 @@ def load_tasks(
       label_column: The column of the label; by default `label`.
       classes: Files of the labels to keep, a label a line; others' examples are left out.
         The words of "smlmt:" are kept, all of them.
+      keep_duplicates: Whether episodes may hold a text more than once (see `TaskData`).
 
     Returns:
       A TaskData a spec.
@@ -95,7 +113,12 @@ def load_tasks(
       (['good film', 'bad film'], [1, 0], ('no', 'yes'))
     """
     columns = _Columns(text_column, pair_column, label_column)
-    tasks = [_load(str(spec), glue_dir, split, columns) for spec in specs]
+    tasks = [
+        _load(str(spec), glue_dir, split, columns, keep_duplicates)._replace(
+            keep_duplicates=keep_duplicates
+        )
+        for spec in specs
+    ]
     if classes is not None:
         paths = [classes] if isinstance(classes, str | Path) else classes
         tasks = _keep_classes(tasks, paths, all_known=split == "train")
@@ -145,11 +168,17 @@ def fingerprint(spec: str, *, glue_dir: str | Path | None = None, split: str = "
     return hashlib.sha256(read_bytes(spec.removeprefix("smlmt:"))).hexdigest()
 
 
-def _load(spec: str, glue_dir: str | Path | None, split: str, columns: _Columns) -> TaskData:
+def _load(
+    spec: str,
+    glue_dir: str | Path | None,
+    split: str,
+    columns: _Columns,
+    keep_duplicates: bool,
+) -> TaskData:
     if spec.startswith("glue:"):
         return _load_glue(glue_name(spec[5:]), glue_dir, split)
     if spec.startswith("smlmt:"):
-        return _hidden_words(spec)
+        return _hidden_words(spec, keep_duplicates)
     order: tuple[str, ...] | None = None
     if spec.startswith("hub:"):
         columns = columns._replace(label=columns.label or "label")
@@ -160,8 +189,9 @@ def _load(spec: str, glue_dir: str | Path | None, split: str, columns: _Columns)
     return _task(spec, table, _find_columns(table, columns), order)
 
 
-def _hidden_words(spec: str) -> TaskData:
-    texts, words = zip(*hidden_words(spec.removeprefix("smlmt:")))
+def _hidden_words(spec: str, keep_duplicates: bool) -> TaskData:
+    path = spec.removeprefix("smlmt:")
+    texts, words = zip(*hidden_words(path, keep_duplicates=keep_duplicates))
     names = tuple(sorted(set(words)))
     labels = np.array([names.index(word) for word in words], np.int32)
     return TaskData(spec, list(texts), None, labels, names, hides_words=True)
@@ -200,12 +230,14 @@ def _task(
     """Builds a task; order is that of the label names, () for a regression, None to sort."""
     assert columns.text is not None
     assert columns.label is not None
-    texts = _texts(table, columns.text)
-    pairs = None if columns.pair is None else _texts(table, columns.pair)
+    texts = text_column(table, columns.text)
+    pairs = None if columns.pair is None else text_column(table, columns.pair)
     if order == ():
-        return TaskData(name, texts, pairs, _scores(table, columns.label), ())
-    labels = _labels(table, columns.label)
-    names = _sorted_names(set(labels)) if order is None else order
+        return TaskData(name, texts, pairs, score_column(table, columns.label), ())
+    labels = label_column(table, columns.label)
+    names = (
+        sorted_names(set(labels)) if order is None else tuple(dict.fromkeys(map(normalise, order)))
+    )
     ids = {label: i for i, label in enumerate(names)}
     if order is not None:  # GLUE writes some classes as their number
         ids = {str(i): i for i in range(len(names))} | ids
@@ -217,61 +249,13 @@ def _task(
     return TaskData(name, texts, pairs, np.array([ids[x] for x in labels], np.int32), names)
 
 
-def _texts(table: Table, column: str) -> list[str]:
-    values = table.column(column)
-    for row, value in enumerate(values):
-        _check_string(value, table, row, column)
-    return values
-
-
-def _labels(table: Table, column: str) -> list[str]:
-    labels = []
-    for row, value in enumerate(table.column(column)):
-        label = str(value) if isinstance(value, int) else value
-        _check_string(label, table, row, column)
-        labels.append(label.strip())
-    return labels
-
-
-def _check_string(value: Any, table: Table, row: int, column: str) -> None:
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise InputError(f"{table.place(row)}: no {column!r}; fill it in or remove the row")
-    if not isinstance(value, str):
-        raise InputError(
-            f"{table.place(row)}: {column!r} is {type(value).__name__}, not text; write a string"
-        )
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise InputError(
-            f"{table.place(row)}: {column!r} holds half a character (a lone surrogate); mend it"
-        ) from None
-
-
-def _scores(table: Table, column: str) -> np.ndarray:
-    scores = []
-    for row, value in enumerate(table.column(column)):
-        try:
-            score = float(value)
-        except (TypeError, ValueError):
-            score = float("nan")
-        if not np.isfinite(score):
-            raise InputError(f"{table.place(row)}: {column!r} is {value!r}, not a number; mend it")
-        scores.append(score)
-    return np.array(scores, np.float32)
-
-
-def _sorted_names(names: set[str]) -> tuple[str, ...]:
-    if all(re.fullmatch(r"[+-]?\d+(\.\d*)?", name, re.ASCII) for name in names):
-        return tuple(sorted(names, key=lambda name: (float(name), name)))
-    return tuple(sorted(names))
-
-
 def _keep_classes(
     tasks: list[TaskData], paths: Sequence[str | Path], *, all_known: bool
 ) -> list[TaskData]:
     """Only the classes listed; all of them must be there, if asked: a dev set may lack some."""
-    kept = {label: f"{path}:{line}" for path in paths for line, label in numbered_lines(path)}
+    kept = {
+        normalise(label): f"{path}:{line}" for path in paths for line, label in numbered_lines(path)
+    }
     labelled = [task for task in tasks if not task.hides_words]
     if not labelled:
         raise InputError(

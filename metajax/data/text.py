@@ -44,7 +44,7 @@ class TokenizedTask(NamedTuple):
       tokens: Its N examples.
       labels: int32 [N], or float32 [N] for a regression.
       label_names: The classes in the order of their ids; empty for a regression.
-      rows_by_class: For each class the rows of its examples, int64 [n_c].
+      rows_by_class: For each class the rows that episodes are drawn from, int64 [n_c].
 
     Examples:
       >>> import metajax.data as data, numpy as np
@@ -197,7 +197,7 @@ def tokenize_task(task: TaskData, tokenizer: Any, max_length: int) -> TokenizedT
         tokens,
         task.labels,
         task.label_names,
-        tuple(np.flatnonzero(task.labels == label) for label in range(len(task.label_names))),
+        task.drawn_rows(),
     )
 
 

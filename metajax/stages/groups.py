@@ -65,16 +65,22 @@ class SizeSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WholeTaskSettings(Settings):
-    """Whether an episode has some classes of a data set, or all."""
+class DrawSettings(Settings):
+    """What episodes are drawn from."""
 
     whole_tasks: bool = option(
         "each data set is a task: all its classes, whatever --ways", False, rare=True
     )
+    keep_duplicates: bool = option(
+        "draw equal texts too: one may be in support and query at once, which makes accuracies too "
+        "high (default: each text once, and none that has several labels)",
+        False,
+        rare=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpisodeSettings(WholeTaskSettings, SizeSettings):
+class EpisodeSettings(DrawSettings, SizeSettings):
     """N-way K-shot episodes."""
 
 

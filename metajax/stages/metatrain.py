@@ -13,7 +13,8 @@ from metajax.stages import hosts
 from metajax.stages.few_shot import open_few_shot
 from metajax.stages.groups import EpisodeSettings
 from metajax.stages.loop import Stage, train
-from metajax.stages.record import make_record
+from metajax.stages.paths import to_path
+from metajax.stages.record import make_record, read_record, recorded
 from metajax.stages.run import open_run
 from metajax.stages.settings import MetatrainSettings
 from metajax.stages.source import describe, text_length
@@ -36,6 +37,7 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
         InputError: the input cannot be used.
     """
     check_split("--meta-batch-size", settings.meta_batch_size, settings.chunk_size)
+    settings = _with_draws(settings)
     tasks = load(settings, split="train")
     spec = episode_spec(settings)
     data.check_episodes(tasks, spec)
@@ -84,6 +86,14 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
         ),
         few_shot.params,
     )
+
+
+def _with_draws(settings: MetatrainSettings) -> MetatrainSettings:
+    """The settings; a run from before `keep_duplicates` goes on as it began, with duplicates."""
+    known = read_record(to_path(settings.workdir))
+    if known is None or "keep_duplicates" in known["settings"]:
+        return settings
+    return dataclasses.replace(settings, keep_duplicates=recorded(known, "keep_duplicates"))
 
 
 def episode_sampler(

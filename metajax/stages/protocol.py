@@ -118,7 +118,8 @@ def _open_random(
     classes = "all classes of a data set" if settings.whole_tasks else f"{ways} ways"
     return Protocol(
         said=f"{count} episodes drawn at random with seed {settings.seed}: {classes}, "
-        f"{spec.shots} shots, {spec.queries} queries a class, each classified by itself",
+        f"{spec.shots} shots, {spec.queries} queries a class, each classified by itself"
+        + _of_duplicates(tasks),
         size=Size(ways, spec.shots, spec.queries),
         examples=examples,
         drawn=drawn,
@@ -127,7 +128,25 @@ def _open_random(
     )
 
 
+def _of_duplicates(tasks: Sequence[data.TaskData]) -> str:
+    """What the draws make of texts that come again, in words; none where there are no such."""
+    found = [data.find_duplicates(task.texts, task.pairs, task.labels) for task in tasks]
+    every = sum(len(task.texts) for task in tasks)
+    repeated = sum(each.repeated for each in found)
+    if not repeated:
+        return ""
+    if tasks[0].keep_duplicates:
+        return f"; equal texts are drawn too, {repeated} of {every} examples have that of another"
+    left_out = every - sum(int(each.once.sum()) for each in found)
+    return f"; each text once, {left_out} of {every} examples are left out"
+
+
 def _published(settings: EvaluateSettings, tasks: Sequence[data.TaskData]) -> Choice:
+    if settings.keep_duplicates:
+        raise InputError(
+            f"{flag('keep_duplicates')}: of --splits no draw has a text of its own to classify: "
+            "leave it out"
+        )
     if len(tasks) != 1:
         raise InputError(f"--splits: draws are of one task, and --tasks has {len(tasks)}: give one")
     [task] = tasks

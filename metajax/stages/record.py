@@ -24,6 +24,8 @@ SETTINGS: dict[str, type[Settings]] = {  # Of the stages that leave a run.
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
 # Settings that those who read a record use; the rest may be as an earlier version had them.
 _NEEDED = {"seed", "max_length", "tasks"}
+# What a record stands for that lacks a setting: it was written before there was one.
+_BEFORE = {"keep_duplicates": True}
 _READ = {"parts", "algorithm", *(field.name for field in dataclasses.fields(InnerSettings))}
 
 
@@ -109,6 +111,11 @@ def _check_record(record: Any) -> None:
         if not isinstance(record["parent"]["path"], str):
             raise TypeError
         _check_record(record["parent"]["record"])
+
+
+def recorded(record: dict[str, Any], name: str) -> Any:
+    """The value of a setting that a run had, whether or not there was such a setting then."""
+    return record["settings"].get(name, _BEFORE.get(name))
 
 
 def identity(parent: dict[str, Any]) -> dict[str, Any]:

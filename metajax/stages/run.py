@@ -24,7 +24,7 @@ from metajax.reading import parse_json
 from metajax.stages.config import write_config
 from metajax.stages.option import Settings, flag
 from metajax.stages.paths import children, filling, in_bucket, to_path, write_object
-from metajax.stages.record import identity, read_record
+from metajax.stages.record import identity, read_record, recorded
 
 _log = logging.getLogger("metajax")
 _KEPT = ("run.json", "config.yaml", "metrics.jsonl", "results.json", "model", "checkpoints")
@@ -159,7 +159,7 @@ def _belongs_to_run(path: Path) -> bool:
 def _difference(known: dict[str, Any], new: dict[str, Any], settings: Settings) -> str | None:
     """The first setting, file or weight that matters and is not as it was."""
     for setting in dataclasses.fields(settings):
-        old_value = known["settings"].get(setting.name)
+        old_value = recorded(known, setting.name)
         value = new["settings"][setting.name]
         if setting.metadata["matters"] and old_value != value:
             return f"{flag(setting.name)} was {old_value}, is now {value}"

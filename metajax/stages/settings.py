@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from metajax.stages.groups import (
     AlgorithmSettings,
     BatchSettings,
+    DrawSettings,
     EpisodeSettings,
     InnerSettings,
     ModelSettings,
     SizeSettings,
     TaskSettings,
     TrainSettings,
-    WholeTaskSettings,
 )
 from metajax.stages.option import Settings, option
 
@@ -110,7 +110,7 @@ class PredictSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings(ModelSettings, TaskSettings, WholeTaskSettings, InnerSettings):
+class EvaluateSettings(ModelSettings, TaskSettings, DrawSettings, InnerSettings):
     """Methods compared on the same episodes."""
 
     methods: tuple[str, ...] = option(

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from metajax import data
-from metajax.errors import InputError
+from metajax.errors import InputError, printable
 from metajax.models import Bert
-from metajax.stages.groups import TaskSettings
+from metajax.stages.groups import DrawSettings, TaskSettings
 
 _log = logging.getLogger("metajax")
 
@@ -17,8 +17,12 @@ _log = logging.getLogger("metajax")
 def load(
     settings: TaskSettings, *, split: str, specs: Sequence[str] | None = None
 ) -> list[data.TaskData]:
-    """The data sets that the settings name, or those of `specs` read the same way."""
-    return data.load_tasks(
+    """The data sets that the settings name, or those of `specs` read the same way.
+
+    What is wrong with equal texts in them is logged.
+    """
+    drawn = isinstance(settings, DrawSettings) and not getattr(settings, "splits", None)
+    tasks = data.load_tasks(
         settings.tasks if specs is None else specs,
         glue_dir=settings.glue_dir,
         split=split,
@@ -26,7 +30,41 @@ def load(
         pair_column=settings.pair_column,
         label_column=settings.label_column,
         classes=settings.classes,
+        keep_duplicates=isinstance(settings, DrawSettings) and settings.keep_duplicates,
     )
+    for task in tasks:
+        _report_duplicates(task, drawn=drawn)
+    return tasks
+
+
+def _report_duplicates(task: data.TaskData, *, drawn: bool) -> None:
+    """Logs how many texts have several labels and, where episodes are drawn, come again."""
+    if not task.label_names:
+        return
+    found = data.find_duplicates(task.texts, task.pairs, task.labels)
+    left_out = drawn and not task.keep_duplicates
+    if found.conflicting.any():
+        row = int(np.argmax(found.conflicting))
+        labels = sorted(set(task.labels[found.first == row]))
+        _log.warning(
+            "%s: %d texts have several labels, such as %r (%s): %s",
+            task.name,
+            len(set(found.first[found.conflicting])),
+            printable(task.texts[row][:60]),
+            printable(" and ".join(repr(task.label_names[label]) for label in labels)),
+            "no episode has them" if left_out else "correct all but one of them",
+        )
+    if drawn and found.repeated:
+        _log.log(
+            logging.INFO if left_out else logging.WARNING,
+            "%s: %d of %d examples have the text of another: %s",
+            task.name,
+            found.repeated,
+            len(task.labels),
+            "an episode has a text once (--keep-duplicates: as often as it is drawn)"
+            if left_out
+            else "episodes may have it in support and query, which makes accuracies too high",
+        )
 
 
 def fingerprints(settings: TaskSettings) -> dict[str, str]:
@@ -54,6 +92,8 @@ def tokenized(tasks: Sequence[data.TaskData], model: Bert, length: int) -> list[
 def relabel(task: data.TaskData, training: data.TaskData) -> data.TaskData:
     """The task with its classes numbered as in the training file.
 
+    Says how many of its texts the training file has too.
+
     Raises:
         InputError: it has one that is not there, or one of the two has scores and no classes, or
             pairs of texts.
@@ -74,10 +114,24 @@ def relabel(task: data.TaskData, training: data.TaskData) -> data.TaskData:
             f"{task.name}: has the label {unknown[0]!r}, which the training file has not: "
             "use the same labels in both"
         )
+    _warn_of_shared(task, training)
     if task.label_names == names:
         return task
     order = np.array([names.index(name) for name in task.label_names], np.int32)
     return task._replace(labels=order[task.labels], label_names=names)
+
+
+def _warn_of_shared(task: data.TaskData, training: data.TaskData) -> None:
+    both = [*training.texts, *task.texts], [*(training.pairs or ()), *(task.pairs or ())]
+    size = len(training.texts)
+    first = data.find_duplicates(both[0], both[1] or None, np.zeros(len(both[0]))).first
+    shared = int(np.sum(first[size:] < size))
+    if shared:
+        _log.warning(
+            "%s: %d of %d examples are in the training file too: what is measured on them is too "
+            "good",
+            *(task.name, shared, len(task.texts)),
+        )
 
 
 def batch_of(task: data.TokenizedTask) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def test_hosts_pack_their_shares_as_the_whole(glue):
 def test_check_episodes(glue, intents):
     check_episodes(intents, SPEC)
     check_episodes(glue, WHOLE)
-    data = TaskData("d.csv", ["t"] * 5, None, np.array([0, 0, 0, 1, 1], np.int32), ("p", "q"))
+    data = TaskData("d.csv", list("tuvwx"), None, np.array([0, 0, 0, 1, 1], np.int32), ("p", "q"))
     check_episodes([data], EpisodeSpec(2, 1, 1))
     with pytest.raises(
         InputError, match=r"d\.csv: has 2 classes, fewer than 3 ways; ask for fewer"

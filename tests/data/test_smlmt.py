@@ -48,7 +48,7 @@ def test_upper_case_and_punctuation_are_no_way_to_peek(tmp_path):
 def test_a_line_is_about_the_rarest_of_its_words_that_enough_lines_have(tmp_path):
     lines = ["Cat dog horse of it"] * 20  # Cat and dog are equally rare.
     lines += ["the horse, and the horse"] * 5 + ["of the the the ox"] * 20
-    rows = hidden_words(write(tmp_path / "t.txt", lines))
+    rows = hidden_words(write(tmp_path / "t.txt", lines), keep_duplicates=True)
     first, last = (f"{MASK} dog horse of it", "cat"), (f"of {MASK} {MASK} {MASK} ox", "the")
     # Horse and the are in 25 lines each, so five lines are about horse, which are too few.
     assert rows == [first] * 20 + [last] * 20
@@ -57,7 +57,9 @@ def test_a_line_is_about_the_rarest_of_its_words_that_enough_lines_have(tmp_path
 def test_a_word_has_three_letters_or_more_and_20_lines_of_its_own(tmp_path):
     # Emu is in 8 lines only. Dog is in 40 lines, but only 19 are about it.
     lines = ["dog, cat!"] * 20 + ["cat emu emu emu"] * 8 + ["a dog"] * 19 + ["dog owl"]
-    rows = hidden_words(write(tmp_path / "t.txt", lines + ["it is owl"] * 19 + ["is it"] * 30))
+    rows = hidden_words(
+        write(tmp_path / "t.txt", lines + ["it is owl"] * 19 + ["is it"] * 30), keep_duplicates=True
+    )
     cats = [f"dog, {MASK}!"] * 20 + [f"{MASK} emu emu emu"] * 8
     owls = [f"dog {MASK}"] + [f"it is {MASK}"] * 19
     assert rows == [(text, "cat") for text in cats] + [(text, "owl") for text in owls]
@@ -66,7 +68,7 @@ def test_a_word_has_three_letters_or_more_and_20_lines_of_its_own(tmp_path):
 def test_a_long_line_keeps_what_is_around_the_word(tmp_path):
     long = " ".join(f"{'a' * (n % 2 + 1)}" for n in range(300))
     lines = [f"{long} {kind} {long}" for _ in range(20) for kind in ("cat", "dog")]
-    for passage, _ in hidden_words(write(tmp_path / "t.txt", lines)):
+    for passage, _ in hidden_words(write(tmp_path / "t.txt", lines), keep_duplicates=True):
         words = passage.split()
         assert len(words) == 25
         assert words[12] == MASK
@@ -83,7 +85,7 @@ def test_they_are_tasks_like_others(tmp_path):
 
 def test_a_letter_that_grows_in_lower_case_is_found(tmp_path):
     lines = [line for n in range(20) for line in (f"to \u0130stanbul {n}", f"to Ankara {n}")]
-    rows = hidden_words(write(tmp_path / "t.txt", lines))
+    rows = hidden_words(write(tmp_path / "t.txt", lines), keep_duplicates=True)
     assert [text for text, _ in rows] == [f"to {MASK} {n // 2}" for n in range(40)]
 
 
@@ -91,7 +93,7 @@ def test_the_model_reads_its_own_mask(tmp_path, tokenizer):
     path = write(
         tmp_path / "t.txt", [line for _ in range(20) for line in ("w1 unbelievable", "w3 uns")]
     )
-    (task,) = load_tasks([f"smlmt:{path}"])
+    (task,) = load_tasks([f"smlmt:{path}"], keep_duplicates=True)
     other = copy.deepcopy(tokenizer)
     other.mask_token = "w5"  # Some call it <mask>.
     for each in (tokenizer, other):
@@ -114,6 +116,21 @@ def test_a_passage_that_is_cut_keeps_its_hidden_word(tokenizer):
     assert (tokens.input_ids == tokenizer.mask_token_id).any(1).all()
     whole = tokenize_task(task, tokenizer, 40).tokens
     assert whole.lengths.max() > 12
+
+
+def test_a_passage_comes_once_and_fits_one_word(tmp_path, caplog):
+    lines = [f"{kind} number {n + at}" for n in range(20) for kind, at in (("cat", 0), ("dog", 50))]
+    twice = [line for line in lines for _ in range(2)] + ["cat  number 3", "a cat number 3"]
+    alike = ["cat ox", "dog ox"] * 20  # Nobody can tell which is hidden.
+    path = write(tmp_path / "t.txt", twice + alike)
+    with caplog.at_level("INFO"):
+        (task,) = load_tasks([f"smlmt:{path}"])
+    assert caplog.messages[0].startswith(f"{path}: 81 of 122 passages come again or fit several")
+    assert task.texts[:2] == [f"{MASK} number 0", f"{MASK} number 50"]
+    assert task.texts[-1] == f"a {MASK} number 3"
+    assert len(task.texts) == len(set(task.texts)) == 41
+    (every,) = load_tasks([f"smlmt:{path}"], keep_duplicates=True)
+    assert len(every.texts) == 80 + 2 + 40
 
 
 def test_next_to_labelled_tasks_the_classes_asked_for_are_theirs(tmp_path):

@@ -67,8 +67,8 @@ def test_numeric_labels_are_class_names_in_numeric_order(tmp_path):
     task = load(write(tmp_path / "a.csv", "text,label\n" + "".join(f"t,{x}\n" for x in labels)))
     assert task.label_names == ("-1", "2.5", "9", "10")
     assert task.labels.dtype == np.int32
-    mixed = load(write(tmp_path / "b.csv", "text,label\nt,10\nt,9\nt,nan\n"))
-    assert mixed.label_names == ("10", "9", "nan")
+    mixed = load(write(tmp_path / "b.csv", "text,label\nt,10\nt,9\nt,ten\n"))
+    assert mixed.label_names == ("10", "9", "ten")
     integers = load(
         write_lines(tmp_path / "c.jsonl", *({"text": "t", "label": x} for x in (10, 9)))
     )
@@ -251,6 +251,11 @@ def assert_complaint(message, call):
         ("a.csv", "text,label\nt,a\nu,a\n", "examples of 1 of the classes asked for \\('a'\\)"),
         ("a.jsonl", '{"text": "t", "label": "a"}\n\n{"text": }\n', r"a\.jsonl:3: is not JSON"),
         ("a.jsonl", '{"text": "t", "label": ' + "1" * 5000 + "}\n", r"a\.jsonl:1: is not JSON"),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": "x", "text": "b"}',
+            "1: is not JSON \\('text' is given",
+        ),
         ("a.jsonl", "[" * 100_000 + "\n", r"a\.jsonl:1: is not JSON"),
         ("a.json", '["t", "a"]\n', r"a\.json:1: is not a JSON object"),
         ("a.jsonl", '{"text": "t", "label": "a"}\n{"text": 5, "label": "b"}\n', "2: 'text' is int"),

@@ -95,7 +95,7 @@ DEFAULTS = {
     | SIZES
     | INNER
     | ALGORITHM
-    | {"whole_tasks": False, "learning_rate": 2e-5, "steps": 300},
+    | {"whole_tasks": False, "keep_duplicates": False, "learning_rate": 2e-5, "steps": 300},
     "adapt": MODEL | TASKS | INNER | {"dev": None},
     "predict": {"input": "-", "output": "-", "task": None, "batch_size": 64, "max_length": None},
     "plan": MODEL | SIZES | INNER | ALGORITHM | {"memory": None, "output": None},

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from metajax import checkpoint, data, from_pretrained
-from tests.stages.commands import COMMANDS, pretrain_command
+from tests.stages.commands import COMMANDS, metatrain_command, pretrain_command
 
 SAMPLERS = {
     "pretrain": "pretraining_batch",
@@ -183,3 +183,12 @@ def test_metrics_without_their_first_line_get_one_line(finished, material):
     done = tiny.run(*pretrain_command(material, finished))
     assert done.status == 2
     assert "metrics.jsonl: has lost its first line" in done.err
+
+
+def test_a_run_of_metatrain_from_before_a_setting_goes_on(chain, material, tmp_path):
+    run = shutil.copytree(chain.metatrain, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    del record["settings"]["keep_duplicates"]
+    (run / "run.json").write_text(json.dumps(record))
+    done = tiny.run(*metatrain_command(material, run, chain.pretrain))
+    assert done.status == 0, done.err

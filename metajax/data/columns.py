@@ -1,0 +1,134 @@
+"""A table's columns as texts, labels and scores, each value checked."""
+
+import collections
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from metajax.data.readers import Table
+from metajax.data.spelling import alike, normalise
+from metajax.errors import InputError, printable
+
+_log = logging.getLogger("metajax")
+_MISSING = {"nan", "<na>", "#n/a"}  # What pandas and Excel write of a value that is not there.
+_PERHAPS_MISSING = {"na", "n/a", "none", "null"}
+_NAMED = 5  # Of what is wrong, how many a message names.
+
+
+def text_column(table: Table, column: str) -> list[str]:
+    """Returns a column's texts.
+
+    Raises:
+      InputError: If one is missing, empty, or no text.
+    """
+    values = table.column(column)
+    for row, value in enumerate(values):
+        _check_string(value, table, row, column)
+    _warn_of_missing(table, column, values, _MISSING | _PERHAPS_MISSING)
+    return values
+
+
+def label_column(table: Table, column: str) -> list[str]:
+    """Returns a column's labels, in one spelling each (see `normalise`).
+
+    Says which were spelled in several ways, and which look alike all the same.
+
+    Raises:
+      InputError: If one is missing, empty, or neither text nor a whole number.
+    """
+    written = []
+    for row, value in enumerate(table.column(column)):
+        label = str(value) if isinstance(value, int) else value
+        _check_string(label, table, row, column)
+        written.append(label.strip())
+    names = {label: normalise(label) for label in set(written)}
+    labels = [names[label] for label in written]
+    for row, label in enumerate(labels):
+        if label.casefold() in _MISSING:
+            raise InputError(
+                f"{table.place(row)}: {column!r} is {label!r}, which stands for a missing value; "
+                "fill it in or remove the row"
+            )
+    _warn_of_missing(table, column, labels, _PERHAPS_MISSING)
+    _warn_of_labels(table.source, names)
+    return labels
+
+
+def score_column(table: Table, column: str) -> np.ndarray:
+    """Returns a column's numbers, float32 [N].
+
+    Raises:
+      InputError: If one is missing or no finite number.
+    """
+    scores = []
+    for row, value in enumerate(table.column(column)):
+        try:
+            score = float(value)
+        except (TypeError, ValueError):
+            score = float("nan")
+        if not np.isfinite(score):
+            raise InputError(f"{table.place(row)}: {column!r} is {value!r}, not a number; mend it")
+        scores.append(score)
+    return np.array(scores, np.float32)
+
+
+def sorted_names(names: set[str]) -> tuple[str, ...]:
+    """Returns the names of classes in order, by value if all look like numbers."""
+    if all(re.fullmatch(r"[+-]?\d+(\.\d*)?", name, re.ASCII) for name in names):
+        return tuple(sorted(names, key=lambda name: (float(name), name)))
+    return tuple(sorted(names))
+
+
+def _check_string(value: Any, table: Table, row: int, column: str) -> None:
+    empty = value is None or value != value  # JSON's NaN.
+    if empty or (isinstance(value, str) and not normalise(value)):
+        raise InputError(f"{table.place(row)}: no {column!r}; fill it in or remove the row")
+    if not isinstance(value, str):
+        raise InputError(
+            f"{table.place(row)}: {column!r} is {type(value).__name__}, not text; write a string"
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{table.place(row)}: {column!r} holds half a character (a lone surrogate); mend it"
+        ) from None
+
+
+def _warn_of_missing(
+    table: Table, column: str, values: Sequence[str], names: Iterable[str]
+) -> None:
+    """Says how many values are what often stands for a missing one."""
+    longest = max(map(len, names))
+    rows = [
+        row
+        for row, value in enumerate(values)
+        if len(value) <= longest and value.casefold() in names
+    ]
+    if rows:
+        _log.warning(
+            "%s: %r is %r (%d rows like this), which often stands for a missing value: remove the "
+            "rows if it does",
+            *(table.place(rows[0]), column, values[rows[0]], len(rows)),
+        )
+
+
+def _warn_of_labels(source: str, names: dict[str, str]) -> None:
+    """Says which labels, of their names as written, are one, and which only look so."""
+    merged, similar = collections.defaultdict(list), collections.defaultdict(list)
+    for label, name in sorted(names.items()):
+        merged[name].append(label)
+    for name in sorted(merged):
+        similar[alike(name)].append(name)
+    for groups, what in (
+        (merged, "are taken for one: they differ in white space, invisible characters or Unicode"),
+        (similar, "look alike and are classes of their own: give them one name if they are one"),
+    ):
+        found = [group for group in groups.values() if len(group) > 1]
+        if found:
+            some = ", ".join(" and ".join(map(repr, group)) for group in found[:_NAMED])
+            more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+            _log.warning("%s: the labels %s%s %s", source, printable(some), more, what)
