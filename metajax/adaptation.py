@@ -1,15 +1,19 @@
 """What gradient-based algorithms share: a task reduced, a start, the inner loop, the query loss."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import numpy as np
 import optax
 
+from metajax.checks import check_params, check_task, loss_and_aux
+from metajax.dtypes import is_float, widen
 from metajax.hypergrad import InnerLoss
 from metajax.inner import InnerLoop, fold_in, inner_loop
-from metajax.tree import combine, paths, select
+from metajax.tree import combine, path_name, paths, select
 from metajax.types import (
     AdaptInfo,
     Batch,
@@ -20,7 +24,6 @@ from metajax.types import (
     Reduce,
     Start,
     Task,
-    loss_and_aux,
 )
 
 # Keys of the independent uses of one task's key.
@@ -97,6 +100,7 @@ def adaptation(
     ) -> tuple[Params, AdaptInfo, Any]:
         if start is not None:
             params = start(params, support, fold_in(rng, START))
+        params = check_params(params)
         changed, frozen = select(params, adapted or (lambda path: True))
         if num_steps and not jax.tree.leaves(changed):
             known = ", ".join(sorted(paths(params))[:8])
@@ -104,6 +108,8 @@ def adaptation(
                 f"adapted (or ANIL's head) is true of none of {known}: an inner step would change "
                 "nothing"
             )
+        if num_steps:
+            _check_floats(changed)
         changed, info, watched = loop(
             optimizer,
             changed,
@@ -142,6 +148,57 @@ def adaptation(
             return loss, MetaInfo(loss, aux, info.support_loss)
         _, info, judged = solve(optimizer, params, task.support, rng, judge)
         loss, aux = jax.tree.map(lambda leaf: leaf[-1], judged)
-        return judged[0] @ step_weights, MetaInfo(loss, aux, info.support_loss)
+        return widen(judged[0]) @ step_weights, MetaInfo(loss, aux, info.support_loss)
 
     return Adaptation(adapt, query_loss)
+
+
+def meta_gradient(
+    query_loss: Callable[[Params, Task, Key | None], tuple[jax.Array, MetaInfo]],
+    *,
+    through: Optimizer | None = None,
+) -> Callable[[Params, Task, Key | None], tuple[Params, MetaInfo]]:
+    """The gradient of `(meta_params, task, rng) -> (loss, MetaInfo)`, an algorithm's `meta_grad`.
+
+    Of leaves that are not floating-point it is a zero of JAX's dtype float0.
+
+    Args:
+        query_loss: as `Adaptation` has it, of one optimizer.
+        through: the inner optimizer, if its updates are differentiated.
+    """
+    gradient = jax.grad(query_loss, has_aux=True, allow_int=True)
+
+    def meta_grad(meta_params: Params, task: Task, rng: Key | None) -> tuple[Params, MetaInfo]:
+        if through is not None:
+            _warn_of_infinite_slope(through)
+        return gradient(check_params(meta_params), check_task(task), rng)
+
+    return meta_grad
+
+
+def _warn_of_infinite_slope(optimizer: Optimizer) -> None:
+    """Warns if an update has no finite derivative where an entry of the gradient is zero."""
+    params, grads = np.ones(2, np.float32), np.array([0, 1], np.float32)
+    try:
+        with jax.ensure_compile_time_eval():
+            slope = jax.grad(lambda g: optimizer.update(g, optimizer.init(params), params)[0].sum())
+            finite = np.isfinite(slope(grads)).all()
+    except Exception:  # Traced rates have no value yet, and some optimizers want other parameters.
+        return
+    if not finite:
+        warnings.warn(
+            "inner_optimizer: its update has no finite derivative where a gradient is 0, so the "
+            "meta-gradient may be nan; give Adam eps_root (`optax.adam(rate, eps_root=1e-8)`) or "
+            "set first_order=True",
+            stacklevel=3,
+        )
+
+
+def _check_floats(adapted: Params) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(adapted):
+        if not is_float(leaf):
+            raise TypeError(
+                f"params: leaf {path_name(path)!r} is {leaf.dtype}, and inner steps change only "
+                "floating-point parameters; leave it out with `adapted`, or keep it out of params "
+                "(flax.nnx: `nnx.split(model, nnx.Param, ...)`)"
+            )

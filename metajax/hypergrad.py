@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from metajax.dtypes import is_float
 from metajax.tree import combine, partition
 from metajax.types import Batch, Key, Params
 
@@ -173,8 +174,3 @@ def _put(kept: Any, state: Any, index: jax.Array, every: int) -> Any:
     return jax.tree.map(
         lambda rows, leaf: rows.at[place].set(jnp.where(mine, leaf, rows[place])), kept, state
     )
-
-
-def is_float(leaf: Any) -> bool:
-    """Whether a leaf can have a gradient."""
-    return jnp.issubdtype(leaf.dtype if hasattr(leaf, "dtype") else type(leaf), jnp.inexact)

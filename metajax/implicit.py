@@ -8,8 +8,9 @@ import jax
 import optax
 from jax.scipy.sparse.linalg import cg
 
-from metajax.adaptation import adaptation
-from metajax.hypergrad import InnerLoss, is_float
+from metajax.adaptation import adaptation, meta_gradient
+from metajax.dtypes import is_float, narrow, widen
+from metajax.hypergrad import InnerLoss
 from metajax.inner import InnerLoop, inner_loop
 from metajax.tree import combine, partition
 from metajax.types import AdaptInfo, Batch, Key, LossFn, MetaAlgorithm, Params, Reduce, Start
@@ -89,7 +90,7 @@ def imaml(
     return MetaAlgorithm(
         init=lambda params: params,
         adapt=functools.partial(learner.adapt, inner_optimizer),
-        meta_grad=jax.grad(functools.partial(learner.query_loss, inner_optimizer), has_aux=True),
+        meta_grad=meta_gradient(functools.partial(learner.query_loss, inner_optimizer)),
     )
 
 
@@ -130,7 +131,10 @@ def _implicit_loop(
                 product = jax.jvp(lambda p: gradient(p, smooth), (adapted,), (direction,))[1]
                 return optax.tree.scale(1 / strength, product)
 
-            to_start = solve(lambda direction: along(direction)[0], cotangents[0])
+            def matrix(direction: Params) -> Params:
+                return widen(along(narrow(direction, adapted))[0])
+
+            to_start = narrow(solve(matrix, widen(cotangents[0])), adapted)
             # The minimum moves with what it is a minimum of: the implicit function theorem.
             return to_start, optax.tree.scale(-1, along(to_start)[1]), None
 

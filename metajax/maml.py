@@ -4,10 +4,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import optax
 
-from metajax.adaptation import adaptation
+from metajax.adaptation import adaptation, meta_gradient
 from metajax.types import LossFn, MetaAlgorithm, Reduce, Start
 
 
@@ -30,7 +29,9 @@ def maml(
 
     Args:
         loss_fn: `(params, batch, rng) -> (loss, aux)`, for support and query alike.
-        inner_optimizer: any optax optimizer; see `metajax.inner.inner_loop` for Adam.
+        inner_optimizer: any optax optimizer. Adam needs `eps_root` (`optax.adam(rate,
+            eps_root=1e-8)`) unless first_order: its derivative is not finite where a gradient is
+            zero, and neither is the meta-gradient then.
         num_steps: inner steps, K >= 0.
         first_order: leave out the second derivatives (FOMAML, section 5.2).
         low_memory: exact too, but what an inner step leaves behind no longer grows with its
@@ -77,7 +78,10 @@ def maml(
     return MetaAlgorithm(
         init=lambda params: params,
         adapt=functools.partial(learner.adapt, inner_optimizer),
-        meta_grad=jax.grad(functools.partial(learner.query_loss, inner_optimizer), has_aux=True),
+        meta_grad=meta_gradient(
+            functools.partial(learner.query_loss, inner_optimizer),
+            through=None if first_order or not num_steps else inner_optimizer,
+        ),
     )
 
 

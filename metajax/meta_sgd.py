@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.adaptation import Adaptation, adaptation
+from metajax.adaptation import Adaptation, adaptation, meta_gradient
 from metajax.tree import extend, mask
 from metajax.types import (
     AdaptInfo,
@@ -201,7 +201,7 @@ def _with_rates(
         rates = optimizer(meta_params["rates"], task)
         return learner.query_loss(rates, meta_params["params"], task, rng, step_weights)
 
-    return MetaAlgorithm(init, adapt, jax.grad(query_loss, has_aux=True))
+    return MetaAlgorithm(init, adapt, meta_gradient(query_loss))
 
 
 def _check_rates(rates: Params, grads: Params) -> None:

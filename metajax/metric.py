@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.adaptation import adaptation
+from metajax.adaptation import adaptation, meta_gradient
+from metajax.dtypes import widen
 from metajax.types import Batch, Key, MetaAlgorithm, Params, Reduce, Reduced, Task
 
 Features = Callable[[Params, Batch, Key | None], jax.Array]
@@ -105,7 +106,10 @@ def proto_maml(
     return MetaAlgorithm(
         init=lambda params: params,
         adapt=functools.partial(learner.adapt, inner_optimizer),
-        meta_grad=jax.grad(functools.partial(learner.query_loss, inner_optimizer), has_aux=True),
+        meta_grad=meta_gradient(
+            functools.partial(learner.query_loss, inner_optimizer),
+            through=None if settings.get("first_order") or not num_steps else inner_optimizer,
+        ),
     )
 
 
@@ -190,7 +194,10 @@ def leopard(
     return MetaAlgorithm(
         init=init,
         adapt=functools.partial(learner.adapt, inner_optimizer),
-        meta_grad=jax.grad(functools.partial(learner.query_loss, inner_optimizer), has_aux=True),
+        meta_grad=meta_gradient(
+            functools.partial(learner.query_loss, inner_optimizer),
+            through=None if settings.get("first_order") or not num_steps else inner_optimizer,
+        ),
     )
 
 
@@ -209,25 +216,28 @@ def _two_layers(rng: Key, sizes: tuple[int, int, int]) -> Params:
 
 
 def _apply_two_layers(params: Params, x_BxD: jax.Array) -> jax.Array:
-    hidden = jnp.tanh(x_BxD @ params["first"]["kernel"] + params["first"]["bias"])
+    hidden = jnp.tanh(widen(x_BxD) @ params["first"]["kernel"] + params["first"]["bias"])
     return hidden @ params["second"]["kernel"] + params["second"]["bias"]
 
 
 def class_means(features_BxD: jax.Array, batch: Batch, num_classes: int) -> jax.Array:
     """The mean feature of each class [C, D]; 0 for one without examples."""
-    onehot_BxC = jax.nn.one_hot(batch["labels"], num_classes, dtype=features_BxD.dtype)
+    wide_BxD = widen(features_BxD)
+    onehot_BxC = jax.nn.one_hot(batch["labels"], num_classes, dtype=wide_BxD.dtype)
     if "example_mask" in batch:
-        onehot_BxC = onehot_BxC * batch["example_mask"][:, None]
-    return onehot_BxC.T @ features_BxD / jnp.maximum(onehot_BxC.sum(0), 1)[:, None]
+        onehot_BxC = onehot_BxC * batch["example_mask"].astype(wide_BxD.dtype)[:, None]
+    mean_CxD = onehot_BxC.T @ wide_BxD / jnp.maximum(onehot_BxC.sum(0), 1)[:, None]
+    return mean_CxD.astype(features_BxD.dtype)
 
 
 def classify(logits_BxC: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean cross-entropy over the examples, and `accuracy`; masks respected."""
+    logits_BxC = widen(logits_BxC)
     if "class_mask" in batch:
-        logits_BxC = jnp.where(batch["class_mask"] > 0, logits_BxC, -1e9)
+        logits_BxC = jnp.where(batch["class_mask"].astype(bool), logits_BxC, -1e9)
     labels_B = batch["labels"]
-    weights_B = batch.get("example_mask", jnp.ones(labels_B.shape, logits_BxC.dtype))
+    weights_B = batch.get("example_mask", jnp.ones(labels_B.shape)).astype(logits_BxC.dtype)
     share_B = weights_B / jnp.maximum(weights_B.sum(), 1)
     losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxC, labels_B)
-    correct_B = logits_BxC.argmax(1) == labels_B
+    correct_B = (logits_BxC.argmax(1) == labels_B).astype(logits_BxC.dtype)
     return (losses_B * share_B).sum(), {"accuracy": (correct_B * share_B).sum()}

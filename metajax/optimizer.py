@@ -1,7 +1,10 @@
 """AdamW as the training of BERT uses it."""
 
+from typing import Any
+
 import optax
 
+from metajax.dtypes import narrow, widen
 from metajax.tree import is_norm_or_bias, mask
 from metajax.types import Params
 
@@ -15,6 +18,17 @@ def learning_rate(peak: float, num_steps: int, warmup_steps: int) -> optax.Sched
         ],
         [warmup_steps],
     )
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """optax's, with the norm in at least float32: that of float16 would overflow at 65,504."""
+    clip = optax.clip_by_global_norm(max_norm)
+
+    def update(grads: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        clipped, state = clip.update(widen(grads), state, params)
+        return narrow(clipped, grads), state
+
+    return optax.GradientTransformation(clip.init, update)
 
 
 def adamw(
@@ -34,6 +48,6 @@ def adamw(
         return mask(params, lambda path: not is_norm_or_bias(path) and not path.startswith(fixed))
 
     return optax.chain(
-        optax.clip_by_global_norm(clip_norm),
+        clip_by_global_norm(clip_norm),
         optax.adamw(schedule, weight_decay=weight_decay, mask=decay_mask),
     )

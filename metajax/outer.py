@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax.checks import check_params, check_task
+from metajax.dtypes import at_least_float32, is_float, narrow, widen
+from metajax.tree import combine, partition
 from metajax.types import Key, MetaAlgorithm, MetaInfo, PyTree, Task
 
 # As optax has a rate or a schedule: an algorithm, or one for each outer step [] int32, traced.
@@ -50,8 +53,9 @@ def initial_state(
     rng: Key,
 ) -> OuterState:
     """The state before the first outer step."""
-    meta_params = at_step(algorithm, jnp.int32(0)).init(params)
-    return OuterState(jnp.int32(0), meta_params, optimizer.init(meta_params), rng)
+    meta_params = check_params(at_step(algorithm, jnp.int32(0)).init(check_params(params)))
+    opt_state = optimizer.init(partition(meta_params, is_float)[0])
+    return OuterState(jnp.int32(0), meta_params, opt_state, rng)
 
 
 class Metrics(NamedTuple):
@@ -62,7 +66,8 @@ class Metrics(NamedTuple):
         query_aux: the loss function's auxiliary output on the query sets.
         support_loss: [K] before each inner step.
         grad_norm: [] Euclidean norm of the mean meta-gradient.
-        skipped: [] bool, whether the step was not taken, for the loss or the norm is not finite.
+        skipped: [] bool, whether the step was not taken, for the loss or the norm is not finite:
+            too high an inner rate, or an inner Adam without `eps_root` (see `metajax.maml`).
 
     Examples:
         >>> import jax, jax.numpy as jnp, metajax, optax
@@ -86,11 +91,14 @@ def num_tasks(tasks: Task) -> int:
     """T, the leading axis that all leaves of a batch of tasks share.
 
     Raises:
-        ValueError: there are no leaves, or their leading axes differ.
+        TypeError: the batch is no Task.
+        ValueError: there are no leaves, their leading axes differ, or T is 0.
     """
-    sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(tasks)}
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(check_task(tasks))}
     if len(sizes) != 1 or () in sizes:
         raise ValueError(f"a batch of tasks needs one leading axis on every leaf, found {sizes}")
+    if sizes == {(0,)}:
+        raise ValueError("tasks: the batch has no tasks (leaves [0, ...]); give at least one")
     return sizes.pop()[0]
 
 
@@ -118,7 +126,7 @@ def map_tasks(
             None: `default_chunk_size`.
 
     Returns:
-        The sum over the T tasks, and the stacked [T, ...].
+        The sum over the T tasks, in at least float32, and the stacked [T, ...].
     """
     total = num_tasks(tasks)
     chunk = chunk_size or default_chunk_size(total)
@@ -130,9 +138,9 @@ def map_tasks(
         if chunk == 1:  # An axis of one would only make the products batched.
             squeezed = jax.tree.map(lambda leaf: leaf[0], inputs)
             to_sum, to_stack = function(*squeezed)
-            return to_sum, jax.tree.map(lambda leaf: leaf[None], to_stack)
+            return widen(to_sum), jax.tree.map(lambda leaf: leaf[None], to_stack)
         to_sum, to_stack = jax.vmap(function)(*inputs)
-        return jax.tree.map(lambda leaf: leaf.sum(0), to_sum), to_stack
+        return jax.tree.map(lambda leaf: leaf.sum(0), widen(to_sum)), to_stack
 
     if chunk == total:
         return run_chunk((tasks, keys))
@@ -162,14 +170,26 @@ def task_keys(rng: Key, first: int | jax.Array, count: int) -> Key:
 def mean_meta_grad(
     algorithm: MetaAlgorithm, meta_params: PyTree, tasks: Task, keys: Key, chunk_size: int | None
 ) -> tuple[PyTree, MetaInfo]:
-    """The mean over some tasks of their meta-gradients, and of what these saw."""
+    """The mean over some tasks of their meta-gradients, and of what these saw.
+
+    Both are in at least float32; leaves that are not floating-point have None for a gradient.
+    """
 
     def meta_grad(task: Task, key: Key) -> tuple[PyTree, MetaInfo]:
-        return algorithm.meta_grad(meta_params, task, key)
+        grads, info = algorithm.meta_grad(meta_params, task, key)
+        return partition(grads, is_float)[0], info
+
+    def mean(leaf: jax.Array) -> jax.Array:
+        return leaf.mean(0, at_least_float32(leaf.dtype) if is_float(leaf) else None)
 
     grads, infos = map_tasks(meta_grad, tasks, keys, chunk_size)
     count = num_tasks(tasks)
-    return jax.tree.map(lambda leaf: leaf / count, grads), jax.tree.map(lambda x: x.mean(0), infos)
+    return jax.tree.map(lambda leaf: leaf / count, grads), jax.tree.map(mean, infos)
+
+
+def global_norm(tree: PyTree) -> jax.Array:
+    """The Euclidean norm of a pytree of arrays, in at least float32."""
+    return optax.tree.norm(widen(tree))
 
 
 def follow(
@@ -177,17 +197,20 @@ def follow(
 ) -> tuple[OuterState, Metrics]:
     """Takes the outer step that a mean meta-gradient asks for.
 
-    One that is not finite, or whose loss is not, changes nothing but the number of the step.
+    One that is not finite, or whose loss is not, changes nothing but the number of the step. The
+    optimizer sees neither the parameters that are not floating-point nor other dtypes than theirs.
     """
-    norm = optax.tree.norm(grads)
+    norm = global_norm(grads)
     usable = jnp.isfinite(norm) & jnp.isfinite(info.query_loss)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.meta_params)
-    meta_params = optax.apply_updates(state.meta_params, updates)
-    meta_params, opt_state = jax.tree.map(
+    before, fixed = partition(state.meta_params, is_float)
+    updates, opt_state = optimizer.update(narrow(grads, before), state.opt_state, before)
+    after = optax.apply_updates(before, updates)
+    after, opt_state = jax.tree.map(
         lambda new, old: jnp.where(usable, new, old),
-        (meta_params, opt_state),
-        (state.meta_params, state.opt_state),
+        (after, opt_state),
+        (before, state.opt_state),
     )
+    meta_params = combine(after, fixed)
     metrics = Metrics(info.query_loss, info.query_aux, info.support_loss, norm, ~usable)
     return OuterState(state.step + 1, meta_params, opt_state, state.rng), metrics
 

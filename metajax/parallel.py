@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from metajax.dtypes import is_float
 from metajax.outer import (
     AlgorithmOrSchedule,
     Metrics,
@@ -21,6 +22,7 @@ from metajax.outer import (
     outer_step,
     task_keys,
 )
+from metajax.tree import partition
 from metajax.types import Key, Params, Task
 
 _AXIS = "devices"
@@ -65,7 +67,9 @@ def outer_loop(
 
     The tasks of a step are split over the devices by `jax.pmap` when there is more than one,
     in order; the meta-gradients meet in one mean. With a mesh, parameters and optimizer state are
-    sharded over its axis "params". The numbers do not depend on how many devices there are.
+    sharded over its axis "params". The numbers do not depend on how many devices there are, nor on
+    the chunk size. The exception are random keys of JAX's kind `rbg`: under `vmap` they give other
+    numbers, so with them results depend on the chunk size. The default kind is not affected.
 
     With several processes (`jax.distributed.initialize`), each calls `init` with the same params
     and `step` with its own share of the tasks: those of its devices, in the order of
@@ -222,14 +226,15 @@ def _sharded_loop(
             keys = task_keys(key, jax.lax.axis_index(axes) * count, count)
             params = jax.tree.map(gather, shards, whole)
             grads, info = mean_meta_grad(current, params, tasks, keys, chunk_size)
-            return jax.tree.map(mean, grads, whole), jax.lax.pmean(info, axes)
+            return jax.tree.map(mean, grads, floats), jax.lax.pmean(info, axes)
 
         specs, everywhere = jax.tree.map(spec, whole), PartitionSpec()
+        floats = partition(whole, is_float)[0]
         found = jax.shard_map(
             share,
             mesh=mesh,
             in_specs=(specs, everywhere, PartitionSpec(axes)),
-            out_specs=(specs, everywhere),
+            out_specs=(jax.tree.map(spec, floats), everywhere),
             check_vma=False,  # Or gradients of replicated leaves would be summed one by one.
         )(whole, jax.random.fold_in(state.rng, state.step), tasks)
         state, metrics = follow(optimizer, state, *found)

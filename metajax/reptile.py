@@ -6,6 +6,7 @@ import jax
 import optax
 
 from metajax.adaptation import QUERY, adaptation
+from metajax.checks import check_params, check_task, loss_and_aux
 from metajax.inner import fold_in
 from metajax.tree import extend
 from metajax.types import (
@@ -17,7 +18,6 @@ from metajax.types import (
     Reduce,
     Start,
     Task,
-    loss_and_aux,
 )
 
 
@@ -65,7 +65,8 @@ def reptile(
     adapt = functools.partial(learner.adapt, inner_optimizer)
 
     def meta_grad(params: Params, task: Task, rng: Key | None) -> tuple[Params, MetaInfo]:
-        adapted, info = adapt(params, task.support, rng)
+        params = check_params(params)
+        adapted, info = adapt(params, check_task(task).support, rng)
         loss, aux = loss_and_aux(loss_fn(adapted, task.query, fold_in(rng, QUERY)))
         moved = jax.tree.map(lambda a, b: a - b, params, extend(adapted, params, None))
         return moved, MetaInfo(loss, aux, info.support_loss)

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from metajax.adaptation import meta_gradient
+from metajax.checks import loss_and_aux
 from metajax.types import (
     AdaptInfo,
     Batch,
@@ -12,7 +14,6 @@ from metajax.types import (
     MetaInfo,
     Params,
     Task,
-    loss_and_aux,
 )
 
 
@@ -51,7 +52,7 @@ def supervised(loss_fn: LossFn) -> MetaAlgorithm:
     return MetaAlgorithm(
         init=lambda params: params,
         adapt=adapt,
-        meta_grad=jax.grad(query_loss, has_aux=True),
+        meta_grad=meta_gradient(query_loss),
     )
 
 

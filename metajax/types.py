@@ -33,22 +33,6 @@ class LossFn(Protocol):
         ...
 
 
-def loss_and_aux(found: Any) -> tuple[jax.Array, Any]:
-    """What a loss function returned.
-
-    Raises:
-        TypeError: it is no pair.
-    """
-    if not isinstance(found, tuple | list) or len(found) != 2:
-        kinds = jax.tree.map(lambda x: jax.typeof(x) if hasattr(x, "shape") else type(x), found)
-        raise TypeError(
-            f"the loss function returned {kinds}: return (loss, aux), a scalar and any pytree of "
-            "arrays, {} if there is nothing to tell"
-        )
-    loss, aux = found
-    return loss, aux
-
-
 class Task(NamedTuple):
     """A support set to adapt on and a query set to judge by.
 

@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "metajax").rglob("*.py"))
 MAX_LINES = 320
 
-CONTRACTS = {"errors", "reading", "types", "tree"}
+CONTRACTS = {"errors", "reading", "types", "tree", "checks", "dtypes"}
 ALGORITHMS = {"maml", "reptile", "meta_sgd", "implicit", "metric", "supervised"}
 LEARNING = {"inner", "adaptation", *ALGORITHMS, "outer", "parallel", "evaluate"}
 # What each part may import besides itself. An algorithm may not even import another.
@@ -16,6 +16,8 @@ ARROWS: dict[str, set[str]] = {
     "types": set(),
     "reading": {"errors"},
     "tree": {"types"},
+    "dtypes": {"types"},
+    "checks": {"types", "tree"},
     "lora": CONTRACTS,
     "arithmetic": CONTRACTS,
     "hypergrad": CONTRACTS,

@@ -66,6 +66,23 @@ def test_vmap_chunks_and_loop_agree(x64):
         assert problems.relative_gap(metrics, results[0][1]) < 1e-12
 
 
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg"])
+def test_only_keys_of_the_kind_rbg_depend_on_the_chunk_size(kind):
+    """As JAX has it and `outer_loop` says: where this fails for rbg, the warning can go."""
+
+    def loss_fn(params, batch, rng):
+        return jnp.sum((params - batch + jax.random.uniform(rng, batch.shape)) ** 2), {}
+
+    losses = []
+    for size in (1, 4):
+        outer = metajax.outer_loop(metajax.supervised(loss_fn), optax.sgd(0.1), chunk_size=size)
+        state = outer.init(jnp.zeros(3), jax.random.key(0, impl=kind))
+        _, metrics = outer.step(state, metajax.Task(None, jnp.ones((4, 3))))
+        losses.append(float(metrics.query_loss))
+    assert (abs(losses[0] - losses[1]) < 1e-5) == (kind != "rbg")
+    assert "`rbg`" in metajax.outer_loop.__doc__
+
+
 def test_results_stay_in_the_order_of_the_tasks():
     tasks, keys = metajax.Task(None, jnp.arange(6.0)), task_keys(jax.random.key(0), 0, 6)
     for chunk_size in (1, 2, 6):

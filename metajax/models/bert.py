@@ -17,15 +17,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from metajax.dtypes import at_least_float32
 from metajax.models.config import BertConfig
 
 # Large enough to switch a padding token off, small enough that adding it never overflows.
 MASKED = -1e9
-
-
-def at_least_float32(dtype: Any) -> Any:
-    """The dtype for sums that low precision would spoil: float32, or wider if `dtype` is."""
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -102,7 +98,8 @@ class LayerNorm(nnx.Module):
         centred = wide - wide.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
         normed = centred * jax.lax.rsqrt(variance + self.epsilon)
-        return (normed * self.scale + self.bias).astype(x.dtype)
+        scale, bias = self.scale.astype(wide.dtype), self.bias.astype(wide.dtype)
+        return (normed * scale + bias).astype(x.dtype)
 
 
 class Embeddings(nnx.Module):

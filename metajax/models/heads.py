@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from metajax.dtypes import at_least_float32, widen
 from metajax.models.bert import (
     ACTIVATION,
     MASKED,
     Dense,
     LayerNorm,
-    at_least_float32,
     dropout,
     normal,
 )
@@ -23,8 +23,9 @@ from metajax.models.config import BertConfig
 
 def mean_pool(hidden_BxLxH: jax.Array, attention_mask_BxL: jax.Array) -> jax.Array:
     """The mean over tokens that are not padding [B, H]."""
-    mask_BxLx1 = attention_mask_BxL[:, :, None].astype(at_least_float32(hidden_BxLxH.dtype))
-    mean_BxH = (hidden_BxLxH * mask_BxLx1).sum(1) / jnp.maximum(mask_BxLx1.sum(1), 1)
+    wide_BxLxH = widen(hidden_BxLxH)
+    mask_BxLx1 = attention_mask_BxL[:, :, None].astype(wide_BxLxH.dtype)
+    mean_BxH = (wide_BxLxH * mask_BxLx1).sum(1) / jnp.maximum(mask_BxLx1.sum(1), 1)
     return mean_BxH.astype(hidden_BxLxH.dtype)
 
 
@@ -85,7 +86,8 @@ class MaskedLMHead(nnx.Module):
         x_BxMxH = self.norm(ACTIVATION[self.activation](self.dense(x_BxMxH)))
         decoder_HxV = self.decoder[...] if hasattr(self, "decoder") else word_VxH.T
         logits_BxMxV = x_BxMxH @ decoder_HxV.astype(x_BxMxH.dtype)
-        return logits_BxMxV.astype(at_least_float32(x_BxMxH.dtype)) + self.bias
+        wide = at_least_float32(x_BxMxH.dtype)
+        return logits_BxMxV.astype(wide) + self.bias.astype(wide)
 
 
 class ClassificationHeads(nnx.Module):
@@ -114,7 +116,7 @@ class ClassificationHeads(nnx.Module):
         kernel_TxHxC = self.kernel.astype(features_BxH.dtype)
         logits_BxTxC = jnp.einsum("bh,thc->btc", features_BxH, kernel_TxHxC).astype(wide)
         present_TxC = np.arange(max(self.num_labels)) < np.array(self.num_labels)[:, None]
-        logits_BxTxC = jnp.where(present_TxC, logits_BxTxC + self.bias, MASKED)
+        logits_BxTxC = jnp.where(present_TxC, logits_BxTxC + self.bias.astype(wide), MASKED)
         if "task" in batch:
             logits_BxC = jnp.take_along_axis(logits_BxTxC, batch["task"][:, None, None], axis=1)[
                 :, 0

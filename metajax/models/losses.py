@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metajax.models.bert import at_least_float32
+from metajax.dtypes import at_least_float32
 from metajax.models.model import Batch, Bert, Params
 from metajax.types import Start
 
@@ -93,13 +93,14 @@ def classification_loss(model: Bert) -> LossFn:
     ) -> tuple[jax.Array, dict[str, Any]]:
         logits_BxC = _logits(model, params, batch, rng)
         labels_B = batch["labels"]
-        weights_B = batch.get("example_mask", jnp.ones(labels_B.shape, logits_BxC.dtype))
+        # Logits are in at least float32, whatever the weights and labels are in.
+        weights_B = batch.get("example_mask", jnp.ones(labels_B.shape)).astype(logits_BxC.dtype)
         task_B = batch.get("task", jnp.zeros(labels_B.shape, jnp.int32))
         regression_B = jnp.asarray(np.array(model.num_labels) == 1)[task_B]
         # Regression labels may be anything: they must not index, nor spoil a gradient.
         classes_B = jnp.where(regression_B, 0, labels_B).astype(jnp.int32)
         entropy_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxC, classes_B)
-        squared_B = jnp.square(logits_BxC[:, 0] - labels_B)
+        squared_B = jnp.square(logits_BxC[:, 0] - labels_B.astype(logits_BxC.dtype))
         correct_B = logits_BxC.argmax(-1) == classes_B
         return _mean(jnp.where(regression_B, squared_B, entropy_B), weights_B), {
             "accuracy": _mean(correct_B, jnp.where(regression_B, 0, weights_B)),
@@ -143,7 +144,7 @@ def prototype_start(model: Bert) -> Start:
         wide_BxH = features_BxH.astype(at_least_float32(features_BxH.dtype))
         onehot_BxC = jax.nn.one_hot(support["labels"], model.num_labels[0], dtype=wide_BxH.dtype)
         if "example_mask" in support:
-            onehot_BxC = onehot_BxC * support["example_mask"][:, None]
+            onehot_BxC = onehot_BxC * support["example_mask"].astype(onehot_BxC.dtype)[:, None]
         count_C = onehot_BxC.sum(0)
         prototypes_HxC = wide_BxH.T @ onehot_BxC / jnp.where(count_C > 0, count_C, 1)
         bias_C = -0.5 * jnp.square(prototypes_HxC).sum(0)
@@ -197,4 +198,4 @@ def _logits(model: Bert, params: Params, batch: Batch, rng: jax.Array | None) ->
 def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
     """The weighted mean; 0 where all weights are."""
     total = weights.sum()
-    return (values * weights).sum() / jnp.where(total > 0, total, 1)
+    return (values.astype(weights.dtype) * weights).sum() / jnp.where(total > 0, total, 1)

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 from flax import nnx
 
+from metajax.dtypes import at_least_float32
 from metajax.errors import InputError
 from metajax.models import files
 from metajax.models.bert import (
@@ -15,7 +16,6 @@ from metajax.models.bert import (
     Dense,
     Embeddings,
     LayerNorm,
-    at_least_float32,
     attention_bias,
     dropout,
     run_blocks,

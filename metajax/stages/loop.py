@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from metajax.checkpoint import Checkpoints
 from metajax.errors import InputError, StoppedError
 from metajax.models import Bert, save_config
 from metajax.optimizer import adamw, learning_rate
-from metajax.outer import Metrics, OuterState, num_tasks, task_keys
+from metajax.outer import Metrics, OuterState, global_norm, num_tasks, task_keys
 from metajax.parallel import OuterLoop, outer_loop, task_mesh
 from metajax.stages import hosts
 from metajax.stages.groups import ModelSettings, TrainSettings
@@ -225,7 +224,7 @@ def _diagnosis(stage: Stage, state: OuterState, step: int, tasks: Task, bad: int
 
     def finite(task_and_key: tuple[Task, Key]) -> jax.Array:
         grads, info = stage.algorithm.meta_grad(params, *task_and_key)
-        return jnp.isfinite(info.query_loss) & jnp.isfinite(optax.tree.norm(grads))
+        return jnp.isfinite(info.query_loss) & jnp.isfinite(global_norm(grads))
 
     fine = np.asarray(jax.jit(lambda *each: jax.lax.map(finite, each))(tasks, keys))
     which = ", ".join(map(str, first + np.flatnonzero(~fine))) or "none by itself"
