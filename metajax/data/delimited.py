@@ -24,8 +24,8 @@ class _Records(NamedTuple):
     lines: list[int]
 
     def fitted(self) -> "_Records":
-        """Without blank rows, and without what is empty at a row's end, as Excel leaves it."""
-        kept = [(row, line) for row, line in zip(*self) if any(map(str.strip, row))]
+        """Without blank lines, and without what is empty at a row's end, as Excel leaves it."""
+        kept = [(row, line) for row, line in zip(*self) if row]
         width = len(kept[0][0]) if kept else 0
         while width and not kept[0][0][width - 1].strip():
             width -= 1
@@ -62,7 +62,7 @@ def read_rows(
     with _fields_of_any_length(text):
         read = _read_tab_separated if delimiter == "\t" else _read_quoted
         records = read(path, text, delimiter, first)
-    if not records.rows:
+    if not records.rows or not records.rows[0]:
         raise InputError(f"{path}: has no header; name the columns in the first line")
     header = _names(records.rows[0])
     wrong = records.uneven()
@@ -126,7 +126,7 @@ def _read_tab_separated(path: str | Path, text: str, delimiter: str, first: int)
     where only so every row has as many fields as the header: a text may then hold tabs and line
     breaks.
     """
-    split = [line.removesuffix("\r").split(delimiter) for line in text.split("\n")]
+    split = [line.split(delimiter) if line else [] for line in re.split("\r?\n", text)]
     plain = _Records(split, list(range(first, first + len(split)))).fitted()
     if plain.uneven() is not None:
         with contextlib.suppress(InputError):
