@@ -1,9 +1,12 @@
 """Stage 1: masked-language-model training on plain text (Devlin et al. 2018, section 3.1)."""
 
+import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from metajax import data
 from metajax.errors import InputError
@@ -19,6 +22,7 @@ from metajax.stages.split import with_parts
 from metajax.supervised import split_batch, supervised
 from metajax.types import MetaAlgorithm, Params, Task
 
+_log = logging.getLogger("metajax")
 _HELD_OUT_BATCH = 32
 
 
@@ -34,6 +38,7 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
     """
     settings, parts = with_parts(settings)
     lines = data.read_lines(settings.text)
+    _report_repeated(lines)
     source = open_source(settings.model, settings, head="masked_lm")
     model = source.model
     blocks = data.pack_blocks(lines, model.tokenizer, text_length(model, settings.max_length))
@@ -76,6 +81,17 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
         ),
         source.params,
     )
+
+
+def _report_repeated(lines: Sequence[str]) -> None:
+    """Logs how many lines come again: blocks are held out, which lines may be on both sides of."""
+    repeated = data.find_duplicates(lines, None, np.zeros(len(lines))).repeated
+    if repeated:
+        _log.info(
+            "%d of %d lines of the text come again: where one is held out too, what is measured on "
+            "it is too good",
+            *(repeated, len(lines)),
+        )
 
 
 def held_out_loss(

@@ -13,6 +13,7 @@ from metajax.data import EpisodeSpec, check_episodes
 from metajax.errors import InputError
 from metajax.models import read_model
 from metajax.stages.metatrain import _with_draws
+from metajax.stages.pretrain import _report_repeated
 from metajax.stages.protocol import choose_protocol
 from metajax.stages.record import make_record
 from metajax.stages.run import Run, begin, open_run
@@ -126,6 +127,16 @@ def test_a_dev_set_that_shares_texts_with_the_training_file_is_reported(tmp_path
     ]
     caplog.clear()
     relabel(dev._replace(texts=["d"] * 4), training)
+    assert not caplog.messages
+
+
+def test_lines_that_come_again_are_reported(caplog):
+    caplog.set_level(logging.INFO)
+    _report_repeated(["w1 w2", "w3", "w1  w2", "w1 w2", "w4"])
+    (message,) = caplog.messages
+    assert message.startswith("2 of 5 lines of the text come again")
+    caplog.clear()
+    _report_repeated(["w1", "w2"])
     assert not caplog.messages
 
 
