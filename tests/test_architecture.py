@@ -43,7 +43,7 @@ ARROWS: dict[str, set[str]] = {
         "models",
         "data",
     },
-    "arguments": {"errors", "stages"},
+    "arguments": {"errors", "reading", "stages"},
     "terminal": {"errors"},
     "cli": {"errors", "stages", "arguments", "terminal"},
     "__main__": {"cli"},
