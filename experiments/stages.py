@@ -1,13 +1,13 @@
 r"""What each stage is worth: the same tasks from weights that have been through some of them.
 
-Claim: on intents never seen, each stage adds something to the weights as they came: pretraining on
+Claim: on intents never seen, each stage adds something to the original weights: pretraining on
 the domain's text, fine-tuning on its labels and, the most, meta-training. (That all three together
 are best does not hold: see RESULTS.md.)
 Paper: pretraining on the domain: Gururangan et al. 2020 (arXiv:2004.10964); the rest as in
 experiments/intents.py.
 Command: python -m experiments.stages --model BERT --data DATA --root runs/stages
 Hardware and time: one CPU core, 25 minutes for a BERT of two layers.
-Expect: 79 meta-trained, 76 all three, 70 fine-tuned, 57 pretrained, 53 as they came (1 shot).
+Expect: 79 meta-trained, 76 all three, 70 fine-tuned, 57 pretrained, 53 original weights (1 shot).
 
 Every training sees only the training classes of BANKING77's split: their sentences (pretrain),
 their labels (finetune, over all classes at once), episodes of them (metatrain). Judged by 5-way
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     both = run("pretrain-finetune", "finetune", pretrained.path, **labelled, pooling="mean")
     every = run("pretrain-finetune-metatrain", "metatrain", both.path, **episodes)
     paths = {
-        "as they came": ("finetune", options.model, 0.0),
+        "original weights": ("finetune", options.model, 0.0),
         "pretrained": ("finetune", pretrained.path, pretrained.seconds),
         "fine-tuned": ("finetune", tuned.path, tuned.seconds),
         "meta-trained": ("maml", meta.path, meta.seconds),
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, (method, path, seconds) in paths.items():
         [result] = judged(root, path, method, **asked)
         results[name] = result._replace(training=seconds)
-    [results["as they came, prototypes"]] = judged(root, options.model, "protonet", **asked)
+    [results["original weights, prototypes"]] = judged(root, options.model, "protonet", **asked)
     show(options, results, f"{options.set} {options.split}, {options.shots}-shot")
 
 

@@ -2,14 +2,14 @@ r"""From GLUE to tasks that have nothing to do with it: the setting of LEOPARD.
 
 Claim: weights meta-trained on episodes of four GLUE tasks, of two classes each, adapt to intents
 (and to Python's docstrings, `--set docstrings`), with 2 to 12 classes, better than the same weights
-after multi-task fine-tuning on these tasks. (Better than as they came on one set of intents, about
-level on another, worse on a third and on docstrings with many examples: RESULTS.md.)
+after multi-task fine-tuning on these tasks. (Better than the original weights on one set of
+intents, about level on another, worse on a third and on docstrings with many examples: RESULTS.md.)
 Paper: Bansal, Jha & McCallum 2020, "Learning to few-shot learn across diverse natural language
 classification tasks" (arXiv:1911.03863), section 5 and table 1; the tasks to adapt to are others.
 Command: python -m experiments.unseen --model BERT --data DATA --root runs/unseen --episodes 100
 Hardware and time: one CPU core, an hour for a BERT of two layers, ten minutes of it training; what
 has been run is kept, so that `--ways` and `--shots` can take some sizes at a time.
-Expect: 83 meta-trained, 81 as they came, 77 fine-tuned (5 ways, 16 shots).
+Expect: 83 meta-trained, 81 original weights, 77 fine-tuned (5 ways, 16 shots).
 
 Data sets are tasks (`--whole-tasks`), drawn by the square root of their size: CoLA, MRPC, RTE and
 SST-2. RESULTS.md says what DATA and BERT are.
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
         nargs=3,
         default=[0.001, 0.0003, 0.01],
         metavar=("META", "TUNED", "PLAIN"),
-        help="of adapting what was meta-trained, what was fine-tuned, and the weights as they came",
+        help="of adapting what was meta-trained, what was fine-tuned, and the original weights",
     )
     options = made.parse_args(arguments)
     if options.set == "docstrings" and options.valid:
@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
         # Without adaptation `evaluate` takes the weights that a meta-training began with.
         ("meta-trained on GLUE", meta, exported(meta), "maml"),
         ("fine-tuned on GLUE", multi, multi.path, "finetune"),
-        ("as they came", plain, plain.path, "finetune"),
+        ("original weights", plain, plain.path, "finetune"),
     )
     others = held_out(root) if options.set == "docstrings" else {}
     title = options.set if others else f"{options.set} {options.split}"

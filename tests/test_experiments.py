@@ -351,8 +351,8 @@ def test_unseen_and_stages_take_a_step(material, capsys, monkeypatch):
     stages.main([*material.given, "--data", str(material.root)])
     rows = capsys.readouterr().out.splitlines()[-6:]
     names = {
-        "as they came",
-        "as they came, prototypes",
+        "original weights",
+        "original weights, prototypes",
         "pretrained",
         "fine-tuned",
         "meta-trained",
