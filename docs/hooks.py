@@ -16,6 +16,11 @@ _OUTSIDE = (
     "CONTRIBUTING.md",
     "benchmarks/RESULTS.md",
     "experiments/RESULTS.md",
+    *(
+        str(path.relative_to(_ROOT))
+        for folder in ("benchmarks", "experiments")
+        for path in sorted((_ROOT / folder / "logs").glob("*.md"))
+    ),
 )
 
 
@@ -30,7 +35,7 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
     """Makes links between docs/ and the rest of the repository links of the site."""
     if page.file.src_uri in _OUTSIDE:
-        markdown = markdown.replace("](docs/", "](").replace("](../docs/", "](../")
+        markdown = re.sub(r"\]\(((?:\.\./)*)docs/", r"](\1", markdown)
     else:
         up = "../" * page.file.src_uri.count("/")
         for name in _OUTSIDE:

@@ -24,7 +24,6 @@ from metajax import Estimate
 from metajax.report import compared_accuracies
 
 ROOT = Path(__file__).parents[1]
-EXPERIMENTS, BENCHMARKS = (ROOT / name / "RESULTS.md" for name in ("experiments", "benchmarks"))
 STYLE = {
     "svg.fonttype": "none",  # Text stays text.
     "svg.hashsalt": "metajax",  # The same picture is the same file.
@@ -37,14 +36,14 @@ STYLE = {
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#8c959f"
 
 
-def printed(results: Path, command: str) -> list[str]:
-    """The lines that a command printed, as the results have them.
+def printed(log: Path, command: str) -> list[str]:
+    """The lines that a command printed, as its log has them.
 
     Args:
-        results: the file.
+        log: the file.
         command: its first words.
     """
-    (block,) = re.findall(rf"\$ {re.escape(command)}.*?(?=\n\$ |```)", results.read_text(), re.S)
+    (block,) = re.findall(rf"\$ {re.escape(command)}.*?(?=\n\$ |```)", log.read_text(), re.S)
     return block.splitlines()[1:]
 
 
@@ -52,7 +51,7 @@ def stages(path: Path) -> None:
     """What each stage is worth: accuracies with their intervals."""
     rows = [
         re.fullmatch(r"(\S.*?)  +([\d.]+) ± ([\d.]+)  .*", line)
-        for line in printed(EXPERIMENTS, "python -m experiments.stages")
+        for line in printed(ROOT / "experiments/logs/stages.md", "python -m experiments.stages")
     ]
     shares = {
         row[1]: Estimate(np.array(float(row[2]) / 100), np.array(float(row[3]) / 100))
@@ -67,7 +66,8 @@ def stages(path: Path) -> None:
 def speed(path: Path) -> None:
     """Seconds of a second-order meta-gradient beside PyTorch's libraries."""
     cases: dict[str, dict[str, float]] = {}
-    for line in printed(BENCHMARKS, "python -m benchmarks.peers --peer-python PEERS --case minilm"):
+    log = ROOT / "benchmarks/logs/peers.md"
+    for line in printed(log, "python -m benchmarks.peers --peer-python PEERS --case minilm"):
         case, order, contender, seconds, *_ = [*line.split(), "", ""]
         if order == "second":
             cases.setdefault(case, {})[contender] = float(seconds)
@@ -82,7 +82,8 @@ def speed(path: Path) -> None:
 
 def memory(path: Path) -> None:
     """Memory of a meta-gradient against the number of inner steps."""
-    rows = [line.split() for line in printed(BENCHMARKS, "python -m benchmarks.steps")[1:]]
+    log = ROOT / "benchmarks/logs/steps.md"
+    rows = [line.split() for line in printed(log, "python -m benchmarks.steps")[1:]]
     figure = Figure(figsize=(4.6, 2.8), layout="constrained")
     axes = figure.subplots()
     axes.plot([int(row[1]) for row in rows], [float(row[3]) for row in rows], "o-", color=BLUE)

@@ -39,6 +39,11 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md"] + [
     str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))
 ]
+RESULTS = [
+    str(path.relative_to(ROOT))
+    for folder in ("experiments", "benchmarks")
+    for path in sorted((ROOT / folder).rglob("*.md"))
+]
 # Put after a command's own settings, so that pages share the programs that are compiled.
 _EPISODES = "--ways 3 --shots 1 --queries 2 --max-length 16"
 SMALL = {
@@ -282,7 +287,8 @@ def test_a_broken_block_fails(block, message, tmp_path, monkeypatch):
 
 
 def test_performance_shows_recorded_numbers():
-    recorded = (ROOT / "benchmarks/RESULTS.md").read_text().splitlines()
+    logs = (ROOT / "benchmarks/logs").glob("*.md")
+    recorded = {line for path in logs for line in path.read_text().splitlines()}
     page = blocks((ROOT / "docs/performance.md").read_text())
     shown = [line for b in page if b.language == "console" for line in b.text.splitlines()]
     assert len(shown) > 20
@@ -290,7 +296,7 @@ def test_performance_shows_recorded_numbers():
 
 
 def test_no_merge_left_its_marks():
-    pages = [*PAGES, "CHANGELOG.md", "experiments/RESULTS.md"]
+    pages = [*PAGES, *RESULTS, "CHANGELOG.md"]
     marks = re.compile("^(<{7}|={7}$|>{7})", re.MULTILINE)
     assert not [page for page in pages if marks.search((ROOT / page).read_text())]
 
@@ -303,10 +309,19 @@ def test_papers_are_all_listed():
     assert not [f"{path}: {number}" for path, number in named if number not in page]
 
 
-def test_links_of_the_readme_lead_somewhere():
-    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
-    assert len(links) > 5
-    assert not [link for link in links if not (ROOT / link).exists()]
+@pytest.mark.parametrize("page", ["README.md", *RESULTS])
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text())
+    assert links
+    assert not [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+
+
+def test_results_link_to_every_log():
+    for folder in ("experiments", "benchmarks"):
+        page = (ROOT / folder / "RESULTS.md").read_text()
+        logs = sorted((ROOT / folder / "logs").glob("*.md"))
+        assert len(logs) > 5
+        assert not [log.name for log in logs if f"](logs/{log.name}" not in page]
 
 
 def test_pictures_are_drawn(tmp_path, monkeypatch):
