@@ -5,9 +5,9 @@ its -3.33 and above its -3.23.
 Paper: Finn, Abbeel & Levine 2017 (arXiv:1703.03400), section 5.3, figure 4, appendix A.2, table 4.
 Command: XLA_FLAGS=--xla_cpu_multi_thread_eigen=false python -m experiments.navigation --seed 0 \
     --methods maml++ random
-Hardware and time: one CPU core, 17 to 60 minutes beside other work.
+Hardware and time: one CPU core, 17 to 60 minutes while other jobs run.
 Expect: with 40 trajectories maml++ -11.77, -3.05 and -1.63, and without meta-learning -124.89,
--41.28 and -36.48; RESULTS.md has the other methods.
+-41.28 and -36.48; logs/navigation.md has the other methods.
 
 A point starts at the origin; each task is a goal from the square [-0.5, 0.5]^2, which the point
 does not see: it observes its position and chooses a velocity, clipped to 0.1 in each direction. The

@@ -7,10 +7,10 @@ Paper: Finn, Abbeel & Levine 2017 (arXiv:1703.03400), section 5.1, figures 2 and
 (the numbers: table 2).
 Command: XLA_FLAGS=--xla_cpu_multi_thread_eigen=false python -m experiments.sinusoid --seed 0 \
     --algorithms "second order" "first order" reptile meta-sgd maml++
-Hardware and time: one CPU core; beside other work second order takes 48 to 120 s, first order 28 to
-66, Reptile 96 to 205, Meta-SGD 49 to 124, and MAML++ 540 to 721. iMAML, which the command leaves
-out, takes 40 minutes more.
-Expect: 0.57, 0.33 and 0.29 (seed 0, second order); RESULTS.md has the tables.
+Hardware and time: one CPU core; while other jobs run, second order takes 48 to 120 s, first order
+28 to 66, Reptile 96 to 205, Meta-SGD 49 to 124, and MAML++ 540 to 721. iMAML, which the command
+leaves out, takes 40 minutes more.
+Expect: 0.57, 0.33 and 0.29 (seed 0, second order); logs/sinusoid.md has the tables.
 
 Settings are the paper's: amplitude U[0.1, 5], phase U[0, pi], x U[-5, 5]; two hidden layers of
 40 with ReLU; trained with K = 10 and one inner step of 0.01, 25 waves a step, Adam at 0.001,
@@ -19,12 +19,12 @@ leaves open differ from the authors' code: weights start from He's normal initia
 a deviation of 0.01; the meta-gradient's norm is clipped at 10; Adam's rate falls to zero over the
 last fifth of the steps, for a constant one ends at some point of a noisy sequence; and each wave is
 judged on 100 points, not 5, for the same mean with less noise. The first three were chosen after
-runs without them missed the paper's numbers: RESULTS.md has all runs. iMAML takes 16 inner steps
-in training, Reptile ten, MAML++ five, Meta-SGD and MAML one; iMAML's rate is 0.002, in testing too,
-its pull has strength 20, and one step of conjugate gradient solves for the meta-gradient. MAML++
-(Antoniou et al. 2019, arXiv:1810.09502) counts the loss after each of its steps, less and less over
-7,500 outer ones (15 epochs, as in its authors' code for Mini-ImageNet); it does not begin in first
-order, where with some seeds the rates grow until its steps diverge.
+runs without them missed the paper's numbers: logs/sinusoid.md has all runs. iMAML takes 16 inner
+steps in training, Reptile ten, MAML++ five, Meta-SGD and MAML one; iMAML's rate is 0.002, in
+testing too, its pull has strength 20, and one step of conjugate gradient solves for the
+meta-gradient. MAML++ (Antoniou et al. 2019, arXiv:1810.09502) counts the loss after each of its
+steps, less and less over 7,500 outer ones (15 epochs, as in its authors' code for Mini-ImageNet);
+it does not begin in first order, where with some seeds the rates grow until its steps diverge.
 """
 
 import argparse
@@ -109,7 +109,7 @@ class Learner(NamedTuple):
 
 def plus_plus(num_steps: int, step: jax.Array | None = None) -> metajax.MetaAlgorithm:
     """MAML++ at an outer step, or after its annealing."""
-    # Its authors' epochs have 500 outer steps. In second order from the first: RESULTS.md.
+    # Its authors' epochs have 500 outer steps. In second order from the first: logs/sinusoid.md.
     return metajax.maml_plus_plus(loss_fn, 0.01, num_steps, step=step, multi_step=15 * 500)
 
 
@@ -123,7 +123,7 @@ LEARNERS = {
     "maml++": Learner(
         lambda k, rate: plus_plus(k), judged=(1, 5), annealed=lambda step: plus_plus(5, step)
     ),
-    # Many small steps, to come near a minimum. It diverges even so: RESULTS.md.
+    # Many small steps, to come near a minimum. It diverges even so: logs/sinusoid.md.
     "imaml": Learner(
         lambda k, rate: metajax.imaml(loss_fn, optax.sgd(0.002), k, strength=20.0, solver_steps=1),
         steps=16,
