@@ -94,21 +94,13 @@ def read_table(path: str | Path) -> Table:
     Raises:
       InputError: If it is not readable as what its extension says.
     """
-    readers: dict[str, Callable[[str | Path], Table]] = {
-        ".csv": lambda path: rows_table(path, *read_rows(path, read_text(path), ",")),
-        ".tsv": lambda path: rows_table(path, *read_rows(path, read_text(path), "\t")),
-        ".jsonl": _read_json_lines,
-        ".json": _read_json_lines,
-        ".ndjson": _read_json_lines,
-        ".parquet": _read_parquet,
-    }
     extension = Path(path).suffix.lower()
-    if extension not in readers:
+    if extension not in TABLES:
         read_bytes(path)  # a missing file is the better complaint
         raise InputError(
-            f"{path}: unknown extension {extension!r}; give one of {', '.join(readers)}"
+            f"{path}: unknown extension {extension!r}; give one of {', '.join(TABLES)}"
         )
-    return readers[extension](path)
+    return TABLES[extension](path)
 
 
 def rows_table(
@@ -239,3 +231,14 @@ def _decoded_size(found: Any) -> int:
         return len(found) * found.dictionary.nbytes
     lengths = pc.binary_length(found.dictionary).cast(pa.int64())
     return pc.sum(lengths.take(found.indices)).as_py() or 0
+
+
+# The readers of tables, by extension.
+TABLES: dict[str, Callable[[str | Path], Table]] = {
+    ".csv": lambda path: rows_table(path, *read_rows(path, read_text(path), ",")),
+    ".tsv": lambda path: rows_table(path, *read_rows(path, read_text(path), "\t")),
+    ".jsonl": _read_json_lines,
+    ".json": _read_json_lines,
+    ".ndjson": _read_json_lines,
+    ".parquet": _read_parquet,
+}

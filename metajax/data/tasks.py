@@ -133,6 +133,26 @@ def load_tasks(
     return tasks
 
 
+def load_texts(
+    path: str | Path, *, text: str | None = None, pair: str | None = None
+) -> tuple[list[str], list[str] | None]:
+    """Reads the texts of a task file, and the second texts if there are any; labels are ignored.
+
+    Args:
+      path: A CSV, TSV, JSON-lines or Parquet file.
+      text: The column of the text, as for `load_tasks`.
+      pair: The column of the second text.
+
+    Raises:
+      InputError: If anything in them cannot be used; the message says where.
+    """
+    table = read_table(path)
+    columns = _find_columns(table, _Columns(text, pair, None), labelled=False)
+    assert columns.text is not None
+    pairs = None if columns.pair is None else text_column(table, columns.pair)
+    return text_column(table, columns.text), pairs
+
+
 def fingerprint(spec: str, *, glue_dir: str | Path | None = None, split: str = "train") -> str:
     """Returns the sha256 (hexadecimal) of the data behind a spec or any file's path.
 
@@ -208,19 +228,21 @@ def _load_glue(key: str, glue_dir: str | Path | None, split: str) -> TaskData:
     return _task(f"glue:{key}", table, _find_columns(table, columns), task.labels)
 
 
-def _find_columns(table: Table, wanted: _Columns) -> _Columns:
+def _find_columns(table: Table, wanted: _Columns, *, labelled: bool = True) -> _Columns:
     text = wanted.text or ("text" if "text" in table.names else "sentence")
     pair = wanted.pair or ("text_pair" if "text_pair" in table.names else None)
-    found = _Columns(text, pair, wanted.label or "label")
+    found = _Columns(text, pair, (wanted.label or "label") if labelled else None)
+    how = "name the text's column so in the first line, or give plain text (.txt), a text a line"
+    if labelled:
+        how = (
+            "name the columns in the first line, or say which to use with --text-column, "
+            "--pair-column and --label-column"
+        )
     for name in found:
         if name is not None and name not in table.names:
             alternative = "'text' or 'sentence'" if name == text and not wanted.text else repr(name)
             names = ", ".join(repr(name[:40]) for name in table.names[:12])
-            raise InputError(
-                f"{table.source}: has no column {alternative}, only {names}; "
-                "name the columns in the first line, or say which to use with --text-column, "
-                "--pair-column and --label-column"
-            )
+            raise InputError(f"{table.source}: has no column {alternative}, only {names}; {how}")
     return found
 
 
