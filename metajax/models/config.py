@@ -11,9 +11,13 @@ ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
 # Keys that make a different network when they are set.
 _REFUSED = {
-    "is_decoder": "a decoder",
-    "add_cross_attention": "a model with cross-attention",
-    "is_encoder_decoder": "an encoder-decoder",
+    "is_decoder": ("a decoder", "use an encoder"),
+    "add_cross_attention": ("a model with cross-attention", "use an encoder"),
+    "is_encoder_decoder": ("an encoder-decoder", "use an encoder"),
+    "quantization_config": (
+        "a quantised model",
+        "give its weights in float32, float16 or bfloat16",
+    ),
 }
 # The only value of a key that makes a different network otherwise.
 _DEMANDED = {"position_embedding_type": "absolute"}
@@ -114,11 +118,9 @@ class BertConfig:
         """
         family = family_of(values.get("model_type"), where)
         values = _completed({**family.defaults, **values}, family)
-        for key, what in _REFUSED.items():
+        for key, (what, how) in _REFUSED.items():
             if values.get(key):
-                raise InputError(
-                    f"{where}: {key} is set, and {what} is not supported; use an encoder"
-                )
+                raise InputError(f"{where}: {key} is set, and {what} is not supported; {how}")
         for key, only in {**_DEMANDED, **family.demanded}.items():
             if values.get(key, only) != only:
                 raise InputError(

@@ -60,7 +60,8 @@ _REQUIRED = ("embeddings", "layers", "final_norm")
 # heads that were not asked for (the decoder, where it is tied, only repeats the embeddings).
 _IGNORED = re.compile(
     r"(embeddings\.position_ids|h\.\d+\.attn\.(masked_)?bias$"
-    r"|cls\.|classifier\.|pooler\.|discriminator_predictions\.)"
+    r"|cls\.|classifier\.|pooler\.|discriminator_predictions\.|generator_(predictions|lm_head)\."
+    r"|qa_outputs\.|sequence_summary\.|multiple_choice_head\.)"
 )
 
 

@@ -154,6 +154,7 @@ _GPT2 = Family(
     masked_lm=False,
     decoder=True,
 )
+_TABLE = "embeddings.word_embeddings"  # Every model has one.
 FAMILIES = {
     "bert": Family(classes="Bert", prefix="bert."),
     "roberta": _ROBERTA,
@@ -171,6 +172,35 @@ FAMILIES = {
     ),
     "gpt2": _GPT2,
 }
+
+
+def unwrapped(
+    tensors: Mapping[str, np.ndarray], model_type: str, where: str
+) -> Mapping[str, np.ndarray]:
+    """The tensors without what a wrapper, such as DistributedDataParallel, put before their names.
+
+    Args:
+        tensors: by name.
+        model_type: the family.
+        where: the directory, for error messages.
+
+    Raises:
+        InputError: some have such a prefix, and others not.
+    """
+    family = FAMILIES[model_type]
+    table = family.tensors.get(_TABLE, _TABLE) + ".weight"
+    before = [name.removesuffix(table) for name in tensors if f".{name}".endswith(f".{table}")]
+    if not before or {"", family.prefix} & {*before}:
+        return tensors
+    prefix = before[0].removesuffix(family.prefix)
+    others = [name for name in tensors if not name.startswith(prefix)]
+    if others:
+        raise InputError(
+            f"{where}: the names of the model's tensors begin with {prefix!r}, but {others[0]} is "
+            "another model's; save those of the model alone, each as "
+            f"name.removeprefix({prefix!r})"
+        )
+    return {name.removeprefix(prefix): value for name, value in tensors.items()}
 
 
 def to_bert(

@@ -7,9 +7,10 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -33,6 +34,11 @@ _SAFE = ("model.safetensors", "model.safetensors.index.json", "model-*.safetenso
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
 _HINT = "pass --model the path of a local directory with config.json and model.safetensors instead"
 
+# As safetensors and PyTorch call them.
+_FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
+# No weights: positions from 0 on, and what tokens see.
+_BUFFER = re.compile(r"(position_ids|token_type_ids|attn\.(masked_)?bias)$")
+
 Reader = Callable[[Path], dict[str, np.ndarray]]
 
 
@@ -44,7 +50,7 @@ def resolve(name_or_path: str) -> Path:
     """
     path = Path(os.path.expanduser(name_or_path))
     if path.is_dir():
-        return path
+        return _cached(path) if (path / "snapshots").is_dir() else path
     if path.exists():
         raise InputError(f"{path}: this is a file; give the directory that holds config.json")
     # A hub id is NAME or OWNER/NAME.
@@ -56,8 +62,26 @@ def resolve(name_or_path: str) -> Path:
     return directory
 
 
+def _cached(path: Path) -> Path:
+    """The directory of a model in a folder of the hub's cache."""
+    snapshots = sorted(each for each in (path / "snapshots").iterdir() if each.is_dir())
+    main = path / "refs" / "main"
+    named = (
+        path / "snapshots" / main.read_text(errors="replace").strip() if main.is_file() else None
+    )
+    if named in snapshots:
+        return named
+    if len(snapshots) == 1:
+        return snapshots[0]
+    raise InputError(
+        f"{path}: a folder of the hub's cache with {len(snapshots)} snapshots and none that "
+        "refs/main names; give one of the directories in snapshots/"
+    )
+
+
 def _snapshot(name: str, patterns: tuple[str, ...]) -> Path:
     import huggingface_hub
+    from huggingface_hub import constants
 
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
@@ -70,6 +94,11 @@ def _snapshot(name: str, patterns: tuple[str, ...]) -> Path:
     except huggingface_hub.errors.HFValidationError as error:
         raise InputError(f"{name!r}: neither a directory nor a hub id; {_HINT}") from error
     except Exception as error:  # each HTTP client that the hub library uses raises its own
+        if constants.HF_HUB_OFFLINE:
+            raise InputError(
+                f"{name}: not in the hub's cache, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE keeps "
+                f"it from being fetched; unset the variable, or {_HINT}"
+            ) from error
         raise InputError(
             f"{name}: no such directory, and the hub is out of reach; {_HINT}"
         ) from error
@@ -184,7 +213,11 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            _check_types(path, {name: file.get_slice(name).get_dtype() for name in names})
+            return {name: file.get_tensor(name) for name in names}
+    except InputError:
+        raise
     except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: truncated or not safetensors ({reason_of(error)}); fetch it again"
@@ -201,12 +234,44 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         ) from error
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
+        types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
+        _check_types(path, types)
         return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+    except InputError:
+        raise
     except Exception as error:  # torch.load raises whatever its parsers raise
         raise InputError(
             f"{path}: truncated, or holds more than plain tensors; fetch it again, or give "
             "model.safetensors"
         ) from error
+
+
+def _check_types(path: Path, types: Mapping[str, str]) -> None:
+    """Refuses what are no plain floating-point numbers, as of a quantised model."""
+    for name, kind in types.items():
+        if kind not in _FLOATS and not _BUFFER.search(name):
+            raise InputError(
+                f"{path}: the tensor {name} is of type {kind}, and only float64, float32, float16 "
+                "and bfloat16 are supported; give the weights of the model before quantisation"
+            )
+
+
+def refuse_not_finite(directory: Path) -> NoReturn:
+    """Names the weights that are not finite.
+
+    Raises:
+        InputError: always.
+    """
+    path, name, finite = next(
+        (path, name, np.isfinite(value))
+        for path, read in _weight_files(directory)
+        for name, value in read(path).items()
+        if not np.isfinite(value).all() and not _BUFFER.search(name)
+    )
+    raise InputError(
+        f"{path}: {np.sum(~finite)} of {finite.size} numbers of the tensor {name} are not finite; "
+        "fetch it again, or give weights from before training diverged"
+    )
 
 
 @functools.lru_cache(maxsize=8)

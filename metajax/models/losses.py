@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from metajax.dtypes import at_least_float32
+from metajax.errors import InputError
 from metajax.models.model import Batch, Bert, Params
 from metajax.types import Start
 
@@ -73,7 +74,8 @@ def classification_loss(model: Bert) -> LossFn:
         `accuracy` `[]`, the same mean over the examples that have classes (0 without any).
 
     Raises:
-        ValueError: once it is used, the model has no head.
+        ValueError: the head has classes or values of which a text can have several
+            (`problem_type`); or, once it is used, the model has no head.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -87,6 +89,11 @@ def classification_loss(model: Bert) -> LossFn:
         >>> round(float(loss), 4), float(aux["accuracy"])
         (0.6931, 0.5)
     """
+    if model.problem_type is not None:
+        raise InputError(
+            f"the model's problem_type is {model.problem_type}, but the loss is for one label a "
+            "text; use another loss, or model.replace(problem_type=None)"
+        )
 
     def loss_fn(
         params: Params, batch: Batch, rng: jax.Array | None

@@ -30,13 +30,14 @@ from metajax.models.heads import (
     mean_pool_packed,
     rescale,
 )
-from metajax.models.notes import names_fit
+from metajax.models.notes import check_labels
 from metajax.reading import is_number
 
 Params = dict[str, Any]
 Batch = dict[str, jax.Array]
 Head = Literal["encoder", "masked_lm", "classification"]
-Pooling = Literal["pooler", "mean"]
+Pooling = Literal["pooler", "mean", "cls"]
+ProblemType = Literal["multi_label_classification", "regression"]
 
 HEAD_KEY = {"encoder": None, "masked_lm": "masked_lm", "classification": "classifier"}
 
@@ -74,18 +75,20 @@ class Bert:
         config: sizes and rates.
         head: "encoder" (none), "masked_lm" or "classification".
         pooling: "pooler" (BERT's tanh layer on the first token; of a decoder, the last token as it
-            is) or "mean" (over tokens).
+            is), "mean" (over tokens) or "cls" (the first token as it is).
         feature_norm: the Euclidean length that classification heads see `pooled` at; None
             leaves it as it is.
         num_labels: the classes of each classification head; 1 is regression.
         label_names: the names of each head's classes, where known.
+        problem_type: of the only head, where its size does not tell: "multi_label_classification"
+            (each class has a probability of its own) or "regression" (of several values).
         remat: checkpoint each block (less memory in the backward pass, more time).
         dtype: of the computation; None means the parameters' own.
         source: the directory that holds the tokenizer.
 
     Raises:
-        InputError: head, pooling, num_labels, feature_norm or label_names cannot be used, or the
-            config's family has no masked-LM head.
+        InputError: head, pooling, num_labels, feature_norm, label_names or problem_type cannot be
+            used, or the config's family has no masked-LM head.
 
     Examples:
         >>> import jax, metajax
@@ -106,6 +109,7 @@ class Bert:
     feature_norm: float | None = None
     num_labels: tuple[int, ...] = (2,)
     label_names: tuple[tuple[str, ...] | None, ...] | None = None
+    problem_type: ProblemType | None = None
     remat: bool = False
     dtype: Any = None
     source: str | None = None
@@ -118,25 +122,12 @@ class Bert:
                 f"a model of type {self.config.model_type} has no masked-LM head: give one that "
                 "has, such as a BERT, or leave pretrain out"
             )
-        if self.pooling not in ("pooler", "mean"):
-            raise InputError(f"pooling is {self.pooling!r}; it has to be pooler or mean")
-        if not self.num_labels or min(self.num_labels) < 1:
-            raise InputError(f"num_labels is {self.num_labels}; every head needs at least one")
+        if self.pooling not in ("pooler", "mean", "cls"):
+            raise InputError(f"pooling is {self.pooling!r}; it has to be pooler, mean or cls")
         norm = self.feature_norm
         if norm is not None and not (is_number(norm) and norm > 0):
             raise InputError(f"feature_norm is {norm!r}; it has to be a number above 0")
-        self._check_names()
-
-    def _check_names(self) -> None:
-        if self.label_names is None:
-            return
-        if not all(map(_are_names, self.label_names)):
-            raise InputError(f"label_names is {self.label_names}; names have to be text")
-        if not names_fit(self.label_names, self.num_labels):
-            raise InputError(
-                f"label_names is {self.label_names}; of the heads with {self.num_labels} classes "
-                "each needs as many names, or None"
-            )
+        check_labels(self.num_labels, self.label_names, self.problem_type)
 
     def replace(self, **changes: Any) -> "Bert":
         """The same model with other settings; `with_head` changes the parameters to match.
@@ -257,9 +248,11 @@ class Bert:
         if self.pooling == "mean":
             return mean_pool(hidden, batch["attention_mask"])
         flat = hidden.reshape(-1, hidden.shape[-1])
-        if self.config.family.decoder:
+        if self.config.family.decoder and self.pooling == "pooler":
             return flat[last_tokens(batch)]
         first = flat[batch["first_token"]] if packed else hidden[:, 0]
+        if self.pooling == "cls":
+            return first
         activation = ACTIVATION[self.config.family.pooler_act]
         return activation(nnx.merge(_graph(self, "pooler"), params["pooler"])(first))
 
@@ -283,13 +276,6 @@ class Bert:
                 f"{self.config.vocab_size} from 0: give the tokenizer that belongs to it"
             )
         return found
-
-
-def _are_names(own: Any) -> bool:
-    """Whether these can be the names of a head's classes, of which it may have none."""
-    return own is None or (
-        isinstance(own, tuple | list) and all(isinstance(name, str) for name in own)
-    )
 
 
 def _part(model: Bert, name: str, rngs: nnx.Rngs) -> nnx.Module:

@@ -6,59 +6,198 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from metajax.errors import InputError
-from metajax.models.families import family_of, to_bert
+from metajax.models.families import family_of, to_bert, unwrapped
 from metajax.models.files import read_json, read_weights, resolve
+
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+# What ends the names of transformers' classes, and what their heads are for.
+_OTHER_HEADS = {
+    "ForTokenClassification": "a token classifier, which labels words",
+    "ForQuestionAnswering": "a question-answering model, which marks answers",
+    "ForMultipleChoice": "a multiple-choice model, which compares texts",
+    "ForNextSentencePrediction": "a next-sentence predictor",
+}
+_NO_HEAD = ("Model", "ForMaskedLM", "ForPreTraining", "ForCausalLM")
+_POOLINGS = {"mean": "mean", "cls": "cls"}
 
 
 class Notes(NamedTuple):
-    """What a directory says about its use, beyond the network's sizes; None is unsaid."""
+    """What a directory says about its use, beyond the network's sizes; None is unsaid.
 
-    pooling: str
+    Attributes:
+        feature_norm: see `Bert`.
+        num_labels: see `Bert`.
+        label_names: see `Bert`.
+        problem_type: see `Bert`.
+        remarks: what a user of the head has to know.
+    """
+
     feature_norm: float | None
     num_labels: tuple[int, ...] | None
     label_names: tuple[tuple[str, ...] | None, ...] | None
+    problem_type: str | None
+    remarks: tuple[str, ...] = ()
 
 
-def read_notes(directory: Path, values: Mapping[str, Any]) -> Notes:
-    """What config.json (as `values`) and sentence-transformers' files say of pooling and classes.
+def read_notes(directory: Path, values: Mapping[str, Any], rows: int | None = None) -> Notes:
+    """What config.json says of the classes.
+
+    Args:
+        directory: where it lies, for error messages.
+        values: what it holds.
+        rows: the classes that the weights' only classifier has, if known.
 
     Raises:
         InputError: something that cannot be understood.
     """
     where = directory / "config.json"
     own = values.get("metajax", {})
-    names = values.get("id2label")
     try:
-        pooling = own.get("pooling")
-        if pooling is None:
-            path = directory / "1_Pooling" / "config.json"
-            mean = path.exists() and read_json(path).get("pooling_mode_mean_tokens") is True
-            pooling = "mean" if mean else "pooler"
         feature_norm = own.get("feature_norm")
-        num_labels: Any = own.get("num_labels")
-        label_names: Any = own.get("label_names")
-        if num_labels is not None:
-            num_labels = tuple(_list(num_labels, int))
-            if label_names is not None:
-                label_names = tuple(_texts(names) for names in _list(label_names, list | None))
-        elif names is not None:
-            num_labels = (len(names),)
-            known = _texts([names[str(i)] for i in range(len(names))])
-            unnamed = all(name == f"LABEL_{i}" for i, name in enumerate(known))
-            label_names = None if unnamed else (known,)
-        elif "num_labels" in values:
-            num_labels = (int(values["num_labels"]),)
         feature_norm = None if feature_norm is None else float(feature_norm)
         if feature_norm is not None and not 0 < feature_norm < math.inf:
             raise ValueError("features have no such length")
-        if label_names is not None and not names_fit(label_names, num_labels):
-            raise ValueError("classes without a name, or the other way round")
-    except InputError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f'{where}: "metajax" or "id2label" makes no sense; correct it') from error
-    return Notes(pooling, feature_norm, num_labels, label_names)
+        problem_type = values.get("problem_type")
+        if problem_type not in (None, *PROBLEM_TYPES):
+            raise ValueError("there is no such type")
+        if own.get("num_labels") is None:
+            return Notes(feature_norm, *_transformers_head(values, rows, problem_type))
+        num_labels = tuple(_list(own["num_labels"], int))
+        label_names = own.get("label_names")
+        if label_names is not None:
+            label_names = tuple(_texts(names) for names in _list(label_names, list | None))
+            if not names_fit(label_names, num_labels):
+                raise ValueError("classes without a name, or the other way round")
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
+        raise InputError(
+            f'{where}: "metajax", "num_labels" or "problem_type" makes no sense; correct it'
+        ) from error
+    return Notes(feature_norm, num_labels, label_names, _own_type(problem_type, num_labels))
+
+
+def _transformers_head(
+    values: Mapping[str, Any], rows: int | None, problem_type: str | None
+) -> tuple[Any, ...]:
+    """All but the first of the notes on a head as transformers has it."""
+    names, remarks = values.get("id2label"), []
+    count: int | None
+    if isinstance(names, dict) and names:
+        count = max(len(names), rows or 0)  # A class without a name is a class all the same.
+    else:
+        count = int(values["num_labels"]) if "num_labels" in values else rows
+    if count is None:
+        return None, None, None
+    known = None
+    if names:
+        known, missing = _class_names(names, count)
+        if missing:
+            others = ", ".join(missing[:4]) + (" and so on" if missing[4:] else "")
+            remarks.append(
+                f'"id2label" names {count - len(missing)} of {count} classes; the others are '
+                f"called {others}"
+            )
+        unnamed = all(name == f"LABEL_{i}" for i, name in enumerate(known))
+        known = None if unnamed else known
+    if count == 1 and problem_type is None:
+        remarks.append('"problem_type" is not set; the head of one class is read as a regression')
+    label_names = None if known is None else (known,)
+    return (count,), label_names, _own_type(problem_type, (count,)), tuple(remarks)
+
+
+def _class_names(names: Any, count: int) -> tuple[tuple[str, ...], list[str]]:
+    """The names of classes, and those among them that stand in for missing ones."""
+    given = {
+        int(key): str(name)
+        for key, name in (names.items() if isinstance(names, dict) else ())
+        if re.fullmatch("[0-9]{1,9}", key) and isinstance(name, str | int | float) and str(name)
+    }
+    missing = [f"LABEL_{i}" for i in range(count) if i not in given]
+    return tuple(given.get(i, f"LABEL_{i}") for i in range(count)), missing
+
+
+def _own_type(problem_type: str | None, num_labels: tuple[int, ...]) -> str | None:
+    """A head's type where its size does not tell: one class alone has a probability of its own."""
+    if num_labels == (1,):
+        regression = problem_type in (None, "regression")
+        return None if regression else "multi_label_classification"
+    return None if problem_type == "single_label_classification" else problem_type
+
+
+def read_pooling(directory: Path, values: Mapping[str, Any]) -> str | None:
+    """The pooling that config.json (as `values`) or sentence-transformers' files name, if any.
+
+    Raises:
+        InputError: it is not supported.
+    """
+    own = values.get("metajax", {})
+    pooling = own.get("pooling") if isinstance(own, dict) else None
+    path = directory / "1_Pooling" / "config.json"
+    if pooling is not None or not path.exists():
+        return pooling
+    said = read_json(path)
+    modes = said.get("pooling_mode")  # Since sentence-transformers 5.4; before, a key for each.
+    if modes is None:
+        switched_on = [key for key, on in said.items() if key.startswith("pooling_mode_") and on]
+        modes = [re.sub("^pooling_mode_|_tokens?$", "", key) for key in switched_on] or "mean"
+    modes = modes if isinstance(modes, list) else [modes]
+    supported = dict(_POOLINGS)
+    if family_of(values.get("model_type"), str(directory / "config.json")).decoder:
+        supported["lasttoken"] = "pooler"
+    named = " and ".join(map(str, modes))
+    if named not in supported:
+        raise InputError(
+            f"{path}: pooling by {named} is not supported; pass pooling, as with --pooling of "
+            f"finetune, or give a model that pools by {' or '.join(supported)}"
+        )
+    return supported[named]
+
+
+def named_pooling(name_or_path: str) -> str | None:
+    """The pooling that a directory or hub model names, if any.
+
+    Raises:
+        InputError: it cannot be had or read, or the pooling is not supported.
+    """
+    directory = resolve(name_or_path)
+    return read_pooling(directory, read_json(directory / "config.json"))
+
+
+def check_labels(
+    num_labels: tuple[int, ...],
+    label_names: Sequence[Sequence[str] | None] | None,
+    problem_type: str | None,
+) -> None:
+    """Checks what a `Bert` says of its heads.
+
+    Raises:
+        InputError: it cannot be so.
+    """
+    if not num_labels or min(num_labels) < 1:
+        raise InputError(f"num_labels is {num_labels}; every head needs at least one")
+    if problem_type not in (None, *PROBLEM_TYPES[1:]) or (problem_type and len(num_labels) > 1):
+        raise InputError(
+            f"problem_type is {problem_type!r} of {len(num_labels)} heads; it has to be "
+            f"{' or '.join(PROBLEM_TYPES[1:])} of one, or None"
+        )
+    if label_names is None:
+        return
+    if not all(map(_are_names, label_names)):
+        raise InputError(f"label_names is {label_names}; names have to be text")
+    if not names_fit(label_names, num_labels):
+        raise InputError(
+            f"label_names is {label_names}; of the heads with {num_labels} classes each needs as "
+            "many names, or None"
+        )
+
+
+def _are_names(own: Any) -> bool:
+    """Whether these can be the names of a head's classes, of which it may have none."""
+    return own is None or (
+        isinstance(own, tuple | list) and all(isinstance(name, str) for name in own)
+    )
 
 
 def names_fit(names: Sequence[Sequence[str] | None], num_labels: Sequence[int]) -> bool:
@@ -80,6 +219,41 @@ def _list(values: Any, kind: Any) -> list[Any]:
     return values
 
 
+def other_head(values: Mapping[str, Any]) -> str | None:
+    """What a checkpoint is whose head labels no texts, by `architectures` of its config.json."""
+    names = values.get("architectures")
+    for name in names if isinstance(names, list) else [names]:
+        if not isinstance(name, str) or name.endswith(("ForSequenceClassification", *_NO_HEAD)):
+            continue
+        known = [what for end, what in _OTHER_HEADS.items() if name.endswith(end)]
+        return f"{known[0]} ({name})" if known else f"a {name}, whose head is not known"
+    return None
+
+
+def read_tensors(directory: Path, values: Mapping[str, Any], offset: int) -> dict[str, np.ndarray]:
+    """A directory's weights by BERT's names; see `to_bert`.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    kind = values["model_type"]
+    return to_bert(unwrapped(read_weights(directory), kind, str(directory)), kind, offset)
+
+
+def classifier_rows(tensors: Mapping[str, np.ndarray]) -> list[int]:
+    """The classes of each classifier among tensors by BERT's names."""
+    return [
+        len(tensor)
+        for name, tensor in tensors.items()
+        if re.fullmatch(r"classifier(\.\d+)?\.weight", name) and tensor.ndim
+    ]
+
+
+def only(rows: Sequence[int]) -> int | None:
+    """The classes of the only classifier, if there is one."""
+    return rows[0] if len(rows) == 1 else None
+
+
 def has_classifier(name_or_path: str) -> bool:
     """Whether a directory or hub model has the classification head that its config tells of.
 
@@ -97,14 +271,28 @@ def has_classifier(name_or_path: str) -> bool:
         ...     metajax.models.has_classifier(folder)
         True
     """
+    return no_classifier(name_or_path) is None
+
+
+def no_classifier(name_or_path: str) -> str | None:
+    """What a directory or hub model is or lacks in place of a head that labels texts, if so.
+
+    Raises:
+        InputError: it cannot be had or read.
+    """
     directory = resolve(name_or_path)
     values = read_json(directory / "config.json")
-    noted = read_notes(directory, values)
-    family_of(values.get("model_type"), str(directory / "config.json"))
-    found = [
-        len(tensor)
-        for name, tensor in to_bert(read_weights(directory), values["model_type"], 0).items()
-        if re.fullmatch(r"classifier(\.\d+)?\.weight", name)
-    ]
+    family = family_of(values.get("model_type"), str(directory / "config.json"))
+    other = other_head(values)
+    if other is not None:
+        return f"is {other}, not a classifier of texts"
+    tensors = read_tensors(directory, values, 0)
+    rows = classifier_rows(tensors)
+    noted = read_notes(directory, values, only(rows))
     sizes = noted.num_labels or (2,)  # Of several, each is stored at the size of the largest.
-    return found == [max(sizes)] * len(sizes)
+    if rows != [max(sizes)] * len(sizes):
+        return "has no classification head such as its config.json tells of"
+    pooled = family.decoder or read_pooling(directory, values) not in (None, "pooler")
+    if not pooled and not any(name.endswith("pooler.dense.weight") for name in tensors):
+        return "has a head without the pooler that it would read, so it is no classifier of texts"
+    return None

@@ -1,16 +1,26 @@
 """A BERT from Hugging Face files, and under another head."""
 
 import logging
+from pathlib import Path
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from metajax.errors import InputError
 from metajax.models import convert, files
 from metajax.models.config import BertConfig
-from metajax.models.families import to_bert
-from metajax.models.model import Bert, Head, Params, Pooling
-from metajax.models.notes import read_notes
+from metajax.models.model import Bert, Head, Params, Pooling, ProblemType
+from metajax.models.notes import (
+    Notes,
+    classifier_rows,
+    only,
+    other_head,
+    read_notes,
+    read_pooling,
+    read_tensors,
+)
 
 _log = logging.getLogger("metajax")
 
@@ -34,9 +44,9 @@ def from_pretrained(
         name_or_path: a directory, or a hub id (a directory of that name comes first).
         head: "encoder", "masked_lm" or "classification".
         num_labels: the classes of the head, or of each head; None: what the directory's own
-            classifier has, else 2.
-        pooling: None: what `save_pretrained` noted in config.json, else "mean" where
-            sentence-transformers' `1_Pooling/config.json` asks for it, else "pooler".
+            classifier has, else 2. With other numbers than that one's, the head is new.
+        pooling: None: what `save_pretrained` noted in config.json, else what
+            sentence-transformers' `1_Pooling/config.json` names, else "pooler".
         feature_norm: see `Bert`; None: what `save_pretrained` noted, else none.
         label_names: the names of each head's classes; None: the directory's, if they fit.
         remat: checkpoint each block.
@@ -49,7 +59,9 @@ def from_pretrained(
         Its parameters, as `Bert.init` gives them, in `param_dtype`.
 
     Raises:
-        InputError: the directory or id cannot be read, or is no BERT that fits.
+        InputError: the directory or id cannot be read, is no BERT that fits, has weights that are
+            not finite, or, with "classification" and no `num_labels`, a head for something else
+            (token classification, question answering, multiple choice).
 
     Examples:
         >>> import tempfile
@@ -65,22 +77,20 @@ def from_pretrained(
         >>> params["embeddings"]["word"].shape
         (9, 4)
     """
-    model = read_model(
-        name_or_path,
-        head,
-        num_labels=num_labels,
-        pooling=pooling,
-        feature_norm=feature_norm,
-        label_names=label_names,
-    ).replace(remat=remat, dtype=dtype)
-    directory = files.resolve(name_or_path)
+    asked = (head, num_labels, pooling, feature_norm, label_names)
+    directory, values, config = _open(name_or_path)
+    tensors = read_tensors(directory, values, config.first_position)
+    rows = only(classifier_rows(tensors))
+    noted = read_notes(directory, values, rows)
+    model = _model(directory, values, config, noted, *asked).replace(remat=remat, dtype=dtype)
     template = jax.eval_shape(model.init, jax.random.key(0))
-    config = model.config
-    tensors = to_bert(files.read_weights(directory), config.model_type, config.first_position)
     loaded = convert.from_hugging_face(tensors, template, str(directory))
-    noted = read_notes(directory, files.read_json(directory / "config.json"))
-    if noted.num_labels not in (None, model.num_labels):
+    if noted.num_labels not in (None, model.num_labels) or other_head(values):
         loaded.pop("classifier", None)  # padding can make other heads the same shape
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loaded)):
+        files.refuse_not_finite(directory)
+    for remark in noted.remarks if "classifier" in loaded else ():
+        _log.warning("%s: %s", directory / "config.json", remark)
     return model, _complete(model, loaded, rng, str(directory), param_dtype)
 
 
@@ -115,20 +125,50 @@ def read_model(
         >>> model.config.hidden_size, model.num_labels
         (24, (3,))
     """
+    directory, values, config = _open(name_or_path)
+    noted = read_notes(directory, values)
+    asked = (head, num_labels, pooling, feature_norm, label_names)
+    return _model(directory, values, config, noted, *asked)
+
+
+def _open(name_or_path: str) -> tuple[Path, dict[str, Any], BertConfig]:
+    """A model's directory, what its config.json holds and that as a configuration."""
     directory = files.resolve(name_or_path)
     values = files.read_json(directory / "config.json")
-    noted = read_notes(directory, values)
+    return directory, values, BertConfig.from_dict(values, str(directory / "config.json"))
+
+
+def _model(
+    directory: Path,
+    values: dict[str, Any],
+    config: BertConfig,
+    noted: Notes,
+    head: Head,
+    num_labels: int | tuple[int, ...] | None,
+    pooling: Pooling | None,
+    feature_norm: float | None,
+    label_names: tuple[tuple[str, ...] | None, ...] | None,
+) -> Bert:
+    """The network of a directory, as it is asked for and else as the directory says."""
+    other = other_head(values)
+    if head == "classification" and num_labels is None and other is not None:
+        raise InputError(
+            f"{directory}: is {other}, not a classifier of texts; pass num_labels to put a new "
+            'head on its encoder, or head="encoder"'
+        )
     if isinstance(num_labels, int):
         num_labels = (num_labels,)
     num_labels = num_labels or noted.num_labels or (2,)
     fits = noted.num_labels == num_labels
+    own_head = fits and head == "classification" and other is None
     return Bert(
-        config=BertConfig.from_dict(values, str(directory / "config.json")),
+        config=config,
         head=head,
-        pooling=cast(Pooling, pooling or noted.pooling),
+        pooling=cast(Pooling, pooling or read_pooling(directory, values) or "pooler"),
         feature_norm=noted.feature_norm if feature_norm is None else feature_norm,
         num_labels=num_labels,
         label_names=label_names or (noted.label_names if fits else None),
+        problem_type=cast(ProblemType, noted.problem_type) if own_head else None,
         source=str(directory),
     )
 
@@ -183,6 +223,7 @@ def with_head(
         head=head,
         num_labels=num_labels or model.num_labels,
         label_names=label_names or (model.label_names if same else None),
+        problem_type=model.problem_type if same and head == "classification" else None,
         pooling=pooling or model.pooling,
         feature_norm=model.feature_norm if feature_norm is None else feature_norm,
     )

@@ -28,10 +28,10 @@ _MODULES = [
 def save_pretrained(directory: str | os.PathLike[str], model: Bert, params: Params) -> None:
     """Writes config.json, tokenizer and safetensors that transformers loads without a warning.
 
-    A classifier that BertForSequenceClassification cannot express (mean pooling,
+    A classifier that BertForSequenceClassification cannot express (other pooling,
     `feature_norm`, several heads; of GPT-2 also a bias) goes to `classifier.safetensors` beside
     a BertModel; so does the pooler, which BertForMaskedLM lacks, to `pooler.safetensors`.
-    `from_pretrained` reads both back. Mean pooling is noted for sentence-transformers too.
+    `from_pretrained` reads both back. Pooling is noted for sentence-transformers too.
 
     config.json goes first and comes last: a directory with one is complete.
 
@@ -65,13 +65,13 @@ def save_pretrained(directory: str | os.PathLike[str], model: Bert, params: Para
     architecture, weights = _weights(model, params, plain=plain)
     contents = {name: _safetensors(tensors) for name, tensors in weights.items()}
     contents.update(_tokenizer_files(model))
-    if model.pooling == "mean":
+    if model.pooling != "pooler":
         contents["modules.json"] = _json(_MODULES)
         contents["1_Pooling/config.json"] = _json(
             {
                 "word_embedding_dimension": model.config.hidden_size,
-                "pooling_mode_cls_token": False,
-                "pooling_mode_mean_tokens": True,
+                "pooling_mode_cls_token": model.pooling == "cls",
+                "pooling_mode_mean_tokens": model.pooling == "mean",
                 "pooling_mode_max_tokens": False,
                 "pooling_mode_mean_sqrt_len_tokens": False,
             }
@@ -160,6 +160,8 @@ def _config(model: Bert, architecture: str, dtype: str, *, plain: bool) -> dict[
     elif model.head == "classification":
         notes["num_labels"] = model.num_labels
         notes["label_names"] = model.label_names
+    if model.problem_type is not None:
+        values["problem_type"] = model.problem_type
     return {**values, "metajax": notes} if notes else values
 
 

@@ -25,7 +25,13 @@ from metajax.models import (
 )
 from metajax.reptile import reptile
 from metajax.stages.groups import InnerSettings, ModelSettings
-from metajax.stages.source import Source, describe_source, open_source, without_dropout
+from metajax.stages.source import (
+    Source,
+    describe_source,
+    open_source,
+    pooling_of,
+    without_dropout,
+)
 from metajax.types import LossFn, MetaAlgorithm, Params, Reduce, Reduced, Start, Task
 
 # Features of this length make the prototypes' logits 10 times a cosine, near enough: the
@@ -219,7 +225,7 @@ def _few_shot(
     resolve: Callable[[Source], dict[str, Any]],
     classes: int,
 ) -> FewShot:
-    features = {"pooling": "mean", "feature_norm": FEATURE_NORM}
+    features = {"pooling": pooling_of(spec, "mean"), "feature_norm": FEATURE_NORM}
     source = open_(spec, settings, head="encoder", **features)
     resolved = resolve(source)
     if resolved["head"] == "checkpoint":

@@ -1,5 +1,6 @@
 """Supervised training on one task or many: a shared encoder, one head a task."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from metajax.stages.loop import Stage, train
 from metajax.stages.record import make_record
 from metajax.stages.run import open_run
 from metajax.stages.settings import FinetuneSettings
-from metajax.stages.source import describe, open_source, text_length
+from metajax.stages.source import describe, open_source, pooling_of, text_length
 from metajax.stages.split import with_parts
 from metajax.stages.tasks import fingerprints, load, relabel, tokenized
 from metajax.supervised import supervised
@@ -36,6 +37,8 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     settings, parts = with_parts(settings)
     train_tasks = load(settings, split="train")
     dev_tasks = _load_dev(settings, train_tasks)
+    pooling = settings.pooling or pooling_of(settings.model, "pooler")
+    settings = dataclasses.replace(settings, pooling=pooling)
     source = open_source(
         settings.model,
         settings,

@@ -2,7 +2,7 @@
 
 import codecs
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +10,8 @@ import jax
 import numpy as np
 
 from metajax import data
+from metajax.data.readers import TABLES
+from metajax.data.tasks import load_texts
 from metajax.errors import InputError, printable
 from metajax.stages.run import writable, write_atomically
 from metajax.stages.settings import PredictSettings
@@ -18,18 +20,29 @@ from metajax.stages.tasks import tokenized
 
 
 class Prediction(NamedTuple):
-    """The likeliest label of a text and its probability (0..1); for a regression, its value."""
+    """What a head says of a text.
+
+    Attributes:
+        label: the likeliest; of a head whose labels each have a probability of their own, all that
+            are above 0.5, or "none"; of a regression "value".
+        probability: that of the label (0..1), or the value of the regression; None where `scores`
+            are.
+        scores: each label's own probability, or value of a regression of several.
+    """
 
     label: str
-    probability: float
+    probability: float | None
+    scores: tuple[tuple[str, float], ...] = ()
 
 
 def predict(settings: PredictSettings) -> None:
-    """Writes `label<TAB>probability` for each line of the input.
+    """Writes `label<TAB>probability` for each text of the input.
 
-    A tab in a line separates the two texts of a pair. What does not print in a label is written as
-    an escape, so that a text has one line whatever its label. Nothing is written before all of the
-    input has been read.
+    In plain text a line is a text, and a tab in it separates the two texts of a pair; of a table
+    (.csv, .tsv, .jsonl, .parquet) the text's column is read. Where each label has a probability of
+    its own, `label=probability` for all of them follow the labels above 0.5. What does not print in
+    a label is written as an escape, so that a text has one line whatever its label. Nothing is
+    written before all of the input has been read.
 
     Raises:
         InputError: the input cannot be used.
@@ -40,15 +53,18 @@ def predict(settings: PredictSettings) -> None:
     classifier = open_classifier(settings.model, settings.task)
     if settings.max_length is not None:
         classifier = classifier._replace(max_length=settings.max_length)
-    texts, pairs = read_texts(settings.input)
-    lines = (
-        f"{printable(found.label)}\t{found.probability:.4f}\n"
-        for found in label(classifier, texts, pairs, settings.batch_size)
-    )
+    texts, pairs = read_texts(settings.input, *classifier.columns)
+    lines = map(_line, label(classifier, texts, pairs, settings.batch_size))
     if target is None:
         sys.stdout.writelines(lines)
     else:
         write_atomically(target, "".join(lines))
+
+
+def _line(found: Prediction) -> str:
+    each = [f"{printable(name)}={score:.4f}" for name, score in found.scores]
+    rest = each if found.probability is None else [f"{found.probability:.4f}"]
+    return "\t".join([printable(found.label), *rest]) + "\n"
 
 
 def label(
@@ -59,7 +75,7 @@ def label(
     Raises:
         InputError: they are pairs where the classifier learned from single texts, or the reverse.
     """
-    model, params, head, max_length, in_pairs = classifier
+    model, params, head, max_length, in_pairs, _ = classifier
     if in_pairs is not None and in_pairs != (pairs is not None):
         found, wanted = ("single texts", "pairs") if in_pairs else ("pairs", "single texts")
         raise InputError(
@@ -69,29 +85,48 @@ def label(
     task = data.TaskData("the input", texts, pairs, np.zeros(len(texts), np.int32), ("",))
     (examples,) = tokenized([task], model, text_length(model, max_length))
     logits = jax.jit(lambda params, batch: model(params, batch).logits)
-    names = model.label_names and model.label_names[head]
+    count = model.num_labels[head]
+    names = (model.label_names and model.label_names[head]) or [f"LABEL_{i}" for i in range(count)]
     done = 0
     for batch in data.supervised_eval_batches(examples, batch_size, head=head):
-        scores = np.asarray(logits(params, batch))[: len(texts) - done, : model.num_labels[head]]
+        scores = np.asarray(logits(params, batch))[: len(texts) - done, :count]
         done += len(scores)
-        if scores.shape[1] == 1:
-            yield from (Prediction("value", float(score)) for score in scores[:, 0])
-            continue
-        shares = np.exp(scores - scores.max(1, keepdims=True))
-        shares /= shares.sum(1, keepdims=True)
-        for row in shares:
-            best = int(row.argmax())
-            yield Prediction(names[best] if names else str(best), float(row[best]))
+        yield from (_judged(model.problem_type, names, row) for row in scores)
 
 
-def read_texts(source: str) -> tuple[list[str], list[str] | None]:
+def _judged(problem_type: str | None, names: Sequence[str], logits: np.ndarray) -> Prediction:
+    """What the logits of a text say, as transformers' pipeline reads them."""
+    if problem_type == "multi_label_classification":
+        sigmoid = (1 + np.tanh(logits.astype(float) / 2)) / 2
+        above = [name for name, score in zip(names, sigmoid) if score > 0.5]
+        return Prediction(", ".join(above) or "none", None, tuple(zip(names, sigmoid.tolist())))
+    if problem_type == "regression":
+        return Prediction("value", None, tuple(zip(names, logits.tolist())))
+    if len(logits) == 1:
+        return Prediction("value", float(logits[0]))
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    best = int(shares.argmax())
+    return Prediction(names[best], float(shares[best]))
+
+
+def read_texts(
+    source: str, text_column: str | None = None, pair_column: str | None = None
+) -> tuple[list[str], list[str] | None]:
     """The texts of a file or of standard input (`-`), and the second texts if there are any.
+
+    Args:
+        source: a table by its extension, else plain text.
+        text_column: of a table; None is the usual name.
+        pair_column: the same of the second texts.
 
     Raises:
         InputError: they cannot be read.
     """
     if source == "-" and sys.stdin is None:
         raise InputError("standard input: is closed; name a file with --input")
+    if Path(source).suffix.lower() in TABLES:
+        return load_texts(source, text=text_column, pair=pair_column)
     if source == "-":
         content, name = sys.stdin.buffer.read(), "standard input"
     elif Path(source).is_file():

@@ -48,10 +48,11 @@ class FinetuneSettings(TrainSettings, TaskSettings, BatchSettings):
     epochs: float = option("passes over all tasks' examples", 3.0, above=0)
     steps: int | None = option("updates, instead of --epochs", None, minimum=1)
     batch_size: int = option("examples a step", 32, minimum=1)
-    pooling: str = option(
-        "what the heads read: BERT's pooler (GPT-2's last token), or the mean over tokens",
-        "pooler",
-        choices=("pooler", "mean"),
+    pooling: str | None = option(
+        "what the heads read: BERT's pooler (GPT-2's last token), the mean over tokens or the "
+        "first one (default: as the model's 1_Pooling says, or pooler)",
+        None,
+        choices=("pooler", "mean", "cls"),
     )
 
 
@@ -98,7 +99,11 @@ class PredictSettings(Settings):
     """Labels for new text."""
 
     model: str = option("the workdir of adapt or finetune, or a Hugging Face classifier")
-    input: str = option("a text a line; - is standard input", "-", metavar="FILE")
+    input: str = option(
+        "a text a line, or a CSV, TSV, JSON-lines or Parquet file; - is standard input",
+        "-",
+        metavar="FILE",
+    )
     output: str = option("label<TAB>probability a line; - is standard output", "-", metavar="FILE")
     task: str | None = option("which head, where finetune trained several", None)
     batch_size: int = option("texts at once", 64, minimum=1)

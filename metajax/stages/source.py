@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metajax import checkpoint
 from metajax.errors import InputError
@@ -13,12 +14,12 @@ from metajax.models import (
     Bert,
     BertConfig,
     from_pretrained,
-    has_classifier,
     hashes,
     read_model,
     with_head,
 )
 from metajax.models.files import read_json
+from metajax.models.notes import named_pooling, no_classifier
 from metajax.stages.groups import ModelSettings
 from metajax.stages.paths import address, in_bucket, local, to_path
 from metajax.stages.record import check_record, read_record
@@ -64,6 +65,8 @@ def open_source(spec: str, settings: ModelSettings | None = None, **head: Any) -
         runtime = {"remat": settings.remat, "dtype": _DTYPES[settings.dtype]}
     if record is None:
         model, params = from_pretrained(spec, rng=rng, **runtime, **head)
+        if "num_labels" in head:
+            model, params = _for_tasks(model, params, rng)
         where = address(path) if path.is_dir() else spec
         return Source(model, params, {"path": where, **hashes(spec)})
     saved = checkpoint.load(path / "checkpoints")
@@ -71,10 +74,51 @@ def open_source(spec: str, settings: ModelSettings | None = None, **head: Any) -
     if not (path / "results.json").is_file():
         _log.warning("%s: has not ended; the checkpoint of its step %d is used", path, saved.step)
     model, params = _rebuild(path / "model", record["model"]).replace(**runtime), saved.params
+    _check_finite(params, f"{path}: the checkpoint of step {saved.step}")
     if head:
         model, params = with_head(model, params, rng=rng, **head)
     parent = {"path": address(path), "step": saved.step, "record": saved.record}
     return Source(model, params, parent)
+
+
+def _check_finite(params: Params, where: str) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not np.isfinite(leaf).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise InputError(
+                f"{where} has parameters that are not finite ({name}); train again at a lower rate"
+            )
+
+
+def _for_tasks(model: Bert, params: Params, rng: jax.Array) -> tuple[Bert, Params]:
+    """The same for tasks of one label or value a text: another kind of head makes room for one."""
+    if model.problem_type is None:
+        return model, params
+    _log.warning("%s: its head is for %s: not used", model.source, model.problem_type)
+    params = {key: value for key, value in params.items() if key != "classifier"}
+    model = model.replace(problem_type=None)
+    return with_head(model, params, head="classification", rng=rng)
+
+
+def pooling_of(spec: str, default: str) -> str:
+    """How `--model` says that texts are pooled.
+
+    Args:
+        spec: `--model`.
+        default: for weights that do not say. If it is "mean", that is also for BERT's pooler in
+            runs other than those of metatrain: nobody may have chosen it.
+
+    Raises:
+        InputError: it cannot be used, or pools in a way that is not supported.
+    """
+    _, record = _find(spec)
+    if record is None:
+        pooling = named_pooling(spec)
+        if pooling is None:
+            _log.warning("%s: names no pooling (1_Pooling): %s is used", spec, default)
+        return pooling or default
+    pooling = record["model"].get("pooling", "pooler")
+    return default if pooling == "pooler" and record["stage"] != "metatrain" else pooling
 
 
 def describe_source(spec: str, settings: ModelSettings, **head: Any) -> Source:
@@ -85,7 +129,7 @@ def describe_source(spec: str, settings: ModelSettings, **head: Any) -> Source:
     """
     path, record = _find(spec)
     if record is None:
-        model = read_model(spec, **head)
+        model = read_model(spec, **head).replace(problem_type=None)
     else:
         # The run's classes are not those of another head.
         model = _rebuild(path / "model", record["model"]).replace(**{"label_names": None} | head)
@@ -145,6 +189,7 @@ class Classifier(NamedTuple):
         head: the number of the head to use.
         max_length: the tokens to which its run cut its texts.
         pairs: whether its texts came in pairs; None is unknown.
+        columns: of the text and the second one in its run's files; None is the usual name.
     """
 
     model: Bert
@@ -152,6 +197,7 @@ class Classifier(NamedTuple):
     head: int
     max_length: int
     pairs: bool | None
+    columns: tuple[str | None, str | None] = (None, None)
 
 
 def open_classifier(spec: str, task: str | None) -> Classifier:
@@ -165,11 +211,9 @@ def open_classifier(spec: str, task: str | None) -> Classifier:
         InputError: it has no classification head, or none for this task.
     """
     record = _find(spec)[1]
-    if record is None and not has_classifier(spec):
-        raise InputError(
-            f"{spec}: has no classification head such as its config.json tells of: "
-            "run finetune or adapt on it first"
-        )
+    problem = no_classifier(spec) if record is None else None
+    if problem is not None:
+        raise InputError(f"{spec}: {problem}: run finetune or adapt on it first")
     if record is not None and record["stage"] not in ("adapt", "finetune"):
         raise InputError(
             f"{spec}: is a {record['stage']} run, which has no labels: run adapt on it first"
@@ -181,8 +225,10 @@ def open_classifier(spec: str, task: str | None) -> Classifier:
     if task not in names:
         given = "" if task is None else f" {task}"
         raise InputError(f"--task{given}: choose from {', '.join(names)}")
-    max_length, pairs = ModelSettings.max_length, None
-    if record:
-        max_length = record["settings"]["max_length"]
-        pairs = dict(zip(names, record.get("pairs", ()))).get(task)
-    return Classifier(source.model, source.params, names.index(task), max_length, pairs)
+    head, model, params = names.index(task), source.model, source.params
+    if record is None:
+        return Classifier(model, params, head, ModelSettings.max_length, None)
+    own = record["settings"]
+    pairs = dict(zip(names, record.get("pairs", ()))).get(task)
+    columns = (own.get("text_column"), own.get("pair_column"))
+    return Classifier(model, params, head, own["max_length"], pairs, columns)

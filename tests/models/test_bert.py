@@ -253,7 +253,7 @@ def test_vmap_over_parameters_is_a_loop():
     np.testing.assert_allclose(together, jnp.stack([run(p) for p in many]), atol=1e-5)
 
 
-@pytest.mark.parametrize("pooling", ["pooler", "mean"])
+@pytest.mark.parametrize("pooling", ["pooler", "mean", "cls"])
 def test_padding_changes_nothing(pooling):
     model = MODEL.replace(pooling=pooling)
     params, batch = make_params(model), make_batch()
@@ -268,6 +268,13 @@ def test_an_example_of_padding_alone_is_finite():
     params = make_params(model)
     grads = jax.jit(jax.grad(lambda p: model(p, batch).logits.sum()))(params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_the_first_token_is_pooled_as_it_is():
+    params = make_params(MODEL)
+    batch = make_batch()
+    outputs = MODEL.replace(pooling="cls")(params, batch)
+    np.testing.assert_array_equal(outputs.pooled, outputs.last_hidden_state[:, 0])
 
 
 def test_mean_pool_against_numpy():
@@ -286,7 +293,12 @@ def test_rescale_and_its_gradient_at_zero():
 
 @pytest.mark.parametrize(
     ("head", "pooling"),
-    [("masked_lm", "pooler"), ("classification", "mean"), ("classification", "pooler")],
+    [
+        ("masked_lm", "pooler"),
+        ("classification", "mean"),
+        ("classification", "cls"),
+        ("classification", "pooler"),
+    ],
 )
 def test_the_logits_depend_on_the_pooler_where_the_model_says_so(head, pooling):
     model = MODEL.replace(head=head, pooling=pooling)

@@ -128,7 +128,7 @@ def test_whether_there_is_the_head_that_the_configuration_tells_of(tmp_path):
     found = {each: has_classifier(str(tmp_path / each)) for each in ("one", "two", "none")}
     assert found == {"one": True, "two": True, "none": False}
     values = json.loads((tmp_path / "one" / "config.json").read_text())
-    values["id2label"] = {"0": "a", "1": "b"}
+    values["id2label"] = {"0": "a", "1": "b", "2": "c", "3": "d"}
     (tmp_path / "one" / "config.json").write_text(json.dumps(values))
     assert not has_classifier(str(tmp_path / "one"))
 

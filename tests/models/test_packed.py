@@ -23,6 +23,7 @@ SHAPES = [Shape(3, 7), Shape(2, 9), Shape(1, 16), Shape(4, 12)]
         ("mean", TINY, SHAPES[0]),
         ("pooler", TINY, SHAPES[1]),
         ("pooler", GPT2, SHAPES[1]),
+        ("cls", TINY, SHAPES[1]),
         *(
             pytest.param(*setting, marks=pytest.mark.slow)
             for setting in itertools.product(["mean", "pooler"], [TINY, GPT2], SHAPES[2:])

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,17 @@ import safetensors.numpy
 import tiny
 
 from metajax.errors import InputError
-from metajax.models import Bert, convert, files, from_pretrained, with_head
+from metajax.models import (
+    Bert,
+    convert,
+    files,
+    from_pretrained,
+    has_classifier,
+    read_model,
+    save_config,
+    save_pretrained,
+    with_head,
+)
 from metajax.models.config import BertConfig
 from tests.models.helpers import (
     TINY,
@@ -179,18 +190,173 @@ def test_bfloat16_weights_and_parameters(tmp_path):
     assert model(low, make_batch()).pooled.dtype == jnp.bfloat16
 
 
+def write_pooling(directory, said):
+    (directory / "1_Pooling").mkdir(exist_ok=True)
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps(said))
+
+
 def test_pooling_is_what_the_directory_says(tmp_path):
     path = write_directory(tmp_path, theirs(PARAMS))
     assert from_pretrained(path)[0].pooling == "pooler"
-    (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": false}')
-    assert from_pretrained(path)[0].pooling == "pooler"
-    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    write_pooling(tmp_path, {"pooling_mode_mean_tokens": True})
     assert from_pretrained(path)[0].pooling == "mean"
     assert from_pretrained(path, pooling="pooler")[0].pooling == "pooler"
     write_directory(tmp_path, theirs(PARAMS), metajax={"pooling": "pooler", "feature_norm": 3})
     model, _ = from_pretrained(path)
     assert (model.pooling, model.feature_norm) == ("pooler", 3.0)
+
+
+OLD = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False}
+MAX = "pooling_mode_max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("said", "pooling"),
+    [
+        ({"word_embedding_dimension": 8, **OLD, "pooling_mode_mean_tokens": True}, "mean"),
+        ({**OLD, "pooling_mode_cls_token": True, "include_prompt": True}, "cls"),
+        (OLD, "mean"),  # As sentence-transformers has it.
+        ({}, "mean"),
+        ({"embedding_dimension": 8, "pooling_mode": "mean", "include_prompt": True}, "mean"),
+        ({"pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode": ["mean"]}, "mean"),
+        ({"pooling_mode": "max"}, "by max "),
+        ({"pooling_mode": "weightedmean"}, "by weightedmean "),
+        ({"pooling_mode": "lasttoken"}, "by lasttoken "),
+        ({"pooling_mode": ["cls", "mean"]}, "by cls and mean "),
+        ({"pooling_mode": 3}, "by 3 "),
+        ({**OLD, MAX: True}, "by max "),
+        ({**OLD, "pooling_mode_mean_sqrt_len_tokens": True}, "by mean_sqrt_len "),
+        ({**OLD, "pooling_mode_weightedmean_tokens": True}, "by weightedmean "),
+        ({**OLD, "pooling_mode_lasttoken": True}, "by lasttoken "),
+        ({**OLD, MAX: True, "pooling_mode_mean_tokens": True}, "by mean and max "),
+    ],
+)
+def test_both_forms_of_sentence_transformers_pooling(tmp_path, said, pooling):
+    path = write_directory(tmp_path, theirs(PARAMS))
+    write_pooling(tmp_path, said)
+    if not pooling.startswith("by "):
+        assert from_pretrained(path)[0].pooling == pooling
+        return
+    with pytest.raises(InputError, match=f"1_Pooling/config.json: pooling {pooling}is not") as info:
+        from_pretrained(path)
+    assert "pass pooling, as with --pooling" in one_line(info)
+    assert from_pretrained(path, pooling="mean")[0].pooling == "mean"
+
+
+def test_the_last_token_is_what_a_decoder_pools(tmp_path):
+    config = BertConfig(**vars(TINY) | {"model_type": "gpt2", "type_vocab_size": 0})
+    config = BertConfig.from_dict(config.to_dict() | {"eos_token_id": 30}, "config.json")
+    save_config(tmp_path, Bert(config))
+    write_pooling(tmp_path, {"pooling_mode": "lasttoken"})
+    assert read_model(str(tmp_path)).pooling == "pooler"
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "0.auto_model.", "model.bert."])
+def test_names_that_a_wrapper_made_longer(tmp_path, prefix):
+    tensors = {prefix + name: value for name, value in theirs(LM_PARAMS).items()}
+    assert_equal(from_pretrained(write_directory(tmp_path, tensors), "masked_lm")[1], LM_PARAMS)
+    path = write_directory(tmp_path, tensors | {"2.linear.weight": np.zeros((2, 2), "f")})
+    wrapper = prefix.removesuffix("bert.")
+    with pytest.raises(InputError, match=r"2.linear.weight is another model's") as info:
+        from_pretrained(path)
+    assert f"name.removeprefix('{wrapper}')" in one_line(info)
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "distilbert", "electra", "gpt2"])
+def test_wrapped_models_of_other_families(tmp_path, model_type):
+    changes = {"model_type": model_type}
+    if model_type in ("distilbert", "gpt2"):
+        changes |= {"type_vocab_size": 0}
+    model = Bert(BertConfig(**vars(TINY) | changes), head="classification", num_labels=(3,))
+    params = make_params(model)
+    if model_type == "gpt2":
+        params["classifier"]["bias"] *= 0  # It has none.
+    save_pretrained(tmp_path, model, params)
+    tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    tensors = {f"module.{name}": value for name, value in tensors.items()}
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    assert has_classifier(str(tmp_path))
+    assert_equal(from_pretrained(str(tmp_path), "classification")[1], params)
+
+
+WORD = "embeddings.word_embeddings.weight"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (np.int8, "I8"),
+        (np.uint8, "U8"),
+        (np.int64, "I64"),
+        (ml_dtypes.float8_e4m3fn, "F8_E4M3"),
+        (ml_dtypes.float8_e5m2, "F8_E5M2"),
+    ],
+)
+def test_weights_that_are_no_plain_floats_are_refused(tmp_path, kind, name):
+    tensors = theirs(PARAMS)
+    tensors[WORD] = (100 * tensors[WORD]).astype(kind)
+    path = write_directory(tmp_path, tensors)
+    with pytest.raises(InputError) as info:
+        from_pretrained(path)
+    line = f"{path}/model.safetensors: the tensor {WORD} is of type {name}, and only float64, "
+    assert one_line(info).startswith(line)
+    torch = pytest.importorskip("torch")
+    (tmp_path / "model.safetensors").unlink()
+    kinds = {"I8": "int8", "U8": "uint8", "I64": "int64", "F8_E4M3": "float8_e4m3fn"}
+    theirs_kind = kinds.get(name, "float8_e5m2")
+    saved = {key: torch.tensor(value) for key, value in theirs(PARAMS).items()}
+    saved[WORD] = saved[WORD].to(getattr(torch, theirs_kind))
+    torch.save(saved, tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match=f"tensor {WORD} is of type {theirs_kind}, and only"):
+        from_pretrained(path)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float16])
+def test_weights_of_other_widths(tmp_path, kind):
+    tensors = {name: value.astype(kind) for name, value in theirs(PARAMS).items()}
+    _, params = from_pretrained(write_directory(tmp_path, tensors))
+    expected = jax.tree.map(lambda leaf: np.float32(np.asarray(leaf).astype(kind)), PARAMS)
+    assert_equal(params, expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused_where_they_are_used(tmp_path, value):
+    name = "encoder.layer.1.output.dense.bias"
+    for kind in (np.float32, ml_dtypes.bfloat16):
+        tensors = {key: x.astype(kind) for key, x in theirs(PARAMS, "bert.").items()}
+        tensors[f"bert.{name}"][2:4] = value
+        path = write_directory(tmp_path, tensors)
+        with pytest.raises(InputError) as info:
+            from_pretrained(path)
+        line = f"{path}/model.safetensors: 2 of 8 numbers of the tensor bert.{name} are not finite;"
+        assert one_line(info).startswith(line)
+    tensors = theirs(LM_PARAMS, "bert.")
+    tensors["cls.predictions.bias"] = np.full(31, value, "f")
+    path = write_directory(tmp_path, tensors)
+    assert_equal(from_pretrained(path)[1]["layers"], LM_PARAMS["layers"])
+    with pytest.raises(InputError, match=r"31 of 31 numbers of the tensor cls\.predictions\.bias"):
+        from_pretrained(path, "masked_lm")
+
+
+def test_a_folder_of_the_hub_s_cache(tmp_path):
+    folder = tmp_path / "models--owner--name"
+    for commit in ("abc", "def"):
+        (folder / "snapshots" / commit).mkdir(parents=True)
+        write_directory(folder / "snapshots" / commit, theirs(PARAMS))
+    with pytest.raises(InputError, match="cache with 2 snapshots and none that refs/main names"):
+        files.resolve(str(folder))
+    (folder / "refs").mkdir()
+    for named, found in (("def\n", "def"), ("abc", "abc")):
+        (folder / "refs" / "main").write_text(named)
+        model, params = from_pretrained(str(folder))
+        assert model.source == str(folder / "snapshots" / found)
+        assert_equal(params, PARAMS)
+    (folder / "refs" / "main").write_text("../..")
+    with pytest.raises(InputError, match="2 snapshots"):
+        files.resolve(str(folder))
+    shutil.rmtree(folder / "snapshots" / "def")
+    assert files.resolve(str(folder)) == folder / "snapshots" / "abc"
 
 
 def test_the_tokenizer(tmp_path):
@@ -233,6 +399,7 @@ def test_with_head_keeps_what_fits(log):
         ({"position_embedding_type": "relative_key"}, "'relative_key'"),
         ({"is_decoder": True}, "is_decoder"),
         ({"add_cross_attention": True}, "add_cross_attention"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is set, and a quantised model"),
         ({"hidden_act": "swish"}, "'swish'"),
         ({"hidden_act": ["gelu"]}, "hidden_act"),
         ({"num_attention_heads": 3}, "not a multiple"),
@@ -328,7 +495,12 @@ def test_files_that_cannot_be_read(tmp_path, name, content, message):
 
 
 def test_notes_that_make_no_sense(tmp_path):
-    for changes in ({"metajax": 3}, {"metajax": {"feature_norm": "x"}}, {"id2label": {"7": "a"}}):
+    for changes in (
+        {"metajax": 3},
+        {"metajax": {"feature_norm": "x"}},
+        {"num_labels": "x"},
+        {"problem_type": "x"},
+    ):
         path = write_directory(tmp_path, theirs(PARAMS), **changes)
         with pytest.raises(InputError, match="makes no sense"):
             from_pretrained(path)
@@ -355,7 +527,13 @@ def test_a_hub_out_of_reach(monkeypatch, tmp_path):
         raise huggingface_hub.errors.LocalEntryNotFoundError("no\nconnection")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(InputError, match=r"hub is out of reach.*local directory") as info:
+        from_pretrained("owner/name")
+    one_line(info)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    message = r"^owner/name: not in the hub's cache, and HF_HUB_OFFLINE .*; unset the variable"
+    with pytest.raises(InputError, match=message) as info:
         from_pretrained("owner/name")
     one_line(info)
 

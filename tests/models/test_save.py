@@ -21,9 +21,16 @@ from tests.models.helpers import TINY, assert_equal, make_batch, make_params, wr
 MODELS = {
     "encoder": Bert(TINY),
     "mean": Bert(TINY, pooling="mean", feature_norm=2.5),
+    "cls": Bert(TINY, pooling="cls"),
     "masked_lm": Bert(TINY, head="masked_lm"),
     "classification": Bert(
         TINY, head="classification", num_labels=(3,), label_names=(("a", "b", "c"),)
+    ),
+    "multi-label": Bert(
+        TINY,
+        head="classification",
+        num_labels=(3,),
+        problem_type="multi_label_classification",
     ),
     "regression": Bert(TINY, head="classification", num_labels=(1,)),
     "mean regression": Bert(
@@ -108,12 +115,15 @@ def test_config_json_has_the_classes_and_the_class_to_load_with(tmp_path):
         assert file.metadata() == {"format": "pt"}
 
 
-def test_mean_pooling_is_noted_for_sentence_transformers(tmp_path):
-    written(tmp_path, "mean")
+@pytest.mark.parametrize(
+    ("name", "mode"), [("mean", "pooling_mode_mean_tokens"), ("cls", "pooling_mode_cls_token")]
+)
+def test_pooling_is_noted_for_sentence_transformers(tmp_path, name, mode):
+    written(tmp_path, name)
     pooling = json.loads((tmp_path / "1_Pooling" / "config.json").read_text())
     assert pooling.pop("word_embedding_dimension") == 8
     modes = {name for name, chosen in pooling.items() if chosen}
-    assert modes == {"pooling_mode_mean_tokens"}
+    assert modes == {mode}
     modules = json.loads((tmp_path / "modules.json").read_text())
     assert [(module["idx"], module["path"]) for module in modules] == [(0, ""), (1, "1_Pooling")]
     assert [module["type"].rpartition(".")[2] for module in modules] == ["Transformer", "Pooling"]

@@ -61,7 +61,8 @@ def test_adapt_says_how_well_other_examples_are_labelled(material, tmp_path):
     dev = tiny.write_rows(tmp_path / "dev.csv", rows)
     own = {"inner_lr": STABLE_RATE, "inner_steps": 1}
     meta_trained, run = tmp_path / "meta-trained", tmp_path / "run"
-    write_workdir(meta_trained, material.bert, "metatrain", network={"head": "encoder"}, **own)
+    network = {"head": "encoder", "pooling": "mean"}
+    write_workdir(meta_trained, material.bert, "metatrain", network=network, **own)
     command = ["adapt", "--model", meta_trained, "--tasks", material.new, "--workdir", run]
     command += ["--max-length", 4, "--remat"]
     tiny.succeed(*command)

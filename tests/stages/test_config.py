@@ -89,7 +89,7 @@ DEFAULTS = {
     "finetune": TRAINING
     | TASKS
     | {"dev": (), "epochs": 3.0, "steps": None, "batch_size": 32, "parts": None}
-    | {"pooling": "pooler"},
+    | {"pooling": None},
     "metatrain": TRAINING
     | TASKS
     | SIZES

@@ -108,7 +108,7 @@ def test_an_exported_models_notes(refused, chain, tmp_path, case):
     config["metajax"] |= NOTES[case]
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
     refused(
-        r'config.json: "metajax" or "id2label" makes no sense',
+        r'config.json: "metajax", "num_labels" or "problem_type" makes no sense',
         *("predict", "--model", tmp_path / "hf"),
         stdin=b"w1\n",
     )

@@ -11,12 +11,15 @@ import tiny
 from safetensors.numpy import load_file
 
 import metajax
+from metajax import checkpoint
 from metajax.checkpoint import Checkpoints
 from metajax.errors import InputError
 from metajax.models import Bert, hashes, save_config
 from metajax.outer import OuterState
+from metajax.stages import finetune as finetuning
 from metajax.stages.export import export
-from metajax.stages.groups import ModelSettings
+from metajax.stages.few_shot import describe_few_shot, open_few_shot
+from metajax.stages.groups import InnerSettings, ModelSettings
 from metajax.stages.lineage import entries, lineage
 from metajax.stages.record import make_record
 from metajax.stages.run import begin, open_run, write_results
@@ -28,6 +31,7 @@ from metajax.stages.source import (
     open_source,
     text_length,
 )
+from tests.stages.workdirs import write_workdir
 
 # Unlike the defaults in every respect that a record tells.
 HEADS = {
@@ -109,6 +113,103 @@ def test_a_source_is_described_as_it_is_opened(run, bert):
             for source in (opened, described)
         ]
         assert looks[0] == looks[1]
+
+
+def test_a_head_of_another_type_is_not_that_of_a_task(bert, tmp_path, caplog):
+    """It is new, as if there were none, and said to be."""
+    model, params = metajax.from_pretrained(str(bert), "classification", num_labels=3)
+    params["classifier"] = jax.tree.map(lambda leaf: leaf + 1, params["classifier"])
+    settings = ModelSettings(model=str(bert))
+    head = {"head": "classification", "num_labels": (3,)}
+    for problem_type in (None, "multi_label_classification", "regression"):
+        caplog.clear()
+        path = tmp_path / str(problem_type)
+        metajax.save_pretrained(path, model.replace(problem_type=problem_type), params)
+        opened = open_source(str(path), settings, **head)
+        assert opened.model.problem_type is None
+        assert describe_source(str(path), settings, **head).model == opened.model
+        kept = (opened.params["classifier"]["kernel"] == params["classifier"]["kernel"]).all()
+        assert kept == (problem_type is None)
+        tiny.assert_same_bits(opened.params["layers"], params["layers"])
+        said = f"{path}: its head is for {problem_type}: not used"
+        assert caplog.messages == (
+            [] if kept else [said, "with_head: has no classifier: freshly initialised"]
+        )
+
+
+def pool(directory, mode):
+    (directory / "1_Pooling").mkdir(exist_ok=True)
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": mode}))
+
+
+def test_few_shot_stages_pool_as_the_weights_say_or_by_the_mean(tmp_path, caplog):
+    directory = tiny.write_model(tmp_path / "bert")
+    settings = ModelSettings(model=str(directory))
+
+    def pooling(spec):
+        found = [
+            open_(str(spec), settings, InnerSettings(), 2).model.pooling
+            for open_ in (open_few_shot, describe_few_shot)
+        ]
+        assert found[0] == found[1]
+        return found[0]
+
+    assert pooling(directory) == "mean"
+    note = f"{directory}: names no pooling (1_Pooling): mean is used"
+    assert caplog.messages == [note, note]
+    for mode in ("mean", "cls"):
+        pool(directory, mode)
+        assert pooling(directory) == mode
+        # What was meta-trained adapts as it was trained; of another run nobody may have chosen.
+        for stage, network, expected in (
+            ("metatrain", {"pooling": mode}, mode),
+            ("metatrain", {"pooling": "pooler"}, "pooler"),
+            ("finetune", {"pooling": mode}, mode),
+            ("finetune", {"pooling": "pooler"}, "mean"),
+        ):
+            run = tmp_path / f"{stage} {mode} {network['pooling']}"
+            write_workdir(run, directory, stage, network={"head": "encoder", **network})
+            assert pooling(run) == expected
+    pool(directory, "max")
+    with pytest.raises(InputError, match="pooling by max is not supported"):
+        pooling(directory)
+
+
+@pytest.mark.parametrize("given", [None, "pooler", "cls"])
+def test_finetune_pools_as_the_weights_say_unless_it_is_told(tmp_path, monkeypatch, caplog, given):
+    directory = tiny.write_model(tmp_path / "bert")
+    tasks = (str(tiny.write_rows(tmp_path / "t.csv", tiny.examples(2, 3))),)
+    pool(directory, "mean")
+    settings = FinetuneSettings(
+        model=directory, tasks=tasks, workdir=tmp_path / "run", steps=1, pooling=given
+    )
+    monkeypatch.setattr(finetuning, "train", lambda stage, params: stage)
+    stage = finetuning.finetune(settings)
+    assert stage.model.pooling == (given or "mean")
+    assert stage.run.record["settings"]["pooling"] == (given or "mean")
+    assert stage.run.record["model"]["pooling"] == (given or "mean")
+    assert not [line for line in caplog.messages if "1_Pooling" in line]
+
+
+def test_what_weights_do_not_say_of_pooling_is_said_once(bert, tmp_path, monkeypatch, caplog):
+    tasks = (str(tiny.write_rows(tmp_path / "t.csv", tiny.examples(2, 3))),)
+    monkeypatch.setattr(finetuning, "train", lambda stage, params: stage)
+    settings = FinetuneSettings(model=bert, tasks=tasks, workdir=tmp_path / "run", steps=1)
+    assert finetuning.finetune(settings).model.pooling == "pooler"
+    said = [line for line in caplog.messages if "1_Pooling" in line]
+    assert said == [f"{bert}: names no pooling (1_Pooling): pooler is used"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_checkpoint_that_is_not_finite_is_refused(bert, tmp_path, monkeypatch, value):
+    network = {"head": "encoder"}
+    write_workdir(tmp_path / "run", bert, "metatrain", network=network)
+    saved = checkpoint.load(tmp_path / "run" / "checkpoints")
+    saved.params["pooler"]["bias"] = saved.params["pooler"]["bias"].at[3].set(value)
+    monkeypatch.setattr(checkpoint, "load", lambda _: saved)
+    message = r"run: the checkpoint of step 1 has parameters that are not finite \(pooler/bias\);"
+    with pytest.raises(InputError, match=message):
+        open_source(str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
