@@ -1,5 +1,6 @@
-"""What mkdocs does not do by itself: pages from outside docs/, and the commands' help."""
+"""What mkdocs does not do by itself: pages from outside docs/, a notebook, the commands' help."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -22,14 +23,31 @@ _OUTSIDE = (
         for path in sorted((_ROOT / folder / "logs").glob("*.md"))
     ),
 )
+_NOTEBOOK = "notebooks/quickstart.ipynb"
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the pages that do not stand in docs/, and their pictures."""
+    """Adds the pages that are not in docs/, their pictures, and a page for the notebook."""
     pictures = sorted(_ROOT.glob("experiments/pictures/*.svg"))
     for name in (*_OUTSIDE, *(str(path.relative_to(_ROOT)) for path in pictures)):
         files.append(File.generated(config, name, abs_src_path=str(_ROOT / name)))
+    notebook = json.loads((_ROOT / "docs" / _NOTEBOOK).read_text())
+    page = _NOTEBOOK.replace(".ipynb", ".md")
+    files.append(File.generated(config, page, content=notebook_page(notebook)))
     return files
+
+
+def notebook_page(notebook: dict[str, Any]) -> str:
+    """Converts a notebook with text output to a Markdown page."""
+    parts = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        printed = "".join(line for output in cell.get("outputs", ()) for line in output["text"])
+        parts += [f"```text\n{printed}```"] * bool(printed)
+    title, *rest = parts
+    name = Path(_NOTEBOOK).name
+    return "\n\n".join([title, f"[Download the notebook]({name}).", *rest]) + "\n"
 
 
 def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
@@ -40,6 +58,9 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
         up = "../" * page.file.src_uri.count("/")
         for name in _OUTSIDE:
             markdown = markdown.replace(f"]({up}../{name}", f"]({up}{name}")
+    if page.file.src_uri != _NOTEBOOK.replace(".ipynb", ".md"):
+        name = Path(_NOTEBOOK).name
+        markdown = markdown.replace(f"{name})", f"{Path(name).stem}.md)")
     return re.sub("<!-- commands -->", lambda _: _commands(), markdown)
 
 
