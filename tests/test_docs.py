@@ -295,6 +295,16 @@ def test_performance_shows_recorded_numbers():
     assert not [line for line in shown if line not in recorded]
 
 
+def test_pages_quote_recorded_numbers():
+    files = [*(ROOT / "experiments").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")]
+    recorded = {n for file in files for n in re.findall(r"\d+\.\d+", file.read_text())}
+    measured = (ROOT / "README.md").read_text().partition("| Measured")[2].partition("\n\n")[0]
+    chosen = (ROOT / "docs/guides/which-algorithm.md").read_text()
+    quoted = re.findall(r"\d+\.\d+", measured + chosen)
+    assert len(quoted) > 70
+    assert not set(quoted) - recorded
+
+
 def test_no_merge_left_its_marks():
     pages = [*PAGES, *RESULTS, "CHANGELOG.md"]
     marks = re.compile("^(<{7}|={7}$|>{7})", re.MULTILINE)
