@@ -19,9 +19,9 @@ from typing import Any, NamedTuple, Self
 import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 
+from metajax.directories import absolute, can_be_listed, move, whole_steps
 from metajax.errors import InputError, LostError, StoppedError, reason_of
 from metajax.outer import OuterState
 from metajax.types import PyTree
@@ -29,6 +29,7 @@ from metajax.types import PyTree
 _log = logging.getLogger("metajax")
 
 _TRIES = 2  # What a network's hiccup keeps from being read is not damaged.
+_PATIENCE = 600  # Seconds for a save to a bucket, whose clients try again for far longer.
 
 
 class Checkpoints:
@@ -74,6 +75,9 @@ class Checkpoints:
         self._record = record
         self._directory = directory
         self._failed = False
+        self._pending: Any = None  # The save under way,
+        self._saving = 0  # its step,
+        self._safe: int | None = None  # and the last step known to be saved.
         policies = ocp.training.preservation_policies
         kept: list[Any] = [policies.LatestN(keep)]
         if keep_every is not None:
@@ -81,12 +85,14 @@ class Checkpoints:
         self._policy = policies.AnyPreservationPolicy(kept)
         try:
             self._orbax = ocp.training.Checkpointer(
-                _absolute(directory),
+                absolute(directory),
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
                 preservation_policy=self._policy,
                 cleanup_tmp_directories=True,  # What a killed run left half-written.
             )
         except Exception as error:  # It reads all metadata, and one file that it refuses ends that.
+            if not can_be_listed(directory.parent):
+                raise StoppedError(_unreachable(directory, None, error)) from error
             raise StoppedError(
                 f"{directory}: cannot be opened ({reason_of(error)}): move the checkpoint away "
                 "whose _CHECKPOINT_METADATA is damaged, or mend the path, and run the same command "
@@ -107,6 +113,7 @@ class Checkpoints:
         lost = alone and (not isinstance(error, StoppedError) or isinstance(error, LostError))
         if not self._failed and not lost:
             with self._explained():
+                self._wait()
                 self._orbax.close()
 
     @property
@@ -119,11 +126,19 @@ class Checkpoints:
         """Starts saving; returns once the state's arrays may be overwritten."""
         training = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
         with self._explained():
-            self._orbax.save_checkpointables_async(
+            self._wait()
+            self._saving = int(state.step)
+            self._pending = self._orbax.save_checkpointables_async(
                 int(state.step),
                 {"params": state.meta_params, "training": training},
                 custom_metadata=self._record,
             )
+
+    def _wait(self) -> None:
+        """Waits for the save under way; for one to a bucket, not for ever."""
+        if self._pending is not None:
+            self._pending.result(None if isinstance(self._directory, Path) else _PATIENCE)
+            self._pending, self._safe = None, self._saving
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -132,10 +147,10 @@ class Checkpoints:
             yield
         except Exception as error:
             self._failed = True
-            safe = "what was saved before is safe"
+            steps = [] if self._safe is None else [self._safe]
             if isinstance(self._directory, Path):  # A bucket that fails cannot be asked.
-                steps = _whole_steps(self._directory)
-                safe = f"step {max(steps)} is safe" if steps else "nothing is saved yet"
+                steps = whole_steps(self._directory)
+            safe = f"step {max(steps)} is safe" if steps else "nothing is saved yet"
             raise StoppedError(
                 f"{self._directory}: a checkpoint could not be written ({reason_of(error)}): "
                 f"{safe}; make room or mend the path, and run the same command again"
@@ -147,7 +162,7 @@ class Checkpoints:
         Those that cannot be read are set aside, next to the directory.
 
         Raises:
-            StoppedError: there are some, but none can be read.
+            StoppedError: there are some, but none can be read, or the directory itself cannot.
         """
         training = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
         wanted = {"params": state.meta_params, "training": training}
@@ -162,12 +177,15 @@ class Checkpoints:
                     error = raised
                 if _all_agree(error is None):
                     break
+                if not _all_agree(can_be_listed(self._directory)):
+                    raise StoppedError(_unreachable(self._directory, known.step, error))
             else:
                 damaged[known.step] = error or ValueError("another process cannot read it")
                 continue
             for step, reason in damaged.items():
                 self._set_aside(step, reason)
             self._remove_surplus()
+            self._safe = known.step
             return OuterState(meta_params=found["params"], **found["training"])
         if damaged:
             raise StoppedError(_none_readable(self._directory, damaged))
@@ -180,8 +198,7 @@ class Checkpoints:
             *(self._directory, step, reason_of(error), aside),
         )
         if jax.process_index() == 0:
-            epath.Path(aside).rmtree(missing_ok=True)
-            (self._directory / str(step)).rename(aside)
+            move(self._directory / str(step), aside)
         _all_agree(True)
         self._orbax.reload()
 
@@ -200,6 +217,15 @@ class Checkpoints:
                     "%s: checkpoint %d cannot be removed (%s): remove it yourself",
                     *(self._directory, checkpoint.step, error.strerror),
                 )
+
+
+def _unreachable(directory: Path, step: int | None, error: Exception | None) -> str:
+    reason = "another process cannot read it" if error is None else reason_of(error)
+    safe = "what was saved" if step is None else f"step {step}"
+    return (
+        f"{directory}: cannot be read at present ({reason}): {safe} is safe; check the network or "
+        "the disk, and run the same command again"
+    )
 
 
 def _all_agree(ours: bool) -> bool:
@@ -228,12 +254,15 @@ def load(directory: Path) -> Saved:
 
     Raises:
         InputError: there is none, or none that can be read.
+        StoppedError: the directory itself cannot be read.
     """
     damaged: dict[int, Exception] = {}
     for step in reversed(_steps(directory)):
         try:
-            saved = _read(_absolute(directory) / str(step), step)
+            saved = _read(absolute(directory) / str(step), step)
         except Exception as error:
+            if not can_be_listed(directory):
+                raise StoppedError(_unreachable(directory, step, error)) from error
             damaged[step] = error
             continue
         for lost, reason in damaged.items():
@@ -266,10 +295,10 @@ def _steps(directory: Path) -> list[int]:
     if not directory.is_dir():  # Orbax would make it.
         return []
     try:
-        with ocp.training.Checkpointer(_absolute(directory)) as orbax:
+        with ocp.training.Checkpointer(absolute(directory)) as orbax:
             return [known.step for known in orbax.checkpoints]
     except Exception:
-        return sorted(_whole_steps(directory))
+        return sorted(whole_steps(directory))
 
 
 def _none_readable(directory: Path, damaged: dict[int, Exception]) -> str:
@@ -277,15 +306,3 @@ def _none_readable(directory: Path, damaged: dict[int, Exception]) -> str:
         f"{directory}: none of its checkpoints can be read ({reason_of(damaged[max(damaged)])}): "
         "put back what is missing, or begin anew in another --workdir"
     )
-
-
-def _absolute(directory: Path) -> Path:
-    """The path that Orbax takes: one in a bucket is absolute, and no `pathlib.Path`."""
-    return directory.absolute() if isinstance(directory, Path) else directory
-
-
-def _whole_steps(directory: Path) -> list[int]:
-    """The steps whose checkpoints are whole: others bear a longer name."""
-    if not directory.is_dir():
-        return []
-    return [int(path.name) for path in directory.iterdir() if path.name.isdigit()]

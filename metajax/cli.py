@@ -124,7 +124,10 @@ def _run(name: str, chosen: Settings) -> Any:
 
         hosts.join(chosen)
     module = importlib.import_module(f"metajax.stages.{name}")
-    return getattr(module, name)(chosen)
+    from metajax.stages.paths import bucket_errors
+
+    with bucket_errors():
+        return getattr(module, name)(chosen)
 
 
 def _show(name: str, chosen: Any, results: Any) -> None:

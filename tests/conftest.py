@@ -48,3 +48,10 @@ def x64(optimised) -> Iterator[None]:
     """Float64, and programs optimised as users' are, in this test only."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def abandoned() -> Iterator[None]:
+    """What Orbax leaves running when it fails is thrown away within the test."""
+    yield
+    gc.collect()

@@ -1,7 +1,5 @@
 """Checkpoints: what is saved is what is restored, whatever happens meanwhile."""
 
-import gc
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +10,7 @@ import tiny
 
 from metajax import checkpoint
 from metajax.checkpoint import Checkpoints
+from metajax.directories import can_be_listed
 from metajax.errors import InputError, StoppedError
 from metajax.optimizer import adamw, learning_rate
 from metajax.outer import OuterState
@@ -186,13 +185,6 @@ def lose_the_metadata(checkpoint):
     (checkpoint / "params" / "_METADATA").unlink()
 
 
-@pytest.fixture
-def abandoned():
-    """What Orbax leaves running when it fails is thrown away within the test."""
-    yield
-    gc.collect()
-
-
 IGNORE_ABANDONED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -249,6 +241,36 @@ def test_what_can_be_read_at_the_second_try_is_not_damaged(tmp_path, caplog):
     assert asked == [2, 2]
     assert "cannot be read" not in caplog.text
     assert {path.name for path in tmp_path.iterdir()} == {"c"}
+
+
+@IGNORE_ABANDONED
+@pytest.mark.usefixtures("abandoned")
+def test_what_cannot_be_reached_is_not_damaged(tmp_path, monkeypatch):
+    """A directory that does not answer, as a bucket may not: nothing older is read in its place."""
+    with Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(small_state(step))
+    truncate(tmp_path / "c" / "2")  # Stands for an answer that does not come.
+    with Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints:
+        monkeypatch.setattr(checkpoint, "can_be_listed", lambda directory: False)
+        with pytest.raises(StoppedError, match=r"c: cannot be read at present .*step 2 is safe"):
+            checkpoints.restore(small_state(0))
+    with pytest.raises(StoppedError, match=r"c: cannot be read at present .*step 2 is safe"):
+        checkpoint.load(tmp_path / "c")
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {"1", "2"}
+
+
+def test_a_directory_that_raises_or_is_empty_cannot_be_listed(tmp_path, monkeypatch):
+    assert not can_be_listed(tmp_path)
+    (tmp_path / "1").mkdir()
+    assert can_be_listed(tmp_path)
+    assert not can_be_listed(tmp_path / "2")
+
+    def refuse(path):
+        raise OSError("Stale file handle")
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", refuse)
+    assert not can_be_listed(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ import contextlib
 import functools
 import importlib.util
 import logging
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,9 @@ from typing import cast
 from etils import epath
 
 from metajax.errors import InputError, StoppedError, reason_of
+
+_SILENCE = 60  # Seconds without a byte until a request is given up and tried again.
+_CLIENTS = ("gcsfs", "aiohttp", "requests", "urllib3", "google")
 
 
 def to_path(text: str) -> Path:
@@ -40,12 +45,19 @@ def to_path(text: str) -> Path:
 
 @functools.cache  # Once is enough.
 def _reach(bucket: str) -> None:
+    import aiohttp
     import fsspec
     from google.api_core.exceptions import NotFound
     from google.cloud import storage
 
     # What TensorStore and other hosts write, a listing that is remembered lacks.
-    fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
+    settings = fsspec.config.conf.setdefault("gs", {})
+    settings.setdefault("use_listings_cache", False)
+    # gcsfs tries six times, TensorStore 32: none of them waits for an answer for ever.
+    silence = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
+    settings.setdefault("session_kwargs", {"timeout": silence})
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(_SILENCE))
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # It logs what it raises, too.
     try:
         fsspec.filesystem("gs").ls(bucket, max_results=1)
@@ -56,6 +68,24 @@ def _reach(bucket: str) -> None:
         raise InputError(
             f"gs://{bucket}: cannot be read ({reason_of(error)}): check the network, log in with "
             "`gcloud auth application-default login`, and set GOOGLE_CLOUD_PROJECT"
+        ) from error
+
+
+@contextlib.contextmanager
+def bucket_errors() -> Iterator[None]:
+    """Says what it means when a bucket fails in the middle of a command.
+
+    Raises:
+        StoppedError: gcsfs or one of the clients below it gave up.
+    """
+    try:
+        yield
+    except Exception as error:
+        if "gcsfs" not in sys.modules or type(error).__module__.partition(".")[0] not in _CLIENTS:
+            raise
+        raise StoppedError(
+            f"the bucket does not answer ({reason_of(error)}): what was saved is safe; check "
+            "the network and the access to the bucket, and run the same command again"
         ) from error
 
 

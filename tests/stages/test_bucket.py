@@ -14,17 +14,23 @@ import urllib.parse
 import urllib.request
 from types import SimpleNamespace
 
+import aiohttp
+import fsspec
+import gcsfs
+import gcsfs.retry
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
 import tiny
+from google.api_core.exceptions import BadGateway
 
 from metajax import checkpoint
 from metajax.checkpoint import Checkpoints
-from metajax.errors import InputError
+from metajax.cli import main
+from metajax.errors import InputError, StoppedError
 from metajax.outer import OuterState
-from metajax.stages.paths import children, to_path
+from metajax.stages.paths import bucket_errors, children, to_path
 from tests.stages.commands import metatrain_command, pretrain_command
 
 
@@ -151,6 +157,88 @@ def test_a_checkpoint_is_whole_once_it_says_so(bucket):
         bucket.delete(f"few/checkpoints/{step}/commit_success.txt")
     with pytest.raises(InputError, match="holds no checkpoint yet"):
         checkpoint.load(directory)
+
+
+def few_state(step):
+    params, optimizer = {"w": step * jnp.arange(3.0)}, optax.adam(0.1)
+    return OuterState(jnp.int32(step), params, optimizer.init(params), jax.random.key(0))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("abandoned")
+def test_a_kill_while_a_checkpoint_is_set_aside(bucket, monkeypatch):
+    """It comes while the original is removed; the next run must not move what is left of it."""
+    directory = to_path("gs://bucket/aside/checkpoints")
+    with Checkpoints(directory, keep=2, record={"stage": "test"}) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(few_state(step))
+    arrays = bucket.objects("aside/checkpoints/2/params")
+    bucket.delete(f"aside/checkpoints/2/params/{max(arrays, key=arrays.get)}")
+    damaged = set(bucket.objects("aside/checkpoints/2"))
+
+    def killed(system, path, recursive=False):
+        if not recursive:
+            return remove(system, path, recursive=False)
+        if "damaged" in str(path) or "tmp" in str(path):
+            return remove(system, path, recursive=True)
+        bucket.delete("aside/checkpoints/2/" + min(damaged - {"commit_success.txt"}))
+        raise KeyboardInterrupt
+
+    remove = gcsfs.GCSFileSystem.rm
+    with monkeypatch.context() as patch:
+        patch.setattr(gcsfs.GCSFileSystem, "rm", killed)
+        with (
+            pytest.raises(KeyboardInterrupt),
+            Checkpoints(directory, keep=2, record={"stage": "test"}) as checkpoints,
+        ):
+            checkpoints.restore(few_state(0))
+    with Checkpoints(directory, keep=2, record={"stage": "test"}) as checkpoints:
+        assert int(checkpoints.restore(few_state(0)).step) == 1
+    assert set(bucket.objects("aside/damaged-2")) == damaged
+
+
+def test_a_save_that_never_ends(bucket, monkeypatch):
+    """The last step that is known to be saved is named."""
+    directory = to_path("gs://bucket/hangs/checkpoints")
+
+    class Hangs:
+        def result(self, timeout):
+            assert timeout == 600
+            raise TimeoutError("timed out")
+
+    said = r"gs://bucket/hangs/checkpoints: .* \(timed out\): step 1 is safe"
+    with Checkpoints(directory, keep=2, record={"stage": "test"}) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(few_state(step))
+        checkpoints._pending.result(60)
+        checkpoints._pending = Hangs()
+        with pytest.raises(StoppedError, match=said):
+            checkpoints.save(few_state(3))
+        checkpoints._orbax.close()
+
+
+def test_no_request_waits_for_ever(bucket):
+    to_path("gs://bucket/any")
+    system = fsspec.filesystem("gs")
+    silence = system.session_kwargs["timeout"]
+    assert (silence.sock_connect, silence.sock_read, silence.total) == (60, 60, None)
+    assert os.environ["TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS"] == "60"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [gcsfs.retry.HttpError({"code": 503}), aiohttp.ServerTimeoutError("none"), BadGateway("bad")],
+)
+def test_a_bucket_that_fails_in_the_middle_is_one_line(monkeypatch, capsys, error):
+    def fail(settings):
+        raise error
+
+    monkeypatch.setattr("metajax.stages.lineage.lineage", fail)
+    assert main(["lineage", "--model", "gs://bucket/run"]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"metajax: the bucket does not answer \(.+\): what was saved is .+\n", said)
+    with pytest.raises(KeyError), bucket_errors():
+        raise KeyError("a fault of ours")
 
 
 @pytest.mark.slow

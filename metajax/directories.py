@@ -1,0 +1,39 @@
+"""The directory of a run's checkpoints, on a disk or in a bucket."""
+
+from pathlib import Path
+
+from etils import epath
+
+
+def move(checkpoint: Path, aside: Path) -> None:
+    """Moves a checkpoint. A kill leaves all of it in one of the two places at least."""
+    epath.Path(aside).rmtree(missing_ok=True)
+    if isinstance(checkpoint, Path):
+        checkpoint.rename(aside)
+        return
+    import fsspec
+
+    fsspec.filesystem("gs").copy(str(checkpoint), str(aside), recursive=True)
+    # Without this, what is left of it is no checkpoint, and never moved over the copy.
+    (checkpoint / "commit_success.txt").unlink()
+    epath.Path(checkpoint).rmtree()
+
+
+def can_be_listed(directory: Path) -> bool:
+    """Whether a directory answers: if it does not, its checkpoints need not be damaged."""
+    try:
+        return directory.is_dir() and bool(list(directory.iterdir()))
+    except Exception:
+        return False
+
+
+def absolute(directory: Path) -> Path:
+    """The path that Orbax takes: one in a bucket is absolute, and no `pathlib.Path`."""
+    return directory.absolute() if isinstance(directory, Path) else directory
+
+
+def whole_steps(directory: Path) -> list[int]:
+    """The steps whose checkpoints are whole: others bear a longer name."""
+    if not directory.is_dir():
+        return []
+    return [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
