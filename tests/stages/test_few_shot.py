@@ -30,6 +30,7 @@ class Small:
     which stands for dropout."""
 
     head, remat, num_labels = "classification", False, (CLASSES,)
+    problem_type = None
     config = SimpleNamespace(hidden_size=HIDDEN, num_hidden_layers=BLOCKS)
 
     def embed(self, params, batch):
