@@ -12,6 +12,7 @@ may be, and the same end), the most steps lost, the longest time
 until the processes were gone (seconds). Exit status 1 if any did not end as it should. With
 --output, writes the rows as JSON.
 
+`kill-bucket` kills two processes that write to one bucket of a server on loopback.
 `full` needs to mount a file system of its own (as root, on Linux); where it cannot, a limit on the
 size of files stands for it (and the table says so).
 """
@@ -19,6 +20,7 @@ size of files stands for it (and the table says so).
 import argparse
 import contextlib
 import json
+import os
 import resource
 import shutil
 import signal
@@ -30,10 +32,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.bucket import served
 from benchmarks.tiny_run import ONE, SAVE_EVERY, TWO, Place, Topology, at, gap, params_of
+from metajax.stages.paths import in_bucket
 
 # A save is asynchronous: the one in flight when a process is killed is lost with the steps since.
 MOST_LOST = 2 * SAVE_EVERY
+BUCKET = "gs://bucket"
 
 
 class Outcome(NamedTuple):
@@ -56,7 +61,9 @@ def ends_alike(place: Place, workdir: Path, on: Topology, tolerance: float = 0.0
     place.expect(on)
     processes = place.start(workdir, on)
     stopped(processes)
-    left = [path for path in workdir.rglob("*") if "tmp" in path.name or ".part" in path.name]
+    left = []
+    if not in_bucket(workdir):  # Where nothing has another name until it is whole.
+        left = [path for path in workdir.rglob("*") if "tmp" in path.name or ".part" in path.name]
     return (
         not any(process.returncode for process in processes)
         and not left
@@ -90,14 +97,15 @@ def stopped(processes: list[subprocess.Popen]) -> float:
     return time.perf_counter() - begun
 
 
-def kill(on: Topology) -> Fault:
+def kill(on: Topology, parent: str | None = None) -> Fault:
     """`kill -9` of all processes, at any moment."""
 
     def fault(place: Place) -> Outcome:
         place.expect(on)
-        workdir = place.new()
+        place.expect(on, parent)
+        workdir = place.new(parent)
         processes = place.start(workdir, on)
-        time.sleep(place.random.uniform(0, place.duration))
+        time.sleep(place.random.uniform(0, place.durations[on, parent]))
         for process in processes:
             process.kill()
         return outcome(place, workdir, on, stopped(processes), MOST_LOST)
@@ -126,7 +134,7 @@ def term(place: Place) -> Outcome:
     workdir = place.new()
     processes = place.start(workdir)
     wait_for(lambda: (workdir / "metrics.jsonl").exists(), processes[0])
-    time.sleep(place.random.uniform(0, place.duration / 2))
+    time.sleep(place.random.uniform(0, place.durations[ONE, None] / 2))
     processes[0].send_signal(signal.SIGTERM)
     return outcome(place, workdir, ONE, stopped(processes), 0)
 
@@ -219,6 +227,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
 FAULTS: dict[str, Fault] = {
     "kill": kill(ONE),
     "kill-pair": kill(TWO),
+    "kill-bucket": kill(TWO, BUCKET),
     "kill-first": lose_one(0, signal.SIGKILL),
     "kill-second": lose_one(1, signal.SIGKILL),
     "term": term,
@@ -242,10 +251,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--output", help="write the rows as JSON")
     options = parser.parse_args()
-    times = {"kill": options.kills, "kill-pair": options.pair_kills, "term": options.terms}
+    times = {"kill": options.kills, "term": options.terms}
+    times |= dict.fromkeys(("kill-pair", "kill-bucket"), options.pair_kills)
     print(f"{'fault':11} {'times':>5} {'as undisturbed':>15} {'steps lost':>11} {'seconds':>8}")
     rows = []
-    with tempfile.TemporaryDirectory() as root:
+    with tempfile.TemporaryDirectory() as root, served(Path(root)) as environment:
+        os.environ.update(environment)
         place = Place(Path(root), options.seed)
         for name in options.fault:
             outcomes = []

@@ -14,6 +14,7 @@ import numpy as np
 
 from metajax import checkpoint
 from metajax.models import Bert, BertConfig, save_pretrained
+from metajax.stages.paths import in_bucket, to_path
 
 STEPS, SAVE_EVERY = 60, 5
 WORDS = [f"w{number}" for number in range(90)]
@@ -45,12 +46,12 @@ class Place:
         lines = (" ".join(self.random.choices(WORDS, k=10)) for _ in range(60))
         (root / "text.txt").write_text("\n".join(lines) + "\n")
         self.undisturbed: dict[Topology, Any] = {}
-        self.duration = 0.0
+        self.durations: dict[tuple[Topology, str | None], float] = {}
 
-    def new(self) -> Path:
+    def new(self, parent: str | None = None) -> Path:
         """A workdir that is not there yet."""
         self.count += 1
-        return self.root / f"run{self.count}"
+        return to_path(f"{parent or self.root}/run{self.count}")
 
     def start(self, workdir: Path, on: Topology = ONE) -> list[subprocess.Popen]:
         """Starts the run, or goes on with it."""
@@ -86,15 +87,15 @@ class Place:
                 stderr=log,
             )
 
-    def expect(self, on: Topology) -> None:
+    def expect(self, on: Topology, parent: str | None = None) -> None:
         """Makes the undisturbed run, if there is none yet."""
-        if on not in self.undisturbed:
+        if (on, parent) not in self.durations:
             for _ in range(2):  # The first one compiles.
-                workdir, begun = self.new(), time.perf_counter()
+                workdir, begun = self.new(parent), time.perf_counter()
                 statuses = [process.wait(300) for process in self.start(workdir, on)]
                 assert not any(statuses), (self.root / "log").read_text()
-                self.duration = time.perf_counter() - begun
-            self.undisturbed[on] = params_of(workdir)
+                self.durations[on, parent] = time.perf_counter() - begun
+            self.undisturbed.setdefault(on, params_of(workdir))
 
 
 def params_of(workdir: Path) -> Any:
@@ -108,7 +109,10 @@ def at(workdir: Path) -> tuple[int, int]:
         rows = (workdir / "metrics.jsonl").read_text().splitlines()
     except FileNotFoundError:
         return 0, 0
-    found = (workdir / "checkpoints").glob("*")
+    directory = workdir / "checkpoints"
+    found = list(directory.glob("*"))
+    if in_bucket(directory):  # There a checkpoint bears its number before it is whole.
+        found = [path.parent for path in directory.glob("*/commit_success.txt")]
     saved = [int(path.name) for path in found if path.name.isdigit()]
     return max(0, len(rows) - 1), max(saved, default=0)
 

@@ -6,9 +6,6 @@ The server speaks the JSON API alone; what asks over gRPC whether a bucket has f
 import json
 import os
 import re
-import socket
-import subprocess
-import sys
 import time
 import urllib.parse
 import urllib.request
@@ -25,6 +22,7 @@ import pytest
 import tiny
 from google.api_core.exceptions import BadGateway
 
+from benchmarks.bucket import served
 from metajax import checkpoint
 from metajax.checkpoint import Checkpoints
 from metajax.cli import main
@@ -34,26 +32,9 @@ from metajax.stages.paths import bucket_errors, children, to_path
 from tests.stages.commands import metatrain_command, pretrain_command
 
 
-def listens(port):
-    """Whether there is a server."""
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
-
-
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory):
     """A server that holds one bucket, `gs://bucket`, to which all clients are led."""
-    port = tiny.free_port()
-    url = f"http://127.0.0.1:{port}"
-    server = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "gcp_storage_emulator", "start", "--in-memory"),
-            *("--host=127.0.0.1", f"--port={port}", "--default-bucket=bucket"),
-        ],
-        cwd=tmp_path_factory.mktemp("server"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
 
     def request(method, name, query=""):
         where = (
@@ -73,23 +54,18 @@ def bucket(tmp_path_factory):
             (directory / name).write_bytes(request("GET", f"{run}/{name}", "?alt=media"))
         return directory
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", url)
-        patch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
-        patch.setenv("GOOGLE_CLOUD_PROJECT", "none")
-        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-        deadline = time.perf_counter() + 60
-        while not listens(port):
-            assert server.poll() is None
-            assert time.perf_counter() < deadline
-            time.sleep(0.05)
+    with (
+        served(tmp_path_factory.mktemp("server")) as environment,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        url = environment["STORAGE_EMULATOR_HOST"]
+        for name, value in environment.items():
+            patch.setenv(name, value)
         yield SimpleNamespace(
             objects=objects,
             download=download,
             delete=lambda name: request("DELETE", name),
         )
-    server.kill()
-    server.wait()
 
 
 def whole(objects):
