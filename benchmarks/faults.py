@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 from benchmarks.bucket import served
 from benchmarks.tiny_run import ONE, SAVE_EVERY, TWO, Place, Topology, at, gap, params_of
-from metajax.stages.paths import in_bucket
+from metajax.runs.paths import in_bucket
 
 # A save is asynchronous: the one in flight when a process is killed is lost with the steps since.
 MOST_LOST = 2 * SAVE_EVERY

@@ -51,9 +51,9 @@ def work(options: argparse.Namespace) -> None:
     import metajax
     from benchmarks.memory import CLASSES, bert
     from benchmarks.peers import random_texts
-    from metajax.arithmetic import count_flops
     from metajax.models import classification_loss, mentioned_rows
-    from metajax.outer import map_tasks, task_keys
+    from metajax.training.flops import count_flops
+    from metajax.training.outer import map_tasks, task_keys
 
     (shape,), (engine,), (dtype,) = options.model, options.engine, options.dtype
     low_memory = engine == "low-memory"

@@ -32,7 +32,7 @@ from metajax.models import (
     prototype_start,
     upper_layers,
 )
-from metajax.outer import map_tasks, task_keys
+from metajax.training.outer import map_tasks, task_keys
 
 SHAPES = {
     "tiny": (2, 32, 2, 64),

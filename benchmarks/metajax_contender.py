@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 import metajax
+from metajax.config.groups import ModelSettings
 from metajax.models import (
     Bert,
     BertConfig,
@@ -28,9 +29,8 @@ from metajax.models import (
     upper_layers,
 )
 from metajax.models.convert import from_hugging_face, to_hugging_face
-from metajax.outer import map_tasks, task_keys
-from metajax.stages.groups import ModelSettings
-from metajax.stages.loop import compiler_options
+from metajax.runs.loop import compiler_options
+from metajax.training.outer import map_tasks, task_keys
 
 
 def load_params(folder: Path, model: Bert) -> Any:

@@ -3,8 +3,9 @@
     python -m benchmarks.profile_step --case minilm-10
 
 Prints what share of the threads' busy time each kind of operation takes, and how near the step
-comes to the machine's own speed: the step's products (`metajax.arithmetic`) a second, against those
-of square products of 1024 x 1024, measured right before. On a CPU; --output writes it as JSON.
+comes to the machine's own speed: the step's products (`metajax.training.flops`) a second, against
+those of square products of 1024 x 1024, measured right before. On a CPU; --output writes it as
+JSON.
 """
 
 import argparse
@@ -21,8 +22,8 @@ import jax.numpy as jnp
 
 from benchmarks.metajax_contender import load_batches, load_params, mean_meta_grad
 from benchmarks.peers import CASES, write_case
-from metajax.arithmetic import count_flops
 from metajax.models import Bert, BertConfig
+from metajax.training.flops import count_flops
 
 # Kinds by the names that XLA gives its CPU thunks; the first that matches counts.
 KINDS = {

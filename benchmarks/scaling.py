@@ -2,11 +2,11 @@
 
     python -m benchmarks.scaling
 
-Compute is the arithmetic of the exact meta-gradient, counted (`metajax.arithmetic`), at --share of
-a chip's peak; traffic is one all-reduce of the float32 parameters, which is all that the compiled
-program sends (`tests/test_parallel.py` reads it), on rings of the published link speeds, with no
-overlap of the two: an upper bound. Efficiency is the share of a step that is compute. Nothing is
-run. Prints a table and, with --output, writes it as JSON.
+Compute is the arithmetic of the exact meta-gradient, counted (`metajax.training.flops`), at --share
+of a chip's peak; traffic is one all-reduce of the float32 parameters, which is all that the
+compiled program sends (`tests/training/test_parallel.py` reads it), on rings of the published link
+speeds, with no overlap of the two: an upper bound. Efficiency is the share of a step that is
+compute. Nothing is run. Prints a table and, with --output, writes it as JSON.
 """
 
 import argparse
@@ -19,8 +19,8 @@ import optax
 
 import metajax
 from benchmarks.memory import batch, bert
-from metajax.arithmetic import count_flops
 from metajax.models import classification_loss, prototype_start
+from metajax.training.flops import count_flops
 
 
 class Chip(NamedTuple):

@@ -26,8 +26,8 @@ RATE = 5e-5
 
 
 def metajax_finetune(options: argparse.Namespace) -> dict[str, Any]:
-    from metajax.stages.finetune import finetune
-    from metajax.stages.settings import FinetuneSettings
+    from metajax.commands.finetune import finetune
+    from metajax.config.settings import FinetuneSettings
 
     with tempfile.TemporaryDirectory() as folder:
         results = finetune(
@@ -49,8 +49,8 @@ def metajax_finetune(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def metajax_pretrain(options: argparse.Namespace) -> dict[str, Any]:
-    from metajax.stages.pretrain import pretrain
-    from metajax.stages.settings import PretrainSettings
+    from metajax.commands.pretrain import pretrain
+    from metajax.config.settings import PretrainSettings
 
     with tempfile.TemporaryDirectory() as folder:
         results = pretrain(

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from metajax import checkpoint
 from metajax.models import Bert, BertConfig, save_pretrained
-from metajax.stages.paths import in_bucket, to_path
+from metajax.runs.paths import in_bucket, to_path
 
 STEPS, SAVE_EVERY = 60, 5
 WORDS = [f"w{number}" for number in range(90)]

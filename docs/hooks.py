@@ -9,7 +9,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from metajax.arguments import build_parser
+from metajax.cli.arguments import build_parser
 
 _ROOT = Path(__file__).parents[1]
 _OUTSIDE = (

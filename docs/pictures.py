@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 import metajax
 from experiments.sinusoid import Learner, Points, loss_fn, train
 from metajax import Estimate
-from metajax.report import compared_accuracies
+from metajax.reporting.plots import compared_accuracies
 
 ROOT = Path(__file__).parents[1]
 STYLE = {

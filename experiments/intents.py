@@ -40,7 +40,7 @@ from experiments.runs import (
     show,
     trained,
 )
-from metajax.evaluate import estimate
+from metajax.training.evaluation import estimate
 
 BASELINES = ("finetune", "protonet", "linear", "knn")
 METHODS: dict[str, dict[str, Any]] = {

@@ -18,22 +18,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metajax import data
-from metajax.errors import InputError, StoppedError, one_line
-from metajax.evaluate import Estimate, estimate
-from metajax.models import files
-from metajax.report import compared_accuracies
-from metajax.stages.evaluate import Row, evaluate
-from metajax.stages.export import export
-from metajax.stages.finetune import finetune
-from metajax.stages.metatrain import metatrain
-from metajax.stages.pretrain import pretrain
-from metajax.stages.settings import (
+from metajax.commands.evaluate import evaluate
+from metajax.commands.export import export
+from metajax.commands.finetune import finetune
+from metajax.commands.metatrain import metatrain
+from metajax.commands.pretrain import pretrain
+from metajax.config.settings import (
     EvaluateSettings,
     ExportSettings,
     FinetuneSettings,
     MetatrainSettings,
     PretrainSettings,
 )
+from metajax.errors import InputError, StoppedError, one_line
+from metajax.models import files
+from metajax.reporting.plots import compared_accuracies
+from metajax.runs.eval_set import Row
+from metajax.training.evaluation import Estimate, estimate
 
 SETS = ("BANKING77", "CLINC150", "HWU64")  # Of intents.
 _STAGES: dict[str, tuple[Any, Any]] = {

@@ -32,7 +32,7 @@ from experiments.runs import (
     show,
     trained,
 )
-from metajax.stages.demo_data import write_data
+from metajax.runs.demo_data import write_data
 
 GLUE = ("cola", "mrpc", "rte", "sst2")
 

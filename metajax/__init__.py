@@ -4,22 +4,20 @@ The names below are loaded when first used, so that `metajax --help` need not wa
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metajax.algorithms.imaml import imaml
+    from metajax.algorithms.maml import anil, maml
+    from metajax.algorithms.meta_sgd import maml_plus_plus, meta_sgd
+    from metajax.algorithms.prototypes import leopard, proto_maml, protonet
+    from metajax.algorithms.reptile import reptile
+    from metajax.algorithms.supervised import supervised
     from metajax.errors import InputError
-    from metajax.evaluate import Estimate, evaluate
-    from metajax.implicit import imaml
-    from metajax.maml import anil, maml
-    from metajax.meta_sgd import maml_plus_plus, meta_sgd
-    from metajax.metric import leopard, proto_maml, protonet
     from metajax.models import Bert, from_pretrained, save_pretrained
-    from metajax.outer import Metrics, OuterState
-    from metajax.parallel import OuterLoop, outer_loop, task_mesh
-    from metajax.reptile import reptile
-    from metajax.supervised import supervised
+    from metajax.training.evaluation import Estimate, evaluate
+    from metajax.training.outer import Metrics, OuterState
+    from metajax.training.parallel import OuterLoop, outer_loop, task_mesh
     from metajax.types import AdaptInfo, LossFn, MetaAlgorithm, MetaInfo, Task
 
 __version__ = "0.1.0"
@@ -54,25 +52,27 @@ __all__ = [
 ]
 
 _MODULES = {
+    "algorithms.imaml": ("imaml",),
+    "algorithms.maml": ("anil", "maml"),
+    "algorithms.meta_sgd": ("maml_plus_plus", "meta_sgd"),
+    "algorithms.prototypes": ("leopard", "proto_maml", "protonet"),
+    "algorithms.reptile": ("reptile",),
+    "algorithms.supervised": ("supervised",),
     "errors": ("InputError",),
-    "evaluate": ("Estimate", "evaluate"),
-    "implicit": ("imaml",),
-    "maml": ("anil", "maml"),
-    "meta_sgd": ("maml_plus_plus", "meta_sgd"),
-    "metric": ("leopard", "proto_maml", "protonet"),
     "models": ("Bert", "from_pretrained", "save_pretrained"),
-    "outer": ("Metrics", "OuterState"),
-    "parallel": ("OuterLoop", "outer_loop", "task_mesh"),
-    "reptile": ("reptile",),
-    "supervised": ("supervised",),
+    "training.evaluation": ("Estimate", "evaluate"),
+    "training.outer": ("Metrics", "OuterState"),
+    "training.parallel": ("OuterLoop", "outer_loop", "task_mesh"),
     "types": ("AdaptInfo", "LossFn", "MetaAlgorithm", "MetaInfo", "Task"),
 }
+_WHOLE = {name: f"metajax.{name}" for name in ("algorithms", "data", "models", "training", "tree")}
+_WHOLE["lora"] = "metajax.algorithms.lora"
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("data", "lora", "models", "tree"):  # Those that the reference names whole.
-        return importlib.import_module(f"metajax.{name}")
+    if name in _WHOLE:
+        return importlib.import_module(_WHOLE[name])
     if name not in _HOME:
         raise AttributeError(f"module 'metajax' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"metajax.{_HOME[name]}"), name)
@@ -82,14 +82,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class _Package(ModuleType):
-    """Keeps `metajax.maml` the function when the module of that name is imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -1,5 +1,5 @@
 """`python -m metajax`."""
 
-from metajax.cli import run
+from metajax.cli.main import run
 
 run()

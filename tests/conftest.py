@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import jax
 import pytest
 
+from tests.stage_fixtures import chain, compiled, evaluation, material, refused  # noqa: F401
 from tests.xla_flags import quick_flags
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # Workers inherit them.
@@ -55,3 +56,11 @@ def abandoned() -> Iterator[None]:
     """What Orbax leaves running when it fails is thrown away within the test."""
     yield
     gc.collect()
+
+
+@pytest.hookimpl(tryfirst=True)  # Before xdist looks for groups, also where one file is named.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What looks at the chain goes to one worker, so that it is run once."""
+    for item in items:
+        if "chain" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("chain"))

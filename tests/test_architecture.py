@@ -7,47 +7,35 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "metajax").rglob("*.py"))
 MAX_LINES = 320
 
-CONTRACTS = {"errors", "reading", "types", "tree", "checks", "dtypes"}
-ALGORITHMS = {"maml", "reptile", "meta_sgd", "implicit", "metric", "supervised"}
-LEARNING = {"inner", "adaptation", *ALGORITHMS, "outer", "parallel", "evaluate"}
-# What each part may import besides itself. An algorithm may not even import another.
+CONTRACTS = {"errors", "reading", "types", "tree", "dtypes"}
+LIBRARY = {*CONTRACTS, "algorithms", "training", "models", "data"}
+# What each part may import besides itself: a library, and an application on top of it.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
     "reading": {"errors"},
     "tree": {"types"},
     "dtypes": {"types"},
-    "checks": {"types", "tree"},
-    "lora": CONTRACTS,
-    "arithmetic": CONTRACTS,
-    "hypergrad": CONTRACTS,
-    "inner": {*CONTRACTS, "hypergrad"},
-    "adaptation": {*CONTRACTS, "inner", "hypergrad"},
-    **{name: {*CONTRACTS, "inner", "hypergrad", "adaptation"} for name in ALGORITHMS},
-    "outer": {*CONTRACTS, "inner", "hypergrad", "adaptation", *ALGORITHMS},
-    "parallel": {*CONTRACTS, "outer"},
-    "evaluate": {*CONTRACTS, "outer"},
-    "optimizer": CONTRACTS,
-    "directories": set(),
-    "checkpoint": {*CONTRACTS, "outer", "directories"},
-    "report": {*CONTRACTS, "evaluate"},
+    "algorithms": CONTRACTS,
+    "training": {*CONTRACTS, "algorithms"},
     "models": CONTRACTS,
     "data": CONTRACTS,
-    "stages": {
-        "lora",
-        *CONTRACTS,
-        *LEARNING,
-        "arithmetic",
-        "optimizer",
-        "checkpoint",
-        "report",
-        "models",
-        "data",
-    },
-    "arguments": {"errors", "reading", "stages"},
-    "terminal": {"errors"},
-    "cli": {"errors", "stages", "arguments", "terminal"},
+    "config": {"errors", "reading"},
+    "runs": {*LIBRARY, "config"},
+    "reporting": {*LIBRARY, "config", "runs"},
+    "commands": {*LIBRARY, "config", "runs", "reporting"},
+    "cli": {"errors", "reading", "config", "training", "runs", "commands"},
     "__main__": {"cli"},
+}
+# Within the algorithms: a family may not import another.
+FAMILIES = {"maml", "reptile", "meta_sgd", "imaml", "prototypes", "supervised"}
+WITHIN_ALGORITHMS: dict[str, set[str]] = {
+    "checks": set(),
+    "lora": set(),
+    "hypergrad": set(),
+    "inner_loop": {"checks", "hypergrad"},
+    "adaptation": {"checks", "inner_loop", "hypergrad"},
+    **{name: {"checks", "inner_loop", "hypergrad", "adaptation"} for name in FAMILIES},
 }
 
 
@@ -60,8 +48,8 @@ def name_of(path):
     return str(path.relative_to(ROOT))
 
 
-def imported_parts(path):
-    """The lines of a file that import from metajax, wherever they stand, and the parts they do.
+def imported_modules(path):
+    """The lines of a file that import from metajax, wherever they stand, and the modules they do.
 
     Relative imports there are none: ruff's TID252.
     """
@@ -70,16 +58,11 @@ def imported_parts(path):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            # `from metajax import x` imports the part x, any other the part named after metajax.
-            names = (
-                [f"metajax.{alias.name}" for alias in node.names]
-                if node.module == "metajax"
-                else [node.module or ""]
-            )
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         for name in names:
             package, _, rest = name.partition(".")
             if package == "metajax" and rest:
-                yield node.lineno, rest.split(".")[0]
+                yield node.lineno, rest.split(".")
 
 
 def test_arrows_go_one_way():
@@ -89,18 +72,32 @@ def test_arrows_go_one_way():
     wrong = [
         f"{name_of(path)}:{line}: {part} may not import {target}"
         for path, part in parts.items()
-        for line, target in imported_parts(path)
+        for line, (target, *_) in imported_modules(path)
         if target not in (part, *ARROWS[part])
     ]
     assert not wrong, "\n".join(wrong)
 
 
+def test_a_family_of_algorithms_imports_no_other():
+    files = {path.stem: path for path in FILES if part_of(path) == "algorithms"}
+    del files["__init__"]
+    assert files.keys() == WITHIN_ALGORITHMS.keys()
+    wrong = [
+        f"{name_of(path)}:{line}: {name} may not import {target[1]}"
+        for name, path in files.items()
+        for line, target in imported_modules(path)
+        if target[0] == "algorithms" and target[1] not in WITHIN_ALGORITHMS[name]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_the_arrows_have_no_cycle():
-    left = dict(ARROWS)
-    while left:
-        free = {part for part, targets in left.items() if not targets & left.keys()}
-        assert free, f"a cycle among {sorted(left)}"
-        left = {part: targets for part, targets in left.items() if part not in free}
+    for arrows in (ARROWS, WITHIN_ALGORITHMS):
+        left = dict(arrows)
+        while left:
+            free = {part for part, targets in left.items() if not targets & left.keys()}
+            assert free, f"a cycle among {sorted(left)}"
+            left = {part: targets for part, targets in left.items() if part not in free}
 
 
 def test_files_stay_short():

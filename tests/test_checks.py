@@ -7,9 +7,9 @@ import optax
 import pytest
 
 import metajax
-from metajax import lora
+from metajax.algorithms import lora
 from metajax.models import Bert, BertConfig, classification_loss, prototype_start
-from metajax.parallel import task_mesh
+from metajax.training.parallel import task_mesh
 
 SGD = optax.sgd(0.5)
 TASKS = metajax.Task(jnp.ones((4, 3)), jnp.ones((4, 3)))

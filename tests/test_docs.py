@@ -33,7 +33,7 @@ import tiny
 import metajax
 from docs import pictures
 from experiments import sinusoid
-from metajax.arguments import parse
+from metajax.cli.arguments import parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md"] + [
@@ -53,7 +53,7 @@ SMALL = {
     "finetune": "--steps 1 --batch-size 4 --max-length 16 --pooling pooler",
     "evaluate": f"--episodes 2 --methods maml {_EPISODES}",
 }
-PARSED = {"demo", "plan"}  # They take minutes; tests/stages/test_plan.py runs plan.
+PARSED = {"demo", "plan"}  # They take minutes; tests/commands/test_plan.py runs plan.
 
 
 class Block(NamedTuple):

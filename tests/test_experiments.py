@@ -15,8 +15,8 @@ import tiny
 import metajax
 from experiments import intents, navigation, runs, sinusoid, stages, unlabelled, unseen
 from metajax import Estimate
-from metajax.stages.evaluate import Row
-from metajax.stages.settings import EvaluateSettings
+from metajax.commands.evaluate import Row
+from metajax.config.settings import EvaluateSettings
 
 ROOT = Path(__file__).parents[1]
 SHARED = {"numbers", "runs"}

@@ -8,23 +8,24 @@ import sys
 import hypothesis
 import pytest
 import yaml
+from fuzz.watch import Hung, Watch
 from hypothesis import strategies as st
 
-from benchmarks.fuzz import __main__ as fuzzer
-from benchmarks.fuzz import mutate, readers, seeds, worker
-from benchmarks.fuzz.watch import Hung, Watch
+from fuzz import __main__ as fuzzer
+from fuzz import mutate, readers, seeds, worker
 from metajax import data
-from metajax.arguments import parse
+from metajax.cli.arguments import parse
+from metajax.cli.logging import refusal
+from metajax.commands import predict
+from metajax.config.files import read_config
+from metajax.config.settings import PretrainSettings
 from metajax.data.readers import read_table
 from metajax.errors import InputError
 from metajax.models.config import BertConfig
 from metajax.models.files import read_json
 from metajax.models.notes import read_notes
-from metajax.stages import predict, report_data
-from metajax.stages.config import read_config
-from metajax.stages.record import read_record
-from metajax.stages.settings import PretrainSettings
-from metajax.terminal import refusal
+from metajax.reporting import data as report_data
+from metajax.runs.record import read_record
 
 pytestmark = pytest.mark.xdist_group("fuzz")  # What hypothesis makes first takes a second.
 CHECKED = hypothesis.settings(
@@ -250,7 +251,7 @@ def test_what_is_a_failure(monkeypatch, tmp_path, watch, read, kind):
 @pytest.mark.slow
 def test_the_fuzzer_that_goes_by_coverage():
     pytest.importorskip("atheris")
-    command = [sys.executable, "-m", "benchmarks.fuzz.guided", "--only", "csv", "--seconds", "5"]
+    command = [sys.executable, "-m", "fuzz.guided", "--only", "csv", "--seconds", "5"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     name, inputs, reached, failed = done.stdout.splitlines()[-1].split()

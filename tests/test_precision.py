@@ -7,11 +7,11 @@ import optax
 import pytest
 
 import metajax
-from metajax.metric import class_means, classify
+from metajax.algorithms.prototypes import class_means, classify
 from metajax.models import Bert, BertConfig, classification_loss
-from metajax.optimizer import clip_by_global_norm
-from metajax.outer import global_norm
-from metajax.parallel import task_mesh
+from metajax.training.optimizer import clip_by_global_norm
+from metajax.training.outer import global_norm
+from metajax.training.parallel import task_mesh
 
 
 def slope_loss(params, batch, rng):

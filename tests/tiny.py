@@ -21,7 +21,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from tokenizers import ByteLevelBPETokenizer
 
-from metajax.cli import main
+from metajax.cli.main import main
 from metajax.models import Bert, BertConfig, save_pretrained
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -20,7 +20,7 @@ import problems  # noqa: E402
 from jax.experimental import multihost_utils  # noqa: E402
 
 import metajax  # noqa: E402
-from metajax.outer import OuterState, outer_step  # noqa: E402
+from metajax.training.outer import OuterState, outer_step  # noqa: E402
 
 ALGORITHMS = {
     "maml": metajax.maml(problems.mlp_loss, optax.sgd(0.1), 2),

@@ -1,4 +1,4 @@
-"""Bad data files at their readers; tests/stages/test_bad_input.py has what the commands make of it.
+"""Bad data files at their readers; for commands see tests/commands/test_bad_input.py.
 
 The faults of formats are in test_tasks.py and test_text.py; here are those that commands meet.
 """
@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
+from metajax.commands.predict import label, read_texts
 from metajax.data import TaskData, held_out, load_tasks, pack_blocks, read_lines
 from metajax.errors import InputError
 from metajax.models import Bert
-from metajax.stages.predict import label, read_texts
-from metajax.stages.source import Classifier
-from metajax.stages.tasks import relabel
+from metajax.runs.source import Classifier
+from metajax.runs.task_data import relabel
 
 ROW = b'{"text": "w1", "label": "a"}\n'
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from metajax.config.groups import TaskSettings
 from metajax.data import TaskData
-from metajax.stages.groups import TaskSettings
-from metajax.stages.tasks import batch_of, fingerprints, load, relabel, tokenized
+from metajax.runs.task_data import batch_of, fingerprints, load, relabel, tokenized
 
 COLUMNS = "text,text_pair,label,body,second,kind"
 RTE = "index\tsentence1\tsentence2\tlabel\n"

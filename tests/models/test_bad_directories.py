@@ -1,6 +1,6 @@
 """Model directories that are damaged or mean harm, at their readers: no code runs, nothing leaks.
 
-tests/stages/test_bad_input.py has what the commands make of it.
+tests/commands/test_bad_input.py has what the commands make of it.
 """
 
 import contextlib

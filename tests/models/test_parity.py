@@ -15,8 +15,8 @@ from metajax.models import (
     masked_lm_loss,
     save_pretrained,
 )
-from metajax.stages.demo_data import fetch_weights
-from metajax.stages.run import cache_directory
+from metajax.runs.demo_data import fetch_weights
+from metajax.runs.workdir import cache_directory
 from tests.models.helpers import TINY, make_batch, make_params
 
 torch = pytest.importorskip("torch")

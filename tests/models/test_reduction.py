@@ -10,11 +10,11 @@ import pytest
 from problems import relative_gap
 
 import metajax
-from metajax import lora
+from metajax.algorithms import lora
 from metajax.data.packing import Shape, pack
 from metajax.models import Bert, bert, classification_loss, prototype_start
 from metajax.models.reduction import compose, mentioned_rows, separate_layers, upper_layers
-from metajax.outer import map_tasks, task_keys
+from metajax.training.outer import map_tasks, task_keys
 from tests.models.helpers import TINY, make_batch, make_params
 
 pytestmark = pytest.mark.usefixtures("x64")

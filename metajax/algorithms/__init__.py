@@ -1,0 +1,1 @@
+"""Meta-learning algorithms, one family per file, and what they are built from."""

@@ -1,0 +1,220 @@
+"""Learned inner rates: Meta-SGD (Li et al. 2017) and MAML++ (Antoniou et al. 2019)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax.algorithms.adaptation import Adaptation, adaptation, meta_gradient
+from metajax.tree import extend, mask
+from metajax.types import (
+    AdaptInfo,
+    Batch,
+    Key,
+    LossFn,
+    MetaAlgorithm,
+    MetaInfo,
+    Params,
+    Reduce,
+    Task,
+)
+
+
+def meta_sgd(
+    loss_fn: LossFn,
+    rate: float,
+    num_steps: int,
+    *,
+    reduce: Reduce | None = None,
+    **settings: Any,
+) -> MetaAlgorithm:
+    """Learns the initialisation and a rate for each of its parameters (arXiv:1707.09835, eq. 1).
+
+    Args:
+        loss_fn: `(params, batch, rng) -> (loss, aux)`.
+        rate: where every rate starts; also that of parameters which `start` adds.
+        num_steps: K >= 0.
+        reduce: as for `metajax.maml`; the rates are reduced like the parameters.
+        **settings: `first_order`, `low_memory`, `unroll`, `adapted` and `start` of `metajax.maml`;
+            a start may add parameters, whose rate stays as it is, but not move any.
+
+    Returns:
+        A MetaAlgorithm whose meta_params are `{"params", "rates"}`, the rates like the params.
+
+    Raises:
+        ValueError: num_steps is below 0.
+        TypeError: once it is used, loss_fn does not return a scalar loss and aux.
+
+    Examples:
+        >>> import jax.numpy as jnp, metajax, optax
+        >>> def loss_fn(params, batch, rng):
+        ...     return jnp.sum((params - batch) ** 2) / 2, {}
+        >>> algorithm = metajax.meta_sgd(loss_fn, 0.5, num_steps=1)
+        >>> meta_params = algorithm.init(jnp.zeros(1))
+        >>> task = metajax.Task(support=jnp.ones(1), query=jnp.ones(1))
+        >>> algorithm.meta_grad(meta_params, task, None)[0]["rates"]
+        Array([-0.5], dtype=float32)
+    """
+
+    def init(params: Params) -> Params:
+        return {"params": params, "rates": jax.tree.map(lambda p: jnp.full_like(p, rate), params)}
+
+    def rates_for(rates: Params, task: Task) -> Params:
+        return rates if reduce is None else reduce(rates, task)[0]
+
+    learner = adaptation(loss_fn, num_steps, reduce=reduce, **settings)
+    return _with_rates(learner, init, rate, rates_for=rates_for)
+
+
+def maml_plus_plus(
+    loss_fn: LossFn,
+    rate: float,
+    num_steps: int,
+    *,
+    step: int | jax.Array | None = None,
+    multi_step: int = 0,
+    first_order_until: int = 0,
+    stacked: Callable[[str], bool] = lambda path: False,
+    **settings: Any,
+) -> MetaAlgorithm:
+    """MAML++ for networks without batch norm (Antoniou, Edwards & Storkey 2019, arXiv:1810.09502).
+
+    Three of its parts (section 4): a learned rate for each layer and step ("LSLR"); the loss on
+    the query set after every inner step, not only the last, annealed away ("MSL"); first order at
+    the beginning ("DA"). The two annealings need the outer step, which `metajax.outer_loop` gives:
+    `outer_loop(lambda step: maml_plus_plus(..., step=step, multi_step=1000), optimizer)`.
+
+    Args:
+        loss_fn: `(params, batch, rng) -> (loss, aux)`.
+        rate: where every rate starts; also that of parameters which `start` adds.
+        num_steps: K >= 1.
+        step: the outer step, from 0; None: all annealing is over.
+        multi_step: outer steps over which the weights of the losses go from 1 / K each to the
+            last loss alone, linearly.
+        first_order_until: outer steps in first order, which neglects that a longer step changes the
+            gradients of those that follow: rates can grow until the steps diverge.
+        stacked: of a parameter's path, whether its first axis is one of N layers, which then have
+            rates of their own; for `metajax.Bert`: `lambda path: path.startswith("layers/")`.
+        **settings: `low_memory`, `unroll`, `adapted` and `start` of `metajax.maml`, as for
+            `meta_sgd`. No `reduce`: a leaf's rate is one number, of which no rows can be taken.
+
+    Returns:
+        A MetaAlgorithm whose meta_params are `{"params", "rates"}`: for each leaf of the params a
+        rate for each step, [K], or [K, N] of stacked layers. Given the rates of more steps, it
+        takes the first K.
+
+    Raises:
+        ValueError: a number is out of bounds, or a reduce is given; once it is used, meta_params
+            have rates of fewer steps than K.
+
+    Examples:
+        >>> import jax.numpy as jnp, metajax
+        >>> def loss_fn(params, batch, rng):
+        ...     return jnp.sum((params["w"] - batch) ** 2) / 2, {}
+        >>> algorithm = metajax.maml_plus_plus(loss_fn, 0.5, num_steps=2)
+        >>> meta_params = algorithm.init({"w": jnp.zeros(1)})
+        >>> meta_params["rates"]["w"].tolist()
+        [0.5, 0.5]
+    """
+    if num_steps < 1:
+        raise ValueError(
+            f"num_steps is {num_steps}: MAML++ learns rates of steps, so give 1 or more"
+        )
+    for name, value in {"multi_step": multi_step, "first_order_until": first_order_until}.items():
+        if value < 0:
+            raise ValueError(f"{name} is {value}: give a number of outer steps >= 0")
+    if settings.get("reduce") is not None:
+        raise ValueError("maml_plus_plus takes no reduce: a leaf's rate is one number")
+
+    def rates(leaf: jax.Array, layers: bool) -> jax.Array:
+        return jnp.full((num_steps, *leaf.shape[: int(layers)]), rate, leaf.dtype)
+
+    def init(params: Params) -> Params:
+        return {"params": params, "rates": jax.tree.map(rates, params, mask(params, stacked))}
+
+    def variant(begin: int) -> MetaAlgorithm:
+        """As it is from one of the annealings' ends on."""
+        first_order = begin < first_order_until
+        learner = adaptation(loss_fn, num_steps, first_order=first_order, **settings)
+        weights = None
+        if step is not None and begin < multi_step:
+            weights = _loss_weights(step, multi_step, num_steps)
+        return _with_rates(learner, init, rate, num_steps=num_steps, step_weights=weights)
+
+    ends = sorted({multi_step, first_order_until} - {0})
+    *early, last = [variant(begin) for begin in (0, *ends)]
+    if step is None or not early:
+        return last
+
+    def meta_grad(meta_params: Params, task: Task, rng: Key | None) -> tuple[Params, MetaInfo]:
+        current = jnp.searchsorted(jnp.array(ends), jnp.asarray(step), side="right")
+        branches = [each.meta_grad for each in (*early, last)]
+        return jax.lax.switch(current, branches, meta_params, task, rng)
+
+    return MetaAlgorithm(init, last.adapt, meta_grad)
+
+
+def _loss_weights(step: Any, until: int, num_steps: int) -> jax.Array:
+    """The weight [K] of the query loss after each inner step; they sum to 1."""
+    equal = (1 - step / until) / num_steps
+    return jnp.full(num_steps, equal).at[-1].add(step / until)
+
+
+def _with_rates(
+    learner: Adaptation,
+    init: Callable[[Params], Params],
+    rate: float,
+    *,
+    rates_for: Callable[[Params, Task], Params] | None = None,
+    num_steps: int = 0,
+    step_weights: jax.Array | None = None,
+) -> MetaAlgorithm:
+    """Adapts `params` at `rates`: those of a task's parameters, or else of layers and steps."""
+
+    def optimizer(rates: Params, task: Task) -> optax.GradientTransformation:
+        if rates_for is not None:
+            rates = rates_for(rates, task)
+        else:
+            _check_steps(rates, num_steps)
+
+        def update(grads: Params, step: jax.Array, params: Params = None) -> tuple[Params, Any]:
+            def move(found: Any, grad: jax.Array | None) -> jax.Array | None:
+                if grad is None:  # Not adapted.
+                    return None
+                if rates_for is None and jnp.ndim(found):
+                    found = found[step]
+                    found = found.reshape(found.shape + (1,) * (grad.ndim - found.ndim))
+                return -found * grad
+
+            _check_rates(rates, grads)
+            return jax.tree.map(move, extend(rates, grads, rate), grads), step + 1
+
+        return optax.GradientTransformation(lambda params: jnp.int32(0), update)
+
+    def adapt(meta_params: Params, support: Batch, rng: Key | None) -> tuple[Params, AdaptInfo]:
+        params, rates = meta_params["params"], meta_params["rates"]
+        return learner.adapt(optimizer(rates, Task(support, None)), params, support, rng)
+
+    def query_loss(meta_params: Params, task: Task, rng: Key | None) -> tuple[jax.Array, MetaInfo]:
+        rates = optimizer(meta_params["rates"], task)
+        return learner.query_loss(rates, meta_params["params"], task, rng, step_weights)
+
+    return MetaAlgorithm(init, adapt, meta_gradient(query_loss))
+
+
+def _check_rates(rates: Params, grads: Params) -> None:
+    if isinstance(rates, dict) and not rates.keys() <= grads.keys():
+        lost = ", ".join(sorted(rates.keys() - grads.keys()))
+        raise ValueError(f"start has moved {lost}: its rates are learned where it stood")
+
+
+def _check_steps(rates: Params, num_steps: int) -> None:
+    # An index past the end would take the last step's rate again.
+    for leaf in jax.tree.leaves(rates):
+        if jnp.ndim(leaf) and len(leaf) < num_steps:
+            raise ValueError(
+                f"num_steps is {num_steps}, but rates were learned for {len(leaf)}: "
+                "take at most as many"
+            )

@@ -1,0 +1,243 @@
+"""Classifiers made from the support set's features: prototypes, and heads that start from them.
+
+`features` is `(params, batch, rng) -> [B, D]`; a batch is a dict with `labels` int [B] and, where
+tasks differ in size, `example_mask` [B] and `class_mask` [C].
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax.algorithms.adaptation import adaptation, meta_gradient
+from metajax.dtypes import widen
+from metajax.types import Batch, Key, MetaAlgorithm, Params, Reduce, Reduced, Task
+
+Features = Callable[[Params, Batch, Key | None], jax.Array]
+
+
+def protonet(features: Features, num_classes: int) -> MetaAlgorithm:
+    """Prototypical networks (Snell, Swersky & Zemel 2017, arXiv:1703.05175).
+
+    No inner steps: a query is compared with each class's mean feature (equations 1 and 2, with
+    half the squared Euclidean distance, whose scale the features' own can take up).
+
+    Args:
+        features: `(params, batch, rng) -> [B, D]`; a batch is a dict with `labels` int [B] and,
+            where tasks differ in size, `example_mask` [B] and `class_mask` [C].
+        num_classes: C, the most classes of any task.
+
+    Returns:
+        A MetaAlgorithm whose meta_params are the params given; `adapt` gives `{"encoder",
+        "head"}`, the linear classifier that the distances amount to.
+
+    Examples:
+        >>> import jax.numpy as jnp, metajax
+        >>> algorithm = metajax.protonet(lambda params, batch, rng: batch["x"] * params, 2)
+        >>> support = {"x": jnp.array([[0.0], [2.0], [4.0]]), "labels": jnp.array([0, 1, 1])}
+        >>> adapted, _ = algorithm.adapt(jnp.ones(1), support, None)
+        >>> adapted["head"]["kernel"].tolist()
+        [[0.0, 3.0]]
+    """
+    return proto_maml(features, num_classes, optax.sgd(0.0), 0)
+
+
+def proto_maml(
+    features: Features,
+    num_classes: int,
+    inner_optimizer: optax.GradientTransformation,
+    num_steps: int,
+    *,
+    reduce: Reduce | None = None,
+    **settings: Any,
+) -> MetaAlgorithm:
+    """MAML from a head of prototypes (Triantafillou et al. 2020, arXiv:1903.03096, section 3).
+
+    The head starts with weights c_k and bias -|c_k|^2 / 2, so that its logits are minus half the
+    squared distances; the inner steps change it and the encoder.
+
+    Args:
+        features: `(params, batch, rng) -> [B, D]`; a batch is a dict with `labels` int [B] and,
+            where tasks differ in size, `example_mask` [B] and `class_mask` [C].
+        num_classes: C, the most classes of any task.
+        inner_optimizer: any optax optimizer.
+        num_steps: K >= 0.
+        reduce: as for `metajax.maml`, of the encoder's parameters.
+        **settings: `first_order`, `low_memory`, `unroll` and `adapted` of `metajax.maml`; paths
+            begin with `encoder/` or `head/`.
+
+    Returns:
+        A MetaAlgorithm whose meta_params are the params given; `adapt` gives `{"encoder", "head"}`.
+
+    Raises:
+        ValueError: num_steps is below 0.
+
+    Examples:
+        >>> import jax.numpy as jnp, metajax, optax
+        >>> features = lambda params, batch, rng: batch["x"] * params
+        >>> algorithm = metajax.proto_maml(features, 2, optax.sgd(0.1), num_steps=1)
+        >>> batch = {"x": jnp.array([[0.0], [2.0]]), "labels": jnp.array([0, 1])}
+        >>> _, info = algorithm.meta_grad(jnp.ones(1), metajax.Task(batch, batch), None)
+        >>> float(info.query_aux["accuracy"])
+        1.0
+    """
+
+    def start(params: Params, support: Batch, rng: Key | None) -> Params:
+        mean_CxD = class_means(features(params, support, rng), support, num_classes)
+        bias_C = -0.5 * jnp.square(mean_CxD).sum(1)
+        return {"encoder": params, "head": {"kernel": mean_CxD.T, "bias": bias_C}}
+
+    def reduce_encoder(params: Params, task: Task) -> Reduced:
+        assert reduce is not None
+        params, task, restore = reduce(params, task)
+        return params, task, _restore_encoder(restore)
+
+    def loss_fn(params: Params, batch: Batch, rng: Key | None) -> tuple[jax.Array, Any]:
+        head = params["head"]
+        logits_BxC = features(params["encoder"], batch, rng) @ head["kernel"] + head["bias"]
+        return classify(logits_BxC, batch)
+
+    learner = adaptation(
+        loss_fn, num_steps, start=start, reduce=reduce and reduce_encoder, **settings
+    )
+    return MetaAlgorithm(
+        init=lambda params: params,
+        adapt=functools.partial(learner.adapt, inner_optimizer),
+        meta_grad=meta_gradient(
+            functools.partial(learner.query_loss, inner_optimizer),
+            through=None if settings.get("first_order") or not num_steps else inner_optimizer,
+        ),
+    )
+
+
+def leopard(
+    features: Features,
+    feature_size: int,
+    num_classes: int,
+    inner_optimizer: optax.GradientTransformation,
+    num_steps: int,
+    *,
+    width: int,
+    rng: Key,
+    reduce: Reduce | None = None,
+    **settings: Any,
+) -> MetaAlgorithm:
+    """Classifiers of any number of classes, generated (Bansal et al. 2020, arXiv:1911.03863).
+
+    A two-layer network turns each support example's features into weights and a bias, which are
+    averaged over each class (equations 2 and 3): the head of a second network's output on the
+    query's features (equation 4). The inner steps change all but the generator.
+
+    Args:
+        features: `(params, batch, rng) -> [B, D]`; a batch is a dict with `labels` int [B] and,
+            where tasks differ in size, `example_mask` [B] and `class_mask` [C].
+        feature_size: D.
+        num_classes: C, the most classes of any task.
+        inner_optimizer: any optax optimizer. (The paper also learns its rates.)
+        num_steps: K >= 0.
+        width: of the generated weights and of both networks.
+        rng: of the two networks' initial weights.
+        reduce: as for `metajax.maml`, of the encoder's parameters.
+        **settings: `first_order`, `low_memory`, `unroll` and `adapted` of `metajax.maml`; paths
+            begin with `encoder/`, `projection/` or `head/`.
+
+    Returns:
+        A MetaAlgorithm whose meta_params are `{"encoder", "generator", "projection"}`; `adapt`
+        gives `{"encoder", "projection", "head"}`.
+
+    Raises:
+        ValueError: num_steps is below 0.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, metajax, optax
+        >>> features = lambda params, batch, rng: batch["x"] * params
+        >>> algorithm = metajax.leopard(
+        ...     features, 1, 2, optax.sgd(0.1), 1, width=4, rng=jax.random.key(0))
+        >>> support = {"x": jnp.array([[0.0], [2.0]]), "labels": jnp.array([0, 1])}
+        >>> adapted, _ = algorithm.adapt(algorithm.init(jnp.ones(1)), support, None)
+        >>> adapted["head"]["kernel"].shape
+        (4, 2)
+    """
+
+    def init(params: Params) -> Params:
+        keys = jax.random.split(rng)
+        return {
+            "encoder": params,
+            "generator": _two_layers(keys[0], (feature_size, width, width + 1)),
+            "projection": _two_layers(keys[1], (feature_size, width, width)),
+        }
+
+    def start(params: Params, support: Batch, rng: Key | None) -> Params:
+        features_BxD = features(params["encoder"], support, rng)
+        generated_BxW = _apply_two_layers(params["generator"], features_BxD)
+        mean_CxW = class_means(generated_BxW, support, num_classes)
+        head = {"kernel": mean_CxW[:, :-1].T, "bias": mean_CxW[:, -1]}
+        return {**{key: params[key] for key in ("encoder", "projection")}, "head": head}
+
+    def reduce_encoder(params: Params, task: Task) -> Reduced:
+        assert reduce is not None
+        encoder, task, restore = reduce(params["encoder"], task)
+        return {**params, "encoder": encoder}, task, _restore_encoder(restore)
+
+    def loss_fn(params: Params, batch: Batch, rng: Key | None) -> tuple[jax.Array, Any]:
+        features_BxD = features(params["encoder"], batch, rng)
+        projected_BxW = _apply_two_layers(params["projection"], features_BxD)
+        head = params["head"]
+        return classify(projected_BxW @ head["kernel"] + head["bias"], batch)
+
+    learner = adaptation(
+        loss_fn, num_steps, start=start, reduce=reduce and reduce_encoder, **settings
+    )
+    return MetaAlgorithm(
+        init=init,
+        adapt=functools.partial(learner.adapt, inner_optimizer),
+        meta_grad=meta_gradient(
+            functools.partial(learner.query_loss, inner_optimizer),
+            through=None if settings.get("first_order") or not num_steps else inner_optimizer,
+        ),
+    )
+
+
+def _restore_encoder(restore: Callable[[Params], Params]) -> Callable[[Params], Params]:
+    return lambda adapted: {**adapted, "encoder": restore(adapted["encoder"])}
+
+
+def _two_layers(rng: Key, sizes: tuple[int, int, int]) -> Params:
+    """Weights of a network with one hidden layer, at Glorot's scale, biases zero."""
+    normal = jax.nn.initializers.glorot_normal()
+    first, second = jax.random.split(rng)
+    return {
+        "first": {"kernel": normal(first, sizes[:2]), "bias": jnp.zeros(sizes[1])},
+        "second": {"kernel": normal(second, sizes[1:]), "bias": jnp.zeros(sizes[2])},
+    }
+
+
+def _apply_two_layers(params: Params, x_BxD: jax.Array) -> jax.Array:
+    hidden = jnp.tanh(widen(x_BxD) @ params["first"]["kernel"] + params["first"]["bias"])
+    return hidden @ params["second"]["kernel"] + params["second"]["bias"]
+
+
+def class_means(features_BxD: jax.Array, batch: Batch, num_classes: int) -> jax.Array:
+    """The mean feature of each class [C, D]; 0 for one without examples."""
+    wide_BxD = widen(features_BxD)
+    onehot_BxC = jax.nn.one_hot(batch["labels"], num_classes, dtype=wide_BxD.dtype)
+    if "example_mask" in batch:
+        onehot_BxC = onehot_BxC * batch["example_mask"].astype(wide_BxD.dtype)[:, None]
+    mean_CxD = onehot_BxC.T @ wide_BxD / jnp.maximum(onehot_BxC.sum(0), 1)[:, None]
+    return mean_CxD.astype(features_BxD.dtype)
+
+
+def classify(logits_BxC: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean cross-entropy over the examples, and `accuracy`; masks respected."""
+    logits_BxC = widen(logits_BxC)
+    if "class_mask" in batch:
+        logits_BxC = jnp.where(batch["class_mask"].astype(bool), logits_BxC, -1e9)
+    labels_B = batch["labels"]
+    weights_B = batch.get("example_mask", jnp.ones(labels_B.shape)).astype(logits_BxC.dtype)
+    share_B = weights_B / jnp.maximum(weights_B.sum(), 1)
+    losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxC, labels_B)
+    correct_B = (logits_BxC.argmax(1) == labels_B).astype(logits_BxC.dtype)
+    return (losses_B * share_B).sum(), {"accuracy": (correct_B * share_B).sum()}

@@ -1,0 +1,74 @@
+"""Reptile (Nichol, Achiam & Schulman 2018, arXiv:1803.02999)."""
+
+import functools
+
+import jax
+import optax
+
+from metajax.algorithms.adaptation import QUERY, adaptation
+from metajax.algorithms.checks import check_params, check_task, loss_and_aux
+from metajax.algorithms.inner_loop import fold_in
+from metajax.tree import extend
+from metajax.types import (
+    Key,
+    LossFn,
+    MetaAlgorithm,
+    MetaInfo,
+    Params,
+    Reduce,
+    Start,
+    Task,
+)
+
+
+def reptile(
+    loss_fn: LossFn,
+    inner_optimizer: optax.GradientTransformation,
+    num_steps: int,
+    *,
+    unroll: bool = False,
+    reduce: Reduce | None = None,
+    start: Start | None = None,
+) -> MetaAlgorithm:
+    """Moves the initialisation towards each task's adapted parameters.
+
+    The meta-gradient is `start - adapted` (section 2 of the paper), so that outer SGD at rate
+    epsilon is the paper's update. No second derivatives, and the query set is only looked at.
+
+    Args:
+        loss_fn: `(params, batch, rng) -> (loss, aux)`.
+        inner_optimizer: any optax optimizer.
+        num_steps: K; with one step this is ordinary training, so use more.
+        unroll: as for `metajax.maml`.
+        reduce: as for `metajax.maml`.
+        start: as for `metajax.maml`; what it adds to the parameters stays with the task.
+
+    Returns:
+        A MetaAlgorithm whose meta_params are the params given.
+
+    Raises:
+        ValueError: num_steps is below 0.
+        TypeError: once it is used, loss_fn does not return a scalar loss and aux.
+
+    Examples:
+        >>> import jax.numpy as jnp, metajax, optax
+        >>> def loss_fn(params, batch, rng):
+        ...     return jnp.sum((params - batch) ** 2) / 2, {}
+        >>> algorithm = metajax.reptile(loss_fn, optax.sgd(0.5), num_steps=2)
+        >>> task = metajax.Task(support=jnp.ones(1), query=jnp.ones(1))
+        >>> algorithm.meta_grad(jnp.zeros(1), task, None)[0]
+        Array([-0.75], dtype=float32)
+    """
+    learner = adaptation(
+        loss_fn, num_steps, first_order=True, unroll=unroll, reduce=reduce, start=start
+    )
+    adapt = functools.partial(learner.adapt, inner_optimizer)
+
+    def meta_grad(params: Params, task: Task, rng: Key | None) -> tuple[Params, MetaInfo]:
+        params = check_params(params)
+        adapted, info = adapt(params, check_task(task).support, rng)
+        loss, aux = loss_and_aux(loss_fn(adapted, task.query, fold_in(rng, QUERY)))
+        moved = jax.tree.map(lambda a, b: a - b, params, extend(adapted, params, None))
+        return moved, MetaInfo(loss, aux, info.support_loss)
+
+    return MetaAlgorithm(init=lambda params: params, adapt=adapt, meta_grad=meta_grad)

@@ -1,0 +1,1 @@
+"""The command line: arguments, log and the entry point."""

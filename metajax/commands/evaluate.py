@@ -1,0 +1,230 @@
+"""Methods compared on the same episodes."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from metajax import data
+from metajax.config.settings import EvaluateSettings
+from metajax.errors import InputError, printable
+from metajax.models import Bert
+from metajax.runs.eval_set import Protocol, Row, choose_protocol
+from metajax.runs.few_shot import FewShot, open_as_trained, open_few_shot
+from metajax.runs.record import identity
+from metajax.runs.source import text_length
+from metajax.runs.task_data import load
+from metajax.runs.workdir import writable, write_atomically
+from metajax.training.evaluation import BASELINES, estimate, run_episodes
+from metajax.types import Params, Task
+
+_FEATURE_BATCH = 64
+
+
+def evaluate(settings: EvaluateSettings) -> list[Row]:
+    """Runs each method on the same episodes.
+
+    `maml` adapts the checkpoint's meta-parameters; the others start from the weights that the
+    checkpoint was meta-trained from: `finetune` adapts them in the same way, `protonet`, `linear`
+    and `knn` classify on their frozen features (of unit length).
+
+    Returns:
+        A row a method, in the order of the settings.
+
+    Raises:
+        InputError: the input cannot be used.
+    """
+    read = [task.removeprefix("smlmt:") for task in settings.tasks] + [settings.classes or ""]
+    if settings.splits:
+        read += map(str, Path(settings.splits).glob("*"))
+    output = writable(settings.output, *read) if settings.output else None
+    tasks = load(settings, split="train")
+    choice = choose_protocol(settings, tasks)
+    few_shot = open_few_shot(settings.model, settings, settings, choice.ways)
+    methods = _methods(settings, few_shot)
+    plain = few_shot if methods == ("maml",) else _plain(settings, few_shot, choice.ways)
+    length = text_length(few_shot.model, settings.max_length)
+    episodes = choice.open(few_shot.model, length)
+    features = _Features(plain.model, plain.params, episodes.examples)
+    begun = time.perf_counter()
+    if any(method in BASELINES for method in methods):
+        features.compute({int(task) for chunk in episodes.drawn for task in chunk.task})
+    feature_seconds = time.perf_counter() - begun
+    adaptation, steps = _adaptation(few_shot, settings), few_shot.inner["inner_steps"]
+    rows: list[Row] = []
+    for method in methods:
+        start = time.perf_counter()
+        adapts = method not in BASELINES
+        params = (few_shot if method == "maml" else plain).params
+        if adapts:
+            found = episodes.judged(method, partial(adaptation, params))
+        else:
+            found = _run_baseline(method, features, episodes)
+        curve = settings.curve if adapts else None
+        accuracies = found if curve is None else found[:, steps]
+        seconds = time.perf_counter() - start + (0 if adapts else feature_seconds)
+        row = _row(settings, episodes, method, accuracies, seconds, rows[:1])
+        if adapts:
+            row = row._replace(inner_steps=steps)
+        if curve is not None:
+            each = estimate(found[:, : curve + 1])
+            row = row._replace(
+                curve=tuple(map(float, each.mean)), curve_ci95=tuple(map(float, each.ci95))
+            )
+        rows.append(row)
+    if output:
+        write_atomically(output, json.dumps([row._asdict() for row in rows], indent=2) + "\n")
+    return rows
+
+
+def _row(
+    settings: EvaluateSettings,
+    episodes: Protocol,
+    method: str,
+    accuracies: np.ndarray,
+    seconds: float,
+    first: Sequence[Row],
+) -> Row:
+    """A method's row, compared with the first one's if there is one."""
+    accuracy = estimate(accuracies)
+    behind = estimate((first[0].accuracies if first else accuracies) - accuracies)
+    return Row(
+        tasks=" ".join(settings.tasks),
+        protocol=episodes.said,
+        method=method,
+        **episodes.size._asdict(),
+        inner_steps=0,
+        episodes=len(accuracies),
+        accuracy=float(accuracy.mean),
+        ci95=float(accuracy.ci95),
+        behind=float(behind.mean),
+        behind_ci95=float(behind.ci95),
+        seconds=round(seconds, 3),
+        accuracies=tuple(map(float, accuracies)),
+    )
+
+
+def _plain(settings: EvaluateSettings, few_shot: FewShot, classes: int) -> FewShot:
+    """The weights that a meta-trained model began with; others themselves."""
+    if not few_shot.is_meta_trained:
+        return few_shot
+    record = few_shot.source.record["record"]
+    parent = record["parent"]["path"]
+    try:
+        plain = open_as_trained(parent, settings, few_shot, classes)
+    except InputError as error:
+        raise InputError(
+            f"{settings.model}: the weights it was meta-trained from cannot be read ({error}): "
+            "put them back, for the other methods start from them"
+        ) from None
+    if identity(plain.source.record) != identity(record["parent"]):
+        raise InputError(
+            f"{parent}: is not what {settings.model} was meta-trained from any more: "
+            "put the old weights back, for the other methods start from them"
+        )
+    return plain
+
+
+def _methods(settings: EvaluateSettings, few_shot: FewShot) -> tuple[str, ...]:
+    trained = few_shot.is_meta_trained
+    if settings.methods:
+        if "maml" in settings.methods and not trained:
+            raise InputError(
+                f"{settings.model}: has not been meta-trained, so there is no maml to evaluate: "
+                "name the workdir of metatrain, or leave maml out of --methods"
+            )
+        return tuple(dict.fromkeys(settings.methods))
+    return ("maml", "finetune", *BASELINES) if trained else ("finetune", *BASELINES)
+
+
+def _adaptation(
+    few_shot: FewShot, settings: EvaluateSettings
+) -> Callable[[Params, int, Task], jax.Array]:
+    """`(params, first, tasks) -> query accuracy` [T], with `--curve` [T, S + 1] by step.
+
+    Made once, so that what it compiles serves all methods that adapt.
+    """
+    if settings.curve is None:
+        algorithm, rng = few_shot.algorithm(), jax.random.key(settings.seed)
+        return lambda params, first, tasks: run_episodes(
+            algorithm, params, tasks, rng, first=first
+        ).query_aux["accuracy"]
+    curve = few_shot.curve(max(settings.curve, few_shot.inner["inner_steps"]))
+    return lambda params, first, tasks: curve(params, tasks)
+
+
+def _run_baseline(method: str, features: "_Features", protocol: Protocol) -> np.ndarray:
+    """Query accuracies [E] of a classifier on frozen features."""
+    classify = BASELINES[method]
+    found = []
+    for episodes in protocol.progress(method):
+        for t, task in enumerate(episodes.task):
+            support, query = episodes.support_mask[t] > 0, episodes.query_mask[t] > 0
+            guesses = classify(
+                features.rows(task, episodes.support[t][support]),
+                episodes.support_labels[t][support],
+                features.rows(task, episodes.query[t][query]),
+            )
+            found.append(np.mean(guesses == episodes.query_labels[t][query]))
+    return protocol.by_draw(found)
+
+
+class _Features:
+    """The frozen features, of unit length, of data sets."""
+
+    def __init__(self, model: Bert, params: Params, examples: Sequence[data.TokenizedTask]) -> None:
+        model = dataclasses.replace(model, feature_norm=1.0)
+        self._run = jax.jit(model.features)
+        self._params, self._examples = params, examples
+        self._found: dict[int, np.ndarray] = {}
+
+    def compute(self, tasks: Iterable[int]) -> None:
+        """Computes those of some data sets, by number."""
+        self._found = {task: self._all(self._examples[task]) for task in tasks}
+
+    def rows(self, task: int, rows: np.ndarray) -> np.ndarray:
+        """Features [B, H] of some rows of a data set."""
+        return self._found[task][rows]
+
+    def _all(self, task: data.TokenizedTask) -> np.ndarray:
+        # By length, so that short texts are not padded to long ones.
+        order = np.argsort(task.tokens.lengths, kind="stable")
+        tokens = task.tokens._replace(
+            input_ids=task.tokens.input_ids[order],
+            token_type_ids=task.tokens.token_type_ids[order],
+            lengths=task.tokens.lengths[order],
+        )
+        batches = data.supervised_eval_batches(
+            task._replace(tokens=tokens, labels=task.labels[order]), _FEATURE_BATCH
+        )
+        found = [np.asarray(self._run(self._params, batch), np.float64) for batch in batches]
+        features = np.empty((len(order), found[0].shape[1]))
+        features[order] = np.concatenate(found)[: len(order)]
+        return features
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text, best first, and how far the first method is ahead of the others."""
+    best_first = sorted(rows, key=lambda row: -row.accuracy)
+    return "\n".join(
+        [
+            printable(rows[0].protocol),
+            "method      accuracy   95% interval   seconds",
+            *(
+                f"{row.method:<10}  {100 * row.accuracy:7.2f}%   "
+                f"± {100 * row.ci95:5.2f}        {row.seconds:7.1f}"
+                for row in best_first
+            ),
+            *(
+                f"{rows[0].method} ahead of {row.method} by {100 * row.behind:.2f} "
+                f"± {100 * row.behind_ci95:.2f}, episode by episode"
+                for row in best_first
+                if row is not rows[0]
+            ),
+        ]
+    )

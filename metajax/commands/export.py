@@ -1,0 +1,65 @@
+"""Hugging Face format from any stage's checkpoint."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from metajax.config.settings import ExportSettings
+from metajax.errors import InputError
+from metajax.models import save_pretrained
+from metajax.runs.paths import on_disk, to_path
+from metajax.runs.record import read_record
+from metajax.runs.source import open_classifier, open_source
+from metajax.runs.workdir import check_writable
+
+
+def export(settings: ExportSettings) -> dict[str, Any]:
+    """Writes config, tokenizer and safetensors to `settings.output`.
+
+    Returns:
+        `output`, the directory; `head`, what it holds besides the encoder; `loads_in`, the
+        class of transformers, which for a head on mean pooling is the encoder's (the head lies
+        beside it, in classifier.safetensors, and metajax reads it).
+
+    Raises:
+        InputError: the workdir holds no checkpoint, or the directory is not empty.
+    """
+    output = Path(os.path.abspath(on_disk(settings.output)))  # A name to write beside, even of "."
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise InputError(f"{output}: exists and is not an empty directory: name a new one")
+    check_writable(output)
+    record = read_record(to_path(settings.model))
+    if record is None:
+        raise InputError(f"{settings.model}: is not the workdir of a run: name one")
+    if record["stage"] in ("adapt", "finetune"):
+        model, params, head, *_ = open_classifier(settings.model, settings.task)
+        names = model.label_names and (model.label_names[head],)
+        classes = model.num_labels[head]
+        model = model.replace(num_labels=(classes,), label_names=names)
+        params = params | {
+            "classifier": {
+                "kernel": params["classifier"]["kernel"][head : head + 1, :, :classes],
+                "bias": params["classifier"]["bias"][head : head + 1, :classes],
+            }
+        }
+    else:
+        source = open_source(settings.model)
+        model, params = source.model, source.params
+        if model.head == "classification" and "classifier" not in params:
+            model = model.replace(head="encoder")  # Each task brings its own head.
+    # Under another name until it is whole, so that a kill leaves nothing that looks like it.
+    partial = output.with_name(f".{output.name}.part")
+    try:
+        save_pretrained(partial, model, params)
+        os.replace(partial, output)
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.EXDEV):
+            raise
+        raise InputError(f"{output}: is a disk of its own: name a directory in it") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    (loads_in,) = json.loads((output / "config.json").read_text())["architectures"]
+    return {"output": str(output), "head": model.head, "loads_in": loads_in}

@@ -1,0 +1,173 @@
+"""Supervised training on one task or many: a shared encoder, one head a task."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from metajax import data
+from metajax.algorithms.supervised import supervised
+from metajax.config.settings import FinetuneSettings
+from metajax.errors import InputError
+from metajax.models import classification_loss
+from metajax.runs.loop import Stage, train
+from metajax.runs.parts import with_parts
+from metajax.runs.record import make_record
+from metajax.runs.source import describe, open_source, pooling_of, text_length
+from metajax.runs.task_data import fingerprints, load, relabel, tokenized
+from metajax.runs.workdir import open_run
+from metajax.training import distributed as hosts
+from metajax.types import Params, Task
+
+
+def finetune(settings: FinetuneSettings) -> dict[str, Any]:
+    """Trains on `settings.tasks` and reports each one's metric on its dev set.
+
+    GLUE tasks are judged by GLUE's metrics, others by accuracy.
+
+    Returns:
+        `before` and `after`: for each task with a dev set, its metrics by name.
+
+    Raises:
+        InputError: the input cannot be used.
+    """
+    settings, parts = with_parts(settings)
+    train_tasks = load(settings, split="train")
+    dev_tasks = _load_dev(settings, train_tasks)
+    pooling = settings.pooling or pooling_of(settings.model, "pooler")
+    settings = dataclasses.replace(settings, pooling=pooling)
+    source = open_source(
+        settings.model,
+        settings,
+        head="classification",
+        num_labels=tuple(len(task.label_names) or 1 for task in train_tasks),
+        label_names=tuple(task.label_names for task in train_tasks),
+        pooling=settings.pooling,
+    )
+    model = source.model
+    length = text_length(model, settings.max_length)
+    both = tokenized([*train_tasks, *dev_tasks.values()], model, length)
+    examples = both[: len(train_tasks)]
+    dev_examples = dict(zip(dev_tasks, both[len(train_tasks) :]))
+    record = make_record(
+        "finetune",
+        settings,
+        data=fingerprints(settings)
+        | {
+            f"--dev {path}": data.fingerprint(path, glue_dir=settings.glue_dir)
+            for path in settings.dev
+        },
+        parent=source.record,
+        model=describe(model),
+        pairs=[task.pairs is not None for task in train_tasks],
+    )
+    total = sum(len(task.labels) for task in train_tasks)
+    steps = settings.steps or math.ceil(settings.epochs * total / settings.batch_size)
+    plan = data.plan_batches(examples, settings.seed, settings.batch_size, parts, steps)
+    logits = jax.jit(lambda params, batch: model(params, batch).logits)
+
+    def make_tasks(step: int) -> Task:
+        batch = data.supervised_batch(examples, settings.seed, step, settings.batch_size)
+        return Task(None, data.packed_parts(batch, parts, plan, own=hosts.share(parts)))
+
+    def measure(params: Params) -> dict[str, Any]:
+        return {
+            train_tasks[head].name: _judge(
+                train_tasks[head].name, task, head, lambda batch: logits(params, batch)
+            )
+            for head, task in dev_examples.items()
+        }
+
+    return train(
+        Stage(
+            run=open_run(settings.workdir, record, settings),
+            settings=settings,
+            model=model,
+            algorithm=supervised(classification_loss(model)),
+            make_tasks=make_tasks,
+            num_steps=steps,
+            measure=measure,
+            measured_on="the tasks' dev sets" if dev_examples else "nothing; give --dev",
+        ),
+        source.params,
+    )
+
+
+def _load_dev(
+    settings: FinetuneSettings, train_tasks: Sequence[data.TaskData]
+) -> dict[int, data.TaskData]:
+    """The dev set of each task that has one, by the task's number, labelled like the task."""
+    own = [i for i, spec in enumerate(settings.tasks) if _has_dev(spec)]
+    files = [i for i in range(len(settings.tasks)) if i not in own]
+    if len(settings.dev) not in (0, len(files)):
+        raise InputError(
+            f"--dev names {len(settings.dev)} files for {len(files)} tasks without a dev set of "
+            "their own: give one for each, in order, or none"
+        )
+    if not own and not settings.dev:
+        return {}
+    specs = {i: settings.tasks[i] for i in own} | dict(zip(files, settings.dev))
+    found = load(settings, split="validation", specs=list(specs.values()))
+    return {i: relabel(task, train_tasks[i]) for i, task in zip(specs, found)}
+
+
+def _has_dev(spec: str) -> bool:
+    return spec.startswith("glue:") or (
+        spec.startswith("hub:") and data.has_split(spec, "validation")
+    )
+
+
+def _judge(
+    name: str,
+    task: data.TokenizedTask,
+    head: int,
+    logits: Callable[[dict[str, np.ndarray]], jax.Array],
+) -> dict[str, float]:
+    """The task's metrics."""
+    batches = data.supervised_eval_batches(task, 64, head=head)
+    scores = np.concatenate([np.asarray(logits(batch)) for batch in batches])
+    scores = scores[: len(task.labels)]
+    guesses = scores.argmax(1) if task.label_names else scores[:, 0]
+    return {
+        metric: float(METRICS[metric](task.labels, guesses))
+        for metric in GLUE_METRICS.get(name, ("accuracy",))
+    }
+
+
+def _sklearn(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
+    def metric(labels: np.ndarray, guesses: np.ndarray) -> float:
+        import sklearn.metrics
+
+        return getattr(sklearn.metrics, name)(labels, guesses)
+
+    return metric
+
+
+def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
+    def metric(labels: np.ndarray, guesses: np.ndarray) -> float:
+        from scipy import stats
+
+        if np.ptp(labels) == 0 or np.ptp(guesses) == 0:
+            return 0.0  # Not defined; scikit-learn's Matthews correlation has 0 too.
+        return getattr(stats, name)(labels, guesses).statistic
+
+    return metric
+
+
+METRICS = {
+    "accuracy": _sklearn("accuracy_score"),
+    "f1": _sklearn("f1_score"),
+    "matthews": _sklearn("matthews_corrcoef"),
+    "pearson": _correlation("pearsonr"),
+    "spearman": _correlation("spearmanr"),
+}
+# Wang et al. 2019, table 1; tasks that are not named have accuracy.
+GLUE_METRICS = {
+    "glue:cola": ("matthews",),
+    "glue:mrpc": ("accuracy", "f1"),
+    "glue:qqp": ("accuracy", "f1"),
+    "glue:stsb": ("pearson", "spearman"),
+}

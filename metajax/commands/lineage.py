@@ -1,0 +1,77 @@
+"""What a model came from: run by run, down to the Hugging Face weights."""
+
+import dataclasses
+import json
+from typing import Any
+
+from metajax.config.fields import flag
+from metajax.config.settings import LineageSettings
+from metajax.errors import InputError, printable
+from metajax.runs.paths import address, to_path
+from metajax.runs.record import SETTINGS, read_record
+from metajax.runs.workdir import writable, write_atomically
+
+
+def lineage(settings: LineageSettings) -> list[dict[str, Any]]:
+    """The runs that led to a workdir, the last one first, and the weights that they began with.
+
+    Returns:
+        For each run `stage`, `path`, `step` (of the checkpoint that the next one began from; None
+        for the last one), `settings` (the seed among them), `data` (the files' sha256) and
+        `versions`; last the `path`, `sha256` and `config_sha256` of the Hugging Face weights.
+
+    Raises:
+        InputError: there is no run.
+    """
+    output = writable(settings.output) if settings.output else None
+    path = to_path(settings.model)
+    record = read_record(path)
+    if record is None:
+        raise InputError(f"{settings.model}: is not the workdir of a run: name one")
+    rows: list[dict[str, Any]] = []
+    parent: dict[str, Any] = {"path": address(path), "record": record}
+    while "record" in parent:
+        record = parent["record"]
+        kept = {name: record[name] for name in ("stage", "settings", "data", "versions")}
+        rows.append(kept | {"path": parent["path"], "step": parent.get("step")})
+        parent = record["parent"]
+    rows.append({"stage": None, **parent})
+    if output:
+        write_atomically(output, json.dumps(rows, indent=2) + "\n")
+    return rows
+
+
+def entries(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """For each row a title; and its seed, the settings that are not the defaults, and hashes."""
+    found = []
+    for row in rows[:-1]:
+        at = "" if row["step"] is None else f", step {row['step']}"
+        changed = _changed(row["stage"], row["settings"])
+        values = {"seed": row["settings"]["seed"], **changed, **_short(row["data"])}
+        found.append((f"{row['stage']}  {row['path']}{at}", values))
+    weights = _short({k: v for k, v in rows[-1].items() if k not in ("stage", "path")})
+    return [*found, (f"Hugging Face weights  {rows[-1].get('path', '')}", weights)]
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """The entries as text."""
+    return "\nfrom\n".join(
+        "\n".join(map(printable, [title, *(f"  {name} {value}" for name, value in values.items())]))
+        for title, values in entries(rows)
+    )
+
+
+def _changed(stage: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The settings that are not as they are by default, but for names of files."""
+    return {
+        flag(setting.name): values[setting.name]
+        for setting in dataclasses.fields(SETTINGS[stage])
+        if setting.metadata["matters"]
+        and setting.name != "seed"
+        and setting.name in values
+        and values[setting.name] not in (None, setting.default)
+    }
+
+
+def _short(hashes: dict[str, Any]) -> dict[str, str]:
+    return {name: str(value)[:16] for name, value in hashes.items()}

@@ -1,0 +1,95 @@
+"""Stage 2: MAML over episodes of many tasks."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from metajax import data
+from metajax.config.settings import MetatrainSettings
+from metajax.runs.episodes import episode_sampler, episode_spec
+from metajax.runs.few_shot import open_few_shot
+from metajax.runs.loop import Stage, train
+from metajax.runs.parts import check_split
+from metajax.runs.paths import to_path
+from metajax.runs.record import make_record, read_record, recorded
+from metajax.runs.source import describe, text_length
+from metajax.runs.task_data import fingerprints, load, tokenized
+from metajax.runs.workdir import open_run
+from metajax.training import distributed as hosts
+from metajax.training.evaluation import estimate, run_episodes
+from metajax.types import Params
+
+_MEASURED_EPISODES = 32
+_MEASURED_ON = "new episodes of the training classes (for unseen classes: metajax evaluate)"
+
+
+def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
+    """Trains an initialisation that adapts to the tasks' episodes in a few gradient steps.
+
+    Returns:
+        `before` and `after`: mean query `accuracy` and its `ci95` (0..1) on episodes that no step
+        sees, of the training classes, as `measured_on` says.
+
+    Raises:
+        InputError: the input cannot be used.
+    """
+    check_split("--meta-batch-size", settings.meta_batch_size, settings.chunk_size)
+    settings = _with_draws(settings)
+    tasks = load(settings, split="train")
+    spec = episode_spec(settings)
+    data.check_episodes(tasks, spec)
+    classes = spec.ways or max(len(task.label_names) for task in tasks)
+    few_shot = open_few_shot(settings.model, settings, settings, classes)
+    model = few_shot.model
+    settings = dataclasses.replace(settings, **few_shot.inner)
+    examples = tokenized(tasks, model, text_length(model, settings.max_length))
+    record = make_record(
+        "metatrain",
+        settings,
+        data=fingerprints(settings),
+        parent=few_shot.source.record,
+        model=describe(model),
+    )
+    algorithm = few_shot.algorithm(low_memory=settings.low_memory)
+
+    def measure(params: Params) -> dict[str, float]:
+        # The step after the last is one that training never takes.
+        every = slice(0, _MEASURED_EPISODES)
+        count, twice = _MEASURED_EPISODES, 2  # Before and after.
+        sampler = episode_sampler(examples, spec, settings.seed, count, twice, every)
+        tasks = sampler(settings.steps)
+        infos = run_episodes(algorithm, params, tasks, jax.random.key(settings.seed))
+        accuracy = estimate(np.asarray(infos.query_aux["accuracy"]))
+        return {"accuracy": float(accuracy.mean), "ci95": float(accuracy.ci95)}
+
+    return train(
+        Stage(
+            run=open_run(settings.workdir, record, settings),
+            settings=settings,
+            model=model,
+            algorithm=algorithm,
+            make_tasks=episode_sampler(
+                examples,
+                spec,
+                settings.seed,
+                settings.meta_batch_size,
+                settings.steps,
+                hosts.share(settings.meta_batch_size),
+            ),
+            num_steps=settings.steps,
+            measure=measure,
+            measured_on=_MEASURED_ON,
+            chunk_size=settings.chunk_size,
+        ),
+        few_shot.params,
+    )
+
+
+def _with_draws(settings: MetatrainSettings) -> MetatrainSettings:
+    """The settings; a run from before `keep_duplicates` goes on as it began, with duplicates."""
+    known = read_record(to_path(settings.workdir))
+    if known is None or "keep_duplicates" in known["settings"]:
+        return settings
+    return dataclasses.replace(settings, keep_duplicates=recorded(known, "keep_duplicates"))

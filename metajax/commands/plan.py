@@ -1,0 +1,283 @@
+"""Memory and arithmetic of meta-training, before a run: the compiler's analysis, nothing is run."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax.algorithms.inner_loop import mean_replays
+from metajax.config.fields import flag
+from metajax.config.settings import PlanSettings
+from metajax.errors import InputError
+from metajax.models import Bert
+from metajax.runs.few_shot import UNROLLED, FewShot, describe_few_shot
+from metajax.runs.loop import compiler_options
+from metajax.runs.parts import check_split
+from metajax.runs.progress import Progress
+from metajax.runs.source import text_length
+from metajax.runs.workdir import writable, write_atomically
+from metajax.training.flops import count_traced_flops
+from metajax.training.optimizer import adamw
+from metajax.training.outer import default_chunk_size, initial_state, outer_step
+from metajax.types import Task
+
+_UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+# Memory is laid out before machine code is made: that code need not be good.
+_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+_MOST = 4096  # Nobody asks for more episodes at once, or inner steps.
+
+
+class Cost(NamedTuple):
+    """What a step takes on each device, memory in bytes.
+
+    Attributes:
+        state: parameters and the outer optimizer's two moments.
+        tasks: the batch.
+        working: activations, adapted parameters, gradients, while the step is computed.
+        flops: of matrix products.
+    """
+
+    state: int
+    tasks: int
+    working: int
+    flops: int
+
+    @property
+    def total(self) -> int:
+        """All of the memory."""
+        return self.state + self.tasks + self.working
+
+
+def plan(settings: PlanSettings) -> dict[str, Any]:
+    """Says what a step of `metatrain` with these settings takes.
+
+    All texts are taken to be `--max-length` tokens long; a run packs shorter ones and takes less.
+
+    Returns:
+        `parameters` (how many), `cost`, `alternatives` (the cost with one setting changed) and,
+        with `--memory`, `largest`: the most episodes at once, and inner steps, that fit.
+
+    Raises:
+        InputError: the input cannot be used.
+    """
+    output = writable(settings.output) if settings.output else None
+    check_split("--meta-batch-size", settings.meta_batch_size, settings.chunk_size)
+    memory = None if settings.memory is None else parse_memory(settings.memory)
+    with Progress("plan", "program") as progress:
+        costs = _Costs(progress)
+        cost = costs.of(settings)
+        found: dict[str, Any] = {
+            "settings": dataclasses.asdict(settings),
+            "parameters": _count_parameters(settings),
+            "cost": _as_json(cost),
+            "alternatives": [
+                {"change": name, **_as_json(costs.of(changed))}
+                for name, changed in _alternatives(settings)
+            ],
+        }
+        if memory is not None:
+            found["memory"] = memory
+            found["largest"] = {
+                name: _largest(settings, name, memory, costs)
+                for name in ("chunk_size", "inner_steps")
+            }
+    if output:
+        write_atomically(output, json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def parse_memory(text: str) -> float:
+    """Bytes, from `16GB` or `15.5GiB`.
+
+    Raises:
+        InputError: it says no amount of memory.
+    """
+    unit = text.lstrip("0123456789.")
+    try:
+        size = float(text.removesuffix(unit)) * _UNITS[unit.strip()]
+    except (ValueError, KeyError):
+        size = 0
+    if not 0 < size < math.inf:
+        raise InputError(f"--memory {text}: give an amount such as 16GB or 15.5GiB")
+    return size
+
+
+def measure(settings: PlanSettings) -> Cost:
+    """Compiles one device's share of a step and reads off what it takes."""
+    few_shot = describe_few_shot(settings.model, settings, settings, settings.ways)
+    algorithm = few_shot.algorithm(low_memory=settings.low_memory)
+    outer_optimizer = adamw(1.0, weight_decay=1.0, clip_norm=1.0)  # Any rates will do.
+    count = settings.meta_batch_size // jax.local_device_count()
+    step = outer_step(algorithm, outer_optimizer, chunk_size=settings.chunk_size)
+
+    state = jax.eval_shape(
+        lambda params: initial_state(algorithm, outer_optimizer, params, jax.random.key(0)),
+        few_shot.params,
+    )
+    tasks = _tasks(few_shot.model, settings, count)
+    traced = jax.jit(step, donate_argnums=0).trace(state, tasks)
+    analysis = traced.lower().compile(_QUICKLY | compiler_options(settings)).memory_analysis()
+    assert analysis is not None
+    state_bytes, task_bytes = _bytes(state), _bytes(tasks)
+    # What is neither: results that do not overwrite an argument, and the compiler's buffers.
+    beyond = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    working = analysis.temp_size_in_bytes + max(0, beyond)
+    flops = count_traced_flops(traced.jaxpr.jaxpr, mean_replays(few_shot.inner["inner_steps"]))
+    return Cost(state_bytes, task_bytes, working, round(flops))
+
+
+def _tasks(model: Bert, settings: PlanSettings, count: int) -> Task:
+    """The shapes of a batch of episodes, a text a row."""
+    length = text_length(model, settings.max_length)
+
+    def batch(examples: int) -> dict[str, jax.ShapeDtypeStruct]:
+        tokens = ("input_ids", "token_type_ids", "position_ids", "example_ids")
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(tokens, (count, examples, length))
+        shapes |= {"first_token": (count, examples), "labels": (count, examples)}
+        masks = {"example_mask": (count, examples), "class_mask": (count, settings.ways)}
+        return {key: jax.ShapeDtypeStruct(shape, jnp.int32) for key, shape in shapes.items()} | {
+            key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in masks.items()
+        }
+
+    return Task(batch(settings.ways * settings.shots), batch(settings.ways * settings.queries))
+
+
+def _alternatives(settings: PlanSettings) -> Iterator[tuple[str, PlanSettings]]:
+    """Settings of which one is changed to save memory, by the change's name."""
+    changes: list[dict[str, Any]] = [{"remat": True}, {"low_memory": True}]
+    changes += [{"remat": True, "low_memory": True}]
+    changes += [{"algorithm": "fomaml", "low_memory": False}]
+    if (settings.chunk_size or default_chunk_size(settings.meta_batch_size)) > 1:
+        changes.append({"chunk_size": 1})
+    if settings.algorithm != "maml":
+        changes = [change for change in changes if "low_memory" not in change]
+    known = {settings}
+    for change in changes:
+        changed = dataclasses.replace(settings, **change)
+        if changed not in known:
+            known.add(changed)
+            shown = [(flag(name), value) for name, value in change.items() if value is not False]
+            yield (
+                " ".join(name if value is True else f"{name} {value}" for name, value in shown),
+                changed,
+            )
+
+
+def _largest(settings: PlanSettings, name: str, memory: float, costs: "_Costs") -> int:
+    """The largest value of a setting whose step fits; 0 if none does.
+
+    To 5%, found by compiling. Memory grows almost linearly with either, so that the secant through
+    what is known says where to look next.
+    """
+
+    def total(value: int) -> int:
+        changes: dict[str, Any] = {name: value}
+        if name == "chunk_size":
+            changes["meta_batch_size"] = value * jax.local_device_count()
+        return costs.of(dataclasses.replace(settings, **changes)).total
+
+    # More steps than these are a loop, which may take less than a few unrolled ones.
+    start = UNROLLED + 1 if name == "inner_steps" and total(UNROLLED + 1) <= memory else 1
+    first = total(start)
+    if first > memory:
+        return 0
+    fits, fails, probe, stride = start, _MOST + 1, start + 1, 1
+    while fails - fits > 1 + fits // 20:
+        found = total(probe)
+        if found <= memory:
+            fits = probe
+        else:
+            fails = probe
+        slope = max(1.0, (found - first) / (probe - start))
+        guess = start + int((memory - first) / slope)
+        if not fits < guess < fails:
+            guess = fits + stride if fails > _MOST else (fits + fails) // 2
+            stride *= 2
+        probe = min(guess, fails - 1)
+    return fits
+
+
+class _Costs:
+    """What programs take, each compiled once and counted."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._known: dict[PlanSettings, Cost] = {}
+        self._progress = progress
+
+    def of(self, settings: PlanSettings) -> Cost:
+        if settings not in self._known:
+            self._known[settings] = measure(settings)
+            self._progress.update()
+        return self._known[settings]
+
+
+def summary(found: dict[str, Any]) -> str:
+    """What `plan` found, as text."""
+    cost = found["cost"]
+    parts = {
+        "parameters and optimizer": cost["state"],
+        "tasks": cost["tasks"],
+        "while a step is computed": cost["working"],
+        "together": cost["total"],
+    }
+    lines = [
+        f"parameters                {found['parameters'] / 1e6:9.1f} million",
+        "on each device:",
+    ]
+    lines += [f"  {name:23} {size / 1e9:9.2f} GB" for name, size in parts.items()]
+    lines += [f"  arithmetic              {cost['flops'] / 1e12:9.2f} TFLOP a step"]
+    if "largest" in found:
+        episodes, steps = (found["largest"][name] for name in ("chunk_size", "inner_steps"))
+        lines += [
+            f"in {found['memory'] / 1e9:g} GB fit",
+            f"  episodes at once        {episodes:6} (more a step with --chunk-size {episodes})"
+            if episodes
+            else "  no episode",
+            f"  or inner steps          {steps:6}",
+        ]
+    lines += ["", f"{'instead':30}        GB    TFLOP"]
+    lines += [
+        f"  {row['change']:28} {row['total'] / 1e9:9.2f} {row['flops'] / 1e12:8.2f}"
+        for row in found["alternatives"]
+    ]
+    return "\n".join([*lines, "", advice(found)])
+
+
+def advice(found: dict[str, Any]) -> str:
+    """Which engine this is and why; or, where it does not fit, what would."""
+    cost, rows, memory = found["cost"], found["alternatives"], found.get("memory", math.inf)
+    if cost["total"] > memory:
+        fitting = [row for row in rows if row["total"] <= memory]
+        if not fitting:
+            return (
+                "does not fit, and none of these does: shorten the texts, or adapt fewer --layers"
+            )
+        best = min(fitting, key=lambda row: row["flops"])
+        times = best["flops"] / cost["flops"]
+        return f"does not fit: {best['change']} would, at {times:.2f} times the arithmetic"
+    settings = found["settings"]
+    if settings["algorithm"] != "maml":
+        return f"{settings['algorithm']} has one engine, which needs little memory"
+    if settings["low_memory"]:
+        return "forward over reverse: exact, keeps no inner step's activations, computes them again"
+    return (
+        "reverse over reverse: the fastest exact engine; --low-memory, exact too, is the smallest"
+    )
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _count_parameters(settings: PlanSettings) -> int:
+    few_shot: FewShot = describe_few_shot(settings.model, settings, settings, settings.ways)
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(few_shot.params))
+
+
+def _as_json(cost: Cost) -> dict[str, int]:
+    return cost._asdict() | {"total": cost.total}

@@ -1,0 +1,153 @@
+"""Labels and probabilities for new text."""
+
+import codecs
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from metajax import data
+from metajax.config.settings import PredictSettings
+from metajax.data.readers import TABLES
+from metajax.data.tasks import load_texts
+from metajax.errors import InputError, printable
+from metajax.runs.source import Classifier, open_classifier, text_length
+from metajax.runs.task_data import tokenized
+from metajax.runs.workdir import writable, write_atomically
+
+
+class Prediction(NamedTuple):
+    """What a head says of a text.
+
+    Attributes:
+        label: the likeliest; of a head whose labels each have a probability of their own, all that
+            are above 0.5, or "none"; of a regression "value".
+        probability: that of the label (0..1), or the value of the regression; None where `scores`
+            are.
+        scores: each label's own probability, or value of a regression of several.
+    """
+
+    label: str
+    probability: float | None
+    scores: tuple[tuple[str, float], ...] = ()
+
+
+def predict(settings: PredictSettings) -> None:
+    """Writes `label<TAB>probability` for each text of the input.
+
+    In plain text a line is a text, and a tab in it separates the two texts of a pair; of a table
+    (.csv, .tsv, .jsonl, .parquet) the text's column is read. Where each label has a probability of
+    its own, `label=probability` for all of them follow the labels above 0.5. What does not print in
+    a label is written as an escape, so that a text has one line whatever its label. Nothing is
+    written before all of the input has been read.
+
+    Raises:
+        InputError: the input cannot be used.
+    """
+    target = None if settings.output == "-" else writable(settings.output, settings.input)
+    if target is None and sys.stdout is None:
+        raise InputError("standard output: is closed; name a file with --output")
+    classifier = open_classifier(settings.model, settings.task)
+    if settings.max_length is not None:
+        classifier = classifier._replace(max_length=settings.max_length)
+    texts, pairs = read_texts(settings.input, *classifier.columns)
+    lines = map(_line, label(classifier, texts, pairs, settings.batch_size))
+    if target is None:
+        sys.stdout.writelines(lines)
+    else:
+        write_atomically(target, "".join(lines))
+
+
+def _line(found: Prediction) -> str:
+    each = [f"{printable(name)}={score:.4f}" for name, score in found.scores]
+    rest = each if found.probability is None else [f"{found.probability:.4f}"]
+    return "\t".join([printable(found.label), *rest]) + "\n"
+
+
+def label(
+    classifier: Classifier, texts: list[str], pairs: list[str] | None, batch_size: int
+) -> Iterator[Prediction]:
+    """The prediction for each text, in order.
+
+    Raises:
+        InputError: they are pairs where the classifier learned from single texts, or the reverse.
+    """
+    model, params, head, max_length, in_pairs, _ = classifier
+    if in_pairs is not None and in_pairs != (pairs is not None):
+        found, wanted = ("single texts", "pairs") if in_pairs else ("pairs", "single texts")
+        raise InputError(
+            f"the input: has {found}, and the model learned from {wanted}: give those (a tab "
+            "stands between the two texts of a pair)"
+        )
+    task = data.TaskData("the input", texts, pairs, np.zeros(len(texts), np.int32), ("",))
+    (examples,) = tokenized([task], model, text_length(model, max_length))
+    logits = jax.jit(lambda params, batch: model(params, batch).logits)
+    count = model.num_labels[head]
+    names = (model.label_names and model.label_names[head]) or [f"LABEL_{i}" for i in range(count)]
+    done = 0
+    for batch in data.supervised_eval_batches(examples, batch_size, head=head):
+        scores = np.asarray(logits(params, batch))[: len(texts) - done, :count]
+        done += len(scores)
+        yield from (_judged(model.problem_type, names, row) for row in scores)
+
+
+def _judged(problem_type: str | None, names: Sequence[str], logits: np.ndarray) -> Prediction:
+    """What the logits of a text say, as transformers' pipeline reads them."""
+    if problem_type == "multi_label_classification":
+        sigmoid = (1 + np.tanh(logits.astype(float) / 2)) / 2
+        above = [name for name, score in zip(names, sigmoid) if score > 0.5]
+        return Prediction(", ".join(above) or "none", None, tuple(zip(names, sigmoid.tolist())))
+    if problem_type == "regression":
+        return Prediction("value", None, tuple(zip(names, logits.tolist())))
+    if len(logits) == 1:
+        return Prediction("value", float(logits[0]))
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    best = int(shares.argmax())
+    return Prediction(names[best], float(shares[best]))
+
+
+def read_texts(
+    source: str, text_column: str | None = None, pair_column: str | None = None
+) -> tuple[list[str], list[str] | None]:
+    """The texts of a file or of standard input (`-`), and the second texts if there are any.
+
+    Args:
+        source: a table by its extension, else plain text.
+        text_column: of a table; None is the usual name.
+        pair_column: the same of the second texts.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    if source == "-" and sys.stdin is None:
+        raise InputError("standard input: is closed; name a file with --input")
+    if Path(source).suffix.lower() in TABLES:
+        return load_texts(source, text=text_column, pair=pair_column)
+    if source == "-":
+        content, name = sys.stdin.buffer.read(), "standard input"
+    elif Path(source).is_file():
+        content, name = Path(source).read_bytes(), source
+    else:
+        raise InputError(f"{source}: no such file: name a text file, or - for standard input")
+    content = content.removeprefix(codecs.BOM_UTF8)
+    rows: list[list[str]] = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            row = line.decode("utf-8").split("\t")
+        except UnicodeDecodeError:
+            raise InputError(f"{name}:{number}: is not UTF-8: convert the file") from None
+        if not all(field.strip() for field in row) or len(row) > 2:
+            raise InputError(
+                f"{name}:{number}: give a text a line (or two, with a tab between them)"
+            )
+        if len(row) != len(rows[0] if rows else row):
+            raise InputError(f"{name}:{number}: has {len(row)} texts, unlike the first line")
+        rows.append(row)
+    if not rows:
+        raise InputError(f"{name}: is empty: give a text a line")
+    columns = [list(column) for column in zip(*rows)]
+    return columns[0], columns[1] if len(columns) == 2 else None

@@ -1,0 +1,117 @@
+"""Stage 1: masked-language-model training on plain text (Devlin et al. 2018, section 3.1)."""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from metajax import data
+from metajax.algorithms.supervised import split_batch, supervised
+from metajax.config.settings import PretrainSettings
+from metajax.errors import InputError
+from metajax.models import masked_lm_loss
+from metajax.runs.loop import Stage, train
+from metajax.runs.parts import with_parts
+from metajax.runs.record import make_record
+from metajax.runs.source import describe, open_source, text_length, without_dropout
+from metajax.runs.workdir import open_run
+from metajax.training import distributed as hosts
+from metajax.training.evaluation import run_episodes
+from metajax.types import MetaAlgorithm, Params, Task
+
+_log = logging.getLogger("metajax")
+_HELD_OUT_BATCH = 32
+
+
+def pretrain(settings: PretrainSettings) -> dict[str, Any]:
+    """Trains on `settings.text`, and measures held-out text before and after.
+
+    Returns:
+        `before` and `after`: the held-out masked-LM `loss` (nats a token), `perplexity` and
+        `accuracy`.
+
+    Raises:
+        InputError: the input cannot be used.
+    """
+    settings, parts = with_parts(settings)
+    lines = data.read_lines(settings.text)
+    _report_repeated(lines)
+    source = open_source(settings.model, settings, head="masked_lm")
+    model = source.model
+    blocks = data.pack_blocks(lines, model.tokenizer, text_length(model, settings.max_length))
+    training, held_out = data.held_out(blocks, settings.seed, settings.held_out)
+    if not held_out.maskable.any():
+        raise InputError(
+            f"--text {' '.join(settings.text)}: the model's vocabulary has no word of the part "
+            "that is held out for measuring: give text in the model's language, or another --seed"
+        )
+    rule = data.mask_rule(model.tokenizer, rate=settings.mask_rate, whole_word=settings.whole_word)
+    record = make_record(
+        "pretrain",
+        settings,
+        data={f"--text {path}": data.fingerprint(path) for path in settings.text},
+        parent=source.record,
+        model=describe(model),
+    )
+    loss = masked_lm_loss(model)
+    quiet = supervised(without_dropout(loss))
+
+    def make_tasks(step: int) -> Task:
+        batch = data.pretraining_batch(training, rule, settings.seed, step, settings.batch_size)
+        return Task(
+            None, jax.tree.map(lambda x: x[hosts.share(parts)], split_batch(batch, parts).query)
+        )
+
+    def measure(params: Params) -> dict[str, float]:
+        return held_out_loss(quiet, params, held_out, rule, settings.seed)
+
+    return train(
+        Stage(
+            run=open_run(settings.workdir, record, settings),
+            settings=settings,
+            model=model,
+            algorithm=supervised(loss),
+            make_tasks=make_tasks,
+            num_steps=settings.steps,
+            measure=measure,
+            measured_on="the part of the text that no step sees (--held-out)",
+        ),
+        source.params,
+    )
+
+
+def _report_repeated(lines: Sequence[str]) -> None:
+    """Logs how many lines come again: blocks are held out, which lines may be on both sides of."""
+    repeated = data.find_duplicates(lines, None, np.zeros(len(lines))).repeated
+    if repeated:
+        _log.info(
+            "%d of %d lines of the text come again: where one is held out too, what is measured on "
+            "it is too good",
+            *(repeated, len(lines)),
+        )
+
+
+def held_out_loss(
+    algorithm: MetaAlgorithm, params: Params, blocks: data.Blocks, rule: data.MaskRule, seed: int
+) -> dict[str, float]:
+    """The masked-LM loss of blocks whose masks are the same at every call."""
+    total = correct = count = 0.0
+    size = min(_HELD_OUT_BATCH, len(blocks.input_ids))
+    for first in range(0, len(blocks.input_ids), size):
+        # The last batch reaches back, so that one shape is compiled; its overlap counts twice.
+        rows = slice(min(first, len(blocks.input_ids) - size), first + size)
+        batch = data.mask_tokens(data.take(blocks, rows), rule, seed, first)
+        info = run_episodes(algorithm, params, split_batch(batch, 1), jax.random.key(0))
+        found = float(info.query_aux["count"][0])
+        total += float(info.query_loss[0]) * found
+        correct += float(info.query_aux["accuracy"][0]) * found
+        count += found
+    loss = total / count
+    return {
+        "loss": loss,
+        "perplexity": math.exp(loss) if loss < 700 else math.inf,
+        "accuracy": correct / count,
+    }

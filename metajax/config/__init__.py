@@ -1,0 +1,1 @@
+"""Settings of the commands as dataclasses, their fields and their files."""

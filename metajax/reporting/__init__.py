@@ -1,0 +1,1 @@
+"""The HTML page of `metajax report`, its data and its plots."""

@@ -1,0 +1,252 @@
+"""Pictures, each as a PNG and an SVG."""
+
+import contextlib
+import importlib.util
+import itertools
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metajax.errors import InputError, printable
+from metajax.training.evaluation import Estimate
+
+_INK = "#24292f"
+_PAPER = "#ffffff"
+# Okabe and Ito's, which the colour-blind tell apart too, less those too faint on white.
+_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
+_LOOKS = [
+    {"color": colour, "marker": marker, "markersize": 5, "linestyle": line}
+    for line in ("-", "--", ":", "-.")
+    for colour, marker in zip(_COLOURS, "os^DvP")
+]
+_FEW_LABELS = 8  # A legend of more would hide the curves.
+_STYLE: dict[Any, Any] = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "grid.color"), _INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), _INK),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "grid.alpha": 0.15,
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "svg.fonttype": "none",  # Text stays text: it can be found, copied and read out.
+    "svg.hashsalt": "metajax",  # The same picture is the same file.
+    "text.parse_math": False,  # A label may hold a dollar.
+}
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+_SIZE = (5.2, 3.4)
+_MOST_POINTS = 1000
+_FEW = 12  # Steps that are shown one by one.
+_MOST_NUMBERED = 20  # Classes whose cells have room for a number.
+
+
+class Series(NamedTuple):
+    """What was measured at some steps; where it was not finite, NaN.
+
+    Attributes:
+        steps: [N].
+        values: [N].
+    """
+
+    steps: np.ndarray
+    values: np.ndarray
+
+
+def check_drawable() -> None:
+    """Checks that pictures can be drawn.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError(
+            "matplotlib: is not installed, and the pictures need it: pip install matplotlib"
+        )
+
+
+def inline_svg(path: Path) -> str:
+    """An SVG that was drawn here, to stand in an HTML page: in the page's colour, on its ground."""
+    svg = path.read_text(encoding="utf-8")
+    svg = svg[svg.index("<svg") :]
+    # Names of parts, which several pictures on a page would share.
+    svg = re.sub(r' id="[a-z0-9]+_[0-9]+"', "", svg)
+    # The first white is the ground.
+    return svg.replace(_INK, "currentColor").replace(f"fill: {_PAPER}", "fill: none", 1)
+
+
+@contextlib.contextmanager
+def _picture(path: Path, size: tuple[float, float] = _SIZE) -> Iterator[Any]:
+    """Axes to draw on, and at the end both files."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # The PNG shows boxes in their place; a browser has fonts of its own for the SVG.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure = Figure(figsize=size, facecolor=_PAPER, layout="constrained")
+        yield figure.add_subplot()
+        figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})
+        figure.savefig(path.with_suffix(".svg"), metadata=_NO_METADATA)
+
+
+def _whole_numbers(axis: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def _legend(axes: Any) -> None:
+    """Among the curves; below them where there are many, on a picture that is so much taller."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) <= _FEW_LABELS:
+        axes.legend()
+        return
+    figure = axes.figure
+    figure.set_figheight(figure.get_figheight() + 0.2 * len(labels))
+    figure.legend(handles, labels, loc="outside lower left", fontsize="small")
+
+
+def learning_curves(path: Path, runs: Mapping[str, Series]) -> None:
+    """Draws the loss against the step: faint as it was, over it a running mean.
+
+    Args:
+        path: of both files, whatever its suffix.
+        runs: for each label, the losses; steps that were skipped have NaN, and are marked.
+    """
+    with _picture(path) as axes:
+        for look, (label, (steps, losses)) in zip(itertools.cycle(_LOOKS), runs.items()):
+            axes.plot(*_thinned(steps, losses), color=look["color"], alpha=0.25, linewidth=1)
+            axes.plot(
+                *_thinned(steps, _smoothed(losses)), **_sparse(look, steps), label=_short(label)
+            )
+            skipped = steps[np.isnan(losses)]
+            if skipped.size:
+                axes.plot(
+                    skipped,
+                    np.full(skipped.size, 0.02),
+                    **{"color": look["color"], "marker": "x", "linestyle": "none"},
+                    transform=axes.get_xaxis_transform(),
+                    label=f"{_short(label)}: skipped",
+                )
+        _whole_numbers(axes.xaxis)
+        axes.set(xlabel="step", ylabel="loss")
+        _legend(axes)
+
+
+def step_times(path: Path, runs: Mapping[str, Series]) -> None:
+    """Draws the seconds of each step, on a logarithmic scale: some compile."""
+    from matplotlib.ticker import LogLocator
+
+    with _picture(path) as axes:
+        for look, (label, (steps, seconds)) in zip(itertools.cycle(_LOOKS), runs.items()):
+            look = _sparse(look, steps) | {"linewidth": 1}
+            axes.plot(*_thinned(steps, seconds), **look, label=_short(label))
+        _whole_numbers(axes.xaxis)
+        axes.set(xlabel="step", ylabel="seconds", yscale="log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        _legend(axes)
+
+
+def adaptation_curves(path: Path, curves: Mapping[str, Estimate]) -> None:
+    """Draws accuracy against inner steps, with 95% intervals.
+
+    Args:
+        path: of both files, whatever its suffix.
+        curves: for each label, means and intervals [K + 1] in 0..1 after 0, 1, ..., K steps.
+    """
+    with _picture(path) as axes:
+        for look, (label, curve) in zip(itertools.cycle(_LOOKS), curves.items()):
+            steps = range(len(curve.mean))
+            axes.plot(steps, 100 * curve.mean, **look, label=_short(label))
+            low, high = 100 * (curve.mean - curve.ci95), 100 * (curve.mean + curve.ci95)
+            axes.fill_between(steps, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        _whole_numbers(axes.xaxis)
+        axes.set(xlabel="inner gradient steps", ylabel="query accuracy (%)")
+        _legend(axes)
+
+
+def compared_accuracies(path: Path, methods: Mapping[str, Estimate]) -> None:
+    """Draws the accuracies of methods with their 95% intervals, the best on top.
+
+    Args:
+        path: of both files, whatever its suffix.
+        methods: for each label, the mean and interval in 0..1.
+    """
+    ranked = sorted(methods.items(), key=lambda item: item[1].mean)
+    places = np.arange(len(ranked))
+    means = 100 * np.array([found.mean for _, found in ranked])
+    intervals = 100 * np.array([found.ci95 for _, found in ranked])
+    with _picture(path, (_SIZE[0], 0.9 + 0.32 * len(ranked))) as axes:
+        axes.errorbar(means, places, xerr=intervals, fmt="o", color=_COLOURS[0], capsize=3)
+        axes.set(xlabel="query accuracy (%)", ylim=(-0.6, len(ranked) - 0.4))
+        axes.set_yticks(places, [_short(label) for label, _ in ranked])
+        axes.grid(visible=False, axis="y")
+
+
+def confusion_matrix(path: Path, counts: np.ndarray, labels: Sequence[str]) -> None:
+    """Draws how many examples of each class were given which label, coloured by their share.
+
+    Args:
+        path: of both files, whatever its suffix.
+        counts: [C, C], a row a true label and a column a predicted one.
+        labels: the classes' names.
+    """
+    names = [_short(label) for label in labels]
+    count, places = len(names), np.arange(len(names)) + 0.5
+    cell = min(0.45, 10 / count)  # inches
+    size = min(11, 0.8 * 72 * cell)
+    side = 0.7 + cell * count + max(map(len, names)) * size * 0.6 / 72
+    with _picture(path, (side, side)) as axes:
+        axes.set(
+            xlabel="predicted", ylabel="true", aspect="equal", xlim=(0, count), ylim=(count, 0)
+        )
+        axes.set_xticks(places, names, rotation=90, fontsize=size)
+        axes.set_yticks(places, names, fontsize=size)
+        axes.tick_params(length=0)
+        axes.grid(False)
+        for row, column in np.argwhere(counts):
+            _draw_cell(axes, row, column, counts, numbered=count <= _MOST_NUMBERED)
+
+
+def _draw_cell(axes: Any, row: int, column: int, counts: np.ndarray, numbered: bool) -> None:
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    share = counts[row, column] / counts[row].sum()
+    ground = colormaps["Blues"](0.1 + 0.8 * share)
+    axes.add_patch(Rectangle((column, row), 1, 1, facecolor=ground))
+    if numbered:
+        # On that ground, whatever the page's colours are.
+        ink = "white" if share > 0.5 else "black"
+        axes.text(column + 0.5, row + 0.5, counts[row, column], color=ink, ha="center", va="center")
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """The mean over a window of a twentieth of the values, of those that are finite."""
+    window = np.ones(2 * max(len(values) // 40, len(values) > _FEW) + 1)
+    known = np.isfinite(values)
+    total = np.convolve(np.where(known, values, 0), window, "same")
+    count = np.convolve(known, window, "same")
+    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0.5)
+
+
+def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most so many points that a picture shows them: evenly spaced, the last one too."""
+    kept = np.unique(np.linspace(0, len(steps) - 1, _MOST_POINTS).round().astype(int))
+    return steps[kept], values[kept]
+
+
+def _sparse(look: dict[str, Any], steps: np.ndarray) -> dict[str, Any]:
+    """Markers only where there are few points: a single one makes no line."""
+    return look if len(steps) <= _FEW else look | {"marker": ""}
+
+
+def _short(label: str) -> str:
+    label = printable(label)
+    return label if len(label) <= 28 else label[:27] + "…"

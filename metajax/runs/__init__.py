@@ -1,0 +1,1 @@
+"""What a run is: its workdir, record, loop, progress, metrics and weights."""

@@ -1,0 +1,294 @@
+"""The training that pretrain, finetune and metatrain share: start or resume, step, save, report."""
+
+import contextlib
+import itertools
+import logging
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from metajax.config.groups import ModelSettings, TrainSettings
+from metajax.errors import InputError, StoppedError
+from metajax.models import Bert, save_config
+from metajax.runs.metrics import MetricsLog
+from metajax.runs.progress import Progress
+from metajax.runs.signals import Stop, listening
+from metajax.runs.trackers import Profile, tracking
+from metajax.runs.workdir import Run, begin, held, read_results, write_results
+from metajax.training import distributed as hosts
+from metajax.training.checkpoint import Checkpoints
+from metajax.training.optimizer import adamw, learning_rate
+from metajax.training.outer import Metrics, OuterState, global_norm, num_tasks, task_keys
+from metajax.training.parallel import OuterLoop, outer_loop, task_mesh
+from metajax.types import Key, MetaAlgorithm, Params, Task
+
+_log = logging.getLogger("metajax")
+
+MakeTasks = Callable[[int], Task]
+
+
+class Stage(NamedTuple):
+    """One training stage, ready to run.
+
+    Attributes:
+        run: from `open_run`.
+        settings: the optimizer's, and how often to save.
+        model: the network that is trained.
+        algorithm: how it is trained.
+        make_tasks: the tasks of step n, a function of n alone.
+        num_steps: outer steps in all.
+        measure: `(params) -> JSON object`, called before the first step and after the last.
+        measured_on: what data that is, in words: of the training classes or of others?
+        chunk_size: see `metajax.outer_loop`.
+    """
+
+    run: Run
+    settings: TrainSettings
+    model: Bert
+    algorithm: MetaAlgorithm
+    make_tasks: MakeTasks
+    num_steps: int
+    measure: Callable[[Params], dict[str, Any]]
+    measured_on: str
+    chunk_size: int | None = None
+
+
+def train(stage: Stage, params: Params) -> dict[str, Any]:
+    """Runs a stage from its start, or from its newest checkpoint.
+
+    Args:
+        stage: what to run.
+        params: where a new run starts; used up.
+
+    Returns:
+        What `measure` said `before` and `after`, and `measured_on`; also written to
+        `results.json`.
+    """
+    run, settings = stage.run, stage.settings
+    first = hosts.is_first()
+    if first:
+        begin(run, lambda directory: save_config(directory, stage.model))
+    with hosts.explained():
+        met = hosts.meet()  # The workdir is there.
+    outer = outer_loop(
+        stage.algorithm,
+        _optimizer(stage),
+        chunk_size=stage.chunk_size,
+        donate=True,
+        compiler_options=compiler_options(settings),
+        mesh=_mesh(settings.shards),
+    )
+    with (
+        held(run) if first else contextlib.nullcontext(),
+        listening() as stop,
+        Checkpoints(
+            run.checkpoints, keep=settings.keep, keep_every=settings.keep_every, record=run.record
+        ) as checkpoints,
+        hosts.explained(),
+    ):
+        results = read_results(run.path)
+        if results is not None:
+            return results
+        state = checkpoints.restore(outer.init(params, jax.random.key(settings.seed)))
+        at = (run.path, state.step, stage.num_steps, met)
+        _log.info("%s: starts from step %d of %d, %s", *at)
+        with (
+            tracking(run, settings.track if first else (), int(state.step)) as track,
+            MetricsLog(run, int(state.step), writes=first, also=track) as log,
+        ):
+            if not log.rows:
+                with stop.at_once():
+                    before = stage.measure(hosts.whole(state.meta_params))
+                log.write({"step": 0, "before": before})
+            if "before" not in log.rows[0]:
+                raise InputError(
+                    f"{run.path / 'metrics.jsonl'}: has lost its first line, what was measured "
+                    "before the first step: restore it from a backup"
+                )
+            stop.check()
+            state = _take_steps(stage, outer, state, log, checkpoints, stop)
+            with stop.at_once():
+                after = stage.measure(hosts.whole(state.meta_params))
+            results = {
+                "measured_on": stage.measured_on,
+                "before": log.rows[0]["before"],
+                "after": after,
+            }
+            track({"step": stage.num_steps, "after": after})
+    if first:
+        write_results(run, results)
+    return results
+
+
+def compiler_options(settings: ModelSettings) -> dict[str, bool]:
+    """XLA's, for a step: where memory is to be saved, the order of operations that takes least."""
+    saves_memory = settings.remat or getattr(settings, "low_memory", False)
+    if jax.default_backend() != "cpu" or not saves_memory:
+        return {}
+    return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+
+
+def _mesh(shards: int) -> Mesh | None:
+    if shards == 1:
+        return None
+    try:
+        return task_mesh(shards)
+    except ValueError as error:
+        raise InputError(f"--shards {shards}: {error}") from error
+
+
+def _optimizer(stage: Stage) -> Any:
+    settings = stage.settings
+    schedule = learning_rate(
+        settings.learning_rate, stage.num_steps, math.ceil(settings.warmup * stage.num_steps)
+    )
+    # A pooler that the loss does not see would only shrink.
+    fixed = () if stage.model.uses_pooler else ("pooler/",)
+    return adamw(
+        schedule, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm, fixed=fixed
+    )
+
+
+def _take_steps(
+    stage: Stage,
+    outer: OuterLoop,
+    state: OuterState,
+    log: MetricsLog,
+    checkpoints: Checkpoints,
+    stop: Stop,
+) -> OuterState:
+    """Takes the outer steps that are left, logging and saving on the way.
+
+    Raises:
+        StoppedError: a signal came, or too many steps in a row were not finite; it is all saved.
+    """
+    first, save_every = int(state.step), stage.settings.save_every
+    steps, shown = range(first, stage.num_steps), hosts.is_first()
+    what, profiled = stage.run.record["stage"], stage.settings.profile and shown
+    clock, compiled = _Clock(), set[Any]()
+    with (
+        Progress(what, "step", stage.num_steps, done=first, shown=shown) as progress,
+        Profile(stage.run, steps, wanted=profiled) as profile,
+    ):
+        for step, tasks in _prefetched(stage.make_tasks, steps, clock):
+            profile.before(step)
+            shapes = tuple(leaf.shape for leaf in jax.tree.leaves(tasks))
+            if shapes not in compiled:
+                compiled.add(shapes)
+                progress.compiling()
+            state, metrics = outer.step(state, tasks)
+            row = _row(step + 1, metrics)  # Waits for the step.
+            log.write(row | clock.lap() | _peak_memory())
+            progress.update("skipped" if "skipped" in row else f"loss {row['loss']:.4f}")
+            if hosts.asked_to_stop(step):
+                stop.asked = "SIGTERM"
+            bad = _skipped_in_a_row(log)
+            giving_up = bad >= stage.settings.max_skipped
+            due = (step + 1) % save_every == 0 or step + 1 == stage.num_steps
+            if due or stop.asked or giving_up:
+                log.flush()
+                checkpoints.save(state)
+            if giving_up:
+                raise StoppedError(_diagnosis(stage, state, step, tasks, bad))
+            if stop.asked:
+                raise StoppedError(
+                    f"stopped by {stop.asked} after step {step + 1}, which is saved; "
+                    "the same command resumes"
+                )
+    return state
+
+
+def _skipped_in_a_row(log: MetricsLog) -> int:
+    """How many steps up to the last one were not finite."""
+    steps = itertools.takewhile(lambda row: row.get("skipped"), reversed(log.rows))
+    return sum(1 for _ in steps)
+
+
+def _diagnosis(stage: Stage, state: OuterState, step: int, tasks: Task, bad: int) -> str:
+    """Which of a step's tasks were not finite; the parameters are those that it began with."""
+    first = hosts.share(num_tasks(tasks) * jax.process_count()).start
+    rng, params = (
+        jax.random.wrap_key_data(hosts.whole(jax.random.key_data(state.rng))),
+        hosts.whole(state.meta_params),
+    )
+    keys = task_keys(jax.random.fold_in(rng, step), first, num_tasks(tasks))
+
+    def finite(task_and_key: tuple[Task, Key]) -> jax.Array:
+        grads, info = stage.algorithm.meta_grad(params, *task_and_key)
+        return jnp.isfinite(info.query_loss) & jnp.isfinite(global_norm(grads))
+
+    fine = np.asarray(jax.jit(lambda *each: jax.lax.map(finite, each))(tasks, keys))
+    which = ", ".join(map(str, first + np.flatnonzero(~fine))) or "none by itself"
+    return (
+        f"{bad} steps in a row had a loss or gradient that is not finite, and changed nothing; in "
+        f"step {step + 1} it was task {which} (of {first} to {first + len(fine) - 1}): all before "
+        "them is saved; lower --learning-rate or --inner-lr, or use --dtype float32, in a new "
+        "--workdir"
+    )
+
+
+class _Clock:
+    """Times a step, and how much of it was spent waiting for data."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._waited = 0.0
+
+    def wait_for(self, result: Callable[[], Any]) -> Any:
+        before = time.perf_counter()
+        value = result()
+        self._waited += time.perf_counter() - before
+        return value
+
+    def lap(self) -> dict[str, float]:
+        """Seconds since the last lap, and the share of them (0..1) spent waiting for data."""
+        now = time.perf_counter()
+        seconds, waited = now - self._start, self._waited
+        self._start, self._waited = now, 0.0
+        return {"seconds": round(seconds, 6), "data_wait": round(waited / seconds, 6)}
+
+
+def _peak_memory() -> dict[str, int]:
+    """The most bytes this process has held and, if it has accelerators, the fullest of them."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # In kilobytes, except on macOS.
+    found = {"peak_memory_bytes": resident if sys.platform == "darwin" else 1024 * resident}
+    devices = [device.memory_stats() or {} for device in jax.local_devices()]
+    peak = max(stats.get("peak_bytes_in_use", 0) for stats in devices)
+    return found | ({"peak_device_memory_bytes": peak} if peak else {})
+
+
+def _prefetched(make_tasks: MakeTasks, steps: range, clock: _Clock) -> Iterator[tuple[int, Task]]:
+    """Each step with its tasks; the next ones are made while this one runs."""
+    with ThreadPoolExecutor(1, thread_name_prefix="data") as pool:
+        coming = [pool.submit(make_tasks, step) for step in steps[:1]]
+        for step in steps:
+            tasks = clock.wait_for(coming.pop().result)
+            if step + 1 in steps:
+                coming.append(pool.submit(make_tasks, step + 1))
+            yield step, tasks
+
+
+def _row(step: int, metrics: Metrics) -> dict[str, Any]:
+    """Metrics as JSON: scalars by name, the support losses as a list."""
+    host = jax.device_get(metrics)
+    row: dict[str, Any] = {"step": step, "loss": _number(host.query_loss)}
+    row |= {name: _number(value) for name, value in host.query_aux.items() if np.ndim(value) == 0}
+    if host.support_loss.size:
+        row["support_loss"] = [_number(value) for value in host.support_loss]
+    row["grad_norm"] = _number(host.grad_norm)
+    return row | {"skipped": True} if host.skipped else row
+
+
+def _number(value: Any) -> float | None:
+    """As JSON, which has no NaN."""
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,64 @@
+"""How a step's work is split over devices."""
+
+import dataclasses
+import logging
+from typing import TypeVar
+
+from metajax.config.settings import FinetuneSettings, PretrainSettings
+from metajax.errors import InputError
+from metajax.runs.paths import to_path
+from metajax.runs.record import read_record
+from metajax.training.parallel import all_devices
+
+_log = logging.getLogger("metajax")
+_Settings = TypeVar("_Settings", PretrainSettings, FinetuneSettings)
+
+
+def with_parts(settings: _Settings) -> tuple[_Settings, int]:
+    """The settings with the number of parts of a batch: given, that of the run so far, or devices.
+
+    Raises:
+        InputError: they are not the same on each device, or do not divide the batch.
+    """
+    devices, parts = len(all_devices()), settings.parts
+    known = (read_record(to_path(settings.workdir)) or {}).get("settings", {}).get("parts")
+    if parts is None and known is not None:
+        parts = known if known % devices == 0 else None
+        if parts is None:
+            _log.warning(
+                "the batches were split into %d parts, which %d devices cannot share evenly: from "
+                "here on into %d, with other dropout",
+                *(known, devices, devices),
+            )
+    parts = parts or devices
+    check_split("--parts" if settings.parts else "--batch-size", settings.parts or parts)
+    if settings.batch_size % parts:
+        raise InputError(
+            f"--batch-size {settings.batch_size}: {_nearest(settings.batch_size, parts)}, a "
+            f"multiple of {parts}, the number of {'--parts' if settings.parts else 'devices'}"
+        )
+    return dataclasses.replace(settings, parts=parts), parts
+
+
+def _nearest(size: int, parts: int) -> str:
+    below = size - size % parts
+    return f"use {below} or {below + parts}" if below else f"use {parts}"
+
+
+def check_split(name: str, size: int, chunk_size: int | None = None) -> None:
+    """Checks that a step's work is the same on each device.
+
+    Raises:
+        InputError: it cannot be.
+    """
+    devices = len(all_devices())
+    if size % devices:
+        raise InputError(
+            f"{name} {size}: {_nearest(size, devices)}, a multiple of {devices}, the number of "
+            "devices"
+        )
+    if chunk_size is not None and size // devices % chunk_size:
+        raise InputError(
+            f"--chunk-size {chunk_size}: does not divide the {size // devices} episodes that each "
+            "device has: give a divisor"
+        )

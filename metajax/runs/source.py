@@ -1,0 +1,234 @@
+"""`--model`: a hub id, a Hugging Face directory, or the workdir of an earlier stage."""
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax.config.groups import ModelSettings
+from metajax.errors import InputError
+from metajax.models import (
+    Bert,
+    BertConfig,
+    from_pretrained,
+    hashes,
+    read_model,
+    with_head,
+)
+from metajax.models.files import read_json
+from metajax.models.notes import named_pooling, no_classifier
+from metajax.runs.paths import address, in_bucket, local, to_path
+from metajax.runs.record import check_record, read_record
+from metajax.training import checkpoint
+from metajax.types import LossFn, Params
+
+_log = logging.getLogger("metajax")
+
+_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
+
+
+class Source(NamedTuple):
+    """Weights, and where they came from.
+
+    Attributes:
+        model: the network.
+        params: its parameters.
+        record: what a run that starts from them keeps as its `parent`: for Hugging Face weights
+            their address and hash, for a workdir its path, step and record.
+    """
+
+    model: Bert
+    params: Params
+    record: dict[str, Any]
+
+
+def open_source(spec: str, settings: ModelSettings | None = None, **head: Any) -> Source:
+    """Opens what `--model` names, under the head that a stage needs.
+
+    Args:
+        spec: `--model`.
+        settings: dtype, remat, and the seed for the parts of the head that the weights lack.
+        **head: `head` and, where they matter, `num_labels`, `label_names`, `pooling` and
+            `feature_norm`, as `metajax.from_pretrained` takes them. Without `head`, a workdir's
+            own.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    path, record = _find(spec)
+    rng, runtime = jax.random.key(0), {}
+    if settings is not None:
+        rng = jax.random.key(settings.seed)
+        runtime = {"remat": settings.remat, "dtype": _DTYPES[settings.dtype]}
+    if record is None:
+        model, params = from_pretrained(spec, rng=rng, **runtime, **head)
+        if "num_labels" in head:
+            model, params = _for_tasks(model, params, rng)
+        where = address(path) if path.is_dir() else spec
+        return Source(model, params, {"path": where, **hashes(spec)})
+    saved = checkpoint.load(path / "checkpoints")
+    check_record(saved.record, path / "checkpoints" / str(saved.step))
+    if not (path / "results.json").is_file():
+        _log.warning("%s: has not ended; the checkpoint of its step %d is used", path, saved.step)
+    model, params = _rebuild(path / "model", record["model"]).replace(**runtime), saved.params
+    _check_finite(params, f"{path}: the checkpoint of step {saved.step}")
+    if head:
+        model, params = with_head(model, params, rng=rng, **head)
+    parent = {"path": address(path), "step": saved.step, "record": saved.record}
+    return Source(model, params, parent)
+
+
+def _check_finite(params: Params, where: str) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not np.isfinite(leaf).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise InputError(
+                f"{where} has parameters that are not finite ({name}); train again at a lower rate"
+            )
+
+
+def _for_tasks(model: Bert, params: Params, rng: jax.Array) -> tuple[Bert, Params]:
+    """The same for tasks of one label or value a text: another kind of head makes room for one."""
+    if model.problem_type is None:
+        return model, params
+    _log.warning("%s: its head is for %s: not used", model.source, model.problem_type)
+    params = {key: value for key, value in params.items() if key != "classifier"}
+    model = model.replace(problem_type=None)
+    return with_head(model, params, head="classification", rng=rng)
+
+
+def pooling_of(spec: str, default: str) -> str:
+    """How `--model` says that texts are pooled.
+
+    Args:
+        spec: `--model`.
+        default: for weights that do not say. If it is "mean", that is also for BERT's pooler in
+            runs other than those of metatrain: nobody may have chosen it.
+
+    Raises:
+        InputError: it cannot be used, or pools in a way that is not supported.
+    """
+    _, record = _find(spec)
+    if record is None:
+        pooling = named_pooling(spec)
+        if pooling is None:
+            _log.warning("%s: names no pooling (1_Pooling): %s is used", spec, default)
+        return pooling or default
+    pooling = record["model"].get("pooling", "pooler")
+    return default if pooling == "pooler" and record["stage"] != "metatrain" else pooling
+
+
+def describe_source(spec: str, settings: ModelSettings, **head: Any) -> Source:
+    """As `open_source`, but reads no weights: the parameters are `jax.ShapeDtypeStruct`s.
+
+    Raises:
+        InputError: what `--model` names cannot be used.
+    """
+    path, record = _find(spec)
+    if record is None:
+        model = read_model(spec, **head).replace(problem_type=None)
+    else:
+        # The run's classes are not those of another head.
+        model = _rebuild(path / "model", record["model"]).replace(**{"label_names": None} | head)
+    model = model.replace(remat=settings.remat, dtype=_DTYPES[settings.dtype])
+    return Source(model, jax.eval_shape(model.init, jax.random.key(0)), {"record": record or {}})
+
+
+def _find(spec: str) -> tuple[Path, dict[str, Any] | None]:
+    """The path that `--model` names, if it names one, and the record of the run there, if any."""
+    path = to_path(spec)
+    record = read_record(path)
+    if record is None and in_bucket(path):
+        raise InputError(f"{spec}: holds no run: in a bucket, only a workdir can be read")
+    return path, record
+
+
+def _rebuild(directory: Path, described: dict[str, Any]) -> Bert:
+    """The model that `save_model` and `describe` told of."""
+    directory = local(directory)
+    file = directory / "config.json"
+    try:
+        config = BertConfig.from_dict(read_json(file), str(file))
+        settings = {name: _tuples(value) for name, value in described.items()}
+        return Bert(config=config, source=str(directory), **settings)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{file}: does not describe this run's model ({error}): restore it from a backup"
+        ) from None
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def describe(model: Bert) -> dict[str, Any]:
+    """What a run's record says of its network besides the config: enough to build it again."""
+    names = ("head", "pooling", "feature_norm", "num_labels", "label_names")
+    return {name: getattr(model, name) for name in names}
+
+
+def text_length(model: Bert, max_length: int) -> int:
+    """Tokens a text may have: as many as asked for, if the model has that many positions."""
+    return min(max_length, model.config.max_position_embeddings)
+
+
+def without_dropout(loss_fn: LossFn) -> LossFn:
+    """The same loss with no key: the network without its dropout."""
+    return lambda params, batch, rng: loss_fn(params, batch, None)
+
+
+class Classifier(NamedTuple):
+    """A model that can label text.
+
+    Attributes:
+        model: the network.
+        params: its parameters.
+        head: the number of the head to use.
+        max_length: the tokens to which its run cut its texts.
+        pairs: whether its texts came in pairs; None is unknown.
+        columns: of the text and the second one in its run's files; None is the usual name.
+    """
+
+    model: Bert
+    params: Params
+    head: int
+    max_length: int
+    pairs: bool | None
+    columns: tuple[str | None, str | None] = (None, None)
+
+
+def open_classifier(spec: str, task: str | None) -> Classifier:
+    """Opens a model that can label text.
+
+    Args:
+        spec: the workdir of adapt or finetune, or a Hugging Face classifier.
+        task: the name of one of the tasks that finetune trained on; None if there is one.
+
+    Raises:
+        InputError: it has no classification head, or none for this task.
+    """
+    record = _find(spec)[1]
+    problem = no_classifier(spec) if record is None else None
+    if problem is not None:
+        raise InputError(f"{spec}: {problem}: run finetune or adapt on it first")
+    if record is not None and record["stage"] not in ("adapt", "finetune"):
+        raise InputError(
+            f"{spec}: is a {record['stage']} run, which has no labels: run adapt on it first"
+        )
+    source = open_source(spec) if record else open_source(spec, head="classification")
+    names = list(record["settings"]["tasks"]) if record else [spec]
+    if task is None and len(names) == 1:
+        task = names[0]
+    if task not in names:
+        given = "" if task is None else f" {task}"
+        raise InputError(f"--task{given}: choose from {', '.join(names)}")
+    head, model, params = names.index(task), source.model, source.params
+    if record is None:
+        return Classifier(model, params, head, ModelSettings.max_length, None)
+    own = record["settings"]
+    pairs = dict(zip(names, record.get("pairs", ()))).get(task)
+    columns = (own.get("text_column"), own.get("pair_column"))
+    return Classifier(model, params, head, own["max_length"], pairs, columns)

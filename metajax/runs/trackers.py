@@ -1,0 +1,145 @@
+"""Following a run from outside: TensorBoard, Weights & Biases, a profiler's trace of a few steps.
+
+`metrics.jsonl` is written in any case (`MetricsLog`); trackers are told the same numbers.
+"""
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from metajax.errors import InputError
+from metajax.runs.metrics import read_metrics
+from metajax.runs.paths import address, in_bucket
+from metajax.runs.workdir import Run
+
+Row = Mapping[str, Any]
+_PROFILED = 3  # Steps in a trace.
+
+
+class _Tracker(NamedTuple):
+    write: Callable[[int, dict[str, float]], None]
+    close: Callable[[], None]
+
+
+@contextlib.contextmanager
+def tracking(run: Run, names: tuple[str, ...], step: int) -> Iterator[Callable[[Row], None]]:
+    """Gives a function that hands rows of metrics, each with its `step`, to the trackers.
+
+    Args:
+        run: whose; TensorBoard's files go to its `tensorboard/`, those of Weights & Biases to
+            `wandb/` (in a bucket: neither).
+        names: "tensorboard", "wandb".
+        step: the one that the run resumes from; what TensorBoard has of later ones is dropped.
+            Weights & Biases keeps it, and takes no row of a step that it has; it is told of the
+            earlier ones again.
+
+    Raises:
+        InputError: the run is in a bucket, where TensorBoard's writer cannot write.
+    """
+    with contextlib.ExitStack() as stack:
+        trackers = [_OPEN[name](run, step) for name in names]
+        for tracker in trackers:
+            stack.callback(tracker.close)
+
+        def write(row: Row) -> None:
+            numbers = dict(_scalars(row))
+            for tracker in trackers:
+                tracker.write(int(row["step"]), numbers)
+
+        yield write
+
+
+def _scalars(row: Row, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a row by name: those of an object inside it as `before/accuracy`."""
+    for key, value in row.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and key != "step" and math.isfinite(value):
+            yield prefix + key, float(value)
+
+
+def _tensorboard(run: Run, step: int) -> _Tracker:
+    from tensorboardX import SummaryWriter
+
+    writer = SummaryWriter(str(_here(run, "tensorboard")), purge_step=step + 1)
+
+    def write(step: int, numbers: dict[str, float]) -> None:
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, step)
+
+    return _Tracker(write, writer.close)
+
+
+def _wandb(run: Run, step: int) -> _Tracker:
+    import wandb
+
+    # The same run, wherever it is resumed from.
+    name = hashlib.sha256(address(run.path).encode()).hexdigest()[:16]
+    found = wandb.init(
+        project="metajax",
+        id=name,
+        name=run.path.name,
+        dir=str(_here(run, "wandb").parent),
+        config=run.record,
+        resume="allow",
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+    # It writes late, and a kill loses that; of a step that it has it takes no second row.
+    for row in read_metrics(run.path / "metrics.jsonl"):
+        if row["step"] <= step:
+            found.log(dict(_scalars(row)), step=row["step"])
+    return _Tracker(lambda step, numbers: found.log(numbers, step=step), found.finish)
+
+
+_OPEN = {"tensorboard": _tensorboard, "wandb": _wandb}
+
+
+def _here(run: Run, name: str) -> Path:
+    if in_bucket(run.path):
+        raise InputError(
+            f"{address(run.path)}: {name}/ cannot be written in a bucket: leave it out, or give a "
+            "--workdir on disk"
+        )
+    return run.path / name
+
+
+class Profile:
+    """A trace of the first steps after the one that compiles, in the workdir's `profile/`.
+
+    Args:
+        run: whose.
+        steps: those that are left to take.
+        wanted: without it nothing is done.
+
+    Raises:
+        InputError: the run is in a bucket, where the profiler cannot write.
+    """
+
+    def __init__(self, run: Run, steps: range, *, wanted: bool) -> None:
+        self._steps = (steps[1 : 1 + _PROFILED] or steps) if wanted else range(0)
+        self._path = _here(run, "profile") if wanted else None
+        self._open = False
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def before(self, step: int) -> None:
+        """To be called before each step; leaving the context ends a trace that is still open."""
+        if self._steps and step == self._steps.start:
+            jax.profiler.start_trace(str(self._path), create_perfetto_trace=True)
+            self._open = True
+        elif step == self._steps.stop:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._open:
+            self._open = False
+            jax.profiler.stop_trace()

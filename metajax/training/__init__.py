@@ -1,0 +1,1 @@
+"""The outer loop, its devices, checkpoints and evaluation."""

@@ -1,0 +1,308 @@
+"""Orbax checkpoints of a run, and what they came from.
+
+A checkpoint holds two items, so that a later stage can read the first alone:
+
+- `params`: the meta-parameters;
+- `training`: the step, the outer optimizer's state and the run's key;
+
+and, as its metadata, the run's record (a JSON object: the stage, its settings, versions, and
+under `parent` the record of what it started from).
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import jax
+import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
+from jax.experimental import multihost_utils
+
+from metajax.errors import InputError, LostError, StoppedError, reason_of
+from metajax.training.directories import absolute, can_be_listed, move, whole_steps
+from metajax.training.outer import OuterState
+from metajax.types import PyTree
+
+_log = logging.getLogger("metajax")
+
+_TRIES = 2  # What a network's hiccup keeps from being read is not damaged.
+_PATIENCE = 600  # Seconds for a save to a bucket, whose clients try again for far longer.
+
+
+class Checkpoints:
+    """The checkpoints of one run, in a directory of their own.
+
+    Saving is asynchronous and atomic: a directory that bears a step's number is whole.
+
+    Args:
+        directory: where they are; made when missing.
+        keep: how many of the newest to keep.
+        keep_every: those whose step is a multiple of this are kept too; None: no others.
+        record: the run's record, saved with each.
+
+    Raises:
+        StoppedError: Orbax cannot read the metadata of the directory or of a checkpoint in it; of
+            `save` and of leaving the context: one could not be written.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import jax, jax.numpy as jnp, metajax, optax
+        >>> from metajax.training.checkpoint import Checkpoints
+        >>> def loss_fn(params, batch, rng):
+        ...     return jnp.sum((params - batch) ** 2), {}
+        >>> algorithm = metajax.maml(loss_fn, optax.sgd(0.1), 1)
+        >>> outer = metajax.outer_loop(algorithm, optax.sgd(0.1))
+        >>> tasks = metajax.Task(support=jnp.ones(2), query=jnp.ones(2))
+        >>> def run(directory, steps):
+        ...     with Checkpoints(directory, keep=2, record={}) as checkpoints:
+        ...         state = checkpoints.restore(outer.init(jnp.zeros(()), jax.random.key(0)))
+        ...         while state.step < steps:
+        ...             state, _ = outer.step(state, tasks)
+        ...             checkpoints.save(state)
+        ...         return int(state.step)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run(Path(folder), 1), run(Path(folder), 3)
+        (1, 3)
+    """
+
+    def __init__(
+        self, directory: Path, *, keep: int, record: dict[str, Any], keep_every: int | None = None
+    ) -> None:
+        self._record = record
+        self._directory = directory
+        self._failed = False
+        self._pending: Any = None  # The save under way,
+        self._saving = 0  # its step,
+        self._safe: int | None = None  # and the last step known to be saved.
+        policies = ocp.training.preservation_policies
+        kept: list[Any] = [policies.LatestN(keep)]
+        if keep_every is not None:
+            kept.append(policies.EveryNSteps(keep_every))
+        self._policy = policies.AnyPreservationPolicy(kept)
+        try:
+            self._orbax = ocp.training.Checkpointer(
+                absolute(directory),
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=self._policy,
+                cleanup_tmp_directories=True,  # What a killed run left half-written.
+            )
+        except Exception as error:  # It reads all metadata, and one file that it refuses ends that.
+            if not can_be_listed(directory.parent):
+                raise StoppedError(_unreachable(directory, None, error)) from error
+            raise StoppedError(
+                f"{directory}: cannot be opened ({reason_of(error)}): move the checkpoint away "
+                "whose _CHECKPOINT_METADATA is damaged, or mend the path, and run the same command "
+                "again"
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # What would never come is not waited for: a failed save, or processes that are gone.
+        alone = jax.process_count() > 1 and error is not None
+        lost = alone and (not isinstance(error, StoppedError) or isinstance(error, LostError))
+        if not self._failed and not lost:
+            with self._explained():
+                self._wait()
+                self._orbax.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest checkpoint's step, if there is one."""
+        latest = self._orbax.latest
+        return None if latest is None else latest.step
+
+    def save(self, state: OuterState) -> None:
+        """Starts saving; returns once the state's arrays may be overwritten."""
+        training = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+        with self._explained():
+            self._wait()
+            self._saving = int(state.step)
+            self._pending = self._orbax.save_checkpointables_async(
+                int(state.step),
+                {"params": state.meta_params, "training": training},
+                custom_metadata=self._record,
+            )
+
+    def _wait(self) -> None:
+        """Waits for the save under way; for one to a bucket, not for ever."""
+        if self._pending is not None:
+            self._pending.result(None if isinstance(self._directory, Path) else _PATIENCE)
+            self._pending, self._safe = None, self._saving
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Says what is safe when a save fails; it may be one that was begun before."""
+        try:
+            yield
+        except Exception as error:
+            self._failed = True
+            steps = [] if self._safe is None else [self._safe]
+            if isinstance(self._directory, Path):  # A bucket that fails cannot be asked.
+                steps = whole_steps(self._directory)
+            safe = f"step {max(steps)} is safe" if steps else "nothing is saved yet"
+            raise StoppedError(
+                f"{self._directory}: a checkpoint could not be written ({reason_of(error)}): "
+                f"{safe}; make room or mend the path, and run the same command again"
+            ) from error
+
+    def restore(self, state: OuterState) -> OuterState:
+        """The newest checkpoint's state, placed like `state`; `state` itself if there is none.
+
+        Those that cannot be read are set aside, next to the directory.
+
+        Raises:
+            StoppedError: there are some, but none can be read, or the directory itself cannot.
+        """
+        training = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+        wanted = {"params": state.meta_params, "training": training}
+        damaged: dict[int, Exception] = {}
+        for known in reversed(self._orbax.checkpoints):
+            for _ in range(_TRIES):
+                found: Any = None
+                error: Exception | None = None
+                try:
+                    found = self._orbax.load_checkpointables(known.step, wanted)
+                except Exception as raised:
+                    error = raised
+                if _all_agree(error is None):
+                    break
+                if not _all_agree(can_be_listed(self._directory)):
+                    raise StoppedError(_unreachable(self._directory, known.step, error))
+            else:
+                damaged[known.step] = error or ValueError("another process cannot read it")
+                continue
+            for step, reason in damaged.items():
+                self._set_aside(step, reason)
+            self._remove_surplus()
+            self._safe = known.step
+            return OuterState(meta_params=found["params"], **found["training"])
+        if damaged:
+            raise StoppedError(_none_readable(self._directory, damaged))
+        return state
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        aside = self._directory.parent / f"damaged-{step}"
+        _log.warning(
+            "%s: checkpoint %d cannot be read (%s): set aside as %s; an earlier one is used",
+            *(self._directory, step, reason_of(error), aside),
+        )
+        if jax.process_index() == 0:
+            move(self._directory / str(step), aside)
+        _all_agree(True)
+        self._orbax.reload()
+
+    def _remove_surplus(self) -> None:
+        """Removes what should be gone: a run killed before it did may have no save to come."""
+        known = self._orbax.checkpoints
+        context = ocp.training.preservation_policies.PreservationContext()
+        preserved = self._policy.should_preserve(known, context=context)
+        for checkpoint, keep in zip(known, preserved, strict=True):
+            if keep:
+                continue
+            try:
+                self._orbax.delete(checkpoint.step)
+            except OSError as error:
+                _log.warning(
+                    "%s: checkpoint %d cannot be removed (%s): remove it yourself",
+                    *(self._directory, checkpoint.step, error.strerror),
+                )
+
+
+def _unreachable(directory: Path, step: int | None, error: Exception | None) -> str:
+    reason = "another process cannot read it" if error is None else reason_of(error)
+    safe = "what was saved" if step is None else f"step {step}"
+    return (
+        f"{directory}: cannot be read at present ({reason}): {safe} is safe; check the network or "
+        "the disk, and run the same command again"
+    )
+
+
+def _all_agree(ours: bool) -> bool:
+    """Whether all processes say yes; each waits here for the others."""
+    if jax.process_count() == 1:
+        return ours
+    return bool(multihost_utils.process_allgather(np.array(ours)).all())
+
+
+class Saved(NamedTuple):
+    """What a later stage reads.
+
+    Attributes:
+        params: the meta-parameters of the newest checkpoint, on the first device.
+        step: its step.
+        record: the run's record.
+    """
+
+    params: PyTree
+    step: int
+    record: dict[str, Any]
+
+
+def load(directory: Path) -> Saved:
+    """Reads the parameters of the newest checkpoint in a directory.
+
+    Raises:
+        InputError: there is none, or none that can be read.
+        StoppedError: the directory itself cannot be read.
+    """
+    damaged: dict[int, Exception] = {}
+    for step in reversed(_steps(directory)):
+        try:
+            saved = _read(absolute(directory) / str(step), step)
+        except Exception as error:
+            if not can_be_listed(directory):
+                raise StoppedError(_unreachable(directory, step, error)) from error
+            damaged[step] = error
+            continue
+        for lost, reason in damaged.items():
+            _log.warning(
+                "%s: checkpoint %d cannot be read (%s): the one before it is used",
+                *(directory, lost, reason_of(reason)),
+            )
+        return saved
+    if damaged:
+        raise InputError(_none_readable(directory, damaged))
+    raise InputError(f"{directory}: holds no checkpoint yet: let the run that writes it finish")
+
+
+def _read(path: Path, step: int) -> Saved:
+    metadata = ocp.checkpointables_metadata(path)
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        metadata.metadata["params"],
+    )
+    params = ocp.load_checkpointables(path, {"params": abstract})["params"]
+    record = metadata.custom_metadata
+    if not record:
+        raise ValueError("its record is missing")
+    return Saved(params, step, record)
+
+
+def _steps(directory: Path) -> list[int]:
+    """Of the checkpoints; where Orbax refuses the metadata of one, those that bear a number."""
+    if not directory.is_dir():  # Orbax would make it.
+        return []
+    try:
+        with ocp.training.Checkpointer(absolute(directory)) as orbax:
+            return [known.step for known in orbax.checkpoints]
+    except Exception:
+        return sorted(whole_steps(directory))
+
+
+def _none_readable(directory: Path, damaged: dict[int, Exception]) -> str:
+    return (
+        f"{directory}: none of its checkpoints can be read ({reason_of(damaged[max(damaged)])}): "
+        "put back what is missing, or begin anew in another --workdir"
+    )

@@ -1,0 +1,93 @@
+"""Several hosts on one run: how they meet, who writes, and what each computes."""
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from metajax.errors import InputError, LostError, reason_of
+from metajax.training.parallel import all_devices
+from metajax.types import PyTree
+
+_LONGEST_NAME = 64  # Linux allows no longer one.
+# Seconds until the others give up on a host that says nothing any more.
+_SILENCE = 30
+
+
+def join(settings: Any) -> None:
+    """Makes this process one of several, if the settings say so; before anything is computed.
+
+    Raises:
+        InputError: the others cannot be found.
+    """
+    if not settings.distributed:
+        return
+    try:
+        jax.distributed.initialize(
+            settings.coordinator,
+            settings.num_processes,
+            settings.process_id,
+            heartbeat_timeout_seconds=_SILENCE,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"--distributed: the hosts do not find each other ({reason_of(error)}): outside of "
+            "TPU VMs, Slurm and Open MPI give --coordinator, --num-processes and --process-id too"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes what is written once."""
+    return jax.process_index() == 0
+
+
+def share(total: int) -> slice:
+    """Which of a step's tasks are this process's: as many as its devices', in order."""
+    count = total // jax.process_count()
+    return slice(jax.process_index() * count, (jax.process_index() + 1) * count)
+
+
+def meet() -> str:
+    """Returns once every process has come here: which host each of them is on."""
+    if jax.process_count() == 1:
+        return "one process"
+    own = socket.gethostname().encode()[:_LONGEST_NAME].ljust(_LONGEST_NAME, b"\0")
+    names = multihost_utils.process_allgather(np.frombuffer(own, np.uint8))
+    told = (
+        f"{number} on {bytes(name).rstrip(bytes(1)).decode()}" for number, name in enumerate(names)
+    )
+    # The number is what JAX calls a task, when it says which one is lost.
+    return f"processes (JAX's tasks): {', '.join(told)}"
+
+
+def whole(params: PyTree) -> PyTree:
+    """Parameters on one device of this process, wherever their parts are."""
+    if len(all_devices()) == 1:
+        return params
+    if jax.process_count() == 1:
+        return jax.device_put(params, all_devices()[0])
+    return jax.tree.map(np.asarray, multihost_utils.process_allgather(params, tiled=True))
+
+
+def asked_to_stop(step: int) -> bool:
+    """Whether one of several hosts has had a SIGTERM: the same answer on all, for a step."""
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Says what it means when what several processes do together fails."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise LostError(
+            f"process {jax.process_index()} of {jax.process_count()} could not go on with "
+            f"the others ({reason_of(error)}): what was saved is safe; see what the "
+            "others say, and start the command again on all hosts"
+        ) from error

@@ -1,0 +1,247 @@
+"""A batch of tasks, and the outer step on their mean meta-gradient."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax.algorithms.checks import check_params, check_task
+from metajax.dtypes import at_least_float32, is_float, narrow, widen
+from metajax.tree import combine, partition
+from metajax.types import Key, MetaAlgorithm, MetaInfo, PyTree, Task
+
+# As optax has a rate or a schedule: an algorithm, or one for each outer step [] int32, traced.
+AlgorithmOrSchedule = MetaAlgorithm | Callable[[jax.Array], MetaAlgorithm]
+
+
+def at_step(algorithm: AlgorithmOrSchedule, step: jax.Array) -> MetaAlgorithm:
+    """The algorithm of one outer step."""
+    return algorithm if isinstance(algorithm, MetaAlgorithm) else algorithm(step)
+
+
+class OuterState(NamedTuple):
+    """What the next outer step needs.
+
+    Attributes:
+        step: [] int32, outer steps taken.
+        meta_params: what the algorithm trains.
+        opt_state: the outer optimizer's.
+        rng: the run's key. It never changes: step n draws from `fold_in(rng, n)`.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, metajax, optax
+        >>> def loss_fn(params, batch, rng):
+        ...     return jnp.sum((params - batch) ** 2) / 2, {}
+        >>> outer = metajax.outer_loop(metajax.maml(loss_fn, optax.sgd(0.1), 1), optax.sgd(1.0))
+        >>> state = outer.init(jnp.zeros(2), jax.random.key(0))
+        >>> int(state.step), state.meta_params.tolist()
+        (0, [0.0, 0.0])
+    """
+
+    step: jax.Array
+    meta_params: PyTree
+    opt_state: Any
+    rng: Key
+
+
+def initial_state(
+    algorithm: AlgorithmOrSchedule,
+    optimizer: optax.GradientTransformation,
+    params: PyTree,
+    rng: Key,
+) -> OuterState:
+    """The state before the first outer step."""
+    meta_params = check_params(at_step(algorithm, jnp.int32(0)).init(check_params(params)))
+    opt_state = optimizer.init(partition(meta_params, is_float)[0])
+    return OuterState(jnp.int32(0), meta_params, opt_state, rng)
+
+
+class Metrics(NamedTuple):
+    """Means over the tasks of one outer step.
+
+    Attributes:
+        query_loss: [] after adaptation.
+        query_aux: the loss function's auxiliary output on the query sets.
+        support_loss: [K] before each inner step.
+        grad_norm: [] Euclidean norm of the mean meta-gradient.
+        skipped: [] bool, whether the step was not taken, for the loss or the norm is not finite:
+            too high an inner rate, or an inner Adam without `eps_root` (see `metajax.maml`).
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, metajax, optax
+        >>> def loss_fn(params, batch, rng):
+        ...     return jnp.sum((params - batch) ** 2) / 2, {}
+        >>> outer = metajax.outer_loop(metajax.maml(loss_fn, optax.sgd(0.5), 1), optax.sgd(1.0))
+        >>> tasks = metajax.Task(support=jnp.ones((4, 2)), query=jnp.ones((4, 2)))
+        >>> _, metrics = outer.step(outer.init(jnp.zeros(2), jax.random.key(0)), tasks)
+        >>> float(metrics.query_loss), bool(metrics.skipped)
+        (0.25, False)
+    """
+
+    query_loss: jax.Array
+    query_aux: Any
+    support_loss: jax.Array
+    grad_norm: jax.Array
+    skipped: jax.Array
+
+
+def num_tasks(tasks: Task) -> int:
+    """T, the leading axis that all leaves of a batch of tasks share.
+
+    Raises:
+        TypeError: the batch is no Task.
+        ValueError: there are no leaves, their leading axes differ, or T is 0.
+    """
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(check_task(tasks))}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(f"a batch of tasks needs one leading axis on every leaf, found {sizes}")
+    if sizes == {(0,)}:
+        raise ValueError("tasks: the batch has no tasks (leaves [0, ...]); give at least one")
+    return sizes.pop()[0]
+
+
+def default_chunk_size(total: int) -> int:
+    """Tasks under one vmap: all of them on an accelerator; one on a CPU, where that is faster."""
+    return 1 if jax.default_backend() == "cpu" else total
+
+
+def map_tasks(
+    function: Callable[[Task, Key], tuple[PyTree, PyTree]],
+    tasks: Task,
+    keys: Key,
+    chunk_size: int | None,
+) -> tuple[PyTree, PyTree]:
+    """Applies a function to T tasks, adding up its first result and stacking its second.
+
+    The sums never exist side by side for more than one chunk, which is what keeps memory from
+    growing with the number of tasks.
+
+    Args:
+        function: `(task, key) -> (to_sum, to_stack)`, of one task.
+        tasks: leaves [T, ...].
+        keys: [T].
+        chunk_size: tasks under one vmap, a divisor of T; the chunks run one after the other.
+            None: `default_chunk_size`.
+
+    Returns:
+        The sum over the T tasks, in at least float32, and the stacked [T, ...].
+    """
+    total = num_tasks(tasks)
+    chunk = chunk_size or default_chunk_size(total)
+    if chunk < 1 or total % chunk:
+        near = [size for size in range(1, total + 1) if total % size == 0]
+        raise ValueError(f"chunk_size {chunk} does not divide {total} tasks: use one of {near}")
+
+    def run_chunk(inputs: tuple[Task, Key]) -> tuple[PyTree, PyTree]:
+        if chunk == 1:  # An axis of one would only make the products batched.
+            squeezed = jax.tree.map(lambda leaf: leaf[0], inputs)
+            to_sum, to_stack = function(*squeezed)
+            return widen(to_sum), jax.tree.map(lambda leaf: leaf[None], to_stack)
+        to_sum, to_stack = jax.vmap(function)(*inputs)
+        return jax.tree.map(lambda leaf: leaf.sum(0), widen(to_sum)), to_stack
+
+    if chunk == total:
+        return run_chunk((tasks, keys))
+    # The shapes of the sums are needed before the loop: `jit` remembers what it has traced.
+    traced_once = jax.jit(run_chunk, inline=True)
+
+    def accumulate(total_sum: PyTree, inputs: tuple[Task, Key]) -> tuple[PyTree, PyTree]:
+        to_sum, to_stack = traced_once(inputs)
+        return jax.tree.map(jnp.add, total_sum, to_sum), to_stack
+
+    chunks = jax.tree.map(
+        lambda leaf: leaf.reshape(total // chunk, chunk, *leaf.shape[1:]), (tasks, keys)
+    )
+    first = jax.tree.map(lambda leaf: leaf[0], chunks)
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(traced_once, first)[0]
+    )
+    total_sum, stacked = jax.lax.scan(accumulate, zeros, chunks)
+    return total_sum, jax.tree.map(lambda leaf: leaf.reshape(total, *leaf.shape[2:]), stacked)
+
+
+def task_keys(rng: Key, first: int | jax.Array, count: int) -> Key:
+    """Keys [count] of the tasks numbered from `first`: the same whichever device has them."""
+    return jax.vmap(lambda index: jax.random.fold_in(rng, index))(first + jnp.arange(count))
+
+
+def mean_meta_grad(
+    algorithm: MetaAlgorithm, meta_params: PyTree, tasks: Task, keys: Key, chunk_size: int | None
+) -> tuple[PyTree, MetaInfo]:
+    """The mean over some tasks of their meta-gradients, and of what these saw.
+
+    Both are in at least float32; leaves that are not floating-point have None for a gradient.
+    """
+
+    def meta_grad(task: Task, key: Key) -> tuple[PyTree, MetaInfo]:
+        grads, info = algorithm.meta_grad(meta_params, task, key)
+        return partition(grads, is_float)[0], info
+
+    def mean(leaf: jax.Array) -> jax.Array:
+        return leaf.mean(0, at_least_float32(leaf.dtype) if is_float(leaf) else None)
+
+    grads, infos = map_tasks(meta_grad, tasks, keys, chunk_size)
+    count = num_tasks(tasks)
+    return jax.tree.map(lambda leaf: leaf / count, grads), jax.tree.map(mean, infos)
+
+
+def global_norm(tree: PyTree) -> jax.Array:
+    """The Euclidean norm of a pytree of arrays, in at least float32."""
+    return optax.tree.norm(widen(tree))
+
+
+def follow(
+    optimizer: optax.GradientTransformation, state: OuterState, grads: PyTree, info: MetaInfo
+) -> tuple[OuterState, Metrics]:
+    """Takes the outer step that a mean meta-gradient asks for.
+
+    One that is not finite, or whose loss is not, changes nothing but the number of the step. The
+    optimizer sees neither the parameters that are not floating-point nor other dtypes than theirs.
+    """
+    norm = global_norm(grads)
+    usable = jnp.isfinite(norm) & jnp.isfinite(info.query_loss)
+    before, fixed = partition(state.meta_params, is_float)
+    updates, opt_state = optimizer.update(narrow(grads, before), state.opt_state, before)
+    after = optax.apply_updates(before, updates)
+    after, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(usable, new, old),
+        (after, opt_state),
+        (before, state.opt_state),
+    )
+    meta_params = combine(after, fixed)
+    metrics = Metrics(info.query_loss, info.query_aux, info.support_loss, norm, ~usable)
+    return OuterState(state.step + 1, meta_params, opt_state, state.rng), metrics
+
+
+def outer_step(
+    algorithm: AlgorithmOrSchedule,
+    optimizer: optax.GradientTransformation,
+    *,
+    chunk_size: int | None = None,
+    axis_name: str | None = None,
+) -> Callable[[OuterState, Task], tuple[OuterState, Metrics]]:
+    """Makes one step of the outer loop, a pure function.
+
+    Args:
+        algorithm: whose meta-gradient to follow; one, or a function of the step.
+        optimizer: the outer one.
+        chunk_size: see `map_tasks`.
+        axis_name: the axis over devices, each holding an equal share of the tasks in order.
+
+    Returns:
+        `(state, tasks) -> (state, metrics)`.
+    """
+
+    def step(state: OuterState, tasks: Task) -> tuple[OuterState, Metrics]:
+        count = num_tasks(tasks)
+        first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * count
+        keys = task_keys(jax.random.fold_in(state.rng, state.step), first, count)
+        current = at_step(algorithm, state.step)
+        found = mean_meta_grad(current, state.meta_params, tasks, keys, chunk_size)
+        if axis_name is not None:
+            found = jax.lax.pmean(found, axis_name)
+        return follow(optimizer, state, *found)
+
+    return step

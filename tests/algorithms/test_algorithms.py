@@ -1,0 +1,377 @@
+"""One table of all algorithms, one set of contract tests: a new algorithm is a new row.
+
+Each row says what the inner loop descends, from where and how; `written_out` does it step by step,
+with the keys as documented. Closed forms are in the tests of each algorithm.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import problems
+import pytest
+
+import metajax
+from metajax.algorithms import lora
+from metajax.tree import is_norm_or_bias, mask
+from metajax.types import LossFn, MetaAlgorithm, Params, Start
+
+SGD = optax.sgd(0.05)
+LOSS = problems.mlp_loss
+CLASSES = 3
+
+
+def features(params, batch, rng):
+    """With a key, scaled at random: see `problems.mlp_loss`."""
+    hidden = jnp.tanh(batch["x"] @ params["first"]["kernel"] + params["first"]["bias"])
+    return hidden if rng is None else hidden * problems.noise(rng, hidden.dtype)
+
+
+def prototypes(params, support, rng):
+    """The means of the classes' features, as a head."""
+    means = mean_of_classes(features(params, support, rng), support)
+    return {"encoder": params, "head": {"kernel": means.T, "bias": -(means**2).sum(1) / 2}}
+
+
+def generated(params, support, rng):
+    """LEOPARD's head: the mean of what a network makes of the features."""
+    made = two_layers(params["generator"], features(params["encoder"], support, rng))
+    means = mean_of_classes(made, support)
+    head = {"kernel": means[:, :-1].T, "bias": means[:, -1]}
+    return {"encoder": params["encoder"], "projection": params["projection"], "head": head}
+
+
+def mean_of_classes(features, batch):
+    chosen = [(batch["labels"] == c) & (batch["example_mask"] > 0) for c in range(CLASSES)]
+    sums = [jnp.where(one[:, None], features, 0).sum(0) for one in chosen]
+    return jnp.stack([total / max(1, one.sum()) for total, one in zip(sums, chosen)])
+
+
+def two_layers(params, inputs):
+    first, second = params["first"], params["second"]
+    hidden = jnp.tanh(inputs @ first["kernel"] + first["bias"])
+    return hidden @ second["kernel"] + second["bias"]
+
+
+def cross_entropy(params, batch, rng):
+    """Of the classes and the examples that the task has."""
+    inputs = features(params["encoder"], batch, rng)
+    if "projection" in params:
+        inputs = two_layers(params["projection"], inputs)
+    logits = inputs @ params["head"]["kernel"] + params["head"]["bias"]
+    ours, labels = batch["example_mask"] > 0, batch["labels"]
+    logits = jnp.where(batch["class_mask"] > 0, logits, -jnp.inf)
+    logs = jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels]
+    right = logits.argmax(1) == labels
+    return -logs.mean(where=ours), {"accuracy": right.mean(where=ours)}
+
+
+def squared_error_of_merged(params, batch, rng):
+    adapters = params["adapters"]["first"]["kernel"]
+    first = params["base"]["first"]
+    merged = {**first, "kernel": first["kernel"] + adapters["down"] @ adapters["up"]}
+    return LOSS({**params["base"], "first": merged}, batch, rng)
+
+
+def head(path):
+    return path.startswith("second")
+
+
+def with_adapters():
+    """Also of the second factors, which are zero at first."""
+    key, chosen = jax.random.key(4), lambda path: path == "first/kernel"
+    params = lora.init(problems.mlp_params(), rank=1, chosen=chosen, rng=key)
+    params["adapters"]["first"]["kernel"]["up"] = jnp.linspace(-0.5, 0.5, 4)[None]
+    return params
+
+
+class Row(NamedTuple):
+    """An algorithm, and what it does to a task.
+
+    The defaults are those of plain MAML; `exact` says whether the meta-gradient is that of
+    `query_loss`.
+    """
+
+    algorithm: MetaAlgorithm
+    num_steps: int = 3
+    optimizer: optax.GradientTransformation = SGD
+    adapted: Callable[[str], bool] = lambda path: True
+    exact: bool = True
+    pull: float = 0.0  # Implicit MAML's, back to the start.
+    loss: LossFn = LOSS
+    start: Start = lambda params, support, rng: params
+    params: Callable[[], Params] = problems.mlp_params
+
+    @property
+    def labelled(self):
+        """Whether its tasks are labelled batches: dicts with masks."""
+        return self.loss is cross_entropy
+
+
+LEOPARD = {"width": 4, "rng": jax.random.key(5)}
+OF_ADAPTERS = {
+    "adapted": lambda path: path.startswith("adapters"),
+    "loss": squared_error_of_merged,
+    "params": with_adapters,
+}
+PROTOTYPES = {"loss": cross_entropy, "start": prototypes}
+GENERATED = {"loss": cross_entropy, "start": generated}
+ADAM = optax.adam(0.05, eps_root=1e-8)
+ANNEALED = {"step": 3, "multi_step": 9, "first_order_until": 2}
+TABLE = {
+    "maml": Row(metajax.maml(LOSS, SGD, 3)),
+    "first-order maml": Row(metajax.maml(LOSS, SGD, 3, first_order=True), exact=False),
+    "low-memory maml": Row(metajax.maml(LOSS, SGD, 4, low_memory=True), num_steps=4),
+    "maml with adam": Row(metajax.maml(LOSS, ADAM, 3), optimizer=ADAM),
+    "anil": Row(metajax.anil(LOSS, SGD, 3, head=head), adapted=head),
+    "low-memory anil": Row(metajax.anil(LOSS, SGD, 3, head=head, low_memory=True), adapted=head),
+    "maml of norms and biases": Row(
+        metajax.maml(LOSS, SGD, 3, adapted=is_norm_or_bias),
+        adapted=lambda path: path.endswith("bias"),
+    ),
+    "maml of lora adapters": Row(
+        metajax.maml(lora.loss(LOSS), SGD, 3, adapted=lora.is_adapter), **OF_ADAPTERS
+    ),
+    "low-memory maml of lora adapters": Row(
+        metajax.maml(lora.loss(LOSS), SGD, 3, adapted=lora.is_adapter, low_memory=True),
+        **OF_ADAPTERS,
+    ),
+    "reptile": Row(metajax.reptile(LOSS, SGD, 3), exact=False),
+    "meta-sgd": Row(metajax.meta_sgd(LOSS, 0.05, 3)),
+    "low-memory meta-sgd": Row(metajax.meta_sgd(LOSS, 0.05, 3, low_memory=True)),
+    "maml++": Row(metajax.maml_plus_plus(LOSS, 0.05, 3)),
+    "annealed maml++": Row(metajax.maml_plus_plus(LOSS, 0.05, 3, **ANNEALED), exact=False),
+    "low-memory annealed maml++": Row(
+        metajax.maml_plus_plus(LOSS, 0.05, 3, low_memory=True, **ANNEALED), exact=False
+    ),
+    "imaml": Row(metajax.imaml(LOSS, SGD, 3), pull=1.0, exact=False),
+    "imaml by neumann": Row(
+        metajax.imaml(LOSS, SGD, 3, strength=50.0, solver="neumann"), pull=50.0, exact=False
+    ),
+    "imaml of a part": Row(
+        metajax.imaml(LOSS, SGD, 3, adapted=head), adapted=head, pull=1.0, exact=False
+    ),
+    "protonet": Row(metajax.protonet(features, CLASSES), num_steps=0, **PROTOTYPES),
+    "proto-maml": Row(metajax.proto_maml(features, CLASSES, SGD, 3), **PROTOTYPES),
+    "low-memory proto-maml": Row(
+        metajax.proto_maml(features, CLASSES, SGD, 3, low_memory=True), **PROTOTYPES
+    ),
+    "leopard": Row(metajax.leopard(features, 4, CLASSES, SGD, 3, **LEOPARD), **GENERATED),
+    "low-memory leopard": Row(
+        metajax.leopard(features, 4, CLASSES, SGD, 3, low_memory=True, **LEOPARD), **GENERATED
+    ),
+    "supervised": Row(metajax.supervised(LOSS), num_steps=0),
+}
+
+
+def _row(name, slow=False):
+    """With its own group: a worker compiles an algorithm once for all tests of it."""
+    marks = [pytest.mark.xdist_group(name)]
+    if slow or name in TESTED_ELSEWHERE:
+        marks.append(pytest.mark.slow)
+    return pytest.param(name, marks=marks)
+
+
+# That saving memory changes nothing: test_hypergrad.py.
+TESTED_ELSEWHERE = {
+    "low-memory maml",
+    "low-memory anil",
+    "low-memory maml of lora adapters",
+    "low-memory annealed maml++",
+}
+
+
+@pytest.fixture(params=map(_row, TABLE))
+def name(request):
+    return request.param
+
+
+def labelled_tasks(num_tasks=4, seed=0):
+    """Of 2 or 3 classes, padded to 3 of them and to 9 examples."""
+    rng = np.random.default_rng(seed)
+
+    def batch(ways):
+        labels = np.repeat(np.arange(CLASSES), 3)
+        return {
+            "x": rng.normal(size=(9, 2)) + labels[:, None],
+            "labels": labels * (labels < ways),
+            "example_mask": (labels < ways) * 1.0,
+            "class_mask": (np.arange(CLASSES) < ways) * 1.0,
+        }
+
+    tasks = [metajax.Task(batch(2 + t % 2), batch(2 + t % 2)) for t in range(num_tasks)]
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *tasks)
+
+
+def setting(name, num_tasks=4):
+    row = TABLE[name]
+    tasks = labelled_tasks(num_tasks) if row.labelled else problems.mlp_tasks(num_tasks)
+    return row.algorithm, row.algorithm.init(row.params()), tasks
+
+
+@functools.cache
+def compiled(name):
+    traces = []
+
+    def meta_grad(meta_params, task, key):
+        traces.append(name)
+        assert len(traces) == 1, "traced again"
+        return TABLE[name].algorithm.meta_grad(meta_params, task, key)
+
+    return jax.jit(meta_grad)
+
+
+@functools.cache
+def value_and_grad(loss):
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def written_out(name, meta_params, task, key):
+    """The adapted parameters, the losses before the steps, and the query set's loss and aux."""
+    row = TABLE[name]
+    params = meta_params["params"] if "rates" in meta_params else meta_params
+    if name == "supervised":  # The query set is its only use of the key.
+        return params, [], *row.loss(params, task.query, key)
+    start = params = row.start(params, task.support, jax.random.fold_in(key, 0))
+    keep = mask(params, lambda path: not row.adapted(path))
+    state, losses = row.optimizer.init(params), []
+    for k in range(row.num_steps):
+        step_key = jax.random.fold_in(jax.random.fold_in(key, 1), k)
+        (loss, _), grads = value_and_grad(row.loss)(params, task.support, step_key)
+        grads = jax.tree.map(lambda g, p, s: g + row.pull * (p - s), grads, params, start)
+        updates, state = row.optimizer.update(grads, state, params)
+        params = jax.tree.map(lambda p, u, kept: p if kept else p + u, params, updates, keep)
+        losses.append(loss)
+    query_key = jax.random.fold_in(key, 2)
+    return params, losses, *value_and_grad(row.loss)(params, task.query, query_key)[0]
+
+
+def test_it_does_what_its_steps_written_out_do(x64, name):
+    """Values here; their derivatives below."""
+    algorithm, meta_params, tasks = setting(name)
+    task, key = problems.nth(tasks, 0), jax.random.key(1)
+    params, losses, loss, aux = written_out(name, meta_params, task, key)
+    _, info = compiled(name)(meta_params, task, key)
+    assert problems.relative_gap((info.query_loss, info.query_aux), (loss, aux)) < 1e-12
+    np.testing.assert_allclose(info.support_loss, losses, rtol=1e-12)
+    adapted, info = jax.jit(algorithm.adapt)(meta_params, task.support, key)
+    assert problems.relative_gap(adapted, params) < 1e-12
+    np.testing.assert_allclose(info.support_loss, losses, rtol=1e-12)
+
+
+def test_the_meta_gradient_is_the_slope_of_the_query_loss(x64, name):
+    """By central differences of fourth order, along a direction that moves every number."""
+    _, meta_params, tasks = setting(name)
+    task, key = problems.nth(tasks, 1), jax.random.key(0)
+    leaves, treedef = jax.tree.flatten(meta_params)
+    draw = np.random.default_rng(2)
+    direction = jax.tree.unflatten(treedef, [draw.normal(size=leaf.shape) for leaf in leaves])
+
+    def query_loss(size):
+        moved = optax.tree.add_scale(meta_params, size, direction)
+        return compiled(name)(moved, task, key)[1].query_loss
+
+    h = 1e-4
+    near, far = (query_loss(size) - query_loss(-size) for size in (h, 2 * h))
+    slope = optax.tree.vdot(compiled(name)(meta_params, task, key)[0], direction)
+    is_slope = abs(slope - (8 * near - far) / 12 / h) < 1e-6 * abs(slope)
+    assert is_slope == TABLE[name].exact
+
+
+def test_gradients_have_the_structure_of_the_meta_parameters(x64, name):
+    _, meta_params, tasks = setting(name)
+    task = problems.nth(tasks, 0)
+    grads, info = compiled(name)(meta_params, task, jax.random.key(0))
+    chex.assert_trees_all_equal_shapes_and_dtypes(grads, meta_params)
+    chex.assert_tree_all_finite((grads, info))
+    assert info.query_loss.shape == ()
+    assert info.support_loss.ndim == 1
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads)) > 0
+
+
+def test_vmap_is_a_loop(x64, name):
+    algorithm, meta_params, tasks = setting(name)
+    keys = jax.random.split(jax.random.key(1), 4)
+    together = jax.jit(jax.vmap(algorithm.meta_grad, (None, 0, 0)))(meta_params, tasks, keys)
+    for t in range(4):
+        alone = compiled(name)(meta_params, problems.nth(tasks, t), keys[t])
+        for one, many in zip(alone, problems.nth(together, t)):
+            assert problems.relative_gap(many, one) < 1e-12
+
+
+def test_it_is_traced_once_and_a_key_decides(x64, name):
+    _, meta_params, tasks = setting(name)
+    run = compiled(name)  # By all of these tests together, of whatever tasks and keys.
+    first, again, other = (
+        run(meta_params, problems.nth(tasks, 0), jax.random.key(seed)) for seed in (0, 0, 1)
+    )
+    chex.assert_trees_all_equal(first, again)
+    assert problems.relative_gap(first[0], other[0]) > 0
+    run(meta_params, problems.nth(tasks, 1), jax.random.key(0))
+
+
+# One that is the slope of the query loss leads down.
+@pytest.mark.parametrize("name", [_row(name, slow=row.exact) for name, row in TABLE.items()])
+def test_an_outer_step_lowers_the_query_loss(x64, name):
+    algorithm, _, tasks = setting(name)
+    outer = metajax.outer_loop(algorithm, optax.adam(1e-2))
+    state, losses = outer.init(TABLE[name].params(), jax.random.key(0)), []
+    for _ in range(15):
+        state, metrics = outer.step(state, tasks)
+        losses.append(float(metrics.query_loss))
+    assert np.mean(losses[-3:]) < losses[0]
+
+
+# Of other batches an algorithm knows no examples: the loss does.
+@pytest.mark.parametrize(
+    "name", [_row(name, slow=not row.labelled and name != "maml") for name, row in TABLE.items()]
+)
+def test_padding_is_ignored(x64, name):
+    algorithm, meta_params, tasks = setting(name)
+    small, key = problems.nth(tasks, 0), jax.random.key(0)
+    expected = compiled(name)(meta_params, small, key)
+    if TABLE[name].labelled:
+        assert small.support["class_mask"].sum() == 2
+        found = compiled(name)(meta_params, metajax.Task(*map(spoil, small)), key)
+    else:
+        found = jax.jit(algorithm.meta_grad)(meta_params, metajax.Task(*map(pad, small)), key)
+    chex.assert_trees_all_close(found, expected, rtol=1e-11, atol=1e-13)
+
+
+def test_a_nan_anywhere_is_a_gap():
+    tree = {"a": np.ones(2), "b": np.ones(2)}
+    assert np.isnan(problems.relative_gap({**tree, "b": np.array([1, np.nan])}, tree))
+
+
+def spoil(batch):
+    """Other examples where there are none."""
+    gone = batch["example_mask"][:, None] == 0
+    return {**batch, "x": jnp.where(gone, 7.0, batch["x"])}
+
+
+def pad(batch):
+    """Two examples more that do not count."""
+    x, y = (jnp.pad(leaf, ((0, 2), (0, 0)), constant_values=7.0) for leaf in batch)
+    return x, y, jnp.ones(len(x)).at[-2:].set(0)
+
+
+def test_reptile_on_a_quadratic(x64):
+    """From a start elsewhere, which the way to the adapted parameters includes."""
+    task, a, centre, _, _, params = problems.quadratic_numbers()
+    start = lambda params, support, rng: params * support[1]  # noqa: E731
+    algorithm = metajax.reptile(problems.quadratic, SGD, 4, start=start)
+    grads, _ = algorithm.meta_grad(jnp.asarray(params), task, None)
+    shrink = np.linalg.matrix_power(np.eye(3) - 0.05 * a, 4)
+    adapted = centre + shrink @ (params * centre - centre)
+    np.testing.assert_allclose(grads, params - adapted, rtol=1e-12)
+
+
+def test_an_inner_loop_without_parameters_is_refused():
+    algorithm = metajax.anil(LOSS, SGD, 1, head=lambda path: path == "sceond")
+    with pytest.raises(ValueError, match=r"head\) is true of none of first/bias, first/kernel"):
+        algorithm.adapt(problems.mlp_params(), problems.one_task().support, None)

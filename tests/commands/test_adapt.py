@@ -1,0 +1,136 @@
+"""What adapt and predict say of a task's examples, computed again."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import scipy.special
+import tiny
+
+from metajax import data
+from metajax.commands import adapt as adapting
+from metajax.config.settings import AdaptSettings
+from metajax.runs.source import open_classifier, open_source
+from metajax.runs.task_data import batch_of, tokenized
+from metajax.training import checkpoint
+from tests.workdirs import write_workdir
+
+STABLE_RATE = 0.004
+
+
+def test_adapt_finds_the_largest_rate_at_which_no_step_raises_the_loss(
+    material, tmp_path, monkeypatch
+):
+    def adapted(name, *rates):
+        where = {"model": material.bert, "tasks": (material.new,), "workdir": tmp_path / name}
+        monkeypatch.setattr(adapting, "_RATES", rates)
+        return adapting.adapt(AdaptSettings(**where, remat=True))  # Compiles faster.
+
+    # The first step raises it and the last does not; the second; the last, though it ends lower.
+    found = adapted("looked for", 0.07, 0.016, 0.006, STABLE_RATE, 0.001)
+    assert found["inner_lr"] == STABLE_RATE
+    # Where every rate does, the last is taken.
+    last = adapted("too large", 0.016, 0.006)
+    assert last["inner_lr"] == 0.006
+    losses = [*last["loss"], last["loss_after"]]
+    assert list(np.diff(losses) > 0) == [False, False, True]
+    assert losses[-1] < losses[0]
+    # What a run has found stays, also where another would be found now.
+    assert adapted("looked for", 1e-7) == found
+
+    record = json.loads((tmp_path / "looked for" / "run.json").read_text())
+    assert record["settings"]["inner_lr"] is None
+    rows = [{"step": step, "loss": loss} for step, loss in enumerate(found["loss"], start=1)]
+    assert tiny.rows_of(tmp_path / "looked for") == rows
+    assert checkpoint.load(tmp_path / "looked for" / "checkpoints").step == 3
+    # The loss is that of what is written.
+    classifier = open_classifier(str(tmp_path / "looked for"), None)
+    model = classifier.model
+    batch = batch_of(*tokenized(data.load_tasks([str(material.new)]), model, 32))
+    logits = np.asarray(jax.jit(model)(classifier.params, batch).logits)
+    shares = scipy.special.softmax(logits, axis=1)[np.arange(6), batch["labels"]]
+    assert found["loss_after"] == pytest.approx(-np.log(shares).mean(), rel=1e-4)
+
+
+def test_adapt_says_how_well_other_examples_are_labelled(material, tmp_path):
+    """And may be asked to afterwards: the model stays as it is. One label has no example.
+
+    Weights that were meta-trained bring a rate of their own.
+    """
+    rows = [row for row in tiny.examples(3, 5, seed=13, first=8) if row[1] != "topic10"]
+    dev = tiny.write_rows(tmp_path / "dev.csv", rows)
+    own = {"inner_lr": STABLE_RATE, "inner_steps": 1}
+    meta_trained, run = tmp_path / "meta-trained", tmp_path / "run"
+    network = {"head": "encoder", "pooling": "mean"}
+    write_workdir(meta_trained, material.bert, "metatrain", network=network, **own)
+    command = ["adapt", "--model", meta_trained, "--tasks", material.new, "--workdir", run]
+    command += ["--max-length", 4, "--remat"]
+    tiny.succeed(*command)
+    before = checkpoint.load(run / "checkpoints").params
+    tiny.succeed(*command, "--dev", dev)
+    results = json.loads((run / "results.json").read_text())
+    assert (results["inner_lr"], len(results["loss"])) == (STABLE_RATE, 1)
+    tiny.assert_same_bits(checkpoint.load(run / "checkpoints").params, before)
+    stdin = "\n".join(text for text, _ in rows).encode()
+    found = tiny.succeed("predict", "--model", run, stdin=stdin).splitlines()
+    labels, confusion = ["topic10", "topic8", "topic9"], np.zeros((3, 3), int)
+    for (_, truth), line in zip(rows, found):
+        confusion[labels.index(truth), labels.index(line.split("\t")[0])] += 1
+    assert (confusion != confusion.T).any()
+    assert json.loads((run / "run.json").read_text())["pairs"] == [False]
+    assert results["labels"] == labels
+    assert results["dev"] == {
+        "examples": 10,
+        "accuracy": np.trace(confusion) / 10,
+        "confusion": confusion.tolist(),
+    }
+
+
+def test_predict_gives_the_softmax_of_the_head_that_is_named(material, tmp_path):
+    """Of each line, in order, as long as the run's; a head has no more classes than its own."""
+    names = (("no", "yes"), (), ("one", "two", "three"))
+    network = {"head": "classification", "num_labels": (2, 1, 3), "label_names": names}
+    network["pooling"] = "mean"
+    settings = {"tasks": ("pairs", "scores", "texts"), "max_length": 6}
+    run = tmp_path / "run"
+    pairs = [True, False, False]
+    write_workdir(run, material.bert, "finetune", network=network, pairs=pairs, **settings)
+    texts = [text for text, _ in tiny.examples(3, 3, seed=4)]
+    source = open_source(str(run))
+    forward = jax.jit(source.model)
+
+    def logits_of(head, pairs, length):
+        how = {"max_length": length, "truncation": True, "padding": "max_length"}
+        batch = source.model.tokenizer(texts, pairs, return_tensors="np", **how)
+        batch = {**batch, "task": np.full(len(texts), head)}
+        return np.asarray(forward(source.params, batch).logits)
+
+    def predicted(task, lines, *more):
+        command = ("predict", "--model", run, "--task", task, "--batch-size", 4, *more)
+        rows = tiny.succeed(*command, stdin="\n".join(lines).encode()).splitlines()
+        labels, numbers = zip(*(row.split("\t") for row in rows))
+        return list(labels), [float(number) for number in numbers]
+
+    others = [text.split(" ")[-1] for text in texts]
+    both = ["\t".join(pair) for pair in zip(texts, others)]
+    for number, task, lines, pair, length, more in (
+        (0, "pairs", both, others, 6, ()),
+        (2, "texts", texts, None, 6, ()),
+        (2, "texts", texts, None, 4, ("--max-length", 4)),
+    ):
+        scores = logits_of(number, pair, length)[:, : len(names[number])]
+        shares = scipy.special.softmax(scores, axis=1)
+        labels, found = predicted(task, lines, *more)
+        assert labels == [names[number][best] for best in shares.argmax(1)]
+        np.testing.assert_allclose(found, shares.max(1), atol=1e-4)
+        assert np.ptp(found) > 1e-3
+    labels, found = predicted("scores", texts)
+    assert set(labels) == {"value"}
+    np.testing.assert_allclose(found, logits_of(1, None, 6)[:, 0], atol=1e-4)
+
+
+def test_a_rate_that_is_given_is_taken(material, tmp_path):
+    where = {"model": material.bert, "tasks": (material.new,), "workdir": tmp_path / "run"}
+    found = adapting.adapt(AdaptSettings(**where, inner_lr=0.5, inner_steps=0))
+    assert (found["inner_lr"], found["loss"]) == (0.5, [])

@@ -1,0 +1,137 @@
+"""What predict says of the heads that transformers has, and of the files that it is given."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import scipy.special
+import tiny
+
+from metajax.commands.predict import read_texts
+from metajax.errors import InputError
+from metajax.models import from_pretrained, save_pretrained
+from tests.workdirs import write_workdir
+
+TEXTS = [text for text, _ in tiny.examples(3, 3, seed=4)]
+NAMES = ("toxic", "obscene\t", "threat")
+
+
+def write_head(material, directory, **network):
+    """A classifier that says yes to each label for half of the texts or so."""
+    model, params = from_pretrained(str(material.bert), "classification", num_labels=3)
+    model = model.replace(label_names=(NAMES,), **network)
+    kernel = np.random.default_rng(0).normal(size=(1, 16, 3)).astype("f")
+    kernel[:, :, 2] = kernel[:, :, 0]  # Two that go together.
+    params["classifier"] = {"kernel": 200 * kernel, "bias": np.zeros((1, 3), "f")}
+    save_pretrained(directory, model, params)
+    params["classifier"]["bias"] = -np.median(logits_of(directory), 0, keepdims=True)
+    save_pretrained(directory, model, params)
+    return directory
+
+
+def logits_of(directory):
+    model, params = from_pretrained(str(directory), "classification")
+    tokens = model.tokenizer(TEXTS, return_tensors="np", padding=True)
+    return np.asarray(jax.jit(model)(params, dict(tokens)).logits)
+
+
+def predicted(directory):
+    stdin = "\n".join(TEXTS).encode()
+    out = tiny.succeed("predict", "--model", directory, "--batch-size", 4, stdin=stdin)
+    return [line.split("\t") for line in out.splitlines()]
+
+
+def test_each_label_of_a_multi_label_head_has_a_probability_of_its_own(material, tmp_path):
+    model = write_head(material, tmp_path, problem_type="multi_label_classification")
+    expected = scipy.special.expit(logits_of(model))
+    names = ("toxic", r"obscene\t", "threat")
+    found = predicted(model)
+    for scores, (labels, *each) in zip(expected, found, strict=True):
+        assert labels == ", ".join(n for n, s in zip(names, scores) if s > 0.5) or labels == "none"
+        assert (labels == "none") == (scores.max() <= 0.5)
+        assert [text.rpartition("=")[0] for text in each] == list(names)
+        np.testing.assert_allclose([float(t.rpartition("=")[2]) for t in each], scores, atol=1e-4)
+    # There are some of every kind.
+    assert {(scores > 0.5).sum() for scores in expected} == {0, 1, 2, 3}, expected
+    assert not np.allclose(expected.sum(1), 1)
+
+
+def test_a_regression_of_several_values_has_no_probabilities(material, tmp_path):
+    model = write_head(material, tmp_path, problem_type="regression")
+    for values, (label, *each) in zip(logits_of(model), predicted(model), strict=True):
+        assert label == "value"
+        np.testing.assert_allclose([float(t.rpartition("=")[2]) for t in each], values, atol=1e-4)
+
+
+def test_transformers_pipeline_says_the_same(material, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    model = write_head(material, tmp_path, problem_type="multi_label_classification")
+    pipeline = transformers.pipeline("text-classification", model=str(model), top_k=None)
+    for theirs, (_, *each) in zip(pipeline(TEXTS), predicted(model), strict=True):
+        scores = {row["label"].replace("\t", r"\t"): row["score"] for row in theirs}
+        ours = {text.rpartition("=")[0]: float(text.rpartition("=")[2]) for text in each}
+        assert ours == pytest.approx(scores, abs=1e-4)
+
+
+def test_a_head_for_something_else_labels_no_texts(refused, material, tmp_path):
+    """Its tensors may look like those of a classifier, as a pooler's and a head of three."""
+    model = write_head(material, tmp_path / "model")
+    values = json.loads((model / "config.json").read_text())
+    values["architectures"] = ["BertForTokenClassification"]
+    (model / "config.json").write_text(json.dumps(values))
+    message = r"model: is a token classifier, which labels words \(BertForTokenClassification\), "
+    refused(message + ".*: run finetune or adapt", "predict", "--model", "model", stdin=b"w1\n")
+
+
+ROWS = [("w1, w2", "a"), ("w3", "b")]
+
+
+def write_table(path, rows):
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table({name: [row[name] for row in rows] for name in rows[0]}), path)
+    elif path.suffix == ".csv":
+        lines = [",".join(f'"{value}"' for value in row.values()) for row in rows]
+        path.write_text("\n".join([",".join(rows[0]), *lines]) + "\n")
+    elif path.suffix == ".tsv":
+        lines = ["\t".join(row.values()) for row in rows]
+        path.write_text("\n".join(["\t".join(rows[0]), *lines]) + "\n")
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("extension", [".csv", ".tsv", ".jsonl", ".parquet", ".CSV"])
+def test_the_texts_of_a_table_are_those_of_its_column(tmp_path, extension):
+    """Labels, where there are any, are not read, nor does it matter which they are."""
+    texts = [text for text, _ in ROWS]
+    path = tmp_path / f"texts{extension}"
+    kind = path.with_suffix(extension.lower())
+    for rows in (
+        [{"label": "only one", "text": text} for text in texts],
+        [{"sentence": text} for text in texts],
+    ):
+        write_table(kind, rows).rename(path)
+        assert read_texts(str(path)) == (texts, None)
+    write_table(kind, [{"text": a, "text_pair": b} for a, b in ROWS]).rename(path)
+    assert read_texts(str(path)) == (texts, ["a", "b"])
+    write_table(kind, [{"review": a, "title": b} for a, b in ROWS]).rename(path)
+    assert read_texts(str(path), "review", "title") == (texts, ["a", "b"])
+    with pytest.raises(InputError, match="has no column 'text' or 'sentence', only 'review'") as e:
+        read_texts(str(path))
+    assert str(e.value).endswith("or give plain text (.txt), a text a line")
+
+
+def test_the_columns_are_those_that_the_run_read(material, tmp_path):
+    network = {"head": "classification", "num_labels": (2,), "label_names": (("a", "b"),)}
+    run = tmp_path / "run"
+    write_workdir(run, material.bert, "adapt", network=network, text_column="review")
+    table = write_table(tmp_path / "in.csv", [{"label": b, "review": a} for a, b in ROWS])
+    plain = "\n".join(text for text, _ in ROWS).encode()
+    expected = tiny.succeed("predict", "--model", run, stdin=plain)
+    assert tiny.succeed("predict", "--model", run, "--input", table) == expected
+    assert expected.count("\n") == 2

@@ -1,0 +1,208 @@
+"""`--config`: the settings of a file, with the names of the command line."""
+
+import dataclasses
+import json
+
+import pytest
+import tiny
+import yaml
+
+from metajax.cli.arguments import COMMANDS, parse
+from metajax.config.fields import flag
+from metajax.config.settings import MetatrainSettings
+from metajax.errors import InputError
+
+YAML = """
+model: bert
+tasks: [a.csv, b.csv]  # a comment
+workdir: run
+learning-rate: 2e-5
+low_memory: true
+remat: false
+classes:
+"""
+TOML = """
+model = "bert"
+tasks = ["a.csv", "b.csv"]
+workdir = "run"
+learning_rate = 2e-5
+low_memory = true
+"""
+
+
+@pytest.mark.parametrize(("name", "text"), [("run.yaml", YAML), ("run.toml", TOML)])
+def test_a_file_is_as_good_as_the_command_line(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    command = ["--model", "bert", "--tasks", "a.csv", "b.csv", "--workdir", "run"]
+    command += ["--learning-rate", "2e-5", "--low-memory"]
+    expected = parse(["metatrain", *command])
+    assert parse(["metatrain", "--config", str(tmp_path / name)]) == expected
+    assert expected[1] == MetatrainSettings(
+        model="bert",
+        tasks=("a.csv", "b.csv"),
+        workdir="run",
+        learning_rate=2e-5,
+        low_memory=True,
+    )
+
+
+def test_the_command_line_wins(tmp_path):
+    (tmp_path / "run.yaml").write_text(YAML)
+    given = ["--no-low-memory", "--tasks", "c.csv", f"--config={tmp_path / 'run.yaml'}"]
+    _, found, _ = parse(["metatrain", *given, "--learning-rate", "1e-3"])
+    assert (found.low_memory, found.tasks, found.learning_rate) == (False, ("c.csv",), 1e-3)
+    assert found.model == "bert"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_all_settings_can_be_written_and_read(tmp_path, command):
+    kind = COMMANDS[command].settings
+    required = {
+        field.name: ["x"] if "tuple" in str(field.type) else "x"
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(required))
+    _, settings, _ = parse([command, "--config", str(tmp_path / "run.yaml")])
+    whole = json.loads(json.dumps(dataclasses.asdict(settings)))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(whole))
+    assert parse([command, "--config", str(tmp_path / "run.yaml")])[1] == settings
+
+
+MODEL = {"seed": 0, "max_length": 128, "dtype": "float32", "remat": False}
+COLUMNS = dict.fromkeys(("text_column", "pair_column", "label_column"))
+TASKS = {"glue_dir": None, **COLUMNS, "classes": None}
+DEVICES = {"shards": 1, "distributed": False}
+DEVICES |= dict.fromkeys(("coordinator", "num_processes", "process_id"))
+INNER = dict.fromkeys(("inner_steps", "inner_lr", "head", "layers", "lora"))
+SIZES = {"ways": 5, "shots": 1, "queries": 5}
+TRAINING = MODEL | DEVICES
+TRAINING |= {"learning_rate": 5e-5, "warmup": 0.1, "weight_decay": 0.01, "clip_norm": 1.0}
+TRAINING |= {"save_every": 100, "keep": 2, "keep_every": None, "max_skipped": 10}
+TRAINING |= {"track": (), "profile": False}
+ALGORITHM = {"algorithm": "maml", "low_memory": False, "meta_batch_size": 4, "chunk_size": None}
+# What a user who leaves a setting out has in common with the next one, whatever the version.
+DEFAULTS = {
+    "pretrain": TRAINING
+    | {"steps": 1000, "batch_size": 32, "parts": None}
+    | {"mask_rate": 0.15, "whole_word": False, "held_out": 0.05},
+    "finetune": TRAINING
+    | TASKS
+    | {"dev": (), "epochs": 3.0, "steps": None, "batch_size": 32, "parts": None}
+    | {"pooling": None},
+    "metatrain": TRAINING
+    | TASKS
+    | SIZES
+    | INNER
+    | ALGORITHM
+    | {"whole_tasks": False, "keep_duplicates": False, "learning_rate": 2e-5, "steps": 300},
+    "adapt": MODEL | TASKS | INNER | {"dev": None},
+    "predict": {"input": "-", "output": "-", "task": None, "batch_size": 64, "max_length": None},
+    "plan": MODEL | SIZES | INNER | ALGORITHM | {"memory": None, "output": None},
+}
+# Where the work is done and what is kept of it: a run may be resumed with others.
+FREE = {"model", "workdir", "tasks", "classes", "glue_dir", "text", "dev", "parts", *DEVICES}
+FREE |= {"save_every", "keep", "keep_every", "track", "profile", "max_skipped"}
+
+
+@pytest.mark.parametrize("command", DEFAULTS)
+def test_what_is_left_out_is_as_documented(command):
+    fields = dataclasses.fields(COMMANDS[command].settings)
+    found = {each.name: each.default for each in fields}
+    required = [name for name, default in found.items() if default is dataclasses.MISSING]
+    assert {name: found[name] for name in found if name not in required} == DEFAULTS[command]
+    if command not in ("predict", "plan"):
+        free = {each.name for each in fields if not each.metadata["matters"]}
+        assert free == FREE & found.keys()
+
+
+# The last value that is taken, and the first that is not.
+BOUNDS = {
+    "pretrain": {
+        "seed": (0, -1),
+        "max_length": (3, 2),
+        "learning_rate": (1e-9, 0.0),
+        "warmup": (1.0, 1.01),
+        "weight_decay": (0.0, -0.01),
+        "clip_norm": (1e-9, 0.0),
+        "mask_rate": (0.9, 0.91),
+        "held_out": (0.5, 0.51),
+        "steps": (2**31 - 1, 2**31),
+        "save_every": (1, 0),
+        "keep": (1, 0),
+    },
+    "metatrain": {
+        "ways": (2, 1),
+        "shots": (1, 0),
+        "queries": (1, 0),
+        "inner_steps": (0, -1),
+        "inner_lr": (1e-9, 0.0),
+        "layers": (0, -1),
+        "lora": (1, 0),
+        "meta_batch_size": (1, 0),
+    },
+    "finetune": {"epochs": (0.01, 0.0), "batch_size": (1, 0), "steps": (1, 0)},
+}
+
+
+@pytest.mark.parametrize("command", BOUNDS)
+def test_settings_are_taken_up_to_their_bounds(command):
+    given = [command, "--model", "m", "--workdir", "w"]
+    given += ["--text" if command == "pretrain" else "--tasks", "t"]
+    for name, (last, first) in BOUNDS[command].items():
+        assert getattr(parse([*given, f"{flag(name)}={last}"])[1], name) == last
+        with pytest.raises(InputError, match=f"{flag(name)} .*: give a number "):
+            parse([*given, f"{flag(name)}={first}"])
+
+
+def test_switches_of_a_file_may_be_off(tmp_path):
+    """And a list of one is a list."""
+    (tmp_path / "run.yaml").write_text("whole-word: false\ntext: [a.txt]\ntrack: []\n")
+    given = ["--model", "m", "--workdir", "w", "--config", str(tmp_path / "run.yaml")]
+    found = parse(["pretrain", *given])[1]
+    assert (found.whole_word, found.text, found.track) == (False, ("a.txt",), ())
+    assert parse(["pretrain", *given, "--whole-word"])[1].whole_word
+
+
+BAD = {
+    "unknown": ("wys: 3", r"run.yaml: wys: unknown setting; did you mean ways\?"),
+    "not a number": ("ways: many", "run.yaml: argument --ways: invalid int value: 'many'"),
+    "a list for one": ("ways: [2, 3]", "run.yaml: ways: is .*: give one, not a list"),
+    "not true or false": ("remat: 3", "run.yaml: remat: is 3: write true or false"),
+    "true for a number": ("ways: true", "run.yaml: ways: is True: give a number"),
+    "nested": ("tasks: {a: 3}", "run.yaml: tasks: is .*: give a number"),
+    "a list": ("- ways", "run.yaml: holds no settings"),
+    "empty": ("", "run.yaml: holds no settings"),
+    "not YAML": ("a: [1", "run.yaml: cannot be read"),
+    "deep": ("[" * 10_000, "run.yaml: cannot be read"),
+    "code": ("ways: !!python/object/apply:os.system ['true']", "run.yaml: cannot be read"),
+    "options in a list": ("tasks: [a, --ways]", "run.yaml: tasks: is .*: in a list nothing may"),
+    "twice": ("steps: 100\nsteps: 300", "run.yaml: cannot be read .steps is given twice"),
+    "twice, in two spellings": ("inner-lr: 1\ninner_lr: 2", "run.yaml: inner_lr is given twice"),
+    "bounds": ("ways: 1", "--ways 1: give a number of at least 2"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files(tmp_path, case):
+    text, message = BAD[case]
+    (tmp_path / "run.yaml").write_text(text)
+    given = ["--model", "m", "--tasks", "t", "--workdir", "w"]
+    with pytest.raises(InputError, match=message):
+        parse(["metatrain", *given, "--config", str(tmp_path / "run.yaml")])
+
+
+def test_a_missing_file():
+    with pytest.raises(InputError, match=r"none.yaml: no such file"):
+        parse(["metatrain", "--config", "none.yaml"])
+
+
+def test_a_run_writes_its_settings_and_resumes_from_them(chain, tmp_path):
+    config = chain.metatrain / "config.yaml"
+    assert yaml.safe_load(config.read_text())["inner_lr"] == 0.1  # Also what was left open.
+    tiny.succeed("metatrain", "--config", config)
+    config = chain.pretrain / "config.yaml"
+    tiny.succeed("pretrain", "--config", config)
+    tiny.succeed("pretrain", "--config", config, "--workdir", tmp_path / "again")
+    found = [tiny.training_state(workdir) for workdir in (chain.pretrain, tmp_path / "again")]
+    tiny.assert_same_bits(*found)

@@ -1,0 +1,313 @@
+"""The training loop by itself, on a problem whose every step is calculated here too."""
+
+import json
+import resource
+import sys
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.custom_batching import custom_vmap
+from tensorboardX.proto.event_pb2 import Event
+
+from metajax.algorithms.supervised import supervised
+from metajax.config.settings import MetatrainSettings, PretrainSettings
+from metajax.errors import InputError, StoppedError
+from metajax.models import Bert
+from metajax.runs import loop
+from metajax.runs.record import make_record
+from metajax.runs.workdir import held, open_run
+from metajax.types import MetaAlgorithm, Task
+
+TASKS, STEPS = 4, 7
+# None of them is the default, and each has a share in the result.
+SETTINGS = {
+    "steps": STEPS,
+    "learning_rate": 0.03,
+    "warmup": 0.4,  # Of 7 steps 2.8, so 3.
+    "weight_decay": 0.2,
+    "clip_norm": 3.0,
+    "seed": 9,
+    "save_every": 2,
+    "keep": 1,
+    "keep_every": 4,
+}
+
+
+def initial_params():
+    return {
+        "layer": {"kernel": jnp.linspace(-1.0, 2.0, 3), "bias": jnp.ones(3)},
+        "pooler": {"kernel": jnp.linspace(1.0, 2.0, 3)},
+    }
+
+
+def loss_fn(params, batch, rng):
+    """Half the squared distance to a centre that is moved by the key's noise."""
+    noise = jax.random.normal(rng)
+    gaps = (params["layer"]["kernel"] - batch["centre"], params["layer"]["bias"] - noise)
+    loss = sum(jnp.sum(gap**2) for gap in gaps) / 2
+    return loss, {"noise": noise, "gap": gaps[0]}
+
+
+def meta_grad(params, task, rng):
+    """Where the key's noise exceeds the task's limit, the loss or the gradient is spoilt."""
+    grads, info = supervised(loss_fn).meta_grad(params, task, rng)
+    spoilt = jnp.where(info.query_aux["noise"] > task.query["limit"], jnp.nan, 0.0)
+    loss = info.query_loss + jnp.where(task.query["spoils_loss"], spoilt, 0.0)
+    grads["layer"]["kernel"] += jnp.where(task.query["spoils_loss"], 0.0, spoilt)
+    return grads, info._replace(query_loss=loss, support_loss=jnp.stack([2 * loss, 3 * loss]))
+
+
+ALGORITHM = MetaAlgorithm(lambda params: params, None, meta_grad)
+
+
+def make_tasks(step, spoilt=(), spoils_loss=False):
+    """Centres at distances below and above the norm at which gradients are clipped."""
+    centre = np.random.default_rng(step).normal(size=(TASKS, 3)) * 4.0 ** (step - 3)
+    limit = np.full(TASKS, 0.0 if step in spoilt else np.inf)
+    flags = np.full(TASKS, float(spoils_loss))
+    return Task(None, {"centre": centre, "limit": limit, "spoils_loss": flags})
+
+
+def noise_of(step):
+    """What the keys of a step's tasks draw: that of task t from fold_in(fold_in(rng, n), t)."""
+    rng = jax.random.fold_in(jax.random.key(SETTINGS["seed"]), step)
+    return np.array([jax.random.normal(jax.random.fold_in(rng, t)) for t in range(TASKS)])
+
+
+def reference(steps):
+    """The parameters and rows after some of the steps: AdamW, written out."""
+    params = jax.tree.map(lambda leaf: np.array(leaf, float), initial_params())
+    layer = params["layer"]
+    first, second = (dict.fromkeys(layer, 0.0) for _ in range(2))
+    rows = []
+    for count, step in enumerate(steps):
+        noise, centre = noise_of(step), make_tasks(step).query["centre"]
+        gaps = {"kernel": layer["kernel"] - centre, "bias": layer["bias"] - noise[:, None]}
+        loss = sum((gap**2).sum(1) for gap in gaps.values()).mean() / 2
+        grads = {name: gap.mean(0) for name, gap in gaps.items()}
+        norm = np.sqrt(sum((grad**2).sum() for grad in grads.values()))
+        row = {"step": step + 1, "loss": loss, "noise": noise.mean(), "grad_norm": norm}
+        rows.append(row | {"support_loss": [2 * loss, 3 * loss]})
+        # Up to the peak in three steps, and down to zero in four.
+        rate = 0.03 * (count / 3 if count < 3 else (7 - count) / 4)
+        for name, decay in (("kernel", 0.2), ("bias", 0.0)):
+            grad = grads[name] * min(1, 3.0 / norm)
+            first[name] = 0.9 * first[name] + 0.1 * grad
+            second[name] = 0.999 * second[name] + 0.001 * grad**2
+            means = (
+                first[name] / (1 - 0.9 ** (count + 1)),
+                second[name] / (1 - 0.999 ** (count + 1)),
+            )
+            layer[name] = layer[name] - rate * (
+                means[0] / (np.sqrt(means[1]) + 1e-8) + decay * layer[name]
+            )
+    return params, rows
+
+
+@pytest.fixture
+def make_stage(tmp_path):
+    """Stages in one workdir; what each measures is noted, and the steps it wants the tasks of."""
+    model = Bert(config=tiny.CONFIG, head="masked_lm")
+    noted = SimpleNamespace(measured=[], steps=[])
+
+    def make(tasks_of=make_tasks, algorithm=ALGORITHM, chunk_size=None, **changes):
+        settings = PretrainSettings(
+            model="m", text=("t",), workdir=tmp_path / "run", **SETTINGS | changes
+        )
+        record = make_record("pretrain", settings, data={}, parent={}, model={})
+
+        def measure(params):
+            with pytest.raises(InputError, match="another process"), held(stage.run):
+                pass
+            noted.measured.append(jax.device_get(params))
+            return {"total": float(sum(map(jnp.sum, jax.tree.leaves(params))))}
+
+        def note_and_make_tasks(step):
+            noted.steps.append(step)
+            return tasks_of(step)
+
+        stage = loop.Stage(
+            run=open_run(settings.workdir, record, settings),
+            settings=settings,
+            model=model,
+            algorithm=algorithm,
+            make_tasks=note_and_make_tasks,
+            num_steps=settings.steps,
+            measure=measure,
+            measured_on="sums",
+            chunk_size=chunk_size,
+        )
+        return stage
+
+    make.workdir, make.noted = tmp_path / "run", noted
+    return make
+
+
+TIMED = {"seconds", "data_wait", "peak_memory_bytes", "peak_device_memory_bytes"}
+
+
+def numbers_of(workdir):
+    """The rows of the steps, without what takes another time at each run."""
+    _, *rows = tiny.rows_of(workdir)
+    assert all(row.keys() >= TIMED - {"peak_device_memory_bytes"} for row in rows)
+    return [{k: v for k, v in row.items() if k not in TIMED} for row in rows]
+
+
+def tensorboard_events(workdir):
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        content, at = path.read_bytes(), 0
+        while at < len(content):
+            size = int.from_bytes(content[at : at + 8], "little")
+            yield Event.FromString(content[at + 12 : at + 12 + size])
+            at += 16 + size
+
+
+def saved_steps(workdir):
+    return {path.name for path in (workdir / "checkpoints").iterdir()}
+
+
+def assert_close(found, expected):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), jax.device_get(found), expected
+    )
+
+
+def test_a_run_takes_the_steps_that_its_settings_ask_for(make_stage):
+    results = loop.train(make_stage(), initial_params())
+    expected, rows = reference(range(STEPS))
+    assert min(row["grad_norm"] for row in rows) < 3 < max(row["grad_norm"] for row in rows)
+    found = tiny.training_state(make_stage.workdir)
+    assert_close(found["params"], expected)
+    np.testing.assert_array_equal(found["params"]["pooler"]["kernel"], [1.0, 1.5, 2.0])
+    training = found["training"]
+    assert training["step"] == STEPS
+    assert jax.random.key_data(training["rng"]).tolist() == [0, 9]
+    assert saved_steps(make_stage.workdir) == {"4", "7"}
+
+    first, *timed = tiny.rows_of(make_stage.workdir)
+    held_most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    held_most *= 1 if sys.platform == "darwin" else 1024
+    assert all(held_most / 2 < row["peak_memory_bytes"] <= held_most for row in timed)
+    assert_close(numbers_of(make_stage.workdir), rows)
+    # Before the first step and after the last.
+    assert make_stage.noted.steps == list(range(STEPS))
+    assert_close(make_stage.noted.measured, [initial_params(), expected])
+    total = [sum(leaf.sum() for leaf in jax.tree.leaves(p)) for p in make_stage.noted.measured]
+    assert results["measured_on"] == "sums"
+    numbers = {when: results[when] for when in ("before", "after")}
+    assert_close(numbers, {"before": {"total": total[0]}, "after": {"total": total[1]}})
+    assert list(results) == ["measured_on", "before", "after"]
+    assert first == {"step": 0, "before": results["before"]}
+    assert json.loads((make_stage.workdir / "results.json").read_text()) == results
+
+
+def test_a_resumed_run_goes_on_from_its_checkpoint(make_stage):
+    def interrupted(step):
+        if step == 5:
+            raise RuntimeError("no data")
+        return make_tasks(step)
+
+    tracked = {"track": ("tensorboard",)}
+    with pytest.raises(RuntimeError, match="no data"):
+        loop.train(make_stage(interrupted, **tracked), initial_params())
+    assert saved_steps(make_stage.workdir) == {"4"}
+    assert [row["step"] for row in tiny.rows_of(make_stage.workdir)] == [0, 1, 2, 3, 4, 5]
+    make_stage.noted.steps.clear()
+    # It starts from what is saved, wherever a new run would start, and measures no second time.
+    elsewhere = jax.tree.map(jnp.zeros_like, initial_params())
+    results = loop.train(make_stage(**tracked), elsewhere)
+    expected, rows = reference(range(STEPS))
+    assert make_stage.noted.steps == [4, 5, 6]
+    assert_close(make_stage.noted.measured, [initial_params(), expected])
+    assert_close(tiny.training_state(make_stage.workdir)["params"], expected)
+    assert_close(numbers_of(make_stage.workdir), rows)
+    assert results["before"] == tiny.rows_of(make_stage.workdir)[0]["before"]
+    # TensorBoard drops the later steps, too. (Runs begun in the same second write to one file.)
+    events = list(tensorboard_events(make_stage.workdir))
+    assert [event.step for event in events if event.HasField("session_log")][-1] == 5
+    after = [event.step for event in events for v in event.summary.value if v.tag == "after/total"]
+    assert after == [STEPS]
+
+
+@pytest.mark.parametrize("spoils_loss", [False, True], ids=["gradient", "loss"])
+def test_tasks_that_are_not_finite_are_skipped_and_named(make_stage, spoils_loss):
+    """Either of the two suffices; the steps are counted, but the parameters do not move."""
+    spoilt = (1, 3, 4)
+    stage = make_stage(
+        lambda step: make_tasks(step, spoilt, spoils_loss), max_skipped=2, save_every=100
+    )
+    with pytest.raises(StoppedError) as stopped:
+        loop.train(stage, initial_params())
+    tasks = [np.flatnonzero(noise_of(step) > 0).tolist() for step in range(STEPS)]
+    assert tasks[4] not in (tasks[3], tasks[5], [], list(range(TASKS)))
+    named = ", ".join(map(str, tasks[4]))
+    assert "2 steps in a row had a loss or gradient that is not finite" in str(stopped.value)
+    assert f"in step 5 it was task {named} (of 0 to 3)" in str(stopped.value)
+
+    expected, _ = reference([0, 2])
+    found = tiny.training_state(make_stage.workdir)
+    assert saved_steps(make_stage.workdir) == {"5"}
+    assert found["training"]["step"] == 5
+    assert_close(found["params"], expected)
+    rows = numbers_of(make_stage.workdir)
+    assert [row.get("skipped", False) for row in rows] == [False, True, False, True, True]
+    assert [row["loss"] is None for row in rows] == [s in spoilt and spoils_loss for s in range(5)]
+    assert "NaN" not in (make_stage.workdir / "metrics.jsonl").read_text()  # It is no JSON.
+
+
+def test_shards_and_chunks_reach_the_outer_loop(make_stage, monkeypatch):
+    found = SimpleNamespace(axes=set(), chunks=set())
+
+    @custom_vmap
+    def noting(x):
+        return x
+
+    @noting.def_vmap
+    def _(size, batched, x):
+        found.chunks.add(size)
+        return x, batched[0]
+
+    def looked_at(params, task, rng):
+        found.axes.add((jax.lax.axis_size("tasks"), jax.lax.axis_size("params")))
+        grads, info = meta_grad(params, task, rng)
+        return grads, info._replace(query_loss=noting(info.query_loss))
+
+    four = jax.devices()[:4]
+    monkeypatch.setattr(jax, "local_devices", lambda: four)
+    stage = make_stage(
+        lambda step: jax.tree.map(lambda leaf: leaf.repeat(2, 0), make_tasks(step)),
+        ALGORITHM._replace(meta_grad=looked_at),
+        steps=1,
+        shards=2,
+        chunk_size=2,
+    )
+    loop.train(stage, initial_params())
+    assert found.axes == {(2, 2)}
+    assert found.chunks == {2}
+
+
+def test_memory_is_saved_where_it_is_asked_for():
+    option = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+    for settings, expected in (({}, {}), ({"remat": True}, option), ({"low_memory": True}, option)):
+        given = MetatrainSettings(model="m", tasks=("t",), workdir="w", **settings)
+        assert loop.compiler_options(given) == expected
+
+
+def test_a_step_is_timed_with_its_share_of_waiting(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    clock = loop._Clock()
+
+    def pass_time(seconds):
+        now[0] += seconds
+        return seconds
+
+    for waited, worked in ((1, 3), (2, 2), (0, 5)):
+        assert clock.wait_for(lambda waited=waited: pass_time(waited)) == waited
+        pass_time(worked)
+        seconds = waited + worked
+        assert clock.lap() == {"seconds": seconds, "data_wait": waited / seconds}

@@ -1,0 +1,195 @@
+"""A run that was stopped ends as an undisturbed one does; one that is changed is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+
+from metajax import data, from_pretrained
+from metajax.training import checkpoint
+from tests.stage_commands import COMMANDS, metatrain_command, pretrain_command
+
+SAMPLERS = {
+    "pretrain": "pretraining_batch",
+    "metatrain": "sample_episodes",
+    "finetune": "supervised_batch",
+}
+
+
+def stop_at(monkeypatch, stage, step):
+    """Lets a run be interrupted when it wants the data of a step."""
+    sample = getattr(data, SAMPLERS[stage])
+
+    def interrupted(*arguments, **settings):
+        position = {"pretrain": 3, "metatrain": 3, "finetune": 2}[stage]
+        if arguments[position] == step:
+            raise KeyboardInterrupt
+        return sample(*arguments, **settings)
+
+    monkeypatch.setattr(data, SAMPLERS[stage], interrupted)
+
+
+def results(workdir):
+    return json.loads((workdir / "results.json").read_text())
+
+
+def losses(workdir):
+    return [(row["step"], row.get("loss")) for row in tiny.rows_of(workdir)]
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("pretrain", "finetune")),
+        "metatrain",
+    ],
+)
+def test_an_interrupted_run_ends_as_an_undisturbed_one(
+    chain, material, tmp_path, monkeypatch, stage
+):
+    # Step 3 is past the checkpoint of step 2: its row must not come twice.
+    model = {"pretrain": material.bert}.get(stage, chain.pretrain)
+    command = COMMANDS[stage](material, tmp_path / "run")
+    command[command.index("--model") + 1] = model
+    with monkeypatch.context() as patch:
+        stop_at(patch, stage, 3)
+        stopped = tiny.run(*command)
+    assert stopped.status == 1
+    assert "the same command resumes" in stopped.err
+    assert not (tmp_path / "run" / "results.json").exists()
+    resumed = tiny.run(*command)
+    assert resumed.status == 0
+    assert "starts from step 2" in resumed.err
+    undisturbed = getattr(chain, stage)
+    state = tiny.training_state(tmp_path / "run")
+    tiny.assert_same_bits(state, tiny.training_state(undisturbed))
+    assert losses(tmp_path / "run") == losses(undisturbed)
+    results = [
+        json.loads((d / "results.json").read_text()) for d in (tmp_path / "run", undisturbed)
+    ]
+    assert results[0] == results[1]
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in undisturbed.iterdir()}
+
+
+def test_a_pooler_that_no_loss_depends_on_stays_as_it_was(chain, material):
+    """Weight decay would shrink it; finetune's heads read it."""
+    poolers = [
+        checkpoint.load(run / "checkpoints").params["pooler"]
+        for run in (chain.pretrain, chain.metatrain, chain.finetune)
+    ]
+    original = from_pretrained(str(material.bert))[1]["pooler"]
+    tiny.assert_same_bits(poolers[:2], [original, original])
+    assert np.any(poolers[2]["kernel"] != original["kernel"])
+
+
+def contents(directory):
+    return {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def test_a_finished_run_does_nothing_and_says_the_same(chain, material):
+    before = contents(chain.pretrain)
+    again = tiny.run(*pretrain_command(material, chain.pretrain))
+    assert again.out == chain.out["pretrain"]
+    assert again.err == ""
+    assert contents(chain.pretrain) == before
+
+
+@pytest.fixture
+def finished(chain, tmp_path):
+    """A copy of a finished pretrain run."""
+    return shutil.copytree(chain.pretrain, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"steps": 7}, "--steps was 6, is now 7"),
+        ({"batch_size": 8}, "--batch-size was 4, is now 8"),
+        ({"learning_rate": 1e-4}, "--learning-rate was 5e-05, is now 0.0001"),
+        ({"seed": 3}, "--seed was 0, is now 3"),
+        ({"dtype": "bfloat16"}, "--dtype was float32, is now bfloat16"),
+        ({"held_out": 0.2}, "--held-out was 0.05, is now 0.2"),
+    ],
+)
+def test_a_changed_setting_is_refused_by_name(finished, material, setting, message):
+    before = contents(finished)
+    done = tiny.run(*pretrain_command(material, finished, **setting))
+    assert done.status == 2
+    assert message in done.err
+    assert len(done.err.splitlines()) == 1
+    assert contents(finished) == before
+
+
+def test_settings_that_change_no_number_may_change(finished, material):
+    assert tiny.run(*pretrain_command(material, finished, save_every=5, keep=1)).status == 0
+
+
+def test_changed_data_are_refused_and_moved_data_are_not(finished, material, tmp_path):
+    moved = shutil.copy(material.text, tmp_path / "moved.txt")
+    material.text, kept = moved, material.text
+    try:
+        assert tiny.run(*pretrain_command(material, finished)).status == 0
+        tiny.write_text(tmp_path / "moved.txt", seed=99)
+        done = tiny.run(*pretrain_command(material, finished))
+    finally:
+        material.text = kept
+    assert done.status == 2
+    assert f"the contents of --text {moved} have changed" in done.err
+
+
+def test_other_weights_are_refused(finished, material, tmp_path, chain):
+    command = pretrain_command(material, finished)
+    command[command.index("--model") + 1] = chain.metatrain
+    done = tiny.run(*command)
+    assert done.status == 2
+    assert "--model names other weights" in done.err
+    # The same weights elsewhere are the same weights.
+    command[command.index("--model") + 1] = shutil.copytree(material.bert, tmp_path / "bert")
+    assert tiny.run(*command).status == 0
+
+
+def test_what_a_kill_before_the_record_leaves_is_taken_over(material, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.json.part").write_text("{")
+    tiny.succeed(*pretrain_command(material, tmp_path / "run", steps=1))
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_a_row_that_a_kill_cut_short_is_dropped(chain, material, tmp_path):
+    """As are the rows after the checkpoint, and a finished run's results are made again."""
+    run = shutil.copytree(chain.pretrain, tmp_path / "run")
+    (run / "results.json").unlink()
+    shutil.rmtree(run / "checkpoints" / "6")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')
+    tiny.succeed(*pretrain_command(material, run))
+    assert losses(run) == losses(chain.pretrain)
+    tiny.assert_same_bits(tiny.training_state(run), tiny.training_state(chain.pretrain))
+
+
+def test_damaged_results_get_one_line(finished, material):
+    (finished / "results.json").write_text('{"before": {"lo')
+    done = tiny.run(*pretrain_command(material, finished))
+    assert done.status == 2
+    assert done.err.endswith("results.json: is not JSON: restore it from a backup\n")
+
+
+def test_metrics_without_their_first_line_get_one_line(finished, material):
+    (finished / "results.json").unlink()
+    shutil.rmtree(finished / "checkpoints" / "6")
+    rows = (finished / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (finished / "metrics.jsonl").write_text("".join(rows[1:]))
+    done = tiny.run(*pretrain_command(material, finished))
+    assert done.status == 2
+    assert "metrics.jsonl: has lost its first line" in done.err
+
+
+def test_a_run_of_metatrain_from_before_a_setting_goes_on(chain, material, tmp_path):
+    run = shutil.copytree(chain.metatrain, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    del record["settings"]["keep_duplicates"]
+    (run / "run.json").write_text(json.dumps(record))
+    done = tiny.run(*metatrain_command(material, run, chain.pretrain))
+    assert done.status == 0, done.err

@@ -1,0 +1,41 @@
+"""The command of each training stage, of a few small steps."""
+
+from metajax.config.fields import flag
+
+
+def pretrain_command(material, workdir, **changes):
+    settings = {"steps": 6, "batch_size": 4, "max_length": 16, "save_every": 2, "keep": 2}
+    return _command("pretrain", material.bert, workdir, settings | changes, "--text", material.text)
+
+
+def metatrain_command(material, workdir, model=None, **changes):
+    settings = {
+        "ways": 3,
+        "shots": 1,
+        "queries": 3,
+        "steps": 4,
+        "meta_batch_size": 2,
+        "inner_steps": 1,
+        "save_every": 2,
+    }
+    model = model or material.bert
+    data = ("--tasks", material.intents)
+    return _command("metatrain", model, workdir, settings | changes, *data)
+
+
+def finetune_command(material, workdir, model=None, **changes):
+    settings = {"steps": 4, "batch_size": 8, "save_every": 2, "glue_dir": material.glue}
+    data = ("--tasks", "glue:mrpc", material.three, "--dev", material.three_dev)
+    return _command("finetune", model or material.bert, workdir, settings | changes, *data)
+
+
+def _command(stage, model, workdir, settings, *data):
+    given = [item for name, value in settings.items() for item in (flag(name), value)]
+    return [stage, "--model", model, "--workdir", workdir, *data, *given]
+
+
+COMMANDS = {
+    "pretrain": pretrain_command,
+    "metatrain": metatrain_command,
+    "finetune": finetune_command,
+}

@@ -1,0 +1,40 @@
+"""Workdirs as stages leave them, without the stage: the weights are those of no training."""
+
+import jax
+import jax.numpy as jnp
+
+from metajax.config.groups import ModelSettings
+from metajax.models import save_config
+from metajax.runs.record import SETTINGS, make_record
+from metajax.runs.source import describe, open_source
+from metajax.runs.workdir import begin, open_run, write_results
+from metajax.training.checkpoint import Checkpoints
+from metajax.training.outer import OuterState
+
+
+def write_workdir(workdir, bert, stage, *, network, pairs=(), **settings):
+    """Writes it and returns its path.
+
+    Args:
+        workdir: where to.
+        bert: Hugging Face weights.
+        stage: its name.
+        network: as `open_source` takes it; a classifier is made large, to tell texts apart.
+        pairs: as in a record.
+        **settings: those that are not the defaults.
+    """
+    where = {"model": str(bert), "tasks": ("tasks.csv",), "workdir": str(workdir)}
+    settings = SETTINGS[stage](**where | settings)
+    source = open_source(str(bert), ModelSettings(model=str(bert), seed=1), **network)
+    params = dict(source.params)
+    if "classifier" in params:
+        params["classifier"] = jax.tree.map(lambda leaf: 50 * leaf, params["classifier"])
+    record = make_record(
+        stage, settings, data={}, parent=source.record, model=describe(source.model), pairs=pairs
+    )
+    run = open_run(str(workdir), record, settings)
+    begin(run, lambda directory: save_config(directory, source.model))
+    with Checkpoints(run.checkpoints, keep=1, record=record) as checkpoints:
+        checkpoints.save(OuterState(jnp.int32(1), params, (), jax.random.key(0)))
+    write_results(run, {})
+    return workdir
