@@ -67,7 +67,7 @@ def work(options: argparse.Namespace) -> None:
             options.steps,
             first_order=engine == "first-order",
             low_memory=low_memory,
-            reduce=mentioned_rows(model),
+            reparametrize=mentioned_rows(model),
         )
 
         def meta_grad(params: Any, tasks: Any) -> Any:

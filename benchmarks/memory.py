@@ -29,7 +29,7 @@ from metajax.models import (
     Bert,
     BertConfig,
     classification_loss,
-    prototype_start,
+    prototype_init,
     upper_layers,
 )
 from metajax.training.outer import map_tasks, task_keys
@@ -92,8 +92,8 @@ def build(
         steps,
         first_order=first_order,
         low_memory=low_memory,
-        start=prototype_start(model),
-        reduce=None if layers is None else upper_layers(model, layers),
+        init_fn=prototype_init(model),
+        reparametrize=None if layers is None else upper_layers(model, layers),
     )
     params = jax.eval_shape(model.replace(head="encoder").init, jax.random.key(0))
     task = metajax.Task(batch(sizes.support, sizes.length), batch(sizes.query, sizes.length))

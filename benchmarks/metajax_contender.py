@@ -63,7 +63,7 @@ def mean_meta_grad(model: Bert, case: dict[str, Any], low_memory: bool) -> Calla
         case["steps"],
         first_order=case["first_order"],
         low_memory=low_memory,
-        reduce=reduce if low_memory else compose(separate_layers(), reduce),
+        reparametrize=reduce if low_memory else compose(separate_layers(), reduce),
         unroll=not low_memory,
     )
     options = compiler_options(ModelSettings(model="", remat=low_memory))

@@ -19,7 +19,7 @@ import optax
 
 import metajax
 from benchmarks.memory import batch, bert
-from metajax.models import classification_loss, prototype_start
+from metajax.models import classification_loss, prototype_init
 from metajax.training.flops import count_flops
 
 
@@ -52,8 +52,8 @@ def arithmetic(shape: str, steps: int, support: int, query: int, length: int) ->
     """The parameters, and the products of one task's exact meta-gradient."""
     model = bert(shape, remat=False)
     params = jax.eval_shape(model.replace(head="encoder").init, jax.random.key(0))
-    start = prototype_start(model)
-    algorithm = metajax.maml(classification_loss(model), optax.sgd(0.1), steps, start=start)
+    start = prototype_init(model)
+    algorithm = metajax.maml(classification_loss(model), optax.sgd(0.1), steps, init_fn=start)
     task = metajax.Task(batch(support, length), batch(query, length))
     flops = count_flops(lambda p, t: algorithm.meta_grad(p, t, None)[0], params, task)
     return sum(leaf.size for leaf in jax.tree.leaves(params)), flops

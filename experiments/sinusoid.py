@@ -125,7 +125,9 @@ LEARNERS = {
     ),
     # Many small steps, to come near a minimum. It diverges even so: logs/sinusoid.md.
     "imaml": Learner(
-        lambda k, rate: metajax.imaml(loss_fn, optax.sgd(0.002), k, strength=20.0, solver_steps=1),
+        lambda k, rate: metajax.imaml(
+            loss_fn, optax.sgd(0.002), k, prox_weight=20.0, solver_steps=1
+        ),
         steps=16,
     ),
 }

@@ -38,30 +38,31 @@ def paths(tree: PyTree) -> list[str]:
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def mask(tree: PyTree, chosen: Callable[[str], bool]) -> PyTree:
-    """A pytree like `tree` with True at the leaves whose path is chosen, else False.
+def mask(tree: PyTree, predicate: Callable[[str], bool]) -> PyTree:
+    """A pytree like `tree` with True at the leaves for whose path the predicate is true.
 
     Args:
         tree: any pytree.
-        chosen: of a path, whether it is.
+        predicate: of a leaf's path.
 
     Examples:
         >>> from metajax.tree import mask
         >>> mask({"head": {"kernel": 1}, "norm": 3}, lambda path: path.startswith("head/"))
         {'head': {'kernel': True}, 'norm': False}
     """
-    return jax.tree_util.tree_map_with_path(lambda path, _: chosen(path_name(path)), tree)
+    return jax.tree_util.tree_map_with_path(lambda path, _: predicate(path_name(path)), tree)
 
 
-def select(tree: PyTree, chosen: Callable[[str], bool]) -> tuple[PyTree, PyTree]:
+def select(tree: PyTree, predicate: Callable[[str], bool]) -> tuple[PyTree, PyTree]:
     """Splits a pytree by path.
 
     Args:
         tree: any pytree.
-        chosen: of a path, whether it is.
+        predicate: of a leaf's path.
 
     Returns:
-        The chosen leaves and the others: pytrees like `tree` with None at the leaves they lack.
+        The leaves for which the predicate is true and the others: pytrees like `tree` with None at
+        the leaves that are in the other one.
         `combine` puts them together again.
 
     Examples:
@@ -69,19 +70,19 @@ def select(tree: PyTree, chosen: Callable[[str], bool]) -> tuple[PyTree, PyTree]
         >>> select({"head": 1, "body": 2}, lambda path: path == "head")
         ({'body': None, 'head': 1}, {'body': 2, 'head': None})
     """
-    where = mask(tree, chosen)
+    where = mask(tree, predicate)
     return (
         jax.tree.map(lambda leaf, ours: leaf if ours else None, tree, where),
         jax.tree.map(lambda leaf, ours: None if ours else leaf, tree, where),
     )
 
 
-def partition(tree: PyTree, chosen: Callable[[Any], bool]) -> tuple[PyTree, PyTree]:
+def partition(tree: PyTree, predicate: Callable[[Any], bool]) -> tuple[PyTree, PyTree]:
     """Splits a pytree by what its leaves are; else as `select`.
 
     Args:
         tree: any pytree.
-        chosen: of a leaf, whether it is.
+        predicate: of a leaf.
 
     Examples:
         >>> from metajax.tree import partition
@@ -89,8 +90,8 @@ def partition(tree: PyTree, chosen: Callable[[Any], bool]) -> tuple[PyTree, PyTr
         ({'rate': 0.5, 'steps': None}, {'rate': None, 'steps': 3})
     """
     return (
-        jax.tree.map(lambda leaf: leaf if chosen(leaf) else None, tree),
-        jax.tree.map(lambda leaf: None if chosen(leaf) else leaf, tree),
+        jax.tree.map(lambda leaf: leaf if predicate(leaf) else None, tree),
+        jax.tree.map(lambda leaf: None if predicate(leaf) else leaf, tree),
     )
 
 

@@ -125,8 +125,8 @@ class MetaAlgorithm(NamedTuple):
 
 
 # (params, support, rng) -> params: where the inner loop starts.
-Start = Callable[[Params, Batch, Key | None], Params]
-# (params, task, restore), restore: (params) -> params.
-Reduced = tuple[Params, Task, Callable[[Params], Params]]
-# The same task in terms of fewer parameters.
-Reduce = Callable[[Params, Task], Reduced]
+InitFn = Callable[[Params, Batch, Key | None], Params]
+# (params, task, undo), undo: (params) -> params.
+Reparametrized = tuple[Params, Task, Callable[[Params], Params]]
+# The same task in terms of other parameters, most often fewer.
+Reparametrize = Callable[[Params, Task], Reparametrized]

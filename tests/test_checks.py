@@ -8,7 +8,7 @@ import pytest
 
 import metajax
 from metajax.algorithms import lora
-from metajax.models import Bert, BertConfig, classification_loss, prototype_start
+from metajax.models import Bert, BertConfig, classification_loss, prototype_init
 from metajax.training.parallel import task_mesh
 
 SGD = optax.sgd(0.5)
@@ -86,11 +86,11 @@ def test_what_a_loss_may_not_return_is_named(returned, said):
 
 WITH_COUNT = {"w": jnp.zeros(3), "n": jnp.int32(2**24 + 1), "key": jax.random.key(3)}
 LEAVES_ALONE = {
-    "maml": metajax.maml(square_loss, SGD, 1, adapted=lambda path: path == "w"),
+    "maml": metajax.maml(square_loss, SGD, 1, trainable=lambda path: path == "w"),
     "low memory": metajax.maml(
-        square_loss, SGD, 6, adapted=lambda path: path == "w", low_memory=True
+        square_loss, SGD, 6, trainable=lambda path: path == "w", low_memory=True
     ),
-    "imaml": metajax.imaml(square_loss, SGD, 1, adapted=lambda path: path == "w"),
+    "imaml": metajax.imaml(square_loss, SGD, 1, trainable=lambda path: path == "w"),
     "supervised": metajax.supervised(square_loss),
 }
 
@@ -128,7 +128,9 @@ def test_the_gradient_of_an_integer_is_a_zero_without_a_dtype():
 def test_an_integer_that_the_inner_steps_would_change_is_named(make):
     algorithm = make(square_loss, SGD, 1)
     params = {"w": jnp.zeros(3), "net": {"steps": jnp.int32(2)}}
-    with pytest.raises(TypeError, match=r"leaf 'net/steps' is int32, and inner steps .*`adapted`"):
+    with pytest.raises(
+        TypeError, match=r"leaf 'net/steps' is int32, and inner steps .*`trainable`"
+    ):
         step(loop(algorithm), params)
     with pytest.raises(TypeError, match="leaf 'net/steps' is int32"):
         algorithm.adapt(params, TASKS.support[0], None)
@@ -199,7 +201,7 @@ SETTINGS = {
     "neumann": metajax.imaml(feature_loss, SGD, 2, solver="neumann"),
     "proto-maml": metajax.proto_maml(features, 2, SGD, 2),
     "leopard": metajax.leopard(features, 5, 2, SGD, 2, width=4, rng=jax.random.key(0)),
-    "lora": metajax.maml(lora.loss(feature_loss), SGD, 2, adapted=lora.is_adapter),
+    "lora": metajax.maml(lora.loss(feature_loss), SGD, 2, trainable=lora.is_adapter),
 }
 
 
@@ -215,7 +217,7 @@ def test_strict_promotion(strict, name, dtype):
     }
     params = {"w": jnp.full((3, 5), 0.1, dtype)}
     if name == "lora":
-        params = lora.init(params, rank=1, chosen=lambda path: True, rng=jax.random.key(0))
+        params = lora.init(params, rank=1, target=lambda path: True, rng=jax.random.key(0))
     outer = metajax.outer_loop(SETTINGS[name], SGD, chunk_size=1, devices=jax.devices()[:1])
     state = outer.init(params, jax.random.key(0))
     _, metrics = outer.step(state, metajax.Task(batch, batch))
@@ -232,7 +234,7 @@ def test_strict_promotion_of_a_model(strict):
     @jax.jit
     def loss(rng):
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.init(rng))
-        return classification_loss(model)(prototype_start(model)(params, batch, None), batch, None)
+        return classification_loss(model)(prototype_init(model)(params, batch, None), batch, None)
 
     assert np.isfinite(loss(jax.random.key(0))[0])
 

@@ -113,7 +113,7 @@ def test_an_implicit_gradient_does_not_overflow(solver):
         return (jnp.square(params.astype(jnp.float32) - batch) / 2).sum(), {}
 
     algorithm = metajax.imaml(
-        loss_fn, optax.sgd(0.5), 10, strength=2.0, solver=solver, solver_steps=9
+        loss_fn, optax.sgd(0.5), 10, prox_weight=2.0, solver=solver, solver_steps=9
     )
     goal = jnp.full(3, 300.0)
     grads, _ = algorithm.meta_grad(jnp.zeros(3, jnp.float16), metajax.Task(goal, goal), None)

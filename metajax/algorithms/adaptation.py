@@ -1,9 +1,10 @@
-"""What gradient-based algorithms share: a task reduced, a start, the inner loop, the query loss."""
+"""What gradient-based algorithms share: adaptation to one task, and the gradient through it."""
 
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypedDict
 
 import jax
 import numpy as np
@@ -17,140 +18,161 @@ from metajax.tree import combine, path_name, paths, select
 from metajax.types import (
     AdaptInfo,
     Batch,
+    InitFn,
     Key,
     LossFn,
+    MetaAlgorithm,
     MetaInfo,
     Params,
-    Reduce,
-    Start,
+    Reparametrize,
     Task,
 )
 
 # Keys of the independent uses of one task's key.
-START, INNER, QUERY = range(3)
+INIT, INNER, QUERY = range(3)
 
 Optimizer: TypeAlias = optax.GradientTransformation
 
 
-class Adaptation(NamedTuple):
-    """Adapting to a task, and judging the result; pure, differentiable functions of ONE task.
+class Engine(TypedDict, total=False):
+    """How the inner loop is computed and differentiated; see `metajax.maml`."""
+
+    first_order: bool
+    low_memory: bool
+    unroll: bool
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """Adaptation to one task; its methods are pure and differentiable.
 
     Attributes:
-        adapt: `(optimizer, params, support, rng) -> (adapted_params, AdaptInfo)`.
-        query_loss: `(optimizer, params, task, rng) -> (loss, MetaInfo)`, the loss on the query
-            set after adaptation. With `step_weights` [K], the sum of the losses after each step,
-            so weighted.
-    """
-
-    adapt: Callable[[Optimizer, Params, Batch, Key | None], tuple[Params, AdaptInfo]]
-    query_loss: Callable[..., tuple[jax.Array, MetaInfo]]
-
-
-def adaptation(
-    loss_fn: LossFn,
-    num_steps: int,
-    *,
-    first_order: bool = False,
-    low_memory: bool = False,
-    unroll: bool = False,
-    adapted: Callable[[str], bool] | None = None,
-    reduce: Reduce | None = None,
-    start: Start | None = None,
-    make_loop: Callable[[InnerLoss], InnerLoop] | None = None,
-) -> Adaptation:
-    """Composes an algorithm's adaptation; see `metajax.maml` for the arguments.
-
-    With `make_loop`, an algorithm brings an inner loop of its own.
+        loss_fn: `(params, batch, rng) -> (loss, aux)`.
+        num_steps: inner steps, K >= 0.
+        first_order: see `metajax.maml`, as for all that follow.
+        low_memory: exact second order in less memory.
+        unroll: compile the inner steps one after the other.
+        trainable: predicate on a parameter's path; true if the inner loop updates it.
+        reparametrize: expresses the task in fewer parameters.
+        init_fn: where the inner loop starts.
+        make_loop: an inner loop of the algorithm's own, in place of `inner_loop`.
 
     Raises:
-        ValueError: num_steps is below 0; once it is used, `adapted` is true of no parameter.
+        ValueError: num_steps is below 0; once it is used, `trainable` is true of no parameter.
         TypeError: once it is used, loss_fn does not return a scalar loss and aux.
 
     Examples:
         >>> import jax.numpy as jnp, metajax, optax
-        >>> from metajax.algorithms.adaptation import adaptation
+        >>> from metajax.algorithms.adaptation import Adaptation
         >>> def loss_fn(params, batch, rng):
         ...     return jnp.sum((params - batch) ** 2) / 2, {}
-        >>> learner = adaptation(loss_fn, num_steps=1)
+        >>> adaptation = Adaptation(loss_fn, num_steps=1)
         >>> task = metajax.Task(support=jnp.ones(1), query=jnp.ones(1))
-        >>> float(learner.query_loss(optax.sgd(0.5), jnp.zeros(1), task, None)[0])
+        >>> float(adaptation.query_loss(optax.sgd(0.5), jnp.zeros(1), task, None)[0])
         0.125
     """
 
-    def inner_loss(changed: Params, frozen: Params, batch: Batch, rng: Key | None) -> jax.Array:
-        return loss_and_aux(loss_fn(combine(changed, frozen), batch, rng))[0]
+    loss_fn: LossFn
+    num_steps: int
+    first_order: bool = False
+    low_memory: bool = False
+    unroll: bool = False
+    trainable: Callable[[str], bool] | None = None
+    reparametrize: Reparametrize | None = None
+    init_fn: InitFn | None = None
+    make_loop: Callable[[InnerLoss], InnerLoop] | None = None
 
-    if start is not None and low_memory:
-        start = jax.checkpoint(start)
-    make_loop = make_loop or functools.partial(
-        inner_loop,
-        num_steps=num_steps,
-        first_order=first_order,
-        low_memory=low_memory,
-        unroll=unroll,
-    )
-    loop = make_loop(inner_loss)
-
-    def solve(
-        optimizer: Optimizer,
-        params: Params,
-        support: Batch,
-        rng: Key | None,
-        watch: Callable[[Params], Any] | None = None,
-    ) -> tuple[Params, AdaptInfo, Any]:
-        if start is not None:
-            params = start(params, support, fold_in(rng, START))
-        params = check_params(params)
-        changed, frozen = select(params, adapted or (lambda path: True))
-        if num_steps and not jax.tree.leaves(changed):
-            known = ", ".join(sorted(paths(params))[:8])
-            raise ValueError(
-                f"adapted (or ANIL's head) is true of none of {known}: an inner step would change "
-                "nothing"
-            )
-        if num_steps:
-            _check_floats(changed)
-        changed, info, watched = loop(
-            optimizer,
-            changed,
-            frozen,
-            support,
-            fold_in(rng, INNER),
-            watch=watch and (lambda changed: watch(combine(changed, frozen))),
-        )
-        return combine(changed, frozen), info, watched
+    def __post_init__(self) -> None:
+        self._loop()  # It checks the number of steps.
 
     def adapt(
-        optimizer: Optimizer, params: Params, support: Batch, rng: Key | None
+        self, optimizer: Optimizer, params: Params, support: Batch, rng: Key | None
     ) -> tuple[Params, AdaptInfo]:
-        if reduce is None:
-            return solve(optimizer, params, support, rng)[:2]
-        params, task, restore = reduce(params, Task(support, None))
-        params, info, _ = solve(optimizer, params, task.support, rng)
-        return restore(params), info
+        """Returns the parameters after the inner steps, and the losses before each of them."""
+        if self.reparametrize is None:
+            return self._solve(optimizer, params, support, rng)[:2]
+        params, task, undo = self.reparametrize(params, Task(support, None))
+        params, info, _ = self._solve(optimizer, params, task.support, rng)
+        return undo(params), info
 
     def query_loss(
+        self,
         optimizer: Optimizer,
         params: Params,
         task: Task,
         rng: Key | None,
         step_weights: jax.Array | None = None,
     ) -> tuple[jax.Array, MetaInfo]:
-        if reduce is not None:
-            params, task, _ = reduce(params, task)
+        """Returns the loss on the query set after adaptation.
 
-        def judge(params: Params) -> tuple[jax.Array, Any]:
-            return loss_and_aux(loss_fn(params, task.query, fold_in(rng, QUERY)))
+        With `step_weights` [K], it is the weighted sum of the losses after each step.
+        """
+        if self.reparametrize is not None:
+            params, task, _ = self.reparametrize(params, task)
+
+        def loss_of(params: Params) -> tuple[jax.Array, Any]:
+            return loss_and_aux(self.loss_fn(params, task.query, fold_in(rng, QUERY)))
 
         if step_weights is None:
-            params, info, _ = solve(optimizer, params, task.support, rng)
-            loss, aux = judge(params)
+            params, info, _ = self._solve(optimizer, params, task.support, rng)
+            loss, aux = loss_of(params)
             return loss, MetaInfo(loss, aux, info.support_loss)
-        _, info, judged = solve(optimizer, params, task.support, rng, judge)
-        loss, aux = jax.tree.map(lambda leaf: leaf[-1], judged)
-        return widen(judged[0]) @ step_weights, MetaInfo(loss, aux, info.support_loss)
+        _, info, per_step = self._solve(optimizer, params, task.support, rng, loss_of)
+        loss, aux = jax.tree.map(lambda leaf: leaf[-1], per_step)
+        return widen(per_step[0]) @ step_weights, MetaInfo(loss, aux, info.support_loss)
 
-    return Adaptation(adapt, query_loss)
+    def algorithm(
+        self, optimizer: Optimizer, init: Callable[[Params], Params] = lambda params: params
+    ) -> MetaAlgorithm:
+        """Returns the algorithm whose meta-gradient is that of `query_loss`."""
+        differentiated = self.num_steps and not self.first_order and self.make_loop is None
+        return MetaAlgorithm(
+            init=init,
+            adapt=functools.partial(self.adapt, optimizer),
+            meta_grad=meta_gradient(
+                functools.partial(self.query_loss, optimizer),
+                through=optimizer if differentiated else None,
+            ),
+        )
+
+    def _loop(self) -> InnerLoop:
+        def inner_loss(updated: Params, rest: Params, batch: Batch, rng: Key | None) -> jax.Array:
+            return loss_and_aux(self.loss_fn(combine(updated, rest), batch, rng))[0]
+
+        if self.make_loop is not None:
+            return self.make_loop(inner_loss)
+        return inner_loop(
+            inner_loss,
+            self.num_steps,
+            first_order=self.first_order,
+            low_memory=self.low_memory,
+            unroll=self.unroll,
+        )
+
+    def _solve(
+        self,
+        optimizer: Optimizer,
+        params: Params,
+        support: Batch,
+        rng: Key | None,
+        per_step_fn: Callable[[Params], Any] | None = None,
+    ) -> tuple[Params, AdaptInfo, Any]:
+        if self.init_fn is not None:
+            init_fn = jax.checkpoint(self.init_fn) if self.low_memory else self.init_fn
+            params = init_fn(params, support, fold_in(rng, INIT))
+        params = check_params(params)
+        updated, rest = select(params, self.trainable or (lambda path: True))
+        if self.num_steps:
+            _check_trainable(updated, params)
+        updated, info, seen = self._loop()(
+            optimizer,
+            updated,
+            rest,
+            support,
+            fold_in(rng, INNER),
+            per_step_fn=per_step_fn and (lambda updated: per_step_fn(combine(updated, rest))),
+        )
+        return combine(updated, rest), info, seen
 
 
 def meta_gradient(
@@ -194,11 +216,17 @@ def _warn_of_infinite_slope(optimizer: Optimizer) -> None:
         )
 
 
-def _check_floats(adapted: Params) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(adapted):
+def _check_trainable(updated: Params, params: Params) -> None:
+    if not jax.tree.leaves(updated):
+        known = ", ".join(sorted(paths(params))[:8])
+        raise ValueError(
+            f"trainable (or ANIL's head) is true of none of {known}: an inner step would change "
+            "nothing"
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(updated):
         if not is_float(leaf):
             raise TypeError(
                 f"params: leaf {path_name(path)!r} is {leaf.dtype}, and inner steps change only "
-                "floating-point parameters; leave it out with `adapted`, or keep it out of params "
-                "(flax.nnx: `nnx.split(model, nnx.Param, ...)`)"
+                "floating-point parameters; leave it out with `trainable`, or keep it out of "
+                "params (flax.nnx: `nnx.split(model, nnx.Param, ...)`)"
             )

@@ -1,13 +1,13 @@
 """How the meta-gradient passes through the gradient of an inner step.
 
-Both engines are exact; they differ in what they keep and what they compute:
+Both engines are exact; they differ in what they store and what they compute:
 
 - reverse: JAX differentiates the gradient's own backward pass. It keeps the activations of every
   inner step, forward and backward.
 - forward over reverse: the derivative of an inner gradient along a cotangent v is a
   Hessian-vector product, for the Hessian is symmetric, and that is one `jvp` of the gradient
   (Pearlmutter 1994). It keeps the parameters of an inner step and nothing else, and computes the
-  step's gradient a second time. `replay` then keeps them of a few steps only.
+  step's gradient a second time. `checkpointed_scan` then keeps them of a few steps only.
 """
 
 from collections.abc import Callable
@@ -56,10 +56,10 @@ def forward_over_reverse(loss_fn: InnerLoss) -> InnerGrad:
     def plain(adapted: Params, smooth: Any, rest: Any) -> tuple[jax.Array, Params]:
         return jax.value_and_grad(loss_of)(adapted, smooth, rest)
 
-    def keep(adapted: Params, smooth: Any, rest: Any) -> tuple[Any, Any]:
+    def fwd(adapted: Params, smooth: Any, rest: Any) -> tuple[Any, Any]:
         return plain(adapted, smooth, rest), (adapted, smooth, rest)
 
-    def hessian_vector_product(residuals: Any, cotangents: Any) -> tuple[Params, Any, None]:
+    def bwd(residuals: Any, cotangents: Any) -> tuple[Params, Any, None]:
         adapted, smooth, rest = residuals
         _, direction = cotangents  # The loss is only looked at.
         gradient = jax.grad(loss_of, argnums=(0, 1))
@@ -70,7 +70,7 @@ def forward_over_reverse(loss_fn: InnerLoss) -> InnerGrad:
         return to_adapted, to_smooth, None
 
     gradient = jax.custom_vjp(plain)
-    gradient.defvjp(keep, hessian_vector_product)
+    gradient.defvjp(fwd, bwd)
 
     def run(
         adapted: Params, frozen: Params, batch: Batch, rng: Key | None
@@ -86,7 +86,7 @@ def forward_over_reverse(loss_fn: InnerLoss) -> InnerGrad:
 Step = Callable[[Any, jax.Array], tuple[Any, Any]]
 
 
-def replay(step: Step, state: Any, count: int, every: int) -> tuple[Any, Any]:
+def checkpointed_scan(step: Step, state: Any, count: int, every: int) -> tuple[Any, Any]:
     """`jax.lax.scan` over 0 .. count - 1 that keeps few states for its backward pass.
 
     Besides the first state it keeps those before the steps `every`, 2 `every`, ...; going back, it
@@ -105,7 +105,7 @@ def replay(step: Step, state: Any, count: int, every: int) -> tuple[Any, Any]:
     open_step, constants = _without_closure(step, state)
     kept_count = (count - 1) // every
 
-    def keep(floats: Any, others: Any) -> tuple[Any, Any]:
+    def fwd(floats: Any, others: Any) -> tuple[Any, Any]:
         start, constants = combine(floats, others)
 
         def body(carry: Any, index: jax.Array) -> tuple[Any, Any]:
@@ -119,7 +119,7 @@ def replay(step: Step, state: Any, count: int, every: int) -> tuple[Any, Any]:
         (state, kept), seen = jax.lax.scan(body, (start, kept), jnp.arange(count))
         return (state, seen), (floats, others, kept)
 
-    def go_back(residuals: Any, cotangents: Any) -> tuple[Any, None]:
+    def bwd(residuals: Any, cotangents: Any) -> tuple[Any, None]:
         (floats, constant_floats), others, kept = residuals
         start, constants = combine((floats, constant_floats), others)
 
@@ -151,8 +151,8 @@ def replay(step: Step, state: Any, count: int, every: int) -> tuple[Any, Any]:
         carry = (to_state, jax.tree.map(jnp.zeros_like, constant_floats))
         return jax.lax.scan(back, carry, (jnp.arange(count), to_seen), reverse=True)[0], None
 
-    run = jax.custom_vjp(lambda floats, others: keep(floats, others)[0])
-    run.defvjp(keep, go_back)
+    run = jax.custom_vjp(lambda floats, others: fwd(floats, others)[0])
+    run.defvjp(fwd, bwd)
     return run(*partition((state, constants), is_float))
 
 

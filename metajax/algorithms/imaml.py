@@ -8,12 +8,21 @@ import jax
 import optax
 from jax.scipy.sparse.linalg import cg
 
-from metajax.algorithms.adaptation import adaptation, meta_gradient
+from metajax.algorithms.adaptation import Adaptation
 from metajax.algorithms.hypergrad import InnerLoss
 from metajax.algorithms.inner_loop import InnerLoop, inner_loop
 from metajax.dtypes import is_float, narrow, widen
 from metajax.tree import combine, partition
-from metajax.types import AdaptInfo, Batch, Key, LossFn, MetaAlgorithm, Params, Reduce, Start
+from metajax.types import (
+    AdaptInfo,
+    Batch,
+    InitFn,
+    Key,
+    LossFn,
+    MetaAlgorithm,
+    Params,
+    Reparametrize,
+)
 
 Solver = Literal["cg", "neumann"]
 
@@ -23,40 +32,40 @@ def imaml(
     inner_optimizer: optax.GradientTransformation,
     num_steps: int,
     *,
-    strength: float = 1.0,
+    prox_weight: float = 1.0,
     solver: Solver = "cg",
     solver_steps: int = 5,
     unroll: bool = False,
-    adapted: Callable[[str], bool] | None = None,
-    reduce: Reduce | None = None,
-    start: Start | None = None,
+    trainable: Callable[[str], bool] | None = None,
+    reparametrize: Reparametrize | None = None,
+    init_fn: InitFn | None = None,
 ) -> MetaAlgorithm:
-    """Adapts under a pull back to the start, and differentiates where that ends, not how.
+    """MAML with a proximal inner objective, differentiated implicitly at its solution.
 
-    The inner loop descends `support loss + strength / 2 |adapted - start|^2` (equation 3); at
-    its minimum the meta-gradient is `(I + H / strength)^-1` times the gradient of the query loss
-    there (lemma 1), H being the Hessian of the support loss. Nothing of the inner steps is kept.
+    The inner loop minimises `support loss + prox_weight / 2 |params - start|^2` (equation 3). At
+    the minimum the meta-gradient is `(I + H / prox_weight)^-1` times the gradient of the query
+    loss there (lemma 1), where H is the Hessian of the support loss. No inner step is stored.
 
     Args:
         loss_fn: `(params, batch, rng) -> (loss, aux)`.
         inner_optimizer: any optax optimizer.
-        num_steps: K; enough to come near the minimum, for the meta-gradient is that of the
-            minimum.
-        strength: lambda, > 0.
-        solver: "cg", conjugate gradient, or "neumann", the series sum (-H / strength)^i, which
-            converges only where H is smaller than the strength.
+        num_steps: K; enough steps to come near the minimum, because the meta-gradient is that of
+            the minimum.
+        prox_weight: lambda, > 0.
+        solver: "cg", conjugate gradient, or "neumann", the series sum (-H / prox_weight)^i, which
+            converges only where H is smaller than the prox_weight.
         solver_steps: how many Hessian-vector products.
         unroll: as for `metajax.maml`.
-        adapted: as for `metajax.maml`; what is not adapted gets its meta-gradient through the
+        trainable: as for `metajax.maml`; the other parameters get their meta-gradient through the
             minimum too.
-        reduce: as for `metajax.maml`.
-        start: as for `metajax.maml`.
+        reparametrize: as for `metajax.maml`.
+        init_fn: as for `metajax.maml`.
 
     Returns:
         A MetaAlgorithm whose meta_params are the params given.
 
     Raises:
-        ValueError: num_steps or solver_steps is below 1, strength not above 0, or solver neither
+        ValueError: num_steps or solver_steps is below 1, prox_weight not above 0, or solver neither
             of the two.
         TypeError: once it is used, loss_fn does not return a scalar loss and aux.
 
@@ -69,8 +78,8 @@ def imaml(
         >>> round(float(algorithm.meta_grad(jnp.zeros(1), task, None)[0][0]), 3)
         -0.25
     """
-    if strength <= 0:
-        raise ValueError(f"strength is {strength}: give a number above 0")
+    if prox_weight <= 0:
+        raise ValueError(f"prox_weight is {prox_weight}: give a number above 0")
     if num_steps < 1 or solver_steps < 1:
         raise ValueError(
             f"num_steps is {num_steps} and solver_steps is {solver_steps}: give 1 or more of both"
@@ -82,22 +91,26 @@ def imaml(
     )
 
     def make_loop(inner_loss: InnerLoss) -> InnerLoop:
-        return _implicit_loop(inner_loss, num_steps, strength, solve, unroll)
+        return _implicit_loop(inner_loss, num_steps, prox_weight, solve, unroll)
 
-    learner = adaptation(
-        loss_fn, num_steps, make_loop=make_loop, adapted=adapted, reduce=reduce, start=start
-    )
-    return MetaAlgorithm(
-        init=lambda params: params,
-        adapt=functools.partial(learner.adapt, inner_optimizer),
-        meta_grad=meta_gradient(functools.partial(learner.query_loss, inner_optimizer)),
-    )
+    return Adaptation(
+        loss_fn,
+        num_steps,
+        trainable=trainable,
+        reparametrize=reparametrize,
+        init_fn=init_fn,
+        make_loop=make_loop,
+    ).algorithm(inner_optimizer)
 
 
 def _implicit_loop(
-    loss_fn: InnerLoss, num_steps: int, strength: float, solve: Callable[..., Any], unroll: bool
+    loss_fn: InnerLoss,
+    num_steps: int,
+    prox_weight: float,
+    solve: Callable[..., Any],
+    unroll: bool,
 ) -> InnerLoop:
-    """An inner loop whose derivative is that of the minimum it comes near; `watch` sees that."""
+    """An inner loop whose derivative is that of the minimum; `per_step_fn` is called there."""
     descend = inner_loop(loss_fn, num_steps, first_order=True, unroll=unroll)
 
     def run(
@@ -106,19 +119,19 @@ def _implicit_loop(
         frozen: Params,
         batch: Batch,
         rng: Key | None,
-        watch: Callable[[Params], Any] | None = None,
+        per_step_fn: Callable[[Params], Any] | None = None,
     ) -> tuple[Params, AdaptInfo, Any]:
         # start, the floats of frozen and batch, and what has no gradient.
         def minimum(start: Params, smooth: Any, rest: Any) -> tuple[Params, AdaptInfo]:
             (frozen, batch), rng = combine(smooth, rest[0]), rest[1]
-            pulled = optax.chain(_pull_to(start, strength), optimizer)
+            pulled = optax.chain(_pull_to(start, prox_weight), optimizer)
             return descend(pulled, start, frozen, batch, rng)[:2]
 
-        def keep(start: Params, smooth: Any, rest: Any) -> tuple[Any, Any]:
+        def fwd(start: Params, smooth: Any, rest: Any) -> tuple[Any, Any]:
             adapted, info = minimum(start, smooth, rest)
             return (adapted, info), (adapted, smooth, rest)
 
-        def through_minimum(residuals: Any, cotangents: Any) -> tuple[Params, Any, None]:
+        def bwd(residuals: Any, cotangents: Any) -> tuple[Params, Any, None]:
             adapted, smooth, rest = residuals
 
             def loss_of(adapted: Params, smooth: Any) -> jax.Array:
@@ -129,7 +142,7 @@ def _implicit_loop(
                 """The second derivatives along a direction: by adapted twice, and mixed."""
                 gradient = jax.grad(loss_of, argnums=(0, 1))
                 product = jax.jvp(lambda p: gradient(p, smooth), (adapted,), (direction,))[1]
-                return optax.tree.scale(1 / strength, product)
+                return optax.tree.scale(1 / prox_weight, product)
 
             def matrix(direction: Params) -> Params:
                 return widen(along(narrow(direction, adapted))[0])
@@ -139,19 +152,19 @@ def _implicit_loop(
             return to_start, optax.tree.scale(-1, along(to_start)[1]), None
 
         implicit = jax.custom_vjp(minimum)
-        implicit.defvjp(keep, through_minimum)
+        implicit.defvjp(fwd, bwd)
         smooth, rest = partition((frozen, batch), is_float)
         adapted, info = implicit(start, smooth, (rest, rng))
-        return adapted, info, watch and watch(adapted)
+        return adapted, info, per_step_fn and per_step_fn(adapted)
 
     return run
 
 
-def _pull_to(start: Params, strength: float) -> optax.GradientTransformation:
-    """Adds the gradient of `strength / 2 |params - start|^2`."""
+def _pull_to(start: Params, prox_weight: float) -> optax.GradientTransformation:
+    """Adds the gradient of `prox_weight / 2 |params - start|^2`."""
 
     def update(grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
-        pull = lambda grad, param, begin: grad + strength * (param - begin)  # noqa: E731
+        pull = lambda grad, param, begin: grad + prox_weight * (param - begin)  # noqa: E731
         return jax.tree.map(pull, grads, params, start), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.algorithms.hypergrad import InnerLoss, forward_over_reverse, replay, reverse
+from metajax.algorithms.hypergrad import InnerLoss, checkpointed_scan, forward_over_reverse, reverse
 from metajax.types import AdaptInfo, Batch, Key, Params
 
 # `low_memory` keeps the parameters before one inner step in this many.
@@ -25,9 +25,9 @@ class InnerLoop(Protocol):
         batch: Batch,
         rng: Key | None,
         /,
-        watch: Callable[[Params], Any] | None = ...,
+        per_step_fn: Callable[[Params], Any] | None = ...,
     ) -> tuple[Params, AdaptInfo, Any]:
-        """Returns the adapted parameters, the losses, and what `watch` saw after each step."""
+        """Returns the adapted parameters, the losses, and the results of `per_step_fn`."""
         ...
 
 
@@ -63,11 +63,12 @@ def inner_loop(
             more to compile.
 
     Returns:
-        `(optimizer, adapted, frozen, support, rng, watch) -> (adapted, AdaptInfo, watched)`,
-        differentiable. The optimizer is any of optax; its state starts afresh. It may hold what is
-        differentiated: learned rates, say. Adam needs `eps_root > 0` on the second-order path: the
-        second derivative of the square root is infinite where a gradient is exactly zero. `watch`
-        sees the adapted parameters after each step; its results are stacked, [K, ...].
+        `(optimizer, adapted, frozen, support, rng, per_step_fn) -> (adapted, AdaptInfo, seen)`,
+        differentiable. The optimizer is any of optax, with a new state. It may hold values that are
+        differentiated, such as learned rates. Adam needs `eps_root > 0` on the second-order path:
+        the second derivative of the square root is infinite where a gradient is exactly zero.
+        `per_step_fn` is called with the adapted parameters after each step; its results are
+        stacked, [K, ...].
 
     Raises:
         ValueError: num_steps is below 0.
@@ -93,7 +94,7 @@ def inner_loop(
         frozen: Params,
         batch: Batch,
         rng: Key | None,
-        watch: Callable[[Params], Any] | None = None,
+        per_step_fn: Callable[[Params], Any] | None = None,
     ) -> tuple[Params, AdaptInfo, Any]:
         if num_steps == 0:
             return adapted, AdaptInfo(jnp.zeros(0)), None
@@ -107,16 +108,16 @@ def inner_loop(
             loss, grads = gradient(point, frozen, batch, fold_in(rng, index))
             updates, opt_state = optimizer.update(grads, opt_state, point)
             adapted = optax.apply_updates(adapted, updates)
-            return (adapted, opt_state), (loss, watch and watch(adapted))
+            return (adapted, opt_state), (loss, per_step_fn and per_step_fn(adapted))
 
         start = jax.lax.stop_gradient(adapted) if first_order else adapted
         carry = (adapted, optimizer.init(start))
         # In first order nothing is kept of a step but what is seen of it.
-        if low_memory and (watch or not first_order):
-            (adapted, _), (losses, watched) = replay(step, carry, num_steps, _KEPT_EVERY)
+        if low_memory and (per_step_fn or not first_order):
+            (adapted, _), (losses, seen) = checkpointed_scan(step, carry, num_steps, _KEPT_EVERY)
         else:
             steps = jnp.arange(num_steps)
-            (adapted, _), (losses, watched) = jax.lax.scan(step, carry, steps, unroll=unroll)
-        return adapted, AdaptInfo(losses), watched
+            (adapted, _), (losses, seen) = jax.lax.scan(step, carry, steps, unroll=unroll)
+        return adapted, AdaptInfo(losses), seen
 
     return run

@@ -3,11 +3,11 @@
 For the inner loop to move the adapters alone, while the outer loop trains everything:
 
     from metajax.algorithms import lora
-    params = lora.init(params, rank=8, chosen=lambda path: path.endswith("qkv/kernel"), rng=key)
-    algorithm = metajax.maml(lora.loss(loss_fn), optax.sgd(0.1), 3, adapted=lora.is_adapter)
+    params = lora.init(params, rank=8, target=lambda path: path.endswith("qkv/kernel"), rng=key)
+    algorithm = metajax.maml(lora.loss(loss_fn), optax.sgd(0.1), 3, trainable=lora.is_adapter)
 
-A start or a reduction that was made for the plain parameters goes through `lora.start` and
-`lora.reduce`.
+An `init_fn` or a `reparametrize` for the plain parameters goes through `lora.init_fn` and
+`lora.reparametrize`.
 """
 
 from collections.abc import Callable
@@ -17,42 +17,43 @@ import jax
 import jax.numpy as jnp
 
 from metajax.tree import extend, select
-from metajax.types import Batch, Key, LossFn, Params, Reduce, Reduced, Start, Task
+from metajax.types import Batch, InitFn, Key, LossFn, Params, Reparametrize, Reparametrized, Task
 
 
 def init(
-    params: Params, *, rank: int, chosen: Callable[[str], bool], rng: Key, scale: float = 1.0
+    params: Params, *, rank: int, target: Callable[[str], bool], rng: Key, scale: float = 1.0
 ) -> Params:
     """Adds adapters that change nothing yet.
 
     Args:
         params: any pytree.
         rank: r > 0.
-        chosen: of a parameter's path, whether it gets an adapter; kernels `[..., in, out]`.
+        target: predicate on a parameter's path; true if it gets an adapter. These are kernels
+            `[..., in, out]`.
         rng: of the adapters' first factors.
         scale: of these factors' entries, times 1 / sqrt(in).
 
     Returns:
-        `{"base", "adapters"}`: of a chosen kernel the factors `{"down" [..., in, r], "up" [..., r,
+        `{"base", "adapters"}`: for each target the factors `{"down" [..., in, r], "up" [..., r,
         out]}`, the latter zero.
 
     Raises:
-        ValueError: nothing is chosen, a chosen parameter is no kernel, or rank < 1.
+        ValueError: there is no target, a target is not a kernel, or rank < 1.
 
     Examples:
         >>> import jax, jax.numpy as jnp
         >>> from metajax.algorithms import lora
         >>> plain = {"kernel": jnp.ones((6, 5)), "bias": jnp.zeros(5)}
         >>> params = lora.init(
-        ...     plain, rank=2, chosen=lambda path: path == "kernel", rng=jax.random.key(0))
+        ...     plain, rank=2, target=lambda path: path == "kernel", rng=jax.random.key(0))
         >>> params["adapters"]["kernel"]["down"].shape, params["adapters"]["kernel"]["up"].shape
         ((6, 2), (2, 5))
     """
-    kernels, treedef = jax.tree.flatten(select(params, chosen)[0])
+    kernels, treedef = jax.tree.flatten(select(params, target)[0])
     if not kernels or rank < 1 or min(kernel.ndim for kernel in kernels) < 2:
         raise ValueError(
-            f"rank is {rank} and {len(kernels)} parameters are chosen: give a rank of at least 1 "
-            "and choose kernels [..., in, out]"
+            f"rank is {rank} and there are {len(kernels)} targets: give a rank of at least 1 and "
+            "kernels [..., in, out]"
         )
 
     def factors(kernel: jax.Array, key: Key) -> Params:
@@ -66,7 +67,7 @@ def init(
 
 
 def is_adapter(path: str) -> bool:
-    """Whether a path is that of an adapter, for `adapted`.
+    """Whether a path is that of an adapter, for `trainable`.
 
     Args:
         path: of a parameter in what `init` returns.
@@ -120,9 +121,9 @@ def loss(loss_fn: LossFn) -> LossFn:
         >>> def loss_fn(params, batch, rng):
         ...     return jnp.mean((batch @ params["kernel"]) ** 2), {}
         >>> algorithm = metajax.maml(
-        ...     lora.loss(loss_fn), optax.sgd(0.1), num_steps=2, adapted=lora.is_adapter)
+        ...     lora.loss(loss_fn), optax.sgd(0.1), num_steps=2, trainable=lora.is_adapter)
         >>> params = lora.init(
-        ...     {"kernel": jnp.eye(4)}, rank=1, chosen=lambda path: True, rng=jax.random.key(0))
+        ...     {"kernel": jnp.eye(4)}, rank=1, target=lambda path: True, rng=jax.random.key(0))
         >>> adapted, info = algorithm.adapt(params, jnp.eye(4), None)
         >>> bool((adapted["base"]["kernel"] == jnp.eye(4)).all()), info.support_loss.shape
         (True, (2,))
@@ -134,59 +135,63 @@ def loss(loss_fn: LossFn) -> LossFn:
     return adapted_loss
 
 
-def start(start: Start) -> Start:
-    """A start of plain parameters for those with adapters; what it adds (a head) joins the base.
+def init_fn(init_fn: InitFn) -> InitFn:
+    """Makes an `init_fn` of plain parameters one of parameters with adapters.
+
+    What it adds (a head) joins the base.
 
     Args:
-        start: `(params, support, rng) -> params`, as `metajax.maml` takes it.
+        init_fn: `(params, support, rng) -> params`, as `metajax.maml` takes it.
 
     Returns:
-        The same, of what `init` returns.
+        The same for what `init` returns.
 
     Examples:
         >>> import jax.numpy as jnp
         >>> from metajax.algorithms import lora
-        >>> begin = lora.start(lambda params, support, rng: {**params, "head": jnp.zeros(2)})
+        >>> with_head = lora.init_fn(lambda params, support, rng: {**params, "head": jnp.zeros(2)})
         >>> params = {"base": {"bias": jnp.ones(3)}, "adapters": {"bias": None}}
-        >>> sorted(begin(params, {}, None)["base"])
+        >>> sorted(with_head(params, {}, None)["base"])
         ['bias', 'head']
     """
 
-    def adapted_start(params: Params, support: Batch, rng: Key | None) -> Params:
-        begun = start(merge(params), support, rng)
-        added = {key: value for key, value in begun.items() if key not in params["base"]}
+    def of_adapted(params: Params, support: Batch, rng: Key | None) -> Params:
+        plain = init_fn(merge(params), support, rng)
+        added = {key: value for key, value in plain.items() if key not in params["base"]}
         return {**params, "base": {**params["base"], **added}}
 
-    return adapted_start
+    return of_adapted
 
 
-def reduce(reduce: Reduce) -> Reduce:
-    """A reduction of plain parameters for those with adapters; it must leave adapted kernels be.
+def reparametrize(reparametrize: Reparametrize) -> Reparametrize:
+    """Makes a `reparametrize` of plain parameters one of parameters with adapters.
+
+    It must not change kernels that have an adapter.
 
     Args:
-        reduce: `(params, task) -> (params, task, restore)`, as `metajax.maml` takes it.
+        reparametrize: `(params, task) -> (params, task, undo)`, as `metajax.maml` takes it.
 
     Returns:
-        The same, of what `init` returns.
+        The same for what `init` returns.
 
     Examples:
         >>> import jax.numpy as jnp, metajax
         >>> from metajax.algorithms import lora
         >>> def two_rows(params, task):
-        ...     restore = lambda few: {"rows": params["rows"].at[:2].set(few["rows"])}
-        ...     return {"rows": params["rows"][:2]}, task, restore
+        ...     undo = lambda few: {"rows": params["rows"].at[:2].set(few["rows"])}
+        ...     return {"rows": params["rows"][:2]}, task, undo
         >>> params = {"base": {"rows": jnp.ones(3)}, "adapters": {"rows": None}}
-        >>> params, _, restore = lora.reduce(two_rows)(params, metajax.Task({}, {}))
-        >>> params["base"]["rows"].shape, restore(params)["base"]["rows"].shape
+        >>> params, _, undo = lora.reparametrize(two_rows)(params, metajax.Task({}, {}))
+        >>> params["base"]["rows"].shape, undo(params)["base"]["rows"].shape
         ((2,), (3,))
     """
 
-    def adapted_reduce(params: Params, task: Task) -> Reduced:
-        base, task, restore = reduce(params["base"], task)
+    def of_adapted(params: Params, task: Task) -> Reparametrized:
+        base, task, undo = reparametrize(params["base"], task)
         return (
             {**params, "base": base},
             task,
-            lambda adapted: {**adapted, "base": restore(adapted["base"])},
+            lambda adapted: {**adapted, "base": undo(adapted["base"])},
         )
 
-    return adapted_reduce
+    return of_adapted

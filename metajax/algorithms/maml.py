@@ -1,13 +1,12 @@
 """Model-agnostic meta-learning (Finn, Abbeel & Levine 2017, arXiv:1703.03400)."""
 
-import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Unpack
 
 import optax
 
-from metajax.algorithms.adaptation import adaptation, meta_gradient
-from metajax.types import LossFn, MetaAlgorithm, Reduce, Start
+from metajax.algorithms.adaptation import Adaptation, Engine
+from metajax.types import InitFn, LossFn, MetaAlgorithm, Reparametrize
 
 
 def maml(
@@ -18,9 +17,9 @@ def maml(
     first_order: bool = False,
     low_memory: bool = False,
     unroll: bool = False,
-    adapted: Callable[[str], bool] | None = None,
-    reduce: Reduce | None = None,
-    start: Start | None = None,
+    trainable: Callable[[str], bool] | None = None,
+    reparametrize: Reparametrize | None = None,
+    init_fn: InitFn | None = None,
 ) -> MetaAlgorithm:
     """Learns an initialisation from which few gradient steps solve a task.
 
@@ -39,20 +38,20 @@ def maml(
             then not close over anything that depends on the meta-parameters.
         unroll: compile the inner steps one after the other in place of a loop: a tenth faster on a
             CPU, more to compile.
-        adapted: of a parameter's path (`layers/qkv/kernel`), whether the inner steps change it;
-            by default they change all. The outer loop trains the others too.
-        reduce: `(params, task) -> (params, task, restore)`: the same task in terms of fewer
-            parameters, what the inner steps cannot change computed once. `restore` puts the
-            adapted ones back.
-        start: `(params, support, rng) -> params`, where the inner loop starts if that is
-            not at the meta-parameters themselves: a head made of the support set's class
-            prototypes, for instance. It is differentiated through.
+        trainable: predicate on a parameter's path (`layers/qkv/kernel`); true if the inner loop
+            updates it. By default it updates all. The outer loop trains the others too.
+        reparametrize: `(params, task) -> (params, task, undo)`: the same task in terms of fewer
+            parameters, so that what the inner steps cannot change is computed once.
+            `undo(params)` returns to the original ones.
+        init_fn: `(params, support, rng) -> params`, where the inner loop starts. By default it
+            starts at the meta-parameters; a head made of class prototypes is another start. The
+            meta-gradient passes through it.
 
     Returns:
         A MetaAlgorithm whose meta_params are the params given.
 
     Raises:
-        ValueError: num_steps is below 0; once it is used, `adapted` is true of no parameter.
+        ValueError: num_steps is below 0; once it is used, `trainable` is true of no parameter.
         TypeError: once it is used, loss_fn does not return a scalar loss and aux.
 
     Examples:
@@ -65,24 +64,16 @@ def maml(
         >>> grads
         Array([-0.25, -0.25], dtype=float32)
     """
-    learner = adaptation(
+    return Adaptation(
         loss_fn,
         num_steps,
         first_order=first_order,
         low_memory=low_memory,
         unroll=unroll,
-        adapted=adapted,
-        reduce=reduce,
-        start=start,
-    )
-    return MetaAlgorithm(
-        init=lambda params: params,
-        adapt=functools.partial(learner.adapt, inner_optimizer),
-        meta_grad=meta_gradient(
-            functools.partial(learner.query_loss, inner_optimizer),
-            through=None if first_order or not num_steps else inner_optimizer,
-        ),
-    )
+        trainable=trainable,
+        reparametrize=reparametrize,
+        init_fn=init_fn,
+    ).algorithm(inner_optimizer)
 
 
 def anil(
@@ -91,7 +82,9 @@ def anil(
     num_steps: int,
     *,
     head: Callable[[str], bool],
-    **settings: Any,
+    reparametrize: Reparametrize | None = None,
+    init_fn: InitFn | None = None,
+    **engine: Unpack[Engine],
 ) -> MetaAlgorithm:
     """Almost no inner loop: the inner steps change the head alone (Raghu et al. 2020).
 
@@ -101,8 +94,10 @@ def anil(
         loss_fn: as for `maml`.
         inner_optimizer: as for `maml`.
         num_steps: K >= 0.
-        head: of a parameter's path, whether it belongs to the head.
-        **settings: the others of `maml`.
+        head: predicate on a parameter's path; true if it belongs to the head.
+        reparametrize: as for `maml`.
+        init_fn: as for `maml`.
+        **engine: `first_order`, `low_memory` and `unroll`, as for `maml`.
 
     Returns:
         A MetaAlgorithm whose meta_params are the params given.
@@ -122,4 +117,12 @@ def anil(
         >>> float(adapted["body"][0]), float(adapted["head"][0])
         (1.0, 0.5)
     """
-    return maml(loss_fn, inner_optimizer, num_steps, adapted=head, **settings)
+    return maml(
+        loss_fn,
+        inner_optimizer,
+        num_steps,
+        trainable=head,
+        reparametrize=reparametrize,
+        init_fn=init_fn,
+        **engine,
+    )

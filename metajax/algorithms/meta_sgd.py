@@ -1,23 +1,24 @@
 """Learned inner rates: Meta-SGD (Li et al. 2017) and MAML++ (Antoniou et al. 2019)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.algorithms.adaptation import Adaptation, adaptation, meta_gradient
+from metajax.algorithms.adaptation import Adaptation, Engine, meta_gradient
 from metajax.tree import extend, mask
 from metajax.types import (
     AdaptInfo,
     Batch,
+    InitFn,
     Key,
     LossFn,
     MetaAlgorithm,
     MetaInfo,
     Params,
-    Reduce,
+    Reparametrize,
     Task,
 )
 
@@ -27,18 +28,22 @@ def meta_sgd(
     rate: float,
     num_steps: int,
     *,
-    reduce: Reduce | None = None,
-    **settings: Any,
+    trainable: Callable[[str], bool] | None = None,
+    reparametrize: Reparametrize | None = None,
+    init_fn: InitFn | None = None,
+    **engine: Unpack[Engine],
 ) -> MetaAlgorithm:
     """Learns the initialisation and a rate for each of its parameters (arXiv:1707.09835, eq. 1).
 
     Args:
         loss_fn: `(params, batch, rng) -> (loss, aux)`.
-        rate: where every rate starts; also that of parameters which `start` adds.
+        rate: where every rate starts; also that of parameters which `init_fn` adds.
         num_steps: K >= 0.
-        reduce: as for `metajax.maml`; the rates are reduced like the parameters.
-        **settings: `first_order`, `low_memory`, `unroll`, `adapted` and `start` of `metajax.maml`;
-            a start may add parameters, whose rate stays as it is, but not move any.
+        trainable: as for `metajax.maml`.
+        reparametrize: as for `metajax.maml`; the rates change in the same way.
+        init_fn: as for `metajax.maml`; it may add parameters, whose rate is not learned, but not
+            move any.
+        **engine: `first_order`, `low_memory` and `unroll`, as for `metajax.maml`.
 
     Returns:
         A MetaAlgorithm whose meta_params are `{"params", "rates"}`, the rates like the params.
@@ -62,10 +67,17 @@ def meta_sgd(
         return {"params": params, "rates": jax.tree.map(lambda p: jnp.full_like(p, rate), params)}
 
     def rates_for(rates: Params, task: Task) -> Params:
-        return rates if reduce is None else reduce(rates, task)[0]
+        return rates if reparametrize is None else reparametrize(rates, task)[0]
 
-    learner = adaptation(loss_fn, num_steps, reduce=reduce, **settings)
-    return _with_rates(learner, init, rate, rates_for=rates_for)
+    adaptation = Adaptation(
+        loss_fn,
+        num_steps,
+        trainable=trainable,
+        reparametrize=reparametrize,
+        init_fn=init_fn,
+        **engine,
+    )
+    return _with_rates(adaptation, init, rate, rates_for=rates_for)
 
 
 def maml_plus_plus(
@@ -77,7 +89,10 @@ def maml_plus_plus(
     multi_step: int = 0,
     first_order_until: int = 0,
     stacked: Callable[[str], bool] = lambda path: False,
-    **settings: Any,
+    low_memory: bool = False,
+    unroll: bool = False,
+    trainable: Callable[[str], bool] | None = None,
+    init_fn: InitFn | None = None,
 ) -> MetaAlgorithm:
     """MAML++ for networks without batch norm (Antoniou, Edwards & Storkey 2019, arXiv:1810.09502).
 
@@ -88,17 +103,21 @@ def maml_plus_plus(
 
     Args:
         loss_fn: `(params, batch, rng) -> (loss, aux)`.
-        rate: where every rate starts; also that of parameters which `start` adds.
+        rate: where every rate starts; also that of parameters which `init_fn` adds.
         num_steps: K >= 1.
         step: the outer step, from 0; None: all annealing is over.
         multi_step: outer steps over which the weights of the losses go from 1 / K each to the
             last loss alone, linearly.
         first_order_until: outer steps in first order, which neglects that a longer step changes the
             gradients of those that follow: rates can grow until the steps diverge.
-        stacked: of a parameter's path, whether its first axis is one of N layers, which then have
-            rates of their own; for `metajax.Bert`: `lambda path: path.startswith("layers/")`.
-        **settings: `low_memory`, `unroll`, `adapted` and `start` of `metajax.maml`, as for
-            `meta_sgd`. No `reduce`: a leaf's rate is one number, of which no rows can be taken.
+        stacked: predicate on a parameter's path; true if its first axis is one of N layers, each of
+            which then has its own rates; for `metajax.Bert`:
+            `lambda path: path.startswith("layers/")`.
+        low_memory: as for `metajax.maml`.
+        unroll: as for `metajax.maml`.
+        trainable: as for `metajax.maml`.
+        init_fn: as for `meta_sgd`. (There is no `reparametrize`: the rate of a leaf is one number,
+            of which no rows can be taken.)
 
     Returns:
         A MetaAlgorithm whose meta_params are `{"params", "rates"}`: for each leaf of the params a
@@ -106,8 +125,8 @@ def maml_plus_plus(
         takes the first K.
 
     Raises:
-        ValueError: a number is out of bounds, or a reduce is given; once it is used, meta_params
-            have rates of fewer steps than K.
+        ValueError: a number is out of bounds; once it is used, meta_params have rates of fewer
+            steps than K.
 
     Examples:
         >>> import jax.numpy as jnp, metajax
@@ -125,8 +144,6 @@ def maml_plus_plus(
     for name, value in {"multi_step": multi_step, "first_order_until": first_order_until}.items():
         if value < 0:
             raise ValueError(f"{name} is {value}: give a number of outer steps >= 0")
-    if settings.get("reduce") is not None:
-        raise ValueError("maml_plus_plus takes no reduce: a leaf's rate is one number")
 
     def rates(leaf: jax.Array, layers: bool) -> jax.Array:
         return jnp.full((num_steps, *leaf.shape[: int(layers)]), rate, leaf.dtype)
@@ -137,11 +154,13 @@ def maml_plus_plus(
     def variant(begin: int) -> MetaAlgorithm:
         """As it is from one of the annealings' ends on."""
         first_order = begin < first_order_until
-        learner = adaptation(loss_fn, num_steps, first_order=first_order, **settings)
+        adaptation = Adaptation(
+            loss_fn, num_steps, first_order, low_memory, unroll, trainable, init_fn=init_fn
+        )
         weights = None
         if step is not None and begin < multi_step:
             weights = _loss_weights(step, multi_step, num_steps)
-        return _with_rates(learner, init, rate, num_steps=num_steps, step_weights=weights)
+        return _with_rates(adaptation, init, rate, num_steps=num_steps, step_weights=weights)
 
     ends = sorted({multi_step, first_order_until} - {0})
     *early, last = [variant(begin) for begin in (0, *ends)]
@@ -163,7 +182,7 @@ def _loss_weights(step: Any, until: int, num_steps: int) -> jax.Array:
 
 
 def _with_rates(
-    learner: Adaptation,
+    adaptation: Adaptation,
     init: Callable[[Params], Params],
     rate: float,
     *,
@@ -180,13 +199,14 @@ def _with_rates(
             _check_steps(rates, num_steps)
 
         def update(grads: Params, step: jax.Array, params: Params = None) -> tuple[Params, Any]:
-            def move(found: Any, grad: jax.Array | None) -> jax.Array | None:
+            def move(leaf_rate: Any, grad: jax.Array | None) -> jax.Array | None:
                 if grad is None:  # Not adapted.
                     return None
-                if rates_for is None and jnp.ndim(found):
-                    found = found[step]
-                    found = found.reshape(found.shape + (1,) * (grad.ndim - found.ndim))
-                return -found * grad
+                if rates_for is None and jnp.ndim(leaf_rate):
+                    leaf_rate = leaf_rate[step]
+                    ones = (1,) * (grad.ndim - leaf_rate.ndim)
+                    leaf_rate = leaf_rate.reshape(leaf_rate.shape + ones)
+                return -leaf_rate * grad
 
             _check_rates(rates, grads)
             return jax.tree.map(move, extend(rates, grads, rate), grads), step + 1
@@ -195,11 +215,11 @@ def _with_rates(
 
     def adapt(meta_params: Params, support: Batch, rng: Key | None) -> tuple[Params, AdaptInfo]:
         params, rates = meta_params["params"], meta_params["rates"]
-        return learner.adapt(optimizer(rates, Task(support, None)), params, support, rng)
+        return adaptation.adapt(optimizer(rates, Task(support, None)), params, support, rng)
 
     def query_loss(meta_params: Params, task: Task, rng: Key | None) -> tuple[jax.Array, MetaInfo]:
         rates = optimizer(meta_params["rates"], task)
-        return learner.query_loss(rates, meta_params["params"], task, rng, step_weights)
+        return adaptation.query_loss(rates, meta_params["params"], task, rng, step_weights)
 
     return MetaAlgorithm(init, adapt, meta_gradient(query_loss))
 
@@ -207,7 +227,7 @@ def _with_rates(
 def _check_rates(rates: Params, grads: Params) -> None:
     if isinstance(rates, dict) and not rates.keys() <= grads.keys():
         lost = ", ".join(sorted(rates.keys() - grads.keys()))
-        raise ValueError(f"start has moved {lost}: its rates are learned where it stood")
+        raise ValueError(f"init_fn has moved {lost}: its rates are learned where it was")
 
 
 def _check_steps(rates: Params, num_steps: int) -> None:

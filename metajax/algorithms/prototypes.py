@@ -4,17 +4,16 @@
 tasks differ in size, `example_mask` [B] and `class_mask` [C].
 """
 
-import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.algorithms.adaptation import adaptation, meta_gradient
+from metajax.algorithms.adaptation import Adaptation, Engine
 from metajax.dtypes import widen
-from metajax.types import Batch, Key, MetaAlgorithm, Params, Reduce, Reduced, Task
+from metajax.types import Batch, Key, MetaAlgorithm, Params, Reparametrize, Reparametrized, Task
 
 Features = Callable[[Params, Batch, Key | None], jax.Array]
 
@@ -51,8 +50,9 @@ def proto_maml(
     inner_optimizer: optax.GradientTransformation,
     num_steps: int,
     *,
-    reduce: Reduce | None = None,
-    **settings: Any,
+    trainable: Callable[[str], bool] | None = None,
+    reparametrize: Reparametrize | None = None,
+    **engine: Unpack[Engine],
 ) -> MetaAlgorithm:
     """MAML from a head of prototypes (Triantafillou et al. 2020, arXiv:1903.03096, section 3).
 
@@ -65,9 +65,9 @@ def proto_maml(
         num_classes: C, the most classes of any task.
         inner_optimizer: any optax optimizer.
         num_steps: K >= 0.
-        reduce: as for `metajax.maml`, of the encoder's parameters.
-        **settings: `first_order`, `low_memory`, `unroll` and `adapted` of `metajax.maml`; paths
-            begin with `encoder/` or `head/`.
+        trainable: as for `metajax.maml`; paths begin with `encoder/` or `head/`.
+        reparametrize: as for `metajax.maml`, of the encoder's parameters.
+        **engine: `first_order`, `low_memory` and `unroll`, as for `metajax.maml`.
 
     Returns:
         A MetaAlgorithm whose meta_params are the params given; `adapt` gives `{"encoder", "head"}`.
@@ -85,32 +85,29 @@ def proto_maml(
         1.0
     """
 
-    def start(params: Params, support: Batch, rng: Key | None) -> Params:
+    def init_fn(params: Params, support: Batch, rng: Key | None) -> Params:
         mean_CxD = class_means(features(params, support, rng), support, num_classes)
         bias_C = -0.5 * jnp.square(mean_CxD).sum(1)
         return {"encoder": params, "head": {"kernel": mean_CxD.T, "bias": bias_C}}
 
-    def reduce_encoder(params: Params, task: Task) -> Reduced:
-        assert reduce is not None
-        params, task, restore = reduce(params, task)
-        return params, task, _restore_encoder(restore)
+    def encoder_alone(params: Params, task: Task) -> Reparametrized:
+        assert reparametrize is not None
+        params, task, undo = reparametrize(params, task)
+        return params, task, _undo_encoder(undo)
 
     def loss_fn(params: Params, batch: Batch, rng: Key | None) -> tuple[jax.Array, Any]:
         head = params["head"]
         logits_BxC = features(params["encoder"], batch, rng) @ head["kernel"] + head["bias"]
         return classify(logits_BxC, batch)
 
-    learner = adaptation(
-        loss_fn, num_steps, start=start, reduce=reduce and reduce_encoder, **settings
-    )
-    return MetaAlgorithm(
-        init=lambda params: params,
-        adapt=functools.partial(learner.adapt, inner_optimizer),
-        meta_grad=meta_gradient(
-            functools.partial(learner.query_loss, inner_optimizer),
-            through=None if settings.get("first_order") or not num_steps else inner_optimizer,
-        ),
-    )
+    return Adaptation(
+        loss_fn,
+        num_steps,
+        trainable=trainable,
+        reparametrize=reparametrize and encoder_alone,
+        init_fn=init_fn,
+        **engine,
+    ).algorithm(inner_optimizer)
 
 
 def leopard(
@@ -122,8 +119,9 @@ def leopard(
     *,
     width: int,
     rng: Key,
-    reduce: Reduce | None = None,
-    **settings: Any,
+    trainable: Callable[[str], bool] | None = None,
+    reparametrize: Reparametrize | None = None,
+    **engine: Unpack[Engine],
 ) -> MetaAlgorithm:
     """Classifiers of any number of classes, generated (Bansal et al. 2020, arXiv:1911.03863).
 
@@ -140,9 +138,9 @@ def leopard(
         num_steps: K >= 0.
         width: of the generated weights and of both networks.
         rng: of the two networks' initial weights.
-        reduce: as for `metajax.maml`, of the encoder's parameters.
-        **settings: `first_order`, `low_memory`, `unroll` and `adapted` of `metajax.maml`; paths
-            begin with `encoder/`, `projection/` or `head/`.
+        trainable: as for `metajax.maml`; paths begin with `encoder/`, `projection/` or `head/`.
+        reparametrize: as for `metajax.maml`, of the encoder's parameters.
+        **engine: `first_order`, `low_memory` and `unroll`, as for `metajax.maml`.
 
     Returns:
         A MetaAlgorithm whose meta_params are `{"encoder", "generator", "projection"}`; `adapt`
@@ -170,17 +168,17 @@ def leopard(
             "projection": _two_layers(keys[1], (feature_size, width, width)),
         }
 
-    def start(params: Params, support: Batch, rng: Key | None) -> Params:
+    def init_fn(params: Params, support: Batch, rng: Key | None) -> Params:
         features_BxD = features(params["encoder"], support, rng)
         generated_BxW = _apply_two_layers(params["generator"], features_BxD)
         mean_CxW = class_means(generated_BxW, support, num_classes)
         head = {"kernel": mean_CxW[:, :-1].T, "bias": mean_CxW[:, -1]}
         return {**{key: params[key] for key in ("encoder", "projection")}, "head": head}
 
-    def reduce_encoder(params: Params, task: Task) -> Reduced:
-        assert reduce is not None
-        encoder, task, restore = reduce(params["encoder"], task)
-        return {**params, "encoder": encoder}, task, _restore_encoder(restore)
+    def encoder_alone(params: Params, task: Task) -> Reparametrized:
+        assert reparametrize is not None
+        encoder, task, undo = reparametrize(params["encoder"], task)
+        return {**params, "encoder": encoder}, task, _undo_encoder(undo)
 
     def loss_fn(params: Params, batch: Batch, rng: Key | None) -> tuple[jax.Array, Any]:
         features_BxD = features(params["encoder"], batch, rng)
@@ -188,21 +186,18 @@ def leopard(
         head = params["head"]
         return classify(projected_BxW @ head["kernel"] + head["bias"], batch)
 
-    learner = adaptation(
-        loss_fn, num_steps, start=start, reduce=reduce and reduce_encoder, **settings
-    )
-    return MetaAlgorithm(
-        init=init,
-        adapt=functools.partial(learner.adapt, inner_optimizer),
-        meta_grad=meta_gradient(
-            functools.partial(learner.query_loss, inner_optimizer),
-            through=None if settings.get("first_order") or not num_steps else inner_optimizer,
-        ),
-    )
+    return Adaptation(
+        loss_fn,
+        num_steps,
+        trainable=trainable,
+        reparametrize=reparametrize and encoder_alone,
+        init_fn=init_fn,
+        **engine,
+    ).algorithm(inner_optimizer, init)
 
 
-def _restore_encoder(restore: Callable[[Params], Params]) -> Callable[[Params], Params]:
-    return lambda adapted: {**adapted, "encoder": restore(adapted["encoder"])}
+def _undo_encoder(undo: Callable[[Params], Params]) -> Callable[[Params], Params]:
+    return lambda adapted: {**adapted, "encoder": undo(adapted["encoder"])}
 
 
 def _two_layers(rng: Key, sizes: tuple[int, int, int]) -> Params:

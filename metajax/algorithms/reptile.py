@@ -5,18 +5,18 @@ import functools
 import jax
 import optax
 
-from metajax.algorithms.adaptation import QUERY, adaptation
+from metajax.algorithms.adaptation import QUERY, Adaptation
 from metajax.algorithms.checks import check_params, check_task, loss_and_aux
 from metajax.algorithms.inner_loop import fold_in
 from metajax.tree import extend
 from metajax.types import (
+    InitFn,
     Key,
     LossFn,
     MetaAlgorithm,
     MetaInfo,
     Params,
-    Reduce,
-    Start,
+    Reparametrize,
     Task,
 )
 
@@ -27,12 +27,12 @@ def reptile(
     num_steps: int,
     *,
     unroll: bool = False,
-    reduce: Reduce | None = None,
-    start: Start | None = None,
+    reparametrize: Reparametrize | None = None,
+    init_fn: InitFn | None = None,
 ) -> MetaAlgorithm:
     """Moves the initialisation towards each task's adapted parameters.
 
-    The meta-gradient is `start - adapted` (section 2 of the paper), so that outer SGD at rate
+    The meta-gradient is `params - adapted` (section 2 of the paper), so that outer SGD at rate
     epsilon is the paper's update. No second derivatives, and the query set is only looked at.
 
     Args:
@@ -40,8 +40,8 @@ def reptile(
         inner_optimizer: any optax optimizer.
         num_steps: K; with one step this is ordinary training, so use more.
         unroll: as for `metajax.maml`.
-        reduce: as for `metajax.maml`.
-        start: as for `metajax.maml`; what it adds to the parameters stays with the task.
+        reparametrize: as for `metajax.maml`.
+        init_fn: as for `metajax.maml`; what it adds to the parameters stays with the task.
 
     Returns:
         A MetaAlgorithm whose meta_params are the params given.
@@ -59,10 +59,15 @@ def reptile(
         >>> algorithm.meta_grad(jnp.zeros(1), task, None)[0]
         Array([-0.75], dtype=float32)
     """
-    learner = adaptation(
-        loss_fn, num_steps, first_order=True, unroll=unroll, reduce=reduce, start=start
+    adaptation = Adaptation(
+        loss_fn,
+        num_steps,
+        first_order=True,
+        unroll=unroll,
+        reparametrize=reparametrize,
+        init_fn=init_fn,
     )
-    adapt = functools.partial(learner.adapt, inner_optimizer)
+    adapt = functools.partial(adaptation.adapt, inner_optimizer)
 
     def meta_grad(params: Params, task: Task, rng: Key | None) -> tuple[Params, MetaInfo]:
         params = check_params(params)

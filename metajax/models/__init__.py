@@ -5,13 +5,13 @@ from metajax.models.files import hashes
 from metajax.models.losses import (
     classification_loss,
     masked_lm_loss,
-    prototype_start,
-    zero_start,
+    prototype_init,
+    zero_init,
 )
 from metajax.models.model import Bert, Outputs
 from metajax.models.notes import has_classifier
 from metajax.models.pretrained import from_pretrained, read_model, with_head
-from metajax.models.reduction import (
+from metajax.models.reparametrization import (
     compose,
     mentioned_rows,
     separate_layers,
@@ -30,12 +30,12 @@ __all__ = [
     "hashes",
     "masked_lm_loss",
     "mentioned_rows",
-    "prototype_start",
+    "prototype_init",
     "read_model",
     "save_config",
     "save_pretrained",
     "separate_layers",
     "upper_layers",
     "with_head",
-    "zero_start",
+    "zero_init",
 ]

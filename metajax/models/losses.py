@@ -1,4 +1,4 @@
-"""Losses of the contract `(params, batch, rng) -> (loss, aux)`, and starts for few-shot heads."""
+"""Losses of the contract `(params, batch, rng) -> (loss, aux)`, and initial few-shot heads."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ import optax
 from metajax.dtypes import at_least_float32
 from metajax.errors import InputError
 from metajax.models.model import Batch, Bert, Params
-from metajax.types import Start
+from metajax.types import InitFn
 
 LossFn = Callable[[Params, Batch, jax.Array | None], tuple[jax.Array, dict[str, Any]]]
 
@@ -79,12 +79,12 @@ def classification_loss(model: Bert) -> LossFn:
 
     Examples:
         >>> import jax, jax.numpy as jnp
-        >>> from metajax.models import Bert, BertConfig, classification_loss, zero_start
+        >>> from metajax.models import Bert, BertConfig, classification_loss, zero_init
         >>> model = Bert(BertConfig(9, hidden_size=12, num_hidden_layers=1), head="classification")
         >>> ids = jnp.ones((2, 5), int)
         >>> batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
         >>> batch["labels"] = jnp.array([0, 1])
-        >>> params = zero_start(model)(model.init(jax.random.key(0)), batch, None)
+        >>> params = zero_init(model)(model.init(jax.random.key(0)), batch, None)
         >>> loss, aux = classification_loss(model)(params, batch, None)
         >>> round(float(loss), 4), float(aux["accuracy"])
         (0.6931, 0.5)
@@ -116,7 +116,7 @@ def classification_loss(model: Bert) -> LossFn:
     return loss_fn
 
 
-def prototype_start(model: Bert) -> Start:
+def prototype_init(model: Bert) -> InitFn:
     """A head that begins as the nearest-prototype classifier of the support set.
 
     With c_k the mean feature of class k, the head has weights c_k and bias -|c_k|^2 / 2, so
@@ -135,18 +135,18 @@ def prototype_start(model: Bert) -> Start:
 
     Examples:
         >>> import jax, jax.numpy as jnp
-        >>> from metajax.models import Bert, BertConfig, prototype_start
+        >>> from metajax.models import Bert, BertConfig, prototype_init
         >>> config = BertConfig(vocab_size=9, hidden_size=12, num_hidden_layers=1)
         >>> model = Bert(config, head="classification", pooling="mean")
         >>> ids = jnp.array([[1, 2, 3, 4, 5], [6, 6, 7, 7, 8]])
         >>> support = {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
         >>> support["labels"] = jnp.array([1, 0])
-        >>> params = prototype_start(model)(model.init(jax.random.key(0)), support, None)
+        >>> params = prototype_init(model)(model.init(jax.random.key(0)), support, None)
         >>> params["classifier"]["kernel"].shape, model(params, support).logits.argmax(-1).tolist()
         ((1, 12, 2), [1, 0])
     """
 
-    def start(params: Params, support: Batch, rng: jax.Array | None) -> Params:
+    def init_fn(params: Params, support: Batch, rng: jax.Array | None) -> Params:
         features_BxH = model.features(params, support, rng)
         wide_BxH = features_BxH.astype(at_least_float32(features_BxH.dtype))
         onehot_BxC = jax.nn.one_hot(support["labels"], model.num_labels[0], dtype=wide_BxH.dtype)
@@ -157,10 +157,10 @@ def prototype_start(model: Bert) -> Start:
         bias_C = -0.5 * jnp.square(prototypes_HxC).sum(0)
         return _with_classifier(params, prototypes_HxC, bias_C)
 
-    return start
+    return init_fn
 
 
-def zero_start(model: Bert) -> Start:
+def zero_init(model: Bert) -> InitFn:
     """A head of zeros.
 
     Args:
@@ -172,21 +172,21 @@ def zero_start(model: Bert) -> Start:
 
     Examples:
         >>> import jax.numpy as jnp
-        >>> from metajax.models import Bert, BertConfig, zero_start
+        >>> from metajax.models import Bert, BertConfig, zero_init
         >>> model = Bert(BertConfig(vocab_size=9, hidden_size=12), num_labels=(3,))
-        >>> params = zero_start(model)({"embeddings": {"word": jnp.ones((9, 12))}}, None, None)
+        >>> params = zero_init(model)({"embeddings": {"word": jnp.ones((9, 12))}}, None, None)
         >>> params["classifier"]["kernel"].shape, params["classifier"]["bias"].tolist()
         ((1, 12, 3), [[0.0, 0.0, 0.0]])
     """
 
-    def start(params: Params, support: Batch, rng: jax.Array | None) -> Params:
+    def init_fn(params: Params, support: Batch, rng: jax.Array | None) -> Params:
         del support, rng
         classes = model.num_labels[0]
         return _with_classifier(
             params, jnp.zeros((model.config.hidden_size, classes)), jnp.zeros(classes)
         )
 
-    return start
+    return init_fn
 
 
 def _with_classifier(params: Params, kernel_HxC: jax.Array, bias_C: jax.Array) -> Params:

@@ -20,10 +20,10 @@ from metajax.models import (
     classification_loss,
     compose,
     mentioned_rows,
-    prototype_start,
+    prototype_init,
     separate_layers,
     upper_layers,
-    zero_start,
+    zero_init,
 )
 from metajax.runs.source import (
     Source,
@@ -32,7 +32,7 @@ from metajax.runs.source import (
     pooling_of,
     without_dropout,
 )
-from metajax.types import LossFn, MetaAlgorithm, Params, Reduce, Reduced, Start, Task
+from metajax.types import InitFn, LossFn, MetaAlgorithm, Params, Reparametrize, Reparametrized, Task
 
 # Features of this length make the prototypes' logits 10 times a cosine, near enough: the
 # temperature that few-shot classifiers on unit features commonly have.
@@ -77,7 +77,7 @@ class FewShot(NamedTuple):
     def algorithm(self, **changes: Any) -> MetaAlgorithm:
         """The algorithm with these settings, or with some of them changed."""
         inner = self.inner | changes
-        loss_fn, optimizer, adapted, shared = self._learner(inner)
+        loss_fn, optimizer, trainable, shared = self._learner(inner)
         steps, name = inner["inner_steps"], inner["algorithm"]
         if name == "reptile":
             return reptile(loss_fn, optimizer, steps, **shared._asdict())
@@ -87,19 +87,19 @@ class FewShot(NamedTuple):
             steps,
             first_order=name == "fomaml",
             low_memory=inner.get("low_memory", False),
-            adapted=adapted,
+            trainable=trainable,
             **shared._asdict(),
         )
 
     def curve(self, steps: int) -> Callable[[Params, Task], jax.Array]:
         """Compiled: query accuracy [E, steps + 1] of E tasks after 0, 1, ... inner steps."""
-        loss_fn, optimizer, adapted, shared = self._learner(self.inner)
-        step = maml(loss_fn, optimizer, 1, adapted=adapted)
+        loss_fn, optimizer, trainable, shared = self._learner(self.inner)
+        step = maml(loss_fn, optimizer, 1, trainable=trainable)
 
         def one(meta_params: Params, task: Task) -> jax.Array:
-            params, task, _ = shared.reduce(meta_params, task)
-            if shared.start is not None:
-                params = shared.start(params, task.support, None)
+            params, task, _ = shared.reparametrize(meta_params, task)
+            if shared.init_fn is not None:
+                params = shared.init_fn(params, task.support, None)
 
             def adapt(params: Params) -> Params:
                 return step.adapt(params, task.support, None)[0]
@@ -115,66 +115,67 @@ class FewShot(NamedTuple):
 
     def _learner(self, inner: dict[str, Any]) -> "_Learner":
         loss_fn = without_dropout(classification_loss(self.model))
-        prototypes = prototype_start(self.model)
+        prototypes = prototype_init(self.model)
         # Without dropout, as the loss.
         starts = {
             "prototypes": lambda params, support, rng: prototypes(params, support, None),
-            "zero": zero_start(self.model),
+            "zero": zero_init(self.model),
             "checkpoint": None,
         }
-        start: Any = starts[inner["head"]]
-        adapted = None
+        init_fn: Any = starts[inner["head"]]
+        trainable = None
         # A loop keeps memory down, and compilation short.
         slim = inner.get("low_memory", False) or self.model.remat
         fast = jax.default_backend() == "cpu" and not slim
-        reduce = mentioned_rows(self.model)
+        reparametrize = mentioned_rows(self.model)
         if inner["layers"] is not None:
-            reduce = upper_layers(self.model, inner["layers"])
+            reparametrize = upper_layers(self.model, inner["layers"])
         if inner["algorithm"] == "anil":
-            reduce, adapted = upper_layers(self.model, 0), _in_head
+            reparametrize, trainable = upper_layers(self.model, 0), _in_head
         if inner["lora"] is not None:
             # The blocks stay stacked, or the adapters' first factors would be others.
-            reduce = compose(reduce, with_adapters(inner["lora"]))
-            loss_fn, start, adapted = lora.loss(loss_fn), start and lora.start(start), _in_adapters
+            reparametrize = compose(reparametrize, with_adapters(inner["lora"]))
+            loss_fn, trainable = lora.loss(loss_fn), _in_adapters
+            init_fn = init_fn and lora.init_fn(init_fn)
         elif fast:
-            reduce = compose(separate_layers(), reduce)
+            reparametrize = compose(separate_layers(), reparametrize)
         unroll = fast and inner["inner_steps"] <= UNROLLED
         optimizer = optax.sgd(inner["inner_lr"])
-        return _Learner(loss_fn, optimizer, adapted, _Shared(unroll, reduce, start))
+        return _Learner(loss_fn, optimizer, trainable, _Shared(unroll, reparametrize, init_fn))
 
 
 class _Shared(NamedTuple):
     """What every algorithm takes; see `metajax.maml`."""
 
     unroll: bool
-    reduce: Reduce
-    start: Start | None
+    reparametrize: Reparametrize
+    init_fn: InitFn | None
 
 
 class _Learner(NamedTuple):
-    """What learns a task, and what of it adapts (None: all)."""
+    """What learns a task, and which parameters the inner loop updates (None: all)."""
 
     loss_fn: LossFn
     optimizer: optax.GradientTransformation
-    adapted: Callable[[str], bool] | None
+    trainable: Callable[[str], bool] | None
     shared: _Shared
 
 
-def with_adapters(rank: int) -> Reduce:
+def with_adapters(rank: int) -> Reparametrize:
     """The task in terms of low-rank adapters on the attention's kernels, merged in at its end.
 
     Their first factors are the same for every task and run: they are not trained, so that nothing
     but the plain parameters has to be kept.
     """
 
-    def reduce(params: Params, task: Task) -> Reduced:
+    def reparametrize(params: Params, task: Task) -> Reparametrized:
         rng = jax.random.key(0)
-        chosen = lora.init(
-            params, rank=rank, chosen=lambda path: path.endswith("qkv/kernel"), rng=rng
+        adapted = lora.init(
+            params, rank=rank, target=lambda path: path.endswith("qkv/kernel"), rng=rng
         )
-        return chosen, task, lora.merge
+        return adapted, task, lora.merge
 
-    return reduce
+    return reparametrize
 
 
 def _in_head(path: str) -> bool:

@@ -19,7 +19,7 @@ import pytest
 import metajax
 from metajax.algorithms import lora
 from metajax.tree import is_norm_or_bias, mask
-from metajax.types import LossFn, MetaAlgorithm, Params, Start
+from metajax.types import InitFn, LossFn, MetaAlgorithm, Params
 
 SGD = optax.sgd(0.05)
 LOSS = problems.mlp_loss
@@ -84,8 +84,8 @@ def head(path):
 
 def with_adapters():
     """Also of the second factors, which are zero at first."""
-    key, chosen = jax.random.key(4), lambda path: path == "first/kernel"
-    params = lora.init(problems.mlp_params(), rank=1, chosen=chosen, rng=key)
+    key, target = jax.random.key(4), lambda path: path == "first/kernel"
+    params = lora.init(problems.mlp_params(), rank=1, target=target, rng=key)
     params["adapters"]["first"]["kernel"]["up"] = jnp.linspace(-0.5, 0.5, 4)[None]
     return params
 
@@ -100,11 +100,11 @@ class Row(NamedTuple):
     algorithm: MetaAlgorithm
     num_steps: int = 3
     optimizer: optax.GradientTransformation = SGD
-    adapted: Callable[[str], bool] = lambda path: True
+    trainable: Callable[[str], bool] = lambda path: True
     exact: bool = True
     pull: float = 0.0  # Implicit MAML's, back to the start.
     loss: LossFn = LOSS
-    start: Start = lambda params, support, rng: params
+    init_fn: InitFn = lambda params, support, rng: params
     params: Callable[[], Params] = problems.mlp_params
 
     @property
@@ -115,12 +115,12 @@ class Row(NamedTuple):
 
 LEOPARD = {"width": 4, "rng": jax.random.key(5)}
 OF_ADAPTERS = {
-    "adapted": lambda path: path.startswith("adapters"),
+    "trainable": lambda path: path.startswith("adapters"),
     "loss": squared_error_of_merged,
     "params": with_adapters,
 }
-PROTOTYPES = {"loss": cross_entropy, "start": prototypes}
-GENERATED = {"loss": cross_entropy, "start": generated}
+PROTOTYPES = {"loss": cross_entropy, "init_fn": prototypes}
+GENERATED = {"loss": cross_entropy, "init_fn": generated}
 ADAM = optax.adam(0.05, eps_root=1e-8)
 ANNEALED = {"step": 3, "multi_step": 9, "first_order_until": 2}
 TABLE = {
@@ -128,17 +128,17 @@ TABLE = {
     "first-order maml": Row(metajax.maml(LOSS, SGD, 3, first_order=True), exact=False),
     "low-memory maml": Row(metajax.maml(LOSS, SGD, 4, low_memory=True), num_steps=4),
     "maml with adam": Row(metajax.maml(LOSS, ADAM, 3), optimizer=ADAM),
-    "anil": Row(metajax.anil(LOSS, SGD, 3, head=head), adapted=head),
-    "low-memory anil": Row(metajax.anil(LOSS, SGD, 3, head=head, low_memory=True), adapted=head),
+    "anil": Row(metajax.anil(LOSS, SGD, 3, head=head), trainable=head),
+    "low-memory anil": Row(metajax.anil(LOSS, SGD, 3, head=head, low_memory=True), trainable=head),
     "maml of norms and biases": Row(
-        metajax.maml(LOSS, SGD, 3, adapted=is_norm_or_bias),
-        adapted=lambda path: path.endswith("bias"),
+        metajax.maml(LOSS, SGD, 3, trainable=is_norm_or_bias),
+        trainable=lambda path: path.endswith("bias"),
     ),
     "maml of lora adapters": Row(
-        metajax.maml(lora.loss(LOSS), SGD, 3, adapted=lora.is_adapter), **OF_ADAPTERS
+        metajax.maml(lora.loss(LOSS), SGD, 3, trainable=lora.is_adapter), **OF_ADAPTERS
     ),
     "low-memory maml of lora adapters": Row(
-        metajax.maml(lora.loss(LOSS), SGD, 3, adapted=lora.is_adapter, low_memory=True),
+        metajax.maml(lora.loss(LOSS), SGD, 3, trainable=lora.is_adapter, low_memory=True),
         **OF_ADAPTERS,
     ),
     "reptile": Row(metajax.reptile(LOSS, SGD, 3), exact=False),
@@ -151,10 +151,10 @@ TABLE = {
     ),
     "imaml": Row(metajax.imaml(LOSS, SGD, 3), pull=1.0, exact=False),
     "imaml by neumann": Row(
-        metajax.imaml(LOSS, SGD, 3, strength=50.0, solver="neumann"), pull=50.0, exact=False
+        metajax.imaml(LOSS, SGD, 3, prox_weight=50.0, solver="neumann"), pull=50.0, exact=False
     ),
     "imaml of a part": Row(
-        metajax.imaml(LOSS, SGD, 3, adapted=head), adapted=head, pull=1.0, exact=False
+        metajax.imaml(LOSS, SGD, 3, trainable=head), trainable=head, pull=1.0, exact=False
     ),
     "protonet": Row(metajax.protonet(features, CLASSES), num_steps=0, **PROTOTYPES),
     "proto-maml": Row(metajax.proto_maml(features, CLASSES, SGD, 3), **PROTOTYPES),
@@ -237,8 +237,8 @@ def written_out(name, meta_params, task, key):
     params = meta_params["params"] if "rates" in meta_params else meta_params
     if name == "supervised":  # The query set is its only use of the key.
         return params, [], *row.loss(params, task.query, key)
-    start = params = row.start(params, task.support, jax.random.fold_in(key, 0))
-    keep = mask(params, lambda path: not row.adapted(path))
+    start = params = row.init_fn(params, task.support, jax.random.fold_in(key, 0))
+    keep = mask(params, lambda path: not row.trainable(path))
     state, losses = row.optimizer.init(params), []
     for k in range(row.num_steps):
         step_key = jax.random.fold_in(jax.random.fold_in(key, 1), k)
@@ -364,7 +364,7 @@ def test_reptile_on_a_quadratic(x64):
     """From a start elsewhere, which the way to the adapted parameters includes."""
     task, a, centre, _, _, params = problems.quadratic_numbers()
     start = lambda params, support, rng: params * support[1]  # noqa: E731
-    algorithm = metajax.reptile(problems.quadratic, SGD, 4, start=start)
+    algorithm = metajax.reptile(problems.quadratic, SGD, 4, init_fn=start)
     grads, _ = algorithm.meta_grad(jnp.asarray(params), task, None)
     shrink = np.linalg.matrix_power(np.eye(3) - 0.05 * a, 4)
     adapted = centre + shrink @ (params * centre - centre)

@@ -8,7 +8,7 @@ import problems
 import pytest
 
 import metajax
-from metajax.algorithms.hypergrad import forward_over_reverse, replay, reverse
+from metajax.algorithms.hypergrad import checkpointed_scan, forward_over_reverse, reverse
 from metajax.training.outer import map_tasks, task_keys
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -54,7 +54,7 @@ def test_a_replay_is_a_scan(every):
         return x + 3 * (seen @ seen), (seen, count)
 
     def replayed(length):
-        return lambda step, state: replay(step, state, length, every)
+        return lambda step, state: checkpointed_scan(step, state, length, every)
 
     def scanned(length):
         return lambda step, state: jax.lax.scan(step, state, jnp.arange(length))
@@ -76,7 +76,7 @@ def test_frozen_parameters_get_their_meta_gradient(low_memory):
         problems.mlp_loss,
         optax.sgd(0.1),
         3,
-        adapted=lambda path: path.startswith("second"),
+        trainable=lambda path: path.startswith("second"),
         low_memory=low_memory,
     )
 

@@ -15,21 +15,21 @@ LOSS = problems.mlp_loss
 SGD = optax.sgd(0.05)
 
 
-@pytest.mark.parametrize(("solver", "strength"), [("cg", 0.5), ("cg", 3.0), ("neumann", 30.0)])
-def test_imaml_on_a_quadratic(x64, solver, strength):
+@pytest.mark.parametrize(("solver", "prox_weight"), [("cg", 0.5), ("cg", 3.0), ("neumann", 30.0)])
+def test_imaml_on_a_quadratic(x64, solver, prox_weight):
     """Where both the descent and the solver have converged."""
     task, a, centre, q, goal, params = problems.quadratic_numbers(6)
     algorithm = metajax.imaml(
         problems.quadratic,
-        optax.sgd(1 / (strength + 5)),
+        optax.sgd(1 / (prox_weight + 5)),
         500,
-        strength=strength,
+        prox_weight=prox_weight,
         solver=solver,
         solver_steps=40,
     )
     grads, _ = algorithm.meta_grad(jnp.asarray(params), task, None)
-    inverse = np.linalg.inv(np.eye(6) + a / strength)
-    adapted = inverse @ (params + a @ centre / strength)
+    inverse = np.linalg.inv(np.eye(6) + a / prox_weight)
+    adapted = inverse @ (params + a @ centre / prox_weight)
     np.testing.assert_allclose(grads, inverse @ q @ (adapted - goal), rtol=1e-9)
 
 
@@ -52,14 +52,14 @@ def neumann(matrix, vector, steps):
 
 
 @pytest.mark.parametrize(
-    ("solve", "steps", "strength", "settings"),
+    ("solve", "steps", "prox_weight", "settings"),
     [
         (conjugate_gradient, 5, 1.0, {}),  # The defaults.
-        (conjugate_gradient, 2, 7.0, {"solver": "cg", "solver_steps": 2, "strength": 7.0}),
-        (neumann, 3, 9.0, {"solver": "neumann", "solver_steps": 3, "strength": 9.0}),
+        (conjugate_gradient, 2, 7.0, {"solver": "cg", "solver_steps": 2, "prox_weight": 7.0}),
+        (neumann, 3, 9.0, {"solver": "neumann", "solver_steps": 3, "prox_weight": 9.0}),
     ],
 )
-def test_a_solver_takes_so_many_products_with_the_hessian(x64, solve, steps, strength, settings):
+def test_a_solver_takes_so_many_products_with_the_hessian(x64, solve, steps, prox_weight, settings):
     """Far from convergence, and with noise: the Hessian is that of the inner steps' own key."""
 
     def loss_fn(params, batch, rng):
@@ -72,24 +72,24 @@ def test_a_solver_takes_so_many_products_with_the_hessian(x64, solve, steps, str
     algorithm = metajax.imaml(loss_fn, optax.sgd(0.1), 1, **settings)
     grads, _ = algorithm.meta_grad(jnp.asarray(params), task, key)
     at_adapted = noise(2) * q @ (adapted - goal)
-    expected = solve(np.eye(8) + noise(1) * a / strength, np.asarray(at_adapted), steps)
+    expected = solve(np.eye(8) + noise(1) * a / prox_weight, np.asarray(at_adapted), steps)
     np.testing.assert_allclose(grads, expected, rtol=1e-10)
 
 
 def test_imaml_shrinks_by_lambda_over_one_plus_lambda(x64):
     """Where the Hessian is the identity."""
-    strength = 0.7
+    prox_weight = 0.7
     loss = lambda params, batch, rng: (jnp.sum((params - batch) ** 2) / 2, {})  # noqa: E731
-    algorithm = metajax.imaml(loss, optax.sgd(0.4), 300, strength=strength)
+    algorithm = metajax.imaml(loss, optax.sgd(0.4), 300, prox_weight=prox_weight)
     task = metajax.Task(support=jnp.array([2.0]), query=jnp.array([-1.0]))
     grads, _ = algorithm.meta_grad(jnp.zeros(1), task, None)
-    adapted = 2.0 / (1 + strength)
-    np.testing.assert_allclose(grads, strength / (1 + strength) * (adapted + 1), rtol=1e-10)
+    adapted = 2.0 / (1 + prox_weight)
+    np.testing.assert_allclose(grads, prox_weight / (1 + prox_weight) * (adapted + 1), rtol=1e-10)
 
 
 def test_imaml_refuses_nonsense():
-    with pytest.raises(ValueError, match="strength is 0"):
-        metajax.imaml(LOSS, SGD, 1, strength=0)
+    with pytest.raises(ValueError, match="prox_weight is 0"):
+        metajax.imaml(LOSS, SGD, 1, prox_weight=0)
     with pytest.raises(ValueError, match="solver_steps is 0: give 1"):
         metajax.imaml(LOSS, SGD, 1, solver_steps=0)
     metajax.imaml(LOSS, SGD, 1, solver_steps=1)
@@ -101,7 +101,7 @@ def test_imaml_refuses_nonsense():
 
 def test_imaml_of_a_part_from_a_start(x64):
     """Against the minimum written out: what is fixed, and the start, move it."""
-    task, strength = problems.quadratic_task(), 0.8
+    task, prox_weight = problems.quadratic_task(), 0.8
     a, centre = task.support
 
     def loss_fn(params, batch, rng):
@@ -115,16 +115,16 @@ def test_imaml_of_a_part_from_a_start(x64):
         loss_fn,
         optax.sgd(0.05),
         2000,
-        strength=strength,
+        prox_weight=prox_weight,
         solver_steps=20,
-        start=start,
-        adapted=lambda path: path == "head",
+        init_fn=start,
+        trainable=lambda path: path == "head",
     )
 
     def written_out(params):
         scale = jnp.diag(params["body"])
-        left = scale @ a @ scale + strength * jnp.eye(3)
-        right = scale @ a @ centre + strength * params["head"] * centre
+        left = scale @ a @ scale + prox_weight * jnp.eye(3)
+        right = scale @ a @ centre + prox_weight * params["head"] * centre
         return problems.quadratic(params["body"] * jnp.linalg.solve(left, right), task.query, None)[
             0
         ]

@@ -17,7 +17,7 @@ def params(x64):
     return lora.init(
         problems.mlp_params(),
         rank=2,
-        chosen=lambda path: path.endswith("kernel"),
+        target=lambda path: path.endswith("kernel"),
         rng=jax.random.key(0),
     )
 
@@ -39,7 +39,7 @@ def test_a_merge_adds_the_product(params):
 
 def test_stacked_layers_have_an_adapter_each(x64):
     kernel = jnp.ones((3, 4, 5), jnp.float32)
-    params = lora.init({"kernel": kernel}, rank=2, chosen=lambda _: True, rng=jax.random.key(0))
+    params = lora.init({"kernel": kernel}, rank=2, target=lambda _: True, rng=jax.random.key(0))
     factors = params["adapters"]["kernel"]
     assert (factors["down"].shape, factors["up"].shape) == ((3, 4, 2), (3, 2, 5))
     assert factors["down"].dtype == factors["up"].dtype == jnp.float32
@@ -50,7 +50,7 @@ def test_first_factors_are_drawn_each_from_a_key_of_its_own_at_the_scale_given(x
 
     def downs(seed=0, **settings):
         key = jax.random.key(seed)
-        made = lora.init(plain, rank=5, chosen=lambda _: True, rng=key, **settings)
+        made = lora.init(plain, rank=5, target=lambda _: True, rng=key, **settings)
         assert made["base"] is plain
         return {name: np.asarray(made["adapters"][name]["down"]) for name in plain}
 
@@ -83,10 +83,10 @@ def test_a_start_sees_the_kernels_with_their_adapters(params):
     """Without inner steps all is as of the merged parameters, the gradients too."""
     params, task, key = moved(params), problems.one_task(), jax.random.key(1)
     algorithm = metajax.maml(
-        lora.loss(scaled_loss), optax.sgd(0.1), 0, start=lora.start(scaled_by_hidden)
+        lora.loss(scaled_loss), optax.sgd(0.1), 0, init_fn=lora.init_fn(scaled_by_hidden)
     )
     grads, info = jax.jit(algorithm.meta_grad)(params, task, key)
-    plain = metajax.maml(scaled_loss, optax.sgd(0.1), 0, start=scaled_by_hidden)
+    plain = metajax.maml(scaled_loss, optax.sgd(0.1), 0, init_fn=scaled_by_hidden)
     expected, expected_info = jax.jit(plain.meta_grad)(lora.merge(params), task, key)
     assert problems.relative_gap((grads["base"], info), (expected, expected_info)) < 1e-12
     factors = params["adapters"]["first"]["kernel"]
@@ -107,18 +107,18 @@ def test_a_reduction_is_of_the_base_alone(x64):
 
     def two_numbers(params, task):
         few = {**params, "bias": params["bias"][:2]}
-        restore = lambda few: {**few, "bias": params["bias"].at[:2].set(few["bias"])}  # noqa: E731
-        return few, metajax.Task(*(batch and (2 * batch[0], batch[1]) for batch in task)), restore
+        undo = lambda few: {**few, "bias": params["bias"].at[:2].set(few["bias"])}  # noqa: E731
+        return few, metajax.Task(*(batch and (2 * batch[0], batch[1]) for batch in task)), undo
 
     draw = np.random.default_rng(0)
     task = metajax.Task(*(jnp.asarray(draw.normal(size=(2, 5, 2))) for _ in range(2)))
     task = metajax.Task(*map(tuple, task))
     params = {"kernel": jnp.asarray(draw.normal(size=(2, 2))), "bias": jnp.arange(4.0)}
-    key, chosen = jax.random.key(0), lambda path: path == "kernel"
-    params = moved(lora.init(params, rank=1, chosen=chosen, rng=key))
+    key, target = jax.random.key(0), lambda path: path == "kernel"
+    params = moved(lora.init(params, rank=1, target=target, rng=key))
     plain, reduced = (
-        metajax.maml(lora.loss(loss_fn), optax.sgd(0.1), 2, reduce=reduce)
-        for reduce in (None, lora.reduce(two_numbers))
+        metajax.maml(lora.loss(loss_fn), optax.sgd(0.1), 2, reparametrize=reduce)
+        for reduce in (None, lora.reparametrize(two_numbers))
     )
     doubled = metajax.Task(*((2 * x, y) for x, y in task))
 
@@ -136,7 +136,7 @@ def test_the_inner_loop_moves_adapters_and_the_outer_everything(params, low_memo
         lora.loss(problems.mlp_loss),
         optax.sgd(0.1),
         3,
-        adapted=lora.is_adapter,
+        trainable=lora.is_adapter,
         low_memory=low_memory,
     )
     task = problems.one_task()
@@ -153,12 +153,12 @@ def test_the_inner_loop_moves_adapters_and_the_outer_everything(params, low_memo
     np.testing.assert_allclose((at(1e-5) - at(-1e-5)) / 2e-5, slope, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("rank", "chosen"), [(0, "kernel"), (2, "bias"), (2, "nothing")])
-def test_nonsense_is_refused(x64, rank, chosen):
-    with pytest.raises(ValueError, match="give a rank of at least 1 and choose kernels"):
+@pytest.mark.parametrize(("rank", "target"), [(0, "kernel"), (2, "bias"), (2, "nothing")])
+def test_nonsense_is_refused(x64, rank, target):
+    with pytest.raises(ValueError, match="give a rank of at least 1 and kernels"):
         lora.init(
             problems.mlp_params(),
             rank=rank,
-            chosen=lambda path: path.endswith(chosen),
+            target=lambda path: path.endswith(target),
             rng=jax.random.key(0),
         )

@@ -136,7 +136,7 @@ def test_start_is_differentiated_through(x64, first_order):
         optax.sgd(RATE),
         1,
         first_order=first_order,
-        start=lambda params, support, rng: params * support[1],
+        init_fn=lambda params, support, rng: params * support[1],
     )
     params = np.array([0.3, -1.0, 2.0])
     grads, _ = algorithm.meta_grad(jnp.asarray(params), task, None)
@@ -165,8 +165,8 @@ def test_first_order_takes_all_of_a_step_as_constant(x64):
         optax.sgd(RATE),
         2,
         first_order=True,
-        adapted=lambda path: path == "head",
-        reduce=reduce,
+        trainable=lambda path: path == "head",
+        reparametrize=reduce,
     )
     grads, info = algorithm.meta_grad(params, task, None)
     head = np.ones(3)
@@ -196,7 +196,7 @@ def test_start_inner_steps_and_query_draw_from_keys_of_their_own():
         note(rng)
         return params, {}
 
-    algorithm = metajax.maml(loss_fn, optax.sgd(0.1), 3, start=start)
+    algorithm = metajax.maml(loss_fn, optax.sgd(0.1), 3, init_fn=start)
     key = jax.random.key(0)
     algorithm.meta_grad(jnp.float32(1), metajax.Task(None, None), key)
     jax.effects_barrier()

@@ -1,4 +1,4 @@
-"""A task in terms of fewer parameters, on a toy; of language models: models/test_reduction.py."""
+"""Reparametrization of a toy; models/test_reparametrization.py has language models."""
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +24,14 @@ def loss_fn(params, batch, rng):
 def reduce(params, task):
     """The rows that are used, and twice the scale, which says whether this took place."""
 
-    def restore(few):
+    def undo(few):
         return {**few, "rows": params["rows"].at[USED].set(few["rows"])}
 
     def fewer(batch):
         return {**batch, "ids": batch["ids"] // 2, "scale": 2 * batch["scale"]}
 
     few = {**params, "rows": params["rows"][USED]}
-    return few, metajax.Task(*(batch and fewer(batch) for batch in task)), restore
+    return few, metajax.Task(*(batch and fewer(batch) for batch in task)), undo
 
 
 LEOPARD = {"width": 3, "rng": jax.random.key(0)}
@@ -66,4 +66,4 @@ def test_a_reduced_task_is_the_same_task(x64, name):
 
     # Reptile judges the parameters put back, by the query set as it is.
     doubled = task(2.0, 1.0 if name == "reptile" else 2.0)
-    assert problems.relative_gap(run(task(1.0, 1.0), reduce=reduce), run(doubled)) < 1e-12
+    assert problems.relative_gap(run(task(1.0, 1.0), reparametrize=reduce), run(doubled)) < 1e-12

@@ -1,4 +1,4 @@
-"""The command line itself; what the stages do with it is tested in tests/stages."""
+"""The command line itself; the commands are tested in tests/commands."""
 
 import json
 import re

@@ -14,7 +14,7 @@ from metajax.models import (
     classification_loss,
     from_pretrained,
     masked_lm_loss,
-    prototype_start,
+    prototype_init,
     separate_layers,
 )
 from metajax.models.bert import dropout
@@ -117,7 +117,7 @@ def test_features_and_losses_draw_what_a_call_draws():
     features = np.asarray(model.features(params, batch, KEY))
     lengths = np.linalg.norm(outputs.pooled, axis=-1, keepdims=True)
     np.testing.assert_allclose(features, 2.0 * outputs.pooled / lengths, rtol=1e-5)
-    start = prototype_start(model)(params, batch, KEY)["classifier"]["kernel"][0]
+    start = prototype_init(model)(params, batch, KEY)["classifier"]["kernel"][0]
     expected = np.stack([features[0], features[1:].mean(0)], axis=1)
     np.testing.assert_allclose(start, expected, rtol=1e-5)
     log_probs = jax.nn.log_softmax(outputs.logits)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.models import Bert, classification_loss, masked_lm_loss, prototype_start, zero_start
+from metajax.models import Bert, classification_loss, masked_lm_loss, prototype_init, zero_init
 from tests.models.helpers import TINY, assert_equal, make_batch, make_params
 
 
@@ -112,7 +112,7 @@ def test_prototypes_against_numpy(feature_norm):
         "labels": jnp.array([0, 2, 2, 1, 0], jnp.int32),
         "example_mask": jnp.array([1.0, 1.0, 1.0, 1.0, 0.0]),
     }
-    started = prototype_start(model)(encoder, support, None)
+    started = prototype_init(model)(encoder, support, None)
     features = np.asarray(model.features(encoder, support))
     if feature_norm:
         np.testing.assert_allclose(np.linalg.norm(features, axis=-1), 4.0, rtol=1e-5)
@@ -134,21 +134,21 @@ def test_the_prototypes_depend_on_the_encoder():
     model, params = with_classes(2)
     encoder = {key: value for key, value in params.items() if key != "classifier"}
     support = {**make_batch(), "labels": jnp.array([0, 1, 1], jnp.int32)}
-    start = prototype_start(model)
+    start = prototype_init(model)
     gradient = jax.jit(jax.grad(lambda p: start(p, support, None)["classifier"]["kernel"].sum()))
     grads = gradient(encoder)
     assert all(np.abs(grads["layers"]["up"]["kernel"]).max(axis=(1, 2)) > 0)
 
 
-def test_zero_start():
+def test_zero_init():
     model, params = with_classes(3)
     encoder = {key: value for key, value in params.items() if key != "classifier"}
-    started = zero_start(model)(encoder, {}, None)
+    started = zero_init(model)(encoder, {}, None)
     assert (model(started, make_batch()).logits == 0).all()
     assert jax.tree.map(jnp.shape, started) == jax.tree.map(jnp.shape, params)
 
 
-@pytest.mark.parametrize("start", [zero_start, prototype_start])
+@pytest.mark.parametrize("start", [zero_init, prototype_init])
 def test_a_head_start_has_the_dtype_of_the_parameters(start):
     """And takes the place of the heads there were, with the classes of the first."""
     model, params = with_classes(3, 5, pooling="mean")

@@ -12,8 +12,8 @@ from problems import relative_gap
 import metajax
 from metajax.algorithms import lora
 from metajax.data.packing import Shape, pack
-from metajax.models import Bert, bert, classification_loss, prototype_start
-from metajax.models.reduction import compose, mentioned_rows, separate_layers, upper_layers
+from metajax.models import Bert, bert, classification_loss, prototype_init
+from metajax.models.reparametrization import compose, mentioned_rows, separate_layers, upper_layers
 from metajax.training.outer import map_tasks, task_keys
 from tests.models.helpers import TINY, make_batch, make_params
 
@@ -50,7 +50,7 @@ def algorithm(optimizer="sgd", model=MODEL, **settings):
         lambda params, batch, rng: loss_fn(params, batch, None),
         OPTIMIZERS[optimizer],
         2,
-        start=prototype_start(model),
+        init_fn=prototype_init(model),
         **settings,
     )
 
@@ -91,7 +91,7 @@ def params():
 def test_mentioned_rows_are_enough(params, optimizer, low_memory, packed):
     task, reduce = unequal_task(packed), mentioned_rows(MODEL)
     assert reduce(params, task)[0]["embeddings"]["word"].shape[0] == 24 < TINY.vocab_size
-    settings = {"reduce": reduce, "low_memory": low_memory}
+    settings = {"reparametrize": reduce, "low_memory": low_memory}
     assert_same_meta_gradient(params, task, optimizer, optimizer, **settings)
 
 
@@ -104,7 +104,7 @@ def test_a_batch_of_unequal_tasks(params, chunk_size, monkeypatch):
     tasks = [unequal_task(), metajax.Task(*(batch | whole for batch in unequal_task()))]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tasks)
     model = MODEL.replace(remat=True)
-    small = algorithm(model=model, low_memory=True, reduce=mentioned_rows(model))
+    small = algorithm(model=model, low_memory=True, reparametrize=mentioned_rows(model))
     plain = jax.jit(algorithm().meta_grad)
     expected = [plain(params, task, None)[0] for task in tasks]
     total, _ = jax.jit(
@@ -203,7 +203,10 @@ OPTIMIZERS["masked"] = optax.chain(
     [(True, True, True), pytest.param(False, False, False, marks=pytest.mark.slow)],
 )
 def test_upper_layers_alone(params, low_memory, packed, remat):
-    settings = {"reduce": upper_layers(MODEL.replace(remat=remat), 1), "low_memory": low_memory}
+    settings = {
+        "reparametrize": upper_layers(MODEL.replace(remat=remat), 1),
+        "low_memory": low_memory,
+    }
     assert_same_meta_gradient(params, unequal_task(packed), "sgd", "masked", **settings)
 
 
@@ -239,7 +242,7 @@ def test_an_absent_set_stays_absent(params):
     assert "hidden" in moved.query
 
 
-def test_reductions_are_undone_in_reverse():
+def test_reparametrizations_are_undone_in_reverse():
     def appending(name):
         def reduce(params, task):
             return [*params, name], [*task, name], lambda reduced: [*reduced, f"no {name}"]
@@ -260,12 +263,12 @@ def test_reductions_are_undone_in_reverse():
 )
 def test_separate_layers_and_unrolled_steps(params, other, plain):
     task, reduce = unequal_task(packed=True), compose(separate_layers(), other)
-    assert_same_meta_gradient(params, task, "sgd", plain, reduce=reduce, unroll=True)
-    assert_same_adaptation(params, task, "sgd", plain, reduce=reduce)
+    assert_same_meta_gradient(params, task, "sgd", plain, reparametrize=reduce, unroll=True)
+    assert_same_adaptation(params, task, "sgd", plain, reparametrize=reduce)
 
 
 SGD = OPTIMIZERS["sgd"]
-START = {"start": prototype_start(MODEL)}
+START = {"init_fn": prototype_init(MODEL)}
 
 
 def features(params, batch, rng):
@@ -275,7 +278,7 @@ def features(params, batch, rng):
 ALGORITHMS = {
     "reptile": lambda **settings: metajax.reptile(LOSS, SGD, 2, **START, **settings),
     "meta-sgd": lambda **settings: metajax.meta_sgd(LOSS, 0.1, 1, **START, **settings),
-    "imaml": lambda **settings: metajax.imaml(LOSS, SGD, 1, strength=9.0, **START, **settings),
+    "imaml": lambda **settings: metajax.imaml(LOSS, SGD, 1, prox_weight=9.0, **START, **settings),
     "proto-maml": lambda **settings: metajax.proto_maml(features, 3, SGD, 1, **settings),
     "leopard": lambda **settings: metajax.leopard(
         features, TINY.hidden_size, 3, SGD, 1, width=4, rng=jax.random.key(0), **settings
@@ -295,7 +298,7 @@ ALGORITHMS = {
 )
 def test_other_algorithms_of_a_reduced_task(params, name):
     reduce = compose(separate_layers(), mentioned_rows(MODEL))
-    plain, reduced = ALGORITHMS[name](), ALGORITHMS[name](reduce=reduce)
+    plain, reduced = ALGORITHMS[name](), ALGORITHMS[name](reparametrize=reduce)
     task, meta_params = unequal_task(packed=True), plain.init(params)
     expected, found = (
         jax.jit(each.meta_grad)(meta_params, task, None) for each in (plain, reduced)
@@ -311,21 +314,24 @@ def test_other_algorithms_of_a_reduced_task(params, name):
 @pytest.mark.slow
 def test_lora_of_a_reduced_task(params):
     """With a head of prototypes, which the adapters change the features of."""
-    key, chosen = jax.random.key(2), lambda path: path == "layers/qkv/kernel"
-    with_adapters = lora.init(params, rank=2, chosen=chosen, rng=key)
+    key, target = jax.random.key(2), lambda path: path == "layers/qkv/kernel"
+    with_adapters = lora.init(params, rank=2, target=target, rng=key)
 
     def run(**settings):
         algorithm = metajax.maml(
             lora.loss(lambda params, batch, rng: LOSS(params, batch, None)),
             SGD,
             1,
-            adapted=lambda path: lora.is_adapter(path) or path.startswith("base/classifier"),
-            start=lora.start(prototype_start(MODEL)),
+            trainable=lambda path: lora.is_adapter(path) or path.startswith("base/classifier"),
+            init_fn=lora.init_fn(prototype_init(MODEL)),
             **settings,
         )
         return jax.jit(algorithm.meta_grad)(with_adapters, unequal_task(packed=True), None)
 
-    (expected, info), (found, _) = run(), run(reduce=lora.reduce(mentioned_rows(MODEL)))
+    (expected, info), (found, _) = (
+        run(),
+        run(reparametrize=lora.reparametrize(mentioned_rows(MODEL))),
+    )
     assert relative_gap(found, expected) < 1e-10
     assert info.query_loss > 0
     assert np.abs(found["adapters"]["layers"]["qkv"]["kernel"]["up"]).max() > 0

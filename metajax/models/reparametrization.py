@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from metajax.models.model import Batch, Bert, Params
-from metajax.types import Reduce, Reduced, Task
+from metajax.types import Reparametrize, Reparametrized, Task
 
 _READ_ONCE = ("input_ids", "token_type_ids", "position_ids")
 
 
-def mentioned_rows(model: Bert) -> Reduce:
+def mentioned_rows(model: Bert) -> Reparametrize:
     """Only the rows of the embedding table that a task's texts mention.
 
     The others have no gradient, so that SGD, with momentum or not, and Adam leave them as they
@@ -22,10 +22,10 @@ def mentioned_rows(model: Bert) -> Reduce:
         model: the one that the parameters belong to.
 
     Returns:
-        A reduction `(params, task) -> (params, task, restore)`. Of a task with T tokens in all (of
-        `input_ids`, in support and query set; either may be None), the table `[V, ...]` becomes
+        A reparametrization `(params, task) -> (params, task, undo)`. Of a task with T tokens in all
+        (of `input_ids`, in support and query set; either may be None), the table `[V, ...]` becomes
         `[T, ...]`, and `input_ids` point into that; unless T >= V, which leaves all as it is.
-        `restore(params)` puts the rows back into `[V, ...]`.
+        `undo(params)` puts the rows back into `[V, ...]`.
 
     Raises:
         ValueError: the model has a masked-LM head.
@@ -35,17 +35,17 @@ def mentioned_rows(model: Bert) -> Reduce:
         >>> from metajax.models import Bert, BertConfig, mentioned_rows
         >>> params = {"embeddings": {"word": jnp.ones((100, 4))}}
         >>> task = metajax.Task({"input_ids": jnp.array([[7, 42, 7]])}, None)
-        >>> reduce = mentioned_rows(Bert(BertConfig(vocab_size=100)))
-        >>> params, task, restore = reduce(params, task)
+        >>> reparametrize = mentioned_rows(Bert(BertConfig(vocab_size=100)))
+        >>> params, task, undo = reparametrize(params, task)
         >>> params["embeddings"]["word"].shape, task.support["input_ids"].tolist()
         ((3, 4), [[0, 1, 0]])
-        >>> restore(params)["embeddings"]["word"].shape
+        >>> undo(params)["embeddings"]["word"].shape
         (100, 4)
     """
     if model.head == "masked_lm":
         raise ValueError("a masked-LM head reads every row of the embedding table")
 
-    def reduce(params: Params, task: Task) -> Reduced:
+    def reparametrize(params: Params, task: Task) -> Reparametrized:
         table = params["embeddings"]["word"]
         sets = [batch for batch in task if batch is not None]
         ids = jnp.concatenate([batch["input_ids"].reshape(-1) for batch in sets])
@@ -59,7 +59,7 @@ def mentioned_rows(model: Bert) -> Reduce:
                 return None
             return {**batch, "input_ids": jnp.searchsorted(rows, batch["input_ids"])}
 
-        def restore(reduced: Params) -> Params:
+        def undo(reduced: Params) -> Params:
             word = table.at[rows].set(reduced["embeddings"]["word"], mode="drop")
             return {**reduced, "embeddings": {**reduced["embeddings"], "word": word}}
 
@@ -67,13 +67,13 @@ def mentioned_rows(model: Bert) -> Reduce:
         return (
             {**params, "embeddings": small},
             Task(local(task.support), local(task.query)),
-            restore,
+            undo,
         )
 
-    return reduce
+    return reparametrize
 
 
-def separate_layers() -> Reduce:
+def separate_layers() -> Reparametrize:
     """Each block's parameters apart, `params["layers"]` a list: the model then loops over blocks.
 
     On a CPU a fifth faster than a scan over the stack, which copies each block's parameters out of
@@ -82,72 +82,73 @@ def separate_layers() -> Reduce:
     upper_layers(model, 3))`, they get it so.
 
     Returns:
-        A reduction `(params, task) -> (params, task, restore)`: of leaves `[N, ...]` in
+        A reparametrization `(params, task) -> (params, task, undo)`: of leaves `[N, ...]` in
         `params["layers"]` a list of N dicts with leaves `[...]`. The task stays as it is;
-        `restore(params)` stacks the list again.
+        `undo(params)` stacks the list again.
 
     Examples:
         >>> import jax.numpy as jnp, metajax
         >>> from metajax.models import separate_layers
         >>> params = {"layers": {"kernel": jnp.ones((3, 4, 5))}}
-        >>> params, _, restore = separate_layers()(params, metajax.Task({}, {}))
+        >>> params, _, undo = separate_layers()(params, metajax.Task({}, {}))
         >>> len(params["layers"]), params["layers"][0]["kernel"].shape
         (3, (4, 5))
-        >>> restore(params)["layers"]["kernel"].shape
+        >>> undo(params)["layers"]["kernel"].shape
         (3, 4, 5)
     """
 
-    def reduce(params: Params, task: Task) -> Reduced:
+    def reparametrize(params: Params, task: Task) -> Reparametrized:
         leaves, treedef = jax.tree.flatten(params["layers"])
         blocks = [jax.tree.unflatten(treedef, block) for block in zip(*leaves)]
 
-        def restore(reduced: Params) -> Params:
+        def undo(reduced: Params) -> Params:
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *reduced["layers"])
             return {**reduced, "layers": stacked}
 
-        return {**params, "layers": blocks}, task, restore
+        return {**params, "layers": blocks}, task, undo
 
-    return reduce
+    return reparametrize
 
 
-def compose(*reduces: Reduce) -> Reduce:
-    """One reduction after the other.
+def compose(*changes: Reparametrize) -> Reparametrize:
+    """One reparametrization after the other.
 
     Args:
-        *reduces: reductions `(params, task) -> (params, task, restore)`; each gets the parameters
-            and the task of the one before it.
+        *changes: reparametrizations `(params, task) -> (params, task, undo)`; each gets the
+            parameters and the task of the one before it.
 
     Returns:
-        A reduction whose `restore` undoes theirs, the last one's first.
+        A reparametrization whose `undo` undoes theirs, the last one's first.
 
     Examples:
         >>> import jax.numpy as jnp, metajax
         >>> from metajax.models import Bert, BertConfig, compose, mentioned_rows, separate_layers
-        >>> reduce = compose(separate_layers(), mentioned_rows(Bert(BertConfig(vocab_size=100))))
+        >>> model = Bert(BertConfig(vocab_size=100))
+        >>> reparametrize = compose(separate_layers(), mentioned_rows(model))
         >>> params = {"embeddings": {"word": jnp.ones((100, 4))}, "layers": jnp.ones((3, 4, 5))}
         >>> task = metajax.Task({"input_ids": jnp.array([[7, 42]])}, None)
-        >>> params, task, restore = reduce(params, task)
+        >>> params, task, undo = reparametrize(params, task)
         >>> params["embeddings"]["word"].shape, len(params["layers"])
         ((2, 4), 3)
     """
 
-    def reduce(params: Params, task: Task) -> Reduced:
-        restores = []
-        for each in reduces:
-            params, task, restore = each(params, task)
-            restores.append(restore)
+    def reparametrize(params: Params, task: Task) -> Reparametrized:
+        undos = []
+        for each in changes:
+            params, task, undo = each(params, task)
+            undos.append(undo)
 
-        def restore_all(reduced: Params) -> Params:
-            for restore in reversed(restores):
-                reduced = restore(reduced)
+        def undo_all(reduced: Params) -> Params:
+            for undo in reversed(undos):
+                reduced = undo(reduced)
             return reduced
 
-        return params, task, restore_all
+        return params, task, undo_all
 
-    return reduce
+    return reparametrize
 
 
-def upper_layers(model: Bert, count: int) -> Reduce:
+def upper_layers(model: Bert, count: int) -> Reparametrize:
     """Only the last `count` blocks, the pooler and the head; the features below computed once.
 
     Without dropout, whatever the loss has: a loss with dropout would draw it anew at each step.
@@ -157,11 +158,11 @@ def upper_layers(model: Bert, count: int) -> Reduce:
         count: the blocks to keep, 0 <= count < N.
 
     Returns:
-        A reduction `(params, task) -> (params, task, restore)`. The parameters lose `embeddings`,
-        and of `layers` the first N - count blocks (leaves `[count, ...]`, or a list of count). In
-        support and query set (either may be None) `hidden` `[B, L, H]`, what those blocks make of
-        the text, takes the place of `input_ids`, `token_type_ids` and `position_ids`.
-        `restore(params)` puts embeddings and blocks back.
+        A reparametrization `(params, task) -> (params, task, undo)`. The parameters lose
+        `embeddings`, and of `layers` the first N - count blocks (leaves `[count, ...]`, or a list
+        of count). In support and query set (either may be None) `hidden` `[B, L, H]`, the output of
+        the removed blocks, takes the place of `input_ids`, `token_type_ids` and `position_ids`.
+        `undo(params)` puts embeddings and blocks back.
 
     Raises:
         ValueError: the model has a masked-LM head, or count is out of range; once it is used, rows
@@ -174,8 +175,9 @@ def upper_layers(model: Bert, count: int) -> Reduce:
         >>> model = Bert(config)
         >>> ids = jnp.ones((2, 5), int)
         >>> batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
-        >>> reduce = upper_layers(model, 1)
-        >>> params, task, _ = reduce(model.init(jax.random.key(0)), metajax.Task(batch, None))
+        >>> reparametrize = upper_layers(model, 1)
+        >>> params = model.init(jax.random.key(0))
+        >>> params, task, _ = reparametrize(params, metajax.Task(batch, None))
         >>> sorted(params), params["layers"]["qkv"]["kernel"].shape, task.support["hidden"].shape
         (['layers', 'pooler'], (1, 12, 36), (2, 5, 12))
     """
@@ -185,7 +187,7 @@ def upper_layers(model: Bert, count: int) -> Reduce:
     if not 0 <= count < model.config.num_hidden_layers:
         raise ValueError(f"count is {count}; the model has {model.config.num_hidden_layers} blocks")
 
-    def reduce(params: Params, task: Task) -> Reduced:
+    def reparametrize(params: Params, task: Task) -> Reparametrized:
         lower, upper = _split(params["layers"], frozen)
 
         def features(batch: Batch | None) -> Batch | None:
@@ -195,7 +197,7 @@ def upper_layers(model: Bert, count: int) -> Reduce:
             rest = {key: value for key, value in batch.items() if key not in _READ_ONCE}
             return {**rest, "hidden": hidden}
 
-        def restore(reduced: Params) -> Params:
+        def undo(reduced: Params) -> Params:
             layers = _join(lower, reduced["layers"])
             return {**reduced, "embeddings": params["embeddings"], "layers": layers}
 
@@ -203,10 +205,10 @@ def upper_layers(model: Bert, count: int) -> Reduce:
         return (
             {**small, "layers": upper},
             Task(features(task.support), features(task.query)),
-            restore,
+            undo,
         )
 
-    return reduce
+    return reparametrize
 
 
 def _split(layers: Any, at: int) -> tuple[Any, Any]:
