@@ -132,7 +132,7 @@ def build_parser(*, whole: bool = True, everything: bool = False) -> argparse.Ar
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         found = dataclasses.fields(command.settings)
-        rare = [] if everything else [setting for setting in found if setting.metadata["rare"]]
+        rare = [] if everything else [setting for setting in found if setting.metadata["advanced"]]
         needed = [setting for setting in found if setting.default is dataclasses.MISSING]
         usage = [f"{flag(setting.name)} {_metavar(setting, str)}" for setting in needed]
         sub = commands.add_parser(

@@ -120,9 +120,9 @@ def _say_stopped(resumes: bool = False) -> None:
 
 def _run(name: str, chosen: Settings) -> Any:
     if hasattr(chosen, "distributed"):
-        from metajax.training import distributed as hosts  # It imports JAX.
+        from metajax.training import distributed  # It imports JAX.
 
-        hosts.join(chosen)
+        distributed.init_distributed(chosen)
     module = importlib.import_module(f"metajax.commands.{name}")
     from metajax.runs.paths import bucket_errors
 

@@ -21,7 +21,7 @@ from metajax.runs.metrics import MetricsLog
 from metajax.runs.record import make_record
 from metajax.runs.source import Classifier, describe, text_length
 from metajax.runs.task_data import batch_of, fingerprints, load, relabel, tokenized
-from metajax.runs.workdir import begin, held, open_run, read_results, write_results
+from metajax.runs.workdir import begin, locked, open_run, read_results, write_results
 from metajax.training.checkpoint import Checkpoints
 from metajax.training.outer import OuterState
 from metajax.types import Batch, Key, Params
@@ -83,7 +83,7 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     how = (len(losses) - 1, rate, losses[0], losses[-1])
     _log.info("%s: %d steps at rate %g, loss %.3f -> %.3f", run.path, *how)
     with (
-        held(run),
+        locked(run),
         Checkpoints(run.checkpoints, keep=1, record=run.record) as checkpoints,
     ):
         if checkpoints.latest_step is None:

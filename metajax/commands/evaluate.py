@@ -14,7 +14,7 @@ from metajax import data
 from metajax.config.settings import EvaluateSettings
 from metajax.errors import InputError, printable
 from metajax.models import Bert
-from metajax.runs.eval_set import Protocol, Row, choose_protocol
+from metajax.runs.eval_set import EvalSet, Row, choose_protocol
 from metajax.runs.few_shot import FewShot, open_as_trained, open_few_shot
 from metajax.runs.record import identity
 from metajax.runs.source import text_length
@@ -53,7 +53,7 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
     features = _Features(plain.model, plain.params, episodes.examples)
     begun = time.perf_counter()
     if any(method in BASELINES for method in methods):
-        features.compute({int(task) for chunk in episodes.drawn for task in chunk.task})
+        features.compute({int(task) for chunk in episodes.episodes for task in chunk.task})
     feature_seconds = time.perf_counter() - begun
     adaptation, steps = _adaptation(few_shot, settings), few_shot.inner["inner_steps"]
     rows: list[Row] = []
@@ -62,7 +62,7 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
         adapts = method not in BASELINES
         params = (few_shot if method == "maml" else plain).params
         if adapts:
-            found = episodes.judged(method, partial(adaptation, params))
+            found = episodes.score(method, partial(adaptation, params))
         else:
             found = _run_baseline(method, features, episodes)
         curve = settings.curve if adapts else None
@@ -84,7 +84,7 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
 
 def _row(
     settings: EvaluateSettings,
-    episodes: Protocol,
+    episodes: EvalSet,
     method: str,
     accuracies: np.ndarray,
     seconds: float,
@@ -95,7 +95,7 @@ def _row(
     behind = estimate((first[0].accuracies if first else accuracies) - accuracies)
     return Row(
         tasks=" ".join(settings.tasks),
-        protocol=episodes.said,
+        protocol=episodes.description,
         method=method,
         **episodes.size._asdict(),
         inner_steps=0,
@@ -158,7 +158,7 @@ def _adaptation(
     return lambda params, first, tasks: curve(params, tasks)
 
 
-def _run_baseline(method: str, features: "_Features", protocol: Protocol) -> np.ndarray:
+def _run_baseline(method: str, features: "_Features", protocol: EvalSet) -> np.ndarray:
     """Query accuracies [E] of a classifier on frozen features."""
     classify = BASELINES[method]
     found = []

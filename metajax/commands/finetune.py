@@ -19,7 +19,7 @@ from metajax.runs.record import make_record
 from metajax.runs.source import describe, open_source, pooling_of, text_length
 from metajax.runs.task_data import fingerprints, load, relabel, tokenized
 from metajax.runs.workdir import open_run
-from metajax.training import distributed as hosts
+from metajax.training import distributed
 from metajax.types import Params, Task
 
 
@@ -71,7 +71,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
 
     def make_tasks(step: int) -> Task:
         batch = data.supervised_batch(examples, settings.seed, step, settings.batch_size)
-        return Task(None, data.packed_parts(batch, parts, plan, own=hosts.share(parts)))
+        return Task(None, data.packed_parts(batch, parts, plan, own=distributed.local_slice(parts)))
 
     def measure(params: Params) -> dict[str, Any]:
         return {

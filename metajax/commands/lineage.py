@@ -66,7 +66,7 @@ def _changed(stage: str, values: dict[str, Any]) -> dict[str, Any]:
     return {
         flag(setting.name): values[setting.name]
         for setting in dataclasses.fields(SETTINGS[stage])
-        if setting.metadata["matters"]
+        if setting.metadata["affects_results"]
         and setting.name != "seed"
         and setting.name in values
         and values[setting.name] not in (None, setting.default)

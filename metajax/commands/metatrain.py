@@ -17,7 +17,7 @@ from metajax.runs.record import make_record, read_record, recorded
 from metajax.runs.source import describe, text_length
 from metajax.runs.task_data import fingerprints, load, tokenized
 from metajax.runs.workdir import open_run
-from metajax.training import distributed as hosts
+from metajax.training import distributed
 from metajax.training.evaluation import estimate, run_episodes
 from metajax.types import Params
 
@@ -76,7 +76,7 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
                 settings.seed,
                 settings.meta_batch_size,
                 settings.steps,
-                hosts.share(settings.meta_batch_size),
+                distributed.local_slice(settings.meta_batch_size),
             ),
             num_steps=settings.steps,
             measure=measure,

@@ -18,7 +18,7 @@ from metajax.runs.parts import with_parts
 from metajax.runs.record import make_record
 from metajax.runs.source import describe, open_source, text_length, without_dropout
 from metajax.runs.workdir import open_run
-from metajax.training import distributed as hosts
+from metajax.training import distributed
 from metajax.training.evaluation import run_episodes
 from metajax.types import MetaAlgorithm, Params, Task
 
@@ -62,7 +62,10 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
     def make_tasks(step: int) -> Task:
         batch = data.pretraining_batch(training, rule, settings.seed, step, settings.batch_size)
         return Task(
-            None, jax.tree.map(lambda x: x[hosts.share(parts)], split_batch(batch, parts).query)
+            None,
+            jax.tree.map(
+                lambda x: x[distributed.local_slice(parts)], split_batch(batch, parts).query
+            ),
         )
 
     def measure(params: Params) -> dict[str, float]:

@@ -69,8 +69,8 @@ def option(
     maximum: float | None = None,
     choices: tuple[str, ...] | None = None,
     metavar: str | None = None,
-    matters: bool = True,
-    rare: bool = False,
+    affects_results: bool = True,
+    advanced: bool = False,
 ) -> Any:
     """A setting: its help, default (none: required), bounds, choices and part in resuming.
 
@@ -83,8 +83,8 @@ def option(
         "maximum": maximum,
         "choices": choices,
         "metavar": metavar,
-        "matters": matters,
-        "rare": rare,
+        "affects_results": affects_results,
+        "advanced": advanced,
     }
     if default is dataclasses.MISSING:
         return field(metadata=metadata)

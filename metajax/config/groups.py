@@ -13,7 +13,7 @@ class ModelSettings(Settings):
 
     model: str = option(
         "a hub id, a local Hugging Face directory, or the workdir of an earlier stage",
-        matters=False,
+        affects_results=False,
     )
     seed: int = option("everything random is a function of it and the step", 0, minimum=0)
     max_length: int = option("tokens of a text, the rest is cut off", 128, minimum=3)
@@ -21,7 +21,7 @@ class ModelSettings(Settings):
         "what the network computes in; parameters stay float32",
         "float32",
         choices=("float32", "bfloat16"),
-        rare=True,
+        advanced=True,
     )
     remat: bool = option("recompute blocks going back: less memory, more time", False)
 
@@ -34,24 +34,24 @@ class TaskSettings(Settings):
         "CSV, TSV, JSON-lines or Parquet files; glue:NAME; hub:OWNER/NAME[/CONFIG]; smlmt:FILE "
         "(plain text, its words to guess)",
         metavar="TASK",
-        matters=False,
+        affects_results=False,
     )
     glue_dir: str | None = option(
         "the classic GLUE TSV layout, for glue:NAME (default: the hub's copy)",
         None,
-        matters=False,
-        rare=True,
+        affects_results=False,
+        advanced=True,
     )
-    text_column: str | None = option("default: text, or else sentence", None, rare=True)
+    text_column: str | None = option("default: text, or else sentence", None, advanced=True)
     pair_column: str | None = option(
-        "the second text's; default: text_pair, where it is", None, rare=True
+        "the second text's; default: text_pair, where it is", None, advanced=True
     )
-    label_column: str | None = option("default: label", None, rare=True)
+    label_column: str | None = option("default: label", None, advanced=True)
     classes: str | None = option(
         "keep only the labels in this file, a label a line",
         None,
         metavar="FILE",
-        matters=False,
+        affects_results=False,
     )
 
 
@@ -69,13 +69,13 @@ class DrawSettings(Settings):
     """What episodes are drawn from."""
 
     whole_tasks: bool = option(
-        "each data set is a task: all its classes, whatever --ways", False, rare=True
+        "each data set is a task: all its classes, whatever --ways", False, advanced=True
     )
     keep_duplicates: bool = option(
         "draw equal texts too: one may be in support and query at once, which makes accuracies too "
         "high (default: each text once, and none that has several labels)",
         False,
-        rare=True,
+        advanced=True,
     )
 
 
@@ -92,24 +92,32 @@ class DeviceSettings(Settings):
         "devices that parameters and optimizer state are sharded over (default 1: none)",
         1,
         minimum=1,
-        matters=False,
-        rare=True,
+        affects_results=False,
+        advanced=True,
     )
     distributed: bool = option(
         "one of several hosts, each of which is given the same command; on TPU VMs, Slurm and Open "
         "MPI this is enough",
         False,
-        matters=False,
-        rare=True,
+        affects_results=False,
+        advanced=True,
     )
     coordinator: str | None = option(
-        "elsewhere: the first host's address", None, metavar="HOST:PORT", matters=False, rare=True
+        "elsewhere: the first host's address",
+        None,
+        metavar="HOST:PORT",
+        affects_results=False,
+        advanced=True,
     )
     num_processes: int | None = option(
-        "elsewhere: how many", None, minimum=1, matters=False, rare=True
+        "elsewhere: how many", None, minimum=1, affects_results=False, advanced=True
     )
     process_id: int | None = option(
-        "elsewhere: which of them this is, from 0", None, minimum=0, matters=False, rare=True
+        "elsewhere: which of them this is, from 0",
+        None,
+        minimum=0,
+        affects_results=False,
+        advanced=True,
     )
 
     def __post_init__(self) -> None:
@@ -125,40 +133,42 @@ class TrainSettings(ModelSettings, DeviceSettings):
 
     workdir: str = option(
         "a directory or gs://BUCKET/NAME; run again, it resumes",
-        matters=False,
+        affects_results=False,
     )
     learning_rate: float = option("AdamW's peak", 5e-5, above=0)
-    warmup: float = option("share of the steps", 0.1, minimum=0, maximum=1, rare=True)
-    weight_decay: float = option("not on LayerNorms and biases", 0.01, minimum=0, rare=True)
-    clip_norm: float = option("largest norm of the gradient", 1.0, above=0, rare=True)
-    save_every: int = option("steps between checkpoints", 100, minimum=1, matters=False)
-    keep: int = option("newest checkpoints kept", 2, minimum=1, matters=False, rare=True)
+    warmup: float = option("share of the steps", 0.1, minimum=0, maximum=1, advanced=True)
+    weight_decay: float = option("not on LayerNorms and biases", 0.01, minimum=0, advanced=True)
+    clip_norm: float = option("largest norm of the gradient", 1.0, above=0, advanced=True)
+    save_every: int = option("steps between checkpoints", 100, minimum=1, affects_results=False)
+    keep: int = option(
+        "newest checkpoints kept", 2, minimum=1, affects_results=False, advanced=True
+    )
     keep_every: int | None = option(
         "checkpoints of steps that are multiples of this are kept too",
         None,
         minimum=1,
-        matters=False,
-        rare=True,
+        affects_results=False,
+        advanced=True,
     )
     track: tuple[str, ...] = option(
         "tensorboard, wandb: the metrics there too",
         (),
         choices=("tensorboard", "wandb"),
         metavar="LOGGER",
-        matters=False,
+        affects_results=False,
     )
     profile: bool = option(
         "trace three steps into the workdir's profile/, for TensorBoard and Perfetto",
         False,
-        matters=False,
-        rare=True,
+        affects_results=False,
+        advanced=True,
     )
     max_skipped: int = option(
         "steps in a row, skipped for a loss or gradient that is not finite, after which to stop",
         10,
         minimum=1,
-        matters=False,
-        rare=True,
+        affects_results=False,
+        advanced=True,
     )
 
     def __post_init__(self) -> None:
@@ -180,8 +190,8 @@ class BatchSettings(Settings):
         "same on any number of devices (default: one a device, and as before on resuming)",
         None,
         minimum=1,
-        matters=False,
-        rare=True,
+        affects_results=False,
+        advanced=True,
     )
 
 
@@ -195,13 +205,13 @@ class InnerSettings(Settings):
         "where the classification head starts (default prototypes)",
         None,
         choices=("prototypes", "zero", "checkpoint"),
-        rare=True,
+        advanced=True,
     )
     layers: int | None = option(
         "blocks that adapt, from the top (default: all, and the embeddings)",
         None,
         minimum=0,
-        rare=True,
+        advanced=True,
     )
     lora: int | None = option(
         "of low-rank adapters, which then adapt in place of the weights (default: none)",
@@ -226,7 +236,7 @@ class AlgorithmSettings(Settings):
         "episodes computed at once on a device: less is slower and smaller",
         None,
         minimum=1,
-        rare=True,
+        advanced=True,
     )
 
     def __post_init__(self) -> None:

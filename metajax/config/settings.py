@@ -1,8 +1,8 @@
-"""The settings of every stage: one typed dataclass each, the same from Python and the command line.
+"""The settings of every command: one typed dataclass each, for Python and the command line.
 
-A field's metadata holds its help and what it may be. Fields marked `matters=False` may differ when
-a run is resumed: they change no number. (What the files named by the others hold is compared by
-their hashes.)
+The metadata of a field holds its help, bounds and choices. Fields with `affects_results=False` may
+differ when a run is resumed, because they change no number. (The contents of files named by such
+fields are compared by their hashes.)
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ EPISODES = 600  # Of an evaluation, where nothing is said.
 class PretrainSettings(TrainSettings, BatchSettings):
     """Masked-language-model training on plain text."""
 
-    text: tuple[str, ...] = option("plain text files", metavar="FILE", matters=False)
+    text: tuple[str, ...] = option("plain text files", metavar="FILE", affects_results=False)
     steps: int = option("updates", 1000, minimum=1)
     batch_size: int = option("blocks of --max-length tokens a step", 32, minimum=1)
     mask_rate: float = option("share of the tokens to guess", 0.15, above=0, maximum=0.9)
@@ -43,7 +43,7 @@ class FinetuneSettings(TrainSettings, TaskSettings, BatchSettings):
         "files to report on, one a task in order (glue: and hub: tasks bring their own)",
         (),
         metavar="FILE",
-        matters=False,
+        affects_results=False,
     )
     epochs: float = option("passes over all tasks' examples", 3.0, above=0)
     steps: int | None = option("updates, instead of --epochs", None, minimum=1)
@@ -89,9 +89,9 @@ class AdaptSettings(ModelSettings, TaskSettings, InnerSettings):
         "other labelled examples of the task, named like it: says how well they are labelled",
         None,
         metavar="TASK",
-        matters=False,
+        affects_results=False,
     )
-    workdir: str = option("where the adapted model is written", matters=False)
+    workdir: str = option("where the adapted model is written", affects_results=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,26 +60,26 @@ class Row(NamedTuple):
     curve_ci95: tuple[float, ...] = ()
 
 
-class Protocol(NamedTuple):
+class EvalSet(NamedTuple):
     """The episodes of an evaluation.
 
     Attributes:
-        said: which protocol it is, in words.
+        description: which protocol it is, in words.
         size: of an episode.
         examples: the data sets.
-        drawn: the episodes, in chunks.
+        episodes: the episodes, in chunks.
         plan: the shapes that they are packed to.
         draw: [E] which result each episode counts for; each its own where they are random.
     """
 
-    said: str
+    description: str
     size: Size
     examples: Sequence[data.TokenizedTask]
-    drawn: Sequence[data.Episodes]
+    episodes: Sequence[data.Episodes]
     plan: Sequence[data.Shapes]
     draw: np.ndarray
 
-    def judged(self, what: str, judge: Callable[[int, Task], jax.Array]) -> np.ndarray:
+    def score(self, what: str, judge: Callable[[int, Task], jax.Array]) -> np.ndarray:
         """What `(number of the first, tasks) -> [T, ...]` says of the episodes, a row a draw."""
         found: list[np.ndarray] = []
         for episodes in self.progress(what):
@@ -89,11 +89,11 @@ class Protocol(NamedTuple):
 
     def progress(self, what: str) -> Iterator[data.Episodes]:
         """The chunks, counted as they are done."""
-        return progress(self.drawn, what, "batch")
+        return progress(self.episodes, what, "batch")
 
     def by_draw(self, found: Sequence[Any]) -> np.ndarray:
         """The mean [D, ...] of each draw's queries, from the means of its episodes."""
-        queries = np.concatenate([episodes.query_mask.sum(1) for episodes in self.drawn])
+        queries = np.concatenate([episodes.query_mask.sum(1) for episodes in self.episodes])
         weights = queries / np.bincount(self.draw, queries)[self.draw]
         values = np.asarray(found, np.float64)
         means = np.zeros((self.draw[-1] + 1, *values.shape[1:]))
@@ -106,11 +106,11 @@ class Choice(NamedTuple):
 
     Attributes:
         ways: the most classes of an episode.
-        open: `(model, tokens of a text) -> Protocol`.
+        open: `(model, tokens of a text) -> EvalSet`.
     """
 
     ways: int
-    open: Callable[[Bert, int], Protocol]
+    open: Callable[[Bert, int], EvalSet]
 
 
 def choose_protocol(settings: EvaluateSettings, tasks: Sequence[data.TaskData]) -> Choice:
@@ -136,7 +136,7 @@ def _open_random(
     ways: int,
     model: Bert,
     length: int,
-) -> Protocol:
+) -> EvalSet:
     examples = tokenized(tasks, model, length)
     count = settings.episodes or EPISODES
     drawn = [
@@ -146,13 +146,13 @@ def _open_random(
         for first in range(0, count, _CHUNK)
     ]
     classes = "all classes of a data set" if settings.whole_tasks else f"{ways} ways"
-    return Protocol(
-        said=f"{count} episodes drawn at random with seed {settings.seed}: {classes}, "
+    return EvalSet(
+        description=f"{count} episodes drawn at random with seed {settings.seed}: {classes}, "
         f"{spec.shots} shots, {spec.queries} queries a class, each classified by itself"
         + _of_duplicates(tasks),
         size=Size(ways, spec.shots, spec.queries),
         examples=examples,
-        drawn=drawn,
+        episodes=drawn,
         plan=data.plan_episodes(examples, spec, settings.seed, _CHUNK, len(drawn)),
         draw=np.arange(count),
     )
@@ -235,14 +235,14 @@ def _range(counts: set[int]) -> str:
     return f"{most}" if least == most else f"{least} to {most}"
 
 
-def _open_published(draws: data.Draws, said: str, size: Size, model: Bert, length: int) -> Protocol:
+def _open_published(draws: data.Draws, said: str, size: Size, model: Bert, length: int) -> EvalSet:
     episodes, draw = data.fixed_episodes(draws)
     examples = tokenized([draws.task], model, length)
-    return Protocol(
-        said=said,
+    return EvalSet(
+        description=said,
         size=size,
         examples=examples,
-        drawn=episodes,
+        episodes=episodes,
         plan=data.plan_drawn(examples, episodes, len(episodes)),
         draw=draw,
     )

@@ -21,10 +21,10 @@ from metajax.errors import InputError, StoppedError
 from metajax.models import Bert, save_config
 from metajax.runs.metrics import MetricsLog
 from metajax.runs.progress import Progress
-from metajax.runs.signals import Stop, listening
+from metajax.runs.signals import Stop, handle_signals
 from metajax.runs.trackers import Profile, tracking
-from metajax.runs.workdir import Run, begin, held, read_results, write_results
-from metajax.training import distributed as hosts
+from metajax.runs.workdir import Run, begin, locked, read_results, write_results
+from metajax.training import distributed
 from metajax.training.checkpoint import Checkpoints
 from metajax.training.optimizer import adamw, learning_rate
 from metajax.training.outer import Metrics, OuterState, global_norm, num_tasks, task_keys
@@ -74,11 +74,11 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
         `results.json`.
     """
     run, settings = stage.run, stage.settings
-    first = hosts.is_first()
+    first = distributed.is_first()
     if first:
         begin(run, lambda directory: save_config(directory, stage.model))
-    with hosts.explained():
-        met = hosts.meet()  # The workdir is there.
+    with distributed.explain_host_errors():
+        met = distributed.barrier()  # The workdir is there.
     outer = outer_loop(
         stage.algorithm,
         _optimizer(stage),
@@ -88,12 +88,12 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
         mesh=_mesh(settings.shards),
     )
     with (
-        held(run) if first else contextlib.nullcontext(),
-        listening() as stop,
+        locked(run) if first else contextlib.nullcontext(),
+        handle_signals() as stop,
         Checkpoints(
             run.checkpoints, keep=settings.keep, keep_every=settings.keep_every, record=run.record
         ) as checkpoints,
-        hosts.explained(),
+        distributed.explain_host_errors(),
     ):
         results = read_results(run.path)
         if results is not None:
@@ -107,7 +107,7 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
         ):
             if not log.rows:
                 with stop.at_once():
-                    before = stage.measure(hosts.whole(state.meta_params))
+                    before = stage.measure(distributed.all_gather(state.meta_params))
                 log.write({"step": 0, "before": before})
             if "before" not in log.rows[0]:
                 raise InputError(
@@ -117,7 +117,7 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
             stop.check()
             state = _take_steps(stage, outer, state, log, checkpoints, stop)
             with stop.at_once():
-                after = stage.measure(hosts.whole(state.meta_params))
+                after = stage.measure(distributed.all_gather(state.meta_params))
             results = {
                 "measured_on": stage.measured_on,
                 "before": log.rows[0]["before"],
@@ -172,7 +172,7 @@ def _take_steps(
         StoppedError: a signal came, or too many steps in a row were not finite; it is all saved.
     """
     first, save_every = int(state.step), stage.settings.save_every
-    steps, shown = range(first, stage.num_steps), hosts.is_first()
+    steps, shown = range(first, stage.num_steps), distributed.is_first()
     what, profiled = stage.run.record["stage"], stage.settings.profile and shown
     clock, compiled = _Clock(), set[Any]()
     with (
@@ -189,7 +189,7 @@ def _take_steps(
             row = _row(step + 1, metrics)  # Waits for the step.
             log.write(row | clock.lap() | _peak_memory())
             progress.update("skipped" if "skipped" in row else f"loss {row['loss']:.4f}")
-            if hosts.asked_to_stop(step):
+            if distributed.asked_to_stop(step):
                 stop.asked = "SIGTERM"
             bad = _skipped_in_a_row(log)
             giving_up = bad >= stage.settings.max_skipped
@@ -215,10 +215,10 @@ def _skipped_in_a_row(log: MetricsLog) -> int:
 
 def _diagnosis(stage: Stage, state: OuterState, step: int, tasks: Task, bad: int) -> str:
     """Which of a step's tasks were not finite; the parameters are those that it began with."""
-    first = hosts.share(num_tasks(tasks) * jax.process_count()).start
+    first = distributed.local_slice(num_tasks(tasks) * jax.process_count()).start
     rng, params = (
-        jax.random.wrap_key_data(hosts.whole(jax.random.key_data(state.rng))),
-        hosts.whole(state.meta_params),
+        jax.random.wrap_key_data(distributed.all_gather(jax.random.key_data(state.rng))),
+        distributed.all_gather(state.meta_params),
     )
     keys = task_keys(jax.random.fold_in(rng, step), first, num_tasks(tasks))
 

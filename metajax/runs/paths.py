@@ -133,7 +133,7 @@ def write_object(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def filling(directory: Path, last: str) -> Iterator[Path]:
+def staged_upload(directory: Path, last: str) -> Iterator[Path]:
     """The directory, or one whose files are then copied there, the one named `last` as the last.
 
     Raises:

@@ -51,7 +51,7 @@ class Stop:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Stop]:
+def handle_signals() -> Iterator[Stop]:
     """Listens for the signals while a run is at work."""
     stop = Stop()
     handlers = {signal.SIGTERM: stop.handle, signal.SIGINT: stop.handle}

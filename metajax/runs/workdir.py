@@ -23,7 +23,7 @@ from metajax.config.fields import Settings, flag
 from metajax.config.files import write_config
 from metajax.errors import InputError, reason_of
 from metajax.reading import parse_json
-from metajax.runs.paths import children, filling, in_bucket, to_path, write_object
+from metajax.runs.paths import children, in_bucket, staged_upload, to_path, write_object
 from metajax.runs.record import identity, read_record, recorded
 
 _log = logging.getLogger("metajax")
@@ -161,7 +161,7 @@ def _difference(known: dict[str, Any], new: dict[str, Any], settings: Settings) 
     for setting in dataclasses.fields(settings):
         old_value = recorded(known, setting.name)
         value = new["settings"][setting.name]
-        if setting.metadata["matters"] and old_value != value:
+        if setting.metadata["affects_results"] and old_value != value:
             return f"{flag(setting.name)} was {old_value}, is now {value}"
     # Files may have moved: what they are to the run counts, and what they hold.
     old_files, files = _contents(known["data"]), _contents(new["data"])
@@ -194,12 +194,12 @@ def begin(run: Run, save_model: Callable[[Path], None]) -> None:
     if not (run.path / "config.yaml").is_file():
         write_atomically(run.path / "config.yaml", write_config(run.record["settings"]))
     if not (run.model / "config.json").is_file():
-        with filling(run.model, last="config.json") as directory:
+        with staged_upload(run.model, last="config.json") as directory:
             save_model(directory)
 
 
 @contextlib.contextmanager
-def held(run: Run) -> Iterator[None]:
+def locked(run: Run) -> Iterator[None]:
     """Keeps other processes out of a run that has begun; a killed one lets go by itself.
 
     In a bucket nothing can be locked, and nobody is kept out.

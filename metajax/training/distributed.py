@@ -18,7 +18,7 @@ _LONGEST_NAME = 64  # Linux allows no longer one.
 _SILENCE = 30
 
 
-def join(settings: Any) -> None:
+def init_distributed(settings: Any) -> None:
     """Makes this process one of several, if the settings say so; before anything is computed.
 
     Raises:
@@ -45,13 +45,13 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def share(total: int) -> slice:
+def local_slice(total: int) -> slice:
     """Which of a step's tasks are this process's: as many as its devices', in order."""
     count = total // jax.process_count()
     return slice(jax.process_index() * count, (jax.process_index() + 1) * count)
 
 
-def meet() -> str:
+def barrier() -> str:
     """Returns once every process has come here: which host each of them is on."""
     if jax.process_count() == 1:
         return "one process"
@@ -64,7 +64,7 @@ def meet() -> str:
     return f"processes (JAX's tasks): {', '.join(told)}"
 
 
-def whole(params: PyTree) -> PyTree:
+def all_gather(params: PyTree) -> PyTree:
     """Parameters on one device of this process, wherever their parts are."""
     if len(all_devices()) == 1:
         return params
@@ -79,7 +79,7 @@ def asked_to_stop(step: int) -> bool:
 
 
 @contextlib.contextmanager
-def explained() -> Iterator[None]:
+def explain_host_errors() -> Iterator[None]:
     """Says what it means when what several processes do together fails."""
     try:
         yield

@@ -192,7 +192,7 @@ def global_norm(tree: PyTree) -> jax.Array:
     return optax.tree.norm(widen(tree))
 
 
-def follow(
+def apply_meta_grad(
     optimizer: optax.GradientTransformation, state: OuterState, grads: PyTree, info: MetaInfo
 ) -> tuple[OuterState, Metrics]:
     """Takes the outer step that a mean meta-gradient asks for.
@@ -242,6 +242,6 @@ def outer_step(
         found = mean_meta_grad(current, state.meta_params, tasks, keys, chunk_size)
         if axis_name is not None:
             found = jax.lax.pmean(found, axis_name)
-        return follow(optimizer, state, *found)
+        return apply_meta_grad(optimizer, state, *found)
 
     return step

@@ -14,8 +14,8 @@ from metajax.training.outer import (
     AlgorithmOrSchedule,
     Metrics,
     OuterState,
+    apply_meta_grad,
     at_step,
-    follow,
     initial_state,
     mean_meta_grad,
     num_tasks,
@@ -237,7 +237,7 @@ def _sharded_loop(
             out_specs=(jax.tree.map(spec, floats), everywhere),
             check_vma=False,  # Or gradients of replicated leaves would be summed one by one.
         )(whole, jax.random.fold_in(state.rng, state.step), tasks)
-        state, metrics = follow(optimizer, state, *found)
+        state, metrics = apply_meta_grad(optimizer, state, *found)
         return jax.lax.with_sharding_constraint(state, place(state)), metrics
 
     def split(tasks: Task) -> Task:

@@ -112,7 +112,7 @@ def test_what_is_left_out_is_as_documented(command):
     required = [name for name, default in found.items() if default is dataclasses.MISSING]
     assert {name: found[name] for name in found if name not in required} == DEFAULTS[command]
     if command not in ("predict", "plan"):
-        free = {each.name for each in fields if not each.metadata["matters"]}
+        free = {each.name for each in fields if not each.metadata["affects_results"]}
         assert free == FREE & found.keys()
 
 

@@ -19,7 +19,7 @@ from metajax.errors import InputError, StoppedError
 from metajax.models import Bert
 from metajax.runs import loop
 from metajax.runs.record import make_record
-from metajax.runs.workdir import held, open_run
+from metajax.runs.workdir import locked, open_run
 from metajax.types import MetaAlgorithm, Task
 
 TASKS, STEPS = 4, 7
@@ -121,7 +121,7 @@ def make_stage(tmp_path):
         record = make_record("pretrain", settings, data={}, parent={}, model={})
 
         def measure(params):
-            with pytest.raises(InputError, match="another process"), held(stage.run):
+            with pytest.raises(InputError, match="another process"), locked(stage.run):
                 pass
             noted.measured.append(jax.device_get(params))
             return {"total": float(sum(map(jnp.sum, jax.tree.leaves(params))))}

@@ -17,12 +17,12 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from metajax.errors import InputError, StoppedError
 from metajax.runs.metrics import MetricsLog, read_metrics
 from metajax.runs.parts import check_split
-from metajax.runs.paths import address, filling, in_bucket, local, to_path
+from metajax.runs.paths import address, in_bucket, local, staged_upload, to_path
 from metajax.runs.record import SETTINGS, make_record
-from metajax.runs.signals import listening
+from metajax.runs.signals import handle_signals
 from metajax.runs.trackers import Profile, tracking
-from metajax.runs.workdir import Run, begin, held, open_run, write_atomically
-from metajax.training import distributed as hosts
+from metajax.runs.workdir import Run, begin, locked, open_run, write_atomically
+from metajax.training import distributed
 
 REQUIRED = {
     "model": "m",
@@ -80,7 +80,11 @@ def test_a_file_is_whole_before_it_takes_its_name(tmp_path, monkeypatch):
 def test_one_run_at_a_time(tmp_path):
     run, *_ = begun(tmp_path / "run")
     for _ in range(2):  # Once it is let go, it can be held again.
-        with held(run), pytest.raises(InputError, match="another process is running"), held(run):
+        with (
+            locked(run),
+            pytest.raises(InputError, match="another process is running"),
+            locked(run),
+        ):
             pass
 
 
@@ -195,7 +199,7 @@ def test_a_directory_in_a_bucket_is_filled_from_one_on_disk(bucket, monkeypatch)
         return write(path, content)
 
     monkeypatch.setattr(type(bucket), "write_bytes", note)
-    with filling(bucket, last="config.json") as directory:
+    with staged_upload(bucket, last="config.json") as directory:
         for name in ("vocab.txt", "config.json", "added.json"):
             (directory / name).write_text(name)
         assert written == []
@@ -211,7 +215,7 @@ def test_paths_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert to_path("run") != to_path(str(tmp_path / "run"))
     assert address(to_path("run")) == str(tmp_path / "run")
-    with filling(tmp_path, last="config.json") as directory:
+    with staged_upload(tmp_path, last="config.json") as directory:
         assert directory == tmp_path == local(tmp_path)
 
 
@@ -220,7 +224,7 @@ def own_handler():
     """A handler of both signals, in place of pytest's."""
 
     def handler(number, frame):
-        pytest.fail("no run was listening")
+        pytest.fail("no run was handle_signals")
 
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = [signal.signal(number, handler) for number in numbers]
@@ -231,7 +235,7 @@ def own_handler():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_waits_for_the_step_in_hand_but_not_for_a_measurement(number, own_handler):
-    with listening() as stop:
+    with handle_signals() as stop:
         stop.check()
         signal.raise_signal(number)
         assert stop.asked == number.name
@@ -242,12 +246,12 @@ def test_a_signal_waits_for_the_step_in_hand_but_not_for_a_measurement(number, o
         with pytest.raises(KeyboardInterrupt):  # The second one.
             signal.raise_signal(number)
     assert signal.getsignal(number) is own_handler
-    with listening() as stop:
+    with handle_signals() as stop:
         with stop.at_once():
             pass
         with pytest.raises(StoppedError, match=f"stopped by {number.name}"), stop.at_once():
             signal.raise_signal(number)
-    with listening() as stop:
+    with handle_signals() as stop:
         with stop.at_once():
             pass
         signal.raise_signal(number)  # No longer at once.
@@ -255,15 +259,19 @@ def test_a_signal_waits_for_the_step_in_hand_but_not_for_a_measurement(number, o
 
 
 def test_each_process_has_its_own_tasks(monkeypatch):
-    assert (hosts.is_first(), hosts.share(6), hosts.asked_to_stop(3)) == (True, slice(0, 6), False)
+    assert (distributed.is_first(), distributed.local_slice(6), distributed.asked_to_stop(3)) == (
+        True,
+        slice(0, 6),
+        False,
+    )
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     shares = []
     for number in range(3):
         monkeypatch.setattr(jax, "process_index", lambda number=number: number)
-        shares += list(range(6))[hosts.share(6)]
-        assert hosts.is_first() == (number == 0)
+        shares += list(range(6))[distributed.local_slice(6)]
+        assert distributed.is_first() == (number == 0)
     assert shares == list(range(6))
-    assert hosts.share(6) == slice(4, 6)
+    assert distributed.local_slice(6) == slice(4, 6)
 
 
 def test_the_settings_say_which_process_this_is(monkeypatch):
@@ -271,10 +279,10 @@ def test_the_settings_say_which_process_this_is(monkeypatch):
     monkeypatch.setattr(
         jax.distributed, "initialize", lambda *where, **settings: asked.append(where)
     )
-    hosts.join(settings_of("pretrain"))
+    distributed.init_distributed(settings_of("pretrain"))
     assert asked == []
     where = {"coordinator": "host:1", "num_processes": 4, "process_id": 2}
-    hosts.join(settings_of("pretrain", distributed=True, **where))
+    distributed.init_distributed(settings_of("pretrain", distributed=True, **where))
     assert asked == [("host:1", 4, 2)]
 
 
@@ -284,7 +292,7 @@ def test_parameters_of_many_devices_are_brought_to_the_first(monkeypatch):
     everywhere = jax.sharding.NamedSharding(
         jax.make_mesh((8,), ("all",), devices=eight), jax.sharding.PartitionSpec("all")
     )
-    found = hosts.whole({"w": jax.device_put(jax.numpy.arange(8.0), everywhere)})
+    found = distributed.all_gather({"w": jax.device_put(jax.numpy.arange(8.0), everywhere)})
     assert found["w"].devices() == {eight[0]}
     assert found["w"].tolist() == list(range(8))
 

@@ -8,8 +8,8 @@ import pytest
 import metajax
 from metajax.training.outer import (
     OuterState,
+    apply_meta_grad,
     default_chunk_size,
-    follow,
     map_tasks,
     num_tasks,
     task_keys,
@@ -171,7 +171,7 @@ def test_the_loss_and_the_gradient_have_to_be_finite(grad, loss, skipped):
     before = OuterState(jnp.int32(4), params, optimizer.init(params), jax.random.key(3))
     grads = {"w": jnp.array([1.0, 2.0]), "v": jnp.float32(grad)}
     info = MetaInfo(jnp.float32(loss), {"accuracy": jnp.float32(0.5)}, jnp.zeros(2))
-    after, metrics = follow(optimizer, before, grads, info)
+    after, metrics = apply_meta_grad(optimizer, before, grads, info)
     assert (metrics.skipped, after.step) == (skipped, 5)
     # Adam's first step is as long as its rate, whatever the gradient.
     moved = 0.0 if skipped else -0.5
