@@ -42,7 +42,7 @@ from experiments.runs import (
 )
 from metajax.training.evaluation import estimate
 
-BASELINES = ("finetune", "protonet", "linear", "knn")
+BASELINES = ("same-steps", "prototypes", "linear", "knn")
 METHODS: dict[str, dict[str, Any]] = {
     "protonet": {"inner_steps": 0, "algorithm": "fomaml"},
     "proto-maml": {"algorithm": "maml"},
@@ -78,9 +78,9 @@ def compare(options: argparse.Namespace) -> None:
         )
         if name == "protonet":
             # Nothing adapts: each text's features are computed once for all episodes.
-            [result] = judged(root, exported(run), "protonet", **asked)
+            [result] = judged(root, exported(run), "prototypes", **asked)
         else:
-            [result] = judged(root, run.path, "maml", **asked)
+            [result] = judged(root, run.path, "checkpoint", **asked)
         results[name] = result._replace(training=run.seconds)
     if options.baselines:  # None are asked for as none, and not as all there are.
         found = judged(root, options.model, *options.baselines, **asked)

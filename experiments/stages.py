@@ -57,18 +57,18 @@ def main(arguments: list[str] | None = None) -> None:
     both = run("pretrain-finetune", "finetune", pretrained.path, **labelled, pooling="mean")
     every = run("pretrain-finetune-metatrain", "metatrain", both.path, **episodes)
     paths = {
-        "original weights": ("finetune", options.model, 0.0),
-        "pretrained": ("finetune", pretrained.path, pretrained.seconds),
-        "fine-tuned": ("finetune", tuned.path, tuned.seconds),
-        "meta-trained": ("maml", meta.path, meta.seconds),
-        "all three": ("maml", every.path, pretrained.seconds + both.seconds + every.seconds),
+        "original weights": ("same-steps", options.model, 0.0),
+        "pretrained": ("same-steps", pretrained.path, pretrained.seconds),
+        "fine-tuned": ("same-steps", tuned.path, tuned.seconds),
+        "meta-trained": ("checkpoint", meta.path, meta.seconds),
+        "all three": ("checkpoint", every.path, pretrained.seconds + both.seconds + every.seconds),
     }
     asked = judging(options, data / options.set, shots=options.shots)
     results = {}
     for name, (method, path, seconds) in paths.items():
         [result] = judged(root, path, method, **asked)
         results[name] = result._replace(training=seconds)
-    [results["original weights, prototypes"]] = judged(root, options.model, "protonet", **asked)
+    [results["original weights, prototypes"]] = judged(root, options.model, "prototypes", **asked)
     show(options, results, f"{options.set} {options.split}, {options.shots}-shot")
 
 

@@ -74,9 +74,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     for name in options.sets:
         asked = judging(options, data / name, shots=options.shots)
-        [ours] = judged(root, run.path, "maml", **asked)
+        [ours] = judged(root, run.path, "checkpoint", **asked)
         # Prototypes too: a rate that suits one of the two weights may spoil the other.
-        plain, prototypes = judged(root, options.model, "finetune", "protonet", **asked)
+        plain, prototypes = judged(root, options.model, "same-steps", "prototypes", **asked)
         results = {
             "hidden words": ours._replace(training=run.seconds),
             "without": plain,

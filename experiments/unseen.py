@@ -84,9 +84,9 @@ def main(arguments: list[str] | None = None) -> None:
     plain = Trained(options.model, 0.0)
     compared = (
         # Without adaptation `evaluate` takes the weights that a meta-training began with.
-        ("meta-trained on GLUE", meta, exported(meta), "maml"),
-        ("fine-tuned on GLUE", multi, multi.path, "finetune"),
-        ("original weights", plain, plain.path, "finetune"),
+        ("meta-trained on GLUE", meta, exported(meta), "checkpoint"),
+        ("fine-tuned on GLUE", multi, multi.path, "same-steps"),
+        ("original weights", plain, plain.path, "same-steps"),
     )
     others = held_out(root) if options.set == "docstrings" else {}
     title = options.set if others else f"{options.set} {options.split}"
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
         results = {}
         for (name, run, weights, method), lr in zip(compared, options.adapt_lr):
             [adapted] = judged(root, run.path, method, **{**asked, "inner_lr": lr})
-            [prototypes] = judged(root, weights, "protonet", **asked)
+            [prototypes] = judged(root, weights, "prototypes", **asked)
             results[name] = adapted._replace(training=run.seconds)
             results[f"{name}, prototypes"] = prototypes._replace(training=run.seconds)
         show(options, results, f"{title}, {ways}-way {shots}-shot")

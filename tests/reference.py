@@ -105,7 +105,7 @@ class Reference:
         labels = np.asarray(labels)
         if method == "linear":
             return sklearn.linear_model.LogisticRegression(max_iter=1000).fit(x, labels).predict(y)
-        if method == "protonet":
+        if method == "prototypes":
             x = np.stack([x[labels == c].mean(0) for c in range(labels.max() + 1)])
             labels = np.arange(len(x))
         return labels[np.argmin(np.linalg.norm(y[:, None] - x[None], axis=-1), 1)]

@@ -51,7 +51,7 @@ SMALL = {
     "metatrain": f"--steps 1 --meta-batch-size 2 --inner-steps 1 --algorithm anil {_EPISODES}"
     " --learning-rate 1e-3",
     "finetune": "--steps 1 --batch-size 4 --max-length 16 --pooling pooler",
-    "evaluate": f"--episodes 2 --methods maml {_EPISODES}",
+    "evaluate": f"--episodes 2 --methods checkpoint {_EPISODES}",
 }
 PARSED = {"demo", "plan"}  # They take minutes; tests/commands/test_plan.py runs plan.
 

@@ -88,7 +88,8 @@ def demo(settings: DemoSettings) -> None:
     print(f"\n5-way 1-shot accuracy on held-out modules, {rows[0].episodes} episodes:\n")
     print(table(rows))
     print(
-        "\nmaml is the meta-trained model; the others start from the same weights without it.\n"
+        "\ncheckpoint is the meta-trained model; the other methods start from the same weights "
+        "without meta-training.\n"
         f"report       {places.report}  (learning curves, accuracy against inner steps)\n"
         f"checkpoints  {places.pretrain}, {places.metatrain}, {places.adapt}\n"
         f"took         {(time.perf_counter() - begun) / 60:.1f} minutes\n\n"

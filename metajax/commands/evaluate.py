@@ -29,9 +29,9 @@ _FEATURE_BATCH = 64
 def evaluate(settings: EvaluateSettings) -> list[Row]:
     """Runs each method on the same episodes.
 
-    `maml` adapts the checkpoint's meta-parameters; the others start from the weights that the
-    checkpoint was meta-trained from: `finetune` adapts them in the same way, `protonet`, `linear`
-    and `knn` classify on their frozen features (of unit length).
+    `checkpoint` adapts the meta-parameters of the checkpoint. The other methods start from the
+    weights that the checkpoint was meta-trained from: `same-steps` adapts them in the same way;
+    `prototypes`, `linear` and `knn` classify on their frozen features (of unit length).
 
     Returns:
         A row a method, in the order of the settings.
@@ -47,7 +47,7 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
     choice = choose_protocol(settings, tasks)
     few_shot = open_few_shot(settings.model, settings, settings, choice.ways)
     methods = _methods(settings, few_shot)
-    plain = few_shot if methods == ("maml",) else _plain(settings, few_shot, choice.ways)
+    plain = few_shot if methods == ("checkpoint",) else _plain(settings, few_shot, choice.ways)
     length = text_length(few_shot.model, settings.max_length)
     episodes = choice.open(few_shot.model, length)
     features = _Features(plain.model, plain.params, episodes.examples)
@@ -60,7 +60,7 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
     for method in methods:
         start = time.perf_counter()
         adapts = method not in BASELINES
-        params = (few_shot if method == "maml" else plain).params
+        params = (few_shot if method == "checkpoint" else plain).params
         if adapts:
             found = episodes.score(method, partial(adaptation, params))
         else:
@@ -133,13 +133,13 @@ def _plain(settings: EvaluateSettings, few_shot: FewShot, classes: int) -> FewSh
 def _methods(settings: EvaluateSettings, few_shot: FewShot) -> tuple[str, ...]:
     trained = few_shot.is_meta_trained
     if settings.methods:
-        if "maml" in settings.methods and not trained:
+        if "checkpoint" in settings.methods and not trained:
             raise InputError(
-                f"{settings.model}: has not been meta-trained, so there is no maml to evaluate: "
-                "name the workdir of metatrain, or leave maml out of --methods"
+                f"{settings.model}: is not meta-trained, so the method checkpoint has nothing to "
+                "evaluate; give the workdir of metatrain, or leave checkpoint out of --methods"
             )
         return tuple(dict.fromkeys(settings.methods))
-    return ("maml", "finetune", *BASELINES) if trained else ("finetune", *BASELINES)
+    return ("checkpoint", "same-steps", *BASELINES) if trained else ("same-steps", *BASELINES)
 
 
 def _adaptation(

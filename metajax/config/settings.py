@@ -119,10 +119,10 @@ class EvaluateSettings(ModelSettings, TaskSettings, DrawSettings, InnerSettings)
     """Methods compared on the same episodes."""
 
     methods: tuple[str, ...] = option(
-        "maml: the checkpoint; the rest: the weights it was trained from, without meta-training "
-        "(default: all there are)",
+        "checkpoint: the model given; without meta-training: same-steps (the same adaptation), "
+        "prototypes, linear, knn (default: all that apply)",
         (),
-        choices=("maml", "finetune", "protonet", "linear", "knn"),
+        choices=("checkpoint", "same-steps", "prototypes", "linear", "knn"),
         metavar="METHOD",
     )
     # None is what was not given: draws of --splits have sizes of their own.
@@ -143,7 +143,7 @@ class EvaluateSettings(ModelSettings, TaskSettings, DrawSettings, InnerSettings)
         metavar="DIR",
     )
     curve: int | None = option(
-        "maml's and finetune's accuracy after 0, 1, ... of this many inner steps too",
+        "accuracy of checkpoint and same-steps after 0, 1, ... up to this many inner steps",
         None,
         minimum=1,
         metavar="STEPS",

@@ -152,7 +152,7 @@ def logistic_regression(features: np.ndarray, labels: np.ndarray, query: np.ndar
 
 
 BASELINES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
-    "protonet": nearest_prototype,
+    "prototypes": nearest_prototype,
     "linear": logistic_regression,
     "knn": nearest_neighbour,
 }

@@ -131,7 +131,7 @@ def test_all_meanings_are_settings_or_commands():
         ("linear knn", ("linear", "knn")),
         ("linear,knn", ("linear", "knn")),
         ("linear, knn", ("linear", "knn")),
-        ("linear,knn, protonet", ("linear", "knn", "protonet")),
+        ("linear,knn, prototypes", ("linear", "knn", "prototypes")),
     ],
 )
 def test_a_list_takes_spaces_or_commas(given, items):

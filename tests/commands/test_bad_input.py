@@ -79,7 +79,7 @@ WIRING = {
         "--splits": ("no", "--splits no: is no directory"),
         "--ways": (4, "has 3 classes, fewer than 4 ways"),
         "--shots": (6, "has 8 examples, fewer than 6 shots and 3 queries"),
-        "--methods": ("maml", "has not been meta-trained, so there is no maml"),
+        "--methods": ("checkpoint", "is not meta-trained, so the method checkpoint has nothing to"),
         "--output": NO_OUTPUT,
         "--config": NO_SETTINGS,
         "--seed": NO_SEED,
@@ -397,7 +397,7 @@ def test_evaluate_where_the_weights_below_are_gone_or_others(refused, chain, mat
     command = ("evaluate", "--model", run, "--tasks", material.intents, "--ways", 3, "--queries", 3)
     refused(f"it was meta-trained from cannot be read .{below}: no such", *command)
     # Compiled for the fixture `evaluation`.
-    alone = ("--methods", "maml", "--episodes", 10, "--curve", 2)
+    alone = ("--methods", "checkpoint", "--episodes", 10, "--curve", 2)
     assert "maml " in tiny.succeed(*command, *alone)
     tiny.write_model(below, head="encoder")
     refused(f"{below}: is not what .*meta was meta-trained from any more", *command)

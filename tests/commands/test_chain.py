@@ -280,16 +280,16 @@ MORE_KEYS = ["ci95", "behind", "behind_ci95", "seconds", "accuracies", "curve", 
 def test_evaluate_compares_all_methods(material, evaluation):
     rows = json.loads(evaluation.path.read_text())
     assert all(list(row) == [*KEYS, *MORE_KEYS] for row in rows)
-    methods = ["maml", "finetune", "protonet", "linear", "knn"]
+    methods = ["checkpoint", "same-steps", "prototypes", "linear", "knn"]
     assert [row["method"] for row in rows] == methods
     for row in rows:
         assert row["tasks"] == str(material.intents)
         assert (row["ways"], row["shots"], row["queries"], row["episodes"]) == (3, 1, 3, 10)
-        assert row["inner_steps"] == (1 if row["method"] in ("maml", "finetune") else 0)
+        assert row["inner_steps"] == (1 if row["method"] in ("checkpoint", "same-steps") else 0)
         assert 0 <= row["accuracy"] <= 1
         assert 0 <= row["ci95"] <= 1
         assert row["seconds"] >= 0
-        if row["method"] in ("maml", "finetune"):
+        if row["method"] in ("checkpoint", "same-steps"):
             assert len(row["curve"]) == len(row["curve_ci95"]) == 3
             after = row["curve"][row["inner_steps"]], row["curve_ci95"][row["inner_steps"]]
             assert after == pytest.approx((row["accuracy"], row["ci95"]))
@@ -305,7 +305,9 @@ def test_evaluate_compares_all_methods(material, evaluation):
     assert said.startswith("10 episodes drawn at random with seed 0: 3 ways, 1 shots")
     assert sorted(line.split()[0] for line in lines[:5]) == sorted(methods)
     assert [line.split(" by ")[0] for line in lines[5:]] == [
-        f"maml ahead of {line.split()[0]}" for line in lines[:5] if not line.startswith("maml")
+        f"checkpoint ahead of {line.split()[0]}"
+        for line in lines[:5]
+        if not line.startswith("checkpoint")
     ]
 
 
@@ -315,7 +317,7 @@ def test_evaluate_leaves_out_maml_where_nothing_was_meta_trained(chain, material
         *("--queries", 3, "--episodes", 8, "--inner-steps", 1),
     )
     methods = {line.split()[0] for line in out.splitlines()[2:6]}
-    assert methods == {"finetune", "protonet", "linear", "knn"}
+    assert methods == {"same-steps", "prototypes", "linear", "knn"}
 
 
 def test_over_long_text_is_cut_and_said_once(chain, material, tmp_path):

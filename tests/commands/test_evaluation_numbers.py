@@ -29,7 +29,7 @@ pytestmark = pytest.mark.xdist_group("evaluation numbers")  # They share what th
 EPISODES, SEED, WAYS, SHOTS, QUERIES = 11, 3, 3, 2, 4  # Two chunks, the second one not full.
 LENGTH = 10  # Tokens; some texts have more.
 STEPS, RATE = 2, 0.003  # Neither is the default; at this rate each step changes the accuracies.
-METHODS = ("maml", "finetune", "protonet", "linear", "knn")
+METHODS = ("checkpoint", "same-steps", "prototypes", "linear", "knn")
 ADAPT, JUDGE, FEATURES = 10.0, 1.0, 1000.0  # Seconds that these take, on the tests' clock.
 
 
@@ -51,7 +51,7 @@ def material(tmp_path_factory):
         max_length=LENGTH,
         output=str(root / "rows.json"),
     )
-    directories = {"maml": models.tuned, "finetune": models.original}
+    directories = {"checkpoint": models.tuned, "same-steps": models.original}
     references = {name: Reference(path, LENGTH) for name, path in directories.items()}
     return SimpleNamespace(settings=settings, root=root, models=models, references=references)
 
@@ -60,14 +60,14 @@ def judged(references, method, support, labels, query, truths, **inner):
     """A method's accuracy on an episode; of one that adapts, after 0, 1, ... steps."""
     if method in references:
         return references[method].adapted(support, labels, query, truths, **inner)
-    return np.mean(references["finetune"].baseline(method, support, labels, query) == truths)
+    return np.mean(references["same-steps"].baseline(method, support, labels, query) == truths)
 
 
 @pytest.fixture(scope="module")
 def expected(material):
     """The accuracies of each method [E] and, of those that adapt, [E, steps + 1]."""
     tasks = data.load_tasks(material.settings.tasks)
-    tokenizer = material.references["maml"].tokenizer
+    tokenizer = material.references["checkpoint"].tokenizer
     examples = [data.tokenize_task(task, tokenizer, LENGTH) for task in tasks]
     spec = data.EpisodeSpec(WAYS, SHOTS, QUERIES)
     drawn = zip(*data.sample_episodes(examples, spec, SEED, 0, EPISODES))
@@ -181,7 +181,7 @@ def test_published_draws_are_what_pytorch_and_scikit_learn_find(material, tmp_pa
     (tmp_path / "draws").mkdir()
     for number, support in enumerate(supports):
         tiny.write_rows(tmp_path / "draws" / f"{number}.csv", support)
-    methods = ("finetune", "maml", "linear", "protonet")
+    methods = ("same-steps", "checkpoint", "linear", "prototypes")
     sizes = dict.fromkeys(("ways", "shots", "queries", "episodes"))
     changes = {"tasks": (path,), "splits": str(tmp_path / "draws"), "methods": methods}
     rows = evaluate(dataclasses.replace(material.settings, **changes, **sizes, **given))
@@ -218,7 +218,7 @@ def test_each_episode_has_the_key_of_its_number(material, monkeypatch):
 
     algorithm = MetaAlgorithm(lambda params: params, None, meta_grad)
     monkeypatch.setattr(FewShot, "algorithm", lambda self: algorithm)
-    [row] = evaluate(dataclasses.replace(material.settings, methods=("finetune",)))
+    [row] = evaluate(dataclasses.replace(material.settings, methods=("same-steps",)))
     keys = (jax.random.fold_in(jax.random.key(SEED), number) for number in range(EPISODES))
     wanted = [float(jax.random.uniform(key)) for key in keys]
     np.testing.assert_allclose(row.accuracies, wanted, rtol=1e-6)
@@ -294,7 +294,11 @@ def test_the_table_is_best_first_in_percent():
             *(behind, behind / 4, seconds, (0.1, 0.2)),
         )
 
-    rows = [row("maml", 0.5, 0.0, 1.5), row("knn", 0.25, 0.25, 20), row("linear", 0.75, -0.25, 3)]
+    rows = [
+        row("checkpoint", 0.5, 0.0, 1.5),
+        row("knn", 0.25, 0.25, 20),
+        row("linear", 0.75, -0.25, 3),
+    ]
     said, header, *lines = table(rows).splitlines()
     assert (said, header.split()) == (
         "of these",
@@ -302,7 +306,7 @@ def test_the_table_is_best_first_in_percent():
     )
     assert [line.split() for line in lines[:3]] == [
         ["linear", "75.00%", "±", "7.50", "3.0"],
-        ["maml", "50.00%", "±", "5.00", "1.5"],
+        ["checkpoint", "50.00%", "±", "5.00", "1.5"],
         ["knn", "25.00%", "±", "2.50", "20.0"],
     ]
     assert lines[3:] == [

@@ -104,7 +104,13 @@ def test_it_goes_through_the_stages(material, tmp_path):
     scores = tmp_path / "scores.json"
     tiny.succeed("evaluate", "--model", meta, *command, "--episodes", 4, "--output", scores)
     rows = json.loads(scores.read_text())
-    assert {row["method"] for row in rows} == {"maml", "finetune", "protonet", "linear", "knn"}
+    assert {row["method"] for row in rows} == {
+        "checkpoint",
+        "same-steps",
+        "prototypes",
+        "linear",
+        "knn",
+    }
     tiny.succeed("export", "--model", mine, "--output", tmp_path / "hf")
     assert (
         tiny.succeed("predict", "--model", tmp_path / "hf", "--input", tmp_path / "texts.txt")

@@ -37,7 +37,7 @@ def test_labels_that_command_a_terminal(material, tmp_path, monkeypatch):
     tasks = tmp_path / "tasks.jsonl"
     tasks.write_text("".join(json.dumps(row) + "\n" for row in rows))
     common = ("--model", material.bert, "--tasks", tasks)
-    sizes = ("--ways", 4, "--queries", 2, "--episodes", 2, "--methods", "protonet")
+    sizes = ("--ways", 4, "--queries", 2, "--episodes", 2, "--methods", "prototypes")
     commands = [
         ("evaluate", *common, *sizes, "--output", "rows.json"),
         ("adapt", *common, "--workdir", "run", "--inner-steps", 0),

@@ -44,5 +44,5 @@ def test_a_run_may_adapt_otherwise_than_its_parent(material, tmp_path):
         run = tmp_path / f"{number}"
         tiny.succeed(*metatrain_command(material, run, parent, steps=1, **given))
         command = ("evaluate", "--model", run, "--tasks", material.intents, "--episodes", 2)
-        tiny.succeed(*command, "--methods", "maml", "finetune", "--ways", 3, "--queries", 3)
+        tiny.succeed(*command, "--methods", "checkpoint", "same-steps", "--ways", 3, "--queries", 3)
         parent = run

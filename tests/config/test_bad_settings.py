@@ -54,7 +54,7 @@ REQUIRED = {
         ("finetune", "--epochs", "inf", "give a finite number"),
         ("finetune", "--epochs", 0, "give a number above 0"),
         ("evaluate", "--episodes", 1, "give a number of at least 2"),
-        ("evaluate", "--methods", "magic", "choose from maml"),
+        ("evaluate", "--methods", "magic", "choose from checkpoint"),
     ],
 )
 def test_values(command, option, value, message):

@@ -144,7 +144,7 @@ def test_evaluation_computes_no_meta_gradient(chunk_size):
 
 @pytest.mark.parametrize(
     ("name", "reference"),
-    [("protonet", NearestCentroid()), ("knn", KNeighborsClassifier(n_neighbors=1))],
+    [("prototypes", NearestCentroid()), ("knn", KNeighborsClassifier(n_neighbors=1))],
 )
 def test_baselines_agree_with_scikit_learn(name, reference):
     rng = np.random.default_rng(0)
