@@ -50,6 +50,8 @@ def predict(settings: PredictSettings) -> None:
     target = None if settings.output == "-" else writable(settings.output, settings.input)
     if target is None and sys.stdout is None:
         raise InputError("standard output: is closed; name a file with --output")
+    if settings.input == "-" and sys.stdin is None:
+        raise InputError("standard input: is closed; name a file with --input")
     classifier = open_classifier(settings.model, settings.task)
     if settings.max_length is not None:
         classifier = classifier._replace(max_length=settings.max_length)
@@ -123,8 +125,6 @@ def read_texts(
     Raises:
         InputError: they cannot be read.
     """
-    if source == "-" and sys.stdin is None:
-        raise InputError("standard input: is closed; name a file with --input")
     if Path(source).suffix.lower() in TABLES:
         return load_texts(source, text=text_column, pair=pair_column)
     if source == "-":
