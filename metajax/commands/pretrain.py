@@ -90,7 +90,7 @@ def _report_repeated(lines: Sequence[str]) -> None:
     """Logs how many lines come again: blocks are held out, which lines may be on both sides of."""
     repeated = data.find_duplicates(lines, None, np.zeros(len(lines))).repeated
     if repeated:
-        _log.info(
+        _log.warning(
             "%d of %d lines of the text come again: where one is held out too, what is measured on "
             "it is too good",
             *(repeated, len(lines)),

@@ -55,8 +55,7 @@ def _report_duplicates(task: data.TaskData, *, drawn: bool) -> None:
             "no episode has them" if left_out else "correct all but one of them",
         )
     if drawn and found.repeated:
-        _log.log(
-            logging.INFO if left_out else logging.WARNING,
+        _log.warning(
             "%s: %d of %d examples have the text of another: %s",
             task.name,
             found.repeated,

@@ -52,7 +52,7 @@ def on_both_sides(protocol):
     tokens = protocol.examples[0].tokens.input_ids
     return [
         {tuple(tokens[row]) for row in support} & {tuple(tokens[row]) for row in query}
-        for chunk in protocol.drawn
+        for chunk in protocol.episodes
         for support, query in zip(chunk.support, chunk.query)
     ]
 
@@ -60,13 +60,13 @@ def on_both_sides(protocol):
 def test_an_evaluation_has_no_text_on_both_sides(tasks, tokenizer):
     protocol = protocol_of(tasks, tokenizer)
     assert on_both_sides(protocol) == [set()] * 20
-    assert protocol.said.endswith(
+    assert protocol.description.endswith(
         "3 queries a class, each classified by itself; each text once, 20 of 32 examples are left "
         "out"
     )
     kept = protocol_of(tasks, tokenizer, keep_duplicates=True)
     assert any(on_both_sides(kept))
-    assert kept.said.endswith(f"each classified by itself{KEPT}")
+    assert kept.description.endswith(f"each classified by itself{KEPT}")
 
 
 def test_without_equal_texts_nothing_is_said_of_them(tasks, tokenizer, tmp_path, caplog):
@@ -74,7 +74,7 @@ def test_without_equal_texts_nothing_is_said_of_them(tasks, tokenizer, tmp_path,
     (tmp_path / "once.csv").write_text("".join(lines[:13]))
     for keep in (False, True):
         protocol = protocol_of(str(tmp_path / "once.csv"), tokenizer, keep_duplicates=keep)
-        assert protocol.said.endswith("3 queries a class, each classified by itself")
+        assert protocol.description.endswith("3 queries a class, each classified by itself")
     assert not caplog.messages
 
 
@@ -93,7 +93,7 @@ def test_how_many_texts_come_again_is_logged(tasks, caplog, keep):
     with caplog.at_level(logging.INFO):
         load(settings, split="train")
     (record,) = caplog.records
-    assert record.levelno == (logging.WARNING if keep else logging.INFO)
+    assert record.levelno == logging.WARNING  # Held back, if the input is then refused.
     assert record.message.startswith(f"{tasks}: 20 of 32 examples have the text of another: ")
     assert ("in support and query" if keep else "(--keep-duplicates: ") in record.message
 
@@ -107,7 +107,11 @@ def test_texts_of_several_labels_are_logged(tmp_path, caplog):
     assert caplog.messages == [f"{message}correct all but one of them"]
     caplog.clear()
     (task,) = load(MetatrainSettings(model="m", tasks=(path,), workdir="w"), split="train")
-    assert caplog.messages == [f"{message}no episode has them"]
+    once = "an episode has a text once (--keep-duplicates: as often as it is drawn)"
+    assert caplog.messages == [
+        f"{message}no episode has them",
+        f"{path}: 4 of 8 examples have the text of another: {once}",
+    ]
     with pytest.raises(InputError, match="class 'a' has 1 texts of its own in 5 examples"):
         check_episodes([task], EpisodeSpec(2, 1, 1))
 

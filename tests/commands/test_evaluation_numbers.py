@@ -19,7 +19,7 @@ from metajax.commands.evaluate import Row, evaluate, table
 from metajax.config.settings import EvaluateSettings
 from metajax.data import draws
 from metajax.models import from_pretrained, read_model
-from metajax.runs.eval_set import Protocol, choose_protocol
+from metajax.runs.eval_set import EvalSet, choose_protocol
 from metajax.runs.few_shot import FewShot, open_as_trained, open_few_shot
 from metajax.types import MetaAlgorithm, MetaInfo
 from tests.reference import Reference, meta_trained, one_thread, uneven_examples
@@ -101,7 +101,7 @@ def rows(material, compiled):
 
     with tiny.one_quick_device(compiled), pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-        patch.setattr(Protocol, "judged", taking(ADAPT, Protocol.judged))
+        patch.setattr(EvalSet, "score", taking(ADAPT, EvalSet.score))
         patch.setattr(stage, "_run_baseline", taking(JUDGE, stage._run_baseline))
         compute = taking(FEATURES, stage._Features.compute)
         patch.setattr(stage._Features, "compute", compute)
@@ -250,11 +250,13 @@ def test_the_episodes_are_those_of_the_seed_whatever_the_chunk(material):
     found = choice.open(model, LENGTH)
     examples = [data.tokenize_task(tasks[0], model.tokenizer, LENGTH)]
     wanted = data.sample_episodes(examples, data.EpisodeSpec(5, 1, 5), SEED, 0, 600)
-    for field, one in zip(zip(*found.drawn), wanted):
+    for field, one in zip(zip(*found.episodes), wanted):
         np.testing.assert_array_equal(np.concatenate(field), one)
     assert (choice.ways, *found.size) == (5, 5, 1, 5)
     np.testing.assert_array_equal(found.draw, np.arange(600))
-    assert found.said.startswith("600 episodes drawn at random with seed 3: 5 ways, 1 shots, 5 que")
+    assert found.description.startswith(
+        "600 episodes drawn at random with seed 3: 5 ways, 1 shots, 5 que"
+    )
     np.testing.assert_array_equal(found.examples[0].tokens.input_ids, examples[0].tokens.input_ids)
 
 
@@ -264,12 +266,12 @@ def test_whole_tasks_have_all_classes_whatever_the_ways(material):
     choice = choose_protocol(settings, tasks)
     found = choice.open(read_model(str(material.models.original), head="encoder"), LENGTH)
     assert (choice.ways, *found.size) == (5, 5, SHOTS, QUERIES)
-    classes = np.concatenate([each.class_mask.sum(1) for each in found.drawn])
-    which = np.concatenate([each.task for each in found.drawn])
+    classes = np.concatenate([each.class_mask.sum(1) for each in found.episodes])
+    which = np.concatenate([each.task for each in found.episodes])
     np.testing.assert_array_equal(classes, np.array([5, 4])[which])
     assert {0, 1} == set(which)
     assert len(found.draw) == len(which) == EPISODES
-    assert ": all classes of a data set, 2 shots, 4 queries a class" in found.said
+    assert ": all classes of a data set, 2 shots, 4 queries a class" in found.description
 
 
 def test_a_draw_counts_its_queries_alike():
@@ -280,7 +282,7 @@ def test_a_draw_counts_its_queries_alike():
         return data.Episodes(*[None] * 6, mask.astype(np.float32), None, None)
 
     drawn = [chunk(3, 1), chunk(2), chunk(1)]
-    protocol = Protocol("", None, (), drawn, (), np.array([0, 0, 1, 1]))
+    protocol = EvalSet("", None, (), drawn, (), np.array([0, 0, 1, 1]))
     curve = np.array([[1, 0], [0, 1], [0.5, 1], [0, 0]])
     wanted = [[3 / 4, 1 / 4], [1 / 3, 2 / 3]]
     np.testing.assert_allclose(protocol.by_draw(list(curve)), wanted, atol=1e-12)
@@ -310,6 +312,6 @@ def test_the_table_is_best_first_in_percent():
         ["knn", "25.00%", "±", "2.50", "20.0"],
     ]
     assert lines[3:] == [
-        "maml ahead of linear by -25.00 ± -6.25, episode by episode",
-        "maml ahead of knn by 25.00 ± 6.25, episode by episode",
+        "checkpoint ahead of linear by -25.00 ± -6.25, episode by episode",
+        "checkpoint ahead of knn by 25.00 ± 6.25, episode by episode",
     ]

@@ -188,7 +188,7 @@ def test_a_state_is_only_used_up_when_donated(count, shards):
 def test_two_processes_agree_with_one_device():
     """Four devices each, over loopback, in float64."""
     port = tiny.free_port()
-    script = Path(__file__).parent / "two_processes.py"
+    script = Path(__file__).parents[1] / "two_processes.py"
     both = [
         subprocess.Popen(
             [sys.executable, script, str(port), str(number)], stdout=subprocess.PIPE, text=True
