@@ -14,6 +14,7 @@ import numpy as np
 
 from metajax.models import Bert, BertConfig, save_pretrained
 from metajax.runs.paths import in_bucket, to_path
+from metajax.training import checkpoint
 
 STEPS, SAVE_EVERY = 60, 5
 WORDS = [f"w{number}" for number in range(90)]

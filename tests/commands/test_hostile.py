@@ -8,6 +8,7 @@ import json
 import shutil
 
 import tiny
+
 from fuzz.readers import controls
 
 
