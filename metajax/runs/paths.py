@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +19,7 @@ from etils import epath
 from metajax.errors import InputError, StoppedError, reason_of
 
 _SILENCE = 60  # Seconds without a byte until a request is given up and tried again.
+_PATIENCE = 600  # Seconds until an object has to be written.
 _CLIENTS = ("gcsfs", "aiohttp", "requests", "urllib3", "google")
 
 
@@ -123,13 +125,17 @@ def write_object(path: Path, content: bytes) -> None:
     Raises:
         StoppedError: the bucket does not take it.
     """
+    writer = ThreadPoolExecutor(1)
     try:
-        path.write_bytes(content)
+        # gcsfs tries again six times, on two levels: it would take up to an hour to give up.
+        writer.submit(path.write_bytes, content).result(_PATIENCE)
     except Exception as error:
         raise StoppedError(
             f"{path}: cannot be written ({reason_of(error)}): what was saved is safe; mend access "
             "to the bucket, and run the same command again"
         ) from error
+    finally:
+        writer.shutdown(wait=False)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ The server speaks the JSON API alone; what asks over gRPC whether a bucket has f
 import json
 import os
 import re
+import threading
 import time
 import urllib.parse
 import urllib.request
@@ -25,7 +26,7 @@ from google.api_core.exceptions import BadGateway
 from benchmarks.bucket import served
 from metajax.cli.main import main
 from metajax.errors import InputError, StoppedError
-from metajax.runs.paths import bucket_errors, children, to_path
+from metajax.runs.paths import bucket_errors, children, to_path, write_object
 from metajax.training import checkpoint
 from metajax.training.checkpoint import Checkpoints
 from metajax.training.outer import OuterState
@@ -308,6 +309,16 @@ def test_a_bucket_that_takes_nothing(material, bucket, monkeypatch):
     assert done.status == 1
     assert "gs://bucket/refused/run.json: cannot be written (Forbidden)" in done.err
     assert "Traceback" not in done.err
+
+
+def test_a_bucket_that_never_answers(bucket, monkeypatch):
+    place, over = to_path("gs://bucket/silent"), threading.Event()
+    monkeypatch.setattr(type(place), "write_bytes", lambda path, content: over.wait(60))
+    monkeypatch.setattr("metajax.runs.paths._PATIENCE", 0.01)
+    with pytest.raises(StoppedError, match=r"gs://bucket/silent: cannot be written \(TimeoutError"):
+        write_object(place, b"x")
+    assert not over.is_set()
+    over.set()
 
 
 def test_something_else_is_there(material, bucket):
