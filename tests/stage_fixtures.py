@@ -58,7 +58,7 @@ def chain(material, compiled, tmp_path_factory) -> SimpleNamespace:
             "adapt": tiny.succeed(
                 "adapt",
                 *("--model", places["metatrain"], "--tasks", material.new),
-                *("--workdir", places["adapt"]),
+                *("--workdir", places["adapt"], "--inner-lr", 0.1),
             ),
         }
     return SimpleNamespace(**places, out=out)

@@ -81,7 +81,8 @@ class AdaptSettings(ModelSettings, TaskSettings, InnerSettings):
     """A few gradient steps on a new task's examples."""
 
     inner_lr: float | None = option(
-        "SGD's rate (default: that of meta-training, or the largest that raises no step's loss)",
+        "SGD's rate (default: the largest that raises no step's loss; and no steps where their "
+        "prototypes label more of the examples that are left out right)",
         None,
         above=0,
     )

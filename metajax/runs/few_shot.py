@@ -77,7 +77,7 @@ class FewShot(NamedTuple):
     def algorithm(self, **changes: Any) -> MetaAlgorithm:
         """The algorithm with these settings, or with some of them changed."""
         inner = self.inner | changes
-        loss_fn, optimizer, trainable, shared = self._learner(inner)
+        loss_fn, optimizer, trainable, shared = self.learner(inner)
         steps, name = inner["inner_steps"], inner["algorithm"]
         if name == "reptile":
             return reptile(loss_fn, optimizer, steps, **shared._asdict())
@@ -93,7 +93,7 @@ class FewShot(NamedTuple):
 
     def curve(self, steps: int) -> Callable[[Params, Task], jax.Array]:
         """Compiled: query accuracy [E, steps + 1] of E tasks after 0, 1, ... inner steps."""
-        loss_fn, optimizer, trainable, shared = self._learner(self.inner)
+        loss_fn, optimizer, trainable, shared = self.learner()
         step = maml(loss_fn, optimizer, 1, trainable=trainable)
 
         def one(meta_params: Params, task: Task) -> jax.Array:
@@ -113,7 +113,9 @@ class FewShot(NamedTuple):
 
         return jax.jit(lambda params, tasks: jax.lax.map(partial(one, params), tasks))
 
-    def _learner(self, inner: dict[str, Any]) -> "_Learner":
+    def learner(self, inner: dict[str, Any] | None = None) -> "Learner":
+        """Returns what the inner loop is made of, with these settings or others."""
+        inner = self.inner if inner is None else inner
         loss_fn = without_dropout(classification_loss(self.model))
         prototypes = prototype_init(self.model)
         # Without dropout, as the loss.
@@ -141,7 +143,7 @@ class FewShot(NamedTuple):
             reparametrize = compose(separate_layers(), reparametrize)
         unroll = fast and inner["inner_steps"] <= UNROLLED
         optimizer = optax.sgd(inner["inner_lr"])
-        return _Learner(loss_fn, optimizer, trainable, _Shared(unroll, reparametrize, init_fn))
+        return Learner(loss_fn, optimizer, trainable, _Shared(unroll, reparametrize, init_fn))
 
 
 class _Shared(NamedTuple):
@@ -152,7 +154,7 @@ class _Shared(NamedTuple):
     init_fn: InitFn | None
 
 
-class _Learner(NamedTuple):
+class Learner(NamedTuple):
     """What learns a task, and which parameters the inner loop updates (None: all)."""
 
     loss_fn: LossFn

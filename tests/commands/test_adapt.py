@@ -11,7 +11,9 @@ import tiny
 from metajax import data
 from metajax.commands import adapt as adapting
 from metajax.config.settings import AdaptSettings
-from metajax.runs.source import open_classifier, open_source
+from metajax.runs.descent import Descent
+from metajax.runs.few_shot import FewShot
+from metajax.runs.source import Source, open_classifier, open_source
 from metajax.runs.task_data import batch_of, tokenized
 from metajax.training import checkpoint
 from tests.workdirs import write_workdir
@@ -19,9 +21,17 @@ from tests.workdirs import write_workdir
 STABLE_RATE = 0.004
 
 
+def left_out(monkeypatch, *, prototypes, steps):
+    """Makes so many of six examples right that are left out."""
+    right = lambda self, rate: (prototypes if rate is None else steps, 6)  # noqa: E731
+    monkeypatch.setattr(Descent, "left_out", right)
+
+
 def test_adapt_finds_the_largest_rate_at_which_no_step_raises_the_loss(
     material, tmp_path, monkeypatch
 ):
+    left_out(monkeypatch, prototypes=2, steps=3)
+
     def adapted(name, *rates):
         where = {"model": material.bert, "tasks": (material.new,), "workdir": tmp_path / name}
         monkeypatch.setattr(adapting, "_RATES", rates)
@@ -38,6 +48,8 @@ def test_adapt_finds_the_largest_rate_at_which_no_step_raises_the_loss(
     assert losses[-1] < losses[0]
     # What a run has found stays, also where another would be found now.
     assert adapted("looked for", 1e-7) == found
+    shares = {"prototypes": 2 / 6, "steps": 3 / 6}
+    assert found["left_out"] == {"examples": 6, "inner_lr": STABLE_RATE} | shares
 
     record = json.loads((tmp_path / "looked for" / "run.json").read_text())
     assert record["settings"]["inner_lr"] is None
@@ -56,7 +68,7 @@ def test_adapt_finds_the_largest_rate_at_which_no_step_raises_the_loss(
 def test_adapt_says_how_well_other_examples_are_labelled(material, tmp_path):
     """And may be asked to afterwards: the model stays as it is. One label has no example.
 
-    Weights that were meta-trained bring a rate of their own.
+    Weights that were meta-trained bring a number of steps of their own.
     """
     rows = [row for row in tiny.examples(3, 5, seed=13, first=8) if row[1] != "topic10"]
     dev = tiny.write_rows(tmp_path / "dev.csv", rows)
@@ -65,7 +77,7 @@ def test_adapt_says_how_well_other_examples_are_labelled(material, tmp_path):
     network = {"head": "encoder", "pooling": "mean"}
     write_workdir(meta_trained, material.bert, "metatrain", network=network, **own)
     command = ["adapt", "--model", meta_trained, "--tasks", material.new, "--workdir", run]
-    command += ["--max-length", 4, "--remat"]
+    command += ["--max-length", 4, "--remat", "--inner-lr", STABLE_RATE]
     tiny.succeed(*command)
     before = checkpoint.load(run / "checkpoints").params
     tiny.succeed(*command, "--dev", dev)
@@ -130,7 +142,81 @@ def test_predict_gives_the_softmax_of_the_head_that_is_named(material, tmp_path)
     np.testing.assert_allclose(found, logits_of(1, None, 6)[:, 0], atol=1e-4)
 
 
-def test_a_rate_that_is_given_is_taken(material, tmp_path):
-    where = {"model": material.bert, "tasks": (material.new,), "workdir": tmp_path / "run"}
-    found = adapting.adapt(AdaptSettings(**where, inner_lr=0.5, inner_steps=0))
-    assert (found["inner_lr"], found["loss"]) == (0.5, [])
+def test_a_rate_that_is_given_is_taken(material, tmp_path, monkeypatch):
+    left_out(monkeypatch, prototypes=6, steps=0)
+    where = {"model": material.bert, "tasks": (material.new,)}
+    for steps in (0, 1):
+        given = {"workdir": tmp_path / f"{steps}", "inner_lr": 0.5, "inner_steps": steps}
+        found = adapting.adapt(AdaptSettings(**where, **given))
+        assert (found["inner_lr"], len(found["loss"])) == (0.5, steps)
+
+
+def test_the_prototypes_are_kept_where_the_steps_do_not_win(
+    material, tmp_path, monkeypatch, caplog
+):
+    """Also by a run that is repeated, whatever its comparison would now say."""
+    caplog.set_level("INFO", "metajax")
+    left_out(monkeypatch, prototypes=4, steps=4)
+    where = {"model": material.bert, "tasks": (material.new,)}
+    kept = AdaptSettings(**where, workdir=tmp_path / "kept")
+    found = adapting.adapt(kept)
+    assert (found["inner_lr"], found["loss"]) == (None, [])
+    assert (found["left_out"]["prototypes"], found["left_out"]["steps"]) == (4 / 6, 4 / 6)
+    rate = found["left_out"]["inner_lr"]
+    assert (
+        "of 6 examples left out, 4 are labelled right by the steps, 4 by the prototypes that they "
+        f"start from: the prototypes are kept (--inner-lr {rate:g} and a new --workdir take the "
+        "steps)"
+    ) in caplog.text
+    stepless = AdaptSettings(**where, workdir=tmp_path / "stepless", inner_steps=0)
+    assert found["loss_after"] == adapting.adapt(stepless)["loss_after"]
+    saved, wanted = (
+        checkpoint.load(tmp_path / name / "checkpoints") for name in ("kept", "stepless")
+    )
+    assert saved.step == 0
+    tiny.assert_same_bits(saved.params, wanted.params)
+    left_out(monkeypatch, prototypes=0, steps=6)
+    assert adapting.adapt(kept) == found
+
+
+def test_the_steps_are_taken_where_no_example_can_be_left_out(material, tmp_path, monkeypatch):
+    """With one example of each class, and where the head does not start from prototypes."""
+    monkeypatch.setattr(adapting, "_RATES", (STABLE_RATE,))
+    rows = [("w1 w2", "a"), ("w3 w4", "b"), ("w5 w6", "c")]
+    one_each = tiny.write_rows(tmp_path / "tasks.csv", rows)
+    where = {"model": material.bert, "tasks": (one_each,), "workdir": tmp_path / "one each"}
+    for changes in ({}, {"tasks": (material.new,), "workdir": tmp_path / "zero", "head": "zero"}):
+        found = adapting.adapt(AdaptSettings(**where | changes))
+        assert (found["inner_lr"], len(found["loss"])) == (STABLE_RATE, 3)
+        assert "left_out" not in found
+
+
+def test_meta_trained_weights_try_their_own_rate_first_and_adapters_larger_ones():
+    def rates(stage, **inner):
+        source = Source(None, None, {"record": {"stage": stage}})
+        return adapting._rates(
+            FewShot(None, None, {"inner_lr": 0.05, "lora": None} | inner, source)
+        )
+
+    assert rates("pretrain") == (0.3, 0.1, 0.03, 0.01, 0.003)
+    assert rates("pretrain", lora=8) == (3, 1, 0.3, 0.1, 0.03, 0.01, 0.003)
+    assert rates("metatrain") == (0.05, 0.03, 0.01, 0.003)
+    assert rates("metatrain", inner_lr=2, lora=8) == (2, 1, 0.3, 0.1, 0.03, 0.01, 0.003)
+
+
+def test_a_model_that_was_meta_trained_without_steps_says_so(material, tmp_path):
+    meta_trained = tmp_path / "meta-trained"
+    own = {"inner_lr": STABLE_RATE, "inner_steps": 0}
+    write_workdir(meta_trained, material.bert, "metatrain", network={"head": "encoder"}, **own)
+    command = ["adapt", "--model", meta_trained, "--tasks", material.new, "--workdir"]
+    done = tiny.run(*command, tmp_path / "run")
+    assert (
+        f"{meta_trained}: was meta-trained with --inner-steps 0, so that no steps are taken; to "
+        "take them give --inner-steps 3 and a new --workdir"
+    ) in done.err
+    assert json.loads(done.out.split("written to")[0])["loss"] == []
+    for steps in (0, 1):  # As they are told to.
+        given = ("--inner-steps", steps, "--inner-lr", STABLE_RATE)
+        done = tiny.run(*command, tmp_path / f"{steps}", *given)
+        assert done.status == 0
+        assert "was meta-trained" not in done.err

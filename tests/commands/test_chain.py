@@ -137,6 +137,7 @@ def test_adapt_says_when_its_steps_are_too_large(chain, material, tmp_path):
 
 def test_adapt_again_does_the_same(chain, material):
     command = ("--model", chain.metatrain, "--tasks", material.new, "--workdir", chain.adapt)
+    command += ("--inner-lr", 0.1)
     before = checkpoint.load(chain.adapt / "checkpoints").params
     assert tiny.succeed("adapt", *command) == chain.out["adapt"]
     tiny.assert_same_bits(checkpoint.load(chain.adapt / "checkpoints").params, before)

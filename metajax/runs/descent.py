@@ -1,0 +1,250 @@
+"""The inner steps of `adapt`: SGD on one task's examples, which are taken a part at a time."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+
+from metajax import data
+from metajax.algorithms import lora
+from metajax.data.batches import token_batch
+from metajax.data.packing import plan_shapes
+from metajax.runs.few_shot import FewShot
+from metajax.tree import combine, select
+from metajax.types import Batch, InitFn, Params, Task
+
+_TOKENS = ("input_ids", "token_type_ids", "position_ids", "example_ids")
+# As many folds as take about the time of the steps on so many examples.
+_EXAMPLES, _MOST_FOLDS = 128, 4
+_PART = 512  # Tokens, about.
+
+
+def fold(examples: data.TokenizedTask) -> tuple[Batch, int]:
+    """Deals a task's N examples into parts, class by class, and packs each.
+
+    Returns:
+        Leaves [P, ...], as `metajax.data.packed_parts` gives them, with `labels` and
+        `example_mask` [P, B], 0 where a part is filled up; and the number of folds F, which P is a
+        multiple of: fold f has the parts f, F + f, 2 F + f, ...
+    """
+    tokens, count = examples.tokens, len(examples.labels)
+    folds = min(count, max(2, min(_MOST_FOLDS, 1 + _EXAMPLES // count)))
+    parts = folds * min(-(-int(tokens.lengths.sum()) // (folds * _PART)), count // folds)
+    size = -(-count // parts)
+    # Part p has the examples p, P + p, 2 P + p, ... of those sorted by class.
+    places = (np.arange(parts)[:, None] + parts * np.arange(size)).reshape(-1)
+    rows = np.argsort(examples.labels, kind="stable")[np.minimum(places, count - 1)]
+    filled, longest = places < count, int(tokens.lengths.max())
+    batch = token_batch(tokens, rows, longest)
+    batch["attention_mask"] *= filled[:, None]
+    lengths = batch["attention_mask"].sum(1).reshape(parts, size)
+    shapes, *_ = plan_shapes([(lengths,)], longest, steps=1)
+    batch |= {"labels": examples.labels[rows], "example_mask": filled.astype(np.float32)}
+    return data.packed_parts(batch, parts, [shapes]), folds
+
+
+class Point(NamedTuple):
+    """Where steps on some parts of the examples begin.
+
+    Attributes:
+        use: the numbers of the parts.
+        params: the parameters.
+        loss: the mean loss on the examples of these parts.
+        grads: its gradient with respect to what the steps change.
+    """
+
+    use: tuple[int, ...]
+    params: Params
+    loss: float
+    grads: Params
+
+
+class Descent:
+    """The inner steps of one task.
+
+    The gradient is compiled for one part of the examples: it serves every part, step and rate, and
+    takes the memory of one part.
+
+    Args:
+        few_shot: a network, and the settings of its inner loop.
+        parts: the examples, as `fold` gives them.
+        folds: how many folds these are.
+    """
+
+    def __init__(self, few_shot: FewShot, parts: Batch, folds: int) -> None:
+        # So the blocks are in a loop, which is compiled in half the time.
+        self._few_shot, learner = few_shot, few_shot.learner(few_shot.inner | {"low_memory": True})
+        self._folds = folds
+        self._start, self._adapted = (
+            learner.shared.init_fn,
+            learner.trainable or (lambda path: True),
+        )
+        count = len(parts["labels"])
+        rows = {key: parts[key].reshape(-1, parts[key].shape[-1]) for key in _TOKENS}
+        reduce = learner.shared.reparametrize
+        self._params, task = jax.jit(lambda params, rows: reduce(params, Task(rows, None))[:2])(
+            few_shot.params, rows
+        )
+        self._rows = rows
+        self._restore = jax.jit(lambda params, rows, own: reduce(params, Task(rows, None))[2](own))
+        rows = {k: leaf.reshape(count, -1, *leaf.shape[1:]) for k, leaf in task.support.items()}
+        rest = {key: leaf for key, leaf in parts.items() if key not in _TOKENS}
+        self._parts = [{k: leaf[p] for k, leaf in (rows | rest).items()} for p in range(count)]
+        self._counts = rest["example_mask"].sum(1).astype(int)
+
+        merge = lora.merge if few_shot.inner["lora"] else (lambda params: params)
+        features = few_shot.model.features
+        self._features = jax.jit(lambda params, part: features(merge(params), part))
+        self._add_gradient = jax.jit(_adder(learner.loss_fn), donate_argnums=0)
+        self._first = [self._features_of(self._params, part) for part in self.parts]
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """The numbers of all parts."""
+        return tuple(range(len(self._parts)))
+
+    def begin(self, use: tuple[int, ...]) -> Point:
+        """Where the steps on some parts begin."""
+        params = self.start(use)
+        return Point(use, params, *self._gradient(params, use))
+
+    def start(self, use: Sequence[int]) -> Params:
+        """The parameters before the steps on some parts."""
+        start: InitFn | None = self._start
+        if self._few_shot.inner["head"] == "prototypes":
+            kernel, bias = self._prototypes(use)
+            head = {"kernel": jnp.asarray(kernel)[None], "bias": jnp.asarray(bias)[None]}
+            start = lambda params, support, rng: {**params, "classifier": head}  # noqa: E731
+            start = lora.init_fn(start) if self._few_shot.inner["lora"] else start
+        return self._params if start is None else start(self._params, {}, None)
+
+    def descend(
+        self, begin: Point, rate: float, *, stop: bool = False, after: bool = True
+    ) -> tuple[Params, list[float]]:
+        """Takes the inner steps.
+
+        Args:
+            begin: where from, and on which parts.
+            rate: SGD's.
+            stop: whether to end with the first step that raises the loss.
+            after: whether to compute the loss after the last step.
+
+        Returns:
+            The parameters, and the loss before each step and after the last.
+        """
+        use, params, loss, grads = begin
+        steps, losses = self._few_shot.inner["inner_steps"], [loss]
+        for number in range(1, steps + 1):
+            changed, frozen = select(params, self._adapted)
+            params = combine(jax.tree.map(partial(_move, rate), changed, grads), frozen)
+            # Where the first step is too long, the loss alone tells, in a quarter of the time.
+            first = stop and 1 == number < steps
+            if first or (after and number == steps):
+                loss = self.loss(params, use)
+            if number < steps and not (first and loss > losses[0]):
+                loss, grads = self._gradient(params, use)
+            losses.append(loss)
+            if stop and not losses[-1] <= losses[-2]:
+                break
+        return params, losses
+
+    def loss(self, params: Params, use: Sequence[int]) -> float:
+        """The mean loss on the examples of some parts."""
+        logits = np.concatenate([self._logits(params, self._features_of(params, p)) for p in use])
+        labels = np.concatenate([self._labels(p) for p in use])
+        return float(-scipy.special.log_softmax(logits, 1)[np.arange(len(labels)), labels].mean())
+
+    def left_out(self, rate: float | None) -> tuple[int, int]:
+        """Cross-validates: learns from all folds but one, and labels that one.
+
+        Args:
+            rate: of the inner steps; None takes none.
+
+        Returns:
+            How many examples are labelled right, and of how many: those of a class that the other
+            folds have too.
+        """
+        right = judged = 0
+        if self._folds < 2:
+            return 0, 0
+        for number in range(self._folds):
+            use = tuple(p for p in self.parts if p % self._folds != number)
+            known = np.unique(np.concatenate([self._labels(p) for p in use]))
+            params = self.start(use)
+            if rate is not None:
+                params, _ = self.descend(self.begin(use), rate, after=False)
+            for part in self.parts[number :: self._folds]:
+                features = self._first[part] if rate is None else self._features_of(params, part)
+                guesses = known[self._logits(params, features)[:, known].argmax(1)]
+                judged += int(np.isin(self._labels(part), known).sum())
+                right += int((guesses == self._labels(part)).sum())
+        return right, judged
+
+    def restore(self, params: Params) -> Params:
+        """All parameters, as they are saved."""
+        return self._restore(self._few_shot.params, self._rows, params)
+
+    def _gradient(self, params: Params, use: Sequence[int]) -> tuple[float, Params]:
+        changed, frozen = select(params, self._adapted)
+        counts = self._counts[list(use)]
+        grads = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), changed)
+        losses = []
+        for part, share in zip(use, counts / counts.sum(), strict=True):
+            grads, loss = self._add_gradient(
+                grads, changed, frozen, self._parts[part], np.float32(share)
+            )
+            losses.append(loss)
+        return sum(map(float, losses)), grads
+
+    def _labels(self, part: int) -> np.ndarray:
+        return np.asarray(self._parts[part]["labels"])[: self._counts[part]]
+
+    def _features_of(self, params: Params, part: int) -> np.ndarray:
+        """Those of a part's examples [B, H]."""
+        # Without the head, which the first parameters lack: for all, one program.
+        if "base" in params:
+            encoder = params | {"base": _headless(params["base"])}
+        else:
+            encoder = _headless(params)
+        found = np.asarray(self._features(encoder, self._parts[part]), np.float32)
+        return found[: self._counts[part]]
+
+    def _prototypes(self, use: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The head that classifies by prototypes: `metajax.models.prototype_init`."""
+        classes = self._few_shot.model.num_labels[0]
+        one_hot = np.concatenate([np.eye(classes)[self._labels(p)] for p in use])
+        features = np.concatenate([self._first[p] for p in use])
+        means = features.T @ one_hot / np.maximum(one_hot.sum(0), 1)
+        return means.astype(np.float32), (-0.5 * (means**2).sum(0)).astype(np.float32)
+
+    def _logits(self, params: Params, features: np.ndarray) -> np.ndarray:
+        head = params.get("base", params)["classifier"]
+        return features @ np.asarray(head["kernel"][0]) + np.asarray(head["bias"][0])
+
+
+def _move(rate: float, leaf: jax.Array, grad: jax.Array) -> jax.Array:
+    # In NumPy: XLA would compile a program for each shape.
+    return jax.device_put(np.asarray(leaf) - leaf.dtype.type(rate) * np.asarray(grad))
+
+
+def _headless(params: Params) -> Params:
+    return {key: value for key, value in params.items() if key != "classifier"}
+
+
+def _adder(loss_fn: Any) -> Any:
+    """Adds a part's gradient, so weighted, to those of others; gives its loss too."""
+
+    def add(
+        total: Params, changed: Params, frozen: Params, part: Batch, share: jax.Array
+    ) -> tuple[Params, jax.Array]:
+        def loss_of(changed: Params) -> jax.Array:
+            return share * loss_fn(combine(changed, frozen), part, None)[0]
+
+        loss, grads = jax.value_and_grad(loss_of)(changed)
+        return jax.tree.map(jnp.add, total, grads), loss
+
+    return add
