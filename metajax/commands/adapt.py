@@ -89,9 +89,14 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     )
     run = open_run(settings.workdir, record, settings)
 
+    # A run that has ended has chosen: another machine might not choose the same again.
+    known = _read_choice(run.path) if looked_for and inner["inner_steps"] else None
     _log.info("%s: compiling for %d examples", run.path, len(task.labels))
     descent = Descent(few_shot, *fold(examples))
-    found = _find(few_shot, descent, run.path) if looked_for else _take(few_shot, descent)
+    if looked_for and inner["inner_steps"]:
+        found = _repeat(descent, known) if known else _choose(few_shot, descent)
+    else:
+        found = _take(few_shot, descent)
     reduced, losses, rate, left_out = found
     _check_finite(found, settings.tasks[0])
     begin(run, lambda directory: save_config(directory, model))
@@ -135,8 +140,6 @@ def _warn_if_stepless(settings: AdaptSettings, few_shot: FewShot) -> None:
 
 
 def _check_finite(found: _Found, task: str) -> None:
-    if not np.isfinite(found.losses[0]):
-        raise InputError(f"{task}: its loss is {found.losses[0]}: give other weights")
     if not np.isfinite(found.losses).all():
         raise InputError(
             f"{task}: its loss is {found.losses[-1]} after the inner steps: give a smaller "
@@ -144,22 +147,28 @@ def _check_finite(found: _Found, task: str) -> None:
         )
 
 
-def _find(few_shot: FewShot, descent: Descent, workdir: Path) -> _Found:
-    """What is chosen where no rate is given; an earlier run in the workdir has chosen already."""
-    # Another machine may not choose the same again.
+def _read_choice(workdir: Path) -> dict[str, Any] | None:
+    """The results of an earlier run in the workdir, if it has ended.
+
+    Raises:
+        InputError: they have neither a rate nor the comparison that kept the prototypes.
+    """
     known = read_results(workdir)
-    if not few_shot.inner["inner_steps"]:
-        return _take(few_shot, descent)
     if known is None:
-        return _choose(few_shot, descent)
+        return None
     rate: Any = known.get("inner_lr")
-    left_out = known.get("left_out")
-    if rate is None and left_out:
-        return _stay(descent, None, left_out)
-    if not (is_number(rate) and rate > 0):
+    if not (is_number(rate) and rate > 0) and not (rate is None and known.get("left_out")):
         raise InputError(
             f"{workdir / 'results.json'}: its inner_lr is {rate}: restore it from a backup"
         )
+    return known
+
+
+def _repeat(descent: Descent, known: dict[str, Any]) -> _Found:
+    """What an earlier run has chosen."""
+    rate, left_out = known["inner_lr"], known.get("left_out")
+    if rate is None:
+        return _stay(descent, None, left_out)
     return _search(descent, (float(rate),))._replace(left_out=left_out)
 
 
@@ -220,6 +229,8 @@ def _rates(few_shot: FewShot) -> tuple[float, ...]:
 def _search(descent: Descent, rates: Sequence[float]) -> _Found:
     """The steps at the first rate at which none raises the loss, or else at the last."""
     begin = descent.begin(descent.parts)
+    if not np.isfinite(begin.loss):
+        raise InputError(f"--model: the loss on the examples is {begin.loss}: give other weights")
     for rate in rates:
         params, losses = descent.descend(begin, rate, stop=rate != rates[-1])
         if np.all(np.diff(losses) <= 0):

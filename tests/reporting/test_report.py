@@ -68,7 +68,7 @@ def made(chain, compiled, evaluation, tmp_path_factory):
     page = root / "page.html"
     with tiny.one_quick_device(compiled):
         tiny.succeed(
-            *("adapt", "--model", chain.metatrain, "--tasks", files["new"]),
+            *("adapt", "--model", chain.metatrain, "--tasks", files["new"], "--inner-lr", 0.1),
             *("--dev", files["dev"], "--workdir", adapted),
         )
     runs = (chain.pretrain, chain.finetune, chain.metatrain, adapted)
