@@ -8,11 +8,11 @@ import sys
 import hypothesis
 import pytest
 import yaml
-from fuzz.watch import Hung, Watch
 from hypothesis import strategies as st
 
 from fuzz import __main__ as fuzzer
 from fuzz import mutate, readers, seeds, worker
+from fuzz.watch import Hung, Watch
 from metajax import data
 from metajax.cli.arguments import parse
 from metajax.cli.logging import refusal
