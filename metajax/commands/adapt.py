@@ -28,8 +28,8 @@ from metajax.training.outer import OuterState
 from metajax.types import Params
 
 _log = logging.getLogger("metajax")
-# What is tried where the settings do not say: a sentence encoder bears the first from one example a
-# class, a BERT as it was pretrained hardly the last but one.
+# Tried if the settings name no rate. A sentence encoder tolerates the first from one example per
+# class; a plain pretrained BERT hardly tolerates the last but one.
 _RATES = (0.3, 0.1, 0.03, 0.01, 0.003)
 _LORA_RATES = (3.0, 1.0)  # Before these: adapters begin at zero and move little.
 
@@ -38,7 +38,7 @@ class _Found(NamedTuple):
     """The adapted parameters and how they came about.
 
     Attributes:
-        params: reduced, as `Descent` has them.
+        params: reparametrized, as `Descent` has them.
         losses: on the examples before each step and after the last.
         rate: of the steps; None where none were kept.
         left_out: the cross-validation that decided, if there was one.
@@ -89,21 +89,22 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     )
     run = open_run(settings.workdir, record, settings)
 
+    chooses = looked_for and inner["inner_steps"]
     # A run that has ended has chosen: another machine might not choose the same again.
-    known = _read_choice(run.path) if looked_for and inner["inner_steps"] else None
+    known = _read_choice(run.path) if chooses else None
     _log.info("%s: compiling for %d examples", run.path, len(task.labels))
     descent = Descent(few_shot, *fold(examples))
-    if looked_for and inner["inner_steps"]:
-        found = _repeat(descent, known) if known else _choose(few_shot, descent)
+    if known is not None:
+        found = _repeat(descent, known)
     else:
-        found = _take(few_shot, descent)
+        found = _choose(few_shot, descent) if chooses else _take(few_shot, descent)
     reduced, losses, rate, left_out = found
     _check_finite(found, settings.tasks[0])
     begin(run, lambda directory: save_config(directory, model))
     steps = len(losses) - 1
     at = "" if rate is None else f" at rate {rate:g}"
     _log.info("%s: %d steps%s, loss %.3f -> %.3f", run.path, steps, at, losses[0], losses[-1])
-    params, rng = descent.restore(reduced), jax.random.key(settings.seed)
+    params, rng = descent.undo(reduced), jax.random.key(settings.seed)
     with (
         locked(run),
         Checkpoints(run.checkpoints, keep=1, record=run.record) as checkpoints,
@@ -183,7 +184,14 @@ def _take(few_shot: FewShot, descent: Descent) -> _Found:
 def _stay(descent: Descent, rate: float | None, left_out: dict[str, Any] | None) -> _Found:
     """No steps."""
     params = descent.start(descent.parts)
-    return _Found(params, [descent.loss(params, descent.parts)], rate, left_out)
+    loss = descent.loss(params, descent.parts)
+    _check_start(loss)
+    return _Found(params, [loss], rate, left_out)
+
+
+def _check_start(loss: float) -> None:
+    if not np.isfinite(loss):
+        raise InputError(f"--model: the loss on the examples is {loss}: give other weights")
 
 
 def _choose(few_shot: FewShot, descent: Descent) -> _Found:
@@ -229,8 +237,7 @@ def _rates(few_shot: FewShot) -> tuple[float, ...]:
 def _search(descent: Descent, rates: Sequence[float]) -> _Found:
     """The steps at the first rate at which none raises the loss, or else at the last."""
     begin = descent.begin(descent.parts)
-    if not np.isfinite(begin.loss):
-        raise InputError(f"--model: the loss on the examples is {begin.loss}: give other weights")
+    _check_start(begin.loss)
     for rate in rates:
         params, losses = descent.descend(begin, rate, stop=rate != rates[-1])
         if np.all(np.diff(losses) <= 0):

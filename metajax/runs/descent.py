@@ -1,8 +1,8 @@
 """The inner steps of `adapt`: SGD on one task's examples, which are taken a part at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from metajax.data.batches import token_batch
 from metajax.data.packing import plan_shapes
 from metajax.runs.few_shot import FewShot
 from metajax.tree import combine, select
-from metajax.types import Batch, InitFn, Params, Task
+from metajax.types import Batch, InitFn, LossFn, Params, Task
 
 _TOKENS = ("input_ids", "token_type_ids", "position_ids", "example_ids")
 # As many folds as take about the time of the steps on so many examples.
@@ -79,18 +79,18 @@ class Descent:
         # So the blocks are in a loop, which is compiled in half the time.
         self._few_shot, learner = few_shot, few_shot.learner(few_shot.inner | {"low_memory": True})
         self._folds = folds
-        self._start, self._adapted = (
-            learner.shared.init_fn,
-            learner.trainable or (lambda path: True),
-        )
+        self._init_fn = learner.shared.init_fn
+        self._trainable = learner.trainable or (lambda path: True)
         count = len(parts["labels"])
         rows = {key: parts[key].reshape(-1, parts[key].shape[-1]) for key in _TOKENS}
-        reduce = learner.shared.reparametrize
-        self._params, task = jax.jit(lambda params, rows: reduce(params, Task(rows, None))[:2])(
-            few_shot.params, rows
-        )
+        reparametrize = learner.shared.reparametrize
+        self._params, task = jax.jit(
+            lambda params, rows: reparametrize(params, Task(rows, None))[:2]
+        )(few_shot.params, rows)
         self._rows = rows
-        self._restore = jax.jit(lambda params, rows, own: reduce(params, Task(rows, None))[2](own))
+        self._undo = jax.jit(
+            lambda params, rows, own: reparametrize(params, Task(rows, None))[2](own)
+        )
         rows = {k: leaf.reshape(count, -1, *leaf.shape[1:]) for k, leaf in task.support.items()}
         rest = {key: leaf for key, leaf in parts.items() if key not in _TOKENS}
         self._parts = [{k: leaf[p] for k, leaf in (rows | rest).items()} for p in range(count)]
@@ -114,13 +114,13 @@ class Descent:
 
     def start(self, use: Sequence[int]) -> Params:
         """The parameters before the steps on some parts."""
-        start: InitFn | None = self._start
+        init_fn: InitFn | None = self._init_fn
         if self._few_shot.inner["head"] == "prototypes":
             kernel, bias = self._prototypes(use)
             head = {"kernel": jnp.asarray(kernel)[None], "bias": jnp.asarray(bias)[None]}
-            start = lambda params, support, rng: {**params, "classifier": head}  # noqa: E731
-            start = lora.init_fn(start) if self._few_shot.inner["lora"] else start
-        return self._params if start is None else start(self._params, {}, None)
+            init_fn = lambda params, support, rng: {**params, "classifier": head}  # noqa: E731
+            init_fn = lora.init_fn(init_fn) if self._few_shot.inner["lora"] else init_fn
+        return self._params if init_fn is None else init_fn(self._params, {}, None)
 
     def descend(
         self, begin: Point, rate: float, *, stop: bool = False, after: bool = True
@@ -139,7 +139,7 @@ class Descent:
         use, params, loss, grads = begin
         steps, losses = self._few_shot.inner["inner_steps"], [loss]
         for number in range(1, steps + 1):
-            changed, frozen = select(params, self._adapted)
+            changed, frozen = select(params, self._trainable)
             params = combine(jax.tree.map(partial(_move, rate), changed, grads), frozen)
             # Where the first step is too long, the loss alone tells, in a quarter of the time.
             first = stop and 1 == number < steps
@@ -184,12 +184,12 @@ class Descent:
                 right += int((guesses == self._labels(part)).sum())
         return right, judged
 
-    def restore(self, params: Params) -> Params:
+    def undo(self, params: Params) -> Params:
         """All parameters, as they are saved."""
-        return self._restore(self._few_shot.params, self._rows, params)
+        return self._undo(self._few_shot.params, self._rows, params)
 
     def _gradient(self, params: Params, use: Sequence[int]) -> tuple[float, Params]:
-        changed, frozen = select(params, self._adapted)
+        changed, frozen = select(params, self._trainable)
         counts = self._counts[list(use)]
         grads = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), changed)
         losses = []
@@ -235,8 +235,8 @@ def _headless(params: Params) -> Params:
     return {key: value for key, value in params.items() if key != "classifier"}
 
 
-def _adder(loss_fn: Any) -> Any:
-    """Adds a part's gradient, so weighted, to those of others; gives its loss too."""
+def _adder(loss_fn: LossFn) -> Callable[..., tuple[Params, jax.Array]]:
+    """Makes a function that adds a part's weighted gradient to a total and returns its loss."""
 
     def add(
         total: Params, changed: Params, frozen: Params, part: Batch, share: jax.Array

@@ -167,12 +167,13 @@ def test_places_of_tasks_and_names_of_columns(refused, material, tmp_path):
         refused(f"c.csv:3: no '{first}'", *command, "--tasks", "c.csv", *columns)
 
 
-def test_adapt_refuses_a_loss_that_is_no_number(material, tmp_path):
+@pytest.mark.parametrize("steps", [0, 1])
+def test_adapt_refuses_a_loss_that_is_no_number(material, tmp_path, steps):
     weights = tiny.write_model(tmp_path / "bert", head="encoder") / "model.safetensors"
     tensors = load_file(weights)
     tensors["embeddings.word_embeddings.weight"][:] = 3e38  # Whose sum is infinite.
     save_file(tensors, weights, metadata={"format": "pt"})
-    command = ("adapt", "--model", weights.parent, "--tasks", material.new, "--inner-steps", 1)
+    command = ("adapt", "--model", weights.parent, "--tasks", material.new, "--inner-steps", steps)
     done = tiny.run(*command, "--workdir", tmp_path / "run")
     assert done.status == 2
     message = "metajax: error: --model: the loss on the examples is nan: give other weights"

@@ -74,7 +74,7 @@ def test_parts_of_the_examples_make_the_steps_that_all_make_at_once(
     assert losses[-1] == pytest.approx(after, rel=1e-4)
     assert losses[-1] != pytest.approx(losses[0], rel=1e-2)
     close = lambda one, other: np.testing.assert_allclose(one, other, atol=2e-5)  # noqa: E731
-    jax.tree.map(close, descent.restore(found), dict(wanted))
+    jax.tree.map(close, descent.undo(found), dict(wanted))
 
 
 def test_each_example_is_in_one_part_and_each_class_in_many(material, tasks):
