@@ -19,8 +19,8 @@ from metajax.config.settings import EvaluateSettings
 from metajax.errors import InputError
 from metajax.models import Bert, files, from_pretrained, read_model
 from metajax.reporting import data as report_data
-from metajax.runs import eval_set as protocol
 from metajax.runs import source
+from metajax.runs.eval_set import choose_protocol
 from metajax.runs.few_shot import describe_few_shot, open_few_shot
 from metajax.runs.metrics import MetricsLog
 from metajax.runs.record import read_record
@@ -68,7 +68,7 @@ def _draws(directory: Path, root: Path) -> None:
         model="bert", tasks=(str(directory / "tasks.jsonl"),), splits=str(directory / "splits")
     )
     tasks = data.load_tasks(settings.tasks)
-    protocol.choose_protocol(settings, tasks).open(_encoder(root), 16)
+    choose_protocol(settings, tasks).open(_encoder(root), 16)
 
 
 def _config_file(name: str) -> Callable[[Path, Path], Any]:

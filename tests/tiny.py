@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from tokenizers import ByteLevelBPETokenizer
 
 from metajax.cli.main import main
+from metajax.data import TokenizedTask, supervised_eval_batches
 from metajax.models import Bert, BertConfig, save_pretrained
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -130,6 +131,11 @@ def write_passages(path: Path, seed=3) -> Path:
     lines = [[*draw.choices(WORDS, k=9), ("cat", "dog", "horse")[n % 3]] for n in range(60)]
     path.write_text("".join(" ".join(words) + "\n" for words in lines))
     return path
+
+
+def batch_of(task: TokenizedTask) -> dict[str, Any]:
+    """All examples of a data set as one batch."""
+    return next(iter(supervised_eval_batches(task, len(task.labels))))
 
 
 class Finished(NamedTuple):

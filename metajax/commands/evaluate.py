@@ -49,11 +49,11 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
     methods = _methods(settings, few_shot)
     plain = few_shot if methods == ("checkpoint",) else _plain(settings, few_shot, choice.ways)
     length = text_length(few_shot.model, settings.max_length)
-    episodes = choice.open(few_shot.model, length)
-    features = _Features(plain.model, plain.params, episodes.examples)
+    eval_set = choice.open(few_shot.model, length)
+    features = _Features(plain.model, plain.params, eval_set.examples)
     begun = time.perf_counter()
     if any(method in BASELINES for method in methods):
-        features.compute({int(task) for chunk in episodes.episodes for task in chunk.task})
+        features.compute({int(task) for chunk in eval_set.episodes for task in chunk.task})
     feature_seconds = time.perf_counter() - begun
     adaptation, steps = _adaptation(few_shot, settings), few_shot.inner["inner_steps"]
     rows: list[Row] = []
@@ -62,13 +62,13 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
         adapts = method not in BASELINES
         params = (few_shot if method == "checkpoint" else plain).params
         if adapts:
-            found = episodes.score(method, partial(adaptation, params))
+            found = eval_set.score(method, partial(adaptation, params))
         else:
-            found = _run_baseline(method, features, episodes)
+            found = _run_baseline(method, features, eval_set)
         curve = settings.curve if adapts else None
         accuracies = found if curve is None else found[:, steps]
         seconds = time.perf_counter() - start + (0 if adapts else feature_seconds)
-        row = _row(settings, episodes, method, accuracies, seconds, rows[:1])
+        row = _row(settings, eval_set, method, accuracies, seconds, rows[:1])
         if adapts:
             row = row._replace(inner_steps=steps)
         if curve is not None:
@@ -84,7 +84,7 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
 
 def _row(
     settings: EvaluateSettings,
-    episodes: EvalSet,
+    eval_set: EvalSet,
     method: str,
     accuracies: np.ndarray,
     seconds: float,
@@ -95,9 +95,9 @@ def _row(
     behind = estimate((first[0].accuracies if first else accuracies) - accuracies)
     return Row(
         tasks=" ".join(settings.tasks),
-        protocol=episodes.description,
+        protocol=eval_set.description,
         method=method,
-        **episodes.size._asdict(),
+        **eval_set.size._asdict(),
         inner_steps=0,
         episodes=len(accuracies),
         accuracy=float(accuracy.mean),
@@ -158,11 +158,11 @@ def _adaptation(
     return lambda params, first, tasks: curve(params, tasks)
 
 
-def _run_baseline(method: str, features: "_Features", protocol: EvalSet) -> np.ndarray:
+def _run_baseline(method: str, features: "_Features", eval_set: EvalSet) -> np.ndarray:
     """Query accuracies [E] of a classifier on frozen features."""
     classify = BASELINES[method]
     found = []
-    for episodes in protocol.progress(method):
+    for episodes in eval_set.progress(method):
         for t, task in enumerate(episodes.task):
             support, query = episodes.support_mask[t] > 0, episodes.query_mask[t] > 0
             guesses = classify(
@@ -171,7 +171,7 @@ def _run_baseline(method: str, features: "_Features", protocol: EvalSet) -> np.n
                 features.rows(task, episodes.query[t][query]),
             )
             found.append(np.mean(guesses == episodes.query_labels[t][query]))
-    return protocol.by_draw(found)
+    return eval_set.by_draw(found)
 
 
 class _Features:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from metajax import data
 from metajax.algorithms.supervised import split_batch, supervised
 from metajax.config.settings import PretrainSettings
+from metajax.data.spelling import normalise
 from metajax.errors import InputError
 from metajax.models import masked_lm_loss
 from metajax.runs.loop import Stage, train
@@ -88,7 +88,7 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
 
 def _report_repeated(lines: Sequence[str]) -> None:
     """Logs how many lines come again: blocks are held out, which lines may be on both sides of."""
-    repeated = data.find_duplicates(lines, None, np.zeros(len(lines))).repeated
+    repeated = len(lines) - len(set(map(normalise, lines)))
     if repeated:
         _log.warning(
             "%d of %d lines of the text come again: where one is held out too, what is measured on "

@@ -54,7 +54,7 @@ def hidden_words(path: str | Path, *, keep_duplicates: bool = False) -> list[tup
         passages, hidden = zip(*rows)
         once = find_duplicates(passages, None, hidden).once
         if not once.all():
-            _log.info(
+            _log.warning(
                 "%s: %d of %d passages come again or fit several words: they are left out",
                 *(path, np.sum(~once), len(once)),
             )

@@ -23,6 +23,7 @@ from metajax.models.notes import named_pooling, no_classifier
 from metajax.runs.paths import address, in_bucket, local, to_path
 from metajax.runs.record import check_record, read_record
 from metajax.training import checkpoint
+from metajax.tree import path_name
 from metajax.types import LossFn, Params
 
 _log = logging.getLogger("metajax")
@@ -84,9 +85,9 @@ def open_source(spec: str, settings: ModelSettings | None = None, **head: Any) -
 def _check_finite(params: Params, where: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not np.isfinite(leaf).all():
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise InputError(
-                f"{where} has parameters that are not finite ({name}); train again at a lower rate"
+                f"{where} has parameters that are not finite ({path_name(path)}); train again at a "
+                "lower rate"
             )
 
 

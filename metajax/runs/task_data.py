@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -131,8 +130,3 @@ def _warn_of_shared(task: data.TaskData, training: data.TaskData) -> None:
             "good",
             *(task.name, shared, len(task.texts)),
         )
-
-
-def batch_of(task: data.TokenizedTask) -> dict[str, Any]:
-    """All examples of a data set as one batch."""
-    return next(iter(data.supervised_eval_batches(task, len(task.labels))))

@@ -14,7 +14,7 @@ from metajax.config.settings import AdaptSettings
 from metajax.runs.descent import Descent
 from metajax.runs.few_shot import FewShot
 from metajax.runs.source import Source, open_classifier, open_source
-from metajax.runs.task_data import batch_of, tokenized
+from metajax.runs.task_data import tokenized
 from metajax.training import checkpoint
 from tests.workdirs import write_workdir
 
@@ -59,7 +59,7 @@ def test_adapt_finds_the_largest_rate_at_which_no_step_raises_the_loss(
     # The loss is that of what is written.
     classifier = open_classifier(str(tmp_path / "looked for"), None)
     model = classifier.model
-    batch = batch_of(*tokenized(data.load_tasks([str(material.new)]), model, 32))
+    batch = tiny.batch_of(*tokenized(data.load_tasks([str(material.new)]), model, 32))
     logits = np.asarray(jax.jit(model)(classifier.params, batch).logits)
     shares = scipy.special.softmax(logits, axis=1)[np.arange(6), batch["labels"]]
     assert found["loss_after"] == pytest.approx(-np.log(shares).mean(), rel=1e-4)

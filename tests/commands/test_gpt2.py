@@ -14,7 +14,7 @@ from metajax.errors import InputError
 from metajax.models import files
 from metajax.runs.few_shot import open_few_shot
 from metajax.runs.source import open_source
-from metajax.runs.task_data import batch_of, tokenized
+from metajax.runs.task_data import tokenized
 from metajax.types import Task
 from tests.stage_commands import finetune_command, metatrain_command
 
@@ -31,7 +31,7 @@ def opened(material, **inner):
 def task_of(material, few_shot):
     """Support and query of the same three classes."""
     tasks = data.load_tasks([str(material.three), str(material.three_dev)])
-    return Task(*(batch_of(task) for task in tokenized(tasks, few_shot.model, 16)))
+    return Task(*(tiny.batch_of(task) for task in tokenized(tasks, few_shot.model, 16)))
 
 
 @pytest.mark.usefixtures("x64")

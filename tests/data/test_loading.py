@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 
 from metajax.config.groups import TaskSettings
 from metajax.data import TaskData
-from metajax.runs.task_data import batch_of, fingerprints, load, relabel, tokenized
+from metajax.runs.task_data import fingerprints, load, relabel, tokenized
 
 COLUMNS = "text,text_pair,label,body,second,kind"
 RTE = "index\tsentence1\tsentence2\tlabel\n"
@@ -93,7 +94,7 @@ def test_texts_are_cut_to_the_length_given_and_counted_once(tokenizer, caplog):
 
 def test_a_batch_of_a_data_set_has_all_its_examples(make_task):
     task = make_task("a", [5, 6, 7])
-    batch = batch_of(task)
+    batch = tiny.batch_of(task)
     np.testing.assert_array_equal(batch["labels"], task.labels)
     assert batch["example_mask"].tolist() == [1] * 18
     np.testing.assert_array_equal(batch["input_ids"].max(1), task.tokens.input_ids.max(1))

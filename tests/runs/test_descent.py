@@ -10,7 +10,7 @@ from metajax.config.groups import InnerSettings, ModelSettings
 from metajax.runs import descent as descending
 from metajax.runs.descent import Descent, fold
 from metajax.runs.few_shot import open_few_shot
-from metajax.runs.task_data import batch_of, tokenized
+from metajax.runs.task_data import tokenized
 
 RATE, CLASSES = 0.02, 4
 RISES_LATER = 0.005  # The third step alone raises the loss.
@@ -32,7 +32,7 @@ def opened(material, tasks, **inner):
 
 def at_once(few_shot, examples):
     """Of rows: parameters and losses after the steps on these, and the logits of all examples."""
-    batch = batch_of(examples)
+    batch = tiny.batch_of(examples)
 
     @jax.jit
     def run(weights):

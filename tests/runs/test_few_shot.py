@@ -15,7 +15,7 @@ from metajax.config.settings import MetatrainSettings
 from metajax.errors import InputError
 from metajax.runs.few_shot import FewShot, open_few_shot
 from metajax.runs.source import Source, open_source
-from metajax.runs.task_data import batch_of, tokenized
+from metajax.runs.task_data import tokenized
 from metajax.types import Task
 from tests.workdirs import write_workdir
 
@@ -201,7 +201,7 @@ def opened(spec, settings=(), **inner):
 
 
 def support_of(few_shot, path):
-    return batch_of(*tokenized(data.load_tasks([str(path)]), few_shot.model, 16))
+    return tiny.batch_of(*tokenized(data.load_tasks([str(path)]), few_shot.model, 16))
 
 
 def test_a_task_begins_at_cosines_of_mean_features(material):
