@@ -60,9 +60,9 @@ def _parse(path: Path) -> dict[Any, Any]:
         text = content.decode("utf-8")
         found = tomllib.loads(text) if path.suffix.lower() == ".toml" else _parse_yaml(text)
     except RecursionError:
-        raise InputError(f"{path}: cannot be read (it is nested too deeply): mend it") from None
+        raise InputError(f"{path}: cannot be read (it is nested too deeply); fix it") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}): mend it") from None
+        raise InputError(f"{path}: cannot be read ({error}); fix it") from None
     if not isinstance(found, dict):
         raise InputError(f"{path}: holds no settings: write one a line, such as 'steps: 300'")
     return found

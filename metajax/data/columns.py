@@ -70,7 +70,7 @@ def score_column(table: Table, column: str) -> np.ndarray:
         except (TypeError, ValueError):
             score = float("nan")
         if not np.isfinite(score):
-            raise InputError(f"{table.place(row)}: {column!r} is {value!r}, not a number; mend it")
+            raise InputError(f"{table.place(row)}: {column!r} is {value!r}, not a number; fix it")
         scores.append(score)
     return np.array(scores, np.float32)
 
@@ -94,7 +94,7 @@ def _check_string(value: Any, table: Table, row: int, column: str) -> None:
         value.encode()
     except UnicodeEncodeError:
         raise InputError(
-            f"{table.place(row)}: {column!r} holds half a character (a lone surrogate); mend it"
+            f"{table.place(row)}: {column!r} holds half a character (a lone surrogate); fix it"
         ) from None
 
 

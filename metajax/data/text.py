@@ -271,7 +271,7 @@ def _encode(
     except Exception as error:  # tokenizers has no other: a vocabulary without [UNK], say.
         raise InputError(
             f"{tokenizer.name_or_path}: its tokenizer cannot split a text ({one_line(error)}): "
-            "mend its tokenizer.json"
+            "fix its tokenizer.json"
         ) from error
 
 
