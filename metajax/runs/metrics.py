@@ -95,7 +95,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             row = None
         if not _is_metrics(row):
             raise InputError(
-                f"{path}:{number}: is not the metrics of a step; fix or remove the line"
+                f"{path}:{number}: is not a step's metrics; fix it or remove the line"
             )
         rows.append(row)
     return rows
