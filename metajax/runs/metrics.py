@@ -94,9 +94,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             row = None
         if not _is_metrics(row):
-            raise InputError(
-                f"{path}:{number}: is not a step's metrics; fix it or remove the line"
-            )
+            raise InputError(f"{path}:{number}: is not a step's metrics; fix it or remove the line")
         rows.append(row)
     return rows
 
