@@ -26,8 +26,8 @@ import optax
 
 import metajax
 from metajax.models import (
-    Bert,
-    BertConfig,
+    Transformer,
+    TransformerConfig,
     classification_loss,
     prototype_init,
     upper_layers,
@@ -50,9 +50,9 @@ ENGINES = {
 CLASSES = 5
 
 
-def bert(shape: str, remat: bool) -> Bert:
+def bert(shape: str, remat: bool) -> Transformer:
     layers, hidden, heads, inner = SHAPES[shape]
-    config = BertConfig(
+    config = TransformerConfig(
         vocab_size=30522 if shape != "tiny" else 100,
         hidden_size=hidden,
         num_hidden_layers=layers,
@@ -61,7 +61,9 @@ def bert(shape: str, remat: bool) -> Bert:
         max_position_embeddings=512,
     )
     settings: dict[str, Any] = {"pooling": "mean", "feature_norm": np.sqrt(10)}
-    return Bert(config, head="classification", num_labels=(CLASSES,), remat=remat, **settings)
+    return Transformer(
+        config, head="classification", num_labels=(CLASSES,), remat=remat, **settings
+    )
 
 
 def batch(examples: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:

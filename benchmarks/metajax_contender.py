@@ -20,8 +20,8 @@ import optax
 import metajax
 from metajax.config.groups import ModelSettings
 from metajax.models import (
-    Bert,
-    BertConfig,
+    Transformer,
+    TransformerConfig,
     classification_loss,
     compose,
     mentioned_rows,
@@ -33,7 +33,7 @@ from metajax.runs.loop import compiler_options
 from metajax.training.outer import map_tasks, task_keys
 
 
-def load_params(folder: Path, model: Bert) -> Any:
+def load_params(folder: Path, model: Transformer) -> Any:
     """The weights that all contenders start from, on the device."""
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     with np.load(folder / "weights.npz") as weights:
@@ -53,7 +53,9 @@ def load_batches(folder: Path) -> list[metajax.Task]:
     return batches
 
 
-def mean_meta_grad(model: Bert, case: dict[str, Any], low_memory: bool) -> Callable[..., Any]:
+def mean_meta_grad(
+    model: Transformer, case: dict[str, Any], low_memory: bool
+) -> Callable[..., Any]:
     """`(params, tasks) -> grads`, compiled as metatrain compiles it."""
     layers = case["layers"]
     reduce = mentioned_rows(model) if layers is None else upper_layers(model, layers)
@@ -81,8 +83,8 @@ def mean_meta_grad(model: Bert, case: dict[str, Any], low_memory: bool) -> Calla
 def main() -> None:
     engine, folder = sys.argv[1], Path(sys.argv[2])
     case = json.loads((folder / "case.json").read_text())
-    model = Bert(
-        BertConfig(**case["config"]),
+    model = Transformer(
+        TransformerConfig(**case["config"]),
         head="classification",
         pooling="mean",
         num_labels=(case["classes"],),

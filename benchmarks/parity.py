@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import transformers
 
-from metajax.models import BertConfig, from_pretrained
+from metajax.models import TransformerConfig, from_pretrained
 from metajax.models.families import FAMILIES
 
 CLASSES = {
@@ -45,15 +45,15 @@ def class_of(model_type: str, head: str) -> Any:
     return getattr(transformers, FAMILIES[model_type].classes + CLASSES[head])
 
 
-def make_config(model_type: str, layers: int, hidden: int) -> BertConfig:
+def make_config(model_type: str, layers: int, hidden: int) -> TransformerConfig:
     """A family's configuration of some size."""
     sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": 4 * hidden}
     heads = {"num_attention_heads": max(1, hidden // 64), "max_position_embeddings": 130}
     changes = CHANGES.get(model_type, {})
-    return BertConfig(vocab_size=1000, model_type=model_type, **sizes, **heads, **changes)
+    return TransformerConfig(vocab_size=1000, model_type=model_type, **sizes, **heads, **changes)
 
 
-def write(config: BertConfig, head: str, directory: Path, scale: float = 0.1) -> Any:
+def write(config: TransformerConfig, head: str, directory: Path, scale: float = 0.1) -> Any:
     """A model of transformers' with random weights, as it saves itself; three labels."""
     kind = class_of(config.model_type, head)
     theirs = kind(kind.config_class(**config.to_dict(), num_labels=3)).eval()
@@ -65,7 +65,7 @@ def write(config: BertConfig, head: str, directory: Path, scale: float = 0.1) ->
     return theirs
 
 
-def make_batch(config: BertConfig) -> dict[str, np.ndarray]:
+def make_batch(config: TransformerConfig) -> dict[str, np.ndarray]:
     """Four texts of 8 to 64 tokens."""
     mask = (np.arange(64) < np.array([[8], [20], [50], [64]])).astype(np.int32)
     ids = np.random.RandomState(0).randint(2, config.vocab_size, mask.shape)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from benchmarks.metajax_contender import load_batches, load_params, mean_meta_grad
 from benchmarks.peers import CASES, write_case
-from metajax.models import Bert, BertConfig
+from metajax.models import Transformer, TransformerConfig
 from metajax.training.flops import count_flops
 
 # Kinds by the names that XLA gives its CPU thunks; the first that matches counts.
@@ -67,8 +67,11 @@ def profile(name: str, first_order: bool) -> dict[str, Any]:
         write_case(folder, CASES[name], first_order, 1, None)
         case = json.loads((folder / "case.json").read_text())
         classes = (case["classes"],)
-        model = Bert(
-            BertConfig(**case["config"]), head="classification", pooling="mean", num_labels=classes
+        model = Transformer(
+            TransformerConfig(**case["config"]),
+            head="classification",
+            pooling="mean",
+            num_labels=classes,
         )
         params, (batch,) = load_params(folder, model), load_batches(folder)
     meta_grad = mean_meta_grad(model, case, low_memory=False)

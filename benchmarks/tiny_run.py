@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from metajax.models import Bert, BertConfig, save_pretrained
+from metajax.models import Transformer, TransformerConfig, save_pretrained
 from metajax.runs.paths import in_bucket, to_path
 from metajax.training import checkpoint
 
@@ -36,8 +36,10 @@ class Place:
     def __init__(self, root: Path, seed: int) -> None:
         self.root, self.random, self.count = root, random.Random(seed), 0
         size = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
-        config = BertConfig(vocab_size=95, num_hidden_layers=2, max_position_embeddings=32, **size)
-        model = Bert(config, head="masked_lm")
+        config = TransformerConfig(
+            vocab_size=95, num_hidden_layers=2, max_position_embeddings=32, **size
+        )
+        model = Transformer(config, head="masked_lm")
         save_pretrained(root / "bert", model, model.init(jax.random.key(7)))
         special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
         (root / "bert" / "vocab.txt").write_text("\n".join(special + WORDS) + "\n")

@@ -17,7 +17,7 @@ from metajax.commands import predict
 from metajax.config.groups import InnerSettings, ModelSettings
 from metajax.config.settings import EvaluateSettings
 from metajax.errors import InputError
-from metajax.models import Bert, files, from_pretrained, read_model
+from metajax.models import Transformer, files, from_pretrained, read_model
 from metajax.reporting import data as report_data
 from metajax.runs import source
 from metajax.runs.eval_set import choose_protocol
@@ -59,7 +59,7 @@ def _glue(directory: Path, _: Path) -> None:
 
 
 @functools.cache
-def _encoder(root: Path) -> Bert:
+def _encoder(root: Path) -> Transformer:
     return read_model(str(root / "bert"), "encoder")
 
 

@@ -13,7 +13,7 @@ import jax
 
 from fuzz.mutate import CANARY
 from metajax.cli import main as cli
-from metajax.models import Bert, BertConfig, files, save_pretrained
+from metajax.models import Transformer, TransformerConfig, files, save_pretrained
 
 Files = dict[str, bytes]
 
@@ -24,7 +24,7 @@ _ROWS = [(f"w{n} w{n + 1} w{n % 7}", f"topic{n % 3}") for n in range(12)]
 
 def build(root: Path) -> None:
     """Makes what takes a model: one, its tokenizer in the other form, and a run."""
-    config = BertConfig(
+    config = TransformerConfig(
         vocab_size=45,
         hidden_size=8,
         num_hidden_layers=1,
@@ -33,7 +33,9 @@ def build(root: Path) -> None:
         max_position_embeddings=32,
     )
     bert, rows = root / "bert", root / "rows.jsonl"
-    model = Bert(config, head="classification", num_labels=(3,), label_names=(("a", "b", "c"),))
+    model = Transformer(
+        config, head="classification", num_labels=(3,), label_names=(("a", "b", "c"),)
+    )
     save_pretrained(bert, model, model.init(jax.random.key(0)))
     (bert / "vocab.txt").write_text("\n".join(_SPECIAL + _WORDS) + "\n")
     (bert / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')

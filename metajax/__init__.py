@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from metajax.algorithms.reptile import reptile
     from metajax.algorithms.supervised import supervised
     from metajax.errors import InputError
-    from metajax.models import Bert, from_pretrained, save_pretrained
+    from metajax.models import Bert, Transformer, from_pretrained, save_pretrained
     from metajax.training.evaluation import Estimate, evaluate
     from metajax.training.outer import Metrics, OuterState
     from metajax.training.parallel import OuterLoop, outer_loop, task_mesh
@@ -34,6 +34,7 @@ __all__ = [
     "OuterLoop",
     "OuterState",
     "Task",
+    "Transformer",
     "anil",
     "evaluate",
     "from_pretrained",
@@ -59,7 +60,7 @@ _MODULES = {
     "algorithms.reptile": ("reptile",),
     "algorithms.supervised": ("supervised",),
     "errors": ("InputError",),
-    "models": ("Bert", "from_pretrained", "save_pretrained"),
+    "models": ("Bert", "Transformer", "from_pretrained", "save_pretrained"),
     "training.evaluation": ("Estimate", "evaluate"),
     "training.outer": ("Metrics", "OuterState"),
     "training.parallel": ("OuterLoop", "outer_loop", "task_mesh"),

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from metajax.config.settings import MetatrainSettings
-from metajax.models import Bert, save_config, save_pretrained
+from metajax.models import Transformer, save_config, save_pretrained
 from metajax.runs.few_shot import open_few_shot
 from metajax.runs.record import make_record
 from metajax.runs.source import describe
@@ -54,7 +54,7 @@ def meta_trained(root: Path, **inner) -> SimpleNamespace:
     record = make_record("metatrain", settings, data={}, parent=parent, model=model)
     run = open_run(settings.workdir, record, settings)
     begin(run, lambda directory: save_config(directory, few_shot.model))
-    encoder = Bert(config=tiny.CONFIG, source=str(original))  # Its tokenizer.
+    encoder = Transformer(config=tiny.CONFIG, source=str(original))  # Its tokenizer.
     params = encoder.init(jax.random.key(8))
     with Checkpoints(run.checkpoints, keep=1, record=record) as checkpoints:
         checkpoints.save(OuterState(jnp.asarray(1), params, jnp.zeros(1), jax.random.key(0)))

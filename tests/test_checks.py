@@ -8,7 +8,7 @@ import pytest
 
 import metajax
 from metajax.algorithms import lora
-from metajax.models import Bert, BertConfig, classification_loss, prototype_init
+from metajax.models import Transformer, TransformerConfig, classification_loss, prototype_init
 from metajax.training.parallel import task_mesh
 
 SGD = optax.sgd(0.5)
@@ -225,8 +225,8 @@ def test_strict_promotion(strict, name, dtype):
 
 
 def test_strict_promotion_of_a_model(strict):
-    config = BertConfig(9, hidden_size=12, num_hidden_layers=1)
-    model = Bert(config, head="classification", pooling="mean")
+    config = TransformerConfig(9, hidden_size=12, num_hidden_layers=1)
+    model = Transformer(config, head="classification", pooling="mean")
     ids = jnp.ones((2, 5), int)
     batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
     batch |= {"labels": jnp.array([0, 1]), "example_mask": jnp.ones(2, bool)}

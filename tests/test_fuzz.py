@@ -21,9 +21,9 @@ from metajax.config.files import read_config
 from metajax.config.settings import PretrainSettings
 from metajax.data.readers import read_table
 from metajax.errors import InputError
-from metajax.models.config import BertConfig
+from metajax.models.config import TransformerConfig
 from metajax.models.files import read_json
-from metajax.models.notes import read_notes
+from metajax.models.metadata import read_notes
 from metajax.reporting import data as report_data
 from metajax.runs.record import read_record
 
@@ -109,14 +109,14 @@ def test_text_as_settings(tmp_path, name, content):
 @CHECKED
 @hypothesis.given(
     changes=st.dictionaries(
-        st.sampled_from(["metajax", "id2label", "num_labels", *BertConfig().to_dict()]), JSON
+        st.sampled_from(["metajax", "id2label", "num_labels", *TransformerConfig().to_dict()]), JSON
     )
 )
 def test_values_of_any_type_in_a_model_s_config(tmp_path, changes):
-    (tmp_path / "config.json").write_text(json.dumps(BertConfig().to_dict() | changes))
+    (tmp_path / "config.json").write_text(json.dumps(TransformerConfig().to_dict() | changes))
     values = read_json(tmp_path / "config.json")
     read_or_refused(read_notes, tmp_path, values)
-    read_or_refused(BertConfig.from_dict, values, "config.json")
+    read_or_refused(TransformerConfig.from_dict, values, "config.json")
 
 
 @CHECKED

@@ -8,7 +8,7 @@ import pytest
 
 import metajax
 from metajax.algorithms.prototypes import class_means, classify
-from metajax.models import Bert, BertConfig, classification_loss
+from metajax.models import Transformer, TransformerConfig, classification_loss
 from metajax.training.optimizer import clip_by_global_norm
 from metajax.training.outer import global_norm
 from metajax.training.parallel import task_mesh
@@ -130,7 +130,9 @@ def test_means_of_many_examples():
     loss, aux = classify(jnp.zeros((257, 2), jnp.bfloat16), batch)
     np.testing.assert_allclose((loss, aux["accuracy"]), (np.log(2), 1), rtol=1e-6)
 
-    model = Bert(BertConfig(9, hidden_size=12, num_hidden_layers=1), head="classification")
+    model = Transformer(
+        TransformerConfig(9, hidden_size=12, num_hidden_layers=1), head="classification"
+    )
     ids = jnp.ones((257, 1), int)
     batch |= {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
     params = model.init(jax.random.key(0))

@@ -76,7 +76,10 @@ def test_the_reference_has_every_public_name():
     pages = [path.read_text() for path in (ROOT / "docs/reference").glob("*.md")]
     shown = {name for page in pages for name in re.findall(r"^::: (\S+)$", page, re.M)}
     homes = {
-        name: {f"metajax.{module}.{name}", f"{getattr(metajax, name).__module__}.{name}"}
+        name: {
+            f"metajax.{module}.{name}",
+            f"{getattr(metajax, name).__module__}.{getattr(metajax, name).__name__}",
+        }
         for module, names in metajax._MODULES.items()
         for name in names
     }

@@ -23,11 +23,11 @@ from tokenizers import ByteLevelBPETokenizer
 
 from metajax.cli.main import main
 from metajax.data import TokenizedTask, supervised_eval_batches
-from metajax.models import Bert, BertConfig, save_pretrained
+from metajax.models import Transformer, TransformerConfig, save_pretrained
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [f"w{i}" for i in range(90)]
-CONFIG = BertConfig(
+CONFIG = TransformerConfig(
     vocab_size=len(SPECIAL) + len(WORDS),
     hidden_size=16,
     num_hidden_layers=2,
@@ -49,7 +49,7 @@ class Harm:
 
 def write_model(directory: Path, head="masked_lm", **changes) -> Path:
     """A random BERT in Hugging Face format, tokenizer and all."""
-    model = Bert(config=CONFIG, head=head, **changes)
+    model = Transformer(config=CONFIG, head=head, **changes)
     save_pretrained(directory, model, model.init(jax.random.key(7)))
     (directory / "vocab.txt").write_text("\n".join(SPECIAL + WORDS) + "\n")
     (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
@@ -76,7 +76,7 @@ def write_gpt2(directory: Path) -> Path:
         hidden_act="gelu_new",
         classifier_dropout=0.0,
     )
-    model = Bert(config)
+    model = Transformer(config)
     save_pretrained(directory, model, model.init(jax.random.key(7)))
     pairs.save_model(str(directory))
     (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')

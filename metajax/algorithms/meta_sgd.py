@@ -111,7 +111,7 @@ def maml_plus_plus(
         first_order_until: outer steps in first order, which neglects that a longer step changes the
             gradients of those that follow: rates can grow until the steps diverge.
         stacked: predicate on a parameter's path; true if its first axis is one of N layers, each of
-            which then has its own rates; for `metajax.Bert`:
+            which then has its own rates; for `metajax.Transformer`:
             `lambda path: path.startswith("layers/")`.
         low_memory: as for `metajax.maml`.
         unroll: as for `metajax.maml`.

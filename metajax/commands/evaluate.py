@@ -13,7 +13,7 @@ import numpy as np
 from metajax import data
 from metajax.config.settings import EvaluateSettings
 from metajax.errors import InputError, printable
-from metajax.models import Bert
+from metajax.models import Transformer
 from metajax.runs.eval_set import EvalSet, Row, choose_protocol
 from metajax.runs.few_shot import FewShot, open_as_trained, open_few_shot
 from metajax.runs.record import identity
@@ -177,7 +177,9 @@ def _run_baseline(method: str, features: "_Features", eval_set: EvalSet) -> np.n
 class _Features:
     """The frozen features, of unit length, of data sets."""
 
-    def __init__(self, model: Bert, params: Params, examples: Sequence[data.TokenizedTask]) -> None:
+    def __init__(
+        self, model: Transformer, params: Params, examples: Sequence[data.TokenizedTask]
+    ) -> None:
         model = dataclasses.replace(model, feature_norm=1.0)
         self._run = jax.jit(model.features)
         self._params, self._examples = params, examples

@@ -14,7 +14,7 @@ from metajax.algorithms.inner_loop import mean_replays
 from metajax.config.fields import flag
 from metajax.config.settings import PlanSettings
 from metajax.errors import InputError
-from metajax.models import Bert
+from metajax.models import Transformer
 from metajax.runs.few_shot import UNROLLED, FewShot, describe_few_shot
 from metajax.runs.loop import compiler_options
 from metajax.runs.parts import check_split
@@ -131,7 +131,7 @@ def measure(settings: PlanSettings) -> Cost:
     return Cost(state_bytes, task_bytes, working, round(flops))
 
 
-def _tasks(model: Bert, settings: PlanSettings, count: int) -> Task:
+def _tasks(model: Transformer, settings: PlanSettings, count: int) -> Task:
     """The shapes of a batch of episodes, a text a row."""
     length = text_length(model, settings.max_length)
 

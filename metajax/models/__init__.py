@@ -1,6 +1,6 @@
 """BERT and its relatives as a pure function, from and to Hugging Face files."""
 
-from metajax.models.config import BertConfig
+from metajax.models.config import TransformerConfig
 from metajax.models.files import hashes
 from metajax.models.losses import (
     classification_loss,
@@ -8,8 +8,8 @@ from metajax.models.losses import (
     prototype_init,
     zero_init,
 )
-from metajax.models.model import Bert, Outputs
-from metajax.models.notes import has_classifier
+from metajax.models.metadata import has_classifier
+from metajax.models.model import Outputs, Transformer
 from metajax.models.pretrained import from_pretrained, read_model, with_head
 from metajax.models.reparametrization import (
     compose,
@@ -19,10 +19,12 @@ from metajax.models.reparametrization import (
 )
 from metajax.models.save import save_config, save_pretrained
 
+Bert, BertConfig = Transformer, TransformerConfig  # Their names in 0.1.
+
 __all__ = [
-    "Bert",
-    "BertConfig",
     "Outputs",
+    "Transformer",
+    "TransformerConfig",
     "classification_loss",
     "compose",
     "from_pretrained",

@@ -1,111 +1,27 @@
 """BERT's encoder (Devlin et al. 2018) in Flax NNX.
 
 Sizes in array names: B examples (or rows, where several examples are packed into one: R),
-L tokens, H hidden, N attention heads, D = H / N, F the feed-forward width. Everything can be
-differentiated as often as one likes, in either mode: attention is plain einsum, dropout masks
-are constants of the key.
+L tokens, H hidden, N attention heads, D = H / N, F the feed-forward width.
 
-Activations have the dtype in which the embeddings leave; parameters are cast to it where
-they are used. Statistics (LayerNorm, softmax) are computed in float32 at least.
+Activations have the dtype of the embeddings' output. Attention is plain einsum, so that everything
+can be differentiated any number of times, in either mode.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from metajax.dtypes import at_least_float32
-from metajax.models.config import BertConfig
-
-# Large enough to switch a padding token off, small enough that adding it never overflows.
-MASKED = -1e9
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact form, x Phi(x), by erf: `jax.nn.gelu` goes through the slower erfc."""
-    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
-
-
-ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": gelu,
-    "gelu_new": jax.nn.gelu,
-    "gelu_pytorch_tanh": jax.nn.gelu,
-    "relu": jax.nn.relu,
-    "tanh": jnp.tanh,
-}
-
-
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Sets elements to zero at `rate` and scales the others up; without a key, x itself."""
-    if key is None or rate == 0:
-        return x
-    return jnp.where(keep_mask(key, x.shape, rate), x / (1 - rate), jnp.zeros((), x.dtype))
-
-
-def keep_mask(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
-    """Booleans of `shape`, each true with probability 1 - rate: a pure function of the key.
-
-    Threefry would take as long as a block's products on a CPU, so the key only seeds a
-    counter-based hash (two rounds of Wellons' `lowbias32`), which fuses with its user.
-    Unlike `rng_bit_generator`, it gives under `vmap` over keys what a loop gives.
-    """
-    seed = jax.random.bits(key, (2,), jnp.uint32)
-    index = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
-    hashed = _lowbias32(_lowbias32(index ^ seed[0]) + seed[1])
-    return hashed >= jnp.uint32(round(rate * 2**32))
-
-
-def _lowbias32(x: jax.Array) -> jax.Array:
-    """https://nullprogram.com/blog/2018/07/31/ ."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
-
-
-def normal(key: jax.Array, shape: tuple[int, ...], scale: float) -> jax.Array:
-    """BERT's initial weights, in float32 whatever the default is."""
-    return scale * jax.random.normal(key, shape, jnp.float32)
-
-
-class Dense(nnx.Module):
-    """x @ kernel + bias, in the dtype of x."""
-
-    def __init__(self, size_in: int, size_out: int, scale: float, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(normal(rngs.params(), (size_in, size_out), scale))
-        self.bias = nnx.Param(jnp.zeros(size_out, jnp.float32))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., size_in]` to `[..., size_out]`."""
-        # As one matrix: the kernel's gradient is then a plain product, half as long on a CPU.
-        rows = x.reshape(-1, x.shape[-1]) @ self.kernel.astype(x.dtype)
-        return (rows + self.bias.astype(x.dtype)).reshape(*x.shape[:-1], -1)
-
-
-class LayerNorm(nnx.Module):
-    """Normalises the last axis; the result has the dtype of x."""
-
-    def __init__(self, size: int, epsilon: float):
-        self.epsilon = epsilon
-        self.scale = nnx.Param(jnp.ones(size, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(size, jnp.float32))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., size]` to the same."""
-        wide = x.astype(at_least_float32(x.dtype))
-        centred = wide - wide.mean(-1, keepdims=True)
-        variance = jnp.square(centred).mean(-1, keepdims=True)
-        normed = centred * jax.lax.rsqrt(variance + self.epsilon)
-        scale, bias = self.scale.astype(wide.dtype), self.bias.astype(wide.dtype)
-        return (normed * scale + bias).astype(x.dtype)
+from metajax.models.config import TransformerConfig
+from metajax.models.layers import ACTIVATION, Dense, LayerNorm, dropout, normal
 
 
 class Embeddings(nnx.Module):
     """Word, position and token-type embeddings, added and (but in a decoder) normalised."""
 
-    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         size = config.embedding_size or config.hidden_size
 
         def table(rows: int) -> nnx.Param[jax.Array]:
@@ -137,7 +53,7 @@ class Embeddings(nnx.Module):
 class Block(nnx.Module):
     """Attention and feed-forward, each added to its input and normalised (post-norm)."""
 
-    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.config = config
         hidden, inner, scale = (
             config.hidden_size,
@@ -177,24 +93,6 @@ class Block(nnx.Module):
     def feed_forward(self, x_BxLxH: jax.Array) -> jax.Array:
         """`[B, L, H]` to the same, token by token."""
         return self.down(ACTIVATION[self.config.hidden_act](self.up(x_BxLxH)))
-
-
-def attention_bias(batch: dict[str, jax.Array], dtype: Any, *, causal: bool) -> jax.Array:
-    """What is added to the scores: very negative where a token may not look.
-
-    Returns:
-        `[B, 1, 1, L]`: not at padding; of a packed batch `[R, 1, L, L]`: not at other examples.
-        If causal, `[B, 1, L, L]`: nor at what comes later, for a packed text stands in order too.
-    """
-    if "example_ids" in batch:
-        ids_RxL = batch["example_ids"]
-        closed = ids_RxL[:, None, :, None] != ids_RxL[:, None, None, :]
-    else:
-        closed = batch["attention_mask"][:, None, None, :] == 0
-    if causal:
-        length = closed.shape[-1]
-        closed |= jnp.arange(length)[:, None] < jnp.arange(length)
-    return MASKED * closed.astype(dtype)
 
 
 # Tokens of a block computed at once where memory counts: as few as keep the machine busy.

@@ -31,7 +31,7 @@ _OF_SOME = {
 
 
 @dataclasses.dataclass(frozen=True)
-class BertConfig:
+class TransformerConfig:
     """The sizes and rates of a BERT; names and defaults are Hugging Face's.
 
     Of other families the same, by BERT's names. Values are checked where a file is read
@@ -60,12 +60,12 @@ class BertConfig:
         model_type: the family: "bert", "roberta", "xlm-roberta", "distilbert", "electra" or "gpt2".
 
     Examples:
-        >>> from metajax.models import BertConfig
-        >>> config = BertConfig(hidden_size=4, num_attention_heads=1)
+        >>> from metajax.models import TransformerConfig
+        >>> config = TransformerConfig(hidden_size=4, num_attention_heads=1)
         >>> values = config.to_dict()
         >>> values["hidden_size"], values["vocab_size"], values["model_type"]
         (4, 30522, 'bert')
-        >>> BertConfig.from_dict(values, "config.json") == config
+        >>> TransformerConfig.from_dict(values, "config.json") == config
         True
     """
 
@@ -97,7 +97,7 @@ class BertConfig:
         Raises:
             InputError: no family has this model type.
         """
-        return family_of(self.model_type, "BertConfig")
+        return family_of(self.model_type, "TransformerConfig")
 
     @property
     def first_position(self) -> int:
@@ -105,7 +105,7 @@ class BertConfig:
         return self.pad_token_id + 1 if self.family.positions_after_padding else 0
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str) -> "BertConfig":
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> "TransformerConfig":
         """Reads a Hugging Face configuration.
 
         Args:

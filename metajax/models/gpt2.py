@@ -1,8 +1,9 @@
-"""GPT-2 (Radford et al. 2019) in BERT's parts: what its blocks do otherwise."""
+"""GPT-2's blocks (Radford et al. 2019); its causal mask is in `metajax/models/attention.py`."""
 
 import jax
 
-from metajax.models.bert import Block, dropout
+from metajax.models.bert import Block
+from metajax.models.layers import dropout
 
 
 class PreNormBlock(Block):

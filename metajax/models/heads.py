@@ -10,15 +10,9 @@ import numpy as np
 from flax import nnx
 
 from metajax.dtypes import at_least_float32, widen
-from metajax.models.bert import (
-    ACTIVATION,
-    MASKED,
-    Dense,
-    LayerNorm,
-    dropout,
-    normal,
-)
-from metajax.models.config import BertConfig
+from metajax.models.attention import MASKED
+from metajax.models.config import TransformerConfig
+from metajax.models.layers import ACTIVATION, Dense, LayerNorm, dropout, normal
 
 
 def mean_pool(hidden_BxLxH: jax.Array, attention_mask_BxL: jax.Array) -> jax.Array:
@@ -67,7 +61,7 @@ class MaskedLMHead(nnx.Module):
     With `tie_word_embeddings` false in the configuration it has a decoder of its own.
     """
 
-    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         hidden, scale = config.hidden_size, config.initializer_range
         self.activation = config.family.lm_act or config.hidden_act
         self.dense = Dense(hidden, hidden, scale, rngs=rngs)
@@ -99,7 +93,7 @@ class ClassificationHeads(nnx.Module):
         rngs: for the initial kernel.
     """
 
-    def __init__(self, config: BertConfig, num_labels: tuple[int, ...], *, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, num_labels: tuple[int, ...], *, rngs: nnx.Rngs):
         self.num_labels = num_labels
         rate = config.classifier_dropout
         self.rate = config.hidden_dropout_prob if rate is None else rate

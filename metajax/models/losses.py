@@ -10,13 +10,13 @@ import optax
 
 from metajax.dtypes import at_least_float32
 from metajax.errors import InputError
-from metajax.models.model import Batch, Bert, Params
+from metajax.models.model import Batch, Params, Transformer
 from metajax.types import InitFn
 
 LossFn = Callable[[Params, Batch, jax.Array | None], tuple[jax.Array, dict[str, Any]]]
 
 
-def masked_lm_loss(model: Bert) -> LossFn:
+def masked_lm_loss(model: Transformer) -> LossFn:
     """Cross-entropy, the mean over targets that are not padding (-1).
 
     Args:
@@ -32,8 +32,9 @@ def masked_lm_loss(model: Bert) -> LossFn:
 
     Examples:
         >>> import jax, jax.numpy as jnp
-        >>> from metajax.models import Bert, BertConfig, masked_lm_loss
-        >>> model = Bert(BertConfig(9, hidden_size=12, num_hidden_layers=1), head="masked_lm")
+        >>> from metajax.models import Transformer, TransformerConfig, masked_lm_loss
+        >>> config = TransformerConfig(9, hidden_size=12, num_hidden_layers=1)
+        >>> model = Transformer(config, head="masked_lm")
         >>> ids = jnp.ones((2, 5), int)
         >>> batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
         >>> batch["positions"] = jnp.array([[0, 2], [4, 0]])
@@ -61,7 +62,7 @@ def masked_lm_loss(model: Bert) -> LossFn:
     return loss_fn
 
 
-def classification_loss(model: Bert) -> LossFn:
+def classification_loss(model: Transformer) -> LossFn:
     """Cross-entropy, or squared error for examples whose head has one class.
 
     Args:
@@ -79,8 +80,10 @@ def classification_loss(model: Bert) -> LossFn:
 
     Examples:
         >>> import jax, jax.numpy as jnp
-        >>> from metajax.models import Bert, BertConfig, classification_loss, zero_init
-        >>> model = Bert(BertConfig(9, hidden_size=12, num_hidden_layers=1), head="classification")
+        >>> from metajax.models import Transformer, TransformerConfig
+        >>> from metajax.models import classification_loss, zero_init
+        >>> config = TransformerConfig(9, hidden_size=12, num_hidden_layers=1)
+        >>> model = Transformer(config, head="classification")
         >>> ids = jnp.ones((2, 5), int)
         >>> batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
         >>> batch["labels"] = jnp.array([0, 1])
@@ -116,7 +119,7 @@ def classification_loss(model: Bert) -> LossFn:
     return loss_fn
 
 
-def prototype_init(model: Bert) -> InitFn:
+def prototype_init(model: Transformer) -> InitFn:
     """A head that begins as the nearest-prototype classifier of the support set.
 
     With c_k the mean feature of class k, the head has weights c_k and bias -|c_k|^2 / 2, so
@@ -135,9 +138,9 @@ def prototype_init(model: Bert) -> InitFn:
 
     Examples:
         >>> import jax, jax.numpy as jnp
-        >>> from metajax.models import Bert, BertConfig, prototype_init
-        >>> config = BertConfig(vocab_size=9, hidden_size=12, num_hidden_layers=1)
-        >>> model = Bert(config, head="classification", pooling="mean")
+        >>> from metajax.models import Transformer, TransformerConfig, prototype_init
+        >>> config = TransformerConfig(vocab_size=9, hidden_size=12, num_hidden_layers=1)
+        >>> model = Transformer(config, head="classification", pooling="mean")
         >>> ids = jnp.array([[1, 2, 3, 4, 5], [6, 6, 7, 7, 8]])
         >>> support = {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
         >>> support["labels"] = jnp.array([1, 0])
@@ -160,7 +163,7 @@ def prototype_init(model: Bert) -> InitFn:
     return init_fn
 
 
-def zero_init(model: Bert) -> InitFn:
+def zero_init(model: Transformer) -> InitFn:
     """A head of zeros.
 
     Args:
@@ -172,8 +175,8 @@ def zero_init(model: Bert) -> InitFn:
 
     Examples:
         >>> import jax.numpy as jnp
-        >>> from metajax.models import Bert, BertConfig, zero_init
-        >>> model = Bert(BertConfig(vocab_size=9, hidden_size=12), num_labels=(3,))
+        >>> from metajax.models import Transformer, TransformerConfig, zero_init
+        >>> model = Transformer(TransformerConfig(vocab_size=9, hidden_size=12), num_labels=(3,))
         >>> params = zero_init(model)({"embeddings": {"word": jnp.ones((9, 12))}}, None, None)
         >>> params["classifier"]["kernel"].shape, params["classifier"]["bias"].tolist()
         ((1, 12, 3), [[0.0, 0.0, 0.0]])
@@ -195,7 +198,7 @@ def _with_classifier(params: Params, kernel_HxC: jax.Array, bias_C: jax.Array) -
     return {**params, "classifier": classifier}
 
 
-def _logits(model: Bert, params: Params, batch: Batch, rng: jax.Array | None) -> jax.Array:
+def _logits(model: Transformer, params: Params, batch: Batch, rng: jax.Array | None) -> jax.Array:
     logits = model(params, batch, rng).logits
     if logits is None:
         raise ValueError("the model has no head; make one with with_head")

@@ -10,17 +10,9 @@ from flax import nnx
 from metajax.dtypes import at_least_float32
 from metajax.errors import InputError
 from metajax.models import files
-from metajax.models.bert import (
-    ACTIVATION,
-    Block,
-    Dense,
-    Embeddings,
-    LayerNorm,
-    attention_bias,
-    dropout,
-    run_blocks,
-)
-from metajax.models.config import BertConfig
+from metajax.models.attention import attention_bias
+from metajax.models.bert import Block, Embeddings, run_blocks
+from metajax.models.config import TransformerConfig
 from metajax.models.gpt2 import PreNormBlock
 from metajax.models.heads import (
     ClassificationHeads,
@@ -30,7 +22,8 @@ from metajax.models.heads import (
     mean_pool_packed,
     rescale,
 )
-from metajax.models.notes import check_labels
+from metajax.models.layers import ACTIVATION, Dense, LayerNorm, dropout
+from metajax.models.metadata import check_labels
 from metajax.reading import is_number
 
 Params = dict[str, Any]
@@ -53,8 +46,9 @@ class Outputs(NamedTuple):
 
     Examples:
         >>> import jax, jax.numpy as jnp
-        >>> from metajax.models import Bert, BertConfig
-        >>> model = Bert(BertConfig(9, hidden_size=12, num_hidden_layers=1), head="masked_lm")
+        >>> from metajax.models import Transformer, TransformerConfig
+        >>> config = TransformerConfig(9, hidden_size=12, num_hidden_layers=1)
+        >>> model = Transformer(config, head="masked_lm")
         >>> ids = jnp.ones((2, 5), int)
         >>> batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
         >>> outputs = model(model.init(jax.random.key(0)), batch)
@@ -68,7 +62,7 @@ class Outputs(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Bert:
+class Transformer:
     """A BERT: static settings only. Its parameters are a plain dict (see `init`).
 
     Attributes:
@@ -92,18 +86,18 @@ class Bert:
 
     Examples:
         >>> import jax, metajax
-        >>> from metajax.models import BertConfig
-        >>> config = BertConfig(
+        >>> from metajax.models import TransformerConfig
+        >>> config = TransformerConfig(
         ...     vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1,
         ...     intermediate_size=4, max_position_embeddings=8)
-        >>> model = metajax.Bert(config)
+        >>> model = metajax.Transformer(config)
         >>> tokens = jax.numpy.ones((2, 5), int)
         >>> batch = {"input_ids": tokens, "attention_mask": tokens, "token_type_ids": 0 * tokens}
         >>> model(model.init(jax.random.key(0)), batch).last_hidden_state.shape
         (2, 5, 4)
     """
 
-    config: BertConfig
+    config: TransformerConfig
     head: Head = "encoder"
     pooling: Pooling = "pooler"
     feature_norm: float | None = None
@@ -129,7 +123,7 @@ class Bert:
             raise InputError(f"feature_norm is {norm!r}; it has to be a number above 0")
         check_labels(self.num_labels, self.label_names, self.problem_type)
 
-    def replace(self, **changes: Any) -> "Bert":
+    def replace(self, **changes: Any) -> "Transformer":
         """The same model with other settings; `with_head` changes the parameters to match.
 
         Raises:
@@ -278,7 +272,7 @@ class Bert:
         return found
 
 
-def _part(model: Bert, name: str, rngs: nnx.Rngs) -> nnx.Module:
+def _part(model: Transformer, name: str, rngs: nnx.Rngs) -> nnx.Module:
     """One of the parts that the parameters' first keys name."""
     config = model.config
     if name == "embeddings":
@@ -299,5 +293,5 @@ def _part(model: Bert, name: str, rngs: nnx.Rngs) -> nnx.Module:
 
 # A structure without arrays, so that a call only has to put the parameters in.
 @functools.lru_cache(maxsize=256)
-def _graph(model: Bert, name: str) -> Any:
+def _graph(model: Transformer, name: str) -> Any:
     return nnx.graphdef(nnx.eval_shape(lambda: _part(model, name, nnx.Rngs(0))))

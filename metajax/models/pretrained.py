@@ -10,9 +10,8 @@ import numpy as np
 
 from metajax.errors import InputError
 from metajax.models import convert, files
-from metajax.models.config import BertConfig
-from metajax.models.model import Bert, Head, Params, Pooling, ProblemType
-from metajax.models.notes import (
+from metajax.models.config import TransformerConfig
+from metajax.models.metadata import (
     Notes,
     classifier_rows,
     only,
@@ -21,6 +20,7 @@ from metajax.models.notes import (
     read_pooling,
     read_tensors,
 )
+from metajax.models.model import Head, Params, Pooling, ProblemType, Transformer
 
 _log = logging.getLogger("metajax")
 
@@ -37,7 +37,7 @@ def from_pretrained(
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
     rng: jax.Array | None = None,
-) -> tuple[Bert, Params]:
+) -> tuple[Transformer, Params]:
     """Reads a BERT in Hugging Face format.
 
     Args:
@@ -47,7 +47,7 @@ def from_pretrained(
             classifier has, else 2. With other numbers than that one's, the head is new.
         pooling: None: what `save_pretrained` noted in config.json, else what
             sentence-transformers' `1_Pooling/config.json` names, else "pooler".
-        feature_norm: see `Bert`; None: what `save_pretrained` noted, else none.
+        feature_norm: see `Transformer`; None: what `save_pretrained` noted, else none.
         label_names: the names of each head's classes; None: the directory's, if they fit.
         remat: checkpoint each block.
         dtype: of the computation; None: the parameters' own.
@@ -56,7 +56,7 @@ def from_pretrained(
 
     Returns:
         The model; its `source` is the directory.
-        Its parameters, as `Bert.init` gives them, in `param_dtype`.
+        Its parameters, as `Transformer.init` gives them, in `param_dtype`.
 
     Raises:
         InputError: the directory or id cannot be read, is no BERT that fits, has weights that are
@@ -66,11 +66,11 @@ def from_pretrained(
     Examples:
         >>> import tempfile
         >>> import jax, metajax
-        >>> from metajax.models import BertConfig
-        >>> config = BertConfig(
+        >>> from metajax.models import TransformerConfig
+        >>> config = TransformerConfig(
         ...     vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1,
         ...     intermediate_size=4, max_position_embeddings=8)
-        >>> model = metajax.Bert(config)
+        >>> model = metajax.Transformer(config)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     metajax.save_pretrained(folder, model, model.init(jax.random.key(0)))
         ...     again, params = metajax.from_pretrained(folder, head="encoder")
@@ -102,7 +102,7 @@ def read_model(
     pooling: Pooling | None = None,
     feature_norm: float | None = None,
     label_names: tuple[tuple[str, ...] | None, ...] | None = None,
-) -> Bert:
+) -> Transformer:
     """The network of a directory or hub id, without its weights.
 
     Args:
@@ -118,9 +118,9 @@ def read_model(
 
     Examples:
         >>> import tempfile
-        >>> from metajax.models import Bert, BertConfig, read_model, save_config
+        >>> from metajax.models import Transformer, TransformerConfig, read_model, save_config
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_config(folder, Bert(BertConfig(hidden_size=24)))
+        ...     save_config(folder, Transformer(TransformerConfig(hidden_size=24)))
         ...     model = read_model(folder, head="classification", num_labels=3)
         >>> model.config.hidden_size, model.num_labels
         (24, (3,))
@@ -131,24 +131,24 @@ def read_model(
     return _model(directory, values, config, noted, *asked)
 
 
-def _open(name_or_path: str) -> tuple[Path, dict[str, Any], BertConfig]:
+def _open(name_or_path: str) -> tuple[Path, dict[str, Any], TransformerConfig]:
     """A model's directory, what its config.json holds and that as a configuration."""
     directory = files.resolve(name_or_path)
     values = files.read_json(directory / "config.json")
-    return directory, values, BertConfig.from_dict(values, str(directory / "config.json"))
+    return directory, values, TransformerConfig.from_dict(values, str(directory / "config.json"))
 
 
 def _model(
     directory: Path,
     values: dict[str, Any],
-    config: BertConfig,
+    config: TransformerConfig,
     noted: Notes,
     head: Head,
     num_labels: int | tuple[int, ...] | None,
     pooling: Pooling | None,
     feature_norm: float | None,
     label_names: tuple[tuple[str, ...] | None, ...] | None,
-) -> Bert:
+) -> Transformer:
     """The network of a directory, as it is asked for and else as the directory says."""
     other = other_head(values)
     if head == "classification" and num_labels is None and other is not None:
@@ -161,7 +161,7 @@ def _model(
     num_labels = num_labels or noted.num_labels or (2,)
     fits = noted.num_labels == num_labels
     own_head = fits and head == "classification" and other is None
-    return Bert(
+    return Transformer(
         config=config,
         head=head,
         pooling=cast(Pooling, pooling or read_pooling(directory, values) or "pooler"),
@@ -174,7 +174,7 @@ def _model(
 
 
 def with_head(
-    model: Bert,
+    model: Transformer,
     params: Params,
     *,
     head: Head,
@@ -183,7 +183,7 @@ def with_head(
     pooling: Pooling | None = None,
     feature_norm: float | None = None,
     rng: jax.Array | None = None,
-) -> tuple[Bert, Params]:
+) -> tuple[Transformer, Params]:
     """Moves parameters to another head.
 
     What fits is kept (encoder, pooler, the same head), what is missing is
@@ -201,16 +201,16 @@ def with_head(
 
     Returns:
         The new model.
-        Its parameters, as `Bert.init` gives them, in the dtype of the embedding table.
+        Its parameters, as `Transformer.init` gives them, in the dtype of the embedding table.
 
     Raises:
         InputError: the new model's settings cannot be used.
 
     Examples:
         >>> import jax
-        >>> from metajax.models import Bert, BertConfig, with_head
-        >>> config = BertConfig(vocab_size=9, hidden_size=12, num_hidden_layers=1)
-        >>> model = Bert(config)
+        >>> from metajax.models import Transformer, TransformerConfig, with_head
+        >>> config = TransformerConfig(vocab_size=9, hidden_size=12, num_hidden_layers=1)
+        >>> model = Transformer(config)
         >>> params = model.init(jax.random.key(0))
         >>> model, params = with_head(model, params, head="classification", num_labels=3)
         >>> model.head, params["classifier"]["kernel"].shape
@@ -236,7 +236,9 @@ def with_head(
     return sibling, _complete(sibling, kept, rng, "with_head", params["embeddings"]["word"].dtype)
 
 
-def _complete(model: Bert, loaded: Params, rng: jax.Array | None, where: str, dtype: Any) -> Params:
+def _complete(
+    model: Transformer, loaded: Params, rng: jax.Array | None, where: str, dtype: Any
+) -> Params:
     """`loaded` in `dtype`; what it lacks is initialised and, if used, named in one log line."""
     names = model.parts
     missing = [key for key in names if key not in loaded]

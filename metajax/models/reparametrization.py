@@ -5,13 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metajax.models.model import Batch, Bert, Params
+from metajax.models.model import Batch, Params, Transformer
 from metajax.types import Reparametrize, Reparametrized, Task
 
 _READ_ONCE = ("input_ids", "token_type_ids", "position_ids")
 
 
-def mentioned_rows(model: Bert) -> Reparametrize:
+def mentioned_rows(model: Transformer) -> Reparametrize:
     """Only the rows of the embedding table that a task's texts mention.
 
     The others have no gradient, so that SGD, with momentum or not, and Adam leave them as they
@@ -32,10 +32,10 @@ def mentioned_rows(model: Bert) -> Reparametrize:
 
     Examples:
         >>> import jax.numpy as jnp, metajax
-        >>> from metajax.models import Bert, BertConfig, mentioned_rows
+        >>> from metajax.models import Transformer, TransformerConfig, mentioned_rows
         >>> params = {"embeddings": {"word": jnp.ones((100, 4))}}
         >>> task = metajax.Task({"input_ids": jnp.array([[7, 42, 7]])}, None)
-        >>> reparametrize = mentioned_rows(Bert(BertConfig(vocab_size=100)))
+        >>> reparametrize = mentioned_rows(Transformer(TransformerConfig(vocab_size=100)))
         >>> params, task, undo = reparametrize(params, task)
         >>> params["embeddings"]["word"].shape, task.support["input_ids"].tolist()
         ((3, 4), [[0, 1, 0]])
@@ -122,8 +122,9 @@ def compose(*changes: Reparametrize) -> Reparametrize:
 
     Examples:
         >>> import jax.numpy as jnp, metajax
-        >>> from metajax.models import Bert, BertConfig, compose, mentioned_rows, separate_layers
-        >>> model = Bert(BertConfig(vocab_size=100))
+        >>> from metajax.models import Transformer, TransformerConfig
+        >>> from metajax.models import compose, mentioned_rows, separate_layers
+        >>> model = Transformer(TransformerConfig(vocab_size=100))
         >>> reparametrize = compose(separate_layers(), mentioned_rows(model))
         >>> params = {"embeddings": {"word": jnp.ones((100, 4))}, "layers": jnp.ones((3, 4, 5))}
         >>> task = metajax.Task({"input_ids": jnp.array([[7, 42]])}, None)
@@ -148,7 +149,7 @@ def compose(*changes: Reparametrize) -> Reparametrize:
     return reparametrize
 
 
-def upper_layers(model: Bert, count: int) -> Reparametrize:
+def upper_layers(model: Transformer, count: int) -> Reparametrize:
     """Only the last `count` blocks, the pooler and the head; the features below computed once.
 
     Without dropout, whatever the loss has: a loss with dropout would draw it anew at each step.
@@ -170,9 +171,9 @@ def upper_layers(model: Bert, count: int) -> Reparametrize:
 
     Examples:
         >>> import jax, jax.numpy as jnp, metajax
-        >>> from metajax.models import Bert, BertConfig, upper_layers
-        >>> config = BertConfig(vocab_size=9, hidden_size=12, num_hidden_layers=2)
-        >>> model = Bert(config)
+        >>> from metajax.models import Transformer, TransformerConfig, upper_layers
+        >>> config = TransformerConfig(vocab_size=9, hidden_size=12, num_hidden_layers=2)
+        >>> model = Transformer(config)
         >>> ids = jnp.ones((2, 5), int)
         >>> batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
         >>> reparametrize = upper_layers(model, 1)

@@ -11,7 +11,7 @@ import numpy as np
 
 from metajax.models import convert, files
 from metajax.models.families import from_bert
-from metajax.models.model import Bert, Params
+from metajax.models.model import Params, Transformer
 from metajax.reading import expand_home
 
 _CLASS = {
@@ -25,7 +25,7 @@ _MODULES = [
 ]
 
 
-def save_pretrained(directory: str | os.PathLike[str], model: Bert, params: Params) -> None:
+def save_pretrained(directory: str | os.PathLike[str], model: Transformer, params: Params) -> None:
     """Writes config.json, tokenizer and safetensors that transformers loads without a warning.
 
     A classifier that BertForSequenceClassification cannot express (other pooling,
@@ -49,11 +49,11 @@ def save_pretrained(directory: str | os.PathLike[str], model: Bert, params: Para
         >>> import os
         >>> import tempfile
         >>> import jax, metajax
-        >>> from metajax.models import BertConfig
-        >>> config = BertConfig(
+        >>> from metajax.models import TransformerConfig
+        >>> config = TransformerConfig(
         ...     vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1,
         ...     intermediate_size=4, max_position_embeddings=8)
-        >>> model = metajax.Bert(config)
+        >>> model = metajax.Transformer(config)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     metajax.save_pretrained(folder, model, model.init(jax.random.key(0)))
         ...     sorted(os.listdir(folder))
@@ -81,7 +81,7 @@ def save_pretrained(directory: str | os.PathLike[str], model: Bert, params: Para
     _write(target, contents, with_tokenizer=model.source is not None)
 
 
-def save_config(directory: str | os.PathLike[str], model: Bert) -> None:
+def save_config(directory: str | os.PathLike[str], model: Transformer) -> None:
     """Writes the tokenizer and, last, config.json: all but the weights.
 
     Of the model that is its `config` alone: not its head, pooling, `feature_norm` or classes.
@@ -95,9 +95,9 @@ def save_config(directory: str | os.PathLike[str], model: Bert) -> None:
 
     Examples:
         >>> import os, tempfile
-        >>> from metajax.models import Bert, BertConfig, save_config
+        >>> from metajax.models import Transformer, TransformerConfig, save_config
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_config(folder, Bert(BertConfig(vocab_size=9, hidden_size=12)))
+        ...     save_config(folder, Transformer(TransformerConfig(vocab_size=9, hidden_size=12)))
         ...     os.listdir(folder)
         ['config.json']
     """
@@ -110,7 +110,7 @@ def save_config(directory: str | os.PathLike[str], model: Bert) -> None:
 
 
 def _weights(
-    model: Bert, params: Params, *, plain: bool
+    model: Transformer, params: Params, *, plain: bool
 ) -> tuple[str, dict[str, dict[str, np.ndarray]]]:
     """The class to load with, and the tensors of each file."""
     family, head = model.config.family, model.head
@@ -133,7 +133,7 @@ def _take(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
 
 
-def _plain(model: Bert, params: Params) -> bool:
+def _plain(model: Transformer, params: Params) -> bool:
     """Whether a classifier is one that transformers' ForSequenceClassification can express."""
     if model.head != "classification" or model.pooling != "pooler":
         return False
@@ -142,7 +142,7 @@ def _plain(model: Bert, params: Params) -> bool:
     return model.feature_norm is None and len(model.num_labels) == 1
 
 
-def _config(model: Bert, architecture: str, dtype: str, *, plain: bool) -> dict[str, Any]:
+def _config(model: Transformer, architecture: str, dtype: str, *, plain: bool) -> dict[str, Any]:
     values = {"architectures": [architecture], "dtype": dtype, **model.config.to_dict()}
     notes: dict[str, Any] = {}
     if model.pooling != "pooler":
@@ -165,7 +165,7 @@ def _config(model: Bert, architecture: str, dtype: str, *, plain: bool) -> dict[
     return {**values, "metajax": notes} if notes else values
 
 
-def _tokenizer_files(model: Bert) -> dict[str, bytes]:
+def _tokenizer_files(model: Transformer) -> dict[str, bytes]:
     if model.source is None:
         return {}
     paths = [Path(model.source) / name for name in files.TOKENIZER_FILES]

@@ -13,7 +13,7 @@ from metajax.config.fields import flag
 from metajax.config.groups import EpisodeSettings
 from metajax.config.settings import EPISODES, EvaluateSettings
 from metajax.errors import InputError
-from metajax.models import Bert
+from metajax.models import Transformer
 from metajax.runs.episodes import episode_spec
 from metajax.runs.progress import progress
 from metajax.runs.task_data import load, tokenized
@@ -110,7 +110,7 @@ class Choice(NamedTuple):
     """
 
     ways: int
-    open: Callable[[Bert, int], EvalSet]
+    open: Callable[[Transformer, int], EvalSet]
 
 
 def choose_protocol(settings: EvaluateSettings, tasks: Sequence[data.TaskData]) -> Choice:
@@ -134,7 +134,7 @@ def _open_random(
     tasks: Sequence[data.TaskData],
     spec: data.EpisodeSpec,
     ways: int,
-    model: Bert,
+    model: Transformer,
     length: int,
 ) -> EvalSet:
     examples = tokenized(tasks, model, length)
@@ -235,7 +235,9 @@ def _range(counts: set[int]) -> str:
     return f"{most}" if least == most else f"{least} to {most}"
 
 
-def _open_published(draws: data.Draws, said: str, size: Size, model: Bert, length: int) -> EvalSet:
+def _open_published(
+    draws: data.Draws, said: str, size: Size, model: Transformer, length: int
+) -> EvalSet:
     episodes, draw = data.fixed_episodes(draws)
     examples = tokenized([draws.task], model, length)
     return EvalSet(

@@ -16,7 +16,7 @@ from metajax.algorithms.reptile import reptile
 from metajax.config.groups import InnerSettings, ModelSettings
 from metajax.errors import InputError
 from metajax.models import (
-    Bert,
+    Transformer,
     classification_loss,
     compose,
     mentioned_rows,
@@ -59,7 +59,7 @@ class FewShot(NamedTuple):
         source: where the weights came from.
     """
 
-    model: Bert
+    model: Transformer
     params: Params
     inner: dict[str, Any]
     source: Source

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from metajax.config.groups import ModelSettings, TrainSettings
 from metajax.errors import InputError, StoppedError
-from metajax.models import Bert, save_config
+from metajax.models import Transformer, save_config
 from metajax.runs.metrics import MetricsLog
 from metajax.runs.progress import Progress
 from metajax.runs.signals import Stop, handle_signals
@@ -53,7 +53,7 @@ class Stage(NamedTuple):
 
     run: Run
     settings: TrainSettings
-    model: Bert
+    model: Transformer
     algorithm: MetaAlgorithm
     make_tasks: MakeTasks
     num_steps: int

@@ -11,15 +11,15 @@ import numpy as np
 from metajax.config.groups import ModelSettings
 from metajax.errors import InputError
 from metajax.models import (
-    Bert,
-    BertConfig,
+    Transformer,
+    TransformerConfig,
     from_pretrained,
     hashes,
     read_model,
     with_head,
 )
 from metajax.models.files import read_json
-from metajax.models.notes import named_pooling, no_classifier
+from metajax.models.metadata import named_pooling, no_classifier
 from metajax.runs.paths import address, in_bucket, local, to_path
 from metajax.runs.record import check_record, read_record
 from metajax.training import checkpoint
@@ -41,7 +41,7 @@ class Source(NamedTuple):
             their address and hash, for a workdir its path, step and record.
     """
 
-    model: Bert
+    model: Transformer
     params: Params
     record: dict[str, Any]
 
@@ -91,7 +91,7 @@ def _check_finite(params: Params, where: str) -> None:
             )
 
 
-def _for_tasks(model: Bert, params: Params, rng: jax.Array) -> tuple[Bert, Params]:
+def _for_tasks(model: Transformer, params: Params, rng: jax.Array) -> tuple[Transformer, Params]:
     """The same for tasks of one label or value a text: another kind of head makes room for one."""
     if model.problem_type is None:
         return model, params
@@ -147,14 +147,14 @@ def _find(spec: str) -> tuple[Path, dict[str, Any] | None]:
     return path, record
 
 
-def _rebuild(directory: Path, described: dict[str, Any]) -> Bert:
+def _rebuild(directory: Path, described: dict[str, Any]) -> Transformer:
     """The model that `save_model` and `describe` told of."""
     directory = local(directory)
     file = directory / "config.json"
     try:
-        config = BertConfig.from_dict(read_json(file), str(file))
+        config = TransformerConfig.from_dict(read_json(file), str(file))
         settings = {name: _tuples(value) for name, value in described.items()}
-        return Bert(config=config, source=str(directory), **settings)
+        return Transformer(config=config, source=str(directory), **settings)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"{file}: does not describe this run's model ({error}): restore it from a backup"
@@ -165,13 +165,13 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def describe(model: Bert) -> dict[str, Any]:
+def describe(model: Transformer) -> dict[str, Any]:
     """What a run's record says of its network besides the config: enough to build it again."""
     names = ("head", "pooling", "feature_norm", "num_labels", "label_names")
     return {name: getattr(model, name) for name in names}
 
 
-def text_length(model: Bert, max_length: int) -> int:
+def text_length(model: Transformer, max_length: int) -> int:
     """Tokens a text may have: as many as asked for, if the model has that many positions."""
     return min(max_length, model.config.max_position_embeddings)
 
@@ -193,7 +193,7 @@ class Classifier(NamedTuple):
         columns: of the text and the second one in its run's files; None is the usual name.
     """
 
-    model: Bert
+    model: Transformer
     params: Params
     head: int
     max_length: int

@@ -8,7 +8,7 @@ import numpy as np
 from metajax import data
 from metajax.config.groups import DrawSettings, TaskSettings
 from metajax.errors import InputError, printable
-from metajax.models import Bert
+from metajax.models import Transformer
 
 _log = logging.getLogger("metajax")
 
@@ -76,7 +76,9 @@ def fingerprints(settings: TaskSettings) -> dict[str, str]:
     return found
 
 
-def tokenized(tasks: Sequence[data.TaskData], model: Bert, length: int) -> list[data.TokenizedTask]:
+def tokenized(
+    tasks: Sequence[data.TaskData], model: Transformer, length: int
+) -> list[data.TokenizedTask]:
     """The data sets as arrays; says once how many texts were too long."""
     tokenizer = model.tokenizer
     found = [data.tokenize_task(task, tokenizer, length) for task in tasks]

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from tokenizers.processors import RobertaProcessing
 
-from metajax.models import Bert, save_pretrained
+from metajax.models import Transformer, save_pretrained
 from tests.stage_commands import metatrain_command, pretrain_command
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -25,7 +25,7 @@ def write_roberta(directory):
         pad_token_id=1,
         type_vocab_size=1,
     )
-    model = Bert(config=config, head="masked_lm")
+    model = Transformer(config=config, head="masked_lm")
     save_pretrained(directory, model, model.init(jax.random.key(7)))
     tokenizer.save(str(directory / "tokenizer.json"))
     names = ("bos", "pad", "eos", "unk", "mask", "cls", "sep")

@@ -14,7 +14,7 @@ import tiny
 from metajax.commands.predict import label, read_texts
 from metajax.data import TaskData, held_out, load_tasks, pack_blocks, read_lines
 from metajax.errors import InputError
-from metajax.models import Bert
+from metajax.models import Transformer
 from metajax.runs.source import Classifier
 from metajax.runs.task_data import relabel
 
@@ -144,5 +144,5 @@ def test_a_dev_set_of_another_kind():
     ],
 )
 def test_texts_unlike_those_learned_from(learned, given, message):
-    classifier = Classifier(Bert(tiny.CONFIG), {}, 0, 16, pairs=learned)
+    classifier = Classifier(Transformer(tiny.CONFIG), {}, 0, 16, pairs=learned)
     check_refusal(message, lambda: next(label(classifier, ["w1"], given, 8)))

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from metajax.models import Bert, BertConfig
+from metajax.models import Transformer, TransformerConfig
 
-TINY = BertConfig(
+TINY = TransformerConfig(
     vocab_size=31,
     hidden_size=8,
     num_hidden_layers=2,
@@ -38,7 +38,7 @@ def make_batch(seed=0, batch=3, length=7, vocab=31):
     }
 
 
-def make_params(model: Bert, seed=0, dtype=jnp.float32):
+def make_params(model: Transformer, seed=0, dtype=jnp.float32):
     """Every parameter random, biases and norms included, so that each of them shows."""
     random = np.random.RandomState(seed)
 

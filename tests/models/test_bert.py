@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from metajax.models import Bert, bert
-from metajax.models.bert import ACTIVATION, Block, LayerNorm, dropout, keep_mask
+from metajax.models import Transformer, bert
+from metajax.models.bert import Block
 from metajax.models.heads import mean_pool, mean_pool_packed, rescale
+from metajax.models.layers import ACTIVATION, LayerNorm, dropout, keep_mask
 from tests.models.helpers import TINY, make_batch, make_params
 
-MODEL = Bert(TINY)
+MODEL = Transformer(TINY)
 KEY = jax.random.key(5)
 
 
@@ -135,7 +136,7 @@ def test_dropout_is_a_function_of_the_key():
 
 
 def test_bfloat16_is_close_and_leaves_parameters_alone():
-    model = Bert(TINY, head="classification", num_labels=(3,), dtype=jnp.bfloat16)
+    model = Transformer(TINY, head="classification", num_labels=(3,), dtype=jnp.bfloat16)
     params, batch = make_params(model), make_batch()
     low, full = (jax.jit(m)(params, batch) for m in (model, model.replace(dtype=None)))
     assert low.last_hidden_state.dtype == jnp.bfloat16
@@ -179,7 +180,7 @@ def test_attention_of_bfloat16_is_normalised_in_float32():
     config = dataclasses.replace(
         TINY, model_type="gpt2", hidden_size=length, num_attention_heads=1, num_hidden_layers=1
     )
-    model = Bert(config)
+    model = Transformer(config)
     layers = jax.tree.map(jnp.zeros_like, model.init(KEY)["layers"])
     random = np.random.RandomState(0)
     q, k = (jnp.asarray(random.randn(length, length), jnp.bfloat16) for _ in range(2))
@@ -222,7 +223,7 @@ def test_fresh_parameters(model_type, head):
         embedding_size=6 if model_type == "electra" else None,
         tie_word_embeddings=False,
     )
-    model = Bert(config, head=head or "encoder", num_labels=(3, 2))
+    model = Transformer(config, head=head or "encoder", num_labels=(3, 2))
     params = model.init(KEY)
     values, rows = [], []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -264,7 +265,7 @@ def test_padding_changes_nothing(pooling):
 
 def test_an_example_of_padding_alone_is_finite():
     batch = {key: jnp.zeros_like(value) for key, value in make_batch().items()}
-    model = Bert(TINY, head="classification", pooling="mean", feature_norm=2.0)
+    model = Transformer(TINY, head="classification", pooling="mean", feature_norm=2.0)
     params = make_params(model)
     grads = jax.jit(jax.grad(lambda p: model(p, batch).logits.sum()))(params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))

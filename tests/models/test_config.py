@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from metajax.models import BertConfig
+from metajax.models import TransformerConfig
 from metajax.models.families import FAMILIES
 
 transformers = pytest.importorskip("transformers")
@@ -75,52 +75,52 @@ def class_of(model_type):
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_transformers_and_ours_read_the_same_settings(model_type):
     values = {name: value for name, value in OTHERS.items() if name not in UNKNOWN[model_type]}
-    own = BertConfig(model_type=model_type, **SIZES, **values, **FAMILIES[model_type].fixed)
+    own = TransformerConfig(model_type=model_type, **SIZES, **values, **FAMILIES[model_type].fixed)
     theirs = class_of(model_type)(**own.to_dict())
     rows = {"max_position_embeddings": 40 + own.first_position}
     for name, value in (SIZES | values | rows).items():
         assert getattr(theirs, THEIR_NAMES[model_type].get(name, name)) == value, name
-    assert BertConfig.from_dict(theirs.to_dict(), "theirs") == own
+    assert TransformerConfig.from_dict(theirs.to_dict(), "theirs") == own
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_what_a_file_leaves_out_is_transformers_default(model_type):
-    sizes = BertConfig(model_type=model_type, **SIZES | {"vocab_size": 60000})
+    sizes = TransformerConfig(model_type=model_type, **SIZES | {"vocab_size": 60000})
     spelled, theirs = sizes.to_dict(), class_of(model_type)
     names = FAMILIES[model_type].settings
     given = {name: spelled[name] for name in (names.get(name, name) for name in SIZES)}
     full = theirs(**given).to_dict()
-    expected = BertConfig.from_dict(full, "theirs")
-    assert BertConfig.from_dict(given | {"model_type": model_type}, "ours") == expected
+    expected = TransformerConfig.from_dict(full, "theirs")
+    assert TransformerConfig.from_dict(given | {"model_type": model_type}, "ours") == expected
 
 
 def test_sizes_and_rates_by_default_are_berts():
     theirs = transformers.BertConfig()
-    same = {field.name for field in dataclasses.fields(BertConfig)} - UNKNOWN["bert"]
+    same = {field.name for field in dataclasses.fields(TransformerConfig)} - UNKNOWN["bert"]
     for name in same:
-        assert getattr(BertConfig(), name) == getattr(theirs, name), name
+        assert getattr(TransformerConfig(), name) == getattr(theirs, name), name
     # As transformers writes it: some values are null.
-    assert BertConfig.from_dict(theirs.to_dict(), "theirs") == BertConfig()
+    assert TransformerConfig.from_dict(theirs.to_dict(), "theirs") == TransformerConfig()
 
 
 @pytest.mark.parametrize("name", ["hidden_dropout_prob", "classifier_dropout"])
 def test_a_rate_of_zero_is_a_rate(name):
-    config = BertConfig(**SIZES, **{name: 0.0})
+    config = TransformerConfig(**SIZES, **{name: 0.0})
     values = config.to_dict()
     assert values[name] == 0.0
-    assert getattr(BertConfig.from_dict(values, "config.json"), name) == 0.0
+    assert getattr(TransformerConfig.from_dict(values, "config.json"), name) == 0.0
 
 
 def test_a_rate_of_zero_is_one_where_another_would_take_its_place():
-    gpt2 = BertConfig(
+    gpt2 = TransformerConfig(
         model_type="gpt2", **SIZES, embedding_dropout_prob=0.0, **FAMILIES["gpt2"].fixed
     )
     assert gpt2.to_dict()["embd_pdrop"] == 0.0
-    distilbert = BertConfig(
+    distilbert = TransformerConfig(
         model_type="distilbert", **SIZES, classifier_dropout=0.0, type_vocab_size=0
     )
     assert distilbert.to_dict()["seq_classif_dropout"] == 0.0
     for config in (gpt2, distilbert):
-        assert BertConfig.from_dict(config.to_dict(), "config.json") == config
+        assert TransformerConfig.from_dict(config.to_dict(), "config.json") == config
     unsaid = dataclasses.replace(distilbert, classifier_dropout=None)
     assert unsaid.to_dict()["seq_classif_dropout"] == 0.1

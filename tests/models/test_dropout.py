@@ -9,15 +9,15 @@ import pytest
 
 import metajax
 from metajax.models import (
-    Bert,
-    bert,
+    Transformer,
     classification_loss,
     from_pretrained,
+    layers,
     masked_lm_loss,
     prototype_init,
     separate_layers,
 )
-from metajax.models.bert import dropout
+from metajax.models.layers import dropout
 from tests.models.helpers import TINY, make_batch, make_params
 
 GPT2 = dataclasses.replace(
@@ -77,17 +77,17 @@ def test_each_rate_drops_what_it_drops_in_transformers(tmp_path, config, rates):
 @pytest.mark.parametrize(("config", "separate"), [(TINY, False), (GPT2, True)])
 def test_no_two_masks_have_the_same_key(config, separate, monkeypatch):
     """Embeddings, attention and both outputs of each layer, head."""
-    keys, keep_mask = [], bert.keep_mask
+    keys, keep_mask = [], layers.keep_mask
 
     def recording(key, shape, rate):
         # Some are drawn in loops, where a key has no value yet.
         jax.debug.callback(lambda data: keys.append(tuple(data.tolist())), jax.random.key_data(key))
         return keep_mask(key, shape, rate)
 
-    monkeypatch.setattr(bert, "keep_mask", recording)
+    monkeypatch.setattr(layers, "keep_mask", recording)
     rates = dict.fromkeys(STILL, 0.5)
     config = dataclasses.replace(config, num_hidden_layers=3, **rates)
-    model = Bert(config, head="classification")
+    model = Transformer(config, head="classification")
     params = make_params(model)
     if separate:
         params, _, _ = separate_layers()(params, metajax.Task(None, None))
@@ -98,7 +98,7 @@ def test_no_two_masks_have_the_same_key(config, separate, monkeypatch):
 
 def test_the_head_has_its_own_dropout():
     config = dataclasses.replace(TINY, **STILL | {"classifier_dropout": 0.5})
-    model = Bert(config, head="classification", num_labels=(3,), feature_norm=2.0)
+    model = Transformer(config, head="classification", num_labels=(3,), feature_norm=2.0)
     params, batch = make_params(model), make_batch()
     outputs, plain = model(params, batch, KEY), model(params, batch)
     np.testing.assert_array_equal(outputs.pooled, plain.pooled)
@@ -111,7 +111,7 @@ def test_the_head_has_its_own_dropout():
 
 
 def test_features_and_losses_draw_what_a_call_draws():
-    model = Bert(TINY, head="classification", pooling="mean", feature_norm=2.0)
+    model = Transformer(TINY, head="classification", pooling="mean", feature_norm=2.0)
     params, batch = make_params(model), make_batch() | {"labels": jnp.array([0, 1, 1])}
     outputs = model(params, batch, KEY)
     features = np.asarray(model.features(params, batch, KEY))
@@ -126,7 +126,7 @@ def test_features_and_losses_draw_what_a_call_draws():
 
 
 def test_a_masked_lm_loss_draws_what_a_call_draws():
-    model = Bert(TINY, head="masked_lm")
+    model = Transformer(TINY, head="masked_lm")
     params, batch = make_params(model), make_batch()
     batch["targets"] = batch["input_ids"]
     log_probs = jax.nn.log_softmax(model(params, batch, KEY).logits)

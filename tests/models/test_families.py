@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from metajax.errors import InputError
-from metajax.models import Bert, BertConfig, from_pretrained, has_classifier, save_pretrained
+from metajax.models import (
+    Transformer,
+    TransformerConfig,
+    from_pretrained,
+    has_classifier,
+    save_pretrained,
+)
 from metajax.models.families import FAMILIES
 from tests.models.helpers import TINY, assert_equal, make_batch, make_params
 
@@ -45,7 +51,7 @@ HEADS = [
 def make_model(model_type, head, **changes):
     settings = {"model_type": model_type, "max_position_embeddings": 14, **SETTINGS[model_type]}
     settings |= {} if model_type == "distilbert" else EPSILON
-    return Bert(dataclasses.replace(TINY, **settings), head=head, num_labels=(3,), **changes)
+    return Transformer(dataclasses.replace(TINY, **settings), head=head, num_labels=(3,), **changes)
 
 
 def make_family_params(model):
@@ -152,13 +158,13 @@ def test_electra_without_a_projection_agrees(tmp_path):
 def test_texts_may_be_as_long_as_there_are_positions(tmp_path):
     config = make_model("roberta", "encoder").config
     assert config.to_dict()["max_position_embeddings"] == 14 + 2
-    assert BertConfig.from_dict(config.to_dict(), "config.json") == config
+    assert TransformerConfig.from_dict(config.to_dict(), "config.json") == config
 
 
 @pytest.mark.parametrize("model_type", ["modernbert", "deberta-v2", "albert", "t5", None, ["bert"]])
 def test_other_types_are_refused_by_name(model_type):
     with pytest.raises(InputError, match=r"model_type is .* roberta, .* electra"):
-        BertConfig.from_dict(TINY.to_dict() | {"model_type": model_type}, "config.json")
+        TransformerConfig.from_dict(TINY.to_dict() | {"model_type": model_type}, "config.json")
 
 
 @pytest.mark.parametrize("model_type", ["electra", "gpt2"])
@@ -185,4 +191,4 @@ def test_some_have_no_masked_lm_head(model_type):
 def test_settings_are_called_as_in_the_file(model_type, key, value):
     values = make_model(model_type, "encoder").config.to_dict() | {key: value}
     with pytest.raises(InputError, match=f"config.json: {key} "):
-        BertConfig.from_dict(values, "config.json")
+        TransformerConfig.from_dict(values, "config.json")

@@ -10,8 +10,8 @@ import safetensors.numpy
 
 from metajax.errors import InputError
 from metajax.models import (
-    Bert,
-    BertConfig,
+    Transformer,
+    TransformerConfig,
     bert,
     convert,
     from_pretrained,
@@ -32,8 +32,8 @@ CONFIG = dataclasses.replace(
     layer_norm_eps=1e-5,
     classifier_dropout=0.0,
 )
-ENCODER = Bert(CONFIG)
-CLASSIFIER = Bert(CONFIG, head="classification", num_labels=(3,))
+ENCODER = Transformer(CONFIG)
+CLASSIFIER = Transformer(CONFIG, head="classification", num_labels=(3,))
 
 
 def without_bias(params):
@@ -177,17 +177,17 @@ def test_what_the_file_leaves_out():
     """As the hub's GPT-2 has it: no inner size, no padding."""
     values = {key: value for key, value in CONFIG.to_dict().items() if key != "n_inner"}
     values |= {"pad_token_id": None, "eos_token_id": 30, "bos_token_id": 30}
-    config = BertConfig.from_dict(values, "config.json")
+    config = TransformerConfig.from_dict(values, "config.json")
     assert (config.intermediate_size, config.pad_token_id) == (4 * CONFIG.hidden_size, 30)
     assert (config.bos_token_id, config.eos_token_id) == (None, None)
     assert config.to_dict()["eos_token_id"] == 30
-    apart = BertConfig.from_dict(values | {"pad_token_id": 3}, "config.json")
+    apart = TransformerConfig.from_dict(values | {"pad_token_id": 3}, "config.json")
     assert (apart.pad_token_id, apart.eos_token_id) == (3, 30)
-    assert BertConfig.from_dict(apart.to_dict(), "config.json") == apart
+    assert TransformerConfig.from_dict(apart.to_dict(), "config.json") == apart
 
 
 @pytest.mark.parametrize("value", [None, "wide", {}, 2.5])
 def test_what_cannot_be_derived_is_refused_by_its_name(value):
     values = CONFIG.to_dict() | {"n_embd": value, "n_inner": None}
     with pytest.raises(InputError, match=r"config.json: n_embd is .* whole number"):
-        BertConfig.from_dict(values, "config.json")
+        TransformerConfig.from_dict(values, "config.json")

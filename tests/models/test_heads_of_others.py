@@ -11,7 +11,7 @@ import pytest
 
 from metajax.errors import InputError
 from metajax.models import (
-    Bert,
+    Transformer,
     classification_loss,
     convert,
     from_pretrained,
@@ -21,7 +21,7 @@ from metajax.models import (
     save_pretrained,
     with_head,
 )
-from metajax.models.notes import no_classifier
+from metajax.models.metadata import no_classifier
 from tests.models.helpers import TINY, assert_equal, make_params, write_directory
 
 GPT2 = {"type_vocab_size": 0, "hidden_act": "gelu_new", "classifier_dropout": 0.0}
@@ -45,7 +45,7 @@ SAID = {
     "ForMultipleChoice": "a multiple-choice model",
     "ForNextSentencePrediction": "a next-sentence predictor",
 }
-CLASSIFIER = Bert(TINY, head="classification", num_labels=(3,))
+CLASSIFIER = Transformer(TINY, head="classification", num_labels=(3,))
 CLASSIFIER_PARAMS = make_params(CLASSIFIER)
 MULTI = "multi_label_classification"
 
@@ -60,7 +60,7 @@ def write_theirs(directory, model_type, head):
     """What transformers writes of a model with another head, and its encoder's parameters."""
     transformers = pytest.importorskip("transformers")
     config = dataclasses.replace(TINY, model_type=model_type, **SETTINGS[model_type])
-    save_config(directory / "config", Bert(config))
+    save_config(directory / "config", Transformer(config))
     labels = 2 if head == "ForQuestionAnswering" else 3
     theirs = transformers.AutoConfig.from_pretrained(directory / "config", num_labels=labels)
     kind = getattr(transformers, config.family.classes + head)

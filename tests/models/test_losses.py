@@ -5,12 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.models import Bert, classification_loss, masked_lm_loss, prototype_init, zero_init
+from metajax.models import (
+    Transformer,
+    classification_loss,
+    masked_lm_loss,
+    prototype_init,
+    zero_init,
+)
 from tests.models.helpers import TINY, assert_equal, make_batch, make_params
 
 
 def with_classes(*num_labels, **settings):
-    model = Bert(TINY, head="classification", num_labels=num_labels, **settings)
+    model = Transformer(TINY, head="classification", num_labels=num_labels, **settings)
     return model, make_params(model)
 
 
@@ -79,7 +85,7 @@ def test_regression_and_classification_in_one_batch():
 
 
 def test_masked_lm_loss_ignores_padding():
-    model = Bert(TINY, head="masked_lm")
+    model = Transformer(TINY, head="masked_lm")
     params = make_params(model)
     batch = {**make_batch(), "positions": jnp.array([[1, 2], [0, 1], [1, 0]], jnp.int32)}
     logits = np.asarray(model(params, batch).logits, np.float64)

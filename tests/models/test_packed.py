@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from metajax.data.packing import Shape, pack
-from metajax.models import Bert, classification_loss
+from metajax.models import Transformer, classification_loss
 from tests.models.helpers import TINY, make_batch, make_params
 
 GPT2 = dataclasses.replace(TINY, model_type="gpt2", type_vocab_size=0)
@@ -31,7 +31,7 @@ SHAPES = [Shape(3, 7), Shape(2, 9), Shape(1, 16), Shape(4, 12)]
     ],
 )
 def test_packed_rows_change_nothing(pooling, config, shape):
-    model = Bert(config, head="classification", num_labels=(3,), pooling=pooling)
+    model = Transformer(config, head="classification", num_labels=(3,), pooling=pooling)
     params = make_params(model, dtype=jnp.float64)
     rest = {"labels": jnp.array([2, 0, 1]), "example_mask": jnp.array([1.0, 1.0, 0.5])}
     plain = make_batch()
@@ -49,7 +49,9 @@ def test_packed_rows_change_nothing(pooling, config, shape):
 @pytest.mark.parametrize("pooling", ["mean", "pooler"])
 @pytest.mark.parametrize("config", [TINY, GPT2], ids=["bert", "gpt2"])
 def test_an_example_without_tokens_is_harmless(pooling, config):
-    model = Bert(config, head="classification", num_labels=(3,), pooling=pooling, feature_norm=2.0)
+    model = Transformer(
+        config, head="classification", num_labels=(3,), pooling=pooling, feature_norm=2.0
+    )
     params = make_params(model)
     plain = make_batch()
     plain["attention_mask"] = plain["attention_mask"].at[1].set(0)

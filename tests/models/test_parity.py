@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from metajax.models import (
-    Bert,
+    Transformer,
     classification_loss,
     convert,
     from_pretrained,
@@ -123,7 +123,7 @@ CHECK = {
 )
 def test_tiny_models_agree(tmp_path, head, activation):
     config = dataclasses.replace(TINY, hidden_act=activation, layer_norm_eps=0.05)
-    model = Bert(config, head=head, num_labels=(3,))
+    model = Transformer(config, head=head, num_labels=(3,))
     params = make_params(model)
     save_pretrained(tmp_path, model, params)
     CHECK[head](model, params, load_theirs(head, tmp_path), make_batch())
@@ -131,7 +131,7 @@ def test_tiny_models_agree(tmp_path, head, activation):
 
 def test_untied_decoders_agree(tmp_path):
     config = dataclasses.replace(TINY, tie_word_embeddings=False)
-    model = Bert(config, head="masked_lm")
+    model = Transformer(config, head="masked_lm")
     params = make_params(model)
     save_pretrained(tmp_path, model, params)
     theirs = load_theirs("masked_lm", tmp_path)

@@ -14,7 +14,7 @@ import tiny
 
 from metajax.errors import InputError
 from metajax.models import (
-    Bert,
+    Transformer,
     convert,
     files,
     from_pretrained,
@@ -24,7 +24,7 @@ from metajax.models import (
     save_pretrained,
     with_head,
 )
-from metajax.models.config import BertConfig
+from metajax.models.config import TransformerConfig
 from tests.models.helpers import (
     TINY,
     assert_equal,
@@ -34,11 +34,11 @@ from tests.models.helpers import (
     write_tokenizer,
 )
 
-MODEL = Bert(TINY)
+MODEL = Transformer(TINY)
 PARAMS = make_params(MODEL)
-LM = Bert(TINY, head="masked_lm")
+LM = Transformer(TINY, head="masked_lm")
 LM_PARAMS = make_params(LM)
-CLASSIFIER = Bert(TINY, head="classification", num_labels=(3,))
+CLASSIFIER = Transformer(TINY, head="classification", num_labels=(3,))
 CLASSIFIER_PARAMS = make_params(CLASSIFIER)
 
 
@@ -95,8 +95,8 @@ def test_what_is_not_needed_is_ignored(tmp_path, log):
 
 
 def test_an_untied_decoder_is_read_with_its_own_bias(tmp_path):
-    config = BertConfig(**{**vars(TINY), "tie_word_embeddings": False})
-    params = make_params(Bert(config, head="masked_lm"))
+    config = TransformerConfig(**{**vars(TINY), "tie_word_embeddings": False})
+    params = make_params(Transformer(config, head="masked_lm"))
     tensors = theirs(params, "bert.")
     tensors["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"]
     tensors["cls.predictions.bias"] = np.zeros(31, "f")
@@ -245,9 +245,9 @@ def test_both_forms_of_sentence_transformers_pooling(tmp_path, said, pooling):
 
 
 def test_the_last_token_is_what_a_decoder_pools(tmp_path):
-    config = BertConfig(**vars(TINY) | {"model_type": "gpt2", "type_vocab_size": 0})
-    config = BertConfig.from_dict(config.to_dict() | {"eos_token_id": 30}, "config.json")
-    save_config(tmp_path, Bert(config))
+    config = TransformerConfig(**vars(TINY) | {"model_type": "gpt2", "type_vocab_size": 0})
+    config = TransformerConfig.from_dict(config.to_dict() | {"eos_token_id": 30}, "config.json")
+    save_config(tmp_path, Transformer(config))
     write_pooling(tmp_path, {"pooling_mode": "lasttoken"})
     assert read_model(str(tmp_path)).pooling == "pooler"
 
@@ -268,7 +268,9 @@ def test_wrapped_models_of_other_families(tmp_path, model_type):
     changes = {"model_type": model_type}
     if model_type in ("distilbert", "gpt2"):
         changes |= {"type_vocab_size": 0}
-    model = Bert(BertConfig(**vars(TINY) | changes), head="classification", num_labels=(3,))
+    model = Transformer(
+        TransformerConfig(**vars(TINY) | changes), head="classification", num_labels=(3,)
+    )
     params = make_params(model)
     if model_type == "gpt2":
         params["classifier"]["bias"] *= 0  # It has none.
@@ -416,7 +418,7 @@ def test_with_head_keeps_what_fits(log):
 )
 def test_configurations_that_are_refused(changes, message):
     with pytest.raises(InputError, match=r"^DIR: ") as info:
-        BertConfig.from_dict({**TINY.to_dict(), **changes}, "DIR")
+        TransformerConfig.from_dict({**TINY.to_dict(), **changes}, "DIR")
     assert message in one_line(info)
 
 
@@ -424,14 +426,14 @@ def test_sizes_have_to_be_in_the_configuration():
     values = TINY.to_dict()
     del values["hidden_size"]
     with pytest.raises(InputError, match="hidden_size is missing"):
-        BertConfig.from_dict(values, "DIR")
+        TransformerConfig.from_dict(values, "DIR")
     values = {**TINY.to_dict(), "pad_token_id": None, "auto_map": {"AutoModel": "evil.Model"}}
-    assert BertConfig.from_dict(values, "DIR") == TINY
+    assert TransformerConfig.from_dict(values, "DIR") == TINY
 
 
 def test_a_family_that_there_is_not():
     with pytest.raises(InputError, match=r"model_type is 'x', .* give a model of type bert, "):
-        BertConfig(model_type="x").family  # noqa: B018
+        TransformerConfig(model_type="x").family  # noqa: B018
 
 
 def break_tensors(change):
@@ -560,4 +562,4 @@ def test_the_hub_is_asked_for_pytorch_files_only_where_there_are_no_others(monke
 def test_settings_that_make_no_sense():
     for settings in ({"head": "lm"}, {"pooling": "max"}, {"num_labels": ()}, {"num_labels": (0,)}):
         with pytest.raises(InputError):
-            Bert(TINY, **settings)
+            Transformer(TINY, **settings)

@@ -12,14 +12,14 @@ from problems import relative_gap
 import metajax
 from metajax.algorithms import lora
 from metajax.data.packing import Shape, pack
-from metajax.models import Bert, bert, classification_loss, prototype_init
+from metajax.models import Transformer, bert, classification_loss, prototype_init
 from metajax.models.reparametrization import compose, mentioned_rows, separate_layers, upper_layers
 from metajax.training.outer import map_tasks, task_keys
 from tests.models.helpers import TINY, make_batch, make_params
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-MODEL = Bert(TINY, head="classification", num_labels=(3,), pooling="mean", feature_norm=2.0)
+MODEL = Transformer(TINY, head="classification", num_labels=(3,), pooling="mean", feature_norm=2.0)
 LOSS = classification_loss(MODEL)
 OPTIMIZERS = {
     "sgd": optax.sgd(0.1),
@@ -339,7 +339,7 @@ def test_lora_of_a_reduced_task(params):
 
 def test_what_cannot_be_reduced_is_refused():
     with pytest.raises(ValueError, match="reads every row"):
-        mentioned_rows(Bert(TINY, head="masked_lm"))
+        mentioned_rows(Transformer(TINY, head="masked_lm"))
     with pytest.raises(ValueError, match="count is 2; the model has 2 blocks"):
         upper_layers(MODEL, 2)
     with pytest.raises(ValueError, match="count is -1"):
@@ -352,7 +352,7 @@ def test_remat_saves_memory_of_separate_blocks_too(separate):
     config = dataclasses.replace(TINY, num_hidden_layers=8)
 
     def megabytes(remat):
-        model = Bert(config, remat=remat)
+        model = Transformer(config, remat=remat)
         params, batch = make_params(model), make_batch(length=16, batch=64)
 
         def energy(params):

@@ -9,7 +9,7 @@ import pytest
 import safetensors
 
 from metajax.models import (
-    Bert,
+    Transformer,
     from_pretrained,
     read_model,
     save,
@@ -19,28 +19,28 @@ from metajax.models import (
 from tests.models.helpers import TINY, assert_equal, make_batch, make_params, write_tokenizer
 
 MODELS = {
-    "encoder": Bert(TINY),
-    "mean": Bert(TINY, pooling="mean", feature_norm=2.5),
-    "cls": Bert(TINY, pooling="cls"),
-    "masked_lm": Bert(TINY, head="masked_lm"),
-    "classification": Bert(
+    "encoder": Transformer(TINY),
+    "mean": Transformer(TINY, pooling="mean", feature_norm=2.5),
+    "cls": Transformer(TINY, pooling="cls"),
+    "masked_lm": Transformer(TINY, head="masked_lm"),
+    "classification": Transformer(
         TINY, head="classification", num_labels=(3,), label_names=(("a", "b", "c"),)
     ),
-    "multi-label": Bert(
+    "multi-label": Transformer(
         TINY,
         head="classification",
         num_labels=(3,),
         problem_type="multi_label_classification",
     ),
-    "regression": Bert(TINY, head="classification", num_labels=(1,)),
-    "mean regression": Bert(
+    "regression": Transformer(TINY, head="classification", num_labels=(1,)),
+    "mean regression": Transformer(
         TINY, head="classification", num_labels=(1,), pooling="mean", label_names=((),)
     ),
-    "mean classification": Bert(
+    "mean classification": Transformer(
         TINY, head="classification", num_labels=(2,), pooling="mean", label_names=(("x", "y"),)
     ),
-    "normed": Bert(TINY, head="classification", num_labels=(3,), feature_norm=0.5),
-    "heads": Bert(
+    "normed": Transformer(TINY, head="classification", num_labels=(3,), feature_norm=0.5),
+    "heads": Transformer(
         TINY,
         head="classification",
         num_labels=(2, 1, 3),
@@ -135,7 +135,7 @@ def test_a_configuration_alone(tmp_path):
     write_tokenizer(source)
     save_config(tmp_path / "saved", MODELS["heads"].replace(source=str(source)))
     model = read_model(str(tmp_path / "saved"))
-    assert model == Bert(TINY, source=str(tmp_path / "saved"))
+    assert model == Transformer(TINY, source=str(tmp_path / "saved"))
     assert model.tokenizer("w1")["input_ids"] == [2, 6, 3]
     assert not list((tmp_path / "saved").glob("*.safetensors"))
 
@@ -213,7 +213,7 @@ def test_what_another_model_left_goes_and_what_is_not_a_models_stays(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     write_tokenizer(source)
-    model = Bert(TINY, source=str(source))
+    model = Transformer(TINY, source=str(source))
     save_pretrained(tmp_path, model, make_params(model))
     assert not [name for name in left if (tmp_path / name).exists()]
     assert all((tmp_path / name).read_text() == "{}" for name in others)

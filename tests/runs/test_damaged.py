@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from metajax.errors import InputError
-from metajax.models import Bert, files
+from metajax.models import Transformer, files
 from tests.stage_commands import pretrain_command
 
 SETTINGS = {"seed": 0, "max_length": 128, "model": "m", "workdir": "w", "text": ["t"]}
@@ -127,11 +127,11 @@ def test_an_exported_models_notes(refused, chain, tmp_path, case):
 )
 def test_the_same_in_python(settings):
     with pytest.raises(InputError, match=r"feature_norm is|label_names is"):
-        Bert(tiny.CONFIG, **settings)
+        Transformer(tiny.CONFIG, **settings)
 
 
 def test_a_regression_has_no_names():
-    assert Bert(tiny.CONFIG, num_labels=(1, 2), label_names=((), None)).num_labels == (1, 2)
+    assert Transformer(tiny.CONFIG, num_labels=(1, 2), label_names=((), None)).num_labels == (1, 2)
 
 
 def test_a_token_that_the_model_has_not(refused, material, tmp_path):

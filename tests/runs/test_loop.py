@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event
 from metajax.algorithms.supervised import supervised
 from metajax.config.settings import MetatrainSettings, PretrainSettings
 from metajax.errors import InputError, StoppedError
-from metajax.models import Bert
+from metajax.models import Transformer
 from metajax.runs import loop
 from metajax.runs.record import make_record
 from metajax.runs.workdir import locked, open_run
@@ -111,7 +111,7 @@ def reference(steps):
 @pytest.fixture
 def make_stage(tmp_path):
     """Stages in one workdir; what each measures is noted, and the steps it wants the tasks of."""
-    model = Bert(config=tiny.CONFIG, head="masked_lm")
+    model = Transformer(config=tiny.CONFIG, head="masked_lm")
     noted = SimpleNamespace(measured=[], steps=[])
 
     def make(tasks_of=make_tasks, algorithm=ALGORITHM, chunk_size=None, **changes):

@@ -17,7 +17,7 @@ from metajax.commands.lineage import entries, lineage
 from metajax.config.groups import InnerSettings, ModelSettings
 from metajax.config.settings import ExportSettings, FinetuneSettings, LineageSettings
 from metajax.errors import InputError
-from metajax.models import Bert, hashes, save_config
+from metajax.models import Transformer, hashes, save_config
 from metajax.runs.few_shot import describe_few_shot, open_few_shot
 from metajax.runs.record import make_record
 from metajax.runs.source import (
@@ -52,7 +52,7 @@ def bert(tmp_path_factory):
 def run(bert, tmp_path_factory):
     """A finetune run of two tasks, with two checkpoints; its model and their parameters."""
     path = tmp_path_factory.mktemp("run") / "run"
-    model = Bert(config=tiny.CONFIG, source=str(bert), **HEADS)
+    model = Transformer(config=tiny.CONFIG, source=str(bert), **HEADS)
     settings = FinetuneSettings(
         model=bert, tasks=("first.csv", "second.csv"), workdir=path, max_length=20, seed=4, steps=7
     )
@@ -246,7 +246,11 @@ def test_a_task_that_has_no_head_is_refused(run):
 
 
 def test_texts_are_as_long_as_asked_for_and_as_the_model_has_positions():
-    assert [text_length(Bert(tiny.CONFIG), length) for length in (16, 32, 500)] == [16, 32, 32]
+    assert [text_length(Transformer(tiny.CONFIG), length) for length in (16, 32, 500)] == [
+        16,
+        32,
+        32,
+    ]
 
 
 def test_the_lineage_of_a_run(run, bert, tmp_path):

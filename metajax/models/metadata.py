@@ -28,10 +28,10 @@ class Notes(NamedTuple):
     """What a directory says about its use, beyond the network's sizes; None is unsaid.
 
     Attributes:
-        feature_norm: see `Bert`.
-        num_labels: see `Bert`.
-        label_names: see `Bert`.
-        problem_type: see `Bert`.
+        feature_norm: see `Transformer`.
+        num_labels: see `Transformer`.
+        label_names: see `Transformer`.
+        problem_type: see `Transformer`.
         remarks: what a user of the head has to know.
     """
 
@@ -170,7 +170,7 @@ def check_labels(
     label_names: Sequence[Sequence[str] | None] | None,
     problem_type: str | None,
 ) -> None:
-    """Checks what a `Bert` says of its heads.
+    """Checks what a `Transformer` says of its heads.
 
     Raises:
         InputError: it cannot be so.
@@ -265,7 +265,8 @@ def has_classifier(name_or_path: str) -> bool:
 
     Examples:
         >>> import jax, metajax, tempfile
-        >>> model = metajax.Bert(metajax.models.BertConfig(9, 12, 1), head="classification")
+        >>> config = metajax.models.TransformerConfig(9, 12, 1)
+        >>> model = metajax.Transformer(config, head="classification")
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     metajax.save_pretrained(folder, model, model.init(jax.random.key(0)))
         ...     metajax.models.has_classifier(folder)

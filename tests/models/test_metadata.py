@@ -11,7 +11,7 @@ import tiny
 
 from metajax.errors import InputError
 from metajax.models import (
-    Bert,
+    Transformer,
     convert,
     from_pretrained,
     has_classifier,
@@ -31,7 +31,7 @@ from tests.models.helpers import (
 )
 
 KEY = jax.random.key(1)
-HEADS = Bert(
+HEADS = Transformer(
     TINY,
     head="classification",
     num_labels=(2, 3),
@@ -72,7 +72,7 @@ def test_heads_of_other_sizes_but_the_same_shape_are_not_kept(tmp_path):
 
 
 def test_what_is_missing_is_as_init_would_have_it(tmp_path):
-    encoder = Bert(TINY)
+    encoder = Transformer(TINY)
     save_pretrained(tmp_path, encoder, make_params(encoder))
     for given, used in ((KEY, KEY), (None, jax.random.key(0))):
         model, params = from_pretrained(str(tmp_path), "classification", num_labels=5, rng=given)
@@ -103,7 +103,7 @@ def test_with_head_changes_what_it_is_asked_to():
 
 def test_classes_are_in_the_order_of_their_numbers(tmp_path):
     """The file may have them in any other, such as that of text."""
-    tensors = convert.to_hugging_face(make_params(Bert(TINY)))
+    tensors = convert.to_hugging_face(make_params(Transformer(TINY)))
     names = [f"n{i}" for i in range(11)]
     order = sorted(range(11), key=str)
     path = write_directory(tmp_path, tensors, id2label={str(i): names[i] for i in order})
@@ -124,7 +124,7 @@ def test_whether_there_is_the_head_that_the_configuration_tells_of(tmp_path):
     save_pretrained(tmp_path / "one", ONE, params)
     save_pretrained(tmp_path / "two", HEADS, make_params(HEADS))
     encoder = {key: value for key, value in params.items() if key != "classifier"}
-    save_pretrained(tmp_path / "none", Bert(TINY), encoder)
+    save_pretrained(tmp_path / "none", Transformer(TINY), encoder)
     found = {each: has_classifier(str(tmp_path / each)) for each in ("one", "two", "none")}
     assert found == {"one": True, "two": True, "none": False}
     values = json.loads((tmp_path / "one" / "config.json").read_text())
@@ -168,15 +168,15 @@ def test_hashes_tell_models_apart_and_nothing_else(tmp_path):
 
 def test_a_vocabulary_larger_than_the_table_is_refused(tmp_path):
     write_tokenizer(tmp_path)
-    Bert(TINY, source=str(tmp_path)).tokenizer  # noqa: B018
+    Transformer(TINY, source=str(tmp_path)).tokenizer  # noqa: B018
     (tmp_path / "more").mkdir()
     write_tokenizer(tmp_path / "more")
     (tmp_path / "more" / "vocab.txt").write_text("\n".join([*WORDS, "w26"]) + "\n")
     with pytest.raises(InputError, match="has a token 31, the model 31 from 0"):
-        Bert(TINY, source=str(tmp_path / "more")).tokenizer  # noqa: B018
+        Transformer(TINY, source=str(tmp_path / "more")).tokenizer  # noqa: B018
 
 
 def test_padding_is_the_end_of_text_where_a_tokenizer_has_none(tmp_path):
     tiny.write_gpt2(tmp_path)
-    found = Bert(TINY.__class__(vocab_size=400), source=str(tmp_path)).tokenizer
+    found = Transformer(TINY.__class__(vocab_size=400), source=str(tmp_path)).tokenizer
     assert found.pad_token == found.eos_token == "<|endoftext|>"

@@ -1,0 +1,93 @@
+"""What the blocks of every architecture are made of: products, norms, activations, dropout.
+
+Everything can be differentiated as often as one likes, in either mode: dropout masks are constants
+of the key. Results have the dtype of the input; parameters are cast to it where they are used.
+Statistics are computed in float32 at least.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from metajax.dtypes import at_least_float32
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact form, x Phi(x), by erf: `jax.nn.gelu` goes through the slower erfc."""
+    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": gelu,
+    "gelu_new": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
+}
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Sets elements to zero at `rate` and scales the others up; without a key, x itself."""
+    if key is None or rate == 0:
+        return x
+    return jnp.where(keep_mask(key, x.shape, rate), x / (1 - rate), jnp.zeros((), x.dtype))
+
+
+def keep_mask(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
+    """Booleans of `shape`, each true with probability 1 - rate: a pure function of the key.
+
+    Threefry would take as long as a block's products on a CPU, so the key only seeds a
+    counter-based hash (two rounds of Wellons' `lowbias32`), which fuses with its user.
+    Unlike `rng_bit_generator`, it gives under `vmap` over keys what a loop gives.
+    """
+    seed = jax.random.bits(key, (2,), jnp.uint32)
+    index = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+    hashed = _lowbias32(_lowbias32(index ^ seed[0]) + seed[1])
+    return hashed >= jnp.uint32(round(rate * 2**32))
+
+
+def _lowbias32(x: jax.Array) -> jax.Array:
+    """https://nullprogram.com/blog/2018/07/31/ ."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def normal(key: jax.Array, shape: tuple[int, ...], scale: float) -> jax.Array:
+    """BERT's initial weights, in float32 whatever the default is."""
+    return scale * jax.random.normal(key, shape, jnp.float32)
+
+
+class Dense(nnx.Module):
+    """x @ kernel + bias, in the dtype of x."""
+
+    def __init__(self, size_in: int, size_out: int, scale: float, *, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(normal(rngs.params(), (size_in, size_out), scale))
+        self.bias = nnx.Param(jnp.zeros(size_out, jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., size_in]` to `[..., size_out]`."""
+        # As one matrix: the kernel's gradient is then a plain product, half as long on a CPU.
+        rows = x.reshape(-1, x.shape[-1]) @ self.kernel.astype(x.dtype)
+        return (rows + self.bias.astype(x.dtype)).reshape(*x.shape[:-1], -1)
+
+
+class LayerNorm(nnx.Module):
+    """Normalises the last axis; the result has the dtype of x."""
+
+    def __init__(self, size: int, epsilon: float):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones(size, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(size, jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., size]` to the same."""
+        wide = x.astype(at_least_float32(x.dtype))
+        centred = wide - wide.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(variance + self.epsilon)
+        scale, bias = self.scale.astype(wide.dtype), self.bias.astype(wide.dtype)
+        return (normed * scale + bias).astype(x.dtype)
