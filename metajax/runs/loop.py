@@ -137,9 +137,7 @@ def compiler_options(settings: ModelSettings) -> dict[str, bool]:
     return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 
 
-def _mesh(shards: int) -> Mesh | None:
-    if shards == 1:
-        return None
+def _mesh(shards: int) -> Mesh:
     try:
         return task_mesh(shards)
     except ValueError as error:

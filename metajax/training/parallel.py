@@ -9,7 +9,6 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from metajax.dtypes import is_float
 from metajax.training.outer import (
     AlgorithmOrSchedule,
     Metrics,
@@ -17,16 +16,19 @@ from metajax.training.outer import (
     apply_meta_grad,
     at_step,
     initial_state,
-    mean_meta_grad,
     num_tasks,
     outer_step,
-    task_keys,
 )
-from metajax.tree import partition
+from metajax.training.sharding import (
+    MESH_AXES,
+    PARAMS,
+    put_state,
+    sharded_meta_grad,
+    shardings,
+)
 from metajax.types import Key, Params, Task
 
 _AXIS = "devices"
-_TASKS, _PARAMS = "tasks", "params"
 
 
 class OuterLoop(NamedTuple):
@@ -66,14 +68,14 @@ def outer_loop(
     """Trains an algorithm's meta-parameters over batches of tasks.
 
     The tasks of a step are split over the devices by `jax.pmap` when there is more than one,
-    in order; the meta-gradients meet in one mean. With a mesh, parameters and optimizer state are
+    in order; the meta-gradients are averaged once. With a mesh, parameters and optimizer state are
     sharded over its axis "params". The numbers do not depend on how many devices there are, nor on
     the chunk size. The exception are random keys of JAX's kind `rbg`: under `vmap` they give other
     numbers, so with them results depend on the chunk size. The default kind is not affected.
 
     With several processes (`jax.distributed.initialize`), each calls `init` with the same params
     and `step` with its own share of the tasks: those of its devices, in the order of
-    `jax.devices()`. The step is then that of a mesh, `task_mesh(1)` by default.
+    `jax.devices()`. The devices then always form a mesh, `task_mesh(1)` by default.
 
     Args:
         algorithm: from one of the constructors (`metajax.maml`, ...), or a function that gives one
@@ -86,8 +88,9 @@ def outer_loop(
         donate: let a step overwrite the state it is given, which saves a copy of it. The caller
             must not use that state again, nor the params that `init` was given.
         compiler_options: XLA's, as `jax.jit` takes them. Not for `pmap`, which takes none.
-        mesh: from `task_mesh`, in place of devices: shards the state. A step still gathers the
-            parameters of a device whole, for it adapts all of them.
+        mesh: from `task_mesh`, in place of devices: shards the state if its axis "params" has more
+            than one device. Each device still gathers all parameters in a step, because it adapts
+            all of them.
 
     Returns:
         `init(params, rng) -> OuterState`, `step(state, tasks) -> (OuterState, Metrics)` with tasks
@@ -107,47 +110,16 @@ def outer_loop(
         >>> round(float(metrics.query_loss), 2)
         0.81
     """
+    mesh = mesh or task_mesh(1, devices)
     donated = 0 if donate else ()
-    if mesh is None and jax.process_count() > 1:
-        mesh = task_mesh(1)  # pmap would leave each process a state of its own.
-    if mesh is not None:
-        return _sharded_loop(
-            algorithm, outer_optimizer, mesh, chunk_size, donated, compiler_options
-        )
-    devices = list(devices) if devices is not None else all_devices()
-    # Where a step leaves the state. One that comes in from elsewhere would be compiled for anew.
-    home: jax.sharding.Sharding = SingleDeviceSharding(devices[0])
-    if len(devices) > 1:
-        home = NamedSharding(Mesh(np.array(devices), (_AXIS,)), PartitionSpec())
-
-    def init(params: Params, rng: Key) -> OuterState:
-        return jax.device_put(initial_state(algorithm, outer_optimizer, params, rng), home)
-
-    if len(devices) == 1:
-        step = jax.jit(
-            outer_step(algorithm, outer_optimizer, chunk_size=chunk_size),
-            donate_argnums=donated,
-            compiler_options=dict(compiler_options or {}),
-        )
-        return OuterLoop(init, step, step.lower)
-
-    # Replicated on the way in and out: the state looks the same on one device and on many.
-    mapped = jax.pmap(
-        outer_step(algorithm, outer_optimizer, chunk_size=chunk_size, axis_name=_AXIS),
-        axis_name=_AXIS,
-        in_axes=(None, 0),
-        out_axes=None,
-        devices=devices,
-        donate_argnums=donated,
-    )
-
-    def split_step(state: OuterState, tasks: Task) -> tuple[OuterState, Metrics]:
-        # No copy but for a state from elsewhere: a checkpoint, another number of devices.
-        return mapped(jax.device_put(state, home), split_tasks(tasks, len(devices)))
-
-    return OuterLoop(
-        init, split_step, lambda state, tasks: mapped.lower(state, split_tasks(tasks, len(devices)))
-    )
+    options = dict(compiler_options or {})
+    # With several processes pmap would leave each a state of its own.
+    if jax.process_count() > 1 or mesh.shape[PARAMS] > 1:
+        return _sharded(algorithm, outer_optimizer, mesh, chunk_size, donated, options)
+    first, *others = mesh.devices.flat
+    if others:
+        return _pmapped(algorithm, outer_optimizer, [first, *others], chunk_size, donated)
+    return _one_device(algorithm, outer_optimizer, first, chunk_size, donated, options)
 
 
 def all_devices() -> list[jax.Device]:
@@ -176,106 +148,103 @@ def task_mesh(params: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
         raise ValueError(
             f"a state cannot be sharded over {params} of {every.size} devices: give a divisor"
         )
-    return Mesh(every.reshape(-1, params), (_TASKS, _PARAMS))
+    return Mesh(every.reshape(-1, params), MESH_AXES)
 
 
-def _sharded_loop(
+def _one_device(
+    algorithm: AlgorithmOrSchedule,
+    optimizer: optax.GradientTransformation,
+    device: jax.Device,
+    chunk_size: int | None,
+    donated: Any,
+    options: dict[str, Any],
+) -> OuterLoop:
+    """The outer loop under `jax.jit`."""
+
+    def init(params: Params, rng: Key) -> OuterState:
+        # Where a step leaves the state. A state placed elsewhere would be compiled for again.
+        home = SingleDeviceSharding(device)
+        return jax.device_put(initial_state(algorithm, optimizer, params, rng), home)
+
+    step = jax.jit(
+        outer_step(algorithm, optimizer, chunk_size=chunk_size),
+        donate_argnums=donated,
+        compiler_options=options,
+    )
+    return OuterLoop(init, step, step.lower)
+
+
+def _pmapped(
+    algorithm: AlgorithmOrSchedule,
+    optimizer: optax.GradientTransformation,
+    devices: list[jax.Device],
+    chunk_size: int | None,
+    donated: Any,
+) -> OuterLoop:
+    """The outer loop under `jax.pmap`: each device has the whole state and its share of tasks."""
+    # Where a step leaves the state. A state placed elsewhere would be compiled for again.
+    home = NamedSharding(Mesh(np.array(devices), (_AXIS,)), PartitionSpec())
+    # Replicated on the way in and out: the state looks the same on one device and on many.
+    mapped = jax.pmap(
+        outer_step(algorithm, optimizer, chunk_size=chunk_size, axis_name=_AXIS),
+        axis_name=_AXIS,
+        in_axes=(None, 0),
+        out_axes=None,
+        devices=devices,
+        donate_argnums=donated,
+    )
+
+    def init(params: Params, rng: Key) -> OuterState:
+        return jax.device_put(initial_state(algorithm, optimizer, params, rng), home)
+
+    def step(state: OuterState, tasks: Task) -> tuple[OuterState, Metrics]:
+        # Copies only a state from elsewhere: a checkpoint, another number of devices.
+        return mapped(jax.device_put(state, home), split_tasks(tasks, len(devices)))
+
+    return OuterLoop(
+        init, step, lambda state, tasks: mapped.lower(state, split_tasks(tasks, len(devices)))
+    )
+
+
+def _sharded(
     algorithm: AlgorithmOrSchedule,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     chunk_size: int | None,
     donated: Any,
-    options: Mapping[str, Any] | None,
+    options: dict[str, Any],
 ) -> OuterLoop:
     """Fully sharded data parallelism (Rajbhandari et al. 2020, arXiv:1910.02054, stage 3).
 
     A step gathers the parameters, and leaves each device its shard of the gradients' mean.
     """
-    axes, parts = (_TASKS, _PARAMS), mesh.shape[_PARAMS]
-
-    def spec(leaf: Any) -> PartitionSpec:
-        axis = _sharded_axis(leaf, parts)
-        return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, _PARAMS)
-
-    def place(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: NamedSharding(mesh, spec(leaf)), tree)
 
     def init(params: Params, rng: Key) -> OuterState:
         state = initial_state(algorithm, optimizer, params, rng)
-        return _put(state, place(state))
+        return put_state(state, mesh)
 
-    @functools.partial(jax.jit, donate_argnums=donated, compiler_options=dict(options or {}))
+    @functools.partial(jax.jit, donate_argnums=donated, compiler_options=options)
     def step(state: OuterState, tasks: Task) -> tuple[OuterState, Metrics]:
-        current, whole = at_step(algorithm, state.step), state.meta_params
-
-        def gather(shard: jax.Array, leaf: Any) -> jax.Array:
-            axis = _sharded_axis(leaf, parts)
-            if axis is None:
-                return shard
-            return jax.lax.all_gather(shard, _PARAMS, axis=axis, tiled=True)
-
-        def mean(grad: jax.Array, leaf: Any) -> jax.Array:
-            axis = _sharded_axis(leaf, parts)
-            if axis is None:
-                return jax.lax.pmean(grad, axes)
-            summed = jax.lax.psum_scatter(grad, _PARAMS, scatter_dimension=axis, tiled=True)
-            return jax.lax.pmean(summed / parts, _TASKS)
-
-        def share(shards: Any, key: Key, tasks: Task) -> tuple[Any, Any]:
-            count = num_tasks(tasks)
-            keys = task_keys(key, jax.lax.axis_index(axes) * count, count)
-            params = jax.tree.map(gather, shards, whole)
-            grads, info = mean_meta_grad(current, params, tasks, keys, chunk_size)
-            return jax.tree.map(mean, grads, floats), jax.lax.pmean(info, axes)
-
-        specs, everywhere = jax.tree.map(spec, whole), PartitionSpec()
-        floats = partition(whole, is_float)[0]
-        found = jax.shard_map(
-            share,
-            mesh=mesh,
-            in_specs=(specs, everywhere, PartitionSpec(axes)),
-            out_specs=(jax.tree.map(spec, floats), everywhere),
-            check_vma=False,  # Or gradients of replicated leaves would be summed one by one.
-        )(whole, jax.random.fold_in(state.rng, state.step), tasks)
-        state, metrics = apply_meta_grad(optimizer, state, *found)
-        return jax.lax.with_sharding_constraint(state, place(state)), metrics
-
-    def split(tasks: Task) -> Task:
-        split_tasks(tasks, len(mesh.local_devices))  # Says what is wrong.
-        shares = NamedSharding(mesh, PartitionSpec(axes))
-        return jax.tree.map(
-            lambda leaf: jax.make_array_from_process_local_data(shares, np.asarray(leaf)), tasks
-        )
+        current = at_step(algorithm, state.step)
+        key = jax.random.fold_in(state.rng, state.step)
+        mean = sharded_meta_grad(current, state.meta_params, tasks, key, mesh, chunk_size)
+        state, metrics = apply_meta_grad(optimizer, state, *mean)
+        return jax.lax.with_sharding_constraint(state, shardings(state, mesh)), metrics
 
     return OuterLoop(
         init,
-        lambda state, tasks: step(_put(state, place(state)), split(tasks)),
-        lambda state, tasks: step.lower(state, split(tasks)),
+        lambda state, tasks: step(put_state(state, mesh), _over_mesh(tasks, mesh)),
+        lambda state, tasks: step.lower(state, _over_mesh(tasks, mesh)),
     )
 
 
-def _put(state: OuterState, shardings: OuterState) -> OuterState:
-    """The state where it belongs; of several processes, each has the same to begin with."""
-    if jax.process_count() == 1:
-        return jax.device_put(state, shardings)
-
-    def put(leaf: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
-        if leaf.sharding == sharding:
-            return leaf
-        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(
-                put(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf)
-            )
-        host = np.asarray(leaf)
-        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
-
-    return jax.tree.map(put, state, shardings)
-
-
-def _sharded_axis(leaf: Any, parts: int) -> int | None:
-    """The largest axis that can be split evenly, if there is one."""
-    axes = [axis for axis, size in enumerate(leaf.shape) if parts > 1 and size % parts == 0]
-    return max(axes, key=lambda axis: leaf.shape[axis], default=None)
+def _over_mesh(tasks: Task, mesh: Mesh) -> Task:
+    """This process's tasks as its part of arrays that are split over the mesh."""
+    split_tasks(tasks, len(mesh.local_devices))  # Checks that they can be split.
+    sharding = NamedSharding(mesh, PartitionSpec(MESH_AXES))
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tasks
+    )
 
 
 def split_tasks(tasks: Task, parts: int) -> Task:

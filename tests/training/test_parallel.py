@@ -122,6 +122,14 @@ def test_one_mean_of_the_gradients_and_no_other_traffic(name):
     }
 
 
+def test_a_mesh_of_one_shard_only_names_devices():
+    state = loop_on(8).init(problems.mlp_params(), jax.random.key(0))
+    programs = [
+        loop_on(8, shards).lower(state, problems.mlp_tasks()).as_text() for shards in (0, 1)
+    ]
+    assert programs[0] == programs[1]
+
+
 def test_a_mesh_that_does_not_divide_the_devices_is_refused():
     with pytest.raises(ValueError, match="over 3 of 8 devices: give a divisor"):
         task_mesh(3, jax.devices())

@@ -1,0 +1,109 @@
+"""The outer loop's state sharded over a mesh of devices, and the meta-gradient on that mesh."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from metajax.dtypes import is_float
+from metajax.training.outer import OuterState, mean_meta_grad, num_tasks, task_keys
+from metajax.tree import partition
+from metajax.types import Key, MetaAlgorithm, MetaInfo, Params, Task
+
+# The axes of a mesh: the state is sharded over the second, tasks are split over both.
+MESH_AXES = TASKS, PARAMS = ("tasks", "params")
+
+
+def sharded_meta_grad(
+    algorithm: MetaAlgorithm,
+    meta_params: Params,
+    tasks: Task,
+    key: Key,
+    mesh: Mesh,
+    chunk_size: int | None,
+) -> tuple[Params, MetaInfo]:
+    """`mean_meta_grad` of tasks split over a mesh; the gradients are sharded like the parameters.
+
+    Args:
+        algorithm: whose meta-gradient to take.
+        meta_params: sharded over the mesh.
+        tasks: leaves [T, ...], split over all devices of the mesh.
+        key: the key of the step.
+        mesh: from `task_mesh`.
+        chunk_size: see `map_tasks`.
+    """
+    parts, everywhere = mesh.shape[PARAMS], PartitionSpec()
+    spec, gather, mean = (
+        functools.partial(function, parts=parts) for function in (_spec, _gather, _mean_shard)
+    )
+    floats = partition(meta_params, is_float)[0]
+
+    def device_share(shards: Params, key: Key, tasks: Task) -> tuple[Params, MetaInfo]:
+        count = num_tasks(tasks)
+        keys = task_keys(key, jax.lax.axis_index(MESH_AXES) * count, count)
+        params = jax.tree.map(gather, shards, meta_params)
+        grads, info = mean_meta_grad(algorithm, params, tasks, keys, chunk_size)
+        return jax.tree.map(mean, grads, floats), jax.lax.pmean(info, MESH_AXES)
+
+    return jax.shard_map(
+        device_share,
+        mesh=mesh,
+        in_specs=(jax.tree.map(spec, meta_params), everywhere, PartitionSpec(MESH_AXES)),
+        out_specs=(jax.tree.map(spec, floats), everywhere),
+        check_vma=False,  # Or gradients of replicated leaves would be summed one by one.
+    )(meta_params, key, tasks)
+
+
+def shardings(state: OuterState, mesh: Mesh) -> Any:
+    """The sharding of each leaf of a state."""
+    parts = mesh.shape[PARAMS]
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(leaf, parts)), state)
+
+
+def put_state(state: OuterState, mesh: Mesh) -> OuterState:
+    """A state sharded over a mesh; with several processes, each passes the same state."""
+    if jax.process_count() == 1:
+        return jax.device_put(state, shardings(state, mesh))
+
+    def put(leaf: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
+        if leaf.sharding == sharding:
+            return leaf
+        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(
+                put(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf)
+            )
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, state, shardings(state, mesh))
+
+
+def _sharded_axis(leaf: Any, parts: int) -> int | None:
+    """The largest axis that can be split evenly, if there is one."""
+    axes = [axis for axis, size in enumerate(leaf.shape) if parts > 1 and size % parts == 0]
+    return max(axes, key=lambda axis: leaf.shape[axis], default=None)
+
+
+def _spec(leaf: Any, parts: int) -> PartitionSpec:
+    """How a leaf of the state is laid out over the mesh."""
+    axis = _sharded_axis(leaf, parts)
+    return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, PARAMS)
+
+
+def _gather(shard: jax.Array, leaf: Any, parts: int) -> jax.Array:
+    """All of `leaf`, from each device's shard of it."""
+    axis = _sharded_axis(leaf, parts)
+    if axis is None:
+        return shard
+    return jax.lax.all_gather(shard, PARAMS, axis=axis, tiled=True)
+
+
+def _mean_shard(grad: jax.Array, leaf: Any, parts: int) -> jax.Array:
+    """Each device's shard of the mean over all devices of the gradients for `leaf`."""
+    axis = _sharded_axis(leaf, parts)
+    if axis is None:
+        return jax.lax.pmean(grad, MESH_AXES)
+    summed = jax.lax.psum_scatter(grad, PARAMS, scatter_dimension=axis, tiled=True)
+    return jax.lax.pmean(summed / parts, TASKS)
