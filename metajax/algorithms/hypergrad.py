@@ -10,7 +10,9 @@ Both engines are exact; they differ in what they store and what they compute:
   step's gradient a second time. `checkpointed_scan` then keeps them of a few steps only.
 """
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -45,41 +47,63 @@ def forward_over_reverse(loss_fn: InnerLoss) -> InnerGrad:
 
     Args:
         loss_fn: `(adapted, frozen, batch, rng) -> loss`. It must not close over anything that is
-            differentiated: what the meta-gradient has to reach is in its arguments, of which all
-            floating-point arrays are reached.
+            differentiated: the meta-gradient reaches only its arguments, and of these all
+            floating-point arrays.
     """
-
-    def loss_of(adapted: Params, smooth: Any, rest: Any) -> jax.Array:
-        (frozen, batch), rng = combine(smooth, rest[0]), rest[1]
-        return loss_fn(adapted, frozen, batch, rng)
-
-    def plain(adapted: Params, smooth: Any, rest: Any) -> tuple[jax.Array, Params]:
-        return jax.value_and_grad(loss_of)(adapted, smooth, rest)
-
-    def fwd(adapted: Params, smooth: Any, rest: Any) -> tuple[Any, Any]:
-        return plain(adapted, smooth, rest), (adapted, smooth, rest)
-
-    def bwd(residuals: Any, cotangents: Any) -> tuple[Params, Any, None]:
-        adapted, smooth, rest = residuals
-        _, direction = cotangents  # The loss is only looked at.
-        gradient = jax.grad(loss_of, argnums=(0, 1))
-        # The frozen part too: its mixed second derivatives along the adapted part's direction.
-        _, (to_adapted, to_smooth) = jax.jvp(
-            lambda adapted: gradient(adapted, smooth, rest), (adapted,), (direction,)
-        )
-        return to_adapted, to_smooth, None
-
-    gradient = jax.custom_vjp(plain)
-    gradient.defvjp(fwd, bwd)
 
     def run(
         adapted: Params, frozen: Params, batch: Batch, rng: Key | None
     ) -> tuple[jax.Array, Params]:
-        smooth, rest = partition((frozen, batch), is_float)
-        loss, grads = gradient(adapted, smooth, (rest, rng))
+        floats, others = partition((frozen, batch, rng), is_float)
+        loss, grads = _value_and_grad(loss_fn, adapted, floats, others)
         return jax.lax.stop_gradient(loss), grads
 
     return run
+
+
+def second_derivatives(
+    loss_fn: InnerLoss, adapted: Params, floats: Any, others: Any, direction: Params
+) -> tuple[Params, Any]:
+    """The second derivatives of an inner loss along a direction.
+
+    Args:
+        loss_fn: `(adapted, frozen, batch, rng) -> loss`.
+        adapted: the point.
+        floats: the leaves of (frozen, batch, rng) that have gradients, None in place of others.
+        others: the leaves without gradients, None in place of those in `floats`.
+        direction: like `adapted`.
+
+    Returns:
+        The Hessian-vector product in `adapted`, and the mixed derivatives in `floats`.
+    """
+    gradient = jax.grad(functools.partial(_loss_of, loss_fn), argnums=(0, 1))
+    return jax.jvp(lambda adapted: gradient(adapted, floats, others), (adapted,), (direction,))[1]
+
+
+def _loss_of(loss_fn: InnerLoss, adapted: Params, floats: Any, others: Any) -> jax.Array:
+    frozen, batch, rng = combine(floats, others)
+    return loss_fn(adapted, frozen, batch, rng)
+
+
+def _plain(
+    loss_fn: InnerLoss, adapted: Params, floats: Any, others: Any
+) -> tuple[jax.Array, Params]:
+    return jax.value_and_grad(functools.partial(_loss_of, loss_fn))(adapted, floats, others)
+
+
+def _plain_fwd(loss_fn: InnerLoss, adapted: Params, floats: Any, others: Any) -> tuple[Any, Any]:
+    return _plain(loss_fn, adapted, floats, others), (adapted, floats, others)
+
+
+def _plain_bwd(loss_fn: InnerLoss, residuals: Any, cotangents: Any) -> tuple[Params, Any, None]:
+    adapted, floats, others = residuals
+    _, direction = cotangents  # The loss is only reported.
+    to_adapted, to_floats = second_derivatives(loss_fn, adapted, floats, others, direction)
+    return to_adapted, to_floats, None
+
+
+_value_and_grad = jax.custom_vjp(_plain, nondiff_argnums=(0,))
+_value_and_grad.defvjp(_plain_fwd, _plain_bwd)
 
 
 # One step of a loop: (state, index) -> (state, seen).
@@ -103,57 +127,84 @@ def checkpointed_scan(step: Step, state: Any, count: int, every: int) -> tuple[A
         The last state, and what was seen, [count, ...]. Differentiable once, in reverse mode.
     """
     open_step, constants = _without_closure(step, state)
-    kept_count = (count - 1) // every
+    return _scan(_Loop(open_step, count, every), *partition((state, constants), is_float))
 
-    def fwd(floats: Any, others: Any) -> tuple[Any, Any]:
-        start, constants = combine(floats, others)
 
-        def body(carry: Any, index: jax.Array) -> tuple[Any, Any]:
-            state, kept = carry
-            if kept_count:
-                kept = _put(kept, state, index, every)
-            state, seen = open_step(state, index, constants)
-            return (state, kept), seen
+@dataclass(frozen=True)
+class _Loop:
+    """What a `checkpointed_scan` runs.
 
-        kept = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (kept_count, *leaf.shape)), start)
-        (state, kept), seen = jax.lax.scan(body, (start, kept), jnp.arange(count))
-        return (state, seen), (floats, others, kept)
+    Attributes:
+        open_step: `(state, index, constants) -> (state, seen)`.
+        count: how many steps.
+        every: one state of how many is kept.
+    """
 
-    def bwd(residuals: Any, cotangents: Any) -> tuple[Any, None]:
-        (floats, constant_floats), others, kept = residuals
-        start, constants = combine((floats, constant_floats), others)
+    open_step: Callable[..., tuple[Any, Any]]
+    count: int
+    every: int
 
-        def state_before(index: jax.Array) -> Any:
-            first = index // every * every
-            state = start
-            if kept_count:
-                state = jax.tree.map(
-                    lambda at_0, later: jnp.where(first > 0, later[first // every - 1], at_0),
-                    start,
-                    kept,
-                )
-            again = lambda i, state: open_step(state, i, constants)[0]  # noqa: E731
-            return jax.lax.fori_loop(first, index, again, state)
+    @property
+    def kept_count(self) -> int:
+        """How many states are kept besides the first."""
+        return (self.count - 1) // self.every
 
-        def back(carry: Any, inputs: Any) -> tuple[Any, None]:
-            (to_state, to_constants), (index, to_seen) = carry, inputs
-            point, fixed = partition(state_before(index), is_float)
 
-            def floats_of_step(point: Any, constant_floats: Any) -> Any:
-                opened = combine((point, constant_floats), (fixed, others[1]))
-                return partition(open_step(opened[0], index, opened[1]), is_float)[0]
+def _scan_fwd(loop: _Loop, floats: Any, others: Any) -> tuple[Any, Any]:
+    start, constants = combine(floats, others)
 
-            _, pull = jax.vjp(floats_of_step, point, constant_floats)
-            to_state, more = pull((to_state, to_seen))
-            return (to_state, jax.tree.map(jnp.add, to_constants, more)), None
+    def body(carry: Any, index: jax.Array) -> tuple[Any, Any]:
+        state, kept = carry
+        if loop.kept_count:
+            kept = _put(kept, state, index, loop.every)
+        state, seen = loop.open_step(state, index, constants)
+        return (state, kept), seen
 
-        to_state, to_seen = partition(cotangents, is_float)[0]
-        carry = (to_state, jax.tree.map(jnp.zeros_like, constant_floats))
-        return jax.lax.scan(back, carry, (jnp.arange(count), to_seen), reverse=True)[0], None
+    kept = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (loop.kept_count, *leaf.shape)), start)
+    (state, kept), seen = jax.lax.scan(body, (start, kept), jnp.arange(loop.count))
+    return (state, seen), (floats, others, kept)
 
-    run = jax.custom_vjp(lambda floats, others: fwd(floats, others)[0])
-    run.defvjp(fwd, bwd)
-    return run(*partition((state, constants), is_float))
+
+def _scan_bwd(loop: _Loop, residuals: Any, cotangents: Any) -> tuple[Any, None]:
+    (floats, constant_floats), others, kept = residuals
+    start, constants = combine((floats, constant_floats), others)
+
+    def back(carry: Any, inputs: Any) -> tuple[Any, None]:
+        (to_state, to_constants), (index, to_seen) = carry, inputs
+        state = _state_before(loop, index, start, kept, constants)
+        point, fixed = partition(state, is_float)
+
+        def floats_of_step(point: Any, constant_floats: Any) -> Any:
+            state, constants = combine((point, constant_floats), (fixed, others[1]))
+            return partition(loop.open_step(state, index, constants), is_float)[0]
+
+        _, pull = jax.vjp(floats_of_step, point, constant_floats)
+        to_state, more = pull((to_state, to_seen))
+        return (to_state, jax.tree.map(jnp.add, to_constants, more)), None
+
+    to_state, to_seen = partition(cotangents, is_float)[0]
+    carry = (to_state, jax.tree.map(jnp.zeros_like, constant_floats))
+    return jax.lax.scan(back, carry, (jnp.arange(loop.count), to_seen), reverse=True)[0], None
+
+
+_scan = jax.custom_vjp(
+    lambda loop, floats, others: _scan_fwd(loop, floats, others)[0], nondiff_argnums=(0,)
+)
+_scan.defvjp(_scan_fwd, _scan_bwd)
+
+
+def _state_before(loop: _Loop, index: jax.Array, start: Any, kept: Any, constants: Any) -> Any:
+    """The state before a step, by the steps from the last kept state."""
+    first = index // loop.every * loop.every
+    state = start
+    if loop.kept_count:
+        state = jax.tree.map(
+            lambda at_0, later: jnp.where(first > 0, later[first // loop.every - 1], at_0),
+            start,
+            kept,
+        )
+    again = lambda i, state: loop.open_step(state, i, constants)[0]  # noqa: E731
+    return jax.lax.fori_loop(first, index, again, state)
 
 
 def _without_closure(step: Step, state: Any) -> tuple[Callable[..., tuple[Any, Any]], list[Any]]:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -9,7 +10,7 @@ import optax
 from jax.scipy.sparse.linalg import cg
 
 from metajax.algorithms.adaptation import Adaptation
-from metajax.algorithms.hypergrad import InnerLoss
+from metajax.algorithms.hypergrad import InnerLoss, second_derivatives
 from metajax.algorithms.inner_loop import InnerLoop, inner_loop
 from metajax.dtypes import is_float, narrow, widen
 from metajax.tree import combine, partition
@@ -91,7 +92,8 @@ def imaml(
     )
 
     def make_loop(inner_loss: InnerLoss) -> InnerLoop:
-        return _implicit_loop(inner_loss, num_steps, prox_weight, solve, unroll)
+        descend = inner_loop(inner_loss, num_steps, first_order=True, unroll=unroll)
+        return _ImplicitLoop(inner_loss, descend, prox_weight, solve)
 
     return Adaptation(
         loss_fn,
@@ -103,61 +105,80 @@ def imaml(
     ).algorithm(inner_optimizer)
 
 
-def _implicit_loop(
-    loss_fn: InnerLoss,
-    num_steps: int,
-    prox_weight: float,
-    solve: Callable[..., Any],
-    unroll: bool,
-) -> InnerLoop:
-    """An inner loop whose derivative is that of the minimum; `per_step_fn` is called there."""
-    descend = inner_loop(loss_fn, num_steps, first_order=True, unroll=unroll)
+@dataclass(frozen=True)
+class _ImplicitLoop:
+    """An inner loop whose derivative is that of the minimum; `per_step_fn` is called there.
 
-    def run(
+    Attributes:
+        loss_fn: `(adapted, frozen, batch, rng) -> loss`.
+        descend: the inner loop that comes near the minimum.
+        prox_weight: lambda.
+        solve: `(matrix, vector) -> x` of (I + matrix) x = vector.
+    """
+
+    loss_fn: InnerLoss
+    descend: InnerLoop
+    prox_weight: float
+    solve: Callable[[Callable[[Params], Params], Params], Params]
+
+    def __call__(
+        self,
         optimizer: optax.GradientTransformation,
         start: Params,
         frozen: Params,
         batch: Batch,
         rng: Key | None,
+        /,
         per_step_fn: Callable[[Params], Any] | None = None,
     ) -> tuple[Params, AdaptInfo, Any]:
-        # start, the floats of frozen and batch, and what has no gradient.
-        def minimum(start: Params, smooth: Any, rest: Any) -> tuple[Params, AdaptInfo]:
-            (frozen, batch), rng = combine(smooth, rest[0]), rest[1]
-            pulled = optax.chain(_pull_to(start, prox_weight), optimizer)
-            return descend(pulled, start, frozen, batch, rng)[:2]
-
-        def fwd(start: Params, smooth: Any, rest: Any) -> tuple[Any, Any]:
-            adapted, info = minimum(start, smooth, rest)
-            return (adapted, info), (adapted, smooth, rest)
-
-        def bwd(residuals: Any, cotangents: Any) -> tuple[Params, Any, None]:
-            adapted, smooth, rest = residuals
-
-            def loss_of(adapted: Params, smooth: Any) -> jax.Array:
-                (frozen, batch), rng = combine(smooth, rest[0]), rest[1]
-                return loss_fn(adapted, frozen, batch, rng)
-
-            def along(direction: Params) -> tuple[Params, Any]:
-                """The second derivatives along a direction: by adapted twice, and mixed."""
-                gradient = jax.grad(loss_of, argnums=(0, 1))
-                product = jax.jvp(lambda p: gradient(p, smooth), (adapted,), (direction,))[1]
-                return optax.tree.scale(1 / prox_weight, product)
-
-            def matrix(direction: Params) -> Params:
-                return widen(along(narrow(direction, adapted))[0])
-
-            to_start = narrow(solve(matrix, widen(cotangents[0])), adapted)
-            # The minimum moves with what it is a minimum of: the implicit function theorem.
-            return to_start, optax.tree.scale(-1, along(to_start)[1]), None
-
-        implicit = jax.custom_vjp(minimum)
-        implicit.defvjp(fwd, bwd)
-        smooth, rest = partition((frozen, batch), is_float)
-        adapted, info = implicit(start, smooth, (rest, rng))
+        floats, others = partition((frozen, batch, rng), is_float)
+        adapted, info = _minimum(self, optimizer, start, floats, others)
         return adapted, info, per_step_fn and per_step_fn(adapted)
 
-    return run
+
+def _descend(
+    loop: _ImplicitLoop,
+    optimizer: optax.GradientTransformation,
+    start: Params,
+    floats: Any,
+    others: Any,
+) -> tuple[Params, AdaptInfo]:
+    pulled = optax.chain(_pull_to(start, loop.prox_weight), optimizer)
+    return loop.descend(pulled, start, *combine(floats, others))[:2]
+
+
+def _minimum_fwd(
+    loop: _ImplicitLoop,
+    optimizer: optax.GradientTransformation,
+    start: Params,
+    floats: Any,
+    others: Any,
+) -> tuple[Any, Any]:
+    adapted, info = _descend(loop, optimizer, start, floats, others)
+    return (adapted, info), (adapted, floats, others)
+
+
+def _minimum_bwd(
+    loop: _ImplicitLoop, optimizer: optax.GradientTransformation, residuals: Any, cotangents: Any
+) -> tuple[Params, Any, None]:
+    """The implicit function theorem: the minimum moves with what it is a minimum of."""
+    adapted, floats, others = residuals
+
+    def along(direction: Params) -> tuple[Params, Any]:
+        """The second derivatives along a direction, over prox_weight."""
+        product = second_derivatives(loop.loss_fn, adapted, floats, others, direction)
+        return optax.tree.scale(1 / loop.prox_weight, product)
+
+    def matrix(direction: Params) -> Params:
+        return widen(along(narrow(direction, adapted))[0])
+
+    to_start = narrow(loop.solve(matrix, widen(cotangents[0])), adapted)
+    return to_start, optax.tree.scale(-1, along(to_start)[1]), None
+
+
+# Differentiable in start and floats; the loop and its optimizer are constants.
+_minimum = jax.custom_vjp(_descend, nondiff_argnums=(0, 1))
+_minimum.defvjp(_minimum_fwd, _minimum_bwd)
 
 
 def _pull_to(start: Params, prox_weight: float) -> optax.GradientTransformation:

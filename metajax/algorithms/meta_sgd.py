@@ -1,6 +1,7 @@
 """Learned inner rates: Meta-SGD (Li et al. 2017) and MAML++ (Antoniou et al. 2019)."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
 import jax
@@ -66,8 +67,9 @@ def meta_sgd(
     def init(params: Params) -> Params:
         return {"params": params, "rates": jax.tree.map(lambda p: jnp.full_like(p, rate), params)}
 
-    def rates_for(rates: Params, task: Task) -> Params:
-        return rates if reparametrize is None else reparametrize(rates, task)[0]
+    def optimizer(rates: Params, task: Task) -> optax.GradientTransformation:
+        rates = rates if reparametrize is None else reparametrize(rates, task)[0]
+        return _descent(rates, rate)
 
     adaptation = Adaptation(
         loss_fn,
@@ -77,7 +79,7 @@ def meta_sgd(
         init_fn=init_fn,
         **engine,
     )
-    return _with_rates(adaptation, init, rate, rates_for=rates_for)
+    return _with_rates(adaptation, init, optimizer)
 
 
 def maml_plus_plus(
@@ -145,14 +147,17 @@ def maml_plus_plus(
         if value < 0:
             raise ValueError(f"{name} is {value}: give a number of outer steps >= 0")
 
-    def rates(leaf: jax.Array, layers: bool) -> jax.Array:
-        return jnp.full((num_steps, *leaf.shape[: int(layers)]), rate, leaf.dtype)
-
     def init(params: Params) -> Params:
-        return {"params": params, "rates": jax.tree.map(rates, params, mask(params, stacked))}
+        layers = mask(params, stacked)
+        rates = jax.tree.map(functools.partial(_step_rates, rate, num_steps), params, layers)
+        return {"params": params, "rates": rates}
+
+    def optimizer(rates: Params, task: Task) -> optax.GradientTransformation:
+        _check_steps(rates, num_steps)
+        return _descent(rates, rate, by_step=True)
 
     def variant(begin: int) -> MetaAlgorithm:
-        """As it is from one of the annealings' ends on."""
+        """The algorithm from outer step `begin` on, where an annealing ends."""
         first_order = begin < first_order_until
         adaptation = Adaptation(
             loss_fn, num_steps, first_order, low_memory, unroll, trainable, init_fn=init_fn
@@ -160,19 +165,31 @@ def maml_plus_plus(
         weights = None
         if step is not None and begin < multi_step:
             weights = _loss_weights(step, multi_step, num_steps)
-        return _with_rates(adaptation, init, rate, num_steps=num_steps, step_weights=weights)
+        return _with_rates(adaptation, init, optimizer, weights)
 
     ends = sorted({multi_step, first_order_until} - {0})
-    *early, last = [variant(begin) for begin in (0, *ends)]
-    if step is None or not early:
-        return last
+    if step is None or not ends:
+        return variant(max(ends, default=0))
+    return _switched([variant(begin) for begin in (0, *ends)], ends, step)
+
+
+def _step_rates(rate: float, num_steps: int, leaf: jax.Array, layers: bool) -> jax.Array:
+    """The initial rates of one leaf: [K], or [K, N] if its first axis is one of N layers."""
+    return jnp.full((num_steps, *leaf.shape[: int(layers)]), rate, leaf.dtype)
+
+
+def _switched(
+    variants: Sequence[MetaAlgorithm], ends: Sequence[int], step: int | jax.Array
+) -> MetaAlgorithm:
+    """Variant i of an algorithm, where i of `ends` are not above the outer step."""
 
     def meta_grad(meta_params: Params, task: Task, rng: Key | None) -> tuple[Params, MetaInfo]:
         current = jnp.searchsorted(jnp.array(ends), jnp.asarray(step), side="right")
-        branches = [each.meta_grad for each in (*early, last)]
+        branches = [each.meta_grad for each in variants]
         return jax.lax.switch(current, branches, meta_params, task, rng)
 
-    return MetaAlgorithm(init, last.adapt, meta_grad)
+    last = variants[-1]
+    return MetaAlgorithm(last.init, last.adapt, meta_grad)
 
 
 def _loss_weights(step: Any, until: int, num_steps: int) -> jax.Array:
@@ -184,44 +201,45 @@ def _loss_weights(step: Any, until: int, num_steps: int) -> jax.Array:
 def _with_rates(
     adaptation: Adaptation,
     init: Callable[[Params], Params],
-    rate: float,
-    *,
-    rates_for: Callable[[Params, Task], Params] | None = None,
-    num_steps: int = 0,
+    optimizer: Callable[[Params, Task], optax.GradientTransformation],
     step_weights: jax.Array | None = None,
 ) -> MetaAlgorithm:
-    """Adapts `params` at `rates`: those of a task's parameters, or else of layers and steps."""
-
-    def optimizer(rates: Params, task: Task) -> optax.GradientTransformation:
-        if rates_for is not None:
-            rates = rates_for(rates, task)
-        else:
-            _check_steps(rates, num_steps)
-
-        def update(grads: Params, step: jax.Array, params: Params = None) -> tuple[Params, Any]:
-            def move(leaf_rate: Any, grad: jax.Array | None) -> jax.Array | None:
-                if grad is None:  # Not adapted.
-                    return None
-                if rates_for is None and jnp.ndim(leaf_rate):
-                    leaf_rate = leaf_rate[step]
-                    ones = (1,) * (grad.ndim - leaf_rate.ndim)
-                    leaf_rate = leaf_rate.reshape(leaf_rate.shape + ones)
-                return -leaf_rate * grad
-
-            _check_rates(rates, grads)
-            return jax.tree.map(move, extend(rates, grads, rate), grads), step + 1
-
-        return optax.GradientTransformation(lambda params: jnp.int32(0), update)
+    """Adapts `params` by the optimizer that `rates` and a task make."""
 
     def adapt(meta_params: Params, support: Batch, rng: Key | None) -> tuple[Params, AdaptInfo]:
         params, rates = meta_params["params"], meta_params["rates"]
         return adaptation.adapt(optimizer(rates, Task(support, None)), params, support, rng)
 
     def query_loss(meta_params: Params, task: Task, rng: Key | None) -> tuple[jax.Array, MetaInfo]:
-        rates = optimizer(meta_params["rates"], task)
-        return adaptation.query_loss(rates, meta_params["params"], task, rng, step_weights)
+        params, rates = meta_params["params"], meta_params["rates"]
+        return adaptation.query_loss(optimizer(rates, task), params, task, rng, step_weights)
 
     return MetaAlgorithm(init, adapt, meta_gradient(query_loss))
+
+
+def _descent(rates: Params, rate: float, *, by_step: bool = False) -> optax.GradientTransformation:
+    """Gradient descent with a learned rate for each leaf.
+
+    Args:
+        rates: arrays that broadcast with their leaf or, `by_step`, [K, ...].
+        rate: of the leaves that `rates` lacks.
+        by_step: the rates of inner step i are at index i.
+    """
+
+    def update(grads: Params, step: jax.Array, params: Params = None) -> tuple[Params, Any]:
+        def move(leaf_rate: Any, grad: jax.Array | None) -> jax.Array | None:
+            if grad is None:  # Not adapted.
+                return None
+            if by_step and jnp.ndim(leaf_rate):
+                leaf_rate = leaf_rate[step]
+                ones = (1,) * (grad.ndim - leaf_rate.ndim)
+                leaf_rate = leaf_rate.reshape(leaf_rate.shape + ones)
+            return -leaf_rate * grad
+
+        _check_rates(rates, grads)
+        return jax.tree.map(move, extend(rates, grads, rate), grads), step + 1
+
+    return optax.GradientTransformation(lambda params: jnp.int32(0), update)
 
 
 def _check_rates(rates: Params, grads: Params) -> None:
