@@ -23,7 +23,7 @@ from metajax.config.settings import (
 )
 from metajax.errors import InputError
 from metajax.reporting.plots import check_drawable
-from metajax.runs.demo_data import DemoData, fetch_weights, write_data, write_new_task
+from metajax.runs.demo_data import DemoData, NewTask, fetch_weights, write_data, write_new_task
 from metajax.runs.paths import on_disk
 from metajax.runs.source import open_classifier
 from metajax.runs.workdir import cache_directory, check_writable
@@ -68,15 +68,7 @@ def demo(settings: DemoSettings) -> None:
     rows = evaluate(_evaluate_settings(settings, files, places))
     _say(4, "adapt: a new task of five held-out modules, from a few docstrings each")
     new = write_new_task(root / "data", files, _SHOTS)
-    adapt(
-        AdaptSettings(
-            model=places.metatrain,
-            tasks=(str(new.tasks),),
-            dev=str(new.dev),
-            workdir=places.adapt,
-            max_length=_LENGTH,
-        )
-    )
+    adapt(_adapt_settings(new, places))
     _show_predictions(places, new.questions)
     report(
         ReportSettings(
@@ -87,12 +79,17 @@ def demo(settings: DemoSettings) -> None:
     )
     print(f"\n5-way 1-shot accuracy on held-out modules, {rows[0].episodes} episodes:\n")
     print(table(rows))
-    print(
+    print(_closing(places, (time.perf_counter() - begun) / 60))
+
+
+def _closing(places: _Places, minutes: float) -> str:
+    """The last lines: where the results are, and what to do next."""
+    return (
         "\ncheckpoint is the meta-trained model; the other methods start from the same weights "
         "without meta-training.\n"
         f"report       {places.report}  (learning curves, accuracy against inner steps)\n"
         f"checkpoints  {places.pretrain}, {places.metatrain}, {places.adapt}\n"
-        f"took         {(time.perf_counter() - begun) / 60:.1f} minutes\n\n"
+        f"took         {minutes:.1f} minutes\n\n"
         "next: label a text of your own\n"
         "  echo 'Open a network connection.' | "
         f"{sys.executable} -m metajax predict --model {places.adapt}"
@@ -154,6 +151,16 @@ def _metatrain_settings(
     )
 
 
+def _adapt_settings(new: NewTask, places: _Places) -> AdaptSettings:
+    return AdaptSettings(
+        model=places.metatrain,
+        tasks=(str(new.tasks),),
+        dev=str(new.dev),
+        workdir=places.adapt,
+        max_length=_LENGTH,
+    )
+
+
 def _evaluate_settings(
     settings: DemoSettings, files: DemoData, places: _Places
 ) -> EvaluateSettings:
@@ -173,5 +180,5 @@ def _show_predictions(places: _Places, questions: list[tuple[str, str]]) -> None
     texts = [text for text, _ in questions]
     predictions = label(open_classifier(places.adapt, None), texts, None, len(texts))
     print(f"\n{'predicted':<22} {'prob.':>6}  {'is from':<22} docstring")
-    for (text, truth), found in zip(questions, predictions):
-        print(f"{found.label:<22} {found.probability:6.2f}  {truth:<22} {text[:60]}")
+    for (text, truth), guess in zip(questions, predictions):
+        print(f"{guess.label:<22} {guess.probability:6.2f}  {truth:<22} {text[:60]}")

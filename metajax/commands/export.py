@@ -9,11 +9,12 @@ from typing import Any
 
 from metajax.config.settings import ExportSettings
 from metajax.errors import InputError
-from metajax.models import save_pretrained
+from metajax.models import Transformer, save_pretrained
 from metajax.runs.paths import on_disk, to_path
 from metajax.runs.record import read_record
 from metajax.runs.source import open_classifier, open_source
 from metajax.runs.workdir import check_writable
+from metajax.types import Params
 
 
 def export(settings: ExportSettings) -> dict[str, Any]:
@@ -35,22 +36,32 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     if record is None:
         raise InputError(f"{settings.model}: is not the workdir of a run: name one")
     if record["stage"] in ("adapt", "finetune"):
-        model, params, head, *_ = open_classifier(settings.model, settings.task)
-        names = model.label_names and (model.label_names[head],)
-        classes = model.num_labels[head]
-        model = model.replace(num_labels=(classes,), label_names=names)
-        params = params | {
-            "classifier": {
-                "kernel": params["classifier"]["kernel"][head : head + 1, :, :classes],
-                "bias": params["classifier"]["bias"][head : head + 1, :classes],
-            }
-        }
+        model, params = _with_one_head(settings)
     else:
         source = open_source(settings.model)
         model, params = source.model, source.params
         if model.head == "classification" and "classifier" not in params:
             model = model.replace(head="encoder")  # Each task brings its own head.
-    # Under another name until it is whole, so that a kill leaves nothing that looks like it.
+    _save(output, model, params)
+    (loads_in,) = json.loads((output / "config.json").read_text())["architectures"]
+    return {"output": str(output), "head": model.head, "loads_in": loads_in}
+
+
+def _with_one_head(settings: ExportSettings) -> tuple[Transformer, Params]:
+    """A classifier with the head of one of its tasks alone, without the padding of its labels."""
+    model, params, head, *_ = open_classifier(settings.model, settings.task)
+    names = model.label_names and (model.label_names[head],)
+    classes = model.num_labels[head]
+    classifier = {
+        "kernel": params["classifier"]["kernel"][head : head + 1, :, :classes],
+        "bias": params["classifier"]["bias"][head : head + 1, :classes],
+    }
+    model = model.replace(num_labels=(classes,), label_names=names)
+    return model, params | {"classifier": classifier}
+
+
+def _save(output: Path, model: Transformer, params: Params) -> None:
+    """Writes the directory whole or not at all: under another name until it is complete."""
     partial = output.with_name(f".{output.name}.part")
     try:
         save_pretrained(partial, model, params)
@@ -61,5 +72,3 @@ def export(settings: ExportSettings) -> dict[str, Any]:
         raise InputError(f"{output}: is a disk of its own: name a directory in it") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    (loads_in,) = json.loads((output / "config.json").read_text())["architectures"]
-    return {"output": str(output), "head": model.head, "loads_in": loads_in}

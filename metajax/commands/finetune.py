@@ -1,6 +1,7 @@
-"""Supervised training on one task or many: a shared encoder, one head a task."""
+"""Supervised training on one or more tasks: a shared encoder with one head for each task."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from metajax.models import classification_loss
 from metajax.runs.loop import Stage, train
 from metajax.runs.parts import with_parts
 from metajax.runs.record import make_record
-from metajax.runs.source import describe, open_source, pooling_of, text_length
+from metajax.runs.source import Source, describe, open_source, pooling_of, text_length
 from metajax.runs.task_data import fingerprints, load, relabel, tokenized
 from metajax.runs.workdir import open_run
 from metajax.training import distributed
@@ -39,33 +40,22 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     dev_tasks = _load_dev(settings, train_tasks)
     pooling = settings.pooling or pooling_of(settings.model, "pooler")
     settings = dataclasses.replace(settings, pooling=pooling)
-    source = open_source(
-        settings.model,
-        settings,
-        head="classification",
-        num_labels=tuple(len(task.label_names) or 1 for task in train_tasks),
-        label_names=tuple(task.label_names for task in train_tasks),
-        pooling=settings.pooling,
-    )
+    source = _open_source(settings, train_tasks)
     model = source.model
     length = text_length(model, settings.max_length)
     both = tokenized([*train_tasks, *dev_tasks.values()], model, length)
     examples = both[: len(train_tasks)]
     dev_examples = dict(zip(dev_tasks, both[len(train_tasks) :]))
+    dev_names = {head: train_tasks[head].name for head in dev_tasks}
     record = make_record(
         "finetune",
         settings,
-        data=fingerprints(settings)
-        | {
-            f"--dev {path}": data.fingerprint(path, glue_dir=settings.glue_dir)
-            for path in settings.dev
-        },
+        data=_fingerprints(settings),
         parent=source.record,
         model=describe(model),
         pairs=[task.pairs is not None for task in train_tasks],
     )
-    total = sum(len(task.labels) for task in train_tasks)
-    steps = settings.steps or math.ceil(settings.epochs * total / settings.batch_size)
+    steps = _num_steps(settings, train_tasks)
     plan = data.plan_batches(examples, settings.seed, settings.batch_size, parts, steps)
     logits = jax.jit(lambda params, batch: model(params, batch).logits)
 
@@ -75,10 +65,8 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
 
     def measure(params: Params) -> dict[str, Any]:
         return {
-            train_tasks[head].name: _judge(
-                train_tasks[head].name, task, head, lambda batch: logits(params, batch)
-            )
-            for head, task in dev_examples.items()
+            name: _judge(name, dev_examples[head], head, functools.partial(logits, params))
+            for head, name in dev_names.items()
         }
 
     return train(
@@ -96,6 +84,30 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     )
 
 
+def _open_source(settings: FinetuneSettings, tasks: Sequence[data.TaskData]) -> Source:
+    """The model with one head for each task."""
+    return open_source(
+        settings.model,
+        settings,
+        head="classification",
+        num_labels=tuple(len(task.label_names) or 1 for task in tasks),
+        label_names=tuple(task.label_names for task in tasks),
+        pooling=settings.pooling,
+    )
+
+
+def _num_steps(settings: FinetuneSettings, tasks: Sequence[data.TaskData]) -> int:
+    total = sum(len(task.labels) for task in tasks)
+    return settings.steps or math.ceil(settings.epochs * total / settings.batch_size)
+
+
+def _fingerprints(settings: FinetuneSettings) -> dict[str, Any]:
+    """Those of the tasks and of their dev sets."""
+    return fingerprints(settings) | {
+        f"--dev {path}": data.fingerprint(path, glue_dir=settings.glue_dir) for path in settings.dev
+    }
+
+
 def _load_dev(
     settings: FinetuneSettings, train_tasks: Sequence[data.TaskData]
 ) -> dict[int, data.TaskData]:
@@ -110,8 +122,8 @@ def _load_dev(
     if not own and not settings.dev:
         return {}
     specs = {i: settings.tasks[i] for i in own} | dict(zip(files, settings.dev))
-    found = load(settings, split="validation", specs=list(specs.values()))
-    return {i: relabel(task, train_tasks[i]) for i, task in zip(specs, found)}
+    tasks = load(settings, split="validation", specs=list(specs.values()))
+    return {i: relabel(task, train_tasks[i]) for i, task in zip(specs, tasks)}
 
 
 def _has_dev(spec: str) -> bool:

@@ -42,12 +42,7 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
     source = open_source(settings.model, settings, head="masked_lm")
     model = source.model
     blocks = data.pack_blocks(lines, model.tokenizer, text_length(model, settings.max_length))
-    training, held_out = data.held_out(blocks, settings.seed, settings.held_out)
-    if not held_out.maskable.any():
-        raise InputError(
-            f"--text {' '.join(settings.text)}: the model's vocabulary has no word of the part "
-            "that is held out for measuring: give text in the model's language, or another --seed"
-        )
+    training, held_out = _split(blocks, settings)
     rule = data.mask_rule(model.tokenizer, rate=settings.mask_rate, whole_word=settings.whole_word)
     record = make_record(
         "pretrain",
@@ -61,12 +56,8 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
 
     def make_tasks(step: int) -> Task:
         batch = data.pretraining_batch(training, rule, settings.seed, step, settings.batch_size)
-        return Task(
-            None,
-            jax.tree.map(
-                lambda x: x[distributed.local_slice(parts)], split_batch(batch, parts).query
-            ),
-        )
+        own = distributed.local_slice(parts)
+        return jax.tree.map(lambda leaf: leaf[own], split_batch(batch, parts))
 
     def measure(params: Params) -> dict[str, float]:
         return held_out_loss(quiet, params, held_out, rule, settings.seed)
@@ -86,8 +77,23 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
     )
 
 
+def _split(blocks: data.Blocks, settings: PretrainSettings) -> tuple[data.Blocks, data.Blocks]:
+    """The blocks to train on, and those to measure on.
+
+    Raises:
+        InputError: no word can be masked in the blocks to measure on.
+    """
+    training, held_out = data.held_out(blocks, settings.seed, settings.held_out)
+    if not held_out.maskable.any():
+        raise InputError(
+            f"--text {' '.join(settings.text)}: the model's vocabulary has no word of the part "
+            "that is held out for measuring: give text in the model's language, or another --seed"
+        )
+    return training, held_out
+
+
 def _report_repeated(lines: Sequence[str]) -> None:
-    """Logs how many lines come again: blocks are held out, which lines may be on both sides of."""
+    """Warns of repeated lines: one copy may be trained on while another is held out."""
     repeated = len(lines) - len(set(map(normalise, lines)))
     if repeated:
         _log.warning(
@@ -108,10 +114,10 @@ def held_out_loss(
         rows = slice(min(first, len(blocks.input_ids) - size), first + size)
         batch = data.mask_tokens(data.take(blocks, rows), rule, seed, first)
         info = run_episodes(algorithm, params, split_batch(batch, 1), jax.random.key(0))
-        found = float(info.query_aux["count"][0])
-        total += float(info.query_loss[0]) * found
-        correct += float(info.query_aux["accuracy"][0]) * found
-        count += found
+        masked = float(info.query_aux["count"][0])
+        total += float(info.query_loss[0]) * masked
+        correct += float(info.query_aux["accuracy"][0]) * masked
+        count += masked
     loss = total / count
     return {
         "loss": loss,

@@ -70,7 +70,7 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
         params: where a new run starts; used up.
 
     Returns:
-        What `measure` said `before` and `after`, and `measured_on`; also written to
+        The results of `measure` as `before` and `after`, and `measured_on`; also written to
         `results.json`.
     """
     run, settings = stage.run, stage.settings
@@ -78,15 +78,8 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
     if first:
         begin(run, lambda directory: save_config(directory, stage.model))
     with distributed.explain_host_errors():
-        met = distributed.barrier()  # The workdir is there.
-    outer = outer_loop(
-        stage.algorithm,
-        _optimizer(stage),
-        chunk_size=stage.chunk_size,
-        donate=True,
-        compiler_options=compiler_options(settings),
-        mesh=_mesh(settings.shards),
-    )
+        hosts = distributed.barrier()  # Now the workdir exists.
+    outer = _outer_loop(stage)
     with (
         locked(run) if first else contextlib.nullcontext(),
         handle_signals() as stop,
@@ -99,34 +92,56 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
         if results is not None:
             return results
         state = checkpoints.restore(outer.init(params, jax.random.key(settings.seed)))
-        at = (run.path, state.step, stage.num_steps, met)
+        at = (run.path, state.step, stage.num_steps, hosts)
         _log.info("%s: starts from step %d of %d, %s", *at)
-        with (
-            tracking(run, settings.track if first else (), int(state.step)) as track,
-            MetricsLog(run, int(state.step), writes=first, also=track) as log,
-        ):
-            if not log.rows:
-                with stop.at_once():
-                    before = stage.measure(distributed.all_gather(state.meta_params))
-                log.write({"step": 0, "before": before})
-            if "before" not in log.rows[0]:
-                raise InputError(
-                    f"{run.path / 'metrics.jsonl'}: has lost its first line, what was measured "
-                    "before the first step: restore it from a backup"
-                )
-            stop.check()
-            state = _take_steps(stage, outer, state, log, checkpoints, stop)
-            with stop.at_once():
-                after = stage.measure(distributed.all_gather(state.meta_params))
-            results = {
-                "measured_on": stage.measured_on,
-                "before": log.rows[0]["before"],
-                "after": after,
-            }
-            track({"step": stage.num_steps, "after": after})
+        results = _train_from(state, stage, outer, checkpoints, stop)
     if first:
         write_results(run, results)
     return results
+
+
+def _outer_loop(stage: Stage) -> OuterLoop:
+    return outer_loop(
+        stage.algorithm,
+        _optimizer(stage),
+        chunk_size=stage.chunk_size,
+        donate=True,
+        compiler_options=compiler_options(stage.settings),
+        mesh=_mesh(stage.settings.shards),
+    )
+
+
+def _train_from(
+    state: OuterState, stage: Stage, outer: OuterLoop, checkpoints: Checkpoints, stop: Stop
+) -> dict[str, Any]:
+    """Measures, takes the steps that are left, and measures again.
+
+    Raises:
+        InputError: the metrics lack what was measured before the first step.
+        StoppedError: see `_take_steps`.
+    """
+    run, settings, first = stage.run, stage.settings, distributed.is_first()
+
+    def measure(state: OuterState) -> dict[str, Any]:
+        with stop.at_once():
+            return stage.measure(distributed.all_gather(state.meta_params))
+
+    with (
+        tracking(run, settings.track if first else (), int(state.step)) as track,
+        MetricsLog(run, int(state.step), writes=first, also=track) as log,
+    ):
+        if not log.rows:
+            log.write({"step": 0, "before": measure(state)})
+        if "before" not in log.rows[0]:
+            raise InputError(
+                f"{run.path / 'metrics.jsonl'}: has lost its first line, what was measured "
+                "before the first step: restore it from a backup"
+            )
+        stop.check()
+        state = _take_steps(stage, outer, state, log, checkpoints, stop)
+        before, after = log.rows[0]["before"], measure(state)
+        track({"step": stage.num_steps, "after": after})
+    return {"measured_on": stage.measured_on, "before": before, "after": after}
 
 
 def compiler_options(settings: ModelSettings) -> dict[str, bool]:
