@@ -25,7 +25,7 @@ def read_bytes(path: str | Path) -> bytes:
     """Returns a file's content; `~` in its path is expanded.
 
     Raises:
-      InputError: If it is missing, unreadable, or no plain file: a pipe may never end.
+        InputError: If it is missing, unreadable, or no plain file: a pipe may never end.
     """
     path = Path(expand_home(str(path)))
     try:
@@ -45,11 +45,11 @@ def parse_json(text: str | bytes, *, unique: bool = False) -> Any:
     """Returns what JSON text holds.
 
     Args:
-      text: The text.
-      unique: Whether an object that has a name twice is refused; else the last one counts.
+        text: The text.
+        unique: Whether an object that has a name twice is refused; else the last one counts.
 
     Raises:
-      ValueError: If it is not JSON, is nested too deeply, or has a number of too many digits.
+        ValueError: If it is not JSON, is nested too deeply, or has a number of too many digits.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique_names if unique else None)

@@ -22,22 +22,22 @@ def plan_episodes(
     """Chooses the shapes of support and query that steps of some episodes are packed to.
 
     Args:
-      tasks: The data sets.
-      spec: The size of an episode.
-      seed: The run's seed.
-      count: T, episodes a step.
-      steps: How many there will be: another shape has to save more than its compiling takes.
+        tasks: The data sets.
+        spec: The size of an episode.
+        seed: The run's seed.
+        count: T, episodes a step.
+        steps: How many there will be: another shape has to save more than its compiling takes.
 
     Returns:
-      At most three choices, the cheapest first; the last fits any step.
+        At most three choices, the cheapest first; the last fits any step.
 
     Examples:
-      >>> import metajax.data as data, numpy as np
-      >>> ids, rows = np.ones((6, 8), np.int32), (np.arange(3), np.arange(3, 6))
-      >>> tokens = data.Tokens(ids, np.zeros((6, 8), np.int8), ids.sum(1), truncated=0)
-      >>> task = data.TokenizedTask("films", tokens, np.repeat([0, 1], 3), ("bad", "good"), rows)
-      >>> data.plan_episodes([task], data.EpisodeSpec(2, 1, 2), seed=0, count=5, steps=100)
-      ((Shape(rows=2, length=8), Shape(rows=4, length=8)),)
+        >>> import metajax.data as data, numpy as np
+        >>> ids, rows = np.ones((6, 8), np.int32), (np.arange(3), np.arange(3, 6))
+        >>> tokens = data.Tokens(ids, np.zeros((6, 8), np.int8), ids.sum(1), truncated=0)
+        >>> task = data.TokenizedTask("films", tokens, np.repeat([0, 1], 3), ("bad", "good"), rows)
+        >>> data.plan_episodes([task], data.EpisodeSpec(2, 1, 2), seed=0, count=5, steps=100)
+        ((Shape(rows=2, length=8), Shape(rows=4, length=8)),)
     """
     planned = range(max(8, _PLANNED_EPISODES // count))
     drawn = [sample_episodes(tasks, spec, seed, step, count) for step in planned]
@@ -50,21 +50,21 @@ def plan_drawn(
     """Chooses the shapes of support and query that steps like some are packed to.
 
     Args:
-      tasks: The data sets.
-      drawn: For each of the steps, its episodes.
-      steps: How many there will be.
+        tasks: The data sets.
+        drawn: For each of the steps, its episodes.
+        steps: How many there will be.
 
     Returns:
-      As `plan_episodes`.
+        As `plan_episodes`.
 
     Examples:
-      >>> import metajax.data as data, numpy as np
-      >>> ids, rows = np.ones((6, 8), np.int32), (np.arange(3), np.arange(3, 6))
-      >>> tokens = data.Tokens(ids, np.zeros((6, 8), np.int8), ids.sum(1), truncated=0)
-      >>> task = data.TokenizedTask("films", tokens, np.repeat([0, 1], 3), ("bad", "good"), rows)
-      >>> episodes = data.sample_episodes([task], data.EpisodeSpec(2, 1, 1), 0, 0, count=5)
-      >>> data.plan_drawn([task], [episodes], steps=1)
-      ((Shape(rows=2, length=8), Shape(rows=2, length=8)),)
+        >>> import metajax.data as data, numpy as np
+        >>> ids, rows = np.ones((6, 8), np.int32), (np.arange(3), np.arange(3, 6))
+        >>> tokens = data.Tokens(ids, np.zeros((6, 8), np.int8), ids.sum(1), truncated=0)
+        >>> task = data.TokenizedTask("films", tokens, np.repeat([0, 1], 3), ("bad", "good"), rows)
+        >>> episodes = data.sample_episodes([task], data.EpisodeSpec(2, 1, 1), 0, 0, count=5)
+        >>> data.plan_drawn([task], [episodes], steps=1)
+        ((Shape(rows=2, length=8), Shape(rows=2, length=8)),)
     """
     lengths = [_lengths(tasks, episodes) for episodes in drawn]
     return plan_shapes(lengths, longest_text(tasks), steps)
@@ -74,26 +74,26 @@ def gather(tasks: Sequence[TokenizedTask], episodes: Episodes, plan: Sequence[Sh
     """Assembles the batches of T episodes, packed.
 
     Args:
-      tasks: The data sets the episodes were drawn from.
-      episodes: What to assemble.
-      plan: From `plan_episodes`; the first shapes that fit are taken. A host that assembles
-        its share of a step gives those that `fit_episodes` takes for the whole step, for all
-        hosts must run the same shapes.
+        tasks: The data sets the episodes were drawn from.
+        episodes: What to assemble.
+        plan: From `plan_episodes`; the first shapes that fit are taken. A host that assembles
+            its share of a step gives those that `fit_episodes` takes for the whole step, for all
+            hosts must run the same shapes.
 
     Returns:
-      Task(support, query), each a dict of input_ids, token_type_ids, position_ids, example_ids
-      int32 [T, R, L] and first_token int32 [T, B] (see `metajax.data.packing.pack`), labels
-      int32 [T, B], example_mask float32 [T, B] and class_mask float32 [T, C]; B is S or Q.
+        Task(support, query), each a dict of input_ids, token_type_ids, position_ids, example_ids
+        int32 [T, R, L] and first_token int32 [T, B] (see `metajax.data.packing.pack`), labels
+        int32 [T, B], example_mask float32 [T, B] and class_mask float32 [T, C]; B is S or Q.
 
     Examples:
-      >>> import metajax.data as data, numpy as np
-      >>> ids, rows = np.ones((6, 8), np.int32), (np.arange(3), np.arange(3, 6))
-      >>> tokens = data.Tokens(ids, np.zeros((6, 8), np.int8), ids.sum(1), truncated=0)
-      >>> task = data.TokenizedTask("films", tokens, np.repeat([0, 1], 3), ("bad", "good"), rows)
-      >>> episodes = data.sample_episodes([task], data.EpisodeSpec(2, 1, 2), 0, 0, count=5)
-      >>> batch = data.gather([task], episodes, [(data.Shape(2, 8), data.Shape(4, 8))])
-      >>> batch.query["input_ids"].shape, batch.query["labels"].shape
-      ((5, 4, 8), (5, 4))
+        >>> import metajax.data as data, numpy as np
+        >>> ids, rows = np.ones((6, 8), np.int32), (np.arange(3), np.arange(3, 6))
+        >>> tokens = data.Tokens(ids, np.zeros((6, 8), np.int8), ids.sum(1), truncated=0)
+        >>> task = data.TokenizedTask("films", tokens, np.repeat([0, 1], 3), ("bad", "good"), rows)
+        >>> episodes = data.sample_episodes([task], data.EpisodeSpec(2, 1, 2), 0, 0, count=5)
+        >>> batch = data.gather([task], episodes, [(data.Shape(2, 8), data.Shape(4, 8))])
+        >>> batch.query["input_ids"].shape, batch.query["labels"].shape
+        ((5, 4, 8), (5, 4))
     """
     from metajax.types import Task  # which imports jax
 
@@ -111,18 +111,18 @@ def fit_episodes(
     """Returns the first shapes of a plan, of support and query, that T episodes fit, or its last.
 
     Args:
-      tasks: The data sets the episodes were drawn from.
-      episodes: All episodes of a step.
-      plan: From `plan_episodes`.
+        tasks: The data sets the episodes were drawn from.
+        episodes: All episodes of a step.
+        plan: From `plan_episodes`.
 
     Examples:
-      >>> import metajax.data as data, numpy as np
-      >>> ids, rows = np.ones((6, 8), np.int32), (np.arange(3), np.arange(3, 6))
-      >>> tokens = data.Tokens(ids, np.zeros((6, 8), np.int8), ids.sum(1), truncated=0)
-      >>> task = data.TokenizedTask("films", tokens, np.repeat([0, 1], 3), ("bad", "good"), rows)
-      >>> episodes = data.sample_episodes([task], data.EpisodeSpec(2, 1, 1), 0, 0, count=5)
-      >>> data.fit_episodes([task], episodes, [(data.Shape(1, 8),) * 2, (data.Shape(1, 16),) * 2])
-      (Shape(rows=1, length=16), Shape(rows=1, length=16))
+        >>> import metajax.data as data, numpy as np
+        >>> ids, rows = np.ones((6, 8), np.int32), (np.arange(3), np.arange(3, 6))
+        >>> tokens = data.Tokens(ids, np.zeros((6, 8), np.int8), ids.sum(1), truncated=0)
+        >>> task = data.TokenizedTask("films", tokens, np.repeat([0, 1], 3), ("bad", "good"), rows)
+        >>> episodes = data.sample_episodes([task], data.EpisodeSpec(2, 1, 1), 0, 0, count=5)
+        >>> data.fit_episodes([task], episodes, [(data.Shape(1, 8),) * 2, (data.Shape(1, 16),) * 2])
+        (Shape(rows=1, length=16), Shape(rows=1, length=16))
     """
     return fit_shapes(_lengths(tasks, episodes), plan)
 

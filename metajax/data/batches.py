@@ -34,25 +34,25 @@ def supervised_batch(
     See `shuffled_rows` for the order.
 
     Args:
-      tasks: The data sets.
-      seed: The run's seed.
-      step: Which step.
-      batch_size: B.
+        tasks: The data sets.
+        seed: The run's seed.
+        step: Which step.
+        batch_size: B.
 
     Returns:
-      input_ids, attention_mask, token_type_ids int32 [B, L], L the longest text of the batch;
-      task int32 [B], which of the tasks; labels [B], float32 if any task is a regression, else
-      int32.
+        input_ids, attention_mask, token_type_ids int32 [B, L], L the longest text of the batch;
+        task int32 [B], which of the tasks; labels [B], float32 if any task is a regression, else
+        int32.
 
     Examples:
-      >>> import numpy as np
-      >>> from metajax.data import TokenizedTask, Tokens, supervised_batch
-      >>> ids, types = np.ones((3, 8), np.int32), np.zeros((3, 8), np.int8)
-      >>> tokens = Tokens(ids, types, np.array([2, 5, 3]), truncated=0)
-      >>> task = TokenizedTask("films", tokens, np.array([0, 1, 1]), ("bad", "good"), ())
-      >>> batch = supervised_batch([task, task], seed=0, step=0, batch_size=6)
-      >>> batch["input_ids"].shape, sorted(batch["task"].tolist())
-      ((6, 5), [0, 0, 0, 1, 1, 1])
+        >>> import numpy as np
+        >>> from metajax.data import TokenizedTask, Tokens, supervised_batch
+        >>> ids, types = np.ones((3, 8), np.int32), np.zeros((3, 8), np.int8)
+        >>> tokens = Tokens(ids, types, np.array([2, 5, 3]), truncated=0)
+        >>> task = TokenizedTask("films", tokens, np.array([0, 1, 1]), ("bad", "good"), ())
+        >>> batch = supervised_batch([task, task], seed=0, step=0, batch_size=6)
+        >>> batch["input_ids"].shape, sorted(batch["task"].tolist())
+        ((6, 5), [0, 0, 0, 1, 1, 1])
     """
     ends = np.cumsum([len(task.labels) for task in tasks])
     picked = shuffled_rows(seed, step, batch_size, int(ends[-1]))
@@ -77,26 +77,26 @@ def plan_batches(
     """Chooses the shapes that `packed_parts` packs a run's batches to.
 
     Args:
-      tasks: The data sets.
-      seed: The run's seed.
-      batch_size: B, a multiple of parts.
-      parts: P, what each batch is split into.
-      steps: How many there will be, as for `plan_episodes`.
+        tasks: The data sets.
+        seed: The run's seed.
+        batch_size: B, a multiple of parts.
+        parts: P, what each batch is split into.
+        steps: How many there will be, as for `plan_episodes`.
 
     Returns:
-      At most three choices, the cheapest first, of one Shape each; the last fits any batch.
+        At most three choices, the cheapest first, of one Shape each; the last fits any batch.
 
     Raises:
-      ValueError: If batch_size is no multiple of parts.
+        ValueError: If batch_size is no multiple of parts.
 
     Examples:
-      >>> import numpy as np
-      >>> from metajax.data import TokenizedTask, Tokens, plan_batches
-      >>> ids, types = np.ones((3, 24), np.int32), np.zeros((3, 24), np.int8)
-      >>> tokens = Tokens(ids, types, np.array([8, 8, 24]), truncated=0)
-      >>> task = TokenizedTask("films", tokens, np.array([0, 1, 1]), ("bad", "good"), ())
-      >>> plan_batches([task], seed=0, batch_size=3, parts=1, steps=100)
-      ((Shape(rows=2, length=24),), (Shape(rows=3, length=24),))
+        >>> import numpy as np
+        >>> from metajax.data import TokenizedTask, Tokens, plan_batches
+        >>> ids, types = np.ones((3, 24), np.int32), np.zeros((3, 24), np.int8)
+        >>> tokens = Tokens(ids, types, np.array([8, 8, 24]), truncated=0)
+        >>> task = TokenizedTask("films", tokens, np.array([0, 1, 1]), ("bad", "good"), ())
+        >>> plan_batches([task], seed=0, batch_size=3, parts=1, steps=100)
+        ((Shape(rows=2, length=24),), (Shape(rows=3, length=24),))
     """
     batches = (supervised_batch(tasks, seed, step, batch_size) for step in range(_PLANNED_STEPS))
     lengths = [(_lengths(batch, parts),) for batch in batches]
@@ -113,28 +113,28 @@ def packed_parts(
     """Splits a batch into equal parts and packs each.
 
     Args:
-      batch: As `supervised_batch` gives it, B a multiple of parts.
-      parts: P.
-      plan: From `plan_batches`.
-      own: Which of the parts are wanted, by default all; the shapes are those of all.
+        batch: As `supervised_batch` gives it, B a multiple of parts.
+        parts: P.
+        plan: From `plan_batches`.
+        own: Which of the parts are wanted, by default all; the shapes are those of all.
 
     Returns:
-      Leaves [P, ...], or of `own` alone: input_ids, token_type_ids, position_ids, example_ids
-      int32 [P, R, L] and first_token int32 [P, B / P] (see `metajax.data.packing.pack`), the
-      rest [P, B / P].
+        Leaves [P, ...], or of `own` alone: input_ids, token_type_ids, position_ids, example_ids
+        int32 [P, R, L] and first_token int32 [P, B / P] (see `metajax.data.packing.pack`), the
+        rest [P, B / P].
 
     Raises:
-      ValueError: If B is no multiple of parts.
+        ValueError: If B is no multiple of parts.
 
     Examples:
-      >>> import numpy as np
-      >>> from metajax.data import Shape, packed_parts
-      >>> ones = np.ones((4, 8), np.int32)
-      >>> tokens = {"input_ids": ones, "attention_mask": ones, "token_type_ids": ones}
-      >>> batch = tokens | {"labels": np.array([0, 1, 1, 0])}
-      >>> parts = packed_parts(batch, parts=2, plan=[(Shape(rows=1, length=16),)])
-      >>> parts["input_ids"].shape, parts["first_token"].tolist(), parts["labels"].tolist()
-      ((2, 1, 16), [[0, 8], [0, 8]], [[0, 1], [1, 0]])
+        >>> import numpy as np
+        >>> from metajax.data import Shape, packed_parts
+        >>> ones = np.ones((4, 8), np.int32)
+        >>> tokens = {"input_ids": ones, "attention_mask": ones, "token_type_ids": ones}
+        >>> batch = tokens | {"labels": np.array([0, 1, 1, 0])}
+        >>> parts = packed_parts(batch, parts=2, plan=[(Shape(rows=1, length=16),)])
+        >>> parts["input_ids"].shape, parts["first_token"].tolist(), parts["labels"].tolist()
+        ((2, 1, 16), [[0, 8], [0, 8]], [[0, 1], [1, 0]])
     """
     (shape,) = fit_shapes((_lengths(batch, parts),), plan)
     split = {key: value.reshape(parts, -1, *value.shape[1:])[own] for key, value in batch.items()}
@@ -162,23 +162,23 @@ def supervised_eval_batches(
     """Yields a task's examples in order, the last batch filled up with its last example.
 
     Args:
-      task: The examples.
-      batch_size: B, of every batch.
-      head: The task's number among those of `supervised_batch`.
+        task: The examples.
+        batch_size: B, of every batch.
+        head: The task's number among those of `supervised_batch`.
 
     Yields:
-      What `supervised_batch` returns, labels of the task's own type, and example_mask
-      float32 [B], 0 where a batch is filled up. L is what `metajax.data.packing.bucket` gives.
+        What `supervised_batch` returns, labels of the task's own type, and example_mask
+        float32 [B], 0 where a batch is filled up. L is what `metajax.data.packing.bucket` gives.
 
     Examples:
-      >>> import numpy as np
-      >>> from metajax.data import TokenizedTask, Tokens, supervised_eval_batches
-      >>> ids, types = np.ones((3, 8), np.int32), np.zeros((3, 8), np.int8)
-      >>> tokens = Tokens(ids, types, np.array([2, 8, 3]), truncated=0)
-      >>> task = TokenizedTask("films", tokens, np.array([0, 1, 1]), ("bad", "good"), ())
-      >>> first, last = supervised_eval_batches(task, batch_size=2)
-      >>> last["input_ids"].shape, last["labels"].tolist(), last["example_mask"].tolist()
-      ((2, 8), [1, 1], [1.0, 0.0])
+        >>> import numpy as np
+        >>> from metajax.data import TokenizedTask, Tokens, supervised_eval_batches
+        >>> ids, types = np.ones((3, 8), np.int32), np.zeros((3, 8), np.int8)
+        >>> tokens = Tokens(ids, types, np.array([2, 8, 3]), truncated=0)
+        >>> task = TokenizedTask("films", tokens, np.array([0, 1, 1]), ("bad", "good"), ())
+        >>> first, last = supervised_eval_batches(task, batch_size=2)
+        >>> last["input_ids"].shape, last["labels"].tolist(), last["example_mask"].tolist()
+        ((2, 8), [1, 1], [1.0, 0.0])
     """
     size = len(task.labels)
     for begin in range(0, size, batch_size):

@@ -22,7 +22,7 @@ def text_column(table: Table, column: str) -> list[str]:
     """Returns a column's texts.
 
     Raises:
-      InputError: If one is missing, empty, or no text.
+        InputError: If one is missing, empty, or no text.
     """
     values = table.column(column)
     for row, value in enumerate(values):
@@ -37,7 +37,7 @@ def label_column(table: Table, column: str) -> list[str]:
     Says which were spelled in several ways, and which look alike all the same.
 
     Raises:
-      InputError: If one is missing, empty, or neither text nor a whole number.
+        InputError: If one is missing, empty, or neither text nor a whole number.
     """
     written = []
     for row, value in enumerate(table.column(column)):
@@ -61,7 +61,7 @@ def score_column(table: Table, column: str) -> np.ndarray:
     """Returns a column's numbers, float32 [N].
 
     Raises:
-      InputError: If one is missing or no finite number.
+        InputError: If one is missing or no finite number.
     """
     scores = []
     for row, value in enumerate(table.column(column)):

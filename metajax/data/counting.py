@@ -26,13 +26,13 @@ def shuffled_rows(seed: int, step: int, batch_size: int, size: int) -> np.ndarra
     once an epoch, also when batch_size does not divide the number of rows.
 
     Args:
-      seed: The run's seed.
-      step: Which batch.
-      batch_size: How many rows.
-      size: How many rows there are.
+        seed: The run's seed.
+        step: Which batch.
+        batch_size: How many rows.
+        size: How many rows there are.
 
     Returns:
-      int64 [batch_size], each in range(size).
+        int64 [batch_size], each in range(size).
     """
     epochs, offsets = np.divmod(step * batch_size + np.arange(batch_size), size)
     rows = np.empty(batch_size, np.int64)

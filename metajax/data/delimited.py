@@ -44,15 +44,15 @@ def read_rows(
     """Reads a table of text: a header, and rows of as many fields.
 
     Args:
-      path: Where it is from, for messages.
-      text: All of it.
-      usual: What separates its columns, if that separates those of the header; else what does.
+        path: Where it is from, for messages.
+        text: All of it.
+        usual: What separates its columns, if that separates those of the header; else what does.
 
     Returns:
-      The columns' names, the rows, and the line that each row begins on.
+        The columns' names, the rows, and the line that each row begins on.
 
     Raises:
-      InputError: If a row has more or fewer fields than the header, or quotes are left open.
+        InputError: If a row has more or fewer fields than the header, or quotes are left open.
     """
     first = 1
     declared = _DECLARED.match(text)

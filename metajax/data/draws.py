@@ -18,18 +18,18 @@ class Draws(NamedTuple):
     """D draws of a task's support set.
 
     Attributes:
-      task: The task's examples, and after them those of the draws.
-      support: For each draw the rows of its examples, int64 [S_d].
-      query: For each draw the rows of all other examples of the task, int64 [Q_d].
+        task: The task's examples, and after them those of the draws.
+        support: For each draw the rows of its examples, int64 [S_d].
+        query: For each draw the rows of all other examples of the task, int64 [Q_d].
 
     Examples:
-      >>> import numpy as np
-      >>> from metajax.data import Draws, TaskData
-      >>> texts = ["dull", "fine", "great", "dull", "great"]
-      >>> task = TaskData("films", texts, None, np.array([0, 1, 1, 0, 1]), ("bad", "good"))
-      >>> draws = Draws(task, support=(np.array([3, 4]),), query=(np.array([1]),))
-      >>> [draws.task.texts[row] for row in draws.support[0]]
-      ['dull', 'great']
+        >>> import numpy as np
+        >>> from metajax.data import Draws, TaskData
+        >>> texts = ["dull", "fine", "great", "dull", "great"]
+        >>> task = TaskData("films", texts, None, np.array([0, 1, 1, 0, 1]), ("bad", "good"))
+        >>> draws = Draws(task, support=(np.array([3, 4]),), query=(np.array([1]),))
+        >>> [draws.task.texts[row] for row in draws.support[0]]
+        ['dull', 'great']
     """
 
     task: TaskData
@@ -41,26 +41,26 @@ def join_draws(task: TaskData, draws: Sequence[TaskData]) -> Draws:
     """Puts a task and draws of its support set in one data set.
 
     Args:
-      task: What there is to classify, in classes; not asked of a draw are its own examples.
-      draws: The support sets, with the task's classes in any order.
+        task: What there is to classify, in classes; not asked of a draw are its own examples.
+        draws: The support sets, with the task's classes in any order.
 
     Returns:
-      The N examples of the task, those of the draws after them, and the rows of each draw.
+        The N examples of the task, those of the draws after them, and the rows of each draw.
 
     Raises:
-      InputError: For a draw whose classes are not the task's, that has one text where the task
-        has two or two where it has one, that labels a text otherwise than the task or in two
-        ways, that holds the examples of another, or that leaves nothing to classify.
+        InputError: For a draw whose classes are not the task's, that has one text where the task
+            has two or two where it has one, that labels a text otherwise than the task or in two
+            ways, that holds the examples of another, or that leaves nothing to classify.
 
     Examples:
-      >>> import numpy as np
-      >>> from metajax.data import TaskData, join_draws
-      >>> classes = ("bad", "good")
-      >>> task = TaskData("films", ["dull", "fine", "great"], None, np.array([0, 1, 1]), classes)
-      >>> draw = TaskData("draw", ["dull", "great"], None, np.array([0, 1]), classes)
-      >>> draws = join_draws(task, [draw])
-      >>> draws.support[0].tolist(), draws.query[0].tolist(), len(draws.task.texts)
-      ([3, 4], [1], 5)
+        >>> import numpy as np
+        >>> from metajax.data import TaskData, join_draws
+        >>> classes = ("bad", "good")
+        >>> task = TaskData("films", ["dull", "fine", "great"], None, np.array([0, 1, 1]), classes)
+        >>> draw = TaskData("draw", ["dull", "great"], None, np.array([0, 1]), classes)
+        >>> draws = join_draws(task, [draw])
+        >>> draws.support[0].tolist(), draws.query[0].tolist(), len(draws.task.texts)
+        ([3, 4], [1], 5)
     """
     texts, labels = list(task.texts), [task.labels]
     pairs = None if task.pairs is None else list(task.pairs)
@@ -92,21 +92,22 @@ def fixed_episodes(draws: Draws) -> tuple[list[Episodes], np.ndarray]:
     """Cuts draws into episodes of one size, each by itself (T = 1).
 
     Args:
-      draws: D >= 1 draws, from `join_draws`.
+        draws: D >= 1 draws, from `join_draws`.
 
     Returns:
-      The E episodes, and of which draw each is, int64 [E]. S is the size of the largest support
-      set, Q that of the largest query set or 1024: a draw with more queries makes several
-      episodes. An example that only fills up has mask 0.
+        The E episodes, and of which draw each is, int64 [E]. S is the size of the largest support
+        set, Q that of the largest query set or 1024: a draw with more queries makes several
+        episodes. An example that only fills up has mask 0.
 
     Examples:
-      >>> import numpy as np
-      >>> from metajax.data import Draws, TaskData, fixed_episodes
-      >>> task = TaskData("films", ["dull", "fine", "great"], None, np.array([0, 1, 1]), ("-", "+"))
-      >>> support, query = (np.array([0, 1]), np.array([0])), (np.array([2]), np.array([1, 2]))
-      >>> episodes, draw = fixed_episodes(Draws(task, support, query))
-      >>> [each.query_mask.tolist() for each in episodes], draw.tolist()
-      ([[[1.0, 0.0]], [[1.0, 1.0]]], [0, 1])
+        >>> import numpy as np
+        >>> from metajax.data import Draws, TaskData, fixed_episodes
+        >>> texts, labels = ["dull", "fine", "great"], np.array([0, 1, 1])
+        >>> task = TaskData("films", texts, None, labels, ("-", "+"))
+        >>> support, query = (np.array([0, 1]), np.array([0])), (np.array([2]), np.array([1, 2]))
+        >>> episodes, draw = fixed_episodes(Draws(task, support, query))
+        >>> [each.query_mask.tolist() for each in episodes], draw.tolist()
+        ([[[1.0, 0.0]], [[1.0, 1.0]]], [0, 1])
     """
     C = len(draws.task.label_names)
     S = max(map(len, draws.support))

@@ -16,15 +16,15 @@ class Duplicates(NamedTuple):
     White space, invisible characters and Unicode's ways of composing one make no difference.
 
     Attributes:
-      first: int64 [N]; the first example with the same text, which may be the example itself.
-      conflicting: bool [N]; whether examples with this text have several labels.
+        first: int64 [N]; the first example with the same text, which may be the example itself.
+        conflicting: bool [N]; whether examples with this text have several labels.
 
     Examples:
-      >>> import numpy as np
-      >>> from metajax.data import Duplicates
-      >>> found = Duplicates(first=np.array([0, 1, 0]), conflicting=np.array([True, False, True]))
-      >>> found.repeated, found.once.tolist()
-      (1, [False, True, False])
+        >>> import numpy as np
+        >>> from metajax.data import Duplicates
+        >>> found = Duplicates(first=np.array([0, 1, 0]), conflicting=np.array([True, False, True]))
+        >>> found.repeated, found.once.tolist()
+        (1, [False, True, False])
     """
 
     first: np.ndarray
@@ -47,15 +47,15 @@ def find_duplicates(
     """Finds examples whose texts are the same.
 
     Args:
-      texts: N texts.
-      pairs: N second texts, or None.
-      labels: N labels of any kind.
+        texts: N texts.
+        pairs: N second texts, or None.
+        labels: N labels of any kind.
 
     Examples:
-      >>> from metajax.data import find_duplicates
-      >>> found = find_duplicates(["good", "so so", "good ", "so  so"], None, [1, 1, 1, 0])
-      >>> found.first.tolist(), found.conflicting.tolist()
-      ([0, 1, 0, 1], [False, True, False, True])
+        >>> from metajax.data import find_duplicates
+        >>> found = find_duplicates(["good", "so so", "good ", "so  so"], None, [1, 1, 1, 0])
+        >>> found.first.tolist(), found.conflicting.tolist()
+        ([0, 1, 0, 1], [False, True, False, True])
     """
     rows: dict[Example, int] = {}
     keys = examples(texts, pairs)

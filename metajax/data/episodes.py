@@ -16,16 +16,16 @@ class EpisodeSpec(NamedTuple):
     """The size of an episode.
 
     Attributes:
-      ways: Classes in an episode; None takes all classes of the data set drawn, be they
-        2 or 3 (data-set-as-a-task; Bansal et al. 2020, https://arxiv.org/abs/1911.03863).
-      shots: Support examples of each class.
-      queries: Query examples of each class.
+        ways: Classes in an episode; None takes all classes of the data set drawn, be they
+            2 or 3 (data-set-as-a-task; Bansal et al. 2020, https://arxiv.org/abs/1911.03863).
+        shots: Support examples of each class.
+        queries: Query examples of each class.
 
     Examples:
-      >>> import metajax.data as data
-      >>> spec = data.EpisodeSpec(ways=3, shots=5, queries=10)
-      >>> spec.ways * spec.shots, spec.ways * spec.queries  # In support and in query.
-      (15, 30)
+        >>> import metajax.data as data
+        >>> spec = data.EpisodeSpec(ways=3, shots=5, queries=10)
+        >>> spec.ways * spec.shots, spec.ways * spec.queries  # In support and in query.
+        (15, 30)
     """
 
     ways: int | None
@@ -40,24 +40,24 @@ class Episodes(NamedTuple):
     that of the episode's first example.
 
     Attributes:
-      task: int64 [T]; which data set.
-      support: int64 [T, S]; rows of that data set.
-      query: int64 [T, Q]; rows of that data set, none of them in support (and none with a text
-        of support, unless the data set keeps duplicates).
-      support_labels: int32 [T, S]; class within the episode, 0 at padding.
-      query_labels: int32 [T, Q].
-      support_mask: float32 [T, S]; 0 at padding.
-      query_mask: float32 [T, Q].
-      class_mask: float32 [T, C]; 0 for classes the episode does not have.
-      classes: int64 [T, C]; the data set's class behind each of the episode's, -1 for none.
+        task: int64 [T]; which data set.
+        support: int64 [T, S]; rows of that data set.
+        query: int64 [T, Q]; rows of that data set, none of them in support (and none with a text
+            of support, unless the data set keeps duplicates).
+        support_labels: int32 [T, S]; class within the episode, 0 at padding.
+        query_labels: int32 [T, Q].
+        support_mask: float32 [T, S]; 0 at padding.
+        query_mask: float32 [T, Q].
+        class_mask: float32 [T, C]; 0 for classes the episode does not have.
+        classes: int64 [T, C]; the data set's class behind each of the episode's, -1 for none.
 
     Examples:
-      >>> import metajax.data as data, numpy as np
-      >>> task, one, labels = np.zeros(1, int), np.ones((1, 2), np.float32), np.array([[0, 1]])
-      >>> support, query, classes = np.array([[7, 9]]), np.array([[8, 3]]), np.array([[4, 2]])
-      >>> episode = data.Episodes(task, support, query, labels, labels, one, one, one, classes)
-      >>> episode.classes[0, episode.support_labels[0]].tolist()  # Of rows 7 and 9.
-      [4, 2]
+        >>> import metajax.data as data, numpy as np
+        >>> task, one, labels = np.zeros(1, int), np.ones((1, 2), np.float32), np.array([[0, 1]])
+        >>> support, query, classes = np.array([[7, 9]]), np.array([[8, 3]]), np.array([[4, 2]])
+        >>> episode = data.Episodes(task, support, query, labels, labels, one, one, one, classes)
+        >>> episode.classes[0, episode.support_labels[0]].tolist()  # Of rows 7 and 9.
+        [4, 2]
     """
 
     task: np.ndarray
@@ -75,20 +75,21 @@ def check_episodes(tasks: Sequence[TaskData | TokenizedTask], spec: EpisodeSpec)
     """Checks that every episode that can be drawn from the tasks has its examples.
 
     Args:
-      tasks: The data sets.
-      spec: The size of an episode.
+        tasks: The data sets.
+        spec: The size of an episode.
 
     Raises:
-      InputError: For a regression, a task with fewer classes than ways, or a class with
-        fewer examples to draw than shots and queries together.
+        InputError: For a regression, a task with fewer classes than ways, or a class with
+            fewer examples to draw than shots and queries together.
 
     Examples:
-      >>> import metajax.data as data, numpy as np
-      >>> task = data.TaskData("films", ["dull", "great"], None, np.array([0, 1]), ("bad", "good"))
-      >>> data.check_episodes([task], data.EpisodeSpec(ways=2, shots=1, queries=0))
-      >>> data.check_episodes([task], data.EpisodeSpec(3, 1, 0))  # doctest: +ELLIPSIS
-      Traceback (most recent call last):
-      metajax.errors.InputError: films: has 2 classes, fewer than 3 ways; ask for fewer ways ...
+        >>> import metajax.data as data, numpy as np
+        >>> labels = np.array([0, 1])
+        >>> task = data.TaskData("films", ["dull", "great"], None, labels, ("bad", "good"))
+        >>> data.check_episodes([task], data.EpisodeSpec(ways=2, shots=1, queries=0))
+        >>> data.check_episodes([task], data.EpisodeSpec(3, 1, 0))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        metajax.errors.InputError: films: has 2 classes, fewer than 3 ways; ask for fewer ways ...
     """
     need = spec.shots + spec.queries
     for task in tasks:
@@ -135,24 +136,24 @@ def sample_episodes(
     (Yin et al. 2020, https://arxiv.org/abs/1912.03820).
 
     Args:
-      tasks: The data sets, which `check_episodes` has passed.
-      spec: The size of an episode.
-      seed: The run's seed.
-      step: Which step.
-      count: T, how many.
-      first: The number of the first one within the step.
+        tasks: The data sets, which `check_episodes` has passed.
+        spec: The size of an episode.
+        seed: The run's seed.
+        step: Which step.
+        count: T, how many.
+        first: The number of the first one within the step.
 
     Raises:
-      ValueError: If a class drawn has fewer examples than shots and queries together.
+        ValueError: If a class drawn has fewer examples than shots and queries together.
 
     Examples:
-      >>> import metajax.data as data, numpy as np
-      >>> ids, rows = np.ones((6, 8), np.int32), (np.arange(3), np.arange(3, 6))
-      >>> tokens = data.Tokens(ids, np.zeros((6, 8), np.int8), ids.sum(1), truncated=0)
-      >>> task = data.TokenizedTask("films", tokens, np.repeat([0, 1], 3), ("bad", "good"), rows)
-      >>> episodes = data.sample_episodes([task], data.EpisodeSpec(2, 1, 2), 0, 0, count=5)
-      >>> episodes.support.shape, episodes.query.shape
-      ((5, 2), (5, 4))
+        >>> import metajax.data as data, numpy as np
+        >>> ids, rows = np.ones((6, 8), np.int32), (np.arange(3), np.arange(3, 6))
+        >>> tokens = data.Tokens(ids, np.zeros((6, 8), np.int8), ids.sum(1), truncated=0)
+        >>> task = data.TokenizedTask("films", tokens, np.repeat([0, 1], 3), ("bad", "good"), rows)
+        >>> episodes = data.sample_episodes([task], data.EpisodeSpec(2, 1, 2), 0, 0, count=5)
+        >>> episodes.support.shape, episodes.query.shape
+        ((5, 2), (5, 4))
     """
     C = max(len(task.label_names) for task in tasks) if spec.ways is None else spec.ways
     bounds = np.cumsum(np.sqrt([len(task.labels) for task in tasks]))

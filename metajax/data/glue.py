@@ -15,14 +15,14 @@ class GlueTask(NamedTuple):
     """Where one GLUE task keeps what, in the classic files and in the hub's copy.
 
     Attributes:
-      directory: Its folder in the classic layout.
-      labels: Label names in published order; empty for a regression.
-      columns: Text and pair (or None) columns in the files.
-      label: The label column in the files.
-      hub_columns: Text and pair columns in the hub's copy, whose labels are "label".
-      names: The columns' names where the files have no header.
-      development: The name of the development split, file and hub.
-      drop_broken: Leave out rows that lack a field instead of refusing the file.
+        directory: Its folder in the classic layout.
+        labels: Label names in published order; empty for a regression.
+        columns: Text and pair (or None) columns in the files.
+        label: The label column in the files.
+        hub_columns: Text and pair columns in the hub's copy, whose labels are "label".
+        names: The columns' names where the files have no header.
+        development: The name of the development split, file and hub.
+        drop_broken: Leave out rows that lack a field instead of refusing the file.
     """
 
     directory: str
@@ -81,7 +81,7 @@ def glue_name(name: str) -> str:
     """Returns a GLUE task's key, whatever the case and hyphens it is written with.
 
     Raises:
-      InputError: If GLUE has no such task.
+        InputError: If GLUE has no such task.
     """
     key = _plain(name)
     if key not in GLUE:
@@ -93,7 +93,7 @@ def glue_path(key: str, glue_dir: str | Path, split: str) -> Path:
     """Returns the file of one split in the classic layout.
 
     Raises:
-      InputError: If the directory or the task's folder in it is missing.
+        InputError: If the directory or the task's folder in it is missing.
     """
     try:
         folders = sorted(entry for entry in Path(glue_dir).iterdir() if entry.is_dir())
@@ -112,7 +112,7 @@ def read_glue(path: Path, task: GlueTask) -> Table:
     """Reads one file of the classic layout.
 
     Raises:
-      InputError: If it is unreadable or a row has too many or too few fields.
+        InputError: If it is unreadable or a row has too many or too few fields.
     """
     names = list(task.names)
     rows: list[list[str]] = []

@@ -14,7 +14,7 @@ def hub_address(spec: str, split: str) -> tuple[str, str | None, str]:
     """Returns the repository, the configuration and the split behind a glue: or hub: spec.
 
     Raises:
-      InputError: If the spec is not of either form.
+        InputError: If the spec is not of either form.
     """
     if spec.startswith("glue:"):
         key = glue_name(spec[5:])
@@ -33,7 +33,7 @@ def read_hub(
     No code of the data set is run: `datasets` knows none since version 4.
 
     Raises:
-      InputError: If it cannot be loaded, whatever the reason.
+        InputError: If it cannot be loaded, whatever the reason.
     """
     import datasets
 
@@ -67,18 +67,18 @@ def has_split(spec: str, split: str) -> bool:
     """Whether the hub's data set behind a spec has a split; true where the hub does not say.
 
     Args:
-      spec: "hub:OWNER/NAME[/CONFIG]" or "glue:NAME".
-      split: "train" or "validation", say.
+        spec: "hub:OWNER/NAME[/CONFIG]" or "glue:NAME".
+        split: "train" or "validation", say.
 
     Raises:
-      InputError: If the spec is not of either form, or GLUE has no such task.
+        InputError: If the spec is not of either form, or GLUE has no such task.
 
     Examples:
-      >>> from unittest import mock
-      >>> from metajax.data import has_split
-      >>> with mock.patch("datasets.get_dataset_split_names", return_value=["train", "test"]):
-      ...     has_split("hub:owner/name", "train"), has_split("hub:owner/name", "validation")
-      (True, False)
+        >>> from unittest import mock
+        >>> from metajax.data import has_split
+        >>> with mock.patch("datasets.get_dataset_split_names", return_value=["train", "test"]):
+        ...     has_split("hub:owner/name", "train"), has_split("hub:owner/name", "validation")
+        (True, False)
     """
     import datasets
 

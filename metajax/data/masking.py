@@ -14,17 +14,17 @@ class MaskRule(NamedTuple):
     """How tokens are hidden (Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
 
     Attributes:
-      mask_id: The token that stands for a hidden one.
-      replacements: int32 [R]; the tokens that random replacements are drawn from.
-      rate: The share of maskable tokens to choose.
-      whole_word: Choose whole words instead of tokens.
+        mask_id: The token that stands for a hidden one.
+        replacements: int32 [R]; the tokens that random replacements are drawn from.
+        rate: The share of maskable tokens to choose.
+        whole_word: Choose whole words instead of tokens.
 
     Examples:
-      >>> import numpy as np
-      >>> from metajax.data import MaskRule
-      >>> rule = MaskRule(mask_id=4, replacements=np.arange(5, 100, dtype=np.int32))
-      >>> rule.rate, rule.whole_word
-      (0.15, False)
+        >>> import numpy as np
+        >>> from metajax.data import MaskRule
+        >>> rule = MaskRule(mask_id=4, replacements=np.arange(5, 100, dtype=np.int32))
+        >>> rule.rate, rule.whole_word
+        (0.15, False)
     """
 
     mask_id: int
@@ -37,21 +37,21 @@ def mask_rule(tokenizer: Any, *, rate: float = 0.15, whole_word: bool = False) -
     """Returns the rule for a tokenizer; random replacements are never special tokens.
 
     Args:
-      tokenizer: The model's, of transformers.
-      rate: The share of maskable tokens to choose.
-      whole_word: Choose whole words instead of tokens.
+        tokenizer: The model's, of transformers.
+        rate: The share of maskable tokens to choose.
+        whole_word: Choose whole words instead of tokens.
 
     Raises:
-      InputError: If the tokenizer has no mask token, or rate is not between 0 and 1.
+        InputError: If the tokenizer has no mask token, or rate is not between 0 and 1.
 
     Examples:
-      >>> from transformers import BertTokenizer
-      >>> from metajax.data import mask_rule
-      >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "film"]
-      >>> tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
-      >>> rule = mask_rule(tokenizer)
-      >>> rule.mask_id, rule.replacements.tolist()
-      (4, [5, 6, 7])
+        >>> from transformers import BertTokenizer
+        >>> from metajax.data import mask_rule
+        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "film"]
+        >>> tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+        >>> rule = mask_rule(tokenizer)
+        >>> rule.mask_id, rule.replacements.tolist()
+        (4, [5, 6, 7])
     """
     if tokenizer.mask_token_id is None:
         raise InputError("the tokenizer has no mask token; give a masked language model's")
@@ -69,25 +69,25 @@ def mask_tokens(blocks: Blocks, rule: MaskRule, seed: int, step: int) -> dict[st
     are chosen in random order as long as they fit into that number.
 
     Args:
-      blocks: What to hide tokens of.
-      rule: From `mask_rule`.
-      seed: The run's seed.
-      step: Which step.
+        blocks: What to hide tokens of.
+        rule: From `mask_rule`.
+        seed: The run's seed.
+        step: Which step.
 
     Returns:
-      input_ids, attention_mask, token_type_ids int32 [B, L]; positions and targets int32 [B, M]
-      with M = ceil(rate * L), in ascending order, targets -1 at unused places.
+        input_ids, attention_mask, token_type_ids int32 [B, L]; positions and targets int32 [B, M]
+        with M = ceil(rate * L), in ascending order, targets -1 at unused places.
 
     Examples:
-      >>> import numpy as np
-      >>> from metajax.data import Blocks, MaskRule, mask_tokens
-      >>> ids, ones = np.arange(24, dtype=np.int32).reshape(3, 8), np.ones((3, 8), np.int32)
-      >>> blocks = Blocks(ids, ones, word_start=ones > 0, maskable=ones > 0)
-      >>> rule = MaskRule(mask_id=99, replacements=np.arange(24), rate=0.25)
-      >>> batch = mask_tokens(blocks, rule, seed=0, step=0)
-      >>> hidden = np.take_along_axis(ids, batch["positions"], 1)
-      >>> batch["targets"].shape, bool((batch["targets"] == hidden).all())
-      ((3, 2), True)
+        >>> import numpy as np
+        >>> from metajax.data import Blocks, MaskRule, mask_tokens
+        >>> ids, ones = np.arange(24, dtype=np.int32).reshape(3, 8), np.ones((3, 8), np.int32)
+        >>> blocks = Blocks(ids, ones, word_start=ones > 0, maskable=ones > 0)
+        >>> rule = MaskRule(mask_id=99, replacements=np.arange(24), rate=0.25)
+        >>> batch = mask_tokens(blocks, rule, seed=0, step=0)
+        >>> hidden = np.take_along_axis(ids, batch["positions"], 1)
+        >>> batch["targets"].shape, bool((batch["targets"] == hidden).all())
+        ((3, 2), True)
     """
     B, L = blocks.input_ids.shape
     M = math.ceil(rule.rate * L)
@@ -122,24 +122,24 @@ def pretraining_batch(
     See `shuffled_rows` for the order.
 
     Args:
-      blocks: N blocks of length L.
-      rule: How tokens are hidden.
-      seed: The run's seed.
-      step: Which step.
-      batch_size: B.
+        blocks: N blocks of length L.
+        rule: How tokens are hidden.
+        seed: The run's seed.
+        step: Which step.
+        batch_size: B.
 
     Returns:
-      What `mask_tokens` does, of B blocks: leaves [B, L] and [B, M].
+        What `mask_tokens` does, of B blocks: leaves [B, L] and [B, M].
 
     Examples:
-      >>> import numpy as np
-      >>> from metajax.data import Blocks, MaskRule, pretraining_batch
-      >>> ids, ones = np.arange(24, dtype=np.int32).reshape(3, 8), np.ones((3, 8), np.int32)
-      >>> blocks = Blocks(ids, ones, word_start=ones > 0, maskable=ones > 0)
-      >>> rule = MaskRule(mask_id=99, replacements=np.arange(24), rate=0.25)
-      >>> batch = pretraining_batch(blocks, rule, seed=0, step=0, batch_size=2)
-      >>> batch["input_ids"].shape, batch["targets"].shape
-      ((2, 8), (2, 2))
+        >>> import numpy as np
+        >>> from metajax.data import Blocks, MaskRule, pretraining_batch
+        >>> ids, ones = np.arange(24, dtype=np.int32).reshape(3, 8), np.ones((3, 8), np.int32)
+        >>> blocks = Blocks(ids, ones, word_start=ones > 0, maskable=ones > 0)
+        >>> rule = MaskRule(mask_id=99, replacements=np.arange(24), rate=0.25)
+        >>> batch = pretraining_batch(blocks, rule, seed=0, step=0, batch_size=2)
+        >>> batch["input_ids"].shape, batch["targets"].shape
+        ((2, 8), (2, 2))
     """
     rows = shuffled_rows(seed, step, batch_size, len(blocks.input_ids))
     return mask_tokens(take(blocks, rows), rule, seed, step)
@@ -149,24 +149,24 @@ def held_out(blocks: Blocks, seed: int, share: float = 0.05) -> tuple[Blocks, Bl
     """Splits blocks into those to train on and a share to evaluate on, at least one each.
 
     Args:
-      blocks: N blocks of length L.
-      seed: The run's seed.
-      share: Of the blocks, how many to hold out.
+        blocks: N blocks of length L.
+        seed: The run's seed.
+        share: Of the blocks, how many to hold out.
 
     Returns:
-      Blocks [N - M, L] and Blocks [M, L], in their order; M is N * share, rounded.
+        Blocks [N - M, L] and Blocks [M, L], in their order; M is N * share, rounded.
 
     Raises:
-      InputError: If there is only one block.
+        InputError: If there is only one block.
 
     Examples:
-      >>> import numpy as np
-      >>> from metajax.data import Blocks, held_out
-      >>> ids, ones = np.arange(24, dtype=np.int32).reshape(3, 8), np.ones((3, 8), np.int32)
-      >>> blocks = Blocks(ids, ones, word_start=ones > 0, maskable=ones > 0)
-      >>> train, evaluation = held_out(blocks, seed=0)
-      >>> train.input_ids.shape, evaluation.input_ids.shape
-      ((2, 8), (1, 8))
+        >>> import numpy as np
+        >>> from metajax.data import Blocks, held_out
+        >>> ids, ones = np.arange(24, dtype=np.int32).reshape(3, 8), np.ones((3, 8), np.int32)
+        >>> blocks = Blocks(ids, ones, word_start=ones > 0, maskable=ones > 0)
+        >>> train, evaluation = held_out(blocks, seed=0)
+        >>> train.input_ids.shape, evaluation.input_ids.shape
+        ((2, 8), (1, 8))
     """
     size = len(blocks.input_ids)
     if size < 2:
@@ -183,19 +183,19 @@ def take(blocks: Blocks, rows: np.ndarray | slice) -> Blocks:
     """Returns some of N blocks.
 
     Args:
-      blocks: N of them.
-      rows: Which, int [M], or a slice of M.
+        blocks: N of them.
+        rows: Which, int [M], or a slice of M.
 
     Raises:
-      IndexError: If a row is N or more.
+        IndexError: If a row is N or more.
 
     Examples:
-      >>> import numpy as np
-      >>> from metajax.data import Blocks, take
-      >>> ids, ones = np.arange(24, dtype=np.int32).reshape(3, 8), np.ones((3, 8), np.int32)
-      >>> blocks = Blocks(ids, ones, word_start=ones > 0, maskable=ones > 0)
-      >>> take(blocks, np.array([2, 0])).input_ids[:, 0].tolist()
-      [16, 0]
+        >>> import numpy as np
+        >>> from metajax.data import Blocks, take
+        >>> ids, ones = np.arange(24, dtype=np.int32).reshape(3, 8), np.ones((3, 8), np.int32)
+        >>> blocks = Blocks(ids, ones, word_start=ones > 0, maskable=ones > 0)
+        >>> take(blocks, np.array([2, 0])).input_ids[:, 0].tolist()
+        [16, 0]
     """
     return Blocks(*(array[rows] for array in blocks))
 

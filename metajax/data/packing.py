@@ -25,17 +25,17 @@ class Shape(NamedTuple):
     """The size of packed rows: R rows of L tokens.
 
     Attributes:
-      rows: R.
-      length: L.
+        rows: R.
+        length: L.
 
     Examples:
-      >>> import numpy as np
-      >>> from metajax.data import Shape
-      >>> from metajax.data.packing import pack
-      >>> ones = np.ones((3, 4), np.int32)
-      >>> batch = {"input_ids": ones, "attention_mask": ones, "token_type_ids": ones}
-      >>> pack(batch, Shape(rows=2, length=8))["example_ids"].tolist()
-      [[0, 0, 0, 0, 1, 1, 1, 1], [2, 2, 2, 2, -1, -1, -1, -1]]
+        >>> import numpy as np
+        >>> from metajax.data import Shape
+        >>> from metajax.data.packing import pack
+        >>> ones = np.ones((3, 4), np.int32)
+        >>> batch = {"input_ids": ones, "attention_mask": ones, "token_type_ids": ones}
+        >>> pack(batch, Shape(rows=2, length=8))["example_ids"].tolist()
+        [[0, 0, 0, 0, 1, 1, 1, 1], [2, 2, 2, 2, -1, -1, -1, -1]]
     """
 
     rows: int
@@ -61,12 +61,12 @@ def place(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Places texts in rows: each, the longest first, in the first row that has room.
 
     Args:
-      lengths: int [B], none above width; a text of length 0 takes no room.
-      width: Tokens in a row.
+        lengths: int [B], none above width; a text of length 0 takes no room.
+        width: Tokens in a row.
 
     Returns:
-      For each text its row and its first column, int64 [B]. First-fit decreasing needs no
-      more than 11/9 of the fewest rows possible, and two thirds of one.
+        For each text its row and its first column, int64 [B]. First-fit decreasing needs no
+        more than 11/9 of the fewest rows possible, and two thirds of one.
     """
     free = np.full(len(lengths), width)
     rows, columns = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
@@ -90,13 +90,13 @@ def pack(batch: dict[str, np.ndarray], shape: Shape) -> dict[str, np.ndarray]:
     """Packs a padded batch, whose texts have to fit.
 
     Args:
-      batch: input_ids, attention_mask, token_type_ids [B, W], the padding at the end.
-      shape: R rows of L tokens.
+        batch: input_ids, attention_mask, token_type_ids [B, W], the padding at the end.
+        shape: R rows of L tokens.
 
     Returns:
-      input_ids, token_type_ids, position_ids, example_ids int32 [R, L] and first_token int32
-      [B]: of each token its place in its text and the text it belongs to (-1 for padding), of
-      each text where it begins in the flattened rows.
+        input_ids, token_type_ids, position_ids, example_ids int32 [R, L] and first_token int32
+        [B]: of each token its place in its text and the text it belongs to (-1 for padding), of
+        each text where it begins in the flattened rows.
     """
     mask = batch["attention_mask"] > 0
     rows, columns = place(mask.sum(1), shape.length)
@@ -124,14 +124,14 @@ def plan_shapes(
     """Chooses the few shapes that a run's steps are packed to, each compiled once.
 
     Args:
-      samples: Steps like those to come: for each part the lengths [T, B] of its texts.
-      longest: The longest text that can come.
-      steps: How many are to come.
+        samples: Steps like those to come: for each part the lengths [T, B] of its texts.
+        longest: The longest text that can come.
+        steps: How many are to come.
 
     Returns:
-      At most three choices, the cheapest first: one that fits three quarters of the samples,
-      where it saves more than compiling it takes; one that fits them all, and one that fits any
-      step.
+        At most three choices, the cheapest first: one that fits three quarters of the samples,
+        where it saves more than compiling it takes; one that fits them all, and one that fits any
+        step.
     """
     parts = list(zip(*samples, strict=True))
     anything = tuple(Shape(part[0].shape[1], longest) for part in parts)
@@ -147,8 +147,8 @@ def fit_shapes(parts: Sequence[np.ndarray], plan: Sequence[Shapes]) -> Shapes:
     """Returns the first choice of a plan that the texts of a step fit.
 
     Args:
-      parts: For each part the lengths [T, B] of its texts.
-      plan: Of `plan_shapes`; the last choice is taken unasked.
+        parts: For each part the lengths [T, B] of its texts.
+        plan: Of `plan_shapes`; the last choice is taken unasked.
     """
     for shapes in plan[:-1]:
         pairs = zip(parts, shapes, strict=True)

@@ -20,10 +20,10 @@ class Table(NamedTuple):
     """Named columns of one source.
 
     Attributes:
-      source: The file or hub name, for messages.
-      names: The columns' names, in the source's order.
-      column: Returns a column's values by its name; None where a row has none.
-      place: Returns where a row stands ("data.csv:7"), for messages.
+        source: The file or hub name, for messages.
+        names: The columns' names, in the source's order.
+        column: Returns a column's values by its name; None where a row has none.
+        place: Returns where a row stands ("data.csv:7"), for messages.
     """
 
     source: str
@@ -36,8 +36,8 @@ def read_text(path: str | Path) -> str:
     """Returns a text file's content, without a byte-order mark; lone carriage returns end lines.
 
     Raises:
-      InputError: As `read_bytes`, for bytes that are not UTF-8 or are NUL, and if
-        there is nothing but white space.
+        InputError: As `read_bytes`, for bytes that are not UTF-8 or are NUL, and if
+            there is nothing but white space.
     """
     content = read_bytes(path).removeprefix(b"\xef\xbb\xbf")
     try:
@@ -71,18 +71,18 @@ def read_lines(paths: str | Path | Sequence[str | Path]) -> list[str]:
     r"""Returns the lines of plain text files that are not blank, stripped.
 
     Args:
-      paths: One file or several, in this order.
+        paths: One file or several, in this order.
 
     Raises:
-      InputError: If a file is missing, empty, or not UTF-8 text.
+        InputError: If a file is missing, empty, or not UTF-8 text.
 
     Examples:
-      >>> import metajax.data as data, pathlib, tempfile
-      >>> with tempfile.TemporaryDirectory() as directory:
-      ...     path = pathlib.Path(directory, "text.txt")
-      ...     _ = path.write_text("A good film.\n\n  A bad one.\n")
-      ...     data.read_lines(path)
-      ['A good film.', 'A bad one.']
+        >>> import metajax.data as data, pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     path = pathlib.Path(directory, "text.txt")
+        ...     _ = path.write_text("A good film.\n\n  A bad one.\n")
+        ...     data.read_lines(path)
+        ['A good film.', 'A bad one.']
     """
     files = [paths] if isinstance(paths, str | Path) else paths
     return [line for path in files for _, line in numbered_lines(path)]
@@ -92,7 +92,7 @@ def read_table(path: str | Path) -> Table:
     """Reads a CSV, TSV, JSON-lines or Parquet file, told apart by its extension.
 
     Raises:
-      InputError: If it is not readable as what its extension says.
+        InputError: If it is not readable as what its extension says.
     """
     extension = Path(path).suffix.lower()
     if extension not in TABLES:
@@ -109,7 +109,7 @@ def rows_table(
     """Makes a table of rows of text fields, each with the line it begins on.
 
     Raises:
-      InputError: If two columns share a name or there are no rows.
+        InputError: If two columns share a name or there are no rows.
     """
     _check_names(str(path), names)
     if not rows:
@@ -201,7 +201,7 @@ def _bounded_column(file: Any, name: str, most: int) -> list[Any]:
     """A column's values, if they take `most` bytes or less.
 
     Raises:
-      ValueError: If they take more, or are not as many as the file says.
+        ValueError: If they take more, or are not as many as the file says.
     """
     metadata, values, size = file.metadata, [], 0
     # Not of the column alone: asked for it, pyarrow ends the process where statistics are damaged.

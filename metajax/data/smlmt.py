@@ -32,14 +32,14 @@ def hidden_words(path: str | Path, *, keep_duplicates: bool = False) -> list[tup
     that no line serves two classes. Where the word comes again in the passage it is hidden too.
 
     Args:
-      path: Plain text, a sentence or paragraph a line.
-      keep_duplicates: Whether passages that come again, or that fit several words, are kept.
+        path: Plain text, a sentence or paragraph a line.
+        keep_duplicates: Whether passages that come again, or that fit several words, are kept.
 
     Returns:
-      (passage, word) of each, in the order of the lines; at least two words have 20 or more each.
+        (passage, word) of each, in the order of the lines; at least two words have 20 or more each.
 
     Raises:
-      InputError: The text cannot be read, or is too short.
+        InputError: The text cannot be read, or is too short.
     """
     lines = [line for _, line in numbered_lines(path)]
     words = [[word.lower() for word in _WORD.findall(line)] for line in lines]

@@ -23,23 +23,23 @@ class TaskData(NamedTuple):
     """A labelled data set of N examples.
 
     Attributes:
-      name: The spec it was loaded from; "glue:mrpc" however GLUE's name was written.
-      texts: N texts.
-      pairs: N second texts, or None where the task is about single texts.
-      labels: int32 [N], indices into label_names; float32 [N] for a regression.
-      label_names: The classes in the order of their ids; empty for a regression.
-      hides_words: Whether "[MASK]" stands in the texts where a model is to read a hidden word,
-        as in those of `smlmt:`.
-      keep_duplicates: Whether episodes are drawn from all examples. By default they are drawn from
-        one example of each text, and from none whose text has several labels, or a text could
-        be in support and query at once.
+        name: The spec it was loaded from; "glue:mrpc" however GLUE's name was written.
+        texts: N texts.
+        pairs: N second texts, or None where the task is about single texts.
+        labels: int32 [N], indices into label_names; float32 [N] for a regression.
+        label_names: The classes in the order of their ids; empty for a regression.
+        hides_words: Whether "[MASK]" stands in the texts where a model is to read a hidden word,
+            as in those of `smlmt:`.
+        keep_duplicates: Whether episodes are drawn from all examples. By default they are drawn
+            from one example of each text, and from none whose text has several labels, or a text
+            could be in support and query at once.
 
     Examples:
-      >>> import numpy as np
-      >>> from metajax.data import TaskData
-      >>> task = TaskData("films", ["good", "dull"], None, np.array([1, 0], np.int32), ("-", "+"))
-      >>> [(text, task.label_names[label]) for text, label in zip(task.texts, task.labels)]
-      [('good', '+'), ('dull', '-')]
+        >>> import numpy as np
+        >>> from metajax.data import TaskData
+        >>> task = TaskData("films", ["good", "dull"], None, np.array([1, 0], np.int32), ("-", "+"))
+        >>> [(text, task.label_names[label]) for text, label in zip(task.texts, task.labels)]
+        [('good', '+'), ('dull', '-')]
     """
 
     name: str
@@ -84,33 +84,33 @@ def load_tasks(
     those of GLUE, and of a hub data set that declares them, in their published order.
 
     Args:
-      specs: Each a CSV, TSV, JSON-lines or Parquet file; "glue:NAME";
-        "hub:OWNER/NAME[/CONFIG]"; or "smlmt:FILE", of plain text (see `hidden_words`).
-      glue_dir: Where GLUE's classic TSV layout lies; without it the hub's copy is used.
-      split: "train" or "validation", for glue: and hub:. A file is its own split: it
-        is read whole whatever is asked.
-      text_column: The column of the text; by default `text`, or else `sentence`.
-      pair_column: The column of the second text; by default `text_pair` if it is there.
-      label_column: The column of the label; by default `label`.
-      classes: Files of the labels to keep, a label a line; others' examples are left out.
-        The words of "smlmt:" are kept, all of them.
-      keep_duplicates: Whether episodes may hold a text more than once (see `TaskData`).
+        specs: Each a CSV, TSV, JSON-lines or Parquet file; "glue:NAME";
+            "hub:OWNER/NAME[/CONFIG]"; or "smlmt:FILE", of plain text (see `hidden_words`).
+        glue_dir: Where GLUE's classic TSV layout lies; without it the hub's copy is used.
+        split: "train" or "validation", for glue: and hub:. A file is its own split: it
+            is read whole whatever is asked.
+        text_column: The column of the text; by default `text`, or else `sentence`.
+        pair_column: The column of the second text; by default `text_pair` if it is there.
+        label_column: The column of the label; by default `label`.
+        classes: Files of the labels to keep, a label a line; others' examples are left out.
+            The words of "smlmt:" are kept, all of them.
+        keep_duplicates: Whether episodes may hold a text more than once (see `TaskData`).
 
     Returns:
-      A TaskData a spec.
+        A TaskData a spec.
 
     Raises:
-      InputError: If anything in them cannot be used; the message says where.
+        InputError: If anything in them cannot be used; the message says where.
 
     Examples:
-      >>> import pathlib, tempfile
-      >>> from metajax.data import load_tasks
-      >>> with tempfile.TemporaryDirectory() as directory:
-      ...     path = pathlib.Path(directory, "films.csv")
-      ...     _ = path.write_text("text,label\ngood film,yes\nbad film,no\n")
-      ...     (task,) = load_tasks([str(path)])
-      >>> task.texts, task.labels.tolist(), task.label_names
-      (['good film', 'bad film'], [1, 0], ('no', 'yes'))
+        >>> import pathlib, tempfile
+        >>> from metajax.data import load_tasks
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     path = pathlib.Path(directory, "films.csv")
+        ...     _ = path.write_text("text,label\ngood film,yes\nbad film,no\n")
+        ...     (task,) = load_tasks([str(path)])
+        >>> task.texts, task.labels.tolist(), task.label_names
+        (['good film', 'bad film'], [1, 0], ('no', 'yes'))
     """
     columns = _Columns(text_column, pair_column, label_column)
     tasks = [
@@ -139,12 +139,12 @@ def load_texts(
     """Reads the texts of a task file, and the second texts if there are any; labels are ignored.
 
     Args:
-      path: A CSV, TSV, JSON-lines or Parquet file.
-      text: The column of the text, as for `load_tasks`.
-      pair: The column of the second text.
+        path: A CSV, TSV, JSON-lines or Parquet file.
+        text: The column of the text, as for `load_tasks`.
+        pair: The column of the second text.
 
     Raises:
-      InputError: If anything in them cannot be used; the message says where.
+        InputError: If anything in them cannot be used; the message says where.
     """
     table = read_table(path)
     columns = _find_columns(table, _Columns(text, pair, None), labelled=False)
@@ -159,21 +159,21 @@ def fingerprint(spec: str, *, glue_dir: str | Path | None = None, split: str = "
     For files it is that of their bytes, for the hub's data sets of their rows.
 
     Args:
-      spec: As for `load_tasks`, or a path.
-      glue_dir: As for `load_tasks`.
-      split: As for `load_tasks`.
+        spec: As for `load_tasks`, or a path.
+        glue_dir: As for `load_tasks`.
+        split: As for `load_tasks`.
 
     Raises:
-      InputError: If they cannot be read, or there are none of that name.
+        InputError: If they cannot be read, or there are none of that name.
 
     Examples:
-      >>> import pathlib, tempfile
-      >>> from metajax.data import fingerprint
-      >>> with tempfile.TemporaryDirectory() as directory:
-      ...     path = pathlib.Path(directory, "text.txt")
-      ...     _ = path.write_text("good film")
-      ...     fingerprint(str(path))[:8]
-      '952317a5'
+        >>> import pathlib, tempfile
+        >>> from metajax.data import fingerprint
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     path = pathlib.Path(directory, "text.txt")
+        ...     _ = path.write_text("good film")
+        ...     fingerprint(str(path))[:8]
+        '952317a5'
     """
     if spec.startswith("glue:") and glue_dir is not None:
         return hashlib.sha256(

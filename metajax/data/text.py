@@ -17,17 +17,17 @@ class Tokens(NamedTuple):
     """N tokenised texts, padded to the longest.
 
     Attributes:
-      input_ids: int32 [N, L].
-      token_type_ids: int8 [N, L]; 1 in the second text of a pair.
-      lengths: int32 [N]; tokens before the padding.
-      truncated: How many texts were longer than the limit.
+        input_ids: int32 [N, L].
+        token_type_ids: int8 [N, L]; 1 in the second text of a pair.
+        lengths: int32 [N]; tokens before the padding.
+        truncated: How many texts were longer than the limit.
 
     Examples:
-      >>> import metajax.data as data, numpy as np
-      >>> ids = np.array([[2, 6, 3, 0], [2, 6, 7, 3]], np.int32)
-      >>> tokens = data.Tokens(ids, np.zeros((2, 4), np.int8), np.array([3, 4]), truncated=0)
-      >>> tokens.input_ids[0, : tokens.lengths[0]].tolist()
-      [2, 6, 3]
+        >>> import metajax.data as data, numpy as np
+        >>> ids = np.array([[2, 6, 3, 0], [2, 6, 7, 3]], np.int32)
+        >>> tokens = data.Tokens(ids, np.zeros((2, 4), np.int8), np.array([3, 4]), truncated=0)
+        >>> tokens.input_ids[0, : tokens.lengths[0]].tolist()
+        [2, 6, 3]
     """
 
     input_ids: np.ndarray
@@ -40,20 +40,20 @@ class TokenizedTask(NamedTuple):
     """A task ready for batches.
 
     Attributes:
-      name: The task's name.
-      tokens: Its N examples.
-      labels: int32 [N], or float32 [N] for a regression.
-      label_names: The classes in the order of their ids; empty for a regression.
-      rows_by_class: For each class the rows that episodes are drawn from, int64 [n_c].
+        name: The task's name.
+        tokens: Its N examples.
+        labels: int32 [N], or float32 [N] for a regression.
+        label_names: The classes in the order of their ids; empty for a regression.
+        rows_by_class: For each class the rows that episodes are drawn from, int64 [n_c].
 
     Examples:
-      >>> import metajax.data as data, numpy as np
-      >>> ids = np.ones((3, 4), np.int32)
-      >>> tokens = data.Tokens(ids, np.zeros((3, 4), np.int8), ids.sum(1), truncated=0)
-      >>> labels, rows = np.array([1, 0, 1]), (np.array([1]), np.array([0, 2]))
-      >>> task = data.TokenizedTask("films", tokens, labels, ("bad", "good"), rows)
-      >>> task.labels[task.rows_by_class[1]].tolist()
-      [1, 1]
+        >>> import metajax.data as data, numpy as np
+        >>> ids = np.ones((3, 4), np.int32)
+        >>> tokens = data.Tokens(ids, np.zeros((3, 4), np.int8), ids.sum(1), truncated=0)
+        >>> labels, rows = np.array([1, 0, 1]), (np.array([1]), np.array([0, 2]))
+        >>> task = data.TokenizedTask("films", tokens, labels, ("bad", "good"), rows)
+        >>> task.labels[task.rows_by_class[1]].tolist()
+        [1, 1]
     """
 
     name: str
@@ -67,17 +67,17 @@ class Blocks(NamedTuple):
     """N blocks of running text, each [CLS] ... [SEP], the last one padded.
 
     Attributes:
-      input_ids: int32 [N, L].
-      attention_mask: int32 [N, L]; 0 at padding.
-      word_start: bool [N, L]; the first token of each maskable word in the block.
-      maskable: bool [N, L]; neither a special token nor padding.
+        input_ids: int32 [N, L].
+        attention_mask: int32 [N, L]; 0 at padding.
+        word_start: bool [N, L]; the first token of each maskable word in the block.
+        maskable: bool [N, L]; neither a special token nor padding.
 
     Examples:
-      >>> import metajax.data as data, numpy as np
-      >>> ids = np.array([[2, 6, 7, 3]])  # [CLS] and [SEP] around two words.
-      >>> blocks = data.Blocks(ids, np.ones((1, 4), np.int32), ids > 5, maskable=ids > 5)
-      >>> blocks.input_ids[blocks.maskable].tolist()
-      [6, 7]
+        >>> import metajax.data as data, numpy as np
+        >>> ids = np.array([[2, 6, 7, 3]])  # [CLS] and [SEP] around two words.
+        >>> blocks = data.Blocks(ids, np.ones((1, 4), np.int32), ids > 5, maskable=ids > 5)
+        >>> blocks.input_ids[blocks.maskable].tolist()
+        [6, 7]
     """
 
     input_ids: np.ndarray
@@ -92,26 +92,26 @@ def tokenize(
     """Tokenises N texts or pairs of texts, special tokens included.
 
     Args:
-      texts: N texts.
-      pairs: N second texts, or None.
-      tokenizer: The model's fast tokenizer, of transformers.
-      max_length: The most tokens an example may have. Longer ones lose their end; of a
-        pair, the longer text does.
+        texts: N texts.
+        pairs: N second texts, or None.
+        tokenizer: The model's fast tokenizer, of transformers.
+        max_length: The most tokens an example may have. Longer ones lose their end; of a
+            pair, the longer text does.
 
     Returns:
-      The tokens [N, L], padded to the longest there is.
+        The tokens [N, L], padded to the longest there is.
 
     Raises:
-      InputError: If max_length leaves no room for a token besides the special ones, nothing
-        would stand between the texts of a pair, or the tokenizer cannot split a text.
+        InputError: If max_length leaves no room for a token besides the special ones, nothing
+            would stand between the texts of a pair, or the tokenizer cannot split a text.
 
     Examples:
-      >>> import metajax.data as data, transformers
-      >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "film"]
-      >>> tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
-      >>> tokens = data.tokenize(["a good film", "film"], None, tokenizer, max_length=4)
-      >>> tokens.input_ids.tolist(), tokens.lengths.tolist(), tokens.truncated
-      ([[2, 5, 6, 3], [2, 7, 3, 0]], [4, 3], 1)
+        >>> import metajax.data as data, transformers
+        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "film"]
+        >>> tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+        >>> tokens = data.tokenize(["a good film", "film"], None, tokenizer, max_length=4)
+        >>> tokens.input_ids.tolist(), tokens.lengths.tolist(), tokens.truncated
+        ([[2, 5, 6, 3], [2, 7, 3, 0]], [4, 3], 1)
     """
     if pairs is not None and not tokenizer.num_special_tokens_to_add(pair=True):
         raise InputError(
@@ -158,24 +158,25 @@ def tokenize_task(task: TaskData, tokenizer: Any, max_length: int) -> TokenizedT
     """Tokenises a task's examples; see `tokenize`.
 
     Args:
-      task: N examples.
-      tokenizer: The model's fast tokenizer, of transformers.
-      max_length: The most tokens an example may have.
+        task: N examples.
+        tokenizer: The model's fast tokenizer, of transformers.
+        max_length: The most tokens an example may have.
 
     Returns:
-      The same examples, tokens [N, L].
+        The same examples, tokens [N, L].
 
     Raises:
-      InputError: As `tokenize`; or the task hides words and the tokenizer has no mask token.
+        InputError: As `tokenize`; or the task hides words and the tokenizer has no mask token.
 
     Examples:
-      >>> import metajax.data as data, numpy as np, transformers
-      >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "film"]
-      >>> tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
-      >>> films = data.TaskData("films", ["good", "a film"], None, np.array([1, 0]), ("no", "yes"))
-      >>> task = data.tokenize_task(films, tokenizer, max_length=8)
-      >>> task.tokens.input_ids.shape, [rows.tolist() for rows in task.rows_by_class]
-      ((2, 4), [[1], [0]])
+        >>> import metajax.data as data, numpy as np, transformers
+        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "film"]
+        >>> tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+        >>> labels = np.array([1, 0])
+        >>> films = data.TaskData("films", ["good", "a film"], None, labels, ("no", "yes"))
+        >>> task = data.tokenize_task(films, tokenizer, max_length=8)
+        >>> task.tokens.input_ids.shape, [rows.tolist() for rows in task.rows_by_class]
+        ((2, 4), [[1], [0]])
     """
     texts = task.texts
     if task.hides_words:
@@ -208,23 +209,23 @@ def pack_blocks(lines: Sequence[str], tokenizer: Any, block_length: int) -> Bloc
     section 4.2), without a separator between lines.
 
     Args:
-      lines: The text.
-      tokenizer: The model's fast tokenizer, of transformers.
-      block_length: L, special tokens included.
+        lines: The text.
+        tokenizer: The model's fast tokenizer, of transformers.
+        block_length: L, special tokens included.
 
     Returns:
-      As many blocks [N, L] as the tokens fill, L - 2 a block.
+        As many blocks [N, L] as the tokens fill, L - 2 a block.
 
     Raises:
-      InputError: If block_length leaves no room for a token besides [CLS] and [SEP], the
-        tokenizer lacks one of the two, or the lines have no tokens.
+        InputError: If block_length leaves no room for a token besides [CLS] and [SEP], the
+            tokenizer lacks one of the two, or the lines have no tokens.
 
     Examples:
-      >>> import metajax.data as data, transformers
-      >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "film"]
-      >>> tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
-      >>> data.pack_blocks(["a good film", "good film"], tokenizer, 5).input_ids.tolist()
-      [[2, 5, 6, 7, 3], [2, 6, 7, 3, 0]]
+        >>> import metajax.data as data, transformers
+        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "film"]
+        >>> tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+        >>> data.pack_blocks(["a good film", "good film"], tokenizer, 5).input_ids.tolist()
+        [[2, 5, 6, 7, 3], [2, 6, 7, 3, 0]]
     """
     if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
         raise InputError(
