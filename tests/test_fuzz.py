@@ -14,7 +14,6 @@ from fuzz import __main__ as fuzzer
 from fuzz import mutate, readers, seeds, worker
 from fuzz.watch import Hung, Watch
 from metajax import data
-from metajax.cli.arguments import parse
 from metajax.cli.logging import refusal
 from metajax.commands import predict
 from metajax.config.files import read_config
@@ -103,7 +102,8 @@ def test_text_as_settings(tmp_path, name, content):
     (tmp_path / name).write_text(content, encoding="utf-8")
     given = read_or_refused(read_config, tmp_path / name, PretrainSettings)
     if given is not None:
-        read_or_refused(parse, ["pretrain", *given])
+        required = {"model": "m", "text": ("t",), "workdir": "w"}
+        read_or_refused(lambda: PretrainSettings(**required | given))
 
 
 @CHECKED

@@ -1,11 +1,11 @@
-"""One setting and what a set of them share: bounds, choices, names on the command line."""
+"""One setting: its help, bounds and choices, the values it takes, its name on the command line."""
 
 import dataclasses
-import difflib
 import math
+import operator
 import os
 import typing
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,51 +13,21 @@ from metajax.errors import InputError
 from metajax.reading import expand_home
 
 _LARGEST = 2**31 - 1  # Steps are counted in 32 bits.
-_ALIKE = 0.7  # How similar (difflib's ratio, 0..1) a name has to be to be suggested.
-# What transformers, SetFit, scikit-learn, PEFT and papers call our settings. Of several of ours,
-# the first one that the command has is meant.
-_ELSEWHERE = {
-    "learning_rate inner_lr": "learning_rate lr outer_lr meta_lr body_learning_rate",
-    "inner_lr": "alpha inner_rate inner_learning_rate adapt_lr",
-    "steps inner_steps": "steps max_steps num_steps num_iterations max_iter",
-    "inner_steps": "adaptation_steps adapt_steps num_inner_steps",
-    "epochs steps inner_steps": "epochs num_epochs num_train_epochs",
-    "batch_size meta_batch_size": "batch_size train_batch_size per_device_train_batch_size",
-    "warmup": "warmup_ratio warmup_steps",
-    "clip_norm": "max_grad_norm",
-    "remat": "gradient_checkpointing",
-    "dtype": "bf16 fp16 precision torch_dtype",
-    "mask_rate": "mlm_probability",
-    "max_length": "max_seq_length max_seq_len model_max_length",
-    "model": "model_name model_name_or_path checkpoint encoder",
-    "workdir output": "output output_dir out resume_from_checkpoint",
-    "tasks text input": "dataset dataset_name data train_file train_data",
-    "input tasks text": "tasks file texts",
-    "finetune": "train",
-    "adapt": "fit",
-    "dev held_out": "validation_file eval_file test_file eval_data",
-    "classes label_column": "labels",
-    "ways": "n_way num_ways num_classes",
-    "shots": "k k_shot n_shot num_shots num_samples",
-    "queries": "n_query num_queries",
-    "episodes": "num_episodes",
-    "algorithm": "first_order order",
-    "methods algorithm": "method",
-    "lora": "r lora_r lora_rank rank",
-    "seed": "random_state",
-    "save_every": "save_steps",
-    "keep": "save_total_limit",
-    "track": "report_to",
-    "text_column": "text_field column_mapping",
-    "label_column": "label_field",
-}
 _KINDS = {
-    str: "a text",
+    str: "a string",
     int: "a whole number",
     float: "a number",
-    bool: "a switch, True or False",
+    bool: "True or False",
     type(None): "None",
 }
+# Types of a file or the command line that are converted to the setting's type. YAML reads 2e-5 as a
+# string, and `workdir: 2024` as a number.
+_CONVERTED: dict[type, Any] = {str: int | float, int: str, float: str | int, bool: ()}
+_BOUNDS = (
+    ("minimum", operator.ge, "of at least"),
+    ("above", operator.gt, "above"),
+    ("maximum", operator.le, "of at most"),
+)
 
 
 def option(
@@ -72,56 +42,44 @@ def option(
     affects_results: bool = True,
     advanced: bool = False,
 ) -> Any:
-    """A setting: its help, default (none: required), bounds, choices and part in resuming.
+    """Declare a setting.
 
-    A `rare` one is explained by `--help-all` alone.
+    Args:
+        help: what `--help` prints.
+        default: if missing, the setting is required.
+        minimum: the smallest value.
+        above: a bound below all values.
+        maximum: the largest value.
+        choices: the only values.
+        metavar: placeholder for the value in `--help`.
+        affects_results: whether a run is resumed only with the same value.
+        advanced: whether only `--help-all` explains it.
     """
-    metadata = {
-        "help": help,
-        "minimum": minimum,
-        "above": above,
-        "maximum": maximum,
-        "choices": choices,
-        "metavar": metavar,
-        "affects_results": affects_results,
-        "advanced": advanced,
-    }
-    if default is dataclasses.MISSING:
-        return field(metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata=dict(locals()))
 
 
 def flag(name: str, *, off: bool = False) -> str:
-    """A setting's name on the command line; `off`, with which a switch is turned off."""
+    """Return a setting's flag; with `off`, the one that turns a switch off."""
     return ("--no-" if off else "--") + name.replace("_", "-")
 
 
-def suggestion(name: str, names: Collection[str], help_command: str) -> str:
-    """What to do about an unknown name of a setting, a flag or a command.
+def is_required(setting: dataclasses.Field[Any]) -> bool:
+    """Tell whether a setting has no default."""
+    return setting.default is dataclasses.MISSING
 
-    Args:
-        name: what was given: `learning_rate`, `--learning-rate` or `train`.
-        names: those that exist, written in the same way.
-        help_command: the command that lists them.
 
-    Returns:
-        The name of the same meaning (`_ELSEWHERE`), or else one that is spelled nearly alike, if
-        there is one; and where to look.
-    """
-    key, is_flag = name.lstrip("-").replace("-", "_").lower(), name.startswith("--")
-    ours = [own for own, others in _ELSEWHERE.items() if key in others.split()]
-    same = [flag(own) if is_flag else own for own in " ".join(ours).split()]
-    close = difflib.get_close_matches(name, names, n=1, cutoff=_ALIKE)
-    found = next((own for own in same + close if own in names), None)
-    return f"did you mean {found}? See {help_command}" if found else f"see {help_command}"
+def value_types(setting: dataclasses.Field[Any]) -> tuple[tuple[type, ...], bool]:
+    """Return the types of a setting's value, or of its items, and whether it takes a tuple."""
+    types = typing.get_args(setting.type) or (setting.type,)
+    return (types[:1], True) if typing.get_origin(setting.type) is tuple else (types, False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What all stages' settings share: they are checked when made.
+    """Base class of all settings, which checks them.
 
     Raises:
-        InputError: a value is of another kind, out of bounds or not one of the choices.
+        InputError: If a value has the wrong type, is out of range or is not one of the choices.
     """
 
     def __post_init__(self) -> None:
@@ -131,65 +89,89 @@ class Settings:
             check(setting, value)
 
 
-def check(setting: dataclasses.Field[Any], value: Any) -> None:
-    """Checks what a setting is given.
+def convert(setting: dataclasses.Field[Any], value: Any) -> Any:
+    """Return a value of a file or the command line in the setting's type.
+
+    The strings of a list may hold several items, separated by commas. A value that cannot be
+    converted is returned as it is: `check` refuses it.
+    """
+    types, is_tuple = value_types(setting)
+    if not is_tuple:
+        return _convert_item(types[0], value)
+    items = value if isinstance(value, list) else [value]
+    return tuple(_convert_item(types[0], part) for item in items for part in _split(item))
+
+
+def check(setting: dataclasses.Field[Any], value: Any, name: str | None = None) -> None:
+    """Check a value of a setting.
+
+    Args:
+        setting: the setting.
+        value: what it is given.
+        name: the setting's name in the message; its flag by default.
 
     Raises:
-        InputError: it is of another kind, out of bounds or not one of the choices.
+        InputError: If the value has the wrong type, is out of range or is not one of the choices.
     """
-    name, limits = flag(setting.name), setting.metadata
-    _check_kind(name, value, setting.type)
-    if value is None:
-        return
-    if value == () and setting.default is dataclasses.MISSING:
-        raise InputError(f"{name}: give one or more")
-    for item in value if isinstance(value, tuple) else (value,):
-        if limits["choices"] and item not in limits["choices"]:
-            raise InputError(f"{name} {item}: choose from {', '.join(limits['choices'])}")
-        if not isinstance(item, str):
-            _check_bounds(name, item, limits)
-        elif "\0" in item:
-            raise InputError(f"{name} {item}: has a NUL in it: leave it out")
+    name = name or flag(setting.name)
+    types, is_tuple = value_types(setting)
+    if is_tuple and not isinstance(value, tuple):
+        example = tuple(value) if isinstance(value, list) else (value,)
+        raise InputError(f"{name} {value}: wrong type; give a tuple: {example}")
+    if value == () and is_required(setting):
+        raise InputError(f"{name}: empty; give one or more")
+    for item in value if is_tuple else (value,):
+        if not _has_type(item, types):
+            wanted = " or ".join(_KINDS[kind] for kind in types)
+            raise InputError(f"{name} {item!r}: wrong type; give {wanted}")
+        if problem := _problem(item, setting.metadata):
+            raise InputError(f"{name} {item}: {problem}")
 
 
 def _as_text(value: Any) -> Any:
-    """The value, paths as text and with their `~` expanded."""
+    """Return paths as strings, with a leading `~` expanded, and other values as they are."""
     if isinstance(value, tuple):
         return tuple(map(_as_text, value))
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     return expand_home(text) if isinstance(text, str) else text
 
 
-def _check_kind(name: str, value: Any, kind: Any) -> None:
-    """What the command line converts, Python may give as something else."""
-    kinds, items = typing.get_args(kind) or (kind,), (value,)
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(value, tuple):
-            such = tuple(value) if isinstance(value, list) else (value,)
-            raise InputError(f"{name} {value}: give a tuple, such as {such}")
-        kinds, items = kinds[:1], value
-    for item in items:
-        if not _is_one_of(item, kinds):
-            wanted = " or ".join(_KINDS[kind] for kind in kinds)
-            raise InputError(f"{name} {item!r}: give {wanted}")
+def _split(item: Any) -> list[Any]:
+    """Return the items between commas; the name of a file may contain commas."""
+    if not isinstance(item, str) or os.path.exists(expand_home(item)):
+        return [item]
+    return [part.strip() for part in item.split(",") if part.strip()]
 
 
-def _is_one_of(item: Any, kinds: tuple[Any, ...]) -> bool:
-    """Whether an item is of one of the kinds; a whole number is a number, a switch is neither."""
+def _convert_item(kind: type, value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, _CONVERTED[kind]):
+        return value
+    try:
+        return kind(value)
+    except (ValueError, OverflowError):
+        return value
+
+
+def _has_type(item: Any, types: tuple[type, ...]) -> bool:
+    """Tell whether an item has one of the types; an int is a float too, a bool is not an int."""
     if isinstance(item, bool):
-        return bool in kinds
-    return isinstance(item, kinds) or (isinstance(item, int) and float in kinds)
+        return bool in types
+    return isinstance(item, types) or (isinstance(item, int) and float in types)
 
 
-def _check_bounds(name: str, value: float, limits: Any) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{name} {value}: give a finite number")
-    if value > _LARGEST:
-        raise InputError(f"{name} {value}: give a number of at most {_LARGEST}")
-    minimum, above, maximum = limits["minimum"], limits["above"], limits["maximum"]
-    if minimum is not None and value < minimum:
-        raise InputError(f"{name} {value}: give a number of at least {minimum}")
-    if above is not None and value <= above:
-        raise InputError(f"{name} {value}: give a number above {above}")
-    if maximum is not None and value > maximum:
-        raise InputError(f"{name} {value}: give a number of at most {maximum}")
+def _problem(item: Any, limits: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with an item of the right type and how to fix it, or None."""
+    if item is None or isinstance(item, bool):
+        return None
+    if limits["choices"] and item not in limits["choices"]:
+        return f"unknown value; choose from {', '.join(limits['choices'])}"
+    if isinstance(item, str):
+        return "contains a NUL character; remove it" if "\0" in item else None
+    if isinstance(item, float) and not math.isfinite(item):
+        return "not finite; give a finite number"
+    if item > _LARGEST:
+        return f"out of range; give a number of at most {_LARGEST}"
+    for key, holds, words in _BOUNDS:
+        if limits[key] is not None and not holds(item, limits[key]):
+            return f"out of range; give a number {words} {limits[key]}"
+    return None

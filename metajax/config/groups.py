@@ -1,4 +1,4 @@
-"""The settings that several stages share, in groups; see `metajax/config/settings.py`."""
+"""Groups of settings that several commands share (see `metajax/config/settings.py`)."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ from metajax.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings(Settings):
-    """Where the weights come from."""
+    """The model and how it computes."""
 
     model: str = option(
-        "a hub id, a local Hugging Face directory, or the workdir of an earlier stage",
+        "hub id, Hugging Face directory or earlier workdir",
         affects_results=False,
     )
-    seed: int = option("everything random is a function of it and the step", 0, minimum=0)
-    max_length: int = option("tokens of a text, the rest is cut off", 128, minimum=3)
+    seed: int = option("random seed", 0, minimum=0)
+    max_length: int = option("truncate texts to this many tokens", 128, minimum=3)
     dtype: str = option(
-        "what the network computes in; parameters stay float32",
+        "precision of the computation; parameters stay float32",
         "float32",
         choices=("float32", "bfloat16"),
         advanced=True,
     )
-    remat: bool = option("recompute blocks going back: less memory, more time", False)
+    remat: bool = option("recompute activations: less memory, more time", False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,24 +31,26 @@ class TaskSettings(Settings):
     """Labelled data."""
 
     tasks: tuple[str, ...] = option(
-        "CSV, TSV, JSON-lines or Parquet files; glue:NAME; hub:OWNER/NAME[/CONFIG]; smlmt:FILE "
-        "(plain text, its words to guess)",
+        "CSV, TSV, JSON Lines or Parquet files; glue:NAME; hub:OWNER/NAME[/CONFIG]; smlmt:FILE "
+        "(plain text)",
         metavar="TASK",
         affects_results=False,
     )
     glue_dir: str | None = option(
-        "the classic GLUE TSV layout, for glue:NAME (default: the hub's copy)",
+        "directory of GLUE's TSV files, for glue:NAME (default: download from the hub)",
         None,
         affects_results=False,
         advanced=True,
     )
-    text_column: str | None = option("default: text, or else sentence", None, advanced=True)
-    pair_column: str | None = option(
-        "the second text's; default: text_pair, where it is", None, advanced=True
+    text_column: str | None = option(
+        "column of the text (default: text, else sentence)", None, advanced=True
     )
-    label_column: str | None = option("default: label", None, advanced=True)
+    pair_column: str | None = option(
+        "column of the second text (default: text_pair, if present)", None, advanced=True
+    )
+    label_column: str | None = option("column of the label (default: label)", None, advanced=True)
     classes: str | None = option(
-        "keep only the labels in this file, a label a line",
+        "keep only the labels in this file (one per line)",
         None,
         metavar="FILE",
         affects_results=False,
@@ -59,21 +61,21 @@ class TaskSettings(Settings):
 class SizeSettings(Settings):
     """The size of an episode."""
 
-    ways: int = option("classes an episode", 5, minimum=2)
-    shots: int = option("support examples of each class", 1, minimum=1)
-    queries: int = option("query examples of each class", 5, minimum=1)
+    ways: int = option("classes per episode", 5, minimum=2)
+    shots: int = option("support examples per class", 1, minimum=1)
+    queries: int = option("query examples per class", 5, minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawSettings(Settings):
-    """What episodes are drawn from."""
+    """How episodes are sampled."""
 
     whole_tasks: bool = option(
-        "each data set is a task: all its classes, whatever --ways", False, advanced=True
+        "use each data set as one task with all its classes; ignores --ways", False, advanced=True
     )
     keep_duplicates: bool = option(
-        "draw equal texts too: one may be in support and query at once, which makes accuracies too "
-        "high (default: each text once, and none that has several labels)",
+        "keep duplicate texts: the same text can be in support and query, which inflates accuracy "
+        "(default: each text once, and no text with several labels)",
         False,
         advanced=True,
     )
@@ -86,34 +88,38 @@ class EpisodeSettings(DrawSettings, SizeSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceSettings(Settings):
-    """Which devices a run has, of one host or of many; none of it changes a number."""
+    """The devices of a run, on one host or several. They do not change its results."""
 
     shards: int = option(
-        "devices that parameters and optimizer state are sharded over (default 1: none)",
+        "devices to shard parameters and optimizer state over (1: no sharding)",
         1,
         minimum=1,
         affects_results=False,
         advanced=True,
     )
     distributed: bool = option(
-        "one of several hosts, each of which is given the same command; on TPU VMs, Slurm and Open "
-        "MPI this is enough",
+        "this is one of several hosts that run the same command; TPU VMs, Slurm and Open MPI need "
+        "no other flag",
         False,
         affects_results=False,
         advanced=True,
     )
     coordinator: str | None = option(
-        "elsewhere: the first host's address",
+        "address of the first host, except on TPU VMs, Slurm and Open MPI",
         None,
         metavar="HOST:PORT",
         affects_results=False,
         advanced=True,
     )
     num_processes: int | None = option(
-        "elsewhere: how many", None, minimum=1, affects_results=False, advanced=True
+        "number of processes (with --coordinator)",
+        None,
+        minimum=1,
+        affects_results=False,
+        advanced=True,
     )
     process_id: int | None = option(
-        "elsewhere: which of them this is, from 0",
+        "index of this process, from 0 (with --coordinator)",
         None,
         minimum=0,
         affects_results=False,
@@ -124,47 +130,56 @@ class DeviceSettings(Settings):
         super().__post_init__()
         where = (self.coordinator, self.num_processes, self.process_id)
         if not self.distributed and any(value is not None for value in where):
-            raise InputError("--coordinator, --num-processes, --process-id: add --distributed")
+            raise InputError(
+                "--coordinator, --num-processes, --process-id: need --distributed; add it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings(ModelSettings, DeviceSettings):
-    """The optimizer (AdamW: linear warm-up, then linear decay to zero) and what is kept."""
+    """The optimizer (AdamW with linear warmup and linear decay to zero) and the checkpoints."""
 
     workdir: str = option(
-        "a directory or gs://BUCKET/NAME; run again, it resumes",
+        "directory or gs://BUCKET/NAME (resumes if it exists)",
         affects_results=False,
     )
-    learning_rate: float = option("AdamW's peak", 5e-5, above=0)
-    warmup: float = option("share of the steps", 0.1, minimum=0, maximum=1, advanced=True)
-    weight_decay: float = option("not on LayerNorms and biases", 0.01, minimum=0, advanced=True)
-    clip_norm: float = option("largest norm of the gradient", 1.0, above=0, advanced=True)
+    learning_rate: float = option("peak learning rate of AdamW", 5e-5, above=0)
+    warmup: float = option(
+        "fraction of steps with linear warmup", 0.1, minimum=0, maximum=1, advanced=True
+    )
+    weight_decay: float = option(
+        "weight decay of AdamW, not applied to LayerNorms and biases",
+        0.01,
+        minimum=0,
+        advanced=True,
+    )
+    clip_norm: float = option("maximum norm of the gradient", 1.0, above=0, advanced=True)
     save_every: int = option("steps between checkpoints", 100, minimum=1, affects_results=False)
     keep: int = option(
-        "newest checkpoints kept", 2, minimum=1, affects_results=False, advanced=True
+        "number of newest checkpoints to keep", 2, minimum=1, affects_results=False, advanced=True
     )
     keep_every: int | None = option(
-        "checkpoints of steps that are multiples of this are kept too",
+        "keep the checkpoints of every N-th step too",
         None,
         minimum=1,
         affects_results=False,
         advanced=True,
     )
     track: tuple[str, ...] = option(
-        "tensorboard, wandb: the metrics there too",
+        "also log metrics to tensorboard or wandb",
         (),
         choices=("tensorboard", "wandb"),
         metavar="LOGGER",
         affects_results=False,
     )
     profile: bool = option(
-        "trace three steps into the workdir's profile/, for TensorBoard and Perfetto",
+        "write a trace of three steps to the workdir's profile/, for TensorBoard and Perfetto",
         False,
         affects_results=False,
         advanced=True,
     )
     max_skipped: int = option(
-        "steps in a row, skipped for a loss or gradient that is not finite, after which to stop",
+        "stop after this many consecutive steps skipped for a non-finite loss or gradient",
         10,
         minimum=1,
         affects_results=False,
@@ -177,17 +192,18 @@ class TrainSettings(ModelSettings, DeviceSettings):
             package = {"tensorboard": "tensorboardX"}.get(name, name)
             if importlib.util.find_spec(package) is None:
                 raise InputError(
-                    f"--track {name}: needs {package}: install it with `pip install {package}`"
+                    f"--track {name}: {package} is not installed; run `pip install {package}`"
                 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSettings(Settings):
-    """How a batch is split over devices."""
+    """How a batch is split."""
 
     parts: int | None = option(
-        "equal shares of a batch, each with dropout of its own: with the same number a run is the "
-        "same on any number of devices (default: one a device, and as before on resuming)",
+        "number of equal parts of a batch, each with its own dropout; with the same number, "
+        "results are the same on any number of devices (default: one per device; as before when "
+        "resuming)",
         None,
         minimum=1,
         affects_results=False,
@@ -197,24 +213,24 @@ class BatchSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class InnerSettings(Settings):
-    """How the inner loop adapts. Left out: as the checkpoint was meta-trained."""
+    """The inner loop. By default it adapts as in the checkpoint's meta-training."""
 
-    inner_steps: int | None = option("gradient steps (default 3)", None, minimum=0)
-    inner_lr: float | None = option("SGD's rate (default 0.1)", None, above=0)
+    inner_steps: int | None = option("inner gradient steps (default 3)", None, minimum=0)
+    inner_lr: float | None = option("learning rate of the inner SGD (default 0.1)", None, above=0)
     head: str | None = option(
-        "where the classification head starts (default prototypes)",
+        "initial classification head (default prototypes)",
         None,
         choices=("prototypes", "zero", "checkpoint"),
         advanced=True,
     )
     layers: int | None = option(
-        "blocks that adapt, from the top (default: all, and the embeddings)",
+        "adapt only this many top blocks (default: all blocks and the embeddings)",
         None,
         minimum=0,
         advanced=True,
     )
     lora: int | None = option(
-        "of low-rank adapters, which then adapt in place of the weights (default: none)",
+        "rank of LoRA adapters (default: adapt the weights)",
         None,
         minimum=1,
         metavar="RANK",

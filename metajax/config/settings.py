@@ -1,8 +1,8 @@
-"""The settings of every command: one typed dataclass each, for Python and the command line.
+"""The settings of each command: one dataclass for Python, the command line and `--config`.
 
-The metadata of a field holds its help, bounds and choices. Fields with `affects_results=False` may
-differ when a run is resumed, because they change no number. (The contents of files named by such
-fields are compared by their hashes.)
+A class's docstring is the command's help. A field declares its help, bounds and choices once, in
+its metadata (see `option`). Fields with `affects_results=False` may change when a run is resumed,
+because they do not change the results. The files that they name are compared by their hashes.
 """
 
 from dataclasses import dataclass
@@ -20,37 +20,45 @@ from metajax.config.groups import (
     TrainSettings,
 )
 
-EPISODES = 600  # Of an evaluation, where nothing is said.
+EPISODES = 600  # Episodes of an evaluation, by default.
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings(TrainSettings, BatchSettings):
-    """Masked-language-model training on plain text."""
+    """Pretrain on plain text by masked-language modelling.
+
+    Example: metajax pretrain --model bert-base-uncased --text corpus.txt --workdir runs/pretrain
+    """
 
     text: tuple[str, ...] = option("plain text files", metavar="FILE", affects_results=False)
-    steps: int = option("updates", 1000, minimum=1)
-    batch_size: int = option("blocks of --max-length tokens a step", 32, minimum=1)
-    mask_rate: float = option("share of the tokens to guess", 0.15, above=0, maximum=0.9)
-    whole_word: bool = option("mask whole words", False)
-    held_out: float = option("share of the text kept for measuring", 0.05, above=0, maximum=0.5)
+    steps: int = option("optimizer steps", 1000, minimum=1)
+    batch_size: int = option("blocks of --max-length tokens per step", 32, minimum=1)
+    mask_rate: float = option("fraction of tokens to predict", 0.15, above=0, maximum=0.9)
+    whole_word: bool = option("mask whole words instead of single tokens", False)
+    held_out: float = option(
+        "fraction of the text held out to measure the loss", 0.05, above=0, maximum=0.5
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings(TrainSettings, TaskSettings, BatchSettings):
-    """Supervised training: one encoder, one head a task."""
+    """Train one encoder with one head per task on labelled data.
+
+    Example: metajax finetune --model runs/pretrain --tasks glue:mrpc --workdir runs/mrpc
+    """
 
     dev: tuple[str, ...] = option(
-        "files to report on, one a task in order (glue: and hub: tasks bring their own)",
+        "files to evaluate on, one per task in the same order (glue: and hub: have their own)",
         (),
         metavar="FILE",
         affects_results=False,
     )
-    epochs: float = option("passes over all tasks' examples", 3.0, above=0)
-    steps: int | None = option("updates, instead of --epochs", None, minimum=1)
-    batch_size: int = option("examples a step", 32, minimum=1)
+    epochs: float = option("passes over the examples of all tasks", 3.0, above=0)
+    steps: int | None = option("optimizer steps, instead of --epochs", None, minimum=1)
+    batch_size: int = option("examples per step", 32, minimum=1)
     pooling: str | None = option(
-        "what the heads read: BERT's pooler (GPT-2's last token), the mean over tokens or the "
-        "first one (default: as the model's 1_Pooling says, or pooler)",
+        "input of the heads: pooler (BERT's pooler, GPT-2's last token), mean over tokens, or cls "
+        "(the first token); default: as the model's 1_Pooling directory says, else pooler",
         None,
         choices=("pooler", "mean", "cls"),
     )
@@ -60,56 +68,74 @@ class FinetuneSettings(TrainSettings, TaskSettings, BatchSettings):
 class MetatrainSettings(
     TrainSettings, TaskSettings, EpisodeSettings, InnerSettings, AlgorithmSettings
 ):
-    """MAML over episodes."""
+    """Meta-train an initialization that adapts in a few gradient steps.
 
-    learning_rate: float = option("AdamW's peak, in the outer loop", 2e-5, above=0)
+    Example: metajax metatrain --model runs/pretrain --tasks intents.jsonl --workdir runs/maml
+    """
+
+    learning_rate: float = option("peak outer learning rate of AdamW", 2e-5, above=0)
     steps: int = option("outer steps", 300, minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings(ModelSettings, SizeSettings, InnerSettings, AlgorithmSettings):
-    """What a step of metatrain takes, from the compiler: nothing is run, no weights are read."""
+    """Estimate memory and FLOPs of a metatrain step before a run.
+
+    The numbers come from the compiler. Nothing runs and no weights are read.
+
+    Example: metajax plan --model bert-base-uncased --shots 5 --low-memory --remat --memory 16GB
+    """
 
     memory: str | None = option(
-        "how much there is: says what fits; 16GB or 15.5GiB", None, metavar="SIZE"
+        "memory of a device, such as 16GB or 15.5GiB: report which settings fit",
+        None,
+        metavar="SIZE",
     )
-    output: str | None = option("write the numbers as JSON", None, metavar="FILE")
+    output: str | None = option("write the numbers to this JSON file", None, metavar="FILE")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptSettings(ModelSettings, TaskSettings, InnerSettings):
-    """A few gradient steps on a new task's examples."""
+    """Adapt a model to a new task with a few gradient steps on its examples.
+
+    Example: metajax adapt --model runs/maml --tasks examples.csv --workdir runs/mine
+    """
 
     inner_lr: float | None = option(
-        "SGD's rate (default: the largest that raises no step's loss; and no steps where their "
-        "prototypes label more of the examples that are left out right)",
+        "learning rate of SGD (default: the largest that does not raise the loss of any step; no "
+        "steps at all if prototypes alone classify more left-out examples correctly)",
         None,
         above=0,
     )
     dev: str | None = option(
-        "other labelled examples of the task, named like it: says how well they are labelled",
+        "other labelled examples of the task, to report the accuracy on",
         None,
         metavar="TASK",
         affects_results=False,
     )
-    workdir: str = option("where the adapted model is written", affects_results=False)
+    workdir: str = option("directory for the adapted model", affects_results=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictSettings(Settings):
-    """Labels for new text."""
+    """Predict the labels of new texts.
 
-    model: str = option("the workdir of adapt or finetune, or a Hugging Face classifier")
+    Example: metajax predict --model runs/mine --input texts.txt
+    """
+
+    model: str = option("workdir of adapt or finetune, or a Hugging Face classifier")
     input: str = option(
-        "a text a line, or a CSV, TSV, JSON-lines or Parquet file; - is standard input",
+        "file with one text per line, or CSV, TSV, JSON Lines or Parquet; - is standard input",
         "-",
         metavar="FILE",
     )
-    output: str = option("label<TAB>probability a line; - is standard output", "-", metavar="FILE")
-    task: str | None = option("which head, where finetune trained several", None)
-    batch_size: int = option("texts at once", 64, minimum=1)
+    output: str = option(
+        "file for one label<TAB>probability per line; - is standard output", "-", metavar="FILE"
+    )
+    task: str | None = option("which head to use, if finetune trained several", None)
+    batch_size: int = option("texts per batch", 64, minimum=1)
     max_length: int | None = option(
-        "longer texts are cut to this many tokens (default: as many as the run's, or 128)",
+        "truncate texts to this many tokens (default: as in the run, else 128)",
         None,
         minimum=3,
     )
@@ -117,75 +143,94 @@ class PredictSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(ModelSettings, TaskSettings, DrawSettings, InnerSettings):
-    """Methods compared on the same episodes."""
+    """Compare methods on the same few-shot episodes.
+
+    Example: metajax evaluate --model runs/maml --tasks intents.jsonl --classes test.txt
+    """
 
     methods: tuple[str, ...] = option(
-        "checkpoint: the model given; without meta-training: same-steps (the same adaptation), "
-        "prototypes, linear, knn (default: all that apply)",
+        "checkpoint: the given model; baselines without meta-training: same-steps (the same "
+        "adaptation), prototypes, linear, knn (default: all that apply)",
         (),
         choices=("checkpoint", "same-steps", "prototypes", "linear", "knn"),
         metavar="METHOD",
     )
-    # None is what was not given: draws of --splits have sizes of their own.
+    # None means not given: the files of --splits have their own sizes.
     ways: int | None = option(
-        f"classes an episode (default {EpisodeSettings.ways})", None, minimum=2
+        f"classes per episode (default {EpisodeSettings.ways})", None, minimum=2
     )
     shots: int | None = option(
-        f"support examples of each class (default {EpisodeSettings.shots})", None, minimum=1
+        f"support examples per class (default {EpisodeSettings.shots})", None, minimum=1
     )
     queries: int | None = option(
-        f"query examples of each class (default {EpisodeSettings.queries})", None, minimum=1
+        f"query examples per class (default {EpisodeSettings.queries})", None, minimum=1
     )
-    episodes: int | None = option(f"how many (default {EPISODES})", None, minimum=2)
+    episodes: int | None = option(f"number of episodes (default {EPISODES})", None, minimum=2)
     splits: str | None = option(
-        "a directory of published draws, in each file the support examples of one, with sizes of "
-        "their own: all other examples of --tasks are classified (default: draw at random)",
+        "directory of published support sets, one file per episode; all other examples of --tasks "
+        "are classified (default: random episodes)",
         None,
         metavar="DIR",
     )
     curve: int | None = option(
-        "accuracy of checkpoint and same-steps after 0, 1, ... up to this many inner steps",
+        "report the accuracy of checkpoint and same-steps after 0, 1, ..., STEPS inner steps",
         None,
         minimum=1,
         metavar="STEPS",
     )
-    output: str | None = option("write the rows as JSON", None, metavar="FILE")
+    output: str | None = option("write the results to this JSON file", None, metavar="FILE")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings(Settings):
-    """Hugging Face format."""
+    """Export a model in Hugging Face format.
 
-    model: str = option("the workdir of any stage")
-    output: str = option("the directory to write; new or empty", metavar="DIR")
-    task: str | None = option("which head, where finetune trained several", None)
+    Example: metajax export --model runs/mine --output mine-hf
+    """
+
+    model: str = option("workdir of any stage")
+    output: str = option("new or empty directory to write", metavar="DIR")
+    task: str | None = option("which head to use, if finetune trained several", None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LineageSettings(Settings):
-    """What a model came from: each run with its seed and settings, down to the first weights."""
+    """List the runs that a model came from, with their seeds and settings.
 
-    model: str = option("the workdir of any stage")
-    output: str | None = option("write all of it as JSON", None, metavar="FILE")
+    Example: metajax lineage --model runs/mine
+    """
+
+    model: str = option("workdir of any stage")
+    output: str | None = option("write the lineage to this JSON file", None, metavar="FILE")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings(Settings):
-    """The three stages on weights and text that every machine can have."""
+    """Run all stages on a small pretrained model and the docstrings of Python.
 
-    workdir: str = option("where the demo is written; run again, it resumes", "demo")
-    model: str | None = option("other weights than all-MiniLM-L6-v2", None, metavar="DIR")
-    seed: int = option("another seed, another run", 0, minimum=0)
+    Example: metajax demo
+    """
+
+    workdir: str = option("directory for the demo (resumes if it exists)", "demo")
+    model: str | None = option(
+        "directory of other weights than all-MiniLM-L6-v2", None, metavar="DIR"
+    )
+    seed: int = option("seed of the demo", 0, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings(Settings):
-    """One HTML page on runs, finished or not: curves, tables and lineage; pictures beside it."""
+    """Write one HTML page with the curves, tables and lineage of finished or running runs.
+
+    Example: metajax report --runs runs/maml runs/mine --evaluations rows.json --output report.html
+    """
 
     runs: tuple[str, ...] = option("workdirs of any stages", metavar="WORKDIR")
     evaluations: tuple[str, ...] = option(
-        "what evaluate --output wrote, for the tables of methods and, with --curve, the curves",
+        "outputs of evaluate --output, to show tables of methods and (with --curve) curves",
         (),
         metavar="FILE",
     )
-    output: str = option("the page; the pictures go beside it", "report.html", metavar="FILE")
+    output: str = option(
+        "the page to write; its pictures go to the same directory", "report.html", metavar="FILE"
+    )

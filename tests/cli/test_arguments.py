@@ -14,7 +14,8 @@ import metajax
 from metajax.cli import main as cli
 from metajax.cli.arguments import COMMANDS, parse
 from metajax.commands.predict import predict
-from metajax.config.fields import _ELSEWHERE, flag
+from metajax.config.fields import flag
+from metajax.config.names import _ALIASES
 from metajax.config.settings import MetatrainSettings, PredictSettings
 from metajax.errors import InputError
 from metajax.reading import read_bytes
@@ -54,7 +55,7 @@ def test_the_version(capsys):
 
 def shown(command, setting):
     """What help calls a setting that it explains."""
-    kind = get_type_hints(COMMANDS[command].settings)[setting.name]
+    kind = get_type_hints(COMMANDS[command])[setting.name]
     return flag(setting.name).replace("--", "--[no-]" if kind is bool else "--", 1)
 
 
@@ -64,16 +65,16 @@ def test_help_of_a_command_names_every_option_and_has_an_example(name, capsys):
         parse([name, "--help"])
     assert done.value.code == 0
     out = capsys.readouterr().out
-    assert f"example: metajax {name}" in out
-    for setting in fields(COMMANDS[name].settings):
+    assert f"Example: metajax {name}" in out
+    for setting in fields(COMMANDS[name]):
         assert shown(name, setting) in out or re.search(rf"\s{flag(setting.name)}\b", out)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_example_can_be_parsed(name):
-    found, settings, _ = parse(COMMANDS[name].example.split()[1:])
+    found, settings, _ = parse(COMMANDS[name].__doc__.split("Example: metajax ")[1].split())
     assert found == name
-    assert isinstance(settings, COMMANDS[name].settings)
+    assert isinstance(settings, COMMANDS[name])
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -87,7 +88,7 @@ def test_help_fits_a_screen_and_help_all_explains_the_rest(name, capsys, monkeyp
     lines = pages["--help"].splitlines()
     assert len(lines) <= 50
     assert max(map(len, lines)) <= 80
-    for setting in fields(COMMANDS[name].settings):
+    for setting in fields(COMMANDS[name]):
         assert f"\n  {shown(name, setting)}" in pages["--help-all"]
 
 
@@ -120,8 +121,8 @@ def test_an_unknown_option_is_answered_with_one_of_the_same_meaning_or_spelling(
 
 
 def test_all_meanings_are_settings_or_commands():
-    settings = {field.name for command in COMMANDS.values() for field in fields(command.settings)}
-    known = set(" ".join(_ELSEWHERE).split())
+    settings = {field.name for command in COMMANDS.values() for field in fields(command)}
+    known = set(" ".join(_ALIASES).split())
     assert known <= settings | set(COMMANDS)
 
 
@@ -188,25 +189,25 @@ def test_arguments_become_typed_settings():
 
 
 def test_settings_are_checked_from_python_too():
-    with pytest.raises(InputError, match="--shots 0: give a number of at least 1"):
+    with pytest.raises(InputError, match="--shots 0: out of range; give a number of at least 1"):
         MetatrainSettings(model="m", tasks=("t",), workdir="w", shots=0)
-    with pytest.raises(InputError, match=r"--tasks t.csv: give a tuple, such as \('t.csv',\)"):
+    with pytest.raises(InputError, match=r"--tasks t.csv: wrong type; give a tuple: \('t.csv',\)"):
         MetatrainSettings(model="m", tasks="t.csv", workdir="w")
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"shots": "1"}, "--shots '1': give a whole number"),
-        ({"shots": 1.5}, "--shots 1.5: give a whole number"),
-        ({"shots": True}, "--shots True: give a whole number"),
-        ({"inner_steps": "1"}, "--inner-steps '1': give a whole number or None"),
-        ({"seed": None}, "--seed None: give a whole number"),
-        ({"remat": 1}, "--remat 1: give a switch, True or False"),
-        ({"learning_rate": None}, "--learning-rate None: give a number"),
-        ({"model": 3}, "--model 3: give a text"),
-        ({"tasks": (1,)}, "--tasks 1: give a text"),
-        ({"tasks": ()}, "--tasks: give one or more"),
+        ({"shots": "1"}, "--shots '1': wrong type; give a whole number"),
+        ({"shots": 1.5}, "--shots 1.5: wrong type; give a whole number"),
+        ({"shots": True}, "--shots True: wrong type; give a whole number"),
+        ({"inner_steps": "1"}, "--inner-steps '1': wrong type; give a whole number or None"),
+        ({"seed": None}, "--seed None: wrong type; give a whole number"),
+        ({"remat": 1}, "--remat 1: wrong type; give True or False"),
+        ({"learning_rate": None}, "--learning-rate None: wrong type; give a number"),
+        ({"model": 3}, "--model 3: wrong type; give a string"),
+        ({"tasks": (1,)}, "--tasks 1: wrong type; give a string"),
+        ({"tasks": ()}, "--tasks: empty; give one or more"),
     ],
 )
 def test_settings_of_another_kind_are_refused_from_python(setting, message):

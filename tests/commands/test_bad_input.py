@@ -31,8 +31,8 @@ NO_RUN = ("./nowhere", "./nowhere: is not the workdir of a run")
 NO_TASKS = ("bad.csv", "bad.csv:26: ")
 NO_CLASSES = ("one.txt", "one.txt:2: no task has the label 'nope'")
 NO_WORKDIR = ("file", "file: is not a directory: name another")
-NO_SETTINGS = ("bad.yaml", "bad.yaml: holds no settings")
-NO_SEED = (-1, "--seed -1: give a number of at least 0")
+NO_SETTINGS = ("bad.yaml", "bad.yaml: contains no settings")
+NO_SEED = (-1, "--seed -1: out of range; give a number of at least 0")
 NO_OUTPUT = ("no/out", "no/out: its directory does not exist")
 
 # For each command an option with something wrong, and what is said of it.
@@ -97,7 +97,7 @@ WIRING = {
         "--task": ("nope", "--task nope: choose from "),
         "--output": NO_OUTPUT,
         "--config": NO_SETTINGS,
-        "--batch-size": (0, "--batch-size 0: give a number of at least 1"),
+        "--batch-size": (0, "--batch-size 0: out of range; give a number of at least 1"),
     },
     "export": {
         "--model": NO_RUN,
@@ -443,7 +443,7 @@ def test_devices_that_are_not_there(refused, material, tmp_path):
             {"shards": 3},
             "--shards 3: a state cannot be sharded over 3 of 1 devices: give a divisor",
         ),
-        ({"process_id": 1}, "--coordinator, --num-processes, --process-id: add --distributed"),
+        ({"process_id": 1}, "--coordinator, --num-processes, --process-id: need --distributed"),
         ({"parts": 3}, "--batch-size 4: use 3 or 6, a multiple of 3, the number of --parts"),
     ):
         done = tiny.run(*pretrain_command(material, tmp_path / "run", **changes))

@@ -28,7 +28,7 @@ REQUIRED = {
         ("pretrain", "--steps", -5, "give a number of at least 1"),
         ("pretrain", "--steps", 0, "give a number of at least 1"),
         ("pretrain", "--steps", 10**12, "give a number of at most"),
-        ("pretrain", "--steps", "ten", "invalid int value: 'ten'"),
+        ("pretrain", "--steps", "ten", "'ten': wrong type; give a whole number"),
         ("pretrain", "--seed", -1, "give a number of at least 0"),
         ("pretrain", "--seed", 10**400, "give a number of at most"),
         ("pretrain", "--learning-rate", "nan", "give a finite number"),
@@ -44,7 +44,7 @@ REQUIRED = {
         ("metatrain", "--ways", 0, "give a number of at least 2"),
         ("metatrain", "--shots", 0, "give a number of at least 1"),
         ("metatrain", "--queries", 0, "give a number of at least 1"),
-        ("metatrain", "--inner-steps", "x", "invalid int value: 'x'"),
+        ("metatrain", "--inner-steps", "x", "'x': wrong type; give a whole number or None"),
         ("metatrain", "--inner-steps", -1, "give a number of at least 0"),
         ("metatrain", "--inner-lr", "nan", "give a finite number"),
         ("metatrain", "--meta-batch-size", 0, "give a number of at least 1"),
@@ -74,17 +74,17 @@ def test_nothing_else_is_wrong_with_them():
             f"{REQUIRED['pretrain']} --stepz 3",
             r"^--stepz: unknown option of pretrain; did you mean --steps\?",
         ),
-        ("pretrain --workdir w", "^the following arguments are required: --model, --text: see m"),
-        ("", "^the following arguments are required: COMMAND: see metajax --help"),
+        ("pretrain --workdir w", "^pretrain: required options are missing; add --model, --text$"),
+        ("", "^the following arguments are required: COMMAND; see metajax --help"),
         ("pretain", "^unknown command 'pretain'; did you mean pretrain"),
         ("pretain --help", "^unknown command 'pretain'; did you mean pretrain"),
         (
             f"{REQUIRED['pretrain']} --text b.txt",
-            "^--text: is given 2 times: give all of it after one",
+            "^--text: given twice; list all values after one --text",
         ),
         (
             "pretrain --model m --text t --workdir a\0b",
-            "^--workdir a\0b: has a NUL in it: leave it out",
+            "^--workdir a\0b: contains a NUL character; remove it",
         ),
         (
             f"{REQUIRED['metatrain']} --algorithm fomaml --low-memory",
@@ -92,7 +92,7 @@ def test_nothing_else_is_wrong_with_them():
         ),
         (
             f"{REQUIRED['pretrain']} --process-id 1",
-            "^--coordinator, --num-processes, --process-id: add --distributed",
+            "^--coordinator, --num-processes, --process-id: need --distributed; add it",
         ),
     ],
 )

@@ -9,6 +9,7 @@ import yaml
 
 from metajax.cli.arguments import COMMANDS, parse
 from metajax.config.fields import flag
+from metajax.config.files import read_config
 from metajax.config.settings import MetatrainSettings
 from metajax.errors import InputError
 
@@ -56,7 +57,7 @@ def test_the_command_line_wins(tmp_path):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_all_settings_can_be_written_and_read(tmp_path, command):
-    kind = COMMANDS[command].settings
+    kind = COMMANDS[command]
     required = {
         field.name: ["x"] if "tuple" in str(field.type) else "x"
         for field in dataclasses.fields(kind)
@@ -107,7 +108,7 @@ FREE |= {"save_every", "keep", "keep_every", "track", "profile", "max_skipped"}
 
 @pytest.mark.parametrize("command", DEFAULTS)
 def test_what_is_left_out_is_as_documented(command):
-    fields = dataclasses.fields(COMMANDS[command].settings)
+    fields = dataclasses.fields(COMMANDS[command])
     found = {each.name: each.default for each in fields}
     required = [name for name, default in found.items() if default is dataclasses.MISSING]
     assert {name: found[name] for name in found if name not in required} == DEFAULTS[command]
@@ -151,7 +152,7 @@ def test_settings_are_taken_up_to_their_bounds(command):
     given += ["--text" if command == "pretrain" else "--tasks", "t"]
     for name, (last, first) in BOUNDS[command].items():
         assert getattr(parse([*given, f"{flag(name)}={last}"])[1], name) == last
-        with pytest.raises(InputError, match=f"{flag(name)} .*: give a number "):
+        with pytest.raises(InputError, match=f"{flag(name)} .*: out of range; give a number "):
             parse([*given, f"{flag(name)}={first}"])
 
 
@@ -164,23 +165,55 @@ def test_switches_of_a_file_may_be_off(tmp_path):
     assert parse(["pretrain", *given, "--whole-word"])[1].whole_word
 
 
+def test_values_of_a_file_may_be_off(tmp_path):
+    """Zero and false are values; null is the default."""
+    (tmp_path / "run.yaml").write_text(
+        "inner_steps: 0\nremat: false\nweight_decay: 0\nlora: null\n"
+    )
+    assert read_config(tmp_path / "run.yaml", MetatrainSettings) == {
+        "inner_steps": 0,
+        "remat": False,
+        "weight_decay": 0.0,
+    }
+
+
 BAD = {
     "unknown": ("wys: 3", r"run.yaml: wys: unknown setting; did you mean ways\?"),
-    "not a number": ("ways: many", "run.yaml: argument --ways: invalid int value: 'many'"),
-    "a list for one": ("ways: [2, 3]", "run.yaml: ways: is .*: give one, not a list"),
-    "not true or false": ("remat: 3", "run.yaml: remat: is 3: write true or false"),
-    "true for a number": ("ways: true", "run.yaml: ways: is True: give a number"),
-    "nested": ("tasks: {a: 3}", "run.yaml: tasks: is .*: give a number"),
-    "a list": ("- ways", "run.yaml: holds no settings"),
-    "empty": ("", "run.yaml: holds no settings"),
+    "not a number": ("ways: many", "run.yaml: ways 'many': wrong type; give a whole number"),
+    "a list for one": ("ways: [2, 3]", r"run.yaml: ways \[2, 3\]: wrong type; give a whole number"),
+    "not true or false": ("remat: 3", "run.yaml: remat 3: wrong type; give True or False"),
+    "true for a number": ("ways: true", "run.yaml: ways True: wrong type; give a whole number"),
+    "true for a fraction": ("warmup: true", "run.yaml: warmup True: wrong type; give a number"),
+    "true for a name": ("workdir: yes", "run.yaml: workdir True: wrong type; give a string"),
+    "nested": ("tasks: {a: 3}", "run.yaml: tasks {'a': 3}: wrong type; give a string"),
+    "a list": ("- ways", "run.yaml: contains no settings"),
+    "empty": ("", "run.yaml: contains no settings"),
     "not YAML": ("a: [1", "run.yaml: cannot be read"),
     "deep": ("[" * 10_000, "run.yaml: cannot be read"),
     "code": ("ways: !!python/object/apply:os.system ['true']", "run.yaml: cannot be read"),
-    "options in a list": ("tasks: [a, --ways]", "run.yaml: tasks: is .*: in a list nothing may"),
+    "not a choice": ("dtype: float8", "run.yaml: dtype float8: unknown value; choose from float32"),
+    "too many digits": (f"seed: 0x{'f' * 5000}", "run.yaml: cannot be read"),
+    "zero": ("ways: 0", "run.yaml: ways 0: out of range; give a number of at least 2"),
+    "empty, but required": ("tasks: []", "run.yaml: tasks: empty; give one or more"),
     "twice": ("steps: 100\nsteps: 300", "run.yaml: cannot be read .steps is given twice"),
-    "twice, in two spellings": ("inner-lr: 1\ninner_lr: 2", "run.yaml: inner_lr is given twice"),
-    "bounds": ("ways: 1", "--ways 1: give a number of at least 2"),
+    "twice, in two spellings": ("inner-lr: 1\ninner_lr: 2", "run.yaml: inner_lr: given twice"),
+    "bounds": ("ways: 1", "run.yaml: ways 1: out of range; give a number of at least 2"),
 }
+
+
+def test_values_of_a_file_have_the_type_of_the_setting(tmp_path):
+    """YAML reads 2e-5 as a string and a year as a number; a list's items are never flags."""
+    text = "learning-rate: 2e-5\ninner_lr: 1\nworkdir: 2024\nmodel: m\ntasks: [a, --ways, 'b, c']\n"
+    (tmp_path / "run.yaml").write_text(text)
+    assert read_config(tmp_path / "run.yaml", MetatrainSettings) == {
+        "learning_rate": 2e-5,
+        "inner_lr": 1.0,
+        "workdir": "2024",
+        "model": "m",
+        "tasks": ("a", "--ways", "b", "c"),
+    }
+    (tmp_path / "run.yaml").write_text("model: m\ntasks: a,b\nworkdir: w\n")
+    assert parse(["metatrain", f"--config={tmp_path / 'run.yaml'}"]).settings.tasks == ("a", "b")
 
 
 @pytest.mark.parametrize("case", BAD)
