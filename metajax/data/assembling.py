@@ -131,8 +131,8 @@ def _lengths(tasks: Sequence[TokenizedTask], episodes: Episodes) -> tuple[np.nda
     """The lengths [T, S] and [T, Q] of the texts; 0 at padding."""
 
     def of(rows: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        found = [tasks[task].tokens.lengths[row] for task, row in zip(episodes.task, rows)]
-        return np.stack(found) * (mask > 0)
+        lengths = [tasks[task].tokens.lengths[row] for task, row in zip(episodes.task, rows)]
+        return np.stack(lengths) * (mask > 0)
 
     return of(episodes.support, episodes.support_mask), of(episodes.query, episodes.query_mask)
 

@@ -127,8 +127,8 @@ def _warn_of_labels(source: str, names: dict[str, str]) -> None:
         (merged, "are taken for one: they differ in white space, invisible characters or Unicode"),
         (similar, "look alike and are classes of their own: give them one name if they are one"),
     ):
-        found = [group for group in groups.values() if len(group) > 1]
-        if found:
-            some = ", ".join(" and ".join(map(repr, group)) for group in found[:_NAMED])
-            more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        several = [group for group in groups.values() if len(group) > 1]
+        if several:
+            some = ", ".join(" and ".join(map(repr, group)) for group in several[:_NAMED])
+            more = f" and {len(several) - _NAMED} more" if len(several) > _NAMED else ""
             _log.warning("%s: the labels %s%s %s", source, printable(some), more, what)

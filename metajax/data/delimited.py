@@ -167,14 +167,14 @@ def _warn_of_joined_rows(
         fields = text.removesuffix("\r").split(delimiter)
         return len(fields) == len(known) and any(map(set.__contains__, known, fields))
 
-    found = []
+    suspects = []
     for number in broken:
         parts = delimiter.join(rows[number]).split("\n")[:-1]  # The last has the row's own end.
-        found += [(lines[number], part) for part in parts if is_row(part)]
-    if found:
-        line, part = found[0]
+        suspects += [(lines[number], part) for part in parts if is_row(part)]
+    if suspects:
+        line, part = suspects[0]
         _log.warning(
             "%s:%d: a quoted field holds %s, which looks like a row of its own (%d lines do): a "
             "quotation mark may be missing or be one too many; check it",
-            *(path, line, printable(repr(part[:60])), len(found)),
+            *(path, line, printable(repr(part[:60])), len(suspects)),
         )

@@ -176,10 +176,10 @@ def _labelled(task: TaskData) -> list[tuple[Example, str]]:
 
 def _labels_of(task: TaskData) -> dict[Example, set[str]]:
     """The labels of each example; data may have a text twice, and not agree with itself."""
-    found = collections.defaultdict[Example, set[str]](set)
+    labels = collections.defaultdict[Example, set[str]](set)
     for example, label in _labelled(task):
-        found[example].add(label)
-    return found
+        labels[example].add(label)
+    return labels
 
 
 def _shortened(example: Example) -> str:

@@ -22,8 +22,8 @@ class Duplicates(NamedTuple):
     Examples:
         >>> import numpy as np
         >>> from metajax.data import Duplicates
-        >>> found = Duplicates(first=np.array([0, 1, 0]), conflicting=np.array([True, False, True]))
-        >>> found.repeated, found.once.tolist()
+        >>> same = Duplicates(first=np.array([0, 1, 0]), conflicting=np.array([True, False, True]))
+        >>> same.repeated, same.once.tolist()
         (1, [False, True, False])
     """
 
@@ -53,8 +53,8 @@ def find_duplicates(
 
     Examples:
         >>> from metajax.data import find_duplicates
-        >>> found = find_duplicates(["good", "so so", "good ", "so  so"], None, [1, 1, 1, 0])
-        >>> found.first.tolist(), found.conflicting.tolist()
+        >>> duplicates = find_duplicates(["good", "so so", "good ", "so  so"], None, [1, 1, 1, 0])
+        >>> duplicates.first.tolist(), duplicates.conflicting.tolist()
         ([0, 1, 0, 1], [False, True, False, True])
     """
     rows: dict[Example, int] = {}

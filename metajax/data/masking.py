@@ -117,7 +117,7 @@ def mask_tokens(blocks: Blocks, rule: MaskRule, seed: int, step: int) -> dict[st
 def pretraining_batch(
     blocks: Blocks, rule: MaskRule, seed: int, step: int, batch_size: int
 ) -> dict[str, np.ndarray]:
-    """Returns the masked batch of one step: every block once an epoch, always masked anew.
+    """Returns the masked batch of one step: every block once per epoch, with new masks each time.
 
     See `shuffled_rows` for the order.
 

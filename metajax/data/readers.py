@@ -210,27 +210,27 @@ def _bounded_column(file: Any, name: str, most: int) -> list[Any]:
     if claimed + metadata.num_rows * _BYTES_OF_A_ROW > most:
         raise ValueError(f"it claims {claimed} bytes in {metadata.num_rows} rows")
     for batch in file.iter_batches(_BATCH, columns=[name]):
-        found = batch.column(name)
-        size += len(found) * _BYTES_OF_A_ROW + _decoded_size(found)
+        column = batch.column(name)
+        size += len(column) * _BYTES_OF_A_ROW + _decoded_size(column)
         if size > most:
             raise ValueError(f"the column {name!r} holds more than {most} bytes")
-        values += found.to_pylist()
+        values += column.to_pylist()
     if len(values) != metadata.num_rows:
         raise ValueError(f"{len(values)} rows in place of {metadata.num_rows}")
     return values
 
 
-def _decoded_size(found: Any) -> int:
+def _decoded_size(column: Any) -> int:
     """The bytes of a column's values, those of a dictionary as often as they come."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if not pa.types.is_dictionary(found.type):
-        return found.nbytes
-    if not _is_string(found.dictionary.type):
-        return len(found) * found.dictionary.nbytes
-    lengths = pc.binary_length(found.dictionary).cast(pa.int64())
-    return pc.sum(lengths.take(found.indices)).as_py() or 0
+    if not pa.types.is_dictionary(column.type):
+        return column.nbytes
+    if not _is_string(column.dictionary.type):
+        return len(column) * column.dictionary.nbytes
+    lengths = pc.binary_length(column.dictionary).cast(pa.int64())
+    return pc.sum(lengths.take(column.indices)).as_py() or 0
 
 
 # The readers of tables, by extension.

@@ -231,19 +231,19 @@ def _load_glue(key: str, glue_dir: str | Path | None, split: str) -> TaskData:
 def _find_columns(table: Table, wanted: _Columns, *, labelled: bool = True) -> _Columns:
     text = wanted.text or ("text" if "text" in table.names else "sentence")
     pair = wanted.pair or ("text_pair" if "text_pair" in table.names else None)
-    found = _Columns(text, pair, (wanted.label or "label") if labelled else None)
+    columns = _Columns(text, pair, (wanted.label or "label") if labelled else None)
     how = "name the text's column so in the first line, or give plain text (.txt), a text a line"
     if labelled:
         how = (
             "name the columns in the first line, or say which to use with --text-column, "
             "--pair-column and --label-column"
         )
-    for name in found:
+    for name in columns:
         if name is not None and name not in table.names:
             alternative = "'text' or 'sentence'" if name == text and not wanted.text else repr(name)
             names = ", ".join(repr(name[:40]) for name in table.names[:12])
             raise InputError(f"{table.source}: has no column {alternative}, only {names}; {how}")
-    return found
+    return columns
 
 
 def _task(

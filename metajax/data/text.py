@@ -128,23 +128,10 @@ def tokenize(
     truncated = 0
     for begin in range(0, len(texts), _CHUNK):
         chunk = slice(begin, begin + _CHUNK)
-        # All at full length first: that is how the long ones are known and counted.
-        found = _encode(tokenizer, texts[chunk], pairs and pairs[chunk])
-        long = [i for i, row in enumerate(found["input_ids"]) if len(row) > max_length]
-        if long:
-            cut = _encode(
-                tokenizer,
-                [texts[begin + i] for i in long],
-                pairs and [pairs[begin + i] for i in long],
-                truncation=True,
-                max_length=max_length,
-            )
-            for key, rows in cut.items():
-                for i, row in zip(long, rows):
-                    found[key][i] = row
-        ids += found["input_ids"]
-        types += found["token_type_ids"]
-        truncated += len(long)
+        encoded, long = _truncated(tokenizer, texts[chunk], pairs and pairs[chunk], max_length)
+        ids += encoded["input_ids"]
+        types += encoded["token_type_ids"]
+        truncated += long
     lengths = np.array([len(row) for row in ids], np.int32)
     return Tokens(
         _pad(ids, lengths, tokenizer.pad_token_id, np.int32),
@@ -251,10 +238,31 @@ def pack_blocks(lines: Sequence[str], tokenizer: Any, block_length: int) -> Bloc
     maskable &= ~np.isin(input_ids, tokenizer.all_special_ids)
     word_start = np.zeros((count, block_length), bool)
     word_start[:, 1:-1][used] = starts
-    # A word goes on only from a maskable token: one that the block's edge cuts begins anew.
+    # A word goes on only from a maskable token: a word that the block's edge cuts begins again.
     word_start[:, 1:] |= ~maskable[:, :-1]
     attention_mask = (np.arange(block_length) < lengths[:, None] + 2).astype(np.int32)
     return Blocks(input_ids, attention_mask, word_start & maskable, maskable)
+
+
+def _truncated(
+    tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+) -> tuple[Any, int]:
+    """The encoded texts, none longer than `max_length`, and how many were."""
+    # All at full length first: that is how the long ones are known and counted.
+    encoded = _encode(tokenizer, texts, pairs)
+    long = [i for i, row in enumerate(encoded["input_ids"]) if len(row) > max_length]
+    if long:
+        cut = _encode(
+            tokenizer,
+            [texts[i] for i in long],
+            pairs and [pairs[i] for i in long],
+            truncation=True,
+            max_length=max_length,
+        )
+        for key, rows in cut.items():
+            for i, row in zip(long, rows):
+                encoded[key][i] = row
+    return encoded, len(long)
 
 
 def _encode(
@@ -290,8 +298,8 @@ def _stream(lines: Sequence[str], tokenizer: Any) -> tuple[np.ndarray, np.ndarra
     starts: list[np.ndarray] = []
     for begin in range(0, len(lines), _CHUNK):
         chunk = lines[begin : begin + _CHUNK]
-        found = _encode(tokenizer, chunk, None, add_special_tokens=False)
-        for encoding in found.encodings:
+        encoded = _encode(tokenizer, chunk, None, add_special_tokens=False)
+        for encoding in encoded.encodings:
             # None stands for a special token that the text spells: a word of its own.
             words = np.array([-1 if x is None else x for x in encoding.word_ids], np.int32)
             ids.append(np.array(encoding.ids, np.int32))

@@ -127,31 +127,16 @@ class TransformerConfig:
                     f"{where}: {key} is {values[key]!r}, but only {only!r} is supported; give a "
                     "model that has it so"
                 )
-        found = {
+        settings = {
             field.name: _read(values, field, family.settings.get(field.name, field.name), where)
             for field in dataclasses.fields(cls)
             if field.name not in {"model_type", *family.fixed, *_OF_SOME} - family.settings.keys()
         }
         for name, other in _OF_SOME.items():
-            if found.get(name) == found[other]:
-                found[name] = None
-        config = cls(model_type=values["model_type"], **family.fixed, **found)
-        if config.hidden_size % config.num_attention_heads:
-            raise InputError(
-                f"{where}: hidden_size {config.hidden_size} is not a multiple of "
-                f"num_attention_heads {config.num_attention_heads}; correct one of them"
-            )
-        if config.pad_token_id >= config.vocab_size:
-            raise InputError(
-                f"{where}: pad_token_id {config.pad_token_id} is outside the vocabulary of "
-                f"{config.vocab_size}; correct one of them"
-            )
-        most = config.max_position_embeddings - config.first_position
-        if most < 1:
-            raise InputError(
-                f"{where}: max_position_embeddings {config.max_position_embeddings} leaves no "
-                "position for a token; correct it"
-            )
+            if settings.get(name) == settings[other]:
+                settings[name] = None
+        config = cls(model_type=values["model_type"], **family.fixed, **settings)
+        most = _usable_positions(config, where)
         return dataclasses.replace(config, max_position_embeddings=most)
 
     def to_dict(self) -> dict[str, Any]:
@@ -169,6 +154,31 @@ class TransformerConfig:
             if name not in unsaid
         }
         return {"position_embedding_type": "absolute", **spelled}
+
+
+def _usable_positions(config: TransformerConfig, where: str) -> int:
+    """How many tokens a text may have.
+
+    Raises:
+        InputError: it is none, or other sizes do not fit each other.
+    """
+    if config.hidden_size % config.num_attention_heads:
+        raise InputError(
+            f"{where}: hidden_size {config.hidden_size} is not a multiple of "
+            f"num_attention_heads {config.num_attention_heads}; correct one of them"
+        )
+    if config.pad_token_id >= config.vocab_size:
+        raise InputError(
+            f"{where}: pad_token_id {config.pad_token_id} is outside the vocabulary of "
+            f"{config.vocab_size}; correct one of them"
+        )
+    most = config.max_position_embeddings - config.first_position
+    if most < 1:
+        raise InputError(
+            f"{where}: max_position_embeddings {config.max_position_embeddings} leaves no "
+            "position for a token; correct it"
+        )
+    return most
 
 
 def _completed(values: dict[str, Any], family: Family) -> dict[str, Any]:

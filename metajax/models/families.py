@@ -177,7 +177,7 @@ FAMILIES = {
 def unwrapped(
     tensors: Mapping[str, np.ndarray], model_type: str, where: str
 ) -> Mapping[str, np.ndarray]:
-    """The tensors without what a wrapper, such as DistributedDataParallel, put before their names.
+    """The tensors without the prefix of a wrapper such as DistributedDataParallel in their names.
 
     Args:
         tensors: by name.
@@ -185,7 +185,7 @@ def unwrapped(
         where: the directory, for error messages.
 
     Raises:
-        InputError: some have such a prefix, and others not.
+        InputError: some names have the prefix, and others not.
     """
     family = FAMILIES[model_type]
     table = family.tensors.get(_TABLE, _TABLE) + ".weight"
@@ -217,21 +217,21 @@ def to_bert(
     names: dict[str, list[str]] = {}
     for ours, theirs in {**family.tensors, **family.classifier}.items():
         names.setdefault(theirs, []).append(ours)
-    found = {}
+    renamed = {}
     # What stands in for the pooler comes after one, and wins.
     for name in sorted(tensors, key=lambda name: _stem(name) in family.classifier.values()):
         several = _translate(name.removeprefix(family.prefix), names)
         value = tensors[name]
         parts = np.array_split(value, len(several), axis=-1) if value.ndim else [value]
         for ours, part in zip(several, parts):
-            found[ours] = _turned(part, ours, family)
-    if "embeddings.position_embeddings.weight" in found:
-        table = found["embeddings.position_embeddings.weight"]
-        found["embeddings.position_embeddings.weight"] = table[offset:]
-    if "classifier.weight" in found and not family.classifier_bias:
-        weight = found["classifier.weight"]
-        found["classifier.bias"] = np.zeros(weight.shape[:1], weight.dtype)
-    return found
+            renamed[ours] = _turned(part, ours, family)
+    if "embeddings.position_embeddings.weight" in renamed:
+        table = renamed["embeddings.position_embeddings.weight"]
+        renamed["embeddings.position_embeddings.weight"] = table[offset:]
+    if "classifier.weight" in renamed and not family.classifier_bias:
+        weight = renamed["classifier.weight"]
+        renamed["classifier.bias"] = np.zeros(weight.shape[:1], weight.dtype)
+    return renamed
 
 
 def from_bert(
@@ -249,7 +249,7 @@ def from_bert(
     of_head = family.classifier if head == "classification" else {}
     names = {ours: [theirs] for ours, theirs in {**family.tensors, **of_head}.items()}
     prefix = "" if head == "encoder" else family.prefix
-    found: dict[str, list[np.ndarray]] = {}
+    parts_of: dict[str, list[np.ndarray]] = {}
     for name, value in tensors.items():
         if name == "classifier.bias" and not family.classifier_bias:
             continue
@@ -257,13 +257,13 @@ def from_bert(
             value = np.concatenate([np.zeros_like(value, shape=(offset, value.shape[1])), value])
         outside = name.startswith(("cls.", "classifier.")) or _stem(name) in of_head
         theirs = ("" if outside else prefix) + _translate(name, names)[0]
-        # Outside the layers two names are one tensor said twice: the bias of an untied decoder.
-        before = found.get(theirs, []) if name.startswith("encoder.layer.") else []
-        found[theirs] = [*before, _turned(value, name, family)]
+        # Outside the layers two names hold one tensor twice: the bias of an untied decoder.
+        before = parts_of.get(theirs, []) if name.startswith("encoder.layer.") else []
+        parts_of[theirs] = [*before, _turned(value, name, family)]
     # safetensors writes the memory of an array as it lies, whatever its strides say.
     return {
         name: np.ascontiguousarray(np.concatenate(parts, axis=-1) if parts[1:] else parts[0])
-        for name, parts in found.items()
+        for name, parts in parts_of.items()
     }
 
 

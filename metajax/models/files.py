@@ -289,20 +289,20 @@ def tokenizer(source: str | None) -> Any:
     import transformers
 
     try:
-        found = transformers.AutoTokenizer.from_pretrained(
+        loaded = transformers.AutoTokenizer.from_pretrained(
             source, use_fast=True, trust_remote_code=False, local_files_only=True
         )
     except Exception as error:  # transformers raises whatever its parsers raise
         raise InputError(
             f"{source}: no usable tokenizer ({reason_of(error)}); add the model's tokenizer.json"
         ) from error
-    if not found.is_fast:
+    if not loaded.is_fast:
         raise InputError(f"{source}: not a fast tokenizer; add the model's tokenizer.json")
-    if found.pad_token_id is None:
-        found.pad_token = found.eos_token  # As users of GPT-2 do; nothing looks at padding.
-    if found.pad_token_id is None:
+    if loaded.pad_token_id is None:
+        loaded.pad_token = loaded.eos_token  # As users of GPT-2 do; nothing looks at padding.
+    if loaded.pad_token_id is None:
         raise InputError(
             f"{source}: the tokenizer has no token for padding; set pad_token in "
             "tokenizer_config.json"
         )
-    return found
+    return loaded

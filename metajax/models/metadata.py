@@ -137,10 +137,10 @@ def read_pooling(directory: Path, values: Mapping[str, Any]) -> str | None:
     path = directory / "1_Pooling" / "config.json"
     if pooling is not None or not path.exists():
         return pooling
-    said = read_json(path)
-    modes = said.get("pooling_mode")  # Since sentence-transformers 5.4; before, a key for each.
+    flags = read_json(path)
+    modes = flags.get("pooling_mode")  # Since sentence-transformers 5.4; before, a key for each.
     if modes is None:
-        switched_on = [key for key, on in said.items() if key.startswith("pooling_mode_") and on]
+        switched_on = [key for key, on in flags.items() if key.startswith("pooling_mode_") and on]
         modes = [re.sub("^pooling_mode_|_tokens?$", "", key) for key in switched_on] or "mean"
     modes = modes if isinstance(modes, list) else [modes]
     supported = dict(_POOLINGS)

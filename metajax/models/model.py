@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import jax
 from flax import nnx
@@ -123,8 +123,11 @@ class Transformer:
             raise InputError(f"feature_norm is {norm!r}; it has to be a number above 0")
         check_labels(self.num_labels, self.label_names, self.problem_type)
 
-    def replace(self, **changes: Any) -> "Transformer":
+    def replace(self, **changes: Unpack["TransformerChanges"]) -> "Transformer":
         """The same model with other settings; `with_head` changes the parameters to match.
+
+        Args:
+            **changes: any of the attributes.
 
         Raises:
             InputError: as for the class.
@@ -262,14 +265,29 @@ class Transformer:
         Raises:
             InputError: the model has no directory, or no usable tokenizer is in it.
         """
-        found = files.tokenizer(self.source)
-        largest = max(found.get_vocab().values(), default=0)
+        tokenizer = files.tokenizer(self.source)
+        largest = max(tokenizer.get_vocab().values(), default=0)
         if largest >= self.config.vocab_size:
             raise InputError(
                 f"{self.source}: the tokenizer has a token {largest}, the model "
                 f"{self.config.vocab_size} from 0: give the tokenizer that belongs to it"
             )
-        return found
+        return tokenizer
+
+
+class TransformerChanges(TypedDict, total=False):
+    """The attributes of a `Transformer`, for `replace`."""
+
+    config: TransformerConfig
+    head: Head
+    pooling: Pooling
+    feature_norm: float | None
+    num_labels: tuple[int, ...]
+    label_names: tuple[tuple[str, ...] | None, ...] | None
+    problem_type: ProblemType | None
+    remat: bool
+    dtype: Any
+    source: str | None
 
 
 def _part(model: Transformer, name: str, rngs: nnx.Rngs) -> nnx.Module:

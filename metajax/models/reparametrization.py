@@ -152,7 +152,7 @@ def compose(*changes: Reparametrize) -> Reparametrize:
 def upper_layers(model: Transformer, count: int) -> Reparametrize:
     """Only the last `count` blocks, the pooler and the head; the features below computed once.
 
-    Without dropout, whatever the loss has: a loss with dropout would draw it anew at each step.
+    Computed without dropout, whatever the loss has: a loss with dropout draws again at each step.
 
     Args:
         model: the one that the parameters belong to, of N blocks.

@@ -274,10 +274,10 @@ def _peak_memory() -> dict[str, int]:
     """The most bytes this process has held and, if it has accelerators, the fullest of them."""
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # In kilobytes, except on macOS.
-    found = {"peak_memory_bytes": resident if sys.platform == "darwin" else 1024 * resident}
+    memory = {"peak_memory_bytes": resident if sys.platform == "darwin" else 1024 * resident}
     devices = [device.memory_stats() or {} for device in jax.local_devices()]
     peak = max(stats.get("peak_bytes_in_use", 0) for stats in devices)
-    return found | ({"peak_device_memory_bytes": peak} if peak else {})
+    return memory | ({"peak_device_memory_bytes": peak} if peak else {})
 
 
 def _prefetched(make_tasks: MakeTasks, steps: range, clock: _Clock) -> Iterator[tuple[int, Task]]:

@@ -35,7 +35,7 @@ _PATIENCE = 600  # Seconds for a save to a bucket, whose clients try again for f
 class Checkpoints:
     """The checkpoints of one run, in a directory of their own.
 
-    Saving is asynchronous and atomic: a directory that bears a step's number is whole.
+    Saving is asynchronous and atomic: a directory named by a step's number is complete.
 
     Args:
         directory: where they are; made when missing.
@@ -169,10 +169,10 @@ class Checkpoints:
         damaged: dict[int, Exception] = {}
         for known in reversed(self._orbax.checkpoints):
             for _ in range(_TRIES):
-                found: Any = None
+                restored: Any = None
                 error: Exception | None = None
                 try:
-                    found = self._orbax.load_checkpointables(known.step, wanted)
+                    restored = self._orbax.load_checkpointables(known.step, wanted)
                 except Exception as raised:
                     error = raised
                 if _all_agree(error is None):
@@ -186,7 +186,7 @@ class Checkpoints:
                 self._set_aside(step, reason)
             self._remove_surplus()
             self._safe = known.step
-            return OuterState(meta_params=found["params"], **found["training"])
+            return OuterState(meta_params=restored["params"], **restored["training"])
         if damaged:
             raise StoppedError(_none_readable(self._directory, damaged))
         return state
@@ -291,7 +291,7 @@ def _read(path: Path, step: int) -> Saved:
 
 
 def _steps(directory: Path) -> list[int]:
-    """Of the checkpoints; where Orbax refuses the metadata of one, those that bear a number."""
+    """The steps of the checkpoints; where Orbax refuses one's metadata, of all complete ones."""
     if not directory.is_dir():  # Orbax would make it.
         return []
     try:

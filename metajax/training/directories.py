@@ -33,7 +33,7 @@ def absolute(directory: Path) -> Path:
 
 
 def whole_steps(directory: Path) -> list[int]:
-    """The steps whose checkpoints are whole: others bear a longer name."""
+    """The steps of the complete checkpoints: an incomplete one has a longer name."""
     if not directory.is_dir():
         return []
     return [int(path.name) for path in directory.iterdir() if path.name.isdigit()]

@@ -20,8 +20,8 @@ class Estimate(NamedTuple):
 
     Examples:
         >>> from metajax.training.evaluation import estimate
-        >>> found = estimate([0.5, 0.5, 0.5])
-        >>> float(found.mean), float(found.ci95)
+        >>> result = estimate([0.5, 0.5, 0.5])
+        >>> float(result.mean), float(result.ci95)
         (0.5, 0.0)
     """
 

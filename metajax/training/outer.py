@@ -239,9 +239,9 @@ def outer_step(
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * count
         keys = task_keys(jax.random.fold_in(state.rng, state.step), first, count)
         current = at_step(algorithm, state.step)
-        found = mean_meta_grad(current, state.meta_params, tasks, keys, chunk_size)
+        mean = mean_meta_grad(current, state.meta_params, tasks, keys, chunk_size)
         if axis_name is not None:
-            found = jax.lax.pmean(found, axis_name)
-        return apply_meta_grad(optimizer, state, *found)
+            mean = jax.lax.pmean(mean, axis_name)
+        return apply_meta_grad(optimizer, state, *mean)
 
     return step

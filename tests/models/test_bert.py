@@ -12,6 +12,7 @@ from metajax.models import Transformer, bert
 from metajax.models.bert import Block
 from metajax.models.heads import mean_pool, mean_pool_packed, rescale
 from metajax.models.layers import ACTIVATION, LayerNorm, dropout, keep_mask
+from metajax.models.model import TransformerChanges
 from tests.models.helpers import TINY, make_batch, make_params
 
 MODEL = Transformer(TINY)
@@ -27,6 +28,11 @@ def assert_close(left, right, tolerance=1e-12):
         assert np.abs(a - b).max() <= tolerance * max(1, np.abs(b).max())
 
     jax.tree.map(check, left, right)
+
+
+def test_every_attribute_can_be_replaced():
+    names = {field.name for field in dataclasses.fields(Transformer)}
+    assert TransformerChanges.__annotations__.keys() == names
 
 
 @pytest.mark.usefixtures("x64")
