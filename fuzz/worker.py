@@ -18,7 +18,7 @@ from fuzz.mutate import mutate
 from fuzz.readers import READERS, controls
 from fuzz.seeds import Files
 from fuzz.watch import Hung, Watch
-from metajax.cli.logging import refusal
+from metajax.cli.logging import input_error_line
 from metajax.errors import StoppedError, one_line
 
 SECONDS = 5.0
@@ -124,7 +124,7 @@ def judge(name: str, case: int, directory: Path, root: Path, watch: Watch) -> Ou
     except StoppedError as error:
         kind, said = "refused", one_line(error)
     except (Exception, Hung) as error:
-        line = refusal(error)
+        line = input_error_line(error)
         kind, said = ("refused", line) if line is not None else ("failed", _where(error))
         trace = traceback.format_exc() if line is None else ""
     except BaseException as error:  # Of Rust, say, when it panics.

@@ -14,7 +14,7 @@ from fuzz import __main__ as fuzzer
 from fuzz import mutate, readers, seeds, worker
 from fuzz.watch import Hung, Watch
 from metajax import data
-from metajax.cli.logging import refusal
+from metajax.cli.logging import input_error_line
 from metajax.commands import predict
 from metajax.config.files import read_config
 from metajax.config.settings import PretrainSettings
@@ -47,7 +47,7 @@ def read_or_refused(read, *arguments):
     try:
         return read(*arguments)
     except InputError as error:
-        line = refusal(error)
+        line = input_error_line(error)
         assert line
         assert not readers.controls(line)
         return None

@@ -1,4 +1,4 @@
-"""What a terminal is told: a line for bad input, and notes on the run."""
+"""Messages on standard error: one line for bad input, and the log of a run."""
 
 import contextlib
 import errno
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from metajax.errors import InputError, one_line
 
-# A path that the user gave cannot be used: the input's fault, unlike a disk that is full.
-_MISNAMED = {
+# Errors of a path that the user gave, unlike a full disk.
+_BAD_PATH = {
     errno.EACCES,
     errno.EEXIST,
     errno.EISDIR,
@@ -22,58 +22,58 @@ _MISNAMED = {
 }
 
 
-def refusal(error: BaseException) -> str | None:
-    """The line that says what is wrong with the input; None where something else is at fault."""
+def input_error_line(error: BaseException) -> str | None:
+    """Return the line that says what is wrong with the input; None for other errors."""
     if isinstance(error, InputError):
         return one_line(error)
-    if isinstance(error, OSError) and error.errno in _MISNAMED and error.filename:
+    if isinstance(error, OSError) and error.errno in _BAD_PATH and error.filename:
         reason = (error.strerror or "cannot be used").lower()
-        return one_line(f"{error.filename}: {reason}: name another")
+        return one_line(f"{error.filename}: {reason}; give another path")
     return None
 
 
-class _Lines(logging.Formatter):
-    """Each note in a line of its own: it may quote what a file holds."""
+class _OneLineFormatter(logging.Formatter):
+    """Formats a record as one printable line: it may quote the content of a file."""
 
     def format(self, record: logging.LogRecord) -> str:
         return one_line(super().format(record))
 
 
-class _Notes(logging.handlers.MemoryHandler):
-    """Holds notes back until a stage logs (INFO) that it begins: bad input gets one line."""
+class _DeferredHandler(logging.handlers.MemoryHandler):
+    """Defers records until a command logs (INFO) that it begins: bad input gets one line."""
 
     def shouldFlush(self, record: logging.LogRecord) -> bool:  # noqa: N802
         return record.levelno == logging.INFO
 
 
 @contextlib.contextmanager
-def notes(level: str) -> Iterator[None]:
-    """Our log goes to standard error; of others' only errors do, or at "debug" their notes too."""
-    least, root = logging.getLevelNamesMapping()[level.upper()], logging.getLogger()
-    debug = least == logging.DEBUG
+def log_to_stderr(level: str) -> Iterator[None]:
+    """Log to standard error; other libraries log errors only, or everything at "debug"."""
+    threshold, root = logging.getLevelNamesMapping()[level.upper()], logging.getLogger()
+    debug = threshold == logging.DEBUG
     logger, progress = logging.getLogger("metajax"), logging.getLogger("metajax.progress")
     orbax = logging.getLogger("absl")
-    stream, others = logging.StreamHandler(sys.stderr), logging.StreamHandler(sys.stderr)
-    stream.setFormatter(_Lines("metajax: %(message)s"))
-    stream.addFilter(lambda record: record.levelno >= least)
-    held = _Notes(capacity=0, target=stream)
+    stream, libraries = logging.StreamHandler(sys.stderr), logging.StreamHandler(sys.stderr)
+    stream.setFormatter(_OneLineFormatter("metajax: %(message)s"))
+    stream.addFilter(lambda record: record.levelno >= threshold)
+    deferred = _DeferredHandler(capacity=0, target=stream)
     root.setLevel(logging.INFO if debug else logging.ERROR)
-    # Orbax's threads log, with a traceback, what they raise too: it may come after our line.
+    # Orbax's threads also log what they raise, with a traceback, perhaps after our line.
     orbax.setLevel(logging.INFO if debug else logging.CRITICAL)
     if debug:
-        root.addHandler(others)
+        root.addHandler(libraries)
     logger.setLevel(logging.INFO)
-    progress.setLevel(least)
-    logger.addHandler(held)
-    logger.propagate = False  # Some libraries give the root logger a handler of their own.
+    progress.setLevel(threshold)
+    logger.addHandler(deferred)
+    logger.propagate = False  # Some libraries add a handler to the root logger.
     try:
         yield
     except InputError:
-        held.buffer.clear()
+        deferred.buffer.clear()
         raise
     finally:
-        root.removeHandler(others)
-        logger.removeHandler(held)
+        root.removeHandler(libraries)
+        logger.removeHandler(deferred)
         logger.propagate = True
         progress.setLevel(logging.NOTSET)
-        held.close()
+        deferred.close()

@@ -1,4 +1,4 @@
-"""The command line: arguments (see arguments.py) to stages, errors to messages."""
+"""The entry point: run the command that the arguments name, and turn errors into messages."""
 
 import errno
 import importlib
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from metajax.cli.arguments import parse
-from metajax.cli.logging import notes, refusal
+from metajax.cli.logging import input_error_line, log_to_stderr
 from metajax.config.fields import Settings
 from metajax.errors import InputError, StoppedError, one_line, printable
 from metajax.runs.workdir import cache_directory
@@ -21,20 +21,20 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a subcommand.
+    """Run a subcommand.
 
     Returns:
-        The exit status: 0 done, 2 the input is at fault (one line on standard error says what),
-        1 stopped. Anything else raises, which ends Python with 1 too.
+        The exit status: 0 for success, 2 for bad input (explained in one line on standard error),
+        1 if the run was stopped. Other errors are raised, and end Python with 1 too.
     """
-    # JAX reads it when it is imported: what one run compiled, the next one loads.
+    # JAX reads this at import: a run loads what an earlier run compiled.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_directory() / "xla"))
-    # That PyTorch is missing is as it should be.
+    # transformers would warn that PyTorch is missing.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     chosen = None
     try:
         name, chosen, level = parse(arguments)
-        with notes(level):
+        with log_to_stderr(level):
             results = _run(name, chosen)
         _show(name, chosen, results)
         if sys.stdout is not None:
@@ -46,26 +46,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say_stopped(resumes=hasattr(chosen, "workdir"))
         return 1
     except BrokenPipeError:
-        # Whoever read our output has enough of it: leave nothing for the exit to flush.
+        # The reader of our output is gone: leave nothing to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
         if isinstance(error, OSError) and error.errno in _FULL:
             where = one_line(error.filename or "the disk")
-            print(f"metajax: {where}: no room; what was saved is safe", file=sys.stderr)
+            print(f"metajax: {where}: disk full; existing checkpoints are intact", file=sys.stderr)
             return 1
-        complaint = refusal(error)
-        if complaint is None:
+        line = input_error_line(error)
+        if line is None:
             raise
-        print(f"metajax: error: {complaint}", file=sys.stderr)
+        print(f"metajax: error: {line}", file=sys.stderr)
         return 2
     return 0
 
 
 def run() -> NoReturn:
-    """The command `metajax`: `main`, and then the end of the process."""
+    """Run `main` as the command `metajax`, and exit with its status."""
     _open_closed_streams()
     sys.unraisablehook = _unraisable
-    # A character that the terminal cannot show is no reason to lose what was computed.
+    # A character that the terminal cannot show must not lose the results.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -79,10 +79,10 @@ def run() -> NoReturn:
 
 
 def _end(status: int) -> NoReturn:
-    """Ends the process at once.
+    """End the process at once.
 
-    Where a save has failed, Orbax's threads wait for it for minutes, and where one of several
-    processes fails, JAX waits for the others.
+    After a failed save, Orbax's threads would wait for minutes; after a failure in one of several
+    processes, JAX would wait for the others.
     """
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()
@@ -90,10 +90,10 @@ def _end(status: int) -> NoReturn:
 
 
 def _open_closed_streams() -> None:
-    """Opens the null device in place of standard streams that are closed.
+    """Open the null device in place of closed standard streams.
 
-    Otherwise the next file that is opened, a checkpoint perhaps, would get the stream's number,
-    and what a library prints would be written into it. `sys.stdin` and `sys.stdout` stay None.
+    Otherwise the next file to be opened (perhaps a checkpoint) would get the stream's number, and
+    libraries would print into it. `sys.stdin` and `sys.stdout` stay None.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
@@ -103,9 +103,9 @@ def _open_closed_streams() -> None:
 
 
 def _unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Ends the process where Python would drop an interrupt.
+    """End the process on an interrupt that Python would drop.
 
-    JAX runs code while garbage is collected, and an exception that is raised there goes no further.
+    JAX runs code during garbage collection, and Python only prints exceptions raised there.
     """
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
         _say_stopped()
@@ -144,10 +144,10 @@ def _show(name: str, chosen: Any, results: Any) -> None:
 
         print(summary(results))
     elif results is not None:
-        # A list of numbers, a row of the confusion matrix say, on one line.
+        # Print a list of numbers, such as a row of the confusion matrix, on one line.
         lists = re.compile(r"\[\n\s+([-+.\w]+(?:,\n\s+[-+.\w]+)*)\n\s*\]")
         text = json.dumps(results, indent=2, ensure_ascii=False)
-        text = lists.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+        text = lists.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
         print("\n".join(printable(line, as_json=True) for line in text.split("\n")))
         if hasattr(chosen, "workdir"):
             print(f"written to {chosen.workdir}")

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from metajax.cli.logging import notes, refusal
+from metajax.cli.logging import input_error_line, log_to_stderr
 from metajax.errors import InputError, one_line, printable, reason_of
 
 
@@ -24,17 +24,20 @@ def test_only_what_does_not_print_is_escaped(text, shown):
     assert printable(text) == shown
 
 
-def test_a_refusal_is_a_printable_line():
-    assert refusal(InputError("a\n b\x1b[2J\r\nc")) == "a b\\x1b[2J c"
-    assert refusal(FileNotFoundError(2, "Gone", "a\x1bb")) == "a\\x1bb: gone: name another"
-    assert refusal(OSError(28, "full", "file")) is None
-    assert refusal(ValueError("ours")) is None
+def test_an_input_error_is_a_printable_line():
+    assert input_error_line(InputError("a\n b\x1b[2J\r\nc")) == "a b\\x1b[2J c"
+    assert (
+        input_error_line(FileNotFoundError(2, "Gone", "a\x1bb"))
+        == "a\\x1bb: gone; give another path"
+    )
+    assert input_error_line(OSError(28, "full", "file")) is None
+    assert input_error_line(ValueError("ours")) is None
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.EISDIR])
 def test_a_path_that_cannot_be_used_is_the_inputs_fault(number):
-    assert refusal(OSError(number, "Not So", "here")) == "here: not so: name another"
-    assert refusal(OSError(number, "Not So")) is None  # Of no path: some other fault.
+    assert input_error_line(OSError(number, "Not So", "here")) == "here: not so; give another path"
+    assert input_error_line(OSError(number, "Not So")) is None  # Of no path: some other fault.
 
 
 def test_a_long_line_keeps_both_ends():
@@ -55,8 +58,8 @@ def test_json_has_escapes_of_its_own():
     assert printable("a\x1b\x7f日", as_json=True) == "a\\u001b\\u007f日"
 
 
-def test_notes_are_printable_lines(capsys):
-    with notes("info"):
+def test_records_are_printable_lines(capsys):
+    with log_to_stderr("info"):
         logging.getLogger("metajax").warning("%s: odd", "a\x1b[2J\nb")
     assert capsys.readouterr().err == "metajax: a\\x1b[2J b: odd\n"
 
@@ -65,9 +68,9 @@ SAID = ("debug", "info", "warning", "error")
 
 
 @pytest.mark.parametrize("level", SAID)
-def test_notes_below_the_level_are_left_out(capsys, level):
+def test_records_below_the_level_are_left_out(capsys, level):
     log = logging.getLogger("metajax")
-    with notes(level):
+    with log_to_stderr(level):
         for name in SAID:
             getattr(log, name)("at %s", name)
         assert logging.getLogger("metajax.progress").getEffectiveLevel() == getattr(
@@ -79,11 +82,11 @@ def test_notes_below_the_level_are_left_out(capsys, level):
 
 
 @pytest.mark.parametrize("debug", [False, True])
-def test_what_others_say_is_shown_at_debug_alone(capsys, debug):
-    """Of errors the handlers that there are are told; and afterwards all is as before."""
+def test_other_libraries_are_shown_at_debug_only(capsys, debug):
+    """Existing handlers get errors; afterwards everything is as before."""
     root, orbax = logging.getLogger(), logging.getLogger("absl")
     before = list(root.handlers)
-    with notes("debug" if debug else "info"):
+    with log_to_stderr("debug" if debug else "info"):
         assert orbax.level == (logging.INFO if debug else logging.CRITICAL)
         assert root.level == (logging.INFO if debug else logging.ERROR)
         logging.getLogger("other").info("told")
@@ -94,9 +97,9 @@ def test_what_others_say_is_shown_at_debug_alone(capsys, debug):
     assert logging.getLogger("metajax.progress").level == logging.NOTSET
 
 
-def test_notes_wait_until_a_stage_begins(capsys):
+def test_records_wait_until_a_command_begins(capsys):
     log = logging.getLogger("metajax")
-    with notes("warning"):
+    with log_to_stderr("warning"):
         log.warning("early")
         assert not capsys.readouterr().err
         log.info("begins")
@@ -104,12 +107,12 @@ def test_notes_wait_until_a_stage_begins(capsys):
 
 
 def test_bad_input_gets_one_line(capsys):
-    """The notes that came before it are dropped."""
+    """Earlier records are dropped."""
 
     def read():
         logging.getLogger("metajax").warning("early")
         raise InputError("no")
 
-    with pytest.raises(InputError), notes("info"):
+    with pytest.raises(InputError), log_to_stderr("info"):
         read()
     assert not capsys.readouterr().err
