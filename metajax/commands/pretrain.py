@@ -10,7 +10,7 @@ import jax
 from metajax import data
 from metajax.algorithms.supervised import split_batch, supervised
 from metajax.config.settings import PretrainSettings
-from metajax.data.spelling import normalise
+from metajax.data.normalization import normalise
 from metajax.errors import InputError
 from metajax.models import masked_lm_loss
 from metajax.runs.loop import Stage, train

@@ -3,7 +3,6 @@
 Plain NumPy: nothing here needs JAX, models or algorithms.
 """
 
-from metajax.data.assembling import fit_episodes, gather, plan_drawn, plan_episodes
 from metajax.data.batches import (
     packed_parts,
     plan_batches,
@@ -12,6 +11,7 @@ from metajax.data.batches import (
 )
 from metajax.data.draws import Draws, fixed_episodes, join_draws
 from metajax.data.duplicates import Duplicates, find_duplicates
+from metajax.data.episode_batches import fit_episodes, gather, plan_drawn, plan_episodes
 from metajax.data.episodes import Episodes, EpisodeSpec, check_episodes, sample_episodes
 from metajax.data.hub import has_split
 from metajax.data.masking import (

@@ -1,11 +1,11 @@
-"""Batches of tokenised examples, padded to few lengths, and those of supervised training."""
+"""Batches of tokenised examples, and the batches of supervised training."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from metajax.data.counting import shuffled_rows
 from metajax.data.packing import Shapes, bucket, fit_shapes, pack, plan_shapes
+from metajax.data.seeding import shuffled_rows
 from metajax.data.text import TokenizedTask, Tokens
 
 _PLANNED_STEPS = 64
@@ -29,7 +29,7 @@ def token_batch(tokens: Tokens, rows: np.ndarray, length: int) -> dict[str, np.n
 def supervised_batch(
     tasks: Sequence[TokenizedTask], seed: int, step: int, batch_size: int
 ) -> dict[str, np.ndarray]:
-    """Returns the batch of one step: every example of every task once an epoch, mixed.
+    """Returns the batch of one step: every example of every task once per epoch, shuffled.
 
     See `shuffled_rows` for the order.
 
@@ -64,7 +64,7 @@ def supervised_batch(
     parts = [token_batch(tasks[t].tokens, rows, longest) for t, rows in groups.items()]
     regression = any(not task.label_names for task in tasks)
     labels = np.concatenate([tasks[t].labels[rows] for t, rows in groups.items()])
-    # Task by task up to here; from here on in the order of the shuffle.
+    # Sorted by task up to here, from here on in the order of the shuffle.
     back = np.argsort(np.argsort(which, kind="stable"))
     batch = {key: np.concatenate([part[key] for part in parts])[back] for key in parts[0]}
     batch["labels"] = labels[back].astype(np.float32 if regression else np.int32)
@@ -81,7 +81,7 @@ def plan_batches(
         seed: The run's seed.
         batch_size: B, a multiple of parts.
         parts: P, what each batch is split into.
-        steps: How many there will be, as for `plan_episodes`.
+        steps: The steps of the run, as for `plan_episodes`.
 
     Returns:
         At most three choices, the cheapest first, of one Shape each; the last fits any batch.
@@ -116,7 +116,7 @@ def packed_parts(
         batch: As `supervised_batch` gives it, B a multiple of parts.
         parts: P.
         plan: From `plan_batches`.
-        own: Which of the parts are wanted, by default all; the shapes are those of all.
+        own: The parts to return, by default all; the shapes always fit all parts.
 
     Returns:
         Leaves [P, ...], or of `own` alone: input_ids, token_type_ids, position_ids, example_ids
@@ -152,14 +152,14 @@ def _lengths(batch: dict[str, np.ndarray], parts: int) -> np.ndarray:
 
 
 def longest_text(tasks: Sequence[TokenizedTask]) -> int:
-    """The tokens of the longest text of some data sets."""
+    """The number of tokens of the longest text of the data sets."""
     return max(task.tokens.input_ids.shape[1] for task in tasks)
 
 
 def supervised_eval_batches(
     task: TokenizedTask, batch_size: int, *, head: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields a task's examples in order, the last batch filled up with its last example.
+    """Yields a task's examples in order; copies of the last example complete the last batch.
 
     Args:
         task: The examples.
@@ -168,7 +168,7 @@ def supervised_eval_batches(
 
     Yields:
         What `supervised_batch` returns, labels of the task's own type, and example_mask
-        float32 [B], 0 where a batch is filled up. L is what `metajax.data.packing.bucket` gives.
+        float32 [B], 0 for those copies. L is what `metajax.data.packing.bucket` gives.
 
     Examples:
         >>> import numpy as np

@@ -1,4 +1,4 @@
-"""A table's columns as texts, labels and scores, each value checked."""
+"""The columns of a table as checked texts, labels and scores."""
 
 import collections
 import logging
@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from metajax.data.normalization import lookalike_key, normalise
 from metajax.data.readers import Table
-from metajax.data.spelling import alike, normalise
 from metajax.errors import InputError, printable
 
 _log = logging.getLogger("metajax")
-_MISSING = {"nan", "<na>", "#n/a"}  # What pandas and Excel write of a value that is not there.
+_MISSING = {"nan", "<na>", "#n/a"}  # What pandas and Excel write for a missing value.
 _PERHAPS_MISSING = {"na", "n/a", "none", "null"}
-_NAMED = 5  # Of what is wrong, how many a message names.
+_NAMED = 5  # How many examples a message names.
 
 
 def text_column(table: Table, column: str) -> list[str]:
@@ -32,9 +32,9 @@ def text_column(table: Table, column: str) -> list[str]:
 
 
 def label_column(table: Table, column: str) -> list[str]:
-    """Returns a column's labels, in one spelling each (see `normalise`).
+    """Returns a column's labels in one spelling each (see `normalise`).
 
-    Says which were spelled in several ways, and which look alike all the same.
+    Warns of labels that were spelled in several ways, and of labels that look alike.
 
     Raises:
         InputError: If one is missing, empty, or neither text nor a whole number.
@@ -101,7 +101,7 @@ def _check_string(value: Any, table: Table, row: int, column: str) -> None:
 def _warn_of_missing(
     table: Table, column: str, values: Sequence[str], names: Iterable[str]
 ) -> None:
-    """Says how many values are what often stands for a missing one."""
+    """Warns of values that often stand for a missing one."""
     longest = max(map(len, names))
     rows = [
         row
@@ -117,12 +117,12 @@ def _warn_of_missing(
 
 
 def _warn_of_labels(source: str, names: dict[str, str]) -> None:
-    """Says which labels, of their names as written, are one, and which only look so."""
+    """Warns of spellings that were merged into one label, and of labels that look alike."""
     merged, similar = collections.defaultdict(list), collections.defaultdict(list)
     for label, name in sorted(names.items()):
         merged[name].append(label)
     for name in sorted(merged):
-        similar[alike(name)].append(name)
+        similar[lookalike_key(name)].append(name)
     for groups, what in (
         (merged, "are taken for one: they differ in white space, invisible characters or Unicode"),
         (similar, "look alike and are classes of their own: give them one name if they are one"),

@@ -23,8 +23,8 @@ class _Records(NamedTuple):
     rows: list[list[str]]
     lines: list[int]
 
-    def fitted(self) -> "_Records":
-        """Without blank lines, and without what is empty at a row's end, as Excel leaves it."""
+    def trimmed(self) -> "_Records":
+        """Without blank lines and without the empty columns that Excel leaves at the right."""
         kept = [(row, line) for row, line in zip(*self) if row]
         width = len(kept[0][0]) if kept else 0
         while width and not kept[0][0][width - 1].strip():
@@ -33,7 +33,7 @@ class _Records(NamedTuple):
         return _Records(rows, [line for _, line in kept])
 
     def uneven(self) -> int | None:
-        """The first row that has not as many fields as the header."""
+        """The first row with more or fewer fields than the header, if there is one."""
         widths = [len(row) for row in self.rows]
         return next((row for row, width in enumerate(widths) if width != widths[0]), None)
 
@@ -41,12 +41,12 @@ class _Records(NamedTuple):
 def read_rows(
     path: str | Path, text: str, usual: str
 ) -> tuple[list[str], list[list[str]], list[int]]:
-    """Reads a table of text: a header, and rows of as many fields.
+    """Reads a table of text: a header, and rows with as many fields.
 
     Args:
-        path: Where it is from, for messages.
-        text: All of it.
-        usual: What separates its columns, if that separates those of the header; else what does.
+        path: The file, for messages.
+        text: Its content.
+        usual: The expected delimiter; if it is not in the header, another one is guessed.
 
     Returns:
         The columns' names, the rows, and the line that each row begins on.
@@ -81,12 +81,12 @@ def read_rows(
 
 
 def _names(row: list[str]) -> list[str]:
-    """A header's names; where files were joined, one has the byte-order mark of its file."""
+    """A header's names, without the byte-order marks that joined files leave."""
     return [name.strip().removeprefix("\ufeff") for name in row]
 
 
 def _delimiter(text: str, usual: str) -> str:
-    """What separates the columns of the header: the usual, unless it then has one column only."""
+    """The delimiter of the header: the usual one, unless the header then has only one column."""
     header = next(line for line in text.split("\n") if line.strip())
     header = _QUOTED.sub("", header)
     others = max(_DELIMITERS, key=header.count)
@@ -95,7 +95,7 @@ def _delimiter(text: str, usual: str) -> str:
 
 @contextlib.contextmanager
 def _fields_of_any_length(text: str) -> Iterator[None]:
-    limit = csv.field_size_limit(len(text))  # The module's own refuses a long document.
+    limit = csv.field_size_limit(len(text))  # The default limit refuses long documents.
     try:
         yield
     finally:
@@ -106,7 +106,7 @@ def _read_quoted(path: str | Path, text: str, delimiter: str, first: int) -> _Re
     """Reads rows whose fields may stand in double quotes (RFC 4180)."""
     records = _Records([], [])
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    begin = first  # A quoted field may hold line breaks: a record begins where the last one ended.
+    begin = first  # Quoted fields may hold line breaks, so a record begins where the last ended.
     try:
         for row in reader:
             records.rows.append(row)
@@ -116,18 +116,18 @@ def _read_quoted(path: str | Path, text: str, delimiter: str, first: int) -> _Re
         raise InputError(
             f"{path}:{begin}: {error}; enclose fields in double quotes, and double those inside"
         ) from None
-    return records.fitted()
+    return records.trimmed()
 
 
 def _read_tab_separated(path: str | Path, text: str, delimiter: str, first: int) -> _Records:
-    """Reads a row a line, in which a quotation mark is one, unless quoting is what makes rows even.
+    """Reads one row per line and keeps quotation marks, unless the file is clearly quoted.
 
-    Quotes are taken off where every field that begins with one is a quoted field by itself, or
-    where only so every row has as many fields as the header: a text may then hold tabs and line
-    breaks.
+    It is read as quoted if every field that begins with a quotation mark is a complete quoted
+    field, or if only then every row has as many fields as the header. Quoted texts may hold tabs
+    and line breaks.
     """
     split = [line.split(delimiter) if line else [] for line in re.split("\r?\n", text)]
-    plain = _Records(split, list(range(first, first + len(split)))).fitted()
+    plain = _Records(split, list(range(first, first + len(split)))).trimmed()
     if plain.uneven() is not None:
         with contextlib.suppress(InputError):
             quoted = _read_quoted(path, text, delimiter, first)
@@ -154,9 +154,9 @@ def _read_tab_separated(path: str | Path, text: str, delimiter: str, first: int)
 def _warn_of_joined_rows(
     path: str | Path, rows: list[list[str]], lines: list[int], delimiter: str
 ) -> None:
-    """Says where a quoted field holds lines that look like rows: by their fields, and a value.
+    """Warns of quoted fields that hold lines which look like rows.
 
-    Such as a label: a value that another row has in the same column.
+    Such a line has as many fields as a row, and a value that another row has in the same column.
     """
     broken = [number for number, row in enumerate(rows) if any("\n" in field for field in row)]
     if not broken:

@@ -1,4 +1,4 @@
-"""Episodes whose support sets are given, as those that papers publish."""
+"""Episodes with given support sets, for example published ones."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,14 @@ from metajax.data.episodes import Episodes
 from metajax.data.tasks import TaskData
 from metajax.errors import InputError
 
-_MOST_QUERIES = 1024  # Classified at once: an episode of more is cut, its support set the same.
+_MOST_QUERIES = 1024  # Classified at once; larger query sets become several episodes.
 
 
 class Draws(NamedTuple):
     """D draws of a task's support set.
 
     Attributes:
-        task: The task's examples, and after them those of the draws.
+        task: The task's examples, followed by those of the draws.
         support: For each draw the rows of its examples, int64 [S_d].
         query: For each draw the rows of all other examples of the task, int64 [Q_d].
 
@@ -38,10 +38,10 @@ class Draws(NamedTuple):
 
 
 def join_draws(task: TaskData, draws: Sequence[TaskData]) -> Draws:
-    """Puts a task and draws of its support set in one data set.
+    """Joins a task and draws of its support set in one data set.
 
     Args:
-        task: What there is to classify, in classes; not asked of a draw are its own examples.
+        task: What to classify; for each draw, all examples but its own.
         draws: The support sets, with the task's classes in any order.
 
     Returns:
@@ -89,15 +89,15 @@ def join_draws(task: TaskData, draws: Sequence[TaskData]) -> Draws:
 
 
 def fixed_episodes(draws: Draws) -> tuple[list[Episodes], np.ndarray]:
-    """Cuts draws into episodes of one size, each by itself (T = 1).
+    """Cuts draws into episodes of equal size, each in a batch of its own (T = 1).
 
     Args:
         draws: D >= 1 draws, from `join_draws`.
 
     Returns:
-        The E episodes, and of which draw each is, int64 [E]. S is the size of the largest support
+        The E episodes, and the draw of each, int64 [E]. S is the size of the largest support
         set, Q that of the largest query set or 1024: a draw with more queries makes several
-        episodes. An example that only fills up has mask 0.
+        episodes. Padding has mask 0.
 
     Examples:
         >>> import numpy as np
@@ -143,7 +143,7 @@ def fixed_episodes(draws: Draws) -> tuple[list[Episodes], np.ndarray]:
 
 
 def _check_draw(task: TaskData, draw: TaskData, known: Mapping[Example, set[str]]) -> None:
-    """Checks that a draw may be of the task, whose labels of each example are `known`."""
+    """Checks that a draw fits the task, whose labels of each example are `known`."""
     if (draw.pairs is None) != (task.pairs is None):
         raise InputError(
             f"{draw.name}: has {_texts(draw)} and {task.name} {_texts(task)} an example: "
@@ -175,7 +175,7 @@ def _labelled(task: TaskData) -> list[tuple[Example, str]]:
 
 
 def _labels_of(task: TaskData) -> dict[Example, set[str]]:
-    """The labels of each example; data may have a text twice, and not agree with itself."""
+    """The labels of each example; a repeated text may have several."""
     labels = collections.defaultdict[Example, set[str]](set)
     for example, label in _labelled(task):
         labels[example].add(label)

@@ -1,19 +1,19 @@
-"""Texts that come again in a data set, with the same label or with another."""
+"""Repeated texts in a data set, with the same label or different ones."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from metajax.data.spelling import normalise
+from metajax.data.normalization import normalise
 
-Example = tuple[str, str]  # Its texts, normalised; the second one empty where there is one.
+Example = tuple[str, str]  # Its texts, normalised; the second is empty for a single text.
 
 
 class Duplicates(NamedTuple):
     """Which of N examples have the same text, or the same two texts.
 
-    White space, invisible characters and Unicode's ways of composing one make no difference.
+    White space, invisible characters and Unicode composition make no difference.
 
     Attributes:
         first: int64 [N]; the first example with the same text, which may be the example itself.
@@ -37,7 +37,7 @@ class Duplicates(NamedTuple):
 
     @property
     def once(self) -> np.ndarray:
-        """Which examples are the first with their text, bool [N]; of several labels, none."""
+        """Which examples to keep, bool [N]: the first with each text that has a single label."""
         return (self.first == np.arange(len(self.first))) & ~self.conflicting
 
 
@@ -67,6 +67,6 @@ def find_duplicates(
 
 
 def examples(texts: Sequence[str], pairs: Sequence[str] | None) -> list[Example]:
-    """Returns what tells one example from another."""
+    """Returns the normalised texts, which identify an example."""
     others = [""] * len(texts) if pairs is None else map(normalise, pairs)
     return list(zip(map(normalise, texts), others))

@@ -1,11 +1,11 @@
-"""Episodes: which examples of which data set make up a task."""
+"""Episodes: which examples of which data set form a task."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from metajax.data.counting import generator
+from metajax.data.seeding import generator
 from metajax.data.smlmt import FEWEST
 from metajax.data.tasks import TaskData
 from metajax.data.text import TokenizedTask
@@ -16,8 +16,8 @@ class EpisodeSpec(NamedTuple):
     """The size of an episode.
 
     Attributes:
-        ways: Classes in an episode; None takes all classes of the data set drawn, be they
-            2 or 3 (data-set-as-a-task; Bansal et al. 2020, https://arxiv.org/abs/1911.03863).
+        ways: Classes in an episode; None takes all classes of the data set, however many it has
+            (data-set-as-a-task; Bansal et al. 2020, https://arxiv.org/abs/1911.03863).
         shots: Support examples of each class.
         queries: Query examples of each class.
 
@@ -36,14 +36,14 @@ class EpisodeSpec(NamedTuple):
 class Episodes(NamedTuple):
     """T episodes as indices; S = C * shots, Q = C * queries, C the most classes of any.
 
-    Examples stand class by class, padding at the end. Where there is padding the index is
-    that of the episode's first example.
+    Examples are sorted by class, with padding at the end. Padding has the index of the episode's
+    first example.
 
     Attributes:
         task: int64 [T]; which data set.
         support: int64 [T, S]; rows of that data set.
-        query: int64 [T, Q]; rows of that data set, none of them in support (and none with a text
-            of support, unless the data set keeps duplicates).
+        query: int64 [T, Q]; rows of that data set that are not in support (and whose texts are
+            not in support, unless the data set keeps duplicates).
         support_labels: int32 [T, S]; class within the episode, 0 at padding.
         query_labels: int32 [T, Q].
         support_mask: float32 [T, S]; 0 at padding.
@@ -72,7 +72,7 @@ class Episodes(NamedTuple):
 
 
 def check_episodes(tasks: Sequence[TaskData | TokenizedTask], spec: EpisodeSpec) -> None:
-    """Checks that every episode that can be drawn from the tasks has its examples.
+    """Checks that the tasks have enough examples for every episode that can be drawn.
 
     Args:
         tasks: The data sets.
@@ -127,13 +127,13 @@ def sample_episodes(
     *,
     first: int = 0,
 ) -> Episodes:
-    """Draws episodes number first to first + count - 1 of a step.
+    """Draws the episodes with numbers first to first + count - 1 of a step.
 
-    Each is a function of (seed, step, its number) alone, so that hosts can share a step
-    out. Data sets are drawn in proportion to the square root of their number of examples,
-    as LEOPARD does; classes uniformly without replacement, in random order also where all
-    are taken: what a label means can only be learned from the support set, not by heart
-    (Yin et al. 2020, https://arxiv.org/abs/1912.03820).
+    Each is a function of (seed, step, its number) alone, so that hosts can divide a step among
+    them. Data sets are drawn in proportion to the square root of their number of examples,
+    as LEOPARD does; classes uniformly without replacement, and in random order even if all are
+    taken, so that the meaning of a label can only be learned from the support set (Yin et al. 2020,
+    https://arxiv.org/abs/1912.03820).
 
     Args:
         tasks: The data sets, which `check_episodes` has passed.

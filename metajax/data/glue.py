@@ -1,7 +1,7 @@
 """The GLUE benchmark's tasks: published label order, file layout, hub columns.
 
-Wang et al. 2019, https://openreview.net/forum?id=rJ4km2R5t7. Each file of the classic
-TSV layout has its quirk; none of them uses quoting.
+Wang et al. 2019, https://openreview.net/forum?id=rJ4km2R5t7. The files of the classic
+TSV layout differ in their columns; none uses quoting.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from metajax.errors import InputError
 
 
 class GlueTask(NamedTuple):
-    """Where one GLUE task keeps what, in the classic files and in the hub's copy.
+    """The layout of one GLUE task in the classic files and in the hub's copy.
 
     Attributes:
         directory: Its folder in the classic layout.
@@ -66,7 +66,7 @@ GLUE = {
         ("question1", "question2"),
         label="is_duplicate",
         hub_columns=("question1", "question2"),
-        drop_broken=True,  # the published train.tsv has a few, which everyone leaves out
+        drop_broken=True,  # The published train.tsv has a few; it is usual to leave them out.
     ),
     "rte": GlueTask("RTE", _ENTAILMENT, _SENTENCES),
     "sst2": GlueTask(
@@ -78,7 +78,7 @@ GLUE = {
 
 
 def glue_name(name: str) -> str:
-    """Returns a GLUE task's key, whatever the case and hyphens it is written with.
+    """Returns a GLUE task's key; case, hyphens and underscores do not matter.
 
     Raises:
         InputError: If GLUE has no such task.

@@ -1,4 +1,4 @@
-"""The hub's data sets, as tables."""
+"""Data sets of the Hugging Face hub, as tables."""
 
 import contextlib
 import logging
@@ -30,7 +30,7 @@ def read_hub(
 ) -> tuple[Table, dict[str, tuple[str, ...]]]:
     """Returns a hub data set, and the names of the classes its columns declare.
 
-    No code of the data set is run: `datasets` knows none since version 4.
+    No code of the data set is run: `datasets` does not support it since version 4.
 
     Raises:
         InputError: If it cannot be loaded, whatever the reason.
@@ -39,9 +39,9 @@ def read_hub(
 
     source = f"hub:{repository}" + (f"/{config}" if config else "")
     try:
-        with _one_complaint():
+        with _without_retry_warnings():
             data = datasets.load_dataset(repository, config, split=split)
-    except Exception as error:  # it documents none, and every one is about what was asked for
+    except Exception as error:  # `datasets` documents none, and all concern the request.
         raise InputError(
             f"{source}: the {split} split cannot be loaded ({reason_of(error)}); "
             "check the name and the network, or give a local file"
@@ -85,13 +85,13 @@ def has_split(spec: str, split: str) -> bool:
     repository, config, split = hub_address(spec, split)
     try:
         return split in datasets.get_dataset_split_names(repository, config)
-    except Exception:  # Reading it will say what the matter is.
+    except Exception:  # Reading the data set will report the error.
         return True
 
 
 @contextlib.contextmanager
-def _one_complaint() -> Iterator[None]:
-    # The hub's client warns of every retry; the error at the end says it all.
+def _without_retry_warnings() -> Iterator[None]:
+    # The hub's client warns of every retry; the error at the end is enough.
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)

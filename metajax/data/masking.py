@@ -1,11 +1,11 @@
-"""Masked language modelling: which tokens to hide, drawn afresh for every step."""
+"""Masked language modelling: which tokens to hide in each step."""
 
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from metajax.data.counting import generator, shuffled_rows
+from metajax.data.seeding import generator, shuffled_rows
 from metajax.data.text import Blocks
 from metajax.errors import InputError
 
@@ -64,9 +64,9 @@ def mask_rule(tokenizer: Any, *, rate: float = 0.15, whole_word: bool = False) -
 def mask_tokens(blocks: Blocks, rule: MaskRule, seed: int, step: int) -> dict[str, np.ndarray]:
     """Hides tokens of B blocks of length L, as a function of (seed, step).
 
-    Of each row's maskable tokens a share of `rate` is chosen, rounded, at least one. Of the
-    chosen 80% become the mask token, 10% a random one, and 10% stay. With whole words, words
-    are chosen in random order as long as they fit into that number.
+    In each row a share `rate` of the maskable tokens is chosen, rounded, at least one. Of these 80%
+    become the mask token, 10% a random token, and 10% stay as they are. With whole words, words are
+    chosen in random order as long as they fit into that number.
 
     Args:
         blocks: What to hide tokens of.
@@ -151,7 +151,7 @@ def held_out(blocks: Blocks, seed: int, share: float = 0.05) -> tuple[Blocks, Bl
     Args:
         blocks: N blocks of length L.
         seed: The run's seed.
-        share: Of the blocks, how many to hold out.
+        share: The share of blocks to hold out.
 
     Returns:
         Blocks [N - M, L] and Blocks [M, L], in their order; M is N * share, rounded.
@@ -201,7 +201,7 @@ def take(blocks: Blocks, rows: np.ndarray | slice) -> Blocks:
 
 
 def _choose_tokens(blocks: Blocks, scores: np.ndarray, count: np.ndarray, _: int) -> np.ndarray:
-    """Returns bool [B, L]: the count [B] maskable tokens of least score in each row."""
+    """Returns bool [B, L]: the count [B] maskable tokens with the lowest scores in each row."""
     order = np.argsort(np.where(blocks.maskable, scores, 2.0), axis=1, kind="stable")
     chosen = np.zeros_like(blocks.maskable)
     np.put_along_axis(chosen, order, np.arange(order.shape[1]) < count[:, None], axis=1)
@@ -211,8 +211,7 @@ def _choose_tokens(blocks: Blocks, scores: np.ndarray, count: np.ndarray, _: int
 def _choose_words(blocks: Blocks, scores: np.ndarray, count: np.ndarray, most: int) -> np.ndarray:
     """Returns bool [B, L]: whole words in order of score, as many as fit into count [B].
 
-    Where even the shortest word does not fit, it is chosen, up to the most tokens there
-    is room for.
+    If even the shortest word does not fit, it is chosen, up to `most` tokens.
     """
     B, L = scores.shape
     rows = np.arange(B)

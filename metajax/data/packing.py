@@ -1,8 +1,8 @@
 """Several short texts in one row of tokens, so that hardly any padding is computed.
 
-Texts differ in length: of a padded batch half or more is padding. Packed rows hold whole texts
-one after the other; the model keeps them apart by `example_ids` (attention within an example
-alone, positions restarting, pooling by example), so the result is the same.
+Texts differ in length: half or more of a padded batch is padding. Packed rows hold whole texts one
+after the other; the model separates them by `example_ids` (attention only within an example,
+positions restart, pooling per example), so the result is the same.
 """
 
 import bisect
@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-# Attention's share of a token's time grows with the row: on a CPU it is even with the rest of a
-# block at about this length.
+# The time of attention per token grows with the length of the row: on a CPU it equals that of the
+# rest of a block at about this length.
 _EVEN_LENGTH = 1000
-_SHARE = 0.75  # Of the steps, which the cheapest choice is to fit.
-# Compiling a step takes about as long as this many of them.
+_SHARE = 0.75  # The share of steps that the cheapest choice has to fit.
+# Compiling a step takes about as long as running this many.
 _COMPILE = 10
 
 
@@ -42,23 +42,22 @@ class Shape(NamedTuple):
     length: int
 
 
-# For each part of a step (an episode's support and query, say) the shape it is packed to; a plan
-# is a sequence of these to choose from.
+# The shape of each part of a step (for example support and query); a plan is a sequence of these to
+# choose from.
 Shapes = tuple[Shape, ...]
 
 
 def bucket(longest: int, limit: int) -> int:
     """Returns the length to pad to: the next of `BUCKETS`, or multiple of 128 beyond them.
 
-    But no more than `limit`, the longest text there is, for a bucket may be longer than the
-    model's positions.
+    At most `limit`, the longest text, because a bucket may be longer than the model's positions.
     """
     index = bisect.bisect_left(BUCKETS, longest)
     return min(BUCKETS[index] if index < len(BUCKETS) else -(-longest // 128) * 128, limit)
 
 
 def place(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places texts in rows: each, the longest first, in the first row that has room.
+    """Places texts in rows, the longest first, each in the first row that has room.
 
     Args:
         lengths: int [B], none above width; a text of length 0 takes no room.
@@ -80,14 +79,14 @@ def place(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rows_needed(lengths: np.ndarray, width: int) -> float:
-    """Returns how many rows `place` uses; infinitely many if a text is longer than a row."""
+    """Returns how many rows `place` uses; infinity if a text is longer than a row."""
     if lengths.max(initial=0) > width:
         return math.inf
     return float(place(lengths, width)[0].max(initial=0) + 1)
 
 
 def pack(batch: dict[str, np.ndarray], shape: Shape) -> dict[str, np.ndarray]:
-    """Packs a padded batch, whose texts have to fit.
+    """Packs a padded batch; its texts have to fit.
 
     Args:
         batch: input_ids, attention_mask, token_type_ids [B, W], the padding at the end.
@@ -95,8 +94,8 @@ def pack(batch: dict[str, np.ndarray], shape: Shape) -> dict[str, np.ndarray]:
 
     Returns:
         input_ids, token_type_ids, position_ids, example_ids int32 [R, L] and first_token int32
-        [B]: of each token its place in its text and the text it belongs to (-1 for padding), of
-        each text where it begins in the flattened rows.
+        [B]: for each token its position in its text and its text (-1 for padding), for each text
+        where it begins in the flattened rows.
     """
     mask = batch["attention_mask"] > 0
     rows, columns = place(mask.sum(1), shape.length)
@@ -121,17 +120,17 @@ def pack(batch: dict[str, np.ndarray], shape: Shape) -> dict[str, np.ndarray]:
 def plan_shapes(
     samples: Sequence[Sequence[np.ndarray]], longest: int, steps: int
 ) -> tuple[Shapes, ...]:
-    """Chooses the few shapes that a run's steps are packed to, each compiled once.
+    """Chooses the shapes that the steps of a run are packed to, each compiled once.
 
     Args:
-        samples: Steps like those to come: for each part the lengths [T, B] of its texts.
-        longest: The longest text that can come.
-        steps: How many are to come.
+        samples: A sample of the steps: for each part the lengths [T, B] of its texts.
+        longest: The longest text that can occur.
+        steps: The steps of the run.
 
     Returns:
-        At most three choices, the cheapest first: one that fits three quarters of the samples,
-        where it saves more than compiling it takes; one that fits them all, and one that fits any
-        step.
+        At most three choices, the cheapest first: one that fits three quarters of the samples, if
+        it saves more time than its compilation takes; one that fits all samples; and one that fits
+        any step.
     """
     parts = list(zip(*samples, strict=True))
     anything = tuple(Shape(part[0].shape[1], longest) for part in parts)
@@ -148,7 +147,7 @@ def fit_shapes(parts: Sequence[np.ndarray], plan: Sequence[Shapes]) -> Shapes:
 
     Args:
         parts: For each part the lengths [T, B] of its texts.
-        plan: Of `plan_shapes`; the last choice is taken unasked.
+        plan: From `plan_shapes`; its last choice fits any step.
     """
     for shapes in plan[:-1]:
         pairs = zip(parts, shapes, strict=True)
@@ -159,7 +158,7 @@ def fit_shapes(parts: Sequence[np.ndarray], plan: Sequence[Shapes]) -> Shapes:
 
 
 def _needs(samples: Sequence[np.ndarray], longest: int) -> dict[int, np.ndarray]:
-    """For each length of row, the rows that each sample needs."""
+    """The rows that each sample needs, for each length of a row."""
     widths = sorted({bucket(length, longest) for length in (*BUCKETS, longest)})
     return {
         width: np.array([max(rows_needed(row, width) for row in sample) for sample in samples])
@@ -168,13 +167,13 @@ def _needs(samples: Sequence[np.ndarray], longest: int) -> dict[int, np.ndarray]
 
 
 def _cheapest(needs: dict[int, np.ndarray], share: float) -> Shape:
-    """The shape that fits a share of the samples and takes the least time."""
-    rows = {width: np.quantile(found, share, method="higher") for width, found in needs.items()}
+    """The cheapest shape that fits a share of the samples."""
+    rows = {width: np.quantile(counts, share, method="higher") for width, counts in needs.items()}
     return min(
         (Shape(int(rows[width]), width) for width in rows if rows[width] < math.inf), key=_cost
     )
 
 
 def _cost(shape: Shape) -> float:
-    """Of the time of a step, up to a factor."""
+    """The time of a step, up to a constant factor."""
     return shape.rows * shape.length * (1 + shape.length / _EVEN_LENGTH)

@@ -1,4 +1,4 @@
-"""Files to tables: CSV, TSV, JSON lines and Parquet, with a place for every complaint."""
+"""Files to tables (CSV, TSV, JSON lines, Parquet) that know the place of each row."""
 
 import collections
 from collections.abc import Callable, Iterator, Sequence
@@ -89,14 +89,14 @@ def read_lines(paths: str | Path | Sequence[str | Path]) -> list[str]:
 
 
 def read_table(path: str | Path) -> Table:
-    """Reads a CSV, TSV, JSON-lines or Parquet file, told apart by its extension.
+    """Reads a CSV, TSV, JSON-lines or Parquet file, by its extension.
 
     Raises:
         InputError: If it is not readable as what its extension says.
     """
     extension = Path(path).suffix.lower()
     if extension not in TABLES:
-        read_bytes(path)  # a missing file is the better complaint
+        read_bytes(path)  # For the better message if the file is missing.
         raise InputError(
             f"{path}: unknown extension {extension!r}; give one of {', '.join(TABLES)}"
         )
@@ -106,7 +106,7 @@ def read_table(path: str | Path) -> Table:
 def rows_table(
     path: str | Path, names: list[str], rows: list[list[str]], lines: list[int]
 ) -> Table:
-    """Makes a table of rows of text fields, each with the line it begins on.
+    """Makes a table of rows of text fields and the line that each begins on.
 
     Raises:
         InputError: If two columns share a name or there are no rows.
@@ -174,7 +174,7 @@ def _read_parquet(path: str | Path) -> Table:
         file = pq.ParquetFile(content)
         names = file.schema_arrow.names
         _check_names(str(path), names)
-        # A text that comes again is read once: decoded it could fill any memory.
+        # Repeated texts are read once: decoded they could fill any memory.
         strings = [name for name in names if _is_string(file.schema_arrow.field(name).type)]
         file = pq.ParquetFile(content, read_dictionary=strings)
     except damage as error:
@@ -204,7 +204,7 @@ def _bounded_column(file: Any, name: str, most: int) -> list[Any]:
         ValueError: If they take more, or are not as many as the file says.
     """
     metadata, values, size = file.metadata, [], 0
-    # Not of the column alone: asked for it, pyarrow ends the process where statistics are damaged.
+    # Not of the column alone: with damaged statistics, pyarrow would end the process.
     groups = map(metadata.row_group, range(metadata.num_row_groups))
     claimed = sum(group.total_byte_size for group in groups)
     if claimed + metadata.num_rows * _BYTES_OF_A_ROW > most:
@@ -221,7 +221,7 @@ def _bounded_column(file: Any, name: str, most: int) -> list[Any]:
 
 
 def _decoded_size(column: Any) -> int:
-    """The bytes of a column's values, those of a dictionary as often as they come."""
+    """The bytes of a column's values; values of a dictionary count as often as they occur."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

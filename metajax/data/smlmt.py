@@ -1,8 +1,8 @@
 """Tasks without labels: which of N words was hidden (SMLMT: Bansal et al. 2020).
 
-https://arxiv.org/abs/2009.08445, section 3: pick N words, mask each in sentences that have it, and
-tell the sentences of one from those of another. Here a text becomes a labelled data set, whose
-classes are its words, and episodes are drawn from it as from any other.
+https://arxiv.org/abs/2009.08445, section 3: pick N words, mask each in sentences that
+contain it, and classify the sentences by their hidden word. Here a text becomes a labelled data set
+whose classes are its words, and episodes are drawn from it as from any other data set.
 """
 
 import collections
@@ -18,25 +18,26 @@ from metajax.data.readers import numbered_lines
 from metajax.errors import InputError
 
 _log = logging.getLogger("metajax")
-MASK = "[MASK]"  # In a passage; what a model reads is its own tokenizer's.
-# A word is a class if so many passages are its own; enough for the usual shots and queries.
+MASK = "[MASK]"  # In a passage; a model reads the mask token of its own tokenizer.
+# A word is a class if it has this many passages: enough for the usual shots and queries.
 FEWEST = 20
 _WORD = re.compile(r"[^\W\d_]{3,}")
-_AROUND = 12  # Words kept on each side of the hidden one: most texts are then not cut.
+_AROUND = 12  # Words kept on each side of the hidden word, so that most texts are not truncated.
 
 
 def hidden_words(path: str | Path, *, keep_duplicates: bool = False) -> list[tuple[str, str]]:
     """Passages of a text, each with one of its words hidden.
 
-    A line gives at most one passage, around the rarest of its words that enough lines have, so
-    that no line serves two classes. Where the word comes again in the passage it is hidden too.
+    A line gives at most one passage, around the rarest of its words that occurs in enough lines, so
+    that no line belongs to two classes. Other occurrences of the word in the passage are hidden
+    too.
 
     Args:
-        path: Plain text, a sentence or paragraph a line.
-        keep_duplicates: Whether passages that come again, or that fit several words, are kept.
+        path: Plain text, one sentence or paragraph per line.
+        keep_duplicates: Whether to keep passages that are repeated or fit several words.
 
     Returns:
-        (passage, word) of each, in the order of the lines; at least two words have 20 or more each.
+        (passage, word) pairs in the order of the lines; at least two words, each with 20 or more.
 
     Raises:
         InputError: The text cannot be read, or is too short.

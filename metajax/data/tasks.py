@@ -1,4 +1,4 @@
-"""Tasks from files, from GLUE's classic layout and from the hub."""
+"""Tasks from files, from GLUE's classic layout and from the Hugging Face hub."""
 
 import hashlib
 import json
@@ -12,9 +12,9 @@ from metajax.data.columns import label_column, score_column, sorted_names, text_
 from metajax.data.duplicates import find_duplicates
 from metajax.data.glue import GLUE, glue_name, glue_path, read_glue
 from metajax.data.hub import hub_address, read_hub
+from metajax.data.normalization import normalise
 from metajax.data.readers import Table, numbered_lines, read_table
 from metajax.data.smlmt import hidden_words
-from metajax.data.spelling import normalise
 from metajax.errors import InputError
 from metajax.reading import read_bytes
 
@@ -28,11 +28,10 @@ class TaskData(NamedTuple):
         pairs: N second texts, or None where the task is about single texts.
         labels: int32 [N], indices into label_names; float32 [N] for a regression.
         label_names: The classes in the order of their ids; empty for a regression.
-        hides_words: Whether "[MASK]" stands in the texts where a model is to read a hidden word,
-            as in those of `smlmt:`.
-        keep_duplicates: Whether episodes are drawn from all examples. By default they are drawn
-            from one example of each text, and from none whose text has several labels, or a text
-            could be in support and query at once.
+        hides_words: Whether "[MASK]" in the texts stands for a hidden word, as in `smlmt:` tasks.
+        keep_duplicates: Whether episodes are drawn from all examples. By default
+            they are drawn from one example per text, and from no text with several labels, because
+            a text could otherwise be in support and query at once.
 
     Examples:
         >>> import numpy as np
@@ -78,26 +77,25 @@ def load_tasks(
     classes: str | Path | Sequence[str | Path] | None = None,
     keep_duplicates: bool = False,
 ) -> list[TaskData]:
-    r"""Loads tasks, one a spec, in order.
+    r"""Loads tasks, one per spec, in order.
 
-    Classes of a file are numbered in sorted order (by value if all look like numbers);
-    those of GLUE, and of a hub data set that declares them, in their published order.
+    Classes of a file are numbered in sorted order (by value if all look like numbers); classes of
+    GLUE, and of a hub data set that declares them, in their published order.
 
     Args:
         specs: Each a CSV, TSV, JSON-lines or Parquet file; "glue:NAME";
             "hub:OWNER/NAME[/CONFIG]"; or "smlmt:FILE", of plain text (see `hidden_words`).
-        glue_dir: Where GLUE's classic TSV layout lies; without it the hub's copy is used.
-        split: "train" or "validation", for glue: and hub:. A file is its own split: it
-            is read whole whatever is asked.
+        glue_dir: The directory with GLUE's classic TSV layout; None: the hub's copy is used.
+        split: "train" or "validation", for glue: and hub:. Files have no splits and are read whole.
         text_column: The column of the text; by default `text`, or else `sentence`.
         pair_column: The column of the second text; by default `text_pair` if it is there.
         label_column: The column of the label; by default `label`.
-        classes: Files of the labels to keep, a label a line; others' examples are left out.
-            The words of "smlmt:" are kept, all of them.
+        classes: Files of the labels to keep, one per line; examples with other labels are left
+            out. All words of "smlmt:" are kept.
         keep_duplicates: Whether episodes may hold a text more than once (see `TaskData`).
 
     Returns:
-        A TaskData a spec.
+        One TaskData per spec.
 
     Raises:
         InputError: If anything in them cannot be used; the message says where.
@@ -249,7 +247,7 @@ def _find_columns(table: Table, wanted: _Columns, *, labelled: bool = True) -> _
 def _task(
     name: str, table: Table, columns: _Columns, order: tuple[str, ...] | None = None
 ) -> TaskData:
-    """Builds a task; order is that of the label names, () for a regression, None to sort."""
+    """Builds a task; `order` has the label names, () for a regression, None to sort them."""
     assert columns.text is not None
     assert columns.label is not None
     texts = text_column(table, columns.text)

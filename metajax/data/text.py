@@ -1,4 +1,4 @@
-"""Text to arrays of tokens, once, through the model's own fast tokenizer."""
+"""Texts to arrays of tokens, by the model's own fast tokenizer."""
 
 import itertools
 from collections.abc import Sequence
@@ -176,7 +176,7 @@ def tokenize_task(task: TaskData, tokenizer: Any, max_length: int) -> TokenizedT
     tokens = tokenize(texts, task.pairs, tokenizer, max_length)
     if task.hides_words:
         kept = (tokens.input_ids == tokenizer.mask_token_id).any(1)
-        if not kept.all():  # They were cut before it: these begin with it instead.
+        if not kept.all():  # Truncated before the mask token: begin these with it instead.
             mask = tokenizer.mask_token
             texts = [t if k else t[t.index(mask) :] for t, k in zip(texts, kept)]
             tokens = tokenize(texts, task.pairs, tokenizer, max_length)
@@ -234,11 +234,11 @@ def pack_blocks(lines: Sequence[str], tokenizer: Any, block_length: int) -> Bloc
     input_ids[np.arange(count), lengths + 1] = tokenizer.sep_token_id
     maskable = np.zeros((count, block_length), bool)
     maskable[:, 1:-1] = used
-    # The text itself may spell a special token, or hold what the vocabulary does not.
+    # The text itself may contain a special token, or words that the vocabulary lacks.
     maskable &= ~np.isin(input_ids, tokenizer.all_special_ids)
     word_start = np.zeros((count, block_length), bool)
     word_start[:, 1:-1][used] = starts
-    # A word goes on only from a maskable token: a word that the block's edge cuts begins again.
+    # A word continues only after a maskable token: a word cut by the edge of a block starts again.
     word_start[:, 1:] |= ~maskable[:, :-1]
     attention_mask = (np.arange(block_length) < lengths[:, None] + 2).astype(np.int32)
     return Blocks(input_ids, attention_mask, word_start & maskable, maskable)
@@ -248,7 +248,7 @@ def _truncated(
     tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
 ) -> tuple[Any, int]:
     """The encoded texts, none longer than `max_length`, and how many were."""
-    # All at full length first: that is how the long ones are known and counted.
+    # All at full length first, to find and count the long ones.
     encoded = _encode(tokenizer, texts, pairs)
     long = [i for i, row in enumerate(encoded["input_ids"]) if len(row) > max_length]
     if long:
@@ -277,7 +277,7 @@ def _encode(
             verbose=False,
             **settings,
         )
-    except Exception as error:  # tokenizers has no other: a vocabulary without [UNK], say.
+    except Exception as error:  # tokenizers raises no other type, for example without [UNK].
         raise InputError(
             f"{tokenizer.name_or_path}: its tokenizer cannot split a text ({one_line(error)}): "
             "fix its tokenizer.json"
@@ -300,7 +300,7 @@ def _stream(lines: Sequence[str], tokenizer: Any) -> tuple[np.ndarray, np.ndarra
         chunk = lines[begin : begin + _CHUNK]
         encoded = _encode(tokenizer, chunk, None, add_special_tokens=False)
         for encoding in encoded.encodings:
-            # None stands for a special token that the text spells: a word of its own.
+            # None stands for a special token that the text contains: a separate word.
             words = np.array([-1 if x is None else x for x in encoding.word_ids], np.int32)
             ids.append(np.array(encoding.ids, np.int32))
             starts.append(np.diff(words, prepend=-2) != 0)

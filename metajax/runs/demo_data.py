@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from metajax.data.counting import generator
+from metajax.data.seeding import generator
 from metajax.errors import InputError
 from metajax.runs.workdir import write_atomically
 

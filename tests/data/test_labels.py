@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metajax.data import load_tasks
-from metajax.data.spelling import alike, normalise
+from metajax.data.normalization import lookalike_key, normalise
 from metajax.errors import InputError
 
 
@@ -79,7 +79,7 @@ def test_labels_that_look_different_are_left_in_peace(tmp_path, caplog, labels):
 def test_what_is_written_stays_as_it_looks():
     assert normalise(" \u0645\u06cc\u200c\u062e ") == "\u0645\u06cc\u200c\u062e"
     assert normalise("a\n\tb\u2003c") == "a b c"
-    assert alike("\uff11.0") == alike("1")
+    assert lookalike_key("\uff11.0") == lookalike_key("1")
 
 
 @pytest.mark.parametrize("label", ["nan", "NaN", "<NA>", "#N/A", " nan"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from metajax.data import held_out, mask_rule, mask_tokens, pack_blocks, pretraining_batch, take
-from metajax.data.counting import generator, shuffled_rows
+from metajax.data.seeding import generator, shuffled_rows
 from metajax.errors import InputError
 
 LENGTH = 64

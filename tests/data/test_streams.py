@@ -11,14 +11,14 @@ from metajax.data import (
     MaskRule,
     TokenizedTask,
     Tokens,
-    counting,
     held_out,
     mask_tokens,
     pretraining_batch,
     sample_episodes,
+    seeding,
     take,
 )
-from metajax.data.counting import shuffled_rows
+from metajax.data.seeding import shuffled_rows
 
 GRID = list(itertools.product(range(4), range(4)))  # Seeds and steps; equal sums occur.
 
@@ -57,7 +57,7 @@ def test_no_two_draws_share_a_stream(monkeypatch):
     monkeypatch.setattr(np.random, "default_rng", spy)
     blocks, tasks = blocks_of(6, 8), [task_of(3, 4)]
     rule = MaskRule(mask_id=99, replacements=np.arange(99), rate=0.25)
-    counting._permutation.cache_clear()
+    seeding._permutation.cache_clear()
     for seed in (0, 1):
         held_out(blocks, seed)
         for step in range(3):

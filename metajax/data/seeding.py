@@ -1,7 +1,7 @@
-"""Randomness by counting: what is random in step n is a function of (seed, n).
+"""Random numbers as a function of (seed, purpose, step), without any state.
 
-Nothing here keeps a history, so a run resumes without data state and any host
-can compute its own share of a batch.
+A run therefore resumes without saved data state, and any host can compute its own share of a
+batch.
 """
 
 import functools
@@ -11,9 +11,9 @@ import numpy as np
 
 
 def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
-    """Returns the generator that belongs to a seed, a purpose and counters such as the step.
+    """Returns the generator of a seed, a purpose and counters such as the step.
 
-    The purpose keeps streams apart that share seed and step: masks, say, and episodes.
+    The purpose separates streams with the same seed and step, for example masks and episodes.
     """
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), *counters])
 
@@ -21,9 +21,9 @@ def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
 def shuffled_rows(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
     """Returns the rows of one step in an endless stream of shuffled epochs.
 
-    The stream is the concatenation of one permutation of the rows an epoch; step n
-    takes the batch_size rows from position n * batch_size on. So every row comes
-    once an epoch, also when batch_size does not divide the number of rows.
+    The stream concatenates one permutation of the rows per epoch; step n takes the batch_size rows
+    from position n * batch_size on. Every row therefore comes once per epoch, even if batch_size
+    does not divide the number of rows.
 
     Args:
         seed: The run's seed.
@@ -44,7 +44,7 @@ def shuffled_rows(seed: int, step: int, batch_size: int, size: int) -> np.ndarra
 
 @functools.lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    # Remembered, for a step should not pay for permuting the whole corpus.
+    # Cached, so that not every step permutes the whole corpus.
     permutation = generator(seed, "epoch", epoch).permutation(size)
     permutation.setflags(write=False)
     return permutation

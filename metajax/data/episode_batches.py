@@ -1,4 +1,4 @@
-"""Episodes to batches: the shapes that they are packed to, and the arrays."""
+"""Batches of episodes: the shapes that texts are packed to, and the arrays."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,14 +19,14 @@ _PLANNED_EPISODES = 128
 def plan_episodes(
     tasks: Sequence[TokenizedTask], spec: EpisodeSpec, seed: int, count: int, steps: int
 ) -> tuple[Shapes, ...]:
-    """Chooses the shapes of support and query that steps of some episodes are packed to.
+    """Chooses the shapes that the support and query sets of a run are packed to.
 
     Args:
         tasks: The data sets.
         spec: The size of an episode.
         seed: The run's seed.
-        count: T, episodes a step.
-        steps: How many there will be: another shape has to save more than its compiling takes.
+        count: T, episodes per step.
+        steps: The steps of the run: another shape has to save more time than its compilation takes.
 
     Returns:
         At most three choices, the cheapest first; the last fits any step.
@@ -47,12 +47,12 @@ def plan_episodes(
 def plan_drawn(
     tasks: Sequence[TokenizedTask], drawn: Sequence[Episodes], steps: int
 ) -> tuple[Shapes, ...]:
-    """Chooses the shapes of support and query that steps like some are packed to.
+    """Chooses the shapes that a run is packed to, from a sample of its steps.
 
     Args:
         tasks: The data sets.
         drawn: For each of the steps, its episodes.
-        steps: How many there will be.
+        steps: The steps of the run.
 
     Returns:
         As `plan_episodes`.
@@ -76,9 +76,9 @@ def gather(tasks: Sequence[TokenizedTask], episodes: Episodes, plan: Sequence[Sh
     Args:
         tasks: The data sets the episodes were drawn from.
         episodes: What to assemble.
-        plan: From `plan_episodes`; the first shapes that fit are taken. A host that assembles
-            its share of a step gives those that `fit_episodes` takes for the whole step, for all
-            hosts must run the same shapes.
+        plan: From `plan_episodes`; the first shapes that fit are used. A host that assembles its
+            share of a step passes the shapes that `fit_episodes` returns for the whole step,
+            because all hosts must run the same shapes.
 
     Returns:
         Task(support, query), each a dict of input_ids, token_type_ids, position_ids, example_ids
@@ -108,7 +108,7 @@ def gather(tasks: Sequence[TokenizedTask], episodes: Episodes, plan: Sequence[Sh
 def fit_episodes(
     tasks: Sequence[TokenizedTask], episodes: Episodes, plan: Sequence[Shapes]
 ) -> Shapes:
-    """Returns the first shapes of a plan, of support and query, that T episodes fit, or its last.
+    """Returns the first shapes of a plan that T episodes fit, or its last.
 
     Args:
         tasks: The data sets the episodes were drawn from.
