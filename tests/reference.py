@@ -52,7 +52,7 @@ def meta_trained(root: Path, **inner) -> SimpleNamespace:
     few_shot = open_few_shot(settings.model, settings, settings, 3)
     parent, model = few_shot.source.record, describe(few_shot.model)
     record = make_record("metatrain", settings, data={}, parent=parent, model=model)
-    run = open_run(settings.workdir, record, settings)
+    run = open_run(settings.workdir, record)
     begin(run, lambda directory: save_config(directory, few_shot.model))
     encoder = Transformer(config=tiny.CONFIG, source=str(original))  # Its tokenizer.
     params = encoder.init(jax.random.key(8))

@@ -32,7 +32,7 @@ def write_workdir(workdir, bert, stage, *, network, pairs=(), **settings):
     record = make_record(
         stage, settings, data={}, parent=source.record, model=describe(source.model), pairs=pairs
     )
-    run = open_run(str(workdir), record, settings)
+    run = open_run(str(workdir), record)
     begin(run, lambda directory: save_config(directory, source.model))
     with Checkpoints(run.checkpoints, keep=1, record=record) as checkpoints:
         checkpoints.save(OuterState(jnp.int32(1), params, (), jax.random.key(0)))

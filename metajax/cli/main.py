@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from metajax.cli.arguments import parse
 from metajax.cli.logging import input_error_line, log_to_stderr
 from metajax.config.fields import Settings
+from metajax.config.groups import DeviceSettings
 from metajax.errors import InputError, StoppedError, one_line, printable
 from metajax.runs.workdir import cache_directory
 
@@ -119,10 +120,10 @@ def _say_stopped(resumes: bool = False) -> None:
 
 
 def _run(name: str, chosen: Settings) -> Any:
-    if hasattr(chosen, "distributed"):
+    if isinstance(chosen, DeviceSettings) and chosen.distributed:
         from metajax.training import distributed  # It imports JAX.
 
-        distributed.init_distributed(chosen)
+        distributed.init_distributed(chosen.coordinator, chosen.num_processes, chosen.process_id)
     module = importlib.import_module(f"metajax.commands.{name}")
     from metajax.runs.paths import bucket_errors
 

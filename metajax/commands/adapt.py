@@ -87,7 +87,7 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         model=describe(model),
         pairs=[task.pairs is not None],
     )
-    run = open_run(settings.workdir, record, settings)
+    run = open_run(settings.workdir, record)
 
     chooses = looked_for and inner["inner_steps"]
     # A run that has ended has chosen: another machine might not choose the same again.

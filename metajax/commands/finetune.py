@@ -71,7 +71,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
 
     return train(
         Stage(
-            run=open_run(settings.workdir, record, settings),
+            run=open_run(settings.workdir, record),
             settings=settings,
             model=model,
             algorithm=supervised(classification_loss(model)),

@@ -66,7 +66,7 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
 
     return train(
         Stage(
-            run=open_run(settings.workdir, record, settings),
+            run=open_run(settings.workdir, record),
             settings=settings,
             model=model,
             algorithm=algorithm,

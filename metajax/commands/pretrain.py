@@ -64,7 +64,7 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
 
     return train(
         Stage(
-            run=open_run(settings.workdir, record, settings),
+            run=open_run(settings.workdir, record),
             settings=settings,
             model=model,
             algorithm=supervised(loss),

@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metajax.config.fields import Settings, flag
+from metajax.config.fields import flag
 from metajax.config.files import write_config
 from metajax.errors import InputError, reason_of
 from metajax.reading import parse_json
 from metajax.runs.paths import children, in_bucket, staged_upload, to_path, write_object
-from metajax.runs.record import identity, read_record, recorded
+from metajax.runs.record import SETTINGS, identity, read_record, recorded
 
 _log = logging.getLogger("metajax")
 _KEPT = ("run.json", "config.yaml", "metrics.jsonl", "results.json", "model", "checkpoints")
@@ -68,8 +68,8 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def open_run(workdir: str, record: dict[str, Any], settings: Settings) -> Run:
-    """Opens the run that a workdir holds, or checks that a new one can begin there.
+def open_run(workdir: str, record: dict[str, Any]) -> Run:
+    """Open the run in a workdir, or check that a new one can begin there.
 
     Writes nothing: `begin` does, once all input has been read.
 
@@ -94,7 +94,7 @@ def open_run(workdir: str, record: dict[str, Any], settings: Settings) -> Run:
             f"{path}: belongs to a {known['stage']} run, not {record['stage']}: "
             "name another --workdir"
         )
-    difference = _difference(known, record, settings)
+    difference = _difference(known, record)
     if difference:
         raise InputError(
             f"{path}: holds a run with other settings ({difference}): repeat them to resume, "
@@ -156,9 +156,9 @@ def _belongs_to_run(path: Path) -> bool:
     return any(p.name in _KEPT and p.with_name("run.json").is_file() for p in kept)
 
 
-def _difference(known: dict[str, Any], new: dict[str, Any], settings: Settings) -> str | None:
-    """The first setting, file or weight that matters and is not as it was."""
-    for setting in dataclasses.fields(settings):
+def _difference(known: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """Return the first setting, file or weight that affects results and has changed, or None."""
+    for setting in dataclasses.fields(SETTINGS[new["stage"]]):
         old_value = recorded(known, setting.name)
         value = new["settings"][setting.name]
         if setting.metadata["affects_results"] and old_value != value:

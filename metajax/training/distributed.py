@@ -3,7 +3,6 @@
 import contextlib
 import socket
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,20 +17,22 @@ _LONGEST_NAME = 64  # Linux allows no longer one.
 _SILENCE = 30
 
 
-def init_distributed(settings: Any) -> None:
-    """Makes this process one of several, if the settings say so; before anything is computed.
+def init_distributed(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Make this process one of several; call it before JAX computes anything.
+
+    Args:
+        coordinator: address of the first host; None if the cluster tells it.
+        num_processes: number of processes, likewise.
+        process_id: index of this process from 0, likewise.
 
     Raises:
-        InputError: the others cannot be found.
+        InputError: If the other processes cannot be reached.
     """
-    if not settings.distributed:
-        return
     try:
         jax.distributed.initialize(
-            settings.coordinator,
-            settings.num_processes,
-            settings.process_id,
-            heartbeat_timeout_seconds=_SILENCE,
+            coordinator, num_processes, process_id, heartbeat_timeout_seconds=_SILENCE
         )
     except (ValueError, RuntimeError) as error:
         raise InputError(

@@ -157,8 +157,8 @@ def test_a_run_from_before_the_setting_goes_on_with_its_draws(tmp_path):
     begin(run, lambda directory: (directory.mkdir(), (directory / "config.json").touch()))
     assert _with_draws(settings) == settings
     with pytest.raises(InputError, match="--keep-duplicates was True, is now False"):
-        open_run(settings.workdir, record_of(settings), settings)
+        open_run(settings.workdir, record_of(settings))
     del run.record["settings"]["keep_duplicates"]
     (run.path / "run.json").write_text(json.dumps(run.record))
     assert _with_draws(settings) == kept
-    open_run(kept.workdir, record_of(kept), kept)
+    open_run(kept.workdir, record_of(kept))

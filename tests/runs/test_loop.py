@@ -131,7 +131,7 @@ def make_stage(tmp_path):
             return tasks_of(step)
 
         stage = loop.Stage(
-            run=open_run(settings.workdir, record, settings),
+            run=open_run(settings.workdir, record),
             settings=settings,
             model=model,
             algorithm=algorithm,

@@ -14,6 +14,7 @@ import pytest
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from metajax.cli import main as cli
 from metajax.errors import InputError, StoppedError
 from metajax.runs.metrics import MetricsLog, read_metrics
 from metajax.runs.parts import check_split
@@ -45,12 +46,12 @@ def save_model(directory):
 
 
 def begun(path, stage="pretrain", **changes):
-    """A run that has begun, its record and its settings."""
+    """A run that has begun, and its record."""
     settings = settings_of(stage, workdir=path, **changes)
     record = make_record(stage, settings, data=DATA, parent=PARENT, model={"head": "masked_lm"})
-    run = open_run(str(path), record, settings)
+    run = open_run(str(path), record)
     begin(run, save_model)
-    return run, record, settings
+    return run, record
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_a_file_is_whole_before_it_takes_its_name(tmp_path, monkeypatch):
 
 
 def test_one_run_at_a_time(tmp_path):
-    run, *_ = begun(tmp_path / "run")
+    run, _ = begun(tmp_path / "run")
     for _ in range(2):  # Once it is let go, it can be held again.
         with (
             locked(run),
@@ -89,13 +90,13 @@ def test_one_run_at_a_time(tmp_path):
 
 
 def test_a_new_run_writes_what_it_is_and_an_old_one_keeps_it(tmp_path):
-    run, record, settings = begun(tmp_path / "run", seed=3)
+    run, record = begun(tmp_path / "run", seed=3)
     assert run.record == record == json.loads((run.path / "run.json").read_text())
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     assert {path.name for path in before} == {"run.json", "config.yaml", "config.json"}
     changed = copy.deepcopy(record)
     changed["settings"]["save_every"] = 7
-    again = open_run(str(run.path), changed, settings)
+    again = open_run(str(run.path), changed)
     assert again.record == record
     begin(Run(run.path, changed), lambda directory: pytest.fail("is there"))
     assert {path: path.read_bytes() for path in before} == before
@@ -116,15 +117,15 @@ MAY_DIFFER = {
 @pytest.mark.parametrize("stage", MAY_DIFFER)
 def test_which_settings_may_differ_when_a_run_is_resumed(tmp_path, stage):
     """Those that change no number, and names of files, whose contents are compared."""
-    run, record, settings = begun(tmp_path / "run", stage)
+    run, record = begun(tmp_path / "run", stage)
     for name in record["settings"]:
         changed = copy.deepcopy(record)
         changed["settings"][name] = "another"
         if name in MAY_DIFFER[stage]:
-            open_run(str(run.path), changed, settings)
+            open_run(str(run.path), changed)
             continue
         with pytest.raises(InputError) as refused:
-            open_run(str(run.path), changed, settings)
+            open_run(str(run.path), changed)
         option = f"--{name.replace('_', '-')}"
         difference = f"({option} was {record['settings'][name]}, is now another)"
         assert difference in str(refused.value)
@@ -153,12 +154,12 @@ def test_which_settings_may_differ_when_a_run_is_resumed(tmp_path, stage):
     ],
 )
 def test_which_inputs_may_differ_when_a_run_is_resumed(tmp_path, changes, message):
-    run, record, settings = begun(tmp_path / "run")
+    run, record = begun(tmp_path / "run")
     if message is None:
-        assert open_run(str(run.path), record | changes, settings) == Run(run.path, record)
+        assert open_run(str(run.path), record | changes) == Run(run.path, record)
     else:
         with pytest.raises(InputError, match=message):
-            open_run(str(run.path), record | changes, settings)
+            open_run(str(run.path), record | changes)
 
 
 def test_metrics_go_on_from_the_step_of_the_checkpoint(tmp_path):
@@ -279,10 +280,11 @@ def test_the_settings_say_which_process_this_is(monkeypatch):
     monkeypatch.setattr(
         jax.distributed, "initialize", lambda *where, **settings: asked.append(where)
     )
-    distributed.init_distributed(settings_of("pretrain"))
+    monkeypatch.setattr("metajax.commands.pretrain.pretrain", lambda settings: None)
+    cli._run("pretrain", settings_of("pretrain"))
     assert asked == []
     where = {"coordinator": "host:1", "num_processes": 4, "process_id": 2}
-    distributed.init_distributed(settings_of("pretrain", distributed=True, **where))
+    cli._run("pretrain", settings_of("pretrain", distributed=True, **where))
     assert asked == [("host:1", 4, 2)]
 
 

@@ -61,7 +61,7 @@ def run(bert, tmp_path_factory):
     record = make_record(
         "finetune", settings, data=data, parent=parent, model=describe(model), pairs=[True, False]
     )
-    opened = open_run(str(path), record, settings)
+    opened = open_run(str(path), record)
     begin(opened, lambda directory: save_config(directory, model))
     newest = metajax.from_pretrained(str(bert))[1] | {
         "classifier": {
