@@ -86,32 +86,31 @@ def build_parser(*, everything: bool = False) -> argparse.ArgumentParser:
         epilog="Start with `metajax demo`, which runs all stages. "
         "`metajax COMMAND --help` has an example.",
     )
-    version = f"metajax {metajax.__version__}"
-    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("--version", action="version", version=f"metajax {metajax.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, kind in COMMANDS.items():
         description, _, example = inspect.cleandoc(kind.__doc__ or "").rpartition("\n\n")
-        found = sorted(dataclasses.fields(kind), key=is_required, reverse=True)
-        advanced = [field for field in found if field.metadata["advanced"] and not everything]
-        usage = [f"{flag(field.name)} {_metavar(field)}" for field in found if is_required(field)]
-        notes = [example]
+        ordered = sorted(dataclasses.fields(kind), key=is_required, reverse=True)
+        advanced = [field for field in ordered if field.metadata["advanced"] and not everything]
+        usage = [f"{flag(field.name)} {_metavar(field)}" for field in ordered if is_required(field)]
+        epilog = [example]
         if issubclass(kind, DeviceSettings):
-            notes[0] += " (on several hosts: on each, with --distributed; see docs/tpu.md)"
+            epilog[0] += " (on several hosts: on each, with --distributed; see docs/tpu.md)"
         if advanced:
             names = " ".join(flag(field.name) for field in advanced)
-            notes.append(f"Advanced settings (see --help-all): {names}")
+            epilog.append(f"Advanced settings (see --help-all): {names}")
         sub = commands.add_parser(
             name,
             help=description.split("\n")[0].rstrip("."),
             description=description,
             usage=" ".join(["metajax", name, *usage, "[...]"]),
-            epilog="\n\n".join(notes),
+            epilog="\n\n".join(epilog),
             formatter_class=_Formatter,
             add_help=False,
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,
         )
-        for field in found:
+        for field in ordered:
             _add_setting(sub, field, explained=field not in advanced)
         _add_common(sub)
     return parser

@@ -47,9 +47,7 @@ def option(
     Args:
         help: what `--help` prints.
         default: if missing, the setting is required.
-        minimum: the smallest value.
-        above: a bound below all values.
-        maximum: the largest value.
+        minimum, above, maximum: bounds; only `above` is not a valid value itself.
         choices: the only values.
         metavar: placeholder for the value in `--help`.
         affects_results: whether a run is resumed only with the same value.
