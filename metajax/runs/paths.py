@@ -131,8 +131,8 @@ def write_object(path: Path, content: bytes) -> None:
         writer.submit(path.write_bytes, content).result(_PATIENCE)
     except Exception as error:
         raise StoppedError(
-            f"{path}: cannot be written ({reason_of(error)}): what was saved is safe; mend access "
-            "to the bucket, and run the same command again"
+            f"{path}: cannot be written ({reason_of(error)}): what was saved is safe; restore "
+            "access to the bucket, and run the same command again"
         ) from error
     finally:
         writer.shutdown(wait=False)

@@ -1,12 +1,12 @@
-"""Orbax checkpoints of a run, and what they came from.
+"""Orbax checkpoints of a run, and the record of how it was made.
 
 A checkpoint holds two items, so that a later stage can read the first alone:
 
 - `params`: the meta-parameters;
 - `training`: the step, the outer optimizer's state and the run's key;
 
-and, as its metadata, the run's record (a JSON object: the stage, its settings, versions, and
-under `parent` the record of what it started from).
+and, as its metadata, the run's record (a JSON object: the stage, its settings, versions, and under
+`parent` the record of the run that it started from).
 """
 
 import contextlib
@@ -28,24 +28,24 @@ from metajax.types import PyTree
 
 _log = logging.getLogger("metajax")
 
-_TRIES = 2  # What a network's hiccup keeps from being read is not damaged.
-_PATIENCE = 600  # Seconds for a save to a bucket, whose clients try again for far longer.
+_TRIES = 2  # A failed read may be a network problem, not damage.
+_PATIENCE = 600  # Seconds for a save to a bucket, whose clients would try for far longer.
 
 
 class Checkpoints:
-    """The checkpoints of one run, in a directory of their own.
+    """The checkpoints of one run, in their own directory.
 
     Saving is asynchronous and atomic: a directory named by a step's number is complete.
 
     Args:
-        directory: where they are; made when missing.
+        directory: of the checkpoints; created if it does not exist.
         keep: how many of the newest to keep.
-        keep_every: those whose step is a multiple of this are kept too; None: no others.
-        record: the run's record, saved with each.
+        keep_every: also keep the checkpoints whose step is a multiple of this.
+        record: the run's record, saved with each checkpoint.
 
     Raises:
-        StoppedError: Orbax cannot read the metadata of the directory or of a checkpoint in it; of
-            `save` and of leaving the context: one could not be written.
+        StoppedError: Orbax cannot read the metadata of the directory or of a checkpoint in it; in
+            `save` and on leaving the context: a checkpoint could not be written.
 
     Examples:
         >>> import tempfile
@@ -75,7 +75,7 @@ class Checkpoints:
         self._record = record
         self._directory = directory
         self._failed = False
-        self._pending: Any = None  # The save under way,
+        self._pending: Any = None  # The current save,
         self._saving = 0  # its step,
         self._safe: int | None = None  # and the last step known to be saved.
         policies = ocp.training.preservation_policies
@@ -88,14 +88,14 @@ class Checkpoints:
                 absolute(directory),
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
                 preservation_policy=self._policy,
-                cleanup_tmp_directories=True,  # What a killed run left half-written.
+                cleanup_tmp_directories=True,  # Incomplete checkpoints of a killed run.
             )
-        except Exception as error:  # It reads all metadata, and one file that it refuses ends that.
+        except Exception as error:  # It reads all metadata and fails at the first bad file.
             if not can_be_listed(directory.parent):
                 raise StoppedError(_unreachable(directory, None, error)) from error
             raise StoppedError(
                 f"{directory}: cannot be opened ({reason_of(error)}): move the checkpoint away "
-                "whose _CHECKPOINT_METADATA is damaged, or mend the path, and run the same command "
+                "whose _CHECKPOINT_METADATA is damaged, or fix the path, and run the same command "
                 "again"
             ) from error
 
@@ -108,11 +108,11 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # What would never come is not waited for: a failed save, or processes that are gone.
+        # A failed save or lost processes would be waited for in vain.
         alone = jax.process_count() > 1 and error is not None
         lost = alone and (not isinstance(error, StoppedError) or isinstance(error, LostError))
         if not self._failed and not lost:
-            with self._explained():
+            with self._explain_failures():
                 self._wait()
                 self._orbax.close()
 
@@ -123,9 +123,9 @@ class Checkpoints:
         return None if latest is None else latest.step
 
     def save(self, state: OuterState) -> None:
-        """Starts saving; returns once the state's arrays may be overwritten."""
+        """Starts saving; returns when the state's arrays may be overwritten."""
         training = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
-        with self._explained():
+        with self._explain_failures():
             self._wait()
             self._saving = int(state.step)
             self._pending = self._orbax.save_checkpointables_async(
@@ -135,34 +135,34 @@ class Checkpoints:
             )
 
     def _wait(self) -> None:
-        """Waits for the save under way; for one to a bucket, not for ever."""
+        """Waits for the current save, with a time limit if it goes to a bucket."""
         if self._pending is not None:
             self._pending.result(None if isinstance(self._directory, Path) else _PATIENCE)
             self._pending, self._safe = None, self._saving
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Says what is safe when a save fails; it may be one that was begun before."""
+    def _explain_failures(self) -> Iterator[None]:
+        """Reports what is saved if a save fails, which may have begun in an earlier call."""
         try:
             yield
         except Exception as error:
             self._failed = True
             steps = [] if self._safe is None else [self._safe]
-            if isinstance(self._directory, Path):  # A bucket that fails cannot be asked.
+            if isinstance(self._directory, Path):  # A failing bucket cannot be listed.
                 steps = whole_steps(self._directory)
             safe = f"step {max(steps)} is safe" if steps else "nothing is saved yet"
             raise StoppedError(
                 f"{self._directory}: a checkpoint could not be written ({reason_of(error)}): "
-                f"{safe}; make room or mend the path, and run the same command again"
+                f"{safe}; free disk space or fix the path, and run the same command again"
             ) from error
 
     def restore(self, state: OuterState) -> OuterState:
         """The newest checkpoint's state, placed like `state`; `state` itself if there is none.
 
-        Those that cannot be read are set aside, next to the directory.
+        Checkpoints that cannot be read are moved next to the directory.
 
         Raises:
-            StoppedError: there are some, but none can be read, or the directory itself cannot.
+            StoppedError: none of the checkpoints can be read, or not even the directory.
         """
         training = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
         wanted = {"params": state.meta_params, "training": training}
@@ -203,7 +203,7 @@ class Checkpoints:
         self._orbax.reload()
 
     def _remove_surplus(self) -> None:
-        """Removes what should be gone: a run killed before it did may have no save to come."""
+        """Removes surplus checkpoints that a killed run left, in case no save follows."""
         known = self._orbax.checkpoints
         context = ocp.training.preservation_policies.PreservationContext()
         preserved = self._policy.should_preserve(known, context=context)
@@ -229,17 +229,17 @@ def _unreachable(directory: Path, step: int | None, error: Exception | None) -> 
 
 
 def _all_agree(ours: bool) -> bool:
-    """Whether all processes say yes; each waits here for the others."""
+    """Whether `ours` is true in all processes; each waits here for the others."""
     if jax.process_count() == 1:
         return ours
     return bool(multihost_utils.process_allgather(np.array(ours)).all())
 
 
 class Saved(NamedTuple):
-    """What a later stage reads.
+    """The newest checkpoint of a run, as a later stage reads it.
 
     Attributes:
-        params: the meta-parameters of the newest checkpoint, on the first device.
+        params: the meta-parameters, on the first device.
         step: its step.
         record: the run's record.
     """
@@ -253,7 +253,7 @@ def load(directory: Path) -> Saved:
     """Reads the parameters of the newest checkpoint in a directory.
 
     Raises:
-        InputError: there is none, or none that can be read.
+        InputError: there is none, or none can be read.
         StoppedError: the directory itself cannot be read.
     """
     damaged: dict[int, Exception] = {}
@@ -292,7 +292,7 @@ def _read(path: Path, step: int) -> Saved:
 
 def _steps(directory: Path) -> list[int]:
     """The steps of the checkpoints; where Orbax refuses one's metadata, of all complete ones."""
-    if not directory.is_dir():  # Orbax would make it.
+    if not directory.is_dir():  # Orbax would create it.
         return []
     try:
         with ocp.training.Checkpointer(absolute(directory)) as orbax:
@@ -304,5 +304,5 @@ def _steps(directory: Path) -> list[int]:
 def _none_readable(directory: Path, damaged: dict[int, Exception]) -> str:
     return (
         f"{directory}: none of its checkpoints can be read ({reason_of(damaged[max(damaged)])}): "
-        "put back what is missing, or begin anew in another --workdir"
+        "restore what is missing, or start again in another --workdir"
     )

@@ -6,7 +6,7 @@ from etils import epath
 
 
 def move(checkpoint: Path, aside: Path) -> None:
-    """Moves a checkpoint. A kill leaves all of it in one of the two places at least."""
+    """Moves a checkpoint; if it is interrupted, at least one of the two places is complete."""
     epath.Path(aside).rmtree(missing_ok=True)
     if isinstance(checkpoint, Path):
         checkpoint.rename(aside)
@@ -14,13 +14,13 @@ def move(checkpoint: Path, aside: Path) -> None:
     import fsspec
 
     fsspec.filesystem("gs").copy(str(checkpoint), str(aside), recursive=True)
-    # Without this, what is left of it is no checkpoint, and never moved over the copy.
+    # Without this file the rest is not a checkpoint, and never moved over the copy.
     (checkpoint / "commit_success.txt").unlink()
     epath.Path(checkpoint).rmtree()
 
 
 def can_be_listed(directory: Path) -> bool:
-    """Whether a directory answers: if it does not, its checkpoints need not be damaged."""
+    """Whether a directory can be listed; if not, its checkpoints need not be damaged."""
     try:
         return directory.is_dir() and bool(list(directory.iterdir()))
     except Exception:
@@ -28,7 +28,7 @@ def can_be_listed(directory: Path) -> bool:
 
 
 def absolute(directory: Path) -> Path:
-    """The path that Orbax takes: one in a bucket is absolute, and no `pathlib.Path`."""
+    """The absolute path for Orbax; a path in a bucket is absolute, and not a `pathlib.Path`."""
     return directory.absolute() if isinstance(directory, Path) else directory
 
 

@@ -1,4 +1,4 @@
-"""Several hosts on one run: how they meet, who writes, and what each computes."""
+"""One run on several hosts: how they connect, which of them writes, what each computes."""
 
 import contextlib
 import socket
@@ -12,8 +12,8 @@ from metajax.errors import InputError, LostError, reason_of
 from metajax.training.parallel import all_devices
 from metajax.types import PyTree
 
-_LONGEST_NAME = 64  # Linux allows no longer one.
-# Seconds until the others give up on a host that says nothing any more.
+_LONGEST_NAME = 64  # The limit of Linux.
+# Seconds without a sign of a host until the others give it up.
 _SILENCE = 30
 
 
@@ -42,31 +42,31 @@ def init_distributed(
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes what is written once."""
+    """Whether this process writes the files that only one process writes."""
     return jax.process_index() == 0
 
 
 def local_slice(total: int) -> slice:
-    """Which of a step's tasks are this process's: as many as its devices', in order."""
+    """The tasks of a step that this process computes: an equal share, in order."""
     count = total // jax.process_count()
     return slice(jax.process_index() * count, (jax.process_index() + 1) * count)
 
 
 def barrier() -> str:
-    """Returns once every process has come here: which host each of them is on."""
+    """Waits for all processes; returns which host each of them is on."""
     if jax.process_count() == 1:
         return "one process"
     own = socket.gethostname().encode()[:_LONGEST_NAME].ljust(_LONGEST_NAME, b"\0")
     names = multihost_utils.process_allgather(np.frombuffer(own, np.uint8))
-    told = (
+    hosts = (
         f"{number} on {bytes(name).rstrip(bytes(1)).decode()}" for number, name in enumerate(names)
     )
-    # The number is what JAX calls a task, when it says which one is lost.
-    return f"processes (JAX's tasks): {', '.join(told)}"
+    # JAX names a lost process by this number, as a task.
+    return f"processes (JAX's tasks): {', '.join(hosts)}"
 
 
 def all_gather(params: PyTree) -> PyTree:
-    """Parameters on one device of this process, wherever their parts are."""
+    """Parameters gathered on one device of this process."""
     if len(all_devices()) == 1:
         return params
     if jax.process_count() == 1:
@@ -75,13 +75,13 @@ def all_gather(params: PyTree) -> PyTree:
 
 
 def asked_to_stop(step: int) -> bool:
-    """Whether one of several hosts has had a SIGTERM: the same answer on all, for a step."""
+    """Whether one of several hosts got a SIGTERM; the same answer on all of them."""
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 
 @contextlib.contextmanager
 def explain_host_errors() -> Iterator[None]:
-    """Says what it means when what several processes do together fails."""
+    """Explains errors in what several processes do together."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

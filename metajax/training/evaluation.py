@@ -1,4 +1,4 @@
-"""Episodes to a mean and its 95% interval; baselines on frozen features."""
+"""Evaluation on episodes, with 95% intervals; baselines on frozen features."""
 
 import functools
 from collections.abc import Callable
@@ -15,7 +15,7 @@ class Estimate(NamedTuple):
     """A mean over episodes.
 
     Attributes:
-        mean: of what was measured, without the axis of the episodes.
+        mean: over the episodes, without their axis.
         ci95: half the width of its 95% confidence interval, of the same shape.
 
     Examples:
@@ -30,10 +30,10 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Any) -> Estimate:
-    """The mean over the leading axis and Student's 95% interval of it.
+    """The mean over the leading axis, with its 95% interval by Student's t.
 
     Args:
-        values: [E, ...], one entry an episode. The interval of a single one is infinite.
+        values: [E, ...], one entry per episode. The interval of a single entry is infinite.
     """
     from scipy import stats  # Slow to import.
 
@@ -68,7 +68,7 @@ def run_episodes(
     first: int = 0,
     chunk_size: int | None = None,
 ) -> MetaInfo:
-    """Adapts to each of T episodes and judges it on its query set.
+    """Adapts to each of T episodes and measures the loss on its query set.
 
     Args:
         algorithm: as trained.
@@ -79,7 +79,7 @@ def run_episodes(
         chunk_size: as for `evaluate`.
 
     Returns:
-        MetaInfo with leaves [T, ...], one entry an episode.
+        MetaInfo with leaves [T, ...], one entry per episode.
     """
     keys = task_keys(rng, first, num_tasks(tasks))
     return _compiled(algorithm, chunk_size)(meta_params, tasks, keys)
@@ -93,7 +93,7 @@ def evaluate(
     *,
     chunk_size: int | None = None,
 ) -> MetaInfo:
-    """Mean and 95% interval over episodes of everything a MetaInfo holds.
+    """Returns the mean and 95% interval over episodes of everything in a MetaInfo.
 
     Args:
         algorithm: as trained.

@@ -1,4 +1,4 @@
-"""How much arithmetic a function does, counted without running it."""
+"""The arithmetic of a function, counted without running it."""
 
 import math
 from collections.abc import Callable
@@ -10,23 +10,23 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any, while_length: float = 1) -> float:
-    """The floating-point operations of a function's matrix products: 2 m n k each.
+    """Counts the floating-point operations of a function's matrix products: 2 m n k each.
 
-    Scans count as often as they run, which XLA's own analysis does not; of the branches of a
-    conditional the dearest counts. What no result needs is left out, as a compiler leaves it out,
-    and elementwise work, as usual in model FLOPs.
+    The body of a scan counts once per iteration, which XLA's own analysis ignores; of the branches
+    of a conditional the most expensive counts. Work that no result needs is left out, as a compiler
+    does, and so is elementwise work, as is usual for model FLOPs.
 
     Args:
         function: anything that can be traced.
         arguments: arrays or `jax.ShapeDtypeStruct`s.
-        while_length: how often the body of a while loop runs on average, which no trace says:
-            see `metajax.algorithms.inner_loop.mean_replays`.
+        while_length: iterations of a while loop on average, which a trace does not contain; see
+            `metajax.algorithms.inner_loop.mean_replays`.
     """
     return count_traced_flops(jax.make_jaxpr(function)(*arguments).jaxpr, while_length)
 
 
 def count_traced_flops(jaxpr: core.Jaxpr, while_length: float = 1) -> float:
-    """The same of a function that has been traced."""
+    """`count_flops` of a traced function."""
     needed, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return sum(_count_equation(equation, while_length) for equation in needed.eqns)
 

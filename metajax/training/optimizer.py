@@ -1,4 +1,4 @@
-"""AdamW as the training of BERT uses it."""
+"""AdamW as used to train BERT."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from metajax.types import Params
 
 
 def learning_rate(peak: float, num_steps: int, warmup_steps: int) -> optax.Schedule:
-    """Rises linearly over the warm-up, then falls linearly to zero at num_steps."""
+    """A linear warm-up, then a linear decay to zero at num_steps."""
     return optax.schedules.join_schedules(
         [
             optax.schedules.linear_schedule(0.0, peak, warmup_steps),
@@ -21,7 +21,7 @@ def learning_rate(peak: float, num_steps: int, warmup_steps: int) -> optax.Sched
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """optax's, with the norm in at least float32: that of float16 would overflow at 65,504."""
+    """Optax's clipping, with the norm in at least float32: float16 overflows at 65,504."""
     clip = optax.clip_by_global_norm(max_norm)
 
     def update(grads: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
@@ -40,8 +40,8 @@ def adamw(
 ) -> optax.GradientTransformation:
     """Clips the gradient's global norm, then AdamW (Loshchilov & Hutter, arXiv:1711.05101).
 
-    Weight decay leaves LayerNorms and biases alone (Devlin et al. 2019, appendix A.2), and the
-    parameters whose path begins with one of `fixed`: those that the loss does not see.
+    Weight decay does not apply to LayerNorms and biases (Devlin et al. 2019, appendix A.2), nor to
+    parameters whose path begins with one of `fixed`, which the loss does not depend on.
     """
 
     def decay_mask(params: Params) -> Params:

@@ -1,4 +1,4 @@
-"""A batch of tasks, and the outer step on their mean meta-gradient."""
+"""One outer step on the mean meta-gradient of a batch of tasks."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +12,8 @@ from metajax.dtypes import at_least_float32, is_float, narrow, widen
 from metajax.tree import combine, partition
 from metajax.types import Key, MetaAlgorithm, MetaInfo, PyTree, Task
 
-# As optax has a rate or a schedule: an algorithm, or one for each outer step [] int32, traced.
+# An algorithm, or a function of the outer step ([] int32, traced) that returns one: compare optax's
+# learning rates and schedules.
 AlgorithmOrSchedule = MetaAlgorithm | Callable[[jax.Array], MetaAlgorithm]
 
 
@@ -22,7 +23,7 @@ def at_step(algorithm: AlgorithmOrSchedule, step: jax.Array) -> MetaAlgorithm:
 
 
 class OuterState(NamedTuple):
-    """What the next outer step needs.
+    """The state between two outer steps.
 
     Attributes:
         step: [] int32, outer steps taken.
@@ -66,7 +67,7 @@ class Metrics(NamedTuple):
         query_aux: the loss function's auxiliary output on the query sets.
         support_loss: [K] before each inner step.
         grad_norm: [] Euclidean norm of the mean meta-gradient.
-        skipped: [] bool, whether the step was not taken, for the loss or the norm is not finite:
+        skipped: [] bool, whether the step was not taken because the loss or the norm is not finite:
             too high an inner rate, or an inner Adam without `eps_root` (see `metajax.maml`).
 
     Examples:
@@ -88,10 +89,10 @@ class Metrics(NamedTuple):
 
 
 def num_tasks(tasks: Task) -> int:
-    """T, the leading axis that all leaves of a batch of tasks share.
+    """The number T of tasks in a batch: the leading axis of all leaves.
 
     Raises:
-        TypeError: the batch is no Task.
+        TypeError: the batch is not a Task.
         ValueError: there are no leaves, their leading axes differ, or T is 0.
     """
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(check_task(tasks))}
@@ -103,7 +104,7 @@ def num_tasks(tasks: Task) -> int:
 
 
 def default_chunk_size(total: int) -> int:
-    """Tasks under one vmap: all of them on an accelerator; one on a CPU, where that is faster."""
+    """Tasks under one vmap: all on an accelerator; one on a CPU, where that is faster."""
     return 1 if jax.default_backend() == "cpu" else total
 
 
@@ -115,8 +116,7 @@ def map_tasks(
 ) -> tuple[PyTree, PyTree]:
     """Applies a function to T tasks, adding up its first result and stacking its second.
 
-    The sums never exist side by side for more than one chunk, which is what keeps memory from
-    growing with the number of tasks.
+    Only the results of one chunk exist at a time, so memory does not grow with the number of tasks.
 
     Args:
         function: `(task, key) -> (to_sum, to_stack)`, of one task.
@@ -135,7 +135,7 @@ def map_tasks(
         raise ValueError(f"chunk_size {chunk} does not divide {total} tasks: use one of {near}")
 
     def run_chunk(inputs: tuple[Task, Key]) -> tuple[PyTree, PyTree]:
-        if chunk == 1:  # An axis of one would only make the products batched.
+        if chunk == 1:  # With an axis of one the products would be batched.
             squeezed = jax.tree.map(lambda leaf: leaf[0], inputs)
             to_sum, to_stack = function(*squeezed)
             return widen(to_sum), jax.tree.map(lambda leaf: leaf[None], to_stack)
@@ -144,7 +144,7 @@ def map_tasks(
 
     if chunk == total:
         return run_chunk((tasks, keys))
-    # The shapes of the sums are needed before the loop: `jit` remembers what it has traced.
+    # The loop needs the shapes of the sums first; `jit` caches the trace.
     traced_once = jax.jit(run_chunk, inline=True)
 
     def accumulate(total_sum: PyTree, inputs: tuple[Task, Key]) -> tuple[PyTree, PyTree]:
@@ -163,16 +163,16 @@ def map_tasks(
 
 
 def task_keys(rng: Key, first: int | jax.Array, count: int) -> Key:
-    """Keys [count] of the tasks numbered from `first`: the same whichever device has them."""
+    """The keys [count] of the tasks numbered from `first`, the same on every device."""
     return jax.vmap(lambda index: jax.random.fold_in(rng, index))(first + jnp.arange(count))
 
 
 def mean_meta_grad(
     algorithm: MetaAlgorithm, meta_params: PyTree, tasks: Task, keys: Key, chunk_size: int | None
 ) -> tuple[PyTree, MetaInfo]:
-    """The mean over some tasks of their meta-gradients, and of what these saw.
+    """The means over tasks of their meta-gradients and of their MetaInfo.
 
-    Both are in at least float32; leaves that are not floating-point have None for a gradient.
+    Both are in at least float32; the gradient of leaves that are not floating-point is None.
     """
 
     def meta_grad(task: Task, key: Key) -> tuple[PyTree, MetaInfo]:
@@ -195,10 +195,10 @@ def global_norm(tree: PyTree) -> jax.Array:
 def apply_meta_grad(
     optimizer: optax.GradientTransformation, state: OuterState, grads: PyTree, info: MetaInfo
 ) -> tuple[OuterState, Metrics]:
-    """Takes the outer step that a mean meta-gradient asks for.
+    """Takes the outer step along a mean meta-gradient.
 
-    One that is not finite, or whose loss is not, changes nothing but the number of the step. The
-    optimizer sees neither the parameters that are not floating-point nor other dtypes than theirs.
+    If the gradient or its loss is not finite, only the number of the step changes. The optimizer
+    sees only floating-point parameters, and gradients in their dtypes.
     """
     norm = global_norm(grads)
     usable = jnp.isfinite(norm) & jnp.isfinite(info.query_loss)
@@ -225,10 +225,10 @@ def outer_step(
     """Makes one step of the outer loop, a pure function.
 
     Args:
-        algorithm: whose meta-gradient to follow; one, or a function of the step.
-        optimizer: the outer one.
+        algorithm: an algorithm, or a function of the step that returns one.
+        optimizer: the outer optimizer.
         chunk_size: see `map_tasks`.
-        axis_name: the axis over devices, each holding an equal share of the tasks in order.
+        axis_name: the axis over devices, each with an equal share of the tasks, in order.
 
     Returns:
         `(state, tasks) -> (state, metrics)`.

@@ -1,4 +1,4 @@
-"""The outer loop, compiled for the devices there are."""
+"""The outer loop on one device, several devices or several processes."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +37,7 @@ class OuterLoop(NamedTuple):
     Attributes:
         init: `(params, rng) -> OuterState`.
         step: `(state, tasks) -> (state, Metrics)`, compiled; the leaves of tasks are [T, ...].
-        lower: `(state, tasks) -> jax.stages.Lowered`, the step as a program to look at.
+        lower: `(state, tasks) -> jax.stages.Lowered`, the step as a program to inspect.
 
     Examples:
         >>> import jax, jax.numpy as jnp, metajax, optax
@@ -70,24 +70,24 @@ def outer_loop(
     The tasks of a step are split over the devices by `jax.pmap` when there is more than one,
     in order; the meta-gradients are averaged once. With a mesh, parameters and optimizer state are
     sharded over its axis "params". The numbers do not depend on how many devices there are, nor on
-    the chunk size. The exception are random keys of JAX's kind `rbg`: under `vmap` they give other
-    numbers, so with them results depend on the chunk size. The default kind is not affected.
+    the chunk size. The exception are random keys of JAX's kind `rbg`, not the default: under `vmap`
+    they give other numbers, so with them results depend on the chunk size.
 
     With several processes (`jax.distributed.initialize`), each calls `init` with the same params
     and `step` with its own share of the tasks: those of its devices, in the order of
     `jax.devices()`. The devices then always form a mesh, `task_mesh(1)` by default.
 
     Args:
-        algorithm: from one of the constructors (`metajax.maml`, ...), or a function that gives one
-            for each outer step, an int32 under trace: see `metajax.maml_plus_plus`.
+        algorithm: from one of the constructors (`metajax.maml`, ...), or a function of the outer
+            step, a traced int32, that returns one: see `metajax.maml_plus_plus`.
         outer_optimizer: any optax optimizer.
-        chunk_size: tasks under one vmap on each device; the chunks run one after the other with
-            their gradients added up. By default one on a CPU and all of them elsewhere. A
-            smaller chunk takes less memory.
-        devices: those to use, of one process; by default all.
-        donate: let a step overwrite the state it is given, which saves a copy of it. The caller
-            must not use that state again, nor the params that `init` was given.
-        compiler_options: XLA's, as `jax.jit` takes them. Not for `pmap`, which takes none.
+        chunk_size: tasks under one vmap on each device; the chunks run one after the other, and
+            their gradients are summed. By default one on a CPU and all of them elsewhere. A smaller
+            chunk takes less memory.
+        devices: the devices to use; by default all.
+        donate: let a step overwrite the state passed to it, which saves a copy. The caller must
+            not use that state again, nor the params passed to `init`.
+        compiler_options: XLA's, as for `jax.jit`; ignored under `pmap`, which takes none.
         mesh: from `task_mesh`, in place of devices: shards the state if its axis "params" has more
             than one device. Each device still gathers all parameters in a step, because it adapts
             all of them.
@@ -123,16 +123,16 @@ def outer_loop(
 
 
 def all_devices() -> list[jax.Device]:
-    """Those of all processes."""
+    """The devices of all processes."""
     return jax.local_devices() if jax.process_count() == 1 else jax.devices()
 
 
 def task_mesh(params: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh for `outer_loop`: its axis "params" shards the state, both axes split the tasks.
+    """A mesh for `outer_loop`: axis "params" shards the state, both axes split the tasks.
 
     Args:
-        params: over how many devices parameters and optimizer state are sharded.
-        devices: by default all there are.
+        params: the number of devices that parameters and optimizer state are sharded over.
+        devices: the devices of the mesh; by default all.
 
     Raises:
         ValueError: params does not divide the number of devices.
@@ -216,7 +216,7 @@ def _sharded(
 ) -> OuterLoop:
     """Fully sharded data parallelism (Rajbhandari et al. 2020, arXiv:1910.02054, stage 3).
 
-    A step gathers the parameters, and leaves each device its shard of the gradients' mean.
+    A step gathers the parameters and leaves each device its shard of the mean gradient.
     """
 
     def init(params: Params, rng: Key) -> OuterState:
@@ -248,10 +248,10 @@ def _over_mesh(tasks: Task, mesh: Mesh) -> Task:
 
 
 def split_tasks(tasks: Task, parts: int) -> Task:
-    """Leaves [T, ...] to [parts, T / parts, ...].
+    """Reshapes leaves [T, ...] to [parts, T / parts, ...].
 
     Raises:
-        ValueError: T is not a multiple of parts; the nearest sizes that are get named.
+        ValueError: T is not a multiple of parts; the message names the nearest multiples.
     """
     total = num_tasks(tasks)
     if total % parts:
