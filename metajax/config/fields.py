@@ -47,7 +47,9 @@ def option(
     Args:
         help: what `--help` prints.
         default: if missing, the setting is required.
-        minimum, above, maximum: bounds; only `above` is not a valid value itself.
+        minimum: the smallest value.
+        above: an exclusive lower bound.
+        maximum: the largest value.
         choices: the only values.
         metavar: placeholder for the value in `--help`.
         affects_results: whether a run is resumed only with the same value.
