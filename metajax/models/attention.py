@@ -1,4 +1,4 @@
-"""Which tokens attention may see: padding, packed examples and, in a decoder, what comes later.
+"""The attention mask: no padding, no other packed example and, in a decoder, no later token.
 
 Sizes in array names: B examples, or R rows of several examples; L tokens.
 """
@@ -8,16 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Large enough to switch a padding token off, small enough that adding it never overflows.
+# Large enough to mask a token, small enough that adding it never overflows.
 MASKED = -1e9
 
 
 def attention_bias(batch: dict[str, jax.Array], dtype: Any, *, causal: bool) -> jax.Array:
-    """What is added to the scores: very negative where a token may not look.
+    """The bias that is added to the scores: very negative where attention is masked.
 
     Returns:
-        `[B, 1, 1, L]`: not at padding; of a packed batch `[R, 1, L, L]`: not at other examples.
-        If causal, `[B, 1, L, L]`: nor at what comes later, for a packed text stands in order too.
+        `[B, 1, 1, L]`, which masks padding; for a packed batch `[R, 1, L, L]`, which masks other
+        examples. If causal, `[B, 1, L, L]`, which also masks later tokens: the tokens of a packed
+        text are in order too.
     """
     if "example_ids" in batch:
         ids_RxL = batch["example_ids"]

@@ -1,4 +1,4 @@
-"""What a model looks like: the part of a Hugging Face config.json that the network needs."""
+"""The configuration of a network: the settings in Hugging Face's config.json that it needs."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from metajax.models.families import Family, family_of
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
-# Keys that make a different network when they are set.
+# Keys that change the network if they are set.
 _REFUSED = {
     "is_decoder": ("a decoder", "use an encoder"),
     "add_cross_attention": ("a model with cross-attention", "use an encoder"),
@@ -19,9 +19,9 @@ _REFUSED = {
         "give its weights in float32, float16 or bfloat16",
     ),
 }
-# The only value of a key that makes a different network otherwise.
+# Keys with only one supported value, because another one changes the network.
 _DEMANDED = {"position_embedding_type": "absolute"}
-# Fields that only some families have a setting for: None where they are as another.
+# Fields that only some families have a setting for; None means the value of another field.
 _OF_SOME = {
     "embedding_size": "hidden_size",
     "embedding_dropout_prob": "hidden_dropout_prob",
@@ -34,8 +34,8 @@ _OF_SOME = {
 class TransformerConfig:
     """The sizes and rates of a BERT; names and defaults are Hugging Face's.
 
-    Of other families the same, by BERT's names. Values are checked where a file is read
-    (`from_dict`), not here.
+    Other families use BERT's names too. Values are checked when a file is read (`from_dict`), not
+    here.
 
     Attributes:
         vocab_size: V, the rows of the embedding table.
@@ -44,19 +44,19 @@ class TransformerConfig:
         num_attention_heads: of each block.
         intermediate_size: the width of the feed-forward layers.
         hidden_act: "gelu", "gelu_new", "gelu_pytorch_tanh" or "relu".
-        hidden_dropout_prob: of the embeddings and of what each block adds.
-        attention_probs_dropout_prob: of the attention's probabilities.
-        classifier_dropout: of what a classification head sees; None: `hidden_dropout_prob`.
+        hidden_dropout_prob: dropout of the embeddings and of the layers' outputs.
+        attention_probs_dropout_prob: dropout of the attention probabilities.
+        classifier_dropout: dropout before a classification head; None: `hidden_dropout_prob`.
         max_position_embeddings: how many tokens a text may have.
-        type_vocab_size: the kinds of token; 0 in a family without.
+        type_vocab_size: number of token types; 0 in a family without them.
         layer_norm_eps: added to each variance.
-        pad_token_id: the token of padding.
+        pad_token_id: id of the padding token.
         initializer_range: the standard deviation of fresh weights.
         tie_word_embeddings: whether the masked-LM head decodes with the embedding table.
         embedding_size: the table's width; None: H.
         embedding_dropout_prob: of the embeddings; None: `hidden_dropout_prob`.
-        bos_token_id: of a text's beginning, which only transformers uses; None: the padding.
-        eos_token_id: of its end, likewise.
+        bos_token_id: id of the first token, used only by transformers; None: `pad_token_id`.
+        eos_token_id: id of the last token, likewise.
         model_type: the family: "bert", "roberta", "xlm-roberta", "distilbert", "electra" or "gpt2".
 
     Examples:
@@ -92,7 +92,7 @@ class TransformerConfig:
 
     @property
     def family(self) -> Family:
-        """What the model type does otherwise than BERT.
+        """How the model type differs from BERT.
 
         Raises:
             InputError: no family has this model type.
@@ -182,7 +182,7 @@ def _usable_positions(config: TransformerConfig, where: str) -> int:
 
 
 def _completed(values: dict[str, Any], family: Family) -> dict[str, Any]:
-    """The values of a file with those that follow from others."""
+    """The values of a file, with null values that follow from others filled in."""
     for key, (times, other) in family.derived.items():
         if values.get(key) is None:
             value = values.get(other)

@@ -1,4 +1,4 @@
-"""Hugging Face's names and shapes <-> ours.
+"""Conversion of parameters from Hugging Face's names and shapes to metajax's and back.
 
 The tables say which of their tensors make one of ours: several are joined along the last
 axis. Their dense weights are `[out, in]`, ours `[in, out]`; our layers, and our
@@ -66,7 +66,7 @@ _IGNORED = re.compile(
 
 
 def to_hugging_face(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Our parameters by BERT's names, without `bert.`; the heads are `classifier.0.` and on."""
+    """Parameters by BERT's names without `bert.`; the heads are `classifier.0.` and so on."""
     tensors = {}
     for path, leaf in _leaves(params):
         names, value = _TABLE[path], np.asarray(leaf)
@@ -80,16 +80,16 @@ def to_hugging_face(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def from_hugging_face(
     tensors: Mapping[str, np.ndarray], template: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """Our parameters from their tensors, as far as these go.
+    """Parameters from Hugging Face tensors; parts without tensors are left out.
 
     Args:
-        tensors: by BERT's names: either generation of them, with or without `bert.`.
+        tensors: by BERT's names, old or new, with or without `bert.`.
         template: the shapes of the parameters wanted (arrays or `ShapeDtypeStruct`s).
         where: the directory, for error messages.
 
     Returns:
-        The parameters, less the parts (pooler, a head) that `tensors` do not have, or, for
-        classifiers, have in another shape.
+        The parameters, without the parts (pooler, a head) that `tensors` lacks and without a
+        classifier of another shape.
 
     Raises:
         InputError: unexpected or missing tensors, or shapes that do not fit.
@@ -129,14 +129,14 @@ def from_hugging_face(
 
 
 def _modern_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Today's names without prefix, a lone head numbered, one name for the decoder's bias."""
+    """New names without prefix, a single head numbered, one name for the decoder's bias."""
     renamed = {}
     for name, value in tensors.items():
         name = name.removeprefix("bert.")
         name = re.sub(r"^classifier\.(weight|bias)$", r"classifier.0.\1", name)
         name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
         renamed[re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)] = value
-    # transformers computes with the decoder's own bias, which tying makes the other's alias.
+    # transformers computes with the decoder's own bias; with tying, both are the same tensor.
     decoder_bias = renamed.pop("cls.predictions.decoder.bias", None)
     if decoder_bias is not None:
         renamed["cls.predictions.bias"] = decoder_bias
@@ -144,7 +144,7 @@ def _modern_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _theirs(template: Mapping[str, Any]) -> dict[Path, dict[str, tuple[int, ...]]]:
-    """For each of our parameters, their tensors' names and shapes, layer by layer."""
+    """The names and shapes of the Hugging Face tensors of each parameter, layer by layer."""
     expected = {}
     for path, leaf in _leaves(template):
         names, shape = _TABLE[path], leaf.shape

@@ -1,7 +1,7 @@
-"""Models made of BERT's parts: what each calls BERT's settings and tensors, and does otherwise.
+"""The supported families of models: how their settings, tensors and layers differ from BERT's.
 
-A family is data. Its names are translated to BERT's as a directory is read, and back as one is
-written; everything between speaks of BERT alone. `*` stands for the number of a layer.
+A family is data. Its names are translated to BERT's when a directory is read, and back when one is
+written; all code in between uses BERT's names. `*` stands for the number of a layer.
 """
 
 import re
@@ -17,26 +17,27 @@ class Family(NamedTuple):
     """How a model type of transformers differs from BERT.
 
     Attributes:
-        classes: what the names of its classes in transformers begin with.
+        classes: prefix of its class names in transformers.
         prefix: of the encoder's tensors in a model with a head.
-        settings: BERT's names of settings in config.json, and the family's.
-        fixed: settings that the family has no choice of.
-        defaults: of settings, where they are not BERT's, by the family's names.
-        derived: of settings, by the family's names: where they are null, the multiple of another.
-        demanded: the only values of what would make another network, by the family's names.
-        tensors: BERT's names of tensors (without `.weight` or `.bias`, unless they differ) and the
-            family's. Where several are one of the family's, that is split along its last axis.
-        transposed: whether the kernels of the layers are `[in, out]`, as ours are.
-        classifier: the same as `tensors` for a model with a classification head.
-        classifier_bias: whether that head has one.
-        pooler: whether the encoder by itself has a pooler.
-        pooler_act: the activation of the pooler, or of what a classifier has in its place.
-        lm_act: that of the masked-LM head; None is the encoder's.
-        masked_lm: whether there is such a head.
+        settings: names of settings in config.json, from BERT's to the family's.
+        fixed: settings that the family does not let one choose.
+        defaults: of settings, if they differ from BERT's, by the family's names.
+        derived: settings that, if null, are a multiple of another, by the family's names.
+        demanded: the only supported values of settings that change the network, by the family's
+            names.
+        tensors: names of tensors (without `.weight` or `.bias`, unless they differ), from BERT's to
+            the family's. If several have the same name there, that tensor is split along its last
+            axis.
+        transposed: whether the kernels of the layers are `[in, out]`, like those of metajax.
+        classifier: like `tensors`, for a model with a classification head.
+        classifier_bias: whether that head has a bias.
+        pooler: whether the encoder alone has a pooler.
+        pooler_act: the activation of the pooler, or of the layer that replaces it in a classifier.
+        lm_act: the activation of the masked-LM head; None is the encoder's.
+        masked_lm: whether the family has a masked-LM head.
         positions_after_padding: whether the first token's position is `pad_token_id` + 1.
-        decoder: whether tokens see only what comes before them, norms stand before what they are
-            for (and one after the last block, in place of the embeddings'), and classifiers read
-            the last token as it is, without a pooler.
+        decoder: whether attention is causal, norms come before their layers (and one after the last
+            block instead of the embeddings), and classifiers read the last token without a pooler.
     """
 
     classes: str
@@ -218,7 +219,7 @@ def to_bert(
     for ours, theirs in {**family.tensors, **family.classifier}.items():
         names.setdefault(theirs, []).append(ours)
     renamed = {}
-    # What stands in for the pooler comes after one, and wins.
+    # A classifier's replacement of the pooler comes after the pooler and overwrites it.
     for name in sorted(tensors, key=lambda name: _stem(name) in family.classifier.values()):
         several = _translate(name.removeprefix(family.prefix), names)
         value = tensors[name]
@@ -237,7 +238,7 @@ def to_bert(
 def from_bert(
     tensors: Mapping[str, np.ndarray], model_type: str, offset: int, head: str
 ) -> dict[str, np.ndarray]:
-    """The reverse, under the names of the family's class for a head; the left-out rows are zero.
+    """The inverse of `to_bert`, for a class with a head; the left-out rows are zero.
 
     Args:
         tensors: by BERT's names, without a prefix.
@@ -260,7 +261,7 @@ def from_bert(
         # Outside the layers two names hold one tensor twice: the bias of an untied decoder.
         before = parts_of.get(theirs, []) if name.startswith("encoder.layer.") else []
         parts_of[theirs] = [*before, _turned(value, name, family)]
-    # safetensors writes the memory of an array as it lies, whatever its strides say.
+    # safetensors writes the memory of an array and ignores its strides.
     return {
         name: np.ascontiguousarray(np.concatenate(parts, axis=-1) if parts[1:] else parts[0])
         for name, parts in parts_of.items()
@@ -271,7 +272,7 @@ def family_of(model_type: object, where: str) -> Family:
     """The family of a model type.
 
     Raises:
-        InputError: it is none of them.
+        InputError: the model type is not supported.
     """
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(
@@ -282,13 +283,13 @@ def family_of(model_type: object, where: str) -> Family:
 
 
 def _turned(value: np.ndarray, name: str, family: Family) -> np.ndarray:
-    """A tensor, by BERT's name, with the axes of BERT's as the family's or the reverse."""
+    """A tensor, by BERT's name, with its axes turned from BERT's order to the family's or back."""
     kernel = name.startswith("encoder.layer.") and value.ndim == 2
     return value.T if family.transposed and kernel else value
 
 
 def _translate(name: str, names: Mapping[str, list[str]]) -> list[str]:
-    """A tensor's names in other names: its own, those of its layer, or else as it is."""
+    """The names of a tensor in the other naming scheme; unknown names stay as they are."""
     number = re.search(r"\.(\d+)\.", name)
     general = name if number is None else f"{name[: number.start()]}.*.{name[number.end() :]}"
     stem, _, kind = general.rpartition(".")

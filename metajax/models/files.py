@@ -1,4 +1,4 @@
-"""Reading a Hugging Face model directory: where it is, its configuration, weights, tokenizer.
+"""Hugging Face model directories: their location, JSON files, weights and tokenizer.
 
 Nothing in a directory is ever executed: no remote code, no unpickling beyond plain tensors.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from metajax.errors import InputError, reason_of
 from metajax.reading import parse_json, read_bytes
 
-# Beside the weights stands what BertModel and its kin with a head have no place for.
+# Weights that transformers' classes have no place for are in files of their own.
 COMPANIONS = ("pooler.safetensors", "classifier.safetensors")
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -34,19 +34,19 @@ _SAFE = ("model.safetensors", "model.safetensors.index.json", "model-*.safetenso
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
 _HINT = "pass --model the path of a local directory with config.json and model.safetensors instead"
 
-# As safetensors and PyTorch call them.
+# The names of safetensors and PyTorch.
 _FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
-# No weights: positions from 0 on, and what tokens see.
+# Not weights: positions from 0 on, and attention masks.
 _BUFFER = re.compile(r"(position_ids|token_type_ids|attn\.(masked_)?bias)$")
 
 Reader = Callable[[Path], dict[str, np.ndarray]]
 
 
 def resolve(name_or_path: str) -> Path:
-    """The directory of that path, or else the hub's model of that name in the local cache.
+    """The directory at a path or, if there is none, of the hub's model in the local cache.
 
     Raises:
-        InputError: neither can be had.
+        InputError: neither exists, or the model cannot be downloaded.
     """
     path = Path(os.path.expanduser(name_or_path))
     if path.is_dir():
@@ -108,7 +108,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        InputError: there is none.
+        InputError: the file is missing or does not hold a JSON object.
     """
     if not path.exists():
         raise InputError(f"{path}: missing; give a complete model directory")
@@ -130,7 +130,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def hashes(name_or_path: str) -> dict[str, str]:
-    """What identifies a model: `sha256` of its weights, `config_sha256` of its other files.
+    """Hashes that identify a model: `sha256` of its weights, `config_sha256` of its other files.
 
     Each is the sha256 (hexadecimal) of its files' sha256s, in the order they are read.
 
@@ -138,7 +138,7 @@ def hashes(name_or_path: str) -> dict[str, str]:
         name_or_path: a directory in Hugging Face format or a hub id.
 
     Raises:
-        InputError: it cannot be had, or has no weights.
+        InputError: the model cannot be read, or has no weights.
 
     Examples:
         >>> import metajax, pathlib, tempfile
@@ -162,7 +162,7 @@ def _digest(paths: list[Path]) -> str:
 
 
 def read_weights(directory: Path) -> dict[str, np.ndarray]:
-    """All tensors of a directory by name: safetensors, else PyTorch's; whole or in shards.
+    """All tensors of a directory by name, from safetensors or else PyTorch files.
 
     Raises:
         InputError: there are none, or they cannot be read.
@@ -247,7 +247,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_types(path: Path, types: Mapping[str, str]) -> None:
-    """Refuses what are no plain floating-point numbers, as of a quantised model."""
+    """Refuses dtypes other than plain floating-point, such as those of a quantised model."""
     for name, kind in types.items():
         if kind not in _FLOATS and not _BUFFER.search(name):
             raise InputError(

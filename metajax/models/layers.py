@@ -1,8 +1,8 @@
-"""What the blocks of every architecture are made of: products, norms, activations, dropout.
+"""The layers of all architectures: dense layers, norms, activations, dropout.
 
-Everything can be differentiated as often as one likes, in either mode: dropout masks are constants
-of the key. Results have the dtype of the input; parameters are cast to it where they are used.
-Statistics are computed in float32 at least.
+All can be differentiated any number of times, in either mode: dropout masks depend only on the key.
+Results have the dtype of the input; parameters are cast to it where they are used. Statistics are
+computed in at least float32.
 """
 
 import math
@@ -16,7 +16,7 @@ from metajax.dtypes import at_least_float32
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact form, x Phi(x), by erf: `jax.nn.gelu` goes through the slower erfc."""
+    """The exact form x Phi(x), by erf; `jax.nn.gelu` uses the slower erfc."""
     return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
@@ -30,7 +30,7 @@ ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Sets elements to zero at `rate` and scales the others up; without a key, x itself."""
+    """Sets elements to zero at `rate` and scales the others up; without a key it returns x."""
     if key is None or rate == 0:
         return x
     return jnp.where(keep_mask(key, x.shape, rate), x / (1 - rate), jnp.zeros((), x.dtype))
@@ -41,7 +41,7 @@ def keep_mask(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
 
     Threefry would take as long as a block's products on a CPU, so the key only seeds a
     counter-based hash (two rounds of Wellons' `lowbias32`), which fuses with its user.
-    Unlike `rng_bit_generator`, it gives under `vmap` over keys what a loop gives.
+    Unlike `rng_bit_generator`, it gives the same under `vmap` over keys as in a loop.
     """
     seed = jax.random.bits(key, (2,), jnp.uint32)
     index = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
@@ -57,7 +57,7 @@ def _lowbias32(x: jax.Array) -> jax.Array:
 
 
 def normal(key: jax.Array, shape: tuple[int, ...], scale: float) -> jax.Array:
-    """BERT's initial weights, in float32 whatever the default is."""
+    """BERT's initial weights, always in float32."""
     return scale * jax.random.normal(key, shape, jnp.float32)
 
 
