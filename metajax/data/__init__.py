@@ -1,6 +1,7 @@
-"""Data: tasks and text to arrays, and arrays to batches, all a function of (seed, step).
+"""Read tasks and text, turn them into arrays, and arrays into batches.
 
-Plain NumPy: nothing here needs JAX, models or algorithms.
+Everything random is a function of (seed, step). This package uses NumPy only: it does not need JAX,
+models or algorithms.
 """
 
 from metajax.data.batches import (

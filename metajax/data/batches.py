@@ -1,4 +1,4 @@
-"""Batches of tokenised examples, and the batches of supervised training."""
+"""Batches of tokenized examples for supervised training and evaluation."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +12,7 @@ _PLANNED_STEPS = 64
 
 
 def token_batch(tokens: Tokens, rows: np.ndarray, length: int) -> dict[str, np.ndarray]:
-    """Returns input_ids, attention_mask, token_type_ids int32 [B, length] of some rows."""
+    """Return input_ids, attention_mask, token_type_ids int32 [B, length] for some rows."""
     B, width = len(rows), min(length, tokens.input_ids.shape[1])
     input_ids = np.zeros((B, length), np.int32)
     input_ids[:, :width] = tokens.input_ids[rows, :width]
@@ -29,20 +29,20 @@ def token_batch(tokens: Tokens, rows: np.ndarray, length: int) -> dict[str, np.n
 def supervised_batch(
     tasks: Sequence[TokenizedTask], seed: int, step: int, batch_size: int
 ) -> dict[str, np.ndarray]:
-    """Returns the batch of one step: every example of every task once per epoch, shuffled.
+    """Return the batch of one step. Each epoch has every example of every task once, shuffled.
 
-    See `shuffled_rows` for the order.
+    `shuffled_rows` defines the order.
 
     Args:
         tasks: The data sets.
         seed: The run's seed.
-        step: Which step.
+        step: Number of the step.
         batch_size: B.
 
     Returns:
-        input_ids, attention_mask, token_type_ids int32 [B, L], L the longest text of the batch;
-        task int32 [B], which of the tasks; labels [B], float32 if any task is a regression, else
-        int32.
+        input_ids, attention_mask, token_type_ids int32 [B, L], where L is the length of the longest
+        text in the batch; task int32 [B], the index of the task; labels [B], float32 if a task is a
+        regression, else int32.
 
     Examples:
         >>> import numpy as np
@@ -74,20 +74,20 @@ def supervised_batch(
 def plan_batches(
     tasks: Sequence[TokenizedTask], seed: int, batch_size: int, parts: int, steps: int
 ) -> tuple[Shapes, ...]:
-    """Chooses the shapes that `packed_parts` packs a run's batches to.
+    """Choose the shapes to which `packed_parts` packs the batches of a run.
 
     Args:
         tasks: The data sets.
         seed: The run's seed.
         batch_size: B, a multiple of parts.
-        parts: P, what each batch is split into.
-        steps: The steps of the run, as for `plan_episodes`.
+        parts: P, parts per batch.
+        steps: Steps of the run, as for `plan_episodes`.
 
     Returns:
-        At most three choices, the cheapest first, of one Shape each; the last fits any batch.
+        At most three choices of one Shape each, the cheapest first. The last one fits every batch.
 
     Raises:
-        ValueError: If batch_size is no multiple of parts.
+        ValueError: If batch_size is not a multiple of parts.
 
     Examples:
         >>> import numpy as np
@@ -110,21 +110,22 @@ def packed_parts(
     *,
     own: slice = slice(None),
 ) -> dict[str, np.ndarray]:
-    """Splits a batch into equal parts and packs each.
+    """Split a batch into equal parts, and pack each part.
 
     Args:
-        batch: As `supervised_batch` gives it, B a multiple of parts.
+        batch: A batch from `supervised_batch`. B is a multiple of parts.
         parts: P.
         plan: From `plan_batches`.
-        own: The parts to return, by default all; the shapes always fit all parts.
+        own: Indices of the parts to return, by default all. The shapes are those of the whole
+            batch.
 
     Returns:
-        Leaves [P, ...], or of `own` alone: input_ids, token_type_ids, position_ids, example_ids
-        int32 [P, R, L] and first_token int32 [P, B / P] (see `metajax.data.packing.pack`), the
-        rest [P, B / P].
+        Leaves [P, ...] (or only the parts `own`): input_ids, token_type_ids, position_ids,
+        example_ids int32 [P, R, L] and first_token int32 [P, B / P] (see
+        `metajax.data.packing.pack`), the rest [P, B / P].
 
     Raises:
-        ValueError: If B is no multiple of parts.
+        ValueError: If B is not a multiple of parts.
 
     Examples:
         >>> import numpy as np
@@ -147,28 +148,29 @@ def packed_parts(
 
 
 def _lengths(batch: dict[str, np.ndarray], parts: int) -> np.ndarray:
-    """The lengths of the texts of each part, [P, B / P]."""
+    """Return the lengths of the texts in each part, [P, B / P]."""
     return batch["attention_mask"].sum(1).reshape(parts, -1)
 
 
 def longest_text(tasks: Sequence[TokenizedTask]) -> int:
-    """The number of tokens of the longest text of the data sets."""
+    """Return the number of tokens of the longest text."""
     return max(task.tokens.input_ids.shape[1] for task in tasks)
 
 
 def supervised_eval_batches(
     task: TokenizedTask, batch_size: int, *, head: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields a task's examples in order; copies of the last example complete the last batch.
+    """Yield a task's examples in order; repeat the last example to fill the last batch.
 
     Args:
         task: The examples.
-        batch_size: B, of every batch.
-        head: The task's number among those of `supervised_batch`.
+        batch_size: B.
+        head: The task's index in `supervised_batch`.
 
     Yields:
-        What `supervised_batch` returns, labels of the task's own type, and example_mask
-        float32 [B], 0 for those copies. L is what `metajax.data.packing.bucket` gives.
+        Batches in the format of `supervised_batch`, but with labels of the task's type and with
+        example_mask float32 [B], 0 for repeated examples. L comes from
+        `metajax.data.packing.bucket`.
 
     Examples:
         >>> import numpy as np

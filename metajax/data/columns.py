@@ -1,4 +1,4 @@
-"""The columns of a table as checked texts, labels and scores."""
+"""Read the columns of a table as texts, labels or scores, and check each value."""
 
 import collections
 import logging
@@ -19,10 +19,10 @@ _NAMED = 5  # How many examples a message names.
 
 
 def text_column(table: Table, column: str) -> list[str]:
-    """Returns a column's texts.
+    """Return a column's texts.
 
     Raises:
-        InputError: If one is missing, empty, or no text.
+        InputError: If a text is missing or empty, or a value is not text.
     """
     values = table.column(column)
     for row, value in enumerate(values):
@@ -32,12 +32,12 @@ def text_column(table: Table, column: str) -> list[str]:
 
 
 def label_column(table: Table, column: str) -> list[str]:
-    """Returns a column's labels in one spelling each (see `normalise`).
+    """Return a column's labels, each in one spelling (see `normalise`).
 
-    Warns of labels that were spelled in several ways, and of labels that look alike.
+    Log which labels had several spellings, and which different labels look alike.
 
     Raises:
-        InputError: If one is missing, empty, or neither text nor a whole number.
+        InputError: If a label is missing or empty, or neither text nor a whole number.
     """
     written = []
     for row, value in enumerate(table.column(column)):
@@ -49,7 +49,7 @@ def label_column(table: Table, column: str) -> list[str]:
     for row, label in enumerate(labels):
         if label.casefold() in _MISSING:
             raise InputError(
-                f"{table.place(row)}: {column!r} is {label!r}, which stands for a missing value; "
+                f"{table.place(row)}: {column!r} is {label!r}, which means a missing value; "
                 "fill it in or remove the row"
             )
     _warn_of_missing(table, column, labels, _PERHAPS_MISSING)
@@ -58,10 +58,10 @@ def label_column(table: Table, column: str) -> list[str]:
 
 
 def score_column(table: Table, column: str) -> np.ndarray:
-    """Returns a column's numbers, float32 [N].
+    """Return a column's numbers, float32 [N].
 
     Raises:
-        InputError: If one is missing or no finite number.
+        InputError: If a value is missing or not a finite number.
     """
     scores = []
     for row, value in enumerate(table.column(column)):
@@ -76,7 +76,7 @@ def score_column(table: Table, column: str) -> np.ndarray:
 
 
 def sorted_names(names: set[str]) -> tuple[str, ...]:
-    """Returns the names of classes in order, by value if all look like numbers."""
+    """Return the names of classes in order; by value if all look like numbers."""
     if all(re.fullmatch(r"[+-]?\d+(\.\d*)?", name, re.ASCII) for name in names):
         return tuple(sorted(names, key=lambda name: (float(name), name)))
     return tuple(sorted(names))
@@ -101,7 +101,7 @@ def _check_string(value: Any, table: Table, row: int, column: str) -> None:
 def _warn_of_missing(
     table: Table, column: str, values: Sequence[str], names: Iterable[str]
 ) -> None:
-    """Warns of values that often stand for a missing one."""
+    """Say how many values look like a missing value."""
     longest = max(map(len, names))
     rows = [
         row
@@ -110,22 +110,22 @@ def _warn_of_missing(
     ]
     if rows:
         _log.warning(
-            "%s: %r is %r (%d rows like this), which often stands for a missing value: remove the "
+            "%s: %r is %r (%d rows like this), which often means a missing value; remove the "
             "rows if it does",
             *(table.place(rows[0]), column, values[rows[0]], len(rows)),
         )
 
 
 def _warn_of_labels(source: str, names: dict[str, str]) -> None:
-    """Warns of spellings that were merged into one label, and of labels that look alike."""
+    """Say which spellings are one label, and which different labels look alike."""
     merged, similar = collections.defaultdict(list), collections.defaultdict(list)
     for label, name in sorted(names.items()):
         merged[name].append(label)
     for name in sorted(merged):
         similar[lookalike_key(name)].append(name)
     for groups, what in (
-        (merged, "are taken for one: they differ in white space, invisible characters or Unicode"),
-        (similar, "look alike and are classes of their own: give them one name if they are one"),
+        (merged, "count as one: they differ only in white space, invisible characters or Unicode"),
+        (similar, "look alike but are different classes; give them one name if they are the same"),
     ):
         several = [group for group in groups.values() if len(group) > 1]
         if several:

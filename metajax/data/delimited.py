@@ -1,4 +1,4 @@
-"""Tables of text: what separates the columns, and what quotation marks mean."""
+"""Read CSV and TSV text: find the delimiter, and decide what quotation marks mean."""
 
 import contextlib
 import csv
@@ -13,12 +13,12 @@ from metajax.errors import InputError, printable
 
 _log = logging.getLogger("metajax")
 _DELIMITERS = (",", ";", "\t", "|")
-_DECLARED = re.compile(r"sep=([^\w\s\"]|\t)\r?\n", re.IGNORECASE)  # The first line of Excel's.
+_DECLARED = re.compile(r"sep=([^\w\s\"]|\t)\r?\n", re.IGNORECASE)  # Excel writes this first line.
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
 class _Records(NamedTuple):
-    """Rows of fields, the header's first, each with the line that it begins on."""
+    """Rows of fields, the header first, and the line on which each row starts."""
 
     rows: list[list[str]]
     lines: list[int]
@@ -33,7 +33,7 @@ class _Records(NamedTuple):
         return _Records(rows, [line for _, line in kept])
 
     def uneven(self) -> int | None:
-        """The first row with more or fewer fields than the header, if there is one."""
+        """Return the first row whose number of fields differs from the header's."""
         widths = [len(row) for row in self.rows]
         return next((row for row, width in enumerate(widths) if width != widths[0]), None)
 
@@ -41,18 +41,19 @@ class _Records(NamedTuple):
 def read_rows(
     path: str | Path, text: str, usual: str
 ) -> tuple[list[str], list[list[str]], list[int]]:
-    """Reads a table of text: a header, and rows with as many fields.
+    """Read a table of text: a header, and rows with the same number of fields.
 
     Args:
-        path: The file, for messages.
-        text: Its content.
-        usual: The expected delimiter; if it is not in the header, another one is guessed.
+        path: The file's path, for messages.
+        text: The content of the file.
+        usual: The delimiter to use if the header contains it. If not, the most frequent delimiter
+            of the header is used.
 
     Returns:
-        The columns' names, the rows, and the line that each row begins on.
+        The columns' names, the rows, and the line on which each row starts.
 
     Raises:
-        InputError: If a row has more or fewer fields than the header, or quotes are left open.
+        InputError: If a row has more or fewer fields than the header, or a quotation is not closed.
     """
     first = 1
     declared = _DECLARED.match(text)
@@ -81,12 +82,12 @@ def read_rows(
 
 
 def _names(row: list[str]) -> list[str]:
-    """A header's names, without the byte-order marks that joined files leave."""
+    """Return a header's names without the byte-order marks that joined files contain."""
     return [name.strip().removeprefix("\ufeff") for name in row]
 
 
 def _delimiter(text: str, usual: str) -> str:
-    """The delimiter of the header: the usual one, unless the header then has only one column."""
+    """Return the header's delimiter: the usual one, unless only another one occurs."""
     header = next(line for line in text.split("\n") if line.strip())
     header = _QUOTED.sub("", header)
     others = max(_DELIMITERS, key=header.count)
@@ -103,7 +104,7 @@ def _fields_of_any_length(text: str) -> Iterator[None]:
 
 
 def _read_quoted(path: str | Path, text: str, delimiter: str, first: int) -> _Records:
-    """Reads rows whose fields may stand in double quotes (RFC 4180)."""
+    """Read rows whose fields may be in double quotes (RFC 4180)."""
     records = _Records([], [])
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     begin = first  # Quoted fields may hold line breaks, so a record begins where the last ended.
@@ -120,11 +121,11 @@ def _read_quoted(path: str | Path, text: str, delimiter: str, first: int) -> _Re
 
 
 def _read_tab_separated(path: str | Path, text: str, delimiter: str, first: int) -> _Records:
-    """Reads one row per line and keeps quotation marks, unless the file is clearly quoted.
+    """Read one row per line, without quoting unless the whole file is quoted.
 
-    It is read as quoted if every field that begins with a quotation mark is a complete quoted
-    field, or if only then every row has as many fields as the header. Quoted texts may hold tabs
-    and line breaks.
+    The file counts as quoted if every field that starts with a quotation mark also ends with one,
+    or if the rows have as many fields as the header only with quoting. A quoted text may contain
+    tabs and line breaks.
     """
     split = [line.split(delimiter) if line else [] for line in re.split("\r?\n", text)]
     plain = _Records(split, list(range(first, first + len(split)))).trimmed()
@@ -144,8 +145,8 @@ def _read_tab_separated(path: str | Path, text: str, delimiter: str, first: int)
         return _read_quoted(path, text, delimiter, first) if begun else plain
     if 2 * len(broken) < len(begun):
         _log.warning(
-            "%s:%d: a field begins with a quotation mark and does not end with one: those of the "
-            "whole file are read as part of the text (%d fields stand between two)",
+            "%s:%d: a field starts with a quotation mark but does not end with one; all quotation "
+            "marks of the file are read as text (%d fields start and end with one)",
             *(path, broken[0], len(begun) - len(broken)),
         )
     return plain
@@ -154,9 +155,9 @@ def _read_tab_separated(path: str | Path, text: str, delimiter: str, first: int)
 def _warn_of_joined_rows(
     path: str | Path, rows: list[list[str]], lines: list[int], delimiter: str
 ) -> None:
-    """Warns of quoted fields that hold lines which look like rows.
+    """Say where a quoted field holds lines that look like rows: by their fields, and a value.
 
-    Such a line has as many fields as a row, and a value that another row has in the same column.
+    Such as a label: a value that another row has in the same column.
     """
     broken = [number for number, row in enumerate(rows) if any("\n" in field for field in row)]
     if not broken:
@@ -174,7 +175,7 @@ def _warn_of_joined_rows(
     if suspects:
         line, part = suspects[0]
         _log.warning(
-            "%s:%d: a quoted field holds %s, which looks like a row of its own (%d lines do): a "
-            "quotation mark may be missing or be one too many; check it",
+            "%s:%d: a quoted field contains %s, which looks like a row (%d lines like this); "
+            "check whether a quotation mark is missing",
             *(path, line, printable(repr(part[:60])), len(suspects)),
         )

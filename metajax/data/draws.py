@@ -1,4 +1,4 @@
-"""Episodes with given support sets, for example published ones."""
+"""Episodes with given support sets, as papers publish them."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ class Draws(NamedTuple):
     """D draws of a task's support set.
 
     Attributes:
-        task: The task's examples, followed by those of the draws.
-        support: For each draw the rows of its examples, int64 [S_d].
-        query: For each draw the rows of all other examples of the task, int64 [Q_d].
+        task: The task's examples, followed by the examples of the draws.
+        support: Rows of the examples of each draw, int64 [S_d].
+        query: Rows of the task's examples that are not in the draw, int64 [Q_d] per draw.
 
     Examples:
         >>> import numpy as np
@@ -38,19 +38,19 @@ class Draws(NamedTuple):
 
 
 def join_draws(task: TaskData, draws: Sequence[TaskData]) -> Draws:
-    """Joins a task and draws of its support set in one data set.
+    """Join a task and draws of its support set to one data set.
 
     Args:
-        task: What to classify; for each draw, all examples but its own.
-        draws: The support sets, with the task's classes in any order.
+        task: The examples to classify. Those that a draw contains are not its queries.
+        draws: The support sets. They have the task's classes, in any order.
 
     Returns:
-        The N examples of the task, those of the draws after them, and the rows of each draw.
+        The N examples of the task followed by those of the draws, and the rows of each draw.
 
     Raises:
-        InputError: For a draw whose classes are not the task's, that has one text where the task
-            has two or two where it has one, that labels a text otherwise than the task or in two
-            ways, that holds the examples of another, or that leaves nothing to classify.
+        InputError: If a draw has other classes than the task, another number of texts per example,
+            another label for a text, two labels for a text, the examples of another draw, or all
+            examples of the task.
 
     Examples:
         >>> import numpy as np
@@ -71,7 +71,9 @@ def join_draws(task: TaskData, draws: Sequence[TaskData]) -> Draws:
         _check_draw(task, draw, known)
         rows = tuple(sorted(_labelled(draw)))
         if rows in seen:
-            raise InputError(f"{draw.name}: holds the same as {seen[rows]}: leave one of them out")
+            raise InputError(
+                f"{draw.name}: has the same examples as {seen[rows]}; remove one of them"
+            )
         seen[rows] = draw.name
         order = np.array([task.label_names.index(name) for name in draw.label_names], np.int32)
         begin = len(texts)
@@ -83,27 +85,29 @@ def join_draws(task: TaskData, draws: Sequence[TaskData]) -> Draws:
         drawn = set(_examples(draw))
         query.append(np.flatnonzero([each not in drawn for each in own]))
         if not len(query[-1]):
-            raise InputError(f"{draw.name}: holds all of {task.name}: nothing is left to classify")
+            raise InputError(
+                f"{draw.name}: has all examples of {task.name}, which leaves none to classify; "
+                "remove some"
+            )
     joined = task._replace(texts=texts, pairs=pairs, labels=np.concatenate(labels))
     return Draws(joined, tuple(support), tuple(query))
 
 
 def fixed_episodes(draws: Draws) -> tuple[list[Episodes], np.ndarray]:
-    """Cuts draws into episodes of equal size, each in a batch of its own (T = 1).
+    """Split draws into episodes of the same size, with T = 1 each.
 
     Args:
-        draws: D >= 1 draws, from `join_draws`.
+        draws: D >= 1 draws from `join_draws`.
 
     Returns:
-        The E episodes, and the draw of each, int64 [E]. S is the size of the largest support
-        set, Q that of the largest query set or 1024: a draw with more queries makes several
-        episodes. Padding has mask 0.
+        The E episodes, and the index of each episode's draw, int64 [E]. S is the size of the
+        largest support set. Q is the size of the largest query set, at most 1024: a draw with more
+        queries becomes several episodes. Padding examples have mask 0.
 
     Examples:
         >>> import numpy as np
         >>> from metajax.data import Draws, TaskData, fixed_episodes
-        >>> texts, labels = ["dull", "fine", "great"], np.array([0, 1, 1])
-        >>> task = TaskData("films", texts, None, labels, ("-", "+"))
+        >>> task = TaskData("films", ["dull", "ok", "good"], None, np.array([0, 1, 1]), ("-", "+"))
         >>> support, query = (np.array([0, 1]), np.array([0])), (np.array([2]), np.array([1, 2]))
         >>> episodes, draw = fixed_episodes(Draws(task, support, query))
         >>> [each.query_mask.tolist() for each in episodes], draw.tolist()
@@ -143,26 +147,26 @@ def fixed_episodes(draws: Draws) -> tuple[list[Episodes], np.ndarray]:
 
 
 def _check_draw(task: TaskData, draw: TaskData, known: Mapping[Example, set[str]]) -> None:
-    """Checks that a draw fits the task, whose labels of each example are `known`."""
+    """Check that a draw fits the task; `known` has the task's labels of each example."""
     if (draw.pairs is None) != (task.pairs is None):
         raise InputError(
-            f"{draw.name}: has {_texts(draw)} and {task.name} {_texts(task)} an example: "
+            f"{draw.name}: has {_texts(draw)} per example but {task.name} has {_texts(task)}; "
             "give both the same columns"
         )
     other = set(task.label_names) ^ set(draw.label_names)
     if other:
         raise InputError(
-            f"{draw.name}: has not the same classes as {task.name}: {min(other)!r} is in one "
-            "of them alone; give draws with examples of every class (--classes for fewer)"
+            f"{draw.name}: has other classes than {task.name}: only one of them has "
+            f"{min(other)!r}; give draws with examples of every class, or use --classes"
         )
     for example, labels in _labels_of(draw).items():
         where = f"{draw.name}: {_shortened(example)} has the label"
         if len(labels) > 1:
-            raise InputError(f"{where}s {_listed(labels)}: leave one")
+            raise InputError(f"{where}s {_listed(labels)}; remove one")
         if not labels <= known.get(example, labels):
             raise InputError(
-                f"{where} {_listed(labels)}, and in {task.name} {_listed(known[example])}: "
-                "correct one of them"
+                f"{where} {_listed(labels)}, but in {task.name} {_listed(known[example])}; "
+                "fix one of them"
             )
 
 
@@ -175,7 +179,7 @@ def _labelled(task: TaskData) -> list[tuple[Example, str]]:
 
 
 def _labels_of(task: TaskData) -> dict[Example, set[str]]:
-    """The labels of each example; a repeated text may have several."""
+    """Return the labels of each example; a repeated text may have several."""
     labels = collections.defaultdict[Example, set[str]](set)
     for example, label in _labelled(task):
         labels[example].add(label)

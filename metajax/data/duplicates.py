@@ -1,4 +1,4 @@
-"""Repeated texts in a data set, with the same label or different ones."""
+"""Find repeated texts in a data set, and texts with several labels."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,19 +11,20 @@ Example = tuple[str, str]  # Its texts, normalised; the second is empty for a si
 
 
 class Duplicates(NamedTuple):
-    """Which of N examples have the same text, or the same two texts.
+    """Which of N examples have the same text or pair of texts.
 
-    White space, invisible characters and Unicode composition make no difference.
+    Differences in white space, invisible characters and Unicode composition are ignored.
 
     Attributes:
-        first: int64 [N]; the first example with the same text, which may be the example itself.
-        conflicting: bool [N]; whether examples with this text have several labels.
+        first: int64 [N]; index of the first example with the same text (possibly the example
+            itself).
+        conflicting: bool [N]; true if the examples with this text have several labels.
 
     Examples:
         >>> import numpy as np
         >>> from metajax.data import Duplicates
-        >>> same = Duplicates(first=np.array([0, 1, 0]), conflicting=np.array([True, False, True]))
-        >>> same.repeated, same.once.tolist()
+        >>> films = Duplicates(first=np.array([0, 1, 0]), conflicting=np.array([True, False, True]))
+        >>> films.repeated, films.once.tolist()
         (1, [False, True, False])
     """
 
@@ -32,19 +33,19 @@ class Duplicates(NamedTuple):
 
     @property
     def repeated(self) -> int:
-        """How many examples have the text of an earlier one."""
+        """Return how many examples have the text of an earlier example."""
         return int(np.sum(self.first != np.arange(len(self.first))))
 
     @property
     def once(self) -> np.ndarray:
-        """Which examples to keep, bool [N]: the first with each text that has a single label."""
+        """Return which examples to keep, bool [N]: the first of each text with only one label."""
         return (self.first == np.arange(len(self.first))) & ~self.conflicting
 
 
 def find_duplicates(
     texts: Sequence[str], pairs: Sequence[str] | None, labels: Sequence[int] | np.ndarray
 ) -> Duplicates:
-    """Finds examples whose texts are the same.
+    """Find examples with the same text.
 
     Args:
         texts: N texts.
@@ -53,8 +54,8 @@ def find_duplicates(
 
     Examples:
         >>> from metajax.data import find_duplicates
-        >>> duplicates = find_duplicates(["good", "so so", "good ", "so  so"], None, [1, 1, 1, 0])
-        >>> duplicates.first.tolist(), duplicates.conflicting.tolist()
+        >>> films = find_duplicates(["good", "so so", "good ", "so  so"], None, [1, 1, 1, 0])
+        >>> films.first.tolist(), films.conflicting.tolist()
         ([0, 1, 0, 1], [False, True, False, True])
     """
     rows: dict[Example, int] = {}
@@ -67,6 +68,6 @@ def find_duplicates(
 
 
 def examples(texts: Sequence[str], pairs: Sequence[str] | None) -> list[Example]:
-    """Returns the normalised texts, which identify an example."""
+    """Return a key for each example; equal texts have equal keys."""
     others = [""] * len(texts) if pairs is None else map(normalise, pairs)
     return list(zip(map(normalise, texts), others))

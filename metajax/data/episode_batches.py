@@ -1,4 +1,4 @@
-"""Batches of episodes: the shapes that texts are packed to, and the arrays."""
+"""Assemble episodes into batches, and choose the shapes that they are packed to."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,17 +19,17 @@ _PLANNED_EPISODES = 128
 def plan_episodes(
     tasks: Sequence[TokenizedTask], spec: EpisodeSpec, seed: int, count: int, steps: int
 ) -> tuple[Shapes, ...]:
-    """Chooses the shapes that the support and query sets of a run are packed to.
+    """Choose the shapes to which the support and query sets of a run are packed.
 
     Args:
         tasks: The data sets.
         spec: The size of an episode.
         seed: The run's seed.
         count: T, episodes per step.
-        steps: The steps of the run: another shape has to save more time than its compilation takes.
+        steps: Steps of the run. A further shape has to save more time than its compilation takes.
 
     Returns:
-        At most three choices, the cheapest first; the last fits any step.
+        At most three pairs of shapes, the cheapest first. The last one fits every step.
 
     Examples:
         >>> import metajax.data as data, numpy as np
@@ -47,15 +47,15 @@ def plan_episodes(
 def plan_drawn(
     tasks: Sequence[TokenizedTask], drawn: Sequence[Episodes], steps: int
 ) -> tuple[Shapes, ...]:
-    """Chooses the shapes that a run is packed to, from a sample of its steps.
+    """Choose the shapes for steps that are similar to some given steps.
 
     Args:
         tasks: The data sets.
-        drawn: For each of the steps, its episodes.
-        steps: The steps of the run.
+        drawn: Episodes of each of the given steps.
+        steps: Steps of the run.
 
     Returns:
-        As `plan_episodes`.
+        Shapes as `plan_episodes` returns them.
 
     Examples:
         >>> import metajax.data as data, numpy as np
@@ -71,19 +71,19 @@ def plan_drawn(
 
 
 def gather(tasks: Sequence[TokenizedTask], episodes: Episodes, plan: Sequence[Shapes]) -> "Task":
-    """Assembles the batches of T episodes, packed.
+    """Assemble the packed batches of T episodes.
 
     Args:
         tasks: The data sets the episodes were drawn from.
-        episodes: What to assemble.
-        plan: From `plan_episodes`; the first shapes that fit are used. A host that assembles its
-            share of a step passes the shapes that `fit_episodes` returns for the whole step,
-            because all hosts must run the same shapes.
+        episodes: The episodes to assemble.
+        plan: Shapes from `plan_episodes`. The first shapes that fit are used. A host that assembles
+            only its share of a step passes the shapes that `fit_episodes` returns for the whole
+            step, because all hosts must use the same shapes.
 
     Returns:
         Task(support, query), each a dict of input_ids, token_type_ids, position_ids, example_ids
-        int32 [T, R, L] and first_token int32 [T, B] (see `metajax.data.packing.pack`), labels
-        int32 [T, B], example_mask float32 [T, B] and class_mask float32 [T, C]; B is S or Q.
+        int32 [T, R, L] and first_token int32 [T, B] (see `metajax.data.packing.pack`), labels int32
+        [T, B], example_mask float32 [T, B] and class_mask float32 [T, C]; B is S or Q.
 
     Examples:
         >>> import metajax.data as data, numpy as np
@@ -95,7 +95,7 @@ def gather(tasks: Sequence[TokenizedTask], episodes: Episodes, plan: Sequence[Sh
         >>> batch.query["input_ids"].shape, batch.query["labels"].shape
         ((5, 4, 8), (5, 4))
     """
-    from metajax.types import Task  # which imports jax
+    from metajax.types import Task  # imports jax
 
     support, query = fit_episodes(tasks, episodes, plan)
     e = episodes
@@ -108,7 +108,7 @@ def gather(tasks: Sequence[TokenizedTask], episodes: Episodes, plan: Sequence[Sh
 def fit_episodes(
     tasks: Sequence[TokenizedTask], episodes: Episodes, plan: Sequence[Shapes]
 ) -> Shapes:
-    """Returns the first shapes of a plan that T episodes fit, or its last.
+    """Return the first shapes of a plan that T episodes fit, or the last ones.
 
     Args:
         tasks: The data sets the episodes were drawn from.
@@ -128,7 +128,7 @@ def fit_episodes(
 
 
 def _lengths(tasks: Sequence[TokenizedTask], episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
-    """The lengths [T, S] and [T, Q] of the texts; 0 at padding."""
+    """Return the lengths [T, S] and [T, Q] of the texts; 0 at padding."""
 
     def of(rows: np.ndarray, mask: np.ndarray) -> np.ndarray:
         lengths = [tasks[task].tokens.lengths[row] for task, row in zip(episodes.task, rows)]

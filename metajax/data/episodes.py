@@ -1,4 +1,4 @@
-"""Episodes: which examples of which data set form a task."""
+"""Sample episodes: choose the examples of a data set that make up a task."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,15 +16,15 @@ class EpisodeSpec(NamedTuple):
     """The size of an episode.
 
     Attributes:
-        ways: Classes in an episode; None takes all classes of the data set, however many it has
-            (data-set-as-a-task; Bansal et al. 2020, https://arxiv.org/abs/1911.03863).
-        shots: Support examples of each class.
-        queries: Query examples of each class.
+        ways: Classes per episode. None means all classes of the data set (Bansal et al. 2020,
+            https://arxiv.org/abs/1911.03863).
+        shots: Support examples per class.
+        queries: Query examples per class.
 
     Examples:
         >>> import metajax.data as data
         >>> spec = data.EpisodeSpec(ways=3, shots=5, queries=10)
-        >>> spec.ways * spec.shots, spec.ways * spec.queries  # In support and in query.
+        >>> spec.ways * spec.shots, spec.ways * spec.queries  # Support, query.
         (15, 30)
     """
 
@@ -34,22 +34,22 @@ class EpisodeSpec(NamedTuple):
 
 
 class Episodes(NamedTuple):
-    """T episodes as indices; S = C * shots, Q = C * queries, C the most classes of any.
+    """T episodes as indices. S = C * shots, Q = C * queries, C is the largest number of classes.
 
-    Examples are sorted by class, with padding at the end. Padding has the index of the episode's
-    first example.
+    Examples are grouped by class, with padding at the end. The index of padding is that of the
+    episode's first example.
 
     Attributes:
-        task: int64 [T]; which data set.
-        support: int64 [T, S]; rows of that data set.
-        query: int64 [T, Q]; rows of that data set that are not in support (and whose texts are
-            not in support, unless the data set keeps duplicates).
+        task: int64 [T]; index of the data set.
+        support: int64 [T, S]; rows of this data set.
+        query: int64 [T, Q]; rows of this data set. None of them is in the support set, and none has
+            a text of the support set unless the data set keeps duplicates.
         support_labels: int32 [T, S]; class within the episode, 0 at padding.
         query_labels: int32 [T, Q].
         support_mask: float32 [T, S]; 0 at padding.
         query_mask: float32 [T, Q].
-        class_mask: float32 [T, C]; 0 for classes the episode does not have.
-        classes: int64 [T, C]; the data set's class behind each of the episode's, -1 for none.
+        class_mask: float32 [T, C]; 0 for classes that the episode does not have.
+        classes: int64 [T, C]; the data set's class for each class of the episode, -1 for none.
 
     Examples:
         >>> import metajax.data as data, numpy as np
@@ -72,20 +72,19 @@ class Episodes(NamedTuple):
 
 
 def check_episodes(tasks: Sequence[TaskData | TokenizedTask], spec: EpisodeSpec) -> None:
-    """Checks that the tasks have enough examples for every episode that can be drawn.
+    """Check that each class of the tasks has enough examples for an episode.
 
     Args:
         tasks: The data sets.
         spec: The size of an episode.
 
     Raises:
-        InputError: For a regression, a task with fewer classes than ways, or a class with
-            fewer examples to draw than shots and queries together.
+        InputError: If a task is a regression, has fewer classes than ways, or has a class with
+            fewer examples than shots plus queries.
 
     Examples:
         >>> import metajax.data as data, numpy as np
-        >>> labels = np.array([0, 1])
-        >>> task = data.TaskData("films", ["dull", "great"], None, labels, ("bad", "good"))
+        >>> task = data.TaskData("films", ["dull", "fine"], None, np.array([0, 1]), ("bad", "good"))
         >>> data.check_episodes([task], data.EpisodeSpec(ways=2, shots=1, queries=0))
         >>> data.check_episodes([task], data.EpisodeSpec(3, 1, 0))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
@@ -94,7 +93,7 @@ def check_episodes(tasks: Sequence[TaskData | TokenizedTask], spec: EpisodeSpec)
     need = spec.shots + spec.queries
     for task in tasks:
         if not task.label_names:
-            raise InputError(f"{task.name}: is a regression; episodes need classes, leave it out")
+            raise InputError(f"{task.name}: is a regression, but episodes need classes; remove it")
         classes = len(task.label_names)
         if spec.ways is not None and classes < spec.ways:
             raise InputError(
@@ -106,14 +105,14 @@ def check_episodes(tasks: Sequence[TaskData | TokenizedTask], spec: EpisodeSpec)
         least = int(np.argmin(counts))
         if counts[least] < need:
             every = int(np.sum(task.labels == least))
-            own = "" if every == counts[least] else f"{counts[least]} texts of its own in "
+            own = "" if every == counts[least] else f"{counts[least]} usable texts in "
             raise InputError(
                 f"{task.name}: class {task.label_names[least]!r} has {own}{every} examples, "
                 f"fewer than {spec.shots} shots and {spec.queries} queries; "
                 + (
-                    f"ask for fewer (a word is a class if {FEWEST} passages are its own)"
+                    f"ask for fewer (a word is a class if it is hidden in {FEWEST} passages)"
                     if isinstance(task, TaskData) and task.hides_words
-                    else "add examples, leave the class out, or ask for fewer"
+                    else "add examples, remove the class, or ask for fewer"
                 )
             )
 
@@ -127,24 +126,24 @@ def sample_episodes(
     *,
     first: int = 0,
 ) -> Episodes:
-    """Draws the episodes with numbers first to first + count - 1 of a step.
+    """Sample the episodes `first` to `first + count - 1` of a step.
 
-    Each is a function of (seed, step, its number) alone, so that hosts can divide a step among
-    them. Data sets are drawn in proportion to the square root of their number of examples,
-    as LEOPARD does; classes uniformly without replacement, and in random order even if all are
-    taken, so that the meaning of a label can only be learned from the support set (Yin et al. 2020,
-    https://arxiv.org/abs/1912.03820).
+    Each episode is a function of (seed, step, its number), so that several hosts can share a step.
+    The probability of a data set is proportional to the square root of its number of examples, as
+    in LEOPARD. Classes are sampled uniformly without replacement, in random order even if all are
+    used. Therefore the meaning of a label can only be learned from the support set, not memorized
+    (Yin et al. 2020, https://arxiv.org/abs/1912.03820).
 
     Args:
-        tasks: The data sets, which `check_episodes` has passed.
+        tasks: The data sets. `check_episodes` accepts them.
         spec: The size of an episode.
         seed: The run's seed.
-        step: Which step.
-        count: T, how many.
-        first: The number of the first one within the step.
+        step: Number of the step.
+        count: T, number of episodes.
+        first: Number of the first episode within the step.
 
     Raises:
-        ValueError: If a class drawn has fewer examples than shots and queries together.
+        ValueError: If a sampled class has fewer examples than shots plus queries.
 
     Examples:
         >>> import metajax.data as data, numpy as np

@@ -1,7 +1,7 @@
-"""The GLUE benchmark's tasks: published label order, file layout, hub columns.
+"""The tasks of the GLUE benchmark: label order, file layout, columns on the hub.
 
-Wang et al. 2019, https://openreview.net/forum?id=rJ4km2R5t7. The files of the classic
-TSV layout differ in their columns; none uses quoting.
+Wang et al. 2019, https://openreview.net/forum?id=rJ4km2R5t7. The files of the classic TSV layout
+differ from one another. None of them uses quoting.
 """
 
 from pathlib import Path
@@ -12,17 +12,17 @@ from metajax.errors import InputError
 
 
 class GlueTask(NamedTuple):
-    """The layout of one GLUE task in the classic files and in the hub's copy.
+    """Layout of one GLUE task, in the classic files and in the hub's copy.
 
     Attributes:
         directory: Its folder in the classic layout.
-        labels: Label names in published order; empty for a regression.
-        columns: Text and pair (or None) columns in the files.
+        labels: Label names in their published order; empty for a regression.
+        columns: Columns of the text and of the second text (or None) in the files.
         label: The label column in the files.
-        hub_columns: Text and pair columns in the hub's copy, whose labels are "label".
-        names: The columns' names where the files have no header.
-        development: The name of the development split, file and hub.
-        drop_broken: Leave out rows that lack a field instead of refusing the file.
+        hub_columns: The same columns in the hub's copy, where the label column is "label".
+        names: The columns' names if the files have no header.
+        development: Name of the development split, in the files and on the hub.
+        drop_broken: Skip rows that lack a field instead of refusing the file.
     """
 
     directory: str
@@ -78,19 +78,19 @@ GLUE = {
 
 
 def glue_name(name: str) -> str:
-    """Returns a GLUE task's key; case, hyphens and underscores do not matter.
+    """Return a GLUE task's key; ignore case, hyphens and underscores.
 
     Raises:
-        InputError: If GLUE has no such task.
+        InputError: If GLUE has no task of this name.
     """
     key = _plain(name)
     if key not in GLUE:
-        raise InputError(f"glue:{name}: no such task; one of {', '.join(GLUE)}")
+        raise InputError(f"glue:{name}: unknown GLUE task; use one of {', '.join(GLUE)}")
     return key
 
 
 def glue_path(key: str, glue_dir: str | Path, split: str) -> Path:
-    """Returns the file of one split in the classic layout.
+    """Return the path of one split in the classic layout.
 
     Raises:
         InputError: If the directory or the task's folder in it is missing.
@@ -104,15 +104,15 @@ def glue_path(key: str, glue_dir: str | Path, split: str) -> Path:
             name = GLUE[key].development[0] if split == "validation" else split
             return folder / f"{name}.tsv"
     raise InputError(
-        f"{glue_dir}: has no folder {GLUE[key].directory}; give the directory that holds it"
+        f"{glue_dir}: has no folder {GLUE[key].directory}; give the directory that contains it"
     )
 
 
 def read_glue(path: Path, task: GlueTask) -> Table:
-    """Reads one file of the classic layout.
+    """Read a file of the classic layout.
 
     Raises:
-        InputError: If it is unreadable or a row has too many or too few fields.
+        InputError: If the file cannot be read, or a row has too many or too few fields.
     """
     names = list(task.names)
     rows: list[list[str]] = []
@@ -131,7 +131,7 @@ def read_glue(path: Path, task: GlueTask) -> Table:
         else:
             raise InputError(
                 f"{path}:{number}: has {len(row)} fields instead of {len(names)}; "
-                f"give GLUE's own {task.directory} file"
+                f"use the original {task.directory} file of GLUE"
             )
     return rows_table(path, names, rows, lines)
 

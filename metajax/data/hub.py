@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, as tables."""
+"""Read data sets of the Hugging Face hub as tables."""
 
 import contextlib
 import logging
@@ -11,29 +11,31 @@ from metajax.errors import InputError, reason_of
 
 
 def hub_address(spec: str, split: str) -> tuple[str, str | None, str]:
-    """Returns the repository, the configuration and the split behind a glue: or hub: spec.
+    """Return the repository, configuration and split that a glue: or hub: spec names.
 
     Raises:
-        InputError: If the spec is not of either form.
+        InputError: If the spec has neither form.
     """
     if spec.startswith("glue:"):
         key = glue_name(spec[5:])
         return HUB_NAME, key, GLUE[key].development[1] if split == "validation" else split
     parts = spec.removeprefix("hub:").split("/")
     if len(parts) not in (2, 3) or not all(parts):
-        raise InputError(f"{spec}: is not of the form hub:OWNER/NAME or hub:OWNER/NAME/CONFIG")
+        raise InputError(
+            f"{spec}: is not a hub data set; use hub:OWNER/NAME or hub:OWNER/NAME/CONFIG"
+        )
     return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None, split
 
 
 def read_hub(
     repository: str, config: str | None, split: str
 ) -> tuple[Table, dict[str, tuple[str, ...]]]:
-    """Returns a hub data set, and the names of the classes its columns declare.
+    """Load a hub data set, and the class names that its columns declare.
 
-    No code of the data set is run: `datasets` does not support it since version 4.
+    This runs no code of the data set: `datasets` does not support it since version 4.
 
     Raises:
-        InputError: If it cannot be loaded, whatever the reason.
+        InputError: If it cannot be loaded for any reason.
     """
     import datasets
 
@@ -64,14 +66,14 @@ def read_hub(
 
 
 def has_split(spec: str, split: str) -> bool:
-    """Whether the hub's data set behind a spec has a split; true where the hub does not say.
+    """Return whether a hub data set has a split; true if the hub does not answer.
 
     Args:
         spec: "hub:OWNER/NAME[/CONFIG]" or "glue:NAME".
-        split: "train" or "validation", say.
+        split: For example "train" or "validation".
 
     Raises:
-        InputError: If the spec is not of either form, or GLUE has no such task.
+        InputError: If the spec has neither form, or GLUE has no task of this name.
 
     Examples:
         >>> from unittest import mock

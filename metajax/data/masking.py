@@ -1,4 +1,4 @@
-"""Masked language modelling: which tokens to hide in each step."""
+"""Masked language modelling: choose and hide tokens, at random in each step."""
 
 import math
 from typing import Any, NamedTuple
@@ -14,8 +14,8 @@ class MaskRule(NamedTuple):
     """How tokens are hidden (Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
 
     Attributes:
-        mask_id: The token that stands for a hidden one.
-        replacements: int32 [R]; the tokens that random replacements are drawn from.
+        mask_id: The mask token.
+        replacements: int32 [R]; tokens to choose random replacements from.
         rate: The share of maskable tokens to choose.
         whole_word: Choose whole words instead of tokens.
 
@@ -34,10 +34,10 @@ class MaskRule(NamedTuple):
 
 
 def mask_rule(tokenizer: Any, *, rate: float = 0.15, whole_word: bool = False) -> MaskRule:
-    """Returns the rule for a tokenizer; random replacements are never special tokens.
+    """Return the mask rule of a tokenizer. Random replacements are never special tokens.
 
     Args:
-        tokenizer: The model's, of transformers.
+        tokenizer: The model's tokenizer, from transformers.
         rate: The share of maskable tokens to choose.
         whole_word: Choose whole words instead of tokens.
 
@@ -54,29 +54,29 @@ def mask_rule(tokenizer: Any, *, rate: float = 0.15, whole_word: bool = False) -
         (4, [5, 6, 7])
     """
     if tokenizer.mask_token_id is None:
-        raise InputError("the tokenizer has no mask token; give a masked language model's")
+        raise InputError("the tokenizer has no mask token; give a masked language model")
     if not 0 < rate < 1:
-        raise InputError(f"a mask rate of {rate} makes no sense; give a share such as 0.15")
+        raise InputError(f"the mask rate {rate} is not between 0 and 1; give a share such as 0.15")
     ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
     return MaskRule(tokenizer.mask_token_id, ordinary.astype(np.int32), rate, whole_word)
 
 
 def mask_tokens(blocks: Blocks, rule: MaskRule, seed: int, step: int) -> dict[str, np.ndarray]:
-    """Hides tokens of B blocks of length L, as a function of (seed, step).
+    """Hide tokens in B blocks of length L, as a function of (seed, step).
 
-    In each row a share `rate` of the maskable tokens is chosen, rounded, at least one. Of these 80%
-    become the mask token, 10% a random token, and 10% stay as they are. With whole words, words are
-    chosen in random order as long as they fit into that number.
+    In each row a share `rate` of the maskable tokens is chosen (rounded, at least one token). 80%
+    of the chosen tokens become the mask token, 10% a random token, and 10% stay. With whole words,
+    words are chosen in random order as long as they fit into this number of tokens.
 
     Args:
-        blocks: What to hide tokens of.
-        rule: From `mask_rule`.
+        blocks: The blocks.
+        rule: The rule from `mask_rule`.
         seed: The run's seed.
         step: Which step.
 
     Returns:
         input_ids, attention_mask, token_type_ids int32 [B, L]; positions and targets int32 [B, M]
-        with M = ceil(rate * L), in ascending order, targets -1 at unused places.
+        with M = ceil(rate * L), in ascending order. Unused targets are -1.
 
     Examples:
         >>> import numpy as np
@@ -117,19 +117,19 @@ def mask_tokens(blocks: Blocks, rule: MaskRule, seed: int, step: int) -> dict[st
 def pretraining_batch(
     blocks: Blocks, rule: MaskRule, seed: int, step: int, batch_size: int
 ) -> dict[str, np.ndarray]:
-    """Returns the masked batch of one step: every block once per epoch, with new masks each time.
+    """Return the masked batch of one step. Each epoch has every block once, with new masks.
 
-    See `shuffled_rows` for the order.
+    `shuffled_rows` defines the order.
 
     Args:
         blocks: N blocks of length L.
-        rule: How tokens are hidden.
+        rule: The rule from `mask_rule`.
         seed: The run's seed.
         step: Which step.
         batch_size: B.
 
     Returns:
-        What `mask_tokens` does, of B blocks: leaves [B, L] and [B, M].
+        The result of `mask_tokens` for B blocks: leaves [B, L] and [B, M].
 
     Examples:
         >>> import numpy as np
@@ -146,15 +146,16 @@ def pretraining_batch(
 
 
 def held_out(blocks: Blocks, seed: int, share: float = 0.05) -> tuple[Blocks, Blocks]:
-    """Splits blocks into those to train on and a share to evaluate on, at least one each.
+    """Split blocks into a training set and an evaluation set, with at least one block each.
 
     Args:
         blocks: N blocks of length L.
         seed: The run's seed.
-        share: The share of blocks to hold out.
+        share: Share of blocks to hold out.
 
     Returns:
-        Blocks [N - M, L] and Blocks [M, L], in their order; M is N * share, rounded.
+        Training blocks [N - M, L] and evaluation blocks [M, L], in their order. M is N * share,
+        rounded.
 
     Raises:
         InputError: If there is only one block.
@@ -171,8 +172,8 @@ def held_out(blocks: Blocks, seed: int, share: float = 0.05) -> tuple[Blocks, Bl
     size = len(blocks.input_ids)
     if size < 2:
         raise InputError(
-            f"the text fills one block of {blocks.input_ids.shape[1]} tokens, which leaves none "
-            "to evaluate on; give more text or a shorter length"
+            f"the text fills only one block of {blocks.input_ids.shape[1]} tokens, so none is left "
+            "for evaluation; give more text or a shorter length"
         )
     order = generator(seed, "held out").permutation(size)
     count = min(max(round(share * size), 1), size - 1)
@@ -180,11 +181,11 @@ def held_out(blocks: Blocks, seed: int, share: float = 0.05) -> tuple[Blocks, Bl
 
 
 def take(blocks: Blocks, rows: np.ndarray | slice) -> Blocks:
-    """Returns some of N blocks.
+    """Return some of N blocks.
 
     Args:
-        blocks: N of them.
-        rows: Which, int [M], or a slice of M.
+        blocks: N blocks.
+        rows: Rows to return: int [M], or a slice.
 
     Raises:
         IndexError: If a row is N or more.
@@ -201,7 +202,7 @@ def take(blocks: Blocks, rows: np.ndarray | slice) -> Blocks:
 
 
 def _choose_tokens(blocks: Blocks, scores: np.ndarray, count: np.ndarray, _: int) -> np.ndarray:
-    """Returns bool [B, L]: the count [B] maskable tokens with the lowest scores in each row."""
+    """Return bool [B, L]: in each row, the `count` maskable tokens with the smallest scores."""
     order = np.argsort(np.where(blocks.maskable, scores, 2.0), axis=1, kind="stable")
     chosen = np.zeros_like(blocks.maskable)
     np.put_along_axis(chosen, order, np.arange(order.shape[1]) < count[:, None], axis=1)
@@ -209,9 +210,9 @@ def _choose_tokens(blocks: Blocks, scores: np.ndarray, count: np.ndarray, _: int
 
 
 def _choose_words(blocks: Blocks, scores: np.ndarray, count: np.ndarray, most: int) -> np.ndarray:
-    """Returns bool [B, L]: whole words in order of score, as many as fit into count [B].
+    """Return bool [B, L]: in each row, whole words in order of score that fit into `count`.
 
-    If even the shortest word does not fit, it is chosen, up to `most` tokens.
+    If even the shortest word does not fit, it is chosen, unless it has more than `most` tokens.
     """
     B, L = scores.shape
     rows = np.arange(B)

@@ -1,4 +1,4 @@
-"""Which texts and labels count as the same, however they are written."""
+"""Normalize texts and labels that are written differently but mean the same."""
 
 import re
 import unicodedata
@@ -9,14 +9,14 @@ _JOINERS = "\u200c\u200d"  # Invisible too, but part of the spelling of words an
 
 
 def normalise(text: str) -> str:
-    """Returns a text in NFC, without invisible characters, with single spaces as white space."""
+    """Return a text in NFC, without invisible characters, and with single spaces."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
     return " ".join(text.split()).strip(f" {_JOINERS}")
 
 
 def lookalike_key(label: str) -> str:
-    """Returns the same key for labels that look alike.
+    """Return the same key for labels that look alike.
 
     They may differ in case, in invisible characters, in the zero decimals of a number, or in
     Unicode's variants of a character, for example full-width ones.

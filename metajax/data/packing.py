@@ -1,8 +1,8 @@
-"""Several short texts in one row of tokens, so that hardly any padding is computed.
+"""Pack several short texts into one row of tokens to avoid padding.
 
-Texts differ in length: half or more of a padded batch is padding. Packed rows hold whole texts one
-after the other; the model separates them by `example_ids` (attention only within an example,
-positions restart, pooling per example), so the result is the same.
+Texts differ in length, so half or more of a padded batch is padding. A packed row contains several
+whole texts. The model separates them by `example_ids`: attention stays within an example, positions
+restart, and pooling is per example. So the result is the same.
 """
 
 import bisect
@@ -48,24 +48,25 @@ Shapes = tuple[Shape, ...]
 
 
 def bucket(longest: int, limit: int) -> int:
-    """Returns the length to pad to: the next of `BUCKETS`, or multiple of 128 beyond them.
+    """Return the length to pad to: the next of `BUCKETS`, or beyond them a multiple of 128.
 
-    At most `limit`, the longest text, because a bucket may be longer than the model's positions.
+    The result is at most `limit`, the longest text, because a bucket may be longer than the model
+    allows.
     """
     index = bisect.bisect_left(BUCKETS, longest)
     return min(BUCKETS[index] if index < len(BUCKETS) else -(-longest // 128) * 128, limit)
 
 
 def place(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places texts in rows, the longest first, each in the first row that has room.
+    """Place each text, the longest first, in the first row with enough room.
 
     Args:
-        lengths: int [B], none above width; a text of length 0 takes no room.
-        width: Tokens in a row.
+        lengths: int [B], at most width. A text of length 0 takes no room.
+        width: Tokens per row.
 
     Returns:
-        For each text its row and its first column, int64 [B]. First-fit decreasing needs no
-        more than 11/9 of the fewest rows possible, and two thirds of one.
+        The row and the first column of each text, int64 [B]. This method (first-fit decreasing)
+        needs at most 11/9 of the smallest possible number of rows, plus 6/9.
     """
     free = np.full(len(lengths), width)
     rows, columns = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
@@ -79,23 +80,23 @@ def place(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rows_needed(lengths: np.ndarray, width: int) -> float:
-    """Returns how many rows `place` uses; infinity if a text is longer than a row."""
+    """Return how many rows `place` uses; infinity if a text is longer than a row."""
     if lengths.max(initial=0) > width:
         return math.inf
     return float(place(lengths, width)[0].max(initial=0) + 1)
 
 
 def pack(batch: dict[str, np.ndarray], shape: Shape) -> dict[str, np.ndarray]:
-    """Packs a padded batch; its texts have to fit.
+    """Pack a padded batch. Its texts have to fit.
 
     Args:
-        batch: input_ids, attention_mask, token_type_ids [B, W], the padding at the end.
+        batch: input_ids, attention_mask, token_type_ids [B, W], with padding at the end.
         shape: R rows of L tokens.
 
     Returns:
-        input_ids, token_type_ids, position_ids, example_ids int32 [R, L] and first_token int32
-        [B]: for each token its position in its text and its text (-1 for padding), for each text
-        where it begins in the flattened rows.
+        input_ids, token_type_ids, position_ids, example_ids int32 [R, L], and first_token int32
+        [B]. A token has its position in its text and the index of this text (-1 for padding).
+        first_token is where each text starts in the flattened rows.
     """
     mask = batch["attention_mask"] > 0
     rows, columns = place(mask.sum(1), shape.length)
@@ -120,17 +121,17 @@ def pack(batch: dict[str, np.ndarray], shape: Shape) -> dict[str, np.ndarray]:
 def plan_shapes(
     samples: Sequence[Sequence[np.ndarray]], longest: int, steps: int
 ) -> tuple[Shapes, ...]:
-    """Chooses the shapes that the steps of a run are packed to, each compiled once.
+    """Choose the few shapes to which the steps of a run are packed; each is compiled once.
 
     Args:
-        samples: A sample of the steps: for each part the lengths [T, B] of its texts.
-        longest: The longest text that can occur.
-        steps: The steps of the run.
+        samples: Typical steps. For each part of a step, the lengths [T, B] of its texts.
+        longest: The longest possible text.
+        steps: Steps of the run.
 
     Returns:
         At most three choices, the cheapest first: one that fits three quarters of the samples, if
-        it saves more time than its compilation takes; one that fits all samples; and one that fits
-        any step.
+        it saves more time than its compilation takes; one that fits all samples; one that fits
+        every step.
     """
     parts = list(zip(*samples, strict=True))
     anything = tuple(Shape(part[0].shape[1], longest) for part in parts)
@@ -143,11 +144,11 @@ def plan_shapes(
 
 
 def fit_shapes(parts: Sequence[np.ndarray], plan: Sequence[Shapes]) -> Shapes:
-    """Returns the first choice of a plan that the texts of a step fit.
+    """Return the first choice of a plan that fits the texts of a step.
 
     Args:
-        parts: For each part the lengths [T, B] of its texts.
-        plan: From `plan_shapes`; its last choice fits any step.
+        parts: For each part, the lengths [T, B] of its texts.
+        plan: Choices from `plan_shapes`. The last one is not checked.
     """
     for shapes in plan[:-1]:
         pairs = zip(parts, shapes, strict=True)
@@ -158,7 +159,7 @@ def fit_shapes(parts: Sequence[np.ndarray], plan: Sequence[Shapes]) -> Shapes:
 
 
 def _needs(samples: Sequence[np.ndarray], longest: int) -> dict[int, np.ndarray]:
-    """The rows that each sample needs, for each length of a row."""
+    """Return how many rows each sample needs, by length of a row."""
     widths = sorted({bucket(length, longest) for length in (*BUCKETS, longest)})
     return {
         width: np.array([max(rows_needed(row, width) for row in sample) for sample in samples])
@@ -167,7 +168,7 @@ def _needs(samples: Sequence[np.ndarray], longest: int) -> dict[int, np.ndarray]
 
 
 def _cheapest(needs: dict[int, np.ndarray], share: float) -> Shape:
-    """The cheapest shape that fits a share of the samples."""
+    """Return the fastest shape that fits a share of the samples."""
     rows = {width: np.quantile(counts, share, method="higher") for width, counts in needs.items()}
     return min(
         (Shape(int(rows[width]), width) for width in rows if rows[width] < math.inf), key=_cost
@@ -175,5 +176,5 @@ def _cheapest(needs: dict[int, np.ndarray], share: float) -> Shape:
 
 
 def _cost(shape: Shape) -> float:
-    """The time of a step, up to a constant factor."""
+    """Return the time of a step, up to a factor."""
     return shape.rows * shape.length * (1 + shape.length / _EVEN_LENGTH)

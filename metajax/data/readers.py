@@ -1,4 +1,4 @@
-"""Files to tables (CSV, TSV, JSON lines, Parquet) that know the place of each row."""
+"""Read CSV, TSV, JSON-lines and Parquet files as tables that know the place of each row."""
 
 import collections
 from collections.abc import Callable, Iterator, Sequence
@@ -9,10 +9,10 @@ from metajax.data.delimited import read_rows
 from metajax.errors import InputError, reason_of
 from metajax.reading import parse_json, read_bytes
 
-# Of a Parquet file: one of a few kilobytes can hold gigabytes.
+# Limits for Parquet: a file of a few kilobytes can decode to gigabytes.
 _ALWAYS_FINE = 1 << 28  # Bytes.
-_MOST_TIMES = 100  # The file's own size.
-_BYTES_OF_A_ROW = 64  # What Python takes for a short text.
+_MOST_TIMES = 100  # Times the size of the file.
+_BYTES_OF_A_ROW = 64  # Python needs this for a short text.
 _BATCH = 4096  # Rows decoded at once.
 
 
@@ -20,10 +20,10 @@ class Table(NamedTuple):
     """Named columns of one source.
 
     Attributes:
-        source: The file or hub name, for messages.
+        source: The name of the file or hub data set, for messages.
         names: The columns' names, in the source's order.
-        column: Returns a column's values by its name; None where a row has none.
-        place: Returns where a row stands ("data.csv:7"), for messages.
+        column: Returns the values of a column; None where a row has no value.
+        place: Returns the place of a row ("data.csv:7"), for messages.
     """
 
     source: str
@@ -33,11 +33,11 @@ class Table(NamedTuple):
 
 
 def read_text(path: str | Path) -> str:
-    """Returns a text file's content, without a byte-order mark; lone carriage returns end lines.
+    """Return a text file's content without byte-order mark; carriage returns may end lines.
 
     Raises:
-        InputError: As `read_bytes`, for bytes that are not UTF-8 or are NUL, and if
-            there is nothing but white space.
+        InputError: If the file cannot be read, is not UTF-8, contains a NUL byte, or has only white
+            space.
     """
     content = read_bytes(path).removeprefix(b"\xef\xbb\xbf")
     try:
@@ -50,17 +50,17 @@ def read_text(path: str | Path) -> str:
         ) from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise InputError(f"{path}:{line}: a NUL byte; save the file as plain UTF-8 text")
+        raise InputError(f"{path}:{line}: has a NUL byte; save the file as plain UTF-8 text")
     if not text.strip():
-        raise InputError(f"{path}: the file is empty; put text into it or give another")
+        raise InputError(f"{path}: the file is empty; add text or give another file")
     return text if "\n" in text else text.replace("\r", "\n")
 
 
 def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """Yields (number, stripped line) for the lines of a text file that are not blank.
+    """Yield (number, stripped line) for the lines of a text file that are not blank.
 
-    Only line feeds end a line: str.splitlines would also cut at characters that
-    stand inside of sentences, such as U+2028, and every later number be wrong.
+    Only line feeds end a line. str.splitlines would also split at characters inside sentences, such
+    as U+2028, and all later line numbers would be wrong.
     """
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line := line.strip():
@@ -68,10 +68,10 @@ def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
 
 
 def read_lines(paths: str | Path | Sequence[str | Path]) -> list[str]:
-    r"""Returns the lines of plain text files that are not blank, stripped.
+    r"""Return the lines of plain text files that are not blank, stripped.
 
     Args:
-        paths: One file or several, in this order.
+        paths: One or more files, in this order.
 
     Raises:
         InputError: If a file is missing, empty, or not UTF-8 text.
@@ -89,10 +89,10 @@ def read_lines(paths: str | Path | Sequence[str | Path]) -> list[str]:
 
 
 def read_table(path: str | Path) -> Table:
-    """Reads a CSV, TSV, JSON-lines or Parquet file, by its extension.
+    """Read a CSV, TSV, JSON-lines or Parquet file; the extension decides.
 
     Raises:
-        InputError: If it is not readable as what its extension says.
+        InputError: If the file does not have the format that its extension says.
     """
     extension = Path(path).suffix.lower()
     if extension not in TABLES:
@@ -106,7 +106,7 @@ def read_table(path: str | Path) -> Table:
 def rows_table(
     path: str | Path, names: list[str], rows: list[list[str]], lines: list[int]
 ) -> Table:
-    """Makes a table of rows of text fields and the line that each begins on.
+    """Make a table from rows of text fields and the lines on which they start.
 
     Raises:
         InputError: If two columns share a name or there are no rows.
@@ -138,11 +138,11 @@ def _read_json_lines(path: str | Path) -> Table:
             row = parse_json(line, unique=True)
         except ValueError as error:
             raise InputError(
-                f"{path}:{number}: is not JSON ({error}); write one object a line"
+                f"{path}:{number}: is not JSON ({error}); write one object per line"
             ) from None
         if not isinstance(row, dict):
             raise InputError(
-                f"{path}:{number}: is not a JSON object; write one a line, "
+                f"{path}:{number}: is not a JSON object; write one per line, "
                 'such as {"text": "...", "label": "..."}'
             )
         rows.append(row)
@@ -165,9 +165,7 @@ def _read_parquet(path: str | Path) -> Table:
     def corrupt(error: Exception) -> NoReturn:
         if isinstance(error, InputError):
             raise error
-        raise InputError(
-            f"{path}: is not a sound Parquet file ({reason_of(error)}); write it again"
-        )
+        raise InputError(f"{path}: is a damaged Parquet file ({reason_of(error)}); write it again")
 
     content = pa.BufferReader(read_bytes(path))
     try:
@@ -198,10 +196,10 @@ def _is_string(kind: Any) -> bool:
 
 
 def _bounded_column(file: Any, name: str, most: int) -> list[Any]:
-    """A column's values, if they take `most` bytes or less.
+    """Return a column's values if they need at most `most` bytes.
 
     Raises:
-        ValueError: If they take more, or are not as many as the file says.
+        ValueError: If they need more, or if their number is not the one in the file's metadata.
     """
     metadata, values, size = file.metadata, [], 0
     # Not of the column alone: with damaged statistics, pyarrow would end the process.
@@ -213,15 +211,15 @@ def _bounded_column(file: Any, name: str, most: int) -> list[Any]:
         column = batch.column(name)
         size += len(column) * _BYTES_OF_A_ROW + _decoded_size(column)
         if size > most:
-            raise ValueError(f"the column {name!r} holds more than {most} bytes")
+            raise ValueError(f"the column {name!r} has more than {most} bytes")
         values += column.to_pylist()
     if len(values) != metadata.num_rows:
-        raise ValueError(f"{len(values)} rows in place of {metadata.num_rows}")
+        raise ValueError(f"{len(values)} rows instead of {metadata.num_rows}")
     return values
 
 
 def _decoded_size(column: Any) -> int:
-    """The bytes of a column's values; values of a dictionary count as often as they occur."""
+    """Return the bytes of a column's values without dictionary encoding."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -1,7 +1,7 @@
-"""Random numbers as a function of (seed, purpose, step), without any state.
+"""Random numbers of step n as a function of (seed, n).
 
-A run therefore resumes without saved data state, and any host can compute its own share of a
-batch.
+Nothing here has state. So a run resumes without a state of its data, and each host can compute its
+share of a batch.
 """
 
 import functools
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
-    """Returns the generator of a seed, a purpose and counters such as the step.
+    """Return the random generator for a seed, a purpose, and counters such as the step.
 
     The purpose separates streams with the same seed and step, for example masks and episodes.
     """
@@ -19,20 +19,20 @@ def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
 
 
 def shuffled_rows(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
-    """Returns the rows of one step in an endless stream of shuffled epochs.
+    """Return the rows of one step from an infinite stream of shuffled epochs.
 
-    The stream concatenates one permutation of the rows per epoch; step n takes the batch_size rows
-    from position n * batch_size on. Every row therefore comes once per epoch, even if batch_size
-    does not divide the number of rows.
+    The stream concatenates one permutation of the rows per epoch. Step n takes batch_size rows from
+    position n * batch_size. So each epoch has every row once, also if batch_size does not divide
+    the number of rows.
 
     Args:
         seed: The run's seed.
-        step: Which batch.
-        batch_size: How many rows.
-        size: How many rows there are.
+        step: Number of the step.
+        batch_size: Number of rows to return.
+        size: Number of rows in an epoch.
 
     Returns:
-        int64 [batch_size], each in range(size).
+        Rows Rows int64 [batch_size], each in range(size).
     """
     epochs, offsets = np.divmod(step * batch_size + np.arange(batch_size), size)
     rows = np.empty(batch_size, np.int64)

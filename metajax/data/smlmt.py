@@ -1,8 +1,8 @@
-"""Tasks without labels: which of N words was hidden (SMLMT: Bansal et al. 2020).
+"""Make tasks from plain text: which of N words is hidden (SMLMT; Bansal et al. 2020).
 
-https://arxiv.org/abs/2009.08445, section 3: pick N words, mask each in sentences that
-contain it, and classify the sentences by their hidden word. Here a text becomes a labelled data set
-whose classes are its words, and episodes are drawn from it as from any other data set.
+https://arxiv.org/abs/2009.08445, section 3: choose N words, hide each one in sentences that contain
+it, and classify the sentences by the hidden word. Here a text becomes a labelled data set whose
+classes are words. Episodes are sampled from it as from any other data set.
 """
 
 import collections
@@ -26,21 +26,22 @@ _AROUND = 12  # Words kept on each side of the hidden word, so that most texts a
 
 
 def hidden_words(path: str | Path, *, keep_duplicates: bool = False) -> list[tuple[str, str]]:
-    """Passages of a text, each with one of its words hidden.
+    """Return passages of a text, each with one hidden word.
 
-    A line gives at most one passage, around the rarest of its words that occurs in enough lines, so
-    that no line belongs to two classes. Other occurrences of the word in the passage are hidden
-    too.
+    Each line gives at most one passage, so that no line belongs to two classes. The hidden word is
+    the least frequent one that occurs in enough lines. If the word is repeated in the passage, it
+    is hidden everywhere.
 
     Args:
-        path: Plain text, one sentence or paragraph per line.
-        keep_duplicates: Whether to keep passages that are repeated or fit several words.
+        path: Plain text with one sentence or paragraph per line.
+        keep_duplicates: Keep repeated passages, and passages that fit several words.
 
     Returns:
-        (passage, word) pairs in the order of the lines; at least two words, each with 20 or more.
+        (passage, word) pairs in the order of the lines. At least two words have 20 passages or
+        more.
 
     Raises:
-        InputError: The text cannot be read, or is too short.
+        InputError: If the text cannot be read or is too short.
     """
     lines = [line for _, line in numbered_lines(path)]
     words = [[word.lower() for word in _WORD.findall(line)] for line in lines]
@@ -56,7 +57,7 @@ def hidden_words(path: str | Path, *, keep_duplicates: bool = False) -> list[tup
         once = find_duplicates(passages, None, hidden).once
         if not once.all():
             _log.warning(
-                "%s: %d of %d passages come again or fit several words: they are left out",
+                "%s: %d of %d passages are repeated or fit several words, and are not used",
                 *(path, np.sum(~once), len(once)),
             )
         rows = list(itertools.compress(rows, once))
@@ -64,14 +65,14 @@ def hidden_words(path: str | Path, *, keep_duplicates: bool = False) -> list[tup
     rows = [row for row in rows if own[row[1]] >= FEWEST]
     if len({word for _, word in rows}) < 2:
         raise InputError(
-            f"{path}: has not two words that {FEWEST} of its lines could be about: "
-            "give more text, a sentence a line"
+            f"{path}: has fewer than two words that can be hidden in {FEWEST} lines each; "
+            "give more text, one sentence per line"
         )
     return rows
 
 
 def _hide(line: str, word: str) -> str:
-    """The passage of a line around a word, with the mask in its place."""
+    """Return the passage around a word of a line, with the word masked."""
 
     def hide(match: re.Match[str]) -> str:
         return MASK if match.group().lower() == word else match.group()

@@ -1,4 +1,4 @@
-"""Tasks from files, from GLUE's classic layout and from the Hugging Face hub."""
+"""Load tasks from files, from GLUE's classic layout and from the hub."""
 
 import hashlib
 import json
@@ -23,15 +23,15 @@ class TaskData(NamedTuple):
     """A labelled data set of N examples.
 
     Attributes:
-        name: The spec it was loaded from; "glue:mrpc" however GLUE's name was written.
+        name: The spec that it was loaded from, with the usual spelling of GLUE names ("glue:mrpc").
         texts: N texts.
-        pairs: N second texts, or None where the task is about single texts.
+        pairs: N second texts, or None for single texts.
         labels: int32 [N], indices into label_names; float32 [N] for a regression.
         label_names: The classes in the order of their ids; empty for a regression.
         hides_words: Whether "[MASK]" in the texts stands for a hidden word, as in `smlmt:` tasks.
-        keep_duplicates: Whether episodes are drawn from all examples. By default
-            they are drawn from one example per text, and from no text with several labels, because
-            a text could otherwise be in support and query at once.
+        keep_duplicates: Whether episodes use all examples. By default they use one example of each
+            text, and no text with several labels. Otherwise a text could be in both support and
+            query set.
 
     Examples:
         >>> import numpy as np
@@ -50,7 +50,7 @@ class TaskData(NamedTuple):
     keep_duplicates: bool = False
 
     def drawn_rows(self) -> tuple[np.ndarray, ...]:
-        """Returns for each class the rows that episodes are drawn from, int64 [n_c]."""
+        """Return the rows of each class that episodes are sampled from, int64 [n_c]."""
         if not self.label_names:
             return ()
         drawn = np.ones(len(self.texts), bool)
@@ -77,28 +77,28 @@ def load_tasks(
     classes: str | Path | Sequence[str | Path] | None = None,
     keep_duplicates: bool = False,
 ) -> list[TaskData]:
-    r"""Loads tasks, one per spec, in order.
+    r"""Load one task per spec, in order.
 
-    Classes of a file are numbered in sorted order (by value if all look like numbers); classes of
-    GLUE, and of a hub data set that declares them, in their published order.
+    The classes of a file are sorted (by value if all look like numbers). The classes of GLUE, and
+    of a hub data set that declares them, keep their published order.
 
     Args:
-        specs: Each a CSV, TSV, JSON-lines or Parquet file; "glue:NAME";
-            "hub:OWNER/NAME[/CONFIG]"; or "smlmt:FILE", of plain text (see `hidden_words`).
-        glue_dir: The directory with GLUE's classic TSV layout; None: the hub's copy is used.
-        split: "train" or "validation", for glue: and hub:. Files have no splits and are read whole.
-        text_column: The column of the text; by default `text`, or else `sentence`.
-        pair_column: The column of the second text; by default `text_pair` if it is there.
-        label_column: The column of the label; by default `label`.
-        classes: Files of the labels to keep, one per line; examples with other labels are left
-            out. All words of "smlmt:" are kept.
-        keep_duplicates: Whether episodes may hold a text more than once (see `TaskData`).
+        specs: Paths of CSV, TSV, JSON-lines or Parquet files, "glue:NAME",
+            "hub:OWNER/NAME[/CONFIG]", or "smlmt:FILE" for plain text (see `hidden_words`).
+        glue_dir: Directory with GLUE's classic TSV layout. By default the hub's copy is used.
+        split: "train" or "validation", for glue: and hub:. Files are always read completely.
+        text_column: The column of the text. The default is `text` if it exists, else `sentence`.
+        pair_column: The column of the second text. The default is `text_pair` if it exists.
+        label_column: The column of the label. The default is `label`.
+        classes: Files with the labels to keep, one per line. Examples with other labels are
+            removed. All words of "smlmt:" tasks are kept.
+        keep_duplicates: Whether an episode may contain a text several times (see `TaskData`).
 
     Returns:
         One TaskData per spec.
 
     Raises:
-        InputError: If anything in them cannot be used; the message says where.
+        InputError: If something in the files cannot be used. The message says where.
 
     Examples:
         >>> import pathlib, tempfile
@@ -125,8 +125,8 @@ def load_tasks(
         if split == "train" and task.label_names and len(present) < 2:
             names = [task.label_names[label] for label in present]
             raise InputError(
-                f"{task.name}: has examples of {len(present)} of the classes asked for "
-                f"({', '.join(map(repr, names)) or 'none'}); a task needs at least two"
+                f"{task.name}: has examples of only {len(present)} of the chosen classes "
+                f"({', '.join(map(repr, names)) or 'none'}); give at least two"
             )
     return tasks
 
@@ -134,7 +134,7 @@ def load_tasks(
 def load_texts(
     path: str | Path, *, text: str | None = None, pair: str | None = None
 ) -> tuple[list[str], list[str] | None]:
-    """Reads the texts of a task file, and the second texts if there are any; labels are ignored.
+    """Read the texts, and second texts if there are any, of a task file; ignore labels.
 
     Args:
         path: A CSV, TSV, JSON-lines or Parquet file.
@@ -142,7 +142,7 @@ def load_texts(
         pair: The column of the second text.
 
     Raises:
-        InputError: If anything in them cannot be used; the message says where.
+        InputError: If something in the file cannot be used. The message says where.
     """
     table = read_table(path)
     columns = _find_columns(table, _Columns(text, pair, None), labelled=False)
@@ -152,17 +152,17 @@ def load_texts(
 
 
 def fingerprint(spec: str, *, glue_dir: str | Path | None = None, split: str = "train") -> str:
-    """Returns the sha256 (hexadecimal) of the data behind a spec or any file's path.
+    """Return the sha256 (hexadecimal) of the data of a spec, or of any file.
 
-    For files it is that of their bytes, for the hub's data sets of their rows.
+    For a file it is the hash of its bytes. For a data set of the hub it is the hash of its rows.
 
     Args:
-        spec: As for `load_tasks`, or a path.
+        spec: A spec as for `load_tasks`, or a path.
         glue_dir: As for `load_tasks`.
         split: As for `load_tasks`.
 
     Raises:
-        InputError: If they cannot be read, or there are none of that name.
+        InputError: If the data cannot be read or do not exist.
 
     Examples:
         >>> import pathlib, tempfile
@@ -233,7 +233,7 @@ def _find_columns(table: Table, wanted: _Columns, *, labelled: bool = True) -> _
     how = "name the text's column so in the first line, or give plain text (.txt), a text a line"
     if labelled:
         how = (
-            "name the columns in the first line, or say which to use with --text-column, "
+            "name the columns in the first line, or choose them with --text-column, "
             "--pair-column and --label-column"
         )
     for name in columns:
@@ -247,7 +247,7 @@ def _find_columns(table: Table, wanted: _Columns, *, labelled: bool = True) -> _
 def _task(
     name: str, table: Table, columns: _Columns, order: tuple[str, ...] | None = None
 ) -> TaskData:
-    """Builds a task; `order` has the label names, () for a regression, None to sort them."""
+    """Build a task with label names in the given order; () is a regression, None sorts."""
     assert columns.text is not None
     assert columns.label is not None
     texts = text_column(table, columns.text)
@@ -259,12 +259,12 @@ def _task(
         sorted_names(set(labels)) if order is None else tuple(dict.fromkeys(map(normalise, order)))
     )
     ids = {label: i for i, label in enumerate(names)}
-    if order is not None:  # GLUE writes some classes as their number
+    if order is not None:  # GLUE writes some classes as numbers
         ids = {str(i): i for i in range(len(names))} | ids
     for row, label in enumerate(labels):
         if label not in ids:
             raise InputError(
-                f"{table.place(row)}: unknown label {label!r}; one of {', '.join(names)}"
+                f"{table.place(row)}: unknown label {label!r}; use one of {', '.join(names)}"
             )
     return TaskData(name, texts, pairs, np.array([ids[x] for x in labels], np.int32), names)
 
@@ -272,28 +272,26 @@ def _task(
 def _keep_classes(
     tasks: list[TaskData], paths: Sequence[str | Path], *, all_known: bool
 ) -> list[TaskData]:
-    """Only the classes listed; all of them must be there, if asked: a dev set may lack some."""
+    """Keep only the listed classes. With `all_known`, each of them has to exist."""
     kept = {
         normalise(label): f"{path}:{line}" for path in paths for line, label in numbered_lines(path)
     }
     labelled = [task for task in tasks if not task.hides_words]
     if not labelled:
-        raise InputError(
-            f"{paths[0]}: the hidden words of a text are all kept; leave the file of classes out"
-        )
+        raise InputError(f"{paths[0]}: --classes does not apply to hidden words; remove it")
     known = {label for task in labelled for label in task.label_names}
     for label, place in kept.items():
         if all_known and label not in known:
-            raise InputError(f"{place}: no task has the label {label!r}; correct or remove it")
+            raise InputError(f"{place}: no task has the label {label!r}; fix or remove it")
     return [task if task.hides_words else _keep(task, kept) for task in tasks]
 
 
 def _keep(task: TaskData, kept: dict[str, str]) -> TaskData:
     if not task.label_names:
-        raise InputError(f"{task.name}: is a regression and has no classes to keep; leave it out")
+        raise InputError(f"{task.name}: is a regression and has no classes to keep; remove it")
     old = [i for i, name in enumerate(task.label_names) if name in kept]
     if not old:
-        raise InputError(f"{task.name}: has none of the classes asked for; leave it out")
+        raise InputError(f"{task.name}: has none of the chosen classes; remove it")
     rows = np.flatnonzero(np.isin(task.labels, old))
     return task._replace(
         texts=[task.texts[row] for row in rows],

@@ -1,4 +1,4 @@
-"""Texts to arrays of tokens, by the model's own fast tokenizer."""
+"""Turn text into arrays of tokens with the model's fast tokenizer."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ from metajax.data.smlmt import MASK
 from metajax.data.tasks import TaskData
 from metajax.errors import InputError, one_line
 
-_CHUNK = 1024  # texts tokenised at once: enough to keep the tokenizer's threads busy
+_CHUNK = 1024  # texts tokenized at once: enough for all threads of the tokenizer
 
 
 class Tokens(NamedTuple):
-    """N tokenised texts, padded to the longest.
+    """N tokenized texts, padded to the longest one.
 
     Attributes:
         input_ids: int32 [N, L].
         token_type_ids: int8 [N, L]; 1 in the second text of a pair.
-        lengths: int32 [N]; tokens before the padding.
-        truncated: How many texts were longer than the limit.
+        lengths: int32 [N]; number of tokens without padding.
+        truncated: Number of texts that were longer than the limit.
 
     Examples:
         >>> import metajax.data as data, numpy as np
@@ -37,14 +37,14 @@ class Tokens(NamedTuple):
 
 
 class TokenizedTask(NamedTuple):
-    """A task ready for batches.
+    """A tokenized task of N examples.
 
     Attributes:
         name: The task's name.
-        tokens: Its N examples.
+        tokens: The examples.
         labels: int32 [N], or float32 [N] for a regression.
         label_names: The classes in the order of their ids; empty for a regression.
-        rows_by_class: For each class the rows that episodes are drawn from, int64 [n_c].
+        rows_by_class: The rows of each class that episodes are sampled from, int64 [n_c].
 
     Examples:
         >>> import metajax.data as data, numpy as np
@@ -64,13 +64,13 @@ class TokenizedTask(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """N blocks of running text, each [CLS] ... [SEP], the last one padded.
+    """N blocks of continuous text, each [CLS] ... [SEP]. The last one is padded.
 
     Attributes:
         input_ids: int32 [N, L].
         attention_mask: int32 [N, L]; 0 at padding.
         word_start: bool [N, L]; the first token of each maskable word in the block.
-        maskable: bool [N, L]; neither a special token nor padding.
+        maskable: bool [N, L]; false for special tokens and padding.
 
     Examples:
         >>> import metajax.data as data, numpy as np
@@ -89,21 +89,21 @@ class Blocks(NamedTuple):
 def tokenize(
     texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Any, max_length: int
 ) -> Tokens:
-    """Tokenises N texts or pairs of texts, special tokens included.
+    """Tokenize N texts or pairs of texts, and add special tokens.
 
     Args:
         texts: N texts.
         pairs: N second texts, or None.
         tokenizer: The model's fast tokenizer, of transformers.
-        max_length: The most tokens an example may have. Longer ones lose their end; of a
-            pair, the longer text does.
+        max_length: Largest number of tokens per example. Longer texts lose their end; in a pair,
+            the longer text does.
 
     Returns:
-        The tokens [N, L], padded to the longest there is.
+        The tokens [N, L], padded to the longest example.
 
     Raises:
-        InputError: If max_length leaves no room for a token besides the special ones, nothing
-            would stand between the texts of a pair, or the tokenizer cannot split a text.
+        InputError: If max_length leaves room only for special tokens, if the tokenizer puts nothing
+            between the texts of a pair, or if it cannot split a text.
 
     Examples:
         >>> import metajax.data as data, transformers
@@ -115,13 +115,13 @@ def tokenize(
     """
     if pairs is not None and not tokenizer.num_special_tokens_to_add(pair=True):
         raise InputError(
-            "the model's tokenizer puts nothing between the two texts of a pair; give single "
-            "texts, each pair as one with words of your own between"
+            "the model's tokenizer puts nothing between the two texts of a pair; join each pair "
+            "to a single text"
         )
     least = tokenizer.num_special_tokens_to_add(pairs is not None) + 1
     if max_length < least:
         raise InputError(
-            f"a maximal length of {max_length} tokens holds no text; give {least} or more"
+            f"a maximum length of {max_length} tokens leaves no room for text; give {least} or more"
         )
     ids: list[list[int]] = []
     types: list[list[int]] = []
@@ -142,25 +142,25 @@ def tokenize(
 
 
 def tokenize_task(task: TaskData, tokenizer: Any, max_length: int) -> TokenizedTask:
-    """Tokenises a task's examples; see `tokenize`.
+    """Tokenize the examples of a task; see `tokenize`.
 
     Args:
         task: N examples.
         tokenizer: The model's fast tokenizer, of transformers.
-        max_length: The most tokens an example may have.
+        max_length: Largest number of tokens per example.
 
     Returns:
-        The same examples, tokens [N, L].
+        The tokenized task, with tokens [N, L].
 
     Raises:
-        InputError: As `tokenize`; or the task hides words and the tokenizer has no mask token.
+        InputError: As in `tokenize`, or if the task hides words and the tokenizer has no mask
+            token.
 
     Examples:
         >>> import metajax.data as data, numpy as np, transformers
         >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "film"]
         >>> tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
-        >>> labels = np.array([1, 0])
-        >>> films = data.TaskData("films", ["good", "a film"], None, labels, ("no", "yes"))
+        >>> films = data.TaskData("films", ["good", "a film"], None, np.array([1, 0]), ("-", "+"))
         >>> task = data.tokenize_task(films, tokenizer, max_length=8)
         >>> task.tokens.input_ids.shape, [rows.tolist() for rows in task.rows_by_class]
         ((2, 4), [[1], [0]])
@@ -169,7 +169,7 @@ def tokenize_task(task: TaskData, tokenizer: Any, max_length: int) -> TokenizedT
     if task.hides_words:
         if tokenizer.mask_token is None:
             raise InputError(
-                f"{task.name}: the model's tokenizer has no mask token to hide a word behind; "
+                f"{task.name}: the model's tokenizer has no mask token for hidden words; "
                 "give a masked language model"
             )
         texts = [text.replace(MASK, tokenizer.mask_token) for text in texts]
@@ -190,22 +190,22 @@ def tokenize_task(task: TaskData, tokenizer: Any, max_length: int) -> TokenizedT
 
 
 def pack_blocks(lines: Sequence[str], tokenizer: Any, block_length: int) -> Blocks:
-    """Cuts the tokens of all lines, one after the other, into blocks.
+    """Concatenate the tokens of all lines, and cut them into blocks.
 
-    The full-sentences format of RoBERTa (Liu et al. 2019, https://arxiv.org/abs/1907.11692,
-    section 4.2), without a separator between lines.
+    This is the full-sentences format of RoBERTa (Liu et al. 2019, https://arxiv.org/abs/1907.11692,
+    section 4.2) without a separator between lines.
 
     Args:
-        lines: The text.
+        lines: The lines of the text.
         tokenizer: The model's fast tokenizer, of transformers.
-        block_length: L, special tokens included.
+        block_length: L, including special tokens.
 
     Returns:
-        As many blocks [N, L] as the tokens fill, L - 2 a block.
+        Blocks [N, L] with L - 2 tokens of text each.
 
     Raises:
-        InputError: If block_length leaves no room for a token besides [CLS] and [SEP], the
-            tokenizer lacks one of the two, or the lines have no tokens.
+        InputError: If block_length leaves room only for [CLS] and [SEP], if the tokenizer lacks one
+            of these, or if the lines have no tokens.
 
     Examples:
         >>> import metajax.data as data, transformers
@@ -217,11 +217,11 @@ def pack_blocks(lines: Sequence[str], tokenizer: Any, block_length: int) -> Bloc
     if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
         raise InputError(
             f"{tokenizer.name_or_path}: its tokenizer has no [CLS] or no [SEP] token; give a "
-            "masked language model's"
+            "masked language model"
         )
     room = block_length - 2
     if room < 1:
-        raise InputError(f"blocks of {block_length} tokens hold no text; give 3 or more")
+        raise InputError(f"blocks of {block_length} tokens leave no room for text; give 3 or more")
     ids, starts = _stream(lines, tokenizer)
     if not ids.size:
         raise InputError("the text has no tokens; give text in the model's language")
@@ -279,7 +279,7 @@ def _encode(
         )
     except Exception as error:  # tokenizers raises no other type, for example without [UNK].
         raise InputError(
-            f"{tokenizer.name_or_path}: its tokenizer cannot split a text ({one_line(error)}): "
+            f"{tokenizer.name_or_path}: its tokenizer cannot split a text ({one_line(error)}); "
             "fix its tokenizer.json"
         ) from error
 
@@ -293,7 +293,7 @@ def _pad(rows: list[list[int]], lengths: np.ndarray, value: int, dtype: type) ->
 
 
 def _stream(lines: Sequence[str], tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the tokens of all lines, and which of them begin a word."""
+    """Return the tokens of all lines, and which of them start a word."""
     ids: list[np.ndarray] = []
     starts: list[np.ndarray] = []
     for begin in range(0, len(lines), _CHUNK):

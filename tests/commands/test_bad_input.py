@@ -199,7 +199,7 @@ def encoder(tmp_path):
 def test_notes_do_not_come_before_a_complaint(refused, encoder, tmp_path):
     (tmp_path / "short.txt").write_text("w1 w2\n")
     command = ("pretrain", "--model", encoder, "--text", "short.txt", "--workdir", "run")
-    refused("the text fills one block", *command)
+    refused("the text fills only one block", *command)
 
 
 def test_a_disk_without_locks(chain, encoder, material, tmp_path, monkeypatch):

@@ -112,7 +112,7 @@ def test_texts_of_several_labels_are_logged(tmp_path, caplog):
         f"{message}no episode has them",
         f"{path}: 4 of 8 examples have the text of another: {once}",
     ]
-    with pytest.raises(InputError, match="class 'a' has 1 texts of its own in 5 examples"):
+    with pytest.raises(InputError, match="class 'a' has 1 usable texts in 5 examples"):
         check_episodes([task], EpisodeSpec(2, 1, 1))
 
 

@@ -123,7 +123,7 @@ def test_the_texts_of_a_table_are_those_of_its_column(tmp_path, extension):
     assert read_texts(str(path), "review", "title") == (texts, ["a", "b"])
     with pytest.raises(InputError, match="has no column 'text' or 'sentence', only 'review'") as e:
         read_texts(str(path))
-    assert str(e.value).endswith("or give plain text (.txt), a text a line")
+    assert str(e.value).endswith("or give plain text (.txt), one text per line")
 
 
 def test_the_columns_are_those_that_the_run_read(material, tmp_path):

@@ -105,9 +105,12 @@ def test_a_text_that_the_task_has_with_both_labels_may_have_either():
 @pytest.mark.parametrize(
     ("draws", "message"),
     [
-        ([(["b", " c"], [1, 0])], r"0: 'c' has the label 'x', and in task 'y': correct one"),
-        ([(["d" * 99, "d" * 99], [1, 0])], r"0: 'd{40}' has the labels 'x' and 'y': leave one"),
-        ([(["d", "c"], [0, 1]), (["c", "d "], [1, 0])], "1: holds the same as 0: leave one of"),
+        ([(["b", " c"], [1, 0])], r"0: 'c' has the label 'x', but in task 'y'; fix one"),
+        ([(["d" * 99, "d" * 99], [1, 0])], r"0: 'd{40}' has the labels 'x' and 'y'; remove"),
+        (
+            [(["d", "c"], [0, 1]), (["c", "d "], [1, 0])],
+            "1: has the same examples as 0; remove one",
+        ),
     ],
 )
 def test_draws_that_contradict_the_task_themselves_or_nothing(draws, message):
@@ -119,7 +122,7 @@ def test_of_pairs_both_texts_count():
     task = TASK._replace(pairs=["p", "p", "q", "q"])
     draw = draw_of("0", ["a", "a"], [1, 0], ["q", "p"])
     assert data.join_draws(task, [draw]).query[0].tolist() == [1, 2, 3]
-    with pytest.raises(InputError, match=r"^0: 'c' with 'q' has the label 'x', and in task 'y'"):
+    with pytest.raises(InputError, match=r"^0: 'c' with 'q' has the label 'x', but in task 'y'"):
         data.join_draws(task, [draw_of("0", ["c", "d"], [0, 1], ["q", "q"])])
 
 
@@ -139,12 +142,12 @@ def test_draws_that_cannot_be_used(refused, chain, splits):
         message = f"{name} {given}: the draws of --splits {splits} have {held}: leave it out"
         refused(message, *command(task), name, given)
     tiny.write_rows(splits / "1.csv", [("a text", ROWS[0][1]), ("another", "nowhere")])
-    refused("1.csv: has not the same classes as .*'nowhere'", *command(task))
+    refused("1.csv: has other classes than .*'nowhere'", *command(task))
     tiny.write_rows(splits / "1.csv", ROWS)
-    refused("1.csv: holds all of .*: nothing is left", *command(task))
+    refused("1.csv: has all examples of .*, which leaves none", *command(task))
     pairs = "".join(f"a,b,topic{number}\n" for number in range(3))
     (splits / "1.csv").write_text("text,text_pair,label\n" + pairs)
-    refused("1.csv: has two texts and .* one text", *command(task))
+    refused("1.csv: has two texts per example but .* has one text", *command(task))
     (splits / "1.csv").unlink()
     refused("holds 1 files: put there two draws or more", *command(task))
     refused("is no directory", *command(task)[:-4], "--splits", task, "--tasks", task)

@@ -40,9 +40,9 @@ def check_refusal(message, read, *arguments, **settings):
         ("c.jsonl", ROW + b'{"text": "w1"}\n', "^c.jsonl:2: no 'label'"),
         ("c.csv", b"text,label\nw1,a\nw\xe9,b\n", "^c.csv:3: byte 0xe9 is not UTF-8"),
         ("c.jsonl", ROW + b"oops\n", "^c.jsonl:2: is not JSON"),
-        ("c.parquet", b"PAR1oops", "^c.parquet: is not a sound Parquet file"),
+        ("c.parquet", b"PAR1oops", "^c.parquet: is a damaged Parquet file"),
         ("c.docx", ROW, "^c.docx: unknown extension '.docx'; give one of .csv, "),
-        ("c.jsonl", ROW * 20, "^c.jsonl: has examples of 1 of the classes"),
+        ("c.jsonl", ROW * 20, "^c.jsonl: has examples of only 1 of the chosen classes"),
     ],
 )
 def test_tasks(tmp_path, monkeypatch, name, content, message):
@@ -56,10 +56,10 @@ def test_names_of_tasks(tmp_path, monkeypatch):
     (tmp_path / "material").mkdir()
     check_refusal("^none.csv: no such file", load_tasks, ["none.csv"])
     check_refusal("^material: is a directory|^material: unknown ext", load_tasks, ["material"])
-    check_refusal("^glue:nope: no such task", load_tasks, ["glue:nope"])
+    check_refusal("^glue:nope: unknown GLUE task", load_tasks, ["glue:nope"])
     tiny.write_glue(tmp_path / "glue")
     check_refusal("^glue: has no folder RTE", load_tasks, ["glue:rte"], glue_dir="glue")
-    check_refusal("^hub:oops: is not of the form", load_tasks, ["hub:oops"])
+    check_refusal("^hub:oops: is not a hub data set", load_tasks, ["hub:oops"])
 
 
 def test_classes(tmp_path, monkeypatch):
@@ -72,7 +72,7 @@ def test_classes(tmp_path, monkeypatch):
     check_refusal(message, load_tasks, specs, classes="classes.txt")
     check_refusal("^nowhere.txt: no such file", load_tasks, specs, classes="nowhere.txt")
     (tmp_path / "classes.txt").write_text("topic8\ntopic9\n")
-    message = "three.csv: has none of the classes asked for"
+    message = "three.csv: has none of the chosen classes"
     check_refusal(message, load_tasks, specs, classes="classes.txt")
 
 
@@ -82,7 +82,7 @@ def test_a_few_kilobytes_that_hold_gigabytes(tmp_path):
     names = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int8()), ["a"])
     pq.write_table(pa.table({"text": text, "label": names}), bomb, compression="zstd")
     assert bomb.stat().st_size < 100_000
-    check_refusal("bomb.parquet: is not a sound Parquet file", load_tasks, [str(bomb)])
+    check_refusal("bomb.parquet: is a damaged Parquet file", load_tasks, [str(bomb)])
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_text(tmp_path, monkeypatch, content, message):
 
 def test_text_that_is_too_short(tokenizer):
     blocks = pack_blocks(["w1 w2"], tokenizer, 16)
-    check_refusal("^the text fills one block of 16 tokens", held_out, blocks, 0)
+    check_refusal("^the text fills only one block of 16 tokens", held_out, blocks, 0)
 
 
 @pytest.mark.parametrize(

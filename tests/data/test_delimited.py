@@ -56,8 +56,8 @@ def test_a_tsv_that_is_mostly_quoted_says_where_it_is_not(tmp_path, caplog):
     texts, _ = table(tmp_path, "a.tsv", f"text\tlabel\n{rows}")
     assert texts == ['"a"', '"b"', '"c" d']
     (message,) = caplog.messages
-    assert message.startswith(f"{tmp_path}/a.tsv:5: a field begins with a quotation mark")
-    assert "(2 fields stand between two)" in message
+    assert message.startswith(f"{tmp_path}/a.tsv:5: a field starts with a quotation mark")
+    assert "(2 fields start and end with one)" in message
 
 
 def test_rows_of_a_tsv_that_are_even_in_no_reading(tmp_path):
@@ -88,8 +88,8 @@ def test_a_field_that_holds_rows_is_reported(tmp_path, caplog, name, delimiter):
     content = f'{JOINED}"one{delimiter}two",pos\n'.replace(",", delimiter)
     assert len(table(tmp_path, name, content)[0]) == 3
     (message,) = caplog.messages
-    assert message.startswith(f"{tmp_path / name}:2: a quoted field holds 'hello there")
-    assert "(2 lines do)" in message
+    assert message.startswith(f"{tmp_path / name}:2: a quoted field contains 'hello there")
+    assert "(2 lines like this)" in message
 
 
 @pytest.mark.parametrize(

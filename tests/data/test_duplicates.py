@@ -93,7 +93,7 @@ def test_without_equal_texts_nothing_changes(tokenizer):
 
 def test_a_class_needs_as_many_texts_as_an_episode_has_of_it(tokenizer):
     check_episodes([task_of()], EpisodeSpec(2, 1, 2))
-    message = "^d.csv: class 'p' has 3 texts of its own in 5 examples, fewer than 1 shots and 3 q"
+    message = "^d.csv: class 'p' has 3 usable texts in 5 examples, fewer than 1 shots and 3 q"
     for task in (task_of(), tokenize_task(task_of(), tokenizer, 8)):
         with pytest.raises(InputError, match=message):
             check_episodes([task], EpisodeSpec(2, 1, 3))

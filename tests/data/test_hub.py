@@ -150,7 +150,7 @@ def test_a_split_of_glue_goes_by_its_published_name(monkeypatch):
 
 @pytest.mark.parametrize("spec", ["hub:mine", "hub:", "hub:me/", "hub:a/b/c/d"])
 def test_malformed_hub_names(spec):
-    with pytest.raises(InputError, match="is not of the form hub:OWNER/NAME"):
+    with pytest.raises(InputError, match="use hub:OWNER/NAME"):
         load(spec)
 
 

@@ -38,7 +38,7 @@ def test_labels_that_differ_in_what_nobody_sees_are_one(tmp_path, caplog, one, o
     assert task.labels.tolist() == [0, 1, 0]
     (message,) = caplog.messages
     assert message.startswith(f"{tmp_path}/l.csv: the labels ")
-    assert "are taken for one: " in message
+    assert " count as one: " in message
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_labels_that_look_alike_are_named(tmp_path, caplog, one, other):
     task = load(tmp_path, [one, other, "x"])
     assert set(task.label_names) == {one, other, "x"}
     (message,) = caplog.messages
-    assert "look alike and are classes of their own" in message
+    assert "look alike but are different classes" in message
     assert repr(one) in message
     assert repr(other) in message
     assert "'x'" not in message
@@ -84,7 +84,7 @@ def test_what_is_written_stays_as_it_looks():
 
 @pytest.mark.parametrize("label", ["nan", "NaN", "<NA>", "#N/A", " nan"])
 def test_a_missing_label_is_refused_with_its_line(tmp_path, label):
-    with pytest.raises(InputError, match=r"l.csv:3: 'label' is '.*', which stands for a missing"):
+    with pytest.raises(InputError, match=r"l.csv:3: 'label' is '.*', which means a missing"):
         load(tmp_path, ["x", label, "y"])
 
 
@@ -100,10 +100,10 @@ def test_what_may_be_a_missing_value_is_named(tmp_path, caplog):
     task = load(tmp_path, ["x", "None", "y", "None"], ["nan", "a", "NaN", "n/a b"])
     assert task.label_names == ("None", "x", "y")
     assert caplog.messages == [
-        f"{tmp_path}/l.csv:2: 'text' is 'nan' (2 rows like this), which often stands for a missing "
-        "value: remove the rows if it does",
-        f"{tmp_path}/l.csv:3: 'label' is 'None' (2 rows like this), which often stands for a "
-        "missing value: remove the rows if it does",
+        f"{tmp_path}/l.csv:2: 'text' is 'nan' (2 rows like this), which often means a missing "
+        "value; remove the rows if it does",
+        f"{tmp_path}/l.csv:3: 'label' is 'None' (2 rows like this), which often means a "
+        "missing value; remove the rows if it does",
     ]
 
 

@@ -125,7 +125,7 @@ def test_a_passage_comes_once_and_fits_one_word(tmp_path, caplog):
     path = write(tmp_path / "t.txt", twice + alike)
     with caplog.at_level("INFO"):
         (task,) = load_tasks([f"smlmt:{path}"])
-    assert caplog.messages[0].startswith(f"{path}: 81 of 122 passages come again or fit several")
+    assert caplog.messages[0].startswith(f"{path}: 81 of 122 passages are repeated or fit several")
     assert task.texts[:2] == [f"{MASK} number 0", f"{MASK} number 50"]
     assert task.texts[-1] == f"a {MASK} number 3"
     assert len(task.texts) == len(set(task.texts)) == 41
@@ -140,14 +140,14 @@ def test_next_to_labelled_tasks_the_classes_asked_for_are_theirs(tmp_path):
     words, labelled = load_tasks([hidden, str(rows)], classes=classes)
     assert words.label_names == ("cat", "dog", "horse")
     assert labelled.label_names == ("a", "b")
-    with pytest.raises(InputError, match=r"classes\.txt: the hidden words of a text are all kept"):
+    with pytest.raises(InputError, match=r"classes\.txt: --classes does not apply to hidden words"):
         load_tasks([hidden], classes=classes)
     with pytest.raises(InputError, match="no task has the label 'dog'"):
         load_tasks([hidden, str(rows)], classes=write(tmp_path / "other.txt", ["a", "b", "dog"]))
 
 
 def test_too_little_text_is_refused(tmp_path):
-    with pytest.raises(InputError, match="has not two words that 20 of its lines"):
+    with pytest.raises(InputError, match="fewer than two words that can be hidden in 20 lines"):
         hidden_words(animals(tmp_path / "t.txt", each=19))
     with pytest.raises(InputError, match=r"missing\.txt"):
         load_tasks([f"smlmt:{tmp_path / 'missing.txt'}"])

@@ -25,7 +25,7 @@ def test_read_lines(tmp_path):
     ("content", "message"),
     [
         (b"one\ntwo\n\xc3\n", r"a\.txt:3: byte 0xc3 is not UTF-8"),
-        (b"one\n\0", r"a\.txt:2: a NUL byte"),
+        (b"one\n\0", r"a\.txt:2: has a NUL byte"),
         (b"", "empty"),
         (b" \n\n", "empty"),
     ],
@@ -82,7 +82,7 @@ def test_tokenize_many_equals_one_by_one(tokenizer):
 
 
 def test_a_length_that_holds_no_text(tokenizer):
-    with pytest.raises(InputError, match="2 tokens holds no text; give 3 or more"):
+    with pytest.raises(InputError, match="2 tokens leaves no room for text; give 3 or more"):
         tokenize(["w1"], None, tokenizer, 2)
     with pytest.raises(InputError, match="give 4 or more"):
         tokenize(["w1"], ["w2"], tokenizer, 3)
@@ -139,7 +139,7 @@ def test_text_that_fills_its_blocks_takes_no_other(tokenizer):
 
 
 def test_blocks_that_hold_nothing(tokenizer):
-    with pytest.raises(InputError, match="blocks of 2 tokens hold no text"):
+    with pytest.raises(InputError, match="blocks of 2 tokens leave no room"):
         pack_blocks(["w1"], tokenizer, 2)
     for lines in ([], ["\u200b"]):
         with pytest.raises(InputError, match="the text has no tokens"):
