@@ -47,14 +47,6 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     examples = both[: len(train_tasks)]
     dev_examples = dict(zip(dev_tasks, both[len(train_tasks) :]))
     dev_names = {head: train_tasks[head].name for head in dev_tasks}
-    record = make_record(
-        "finetune",
-        settings,
-        data=_fingerprints(settings),
-        parent=source.record,
-        model=describe(model),
-        pairs=[task.pairs is not None for task in train_tasks],
-    )
     steps = _num_steps(settings, train_tasks)
     plan = data.plan_batches(examples, settings.seed, settings.batch_size, parts, steps)
     logits = jax.jit(lambda params, batch: model(params, batch).logits)
@@ -71,7 +63,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
 
     return train(
         Stage(
-            run=open_run(settings.workdir, record),
+            run=open_run(settings.workdir, _record(settings, source, train_tasks)),
             settings=settings,
             model=model,
             algorithm=supervised(classification_loss(model)),
@@ -101,11 +93,21 @@ def _num_steps(settings: FinetuneSettings, tasks: Sequence[data.TaskData]) -> in
     return settings.steps or math.ceil(settings.epochs * total / settings.batch_size)
 
 
-def _fingerprints(settings: FinetuneSettings) -> dict[str, Any]:
-    """Those of the tasks and of their dev sets."""
-    return fingerprints(settings) | {
+def _record(
+    settings: FinetuneSettings, source: Source, tasks: Sequence[data.TaskData]
+) -> dict[str, Any]:
+    """The record of the run; its data are the tasks and their dev sets."""
+    dev = {
         f"--dev {path}": data.fingerprint(path, glue_dir=settings.glue_dir) for path in settings.dev
     }
+    return make_record(
+        "finetune",
+        settings,
+        data=fingerprints(settings) | dev,
+        parent=source.record,
+        model=describe(source.model),
+        pairs=[task.pairs is not None for task in tasks],
+    )
 
 
 def _load_dev(
