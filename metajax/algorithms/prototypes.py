@@ -4,6 +4,7 @@
 tasks differ in size, `example_mask` [B] and `class_mask` [C].
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Unpack
 
@@ -175,11 +176,6 @@ def leopard(
         head = {"kernel": mean_CxW[:, :-1].T, "bias": mean_CxW[:, -1]}
         return {**{key: params[key] for key in ("encoder", "projection")}, "head": head}
 
-    def encoder_alone(params: Params, task: Task) -> Reparametrized:
-        assert reparametrize is not None
-        encoder, task, undo = reparametrize(params["encoder"], task)
-        return {**params, "encoder": encoder}, task, _undo_encoder(undo)
-
     def loss_fn(params: Params, batch: Batch, rng: Key | None) -> tuple[jax.Array, Any]:
         features_BxD = features(params["encoder"], batch, rng)
         projected_BxW = _apply_two_layers(params["projection"], features_BxD)
@@ -190,10 +186,16 @@ def leopard(
         loss_fn,
         num_steps,
         trainable=trainable,
-        reparametrize=reparametrize and encoder_alone,
+        reparametrize=reparametrize and functools.partial(_encoder_alone, reparametrize),
         init_fn=init_fn,
         **engine,
     ).algorithm(inner_optimizer, init)
+
+
+def _encoder_alone(reparametrize: Reparametrize, params: Params, task: Task) -> Reparametrized:
+    """Reparametrizes `params["encoder"]` alone."""
+    encoder, task, undo = reparametrize(params["encoder"], task)
+    return {**params, "encoder": encoder}, task, _undo_encoder(undo)
 
 
 def _undo_encoder(undo: Callable[[Params], Params]) -> Callable[[Params], Params]:
