@@ -1,4 +1,4 @@
-"""Which leaves have gradients, and in what their sums are taken."""
+"""Which leaves have gradients, and in which precision sums are computed."""
 
 from typing import Any
 
@@ -9,21 +9,21 @@ from metajax.types import PyTree
 
 
 def is_float(leaf: Any) -> bool:
-    """Whether a leaf can have a gradient."""
+    """Return whether a leaf can have a gradient."""
     return jnp.issubdtype(leaf.dtype if hasattr(leaf, "dtype") else type(leaf), jnp.inexact)
 
 
 def at_least_float32(dtype: Any) -> Any:
-    """The dtype for sums that low precision would spoil: float32 for float16 and bfloat16."""
+    """Return the dtype for sums: float32 instead of float16 and bfloat16."""
     low = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
     return jnp.dtype(jnp.float32) if low else dtype
 
 
 def widen(tree: PyTree) -> PyTree:
-    """A pytree of arrays, those of float16 and bfloat16 as float32."""
+    """Convert the float16 and bfloat16 arrays of a pytree to float32."""
     return jax.tree.map(lambda leaf: leaf.astype(at_least_float32(leaf.dtype)), tree)
 
 
 def narrow(tree: PyTree, like: PyTree) -> PyTree:
-    """A pytree of arrays in the dtypes of another one."""
+    """Convert the arrays of a pytree to the dtypes of another pytree."""
     return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, like)

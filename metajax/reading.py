@@ -1,4 +1,4 @@
-"""Reading what others wrote: plain files alone, and JSON whatever is wrong with it."""
+"""Read plain files and JSON, with an error for everything that can be wrong."""
 
 import json
 import os
@@ -11,9 +11,9 @@ from metajax.errors import InputError
 
 
 def expand_home(text: str) -> str:
-    """Returns a path with its leading `~` or `~USER` expanded, as a shell does.
+    """Expand a leading `~` or `~USER` of a path, as a shell does.
 
-    A shell leaves `--workdir=~/run` and paths in files alone. A prefix such as `smlmt:` is kept.
+    A shell does not expand `--workdir=~/run` and paths in files. A prefix such as `smlmt:` is kept.
     """
     prefix = re.match(r"(?:[a-z]+:)?(?=~)", text)
     if prefix is None:
@@ -22,10 +22,10 @@ def expand_home(text: str) -> str:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """Returns a file's content; `~` in its path is expanded.
+    """Return the content of a file; expand `~` in its path.
 
     Raises:
-        InputError: If it is missing, unreadable, or no plain file: a pipe may never end.
+        InputError: If it is missing, unreadable, or not a plain file. (A pipe may never end.)
     """
     path = Path(expand_home(str(path)))
     try:
@@ -35,18 +35,18 @@ def read_bytes(path: str | Path) -> bytes:
         if path.is_dir():
             problem = "is a directory; give a file in it"
         elif path.exists():
-            problem = "is not a plain file; give one"
+            problem = "is not a plain file; give a plain file"
     except OSError as error:
         problem = f"cannot be read ({error.strerror}); check the path"
     raise InputError(f"{path}: {problem}")
 
 
 def parse_json(text: str | bytes, *, unique: bool = False) -> Any:
-    """Returns what JSON text holds.
+    """Return the value of JSON text.
 
     Args:
         text: The text.
-        unique: Whether an object that has a name twice is refused; else the last one counts.
+        unique: Whether to refuse an object with a repeated name. If not, the last value is used.
 
     Raises:
         ValueError: If it is not JSON, is nested too deeply, or has a number of too many digits.
@@ -58,16 +58,16 @@ def parse_json(text: str | bytes, *, unique: bool = False) -> Any:
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in found if names.count(name) > 1)
+        twice = next(name for name in values if names.count(name) > 1)
         raise ValueError(f"{twice!r} is given twice")
-    return found
+    return values
 
 
 def is_number(value: Any, *, finite: bool = True) -> bool:
-    """Tells whether a value of JSON is a number that a float can hold; a truth value is none."""
+    """Return whether a JSON value is a number in the range of a float; booleans are not."""
     if isinstance(value, float) and not finite:
         return True
     known = isinstance(value, int | float) and not isinstance(value, bool)

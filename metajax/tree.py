@@ -1,4 +1,4 @@
-"""Parameters by path."""
+"""Select, split and merge parameters by path."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +9,10 @@ from metajax.types import PyTree
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A path into a pytree, as text.
+    """Return the path of a leaf as text.
 
     Args:
-        path: as `jax.tree_util.tree_leaves_with_path` gives it.
+        path: a path from `jax.tree_util.tree_leaves_with_path`.
 
     Examples:
         >>> import jax
@@ -25,7 +25,7 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def paths(tree: PyTree) -> list[str]:
-    """The paths of all leaves.
+    """Return the paths of all leaves.
 
     Args:
         tree: any pytree.
@@ -39,11 +39,11 @@ def paths(tree: PyTree) -> list[str]:
 
 
 def mask(tree: PyTree, predicate: Callable[[str], bool]) -> PyTree:
-    """A pytree like `tree` with True at the leaves for whose path the predicate is true.
+    """Return a pytree like `tree` with the value of a predicate at each leaf.
 
     Args:
         tree: any pytree.
-        predicate: of a leaf's path.
+        predicate: predicate on the path of a leaf.
 
     Examples:
         >>> from metajax.tree import mask
@@ -54,16 +54,15 @@ def mask(tree: PyTree, predicate: Callable[[str], bool]) -> PyTree:
 
 
 def select(tree: PyTree, predicate: Callable[[str], bool]) -> tuple[PyTree, PyTree]:
-    """Splits a pytree by path.
+    """Split a pytree by path.
 
     Args:
         tree: any pytree.
-        predicate: of a leaf's path.
+        predicate: predicate on the path of a leaf.
 
     Returns:
-        The leaves for which the predicate is true and the others: pytrees like `tree` with None at
-        the leaves that are in the other one.
-        `combine` puts them together again.
+        The leaves for which the predicate is true, and the other leaves. Both are pytrees like
+        `tree` with None for the leaves of the other one. `combine` merges them.
 
     Examples:
         >>> from metajax.tree import select
@@ -78,11 +77,11 @@ def select(tree: PyTree, predicate: Callable[[str], bool]) -> tuple[PyTree, PyTr
 
 
 def partition(tree: PyTree, predicate: Callable[[Any], bool]) -> tuple[PyTree, PyTree]:
-    """Splits a pytree by what its leaves are; else as `select`.
+    """Split a pytree by a predicate on its leaves; otherwise like `select`.
 
     Args:
         tree: any pytree.
-        predicate: of a leaf.
+        predicate: predicate on a leaf.
 
     Examples:
         >>> from metajax.tree import partition
@@ -96,11 +95,11 @@ def partition(tree: PyTree, predicate: Callable[[Any], bool]) -> tuple[PyTree, P
 
 
 def combine(left: PyTree, right: PyTree) -> PyTree:
-    """The pytree that `select` or `partition` split.
+    """Merge the two pytrees that `select` or `partition` returned.
 
     Args:
-        left: with None at the leaves that `right` has.
-        right: with None at the others.
+        left: a pytree with None for the leaves of `right`.
+        right: a pytree with None for the leaves of `left`.
 
     Examples:
         >>> from metajax.tree import combine
@@ -113,10 +112,10 @@ def combine(left: PyTree, right: PyTree) -> PyTree:
 
 
 def is_norm_or_bias(path: str) -> bool:
-    """Whether a path is that of a normalisation's parameter or of a bias.
+    """Return whether a path is the path of a norm's parameter or of a bias.
 
     Args:
-        path: as `path_name` gives it.
+        path: a path from `path_name`.
 
     Examples:
         >>> from metajax.tree import is_norm_or_bias
@@ -127,12 +126,12 @@ def is_norm_or_bias(path: str) -> bool:
 
 
 def extend(tree: PyTree, like: PyTree, value: Any) -> PyTree:
-    """`tree` with the keys that `like` has, in nested dicts: `value` where it lacks them.
+    """Add the keys of `like` that `tree` lacks, with `value` at their leaves.
 
     Args:
         tree: nested dicts.
-        like: nested dicts that have all of its keys.
-        value: for the leaves that it lacks.
+        like: nested dicts with all keys of `tree`.
+        value: value of the added leaves.
 
     Examples:
         >>> from metajax.tree import extend

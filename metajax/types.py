@@ -1,4 +1,4 @@
-"""The contracts: what a loss, a task and a meta-learning algorithm are."""
+"""The contracts: loss, task, meta-learning algorithm."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -14,9 +14,9 @@ Key = jax.Array
 class LossFn(Protocol):
     """A pure function `(params, batch, rng) -> (loss, aux)`.
 
-    Of parameters, any pytree; a batch, any pytree of arrays, all of it used at once; and a key
-    (`jax.random.key`, or None: no noise). The loss is a scalar, []; the auxiliary output any pytree
-    of arrays (`{}` if there is none), which metrics and evaluations hold next to the loss.
+    `params` is any pytree, `batch` any pytree of arrays, and `rng` a `jax.random.key` or None
+    (nothing is random). The loss is a scalar, []. The auxiliary output is any pytree of arrays, or
+    `{}`. Metrics and evaluations report it next to the loss.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -29,18 +29,18 @@ class LossFn(Protocol):
     """
 
     def __call__(self, params: Params, batch: Batch, rng: Key | None, /) -> tuple[jax.Array, Any]:
-        """Returns the loss, a scalar, and auxiliary output: any pytree of arrays."""
+        """Return the loss, a scalar, and auxiliary output: any pytree of arrays."""
         ...
 
 
 class Task(NamedTuple):
-    """A support set to adapt on and a query set to judge by.
+    """A support set to adapt to and a query set to test on.
 
     A batch of T tasks is a Task whose leaves all have a leading axis [T].
 
     Attributes:
-        support: a batch as the loss takes it, any pytree of arrays.
-        query: another one, of the same structure; its sizes may differ.
+        support: a batch in the format of the loss, any pytree of arrays.
+        query: another batch with the same structure. Its sizes may differ.
 
     Examples:
         >>> import jax, jax.numpy as jnp, metajax
@@ -55,7 +55,7 @@ class Task(NamedTuple):
 
 
 class MetaInfo(NamedTuple):
-    """What one task's meta-gradient saw on the way.
+    """The losses that were computed with the meta-gradient of one task.
 
     Attributes:
         query_loss: [] the loss on the query set after adaptation.
@@ -79,7 +79,7 @@ class MetaInfo(NamedTuple):
 
 
 class AdaptInfo(NamedTuple):
-    """What adaptation to one support set saw.
+    """The losses of an adaptation to one support set.
 
     Attributes:
         support_loss: [K] the loss on the support set before each of the K inner steps.
@@ -98,13 +98,13 @@ class AdaptInfo(NamedTuple):
 
 
 class MetaAlgorithm(NamedTuple):
-    """A meta-learning algorithm: three pure functions, each of ONE task.
+    """A meta-learning algorithm: three pure functions of ONE task.
 
-    `meta_grad`, and not a meta-loss, is the primitive: Reptile and implicit MAML have a
-    meta-gradient but no unrolled loss to differentiate, and one outer loop serves them all.
+    The primitive is `meta_grad`, not a meta-loss, because Reptile and implicit MAML have a
+    meta-gradient but no unrolled loss to differentiate. One outer loop works with all of them.
 
     Attributes:
-        init: `(params) -> meta_params`, what the outer loop trains.
+        init: `(params) -> meta_params`; the outer loop trains meta_params.
         adapt: `(meta_params, support, rng) -> (adapted_params, AdaptInfo)`.
         meta_grad: `(meta_params, task, rng) -> (grads, MetaInfo)`; grads has the structure of
             meta_params.
@@ -124,9 +124,9 @@ class MetaAlgorithm(NamedTuple):
     meta_grad: Callable[[PyTree, Task, Key | None], tuple[PyTree, MetaInfo]]
 
 
-# (params, support, rng) -> params: where the inner loop starts.
+# (params, support, rng) -> params: the start of the inner loop.
 InitFn = Callable[[Params, Batch, Key | None], Params]
 # (params, task, undo), undo: (params) -> params.
 Reparametrized = tuple[Params, Task, Callable[[Params], Params]]
-# The same task in terms of other parameters, most often fewer.
+# Rewrites a task in terms of other parameters, usually fewer.
 Reparametrize = Callable[[Params, Task], Reparametrized]

@@ -80,13 +80,13 @@ def imaml(
         -0.25
     """
     if prox_weight <= 0:
-        raise ValueError(f"prox_weight is {prox_weight}: give a number above 0")
+        raise ValueError(f"prox_weight is {prox_weight}; give a number above 0")
     if num_steps < 1 or solver_steps < 1:
         raise ValueError(
-            f"num_steps is {num_steps} and solver_steps is {solver_steps}: give 1 or more of both"
+            f"num_steps is {num_steps} and solver_steps is {solver_steps}; give 1 or more of both"
         )
     if solver not in ("cg", "neumann"):
-        raise ValueError(f"solver is {solver!r}: choose cg or neumann")
+        raise ValueError(f"solver is {solver!r}; choose cg or neumann")
     solve = functools.partial(
         _conjugate_gradient if solver == "cg" else _neumann, steps=solver_steps
     )

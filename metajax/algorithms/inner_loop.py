@@ -84,7 +84,7 @@ def inner_loop(
         ([0.75], [0.5, 0.125])
     """
     if num_steps < 0:
-        raise ValueError(f"num_steps is {num_steps}: give a number of inner steps >= 0")
+        raise ValueError(f"num_steps is {num_steps}; give a number of inner steps >= 0")
     engine = forward_over_reverse if low_memory and not first_order else reverse
     gradient = engine(loss_fn)
 

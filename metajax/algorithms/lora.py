@@ -52,7 +52,7 @@ def init(
     kernels, treedef = jax.tree.flatten(select(params, target)[0])
     if not kernels or rank < 1 or min(kernel.ndim for kernel in kernels) < 2:
         raise ValueError(
-            f"rank is {rank} and there are {len(kernels)} targets: give a rank of at least 1 and "
+            f"rank is {rank} and there are {len(kernels)} targets; give a rank of at least 1 and "
             "kernels [..., in, out]"
         )
 

@@ -145,7 +145,7 @@ def maml_plus_plus(
         )
     for name, value in {"multi_step": multi_step, "first_order_until": first_order_until}.items():
         if value < 0:
-            raise ValueError(f"{name} is {value}: give a number of outer steps >= 0")
+            raise ValueError(f"{name} is {value}; give a number of outer steps >= 0")
 
     def init(params: Params) -> Params:
         layers = mask(params, stacked)

@@ -143,7 +143,7 @@ def _warn_if_stepless(settings: AdaptSettings, few_shot: FewShot) -> None:
 def _check_finite(found: _Found, task: str) -> None:
     if not np.isfinite(found.losses).all():
         raise InputError(
-            f"{task}: its loss is {found.losses[-1]} after the inner steps: give a smaller "
+            f"{task}: its loss is {found.losses[-1]} after the inner steps; give a smaller "
             f"--inner-lr than {found.rate:g}, or other weights"
         )
 
@@ -160,7 +160,7 @@ def _read_choice(workdir: Path) -> dict[str, Any] | None:
     rate: Any = known.get("inner_lr")
     if not (is_number(rate) and rate > 0) and not (rate is None and known.get("left_out")):
         raise InputError(
-            f"{workdir / 'results.json'}: its inner_lr is {rate}: restore it from a backup"
+            f"{workdir / 'results.json'}: its inner_lr is {rate}; restore it from a backup"
         )
     return known
 
@@ -191,7 +191,7 @@ def _stay(descent: Descent, rate: float | None, left_out: dict[str, Any] | None)
 
 def _check_start(loss: float) -> None:
     if not np.isfinite(loss):
-        raise InputError(f"--model: the loss on the examples is {loss}: give other weights")
+        raise InputError(f"--model: the loss on the examples is {loss}; give other weights")
 
 
 def _choose(few_shot: FewShot, descent: Descent) -> _Found:
@@ -252,7 +252,7 @@ def _search(descent: Descent, rates: Sequence[float]) -> _Found:
 def _warn_if_risen(losses: Sequence[float], rate: float | None) -> None:
     if losses[-1] > losses[0]:
         _log.warning(
-            "the steps raised the loss on the examples from %.3f to %.3f: give a smaller "
+            "the steps raised the loss on the examples from %.3f to %.3f; give a smaller "
             "--inner-lr than %g, and a new --workdir",
             losses[0],
             losses[-1],

@@ -30,11 +30,11 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     """
     output = Path(os.path.abspath(on_disk(settings.output)))  # A name to write beside, even of "."
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise InputError(f"{output}: exists and is not an empty directory: name a new one")
+        raise InputError(f"{output}: exists and is not an empty directory; give a new one")
     check_writable(output)
     record = read_record(to_path(settings.model))
     if record is None:
-        raise InputError(f"{settings.model}: is not the workdir of a run: name one")
+        raise InputError(f"{settings.model}: is not the working directory of a run; give one")
     if record["stage"] in ("adapt", "finetune"):
         model, params = _with_one_head(settings)
     else:
@@ -69,6 +69,6 @@ def _save(output: Path, model: Transformer, params: Params) -> None:
     except OSError as error:
         if error.errno not in (errno.EBUSY, errno.EXDEV):
             raise
-        raise InputError(f"{output}: is a disk of its own: name a directory in it") from None
+        raise InputError(f"{output}: is a disk of its own; give a directory in it") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -119,7 +119,7 @@ def _load_dev(
     if len(settings.dev) not in (0, len(files)):
         raise InputError(
             f"--dev names {len(settings.dev)} files for {len(files)} tasks without a dev set of "
-            "their own: give one for each, in order, or none"
+            "their own; give one for each, in order, or none"
         )
     if not own and not settings.dev:
         return {}

@@ -27,7 +27,7 @@ def lineage(settings: LineageSettings) -> list[dict[str, Any]]:
     path = to_path(settings.model)
     record = read_record(path)
     if record is None:
-        raise InputError(f"{settings.model}: is not the workdir of a run: name one")
+        raise InputError(f"{settings.model}: is not the working directory of a run; give one")
     rows: list[dict[str, Any]] = []
     parent: dict[str, Any] = {"path": address(path), "record": record}
     while "record" in parent:

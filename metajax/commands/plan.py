@@ -103,7 +103,9 @@ def parse_memory(text: str) -> float:
     except (ValueError, KeyError):
         size = 0
     if not 0 < size < math.inf:
-        raise InputError(f"--memory {text}: give an amount such as 16GB or 15.5GiB")
+        raise InputError(
+            f"--memory {text}: is not an amount of memory; give one such as 16GB or 15.5GiB"
+        )
     return size
 
 

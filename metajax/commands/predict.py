@@ -81,7 +81,7 @@ def label(
     if in_pairs is not None and in_pairs != (pairs is not None):
         found, wanted = ("single texts", "pairs") if in_pairs else ("pairs", "single texts")
         raise InputError(
-            f"the input: has {found}, and the model learned from {wanted}: give those (a tab "
+            f"the input: has {found}, and the model learned from {wanted}; give those (a tab "
             "stands between the two texts of a pair)"
         )
     task = data.TaskData("the input", texts, pairs, np.zeros(len(texts), np.int32), ("",))
@@ -132,22 +132,25 @@ def read_texts(
     elif Path(source).is_file():
         content, name = Path(source).read_bytes(), source
     else:
-        raise InputError(f"{source}: no such file: name a text file, or - for standard input")
+        raise InputError(f"{source}: no such file; give a text file, or - for standard input")
     content = content.removeprefix(codecs.BOM_UTF8)
     rows: list[list[str]] = []
     for number, line in enumerate(content.splitlines(), start=1):
         try:
             row = line.decode("utf-8").split("\t")
         except UnicodeDecodeError:
-            raise InputError(f"{name}:{number}: is not UTF-8: convert the file") from None
+            raise InputError(f"{name}:{number}: is not UTF-8; save the file as UTF-8") from None
         if not all(field.strip() for field in row) or len(row) > 2:
             raise InputError(
-                f"{name}:{number}: give a text a line (or two, with a tab between them)"
+                f"{name}:{number}: is not one text; give one text per line, or two with a tab "
+                "between them"
             )
         if len(row) != len(rows[0] if rows else row):
-            raise InputError(f"{name}:{number}: has {len(row)} texts, unlike the first line")
+            raise InputError(
+                f"{name}:{number}: has {len(row)} texts, unlike the first line; fix it"
+            )
         rows.append(row)
     if not rows:
-        raise InputError(f"{name}: is empty: give a text a line")
+        raise InputError(f"{name}: is empty; give one text per line")
     columns = [list(column) for column in zip(*rows)]
     return columns[0], columns[1] if len(columns) == 2 else None

@@ -87,7 +87,7 @@ def _split(blocks: data.Blocks, settings: PretrainSettings) -> tuple[data.Blocks
     if not held_out.maskable.any():
         raise InputError(
             f"--text {' '.join(settings.text)}: the model's vocabulary has no word of the part "
-            "that is held out for measuring: give text in the model's language, or another --seed"
+            "that is held out for measuring; give text in the model's language, or another --seed"
         )
     return training, held_out
 

@@ -39,12 +39,12 @@ def report(settings: ReportSettings) -> dict[str, Any]:
     """
     output = writable(settings.output)
     if output.suffix != ".html":
-        raise InputError(f"--output {output}: name a file that ends in .html")
+        raise InputError(f"--output {output}: is not an HTML file; give a name that ends in .html")
     folder = output.with_suffix("")
     check_writable(folder)
     if (folder / "run.json").exists():
         raise InputError(
-            f"--output {output}: its pictures would go into the run {folder}: rename it"
+            f"--output {output}: its pictures would go into the run {folder}; rename it"
         )
     check_drawable()
     runs = read_runs(settings.runs)

@@ -230,7 +230,7 @@ def _find_columns(table: Table, wanted: _Columns, *, labelled: bool = True) -> _
     text = wanted.text or ("text" if "text" in table.names else "sentence")
     pair = wanted.pair or ("text_pair" if "text_pair" in table.names else None)
     columns = _Columns(text, pair, (wanted.label or "label") if labelled else None)
-    how = "name the text's column so in the first line, or give plain text (.txt), a text a line"
+    how = "name the text column in the first line, or give plain text (.txt), one text per line"
     if labelled:
         how = (
             "name the columns in the first line, or choose them with --text-column, "

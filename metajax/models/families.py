@@ -276,7 +276,7 @@ def family_of(model_type: object, where: str) -> Family:
     """
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(
-            f"{where}: model_type is {model_type!r}, which is not supported: give a model of type "
+            f"{where}: model_type is {model_type!r}, which is not supported; give a model of type "
             + ", ".join(FAMILIES)
         )
     return FAMILIES[model_type]

@@ -113,7 +113,7 @@ class Transformer:
             raise InputError(f"head is {self.head!r}; it has to be one of {', '.join(HEAD_KEY)}")
         if self.head == "masked_lm" and not self.config.family.masked_lm:
             raise InputError(
-                f"a model of type {self.config.model_type} has no masked-LM head: give one that "
+                f"a model of type {self.config.model_type} has no masked-LM head; give one that "
                 "has, such as a BERT, or leave pretrain out"
             )
         if self.pooling not in ("pooler", "mean", "cls"):
@@ -270,7 +270,7 @@ class Transformer:
         if largest >= self.config.vocab_size:
             raise InputError(
                 f"{self.source}: the tokenizer has a token {largest}, the model "
-                f"{self.config.vocab_size} from 0: give the tokenizer that belongs to it"
+                f"{self.config.vocab_size} from 0; give the tokenizer that belongs to it"
             )
         return tokenizer
 

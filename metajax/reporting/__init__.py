@@ -1,1 +1,1 @@
-"""The HTML page of `metajax report`, its data and its plots."""
+"""The HTML page of `metajax report`: data, plots and HTML."""

@@ -1,4 +1,4 @@
-"""What a report is about: the files of runs and of evaluations, read and checked."""
+"""Read and check the files of runs and evaluations for a report."""
 
 import typing
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ _BOUNDS = {
     "behind": (-1, 1),
     **dict.fromkeys(("ci95", "behind_ci95", "curve_ci95", "seconds"), (0, np.inf)),
 }
-_ROUNDING = 1e-6  # A mean of ones may come out a little above one.
+_ROUNDING = 1e-6  # A mean of ones may be a little above one.
 
 
 class Run(NamedTuple):
-    """What a workdir holds.
+    """The content of a working directory.
 
     Attributes:
-        name: short, and no other run's.
-        path: as given.
-        record: what the run is.
-        metrics: a row a step, the first of which may be what was measured before any.
-        results: None of a run that has not ended.
+        name: a short name that no other run has.
+        path: the path as given.
+        record: the content of run.json.
+        metrics: one row per step. The first row may be the measurement before training.
+        results: the content of results.json; None if the run has not finished.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Run(NamedTuple):
     results: dict[str, Any] | None
 
     def series(self, name: str) -> Series:
-        """A number of each step that has it."""
+        """Return a metric for all steps that have it."""
         rows = [row for row in self.metrics if row["step"] and name in row]
         return Series(
             np.array([row["step"] for row in rows], float),
@@ -50,22 +50,22 @@ class Run(NamedTuple):
         )
 
     def most(self, name: str) -> float:
-        """The largest of a number over all steps; 0 where none has it."""
+        """Return the largest value of a metric; 0 if no step has it."""
         return max((row.get(name, 0) for row in self.metrics), default=0)
 
 
 class Comparison(NamedTuple):
-    """Methods that were run on the same episodes."""
+    """Methods that were evaluated on the same episodes."""
 
     caption: str
     rows: list[Row]
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
-    """The runs in some workdirs, each once.
+    """Read the runs in some working directories, each only once.
 
     Raises:
-        InputError: one holds no run, or what it holds is damaged.
+        InputError: a directory has no run, or its files are damaged.
     """
     paths = list(dict.fromkeys(paths))
     names = [Path(address(to_path(path))).name for path in paths]
@@ -78,25 +78,25 @@ def _read_run(name: str, path: str) -> Run:
     workdir = to_path(path)
     record = read_record(workdir)
     if record is None:
-        raise InputError(f"{path}: is not the workdir of a run: name one")
-    found = read_results(workdir)
-    if found is not None and not _are_results(found):
+        raise InputError(f"{path}: is not the working directory of a run; give one")
+    results = read_results(workdir)
+    if results is not None and not _are_results(results):
         raise InputError(
-            f"{workdir / 'results.json'}: is not a run's results: restore it from a backup"
+            f"{workdir / 'results.json'}: has no results of a run; restore it from a backup"
         )
-    return Run(name, path, record, read_metrics(workdir / "metrics.jsonl"), found)
+    return Run(name, path, record, read_metrics(workdir / "metrics.jsonl"), results)
 
 
-def _are_results(found: dict[str, Any]) -> bool:
-    """Whether it has measures, and a confusion matrix a row and a column a label, or neither."""
-    if not are_measures(found.get("after", {})):
+def _are_results(results: dict[str, Any]) -> bool:
+    """Return whether the measurements are numbers and a confusion matrix fits its labels."""
+    if not are_measures(results.get("after", {})):
         return False
-    if "dev" not in found:
+    if "dev" not in results:
         return True
     try:
-        names, counts = found["labels"], found["dev"]["confusion"]
+        names, counts = results["labels"], results["dev"]["confusion"]
         return (
-            is_number(found["dev"]["accuracy"])
+            is_number(results["dev"]["accuracy"])
             and all(isinstance(name, str) for name in names)
             and all(isinstance(count, int) for row in counts for count in row)
             and np.array(counts, int).shape == (len(names), len(names))
@@ -106,25 +106,27 @@ def _are_results(found: dict[str, Any]) -> bool:
 
 
 def read_evaluation(path: Path) -> list[Comparison]:
-    """An evaluation's rows, those of the same episodes together.
+    """Read the rows of an evaluation, grouped by episodes.
 
     Raises:
-        InputError: the file is not there or holds something else.
+        InputError: the file does not exist or is not the result of an evaluation.
     """
     if not path.is_file():
         problem = "is a directory" if path.is_dir() else "no such file"
-        raise InputError(f"{path}: {problem}: name what evaluate --output wrote")
-    found = read_json(path)
+        raise InputError(f"{path}: {problem}; give a file that evaluate --output wrote")
+    values = read_json(path)
     try:
-        rows = [Row(**row) for row in found]
+        rows = [Row(**row) for row in values]
         if not rows or not all(map(_is_sound, rows)):
             raise TypeError
     except TypeError:
-        raise InputError(f"{path}: is not what evaluate --output writes: name that") from None
+        raise InputError(
+            f"{path}: is not an evaluation; give a file that evaluate --output wrote"
+        ) from None
     for number, row in enumerate(rows, start=1):
         fault = _fault(row)
         if fault:
-            raise InputError(f"{path}: row {number}: {fault}: restore it, or evaluate again")
+            raise InputError(f"{path}: row {number}: {fault}; restore it, or evaluate again")
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(f"{path}: {row.tasks}: {row.protocol}", []).append(row)
@@ -132,7 +134,7 @@ def read_evaluation(path: Path) -> list[Comparison]:
 
 
 def _is_sound(row: Row) -> bool:
-    """Whether each value is of its kind."""
+    """Return whether each value has its type."""
     for name, kind in typing.get_type_hints(Row).items():
         value = getattr(row, name)
         many = typing.get_origin(kind) is tuple
@@ -147,11 +149,11 @@ def _is_sound(row: Row) -> bool:
 
 
 def _fault(row: Row) -> str | None:
-    """What of a row no evaluation can have found, if anything."""
+    """Return a value that is impossible for an evaluation, or None."""
     for name, (low, high) in _BOUNDS.items():
         for value in np.ravel(getattr(row, name)):
-            if not low - _ROUNDING <= value <= high + _ROUNDING:  # NaN is neither.
+            if not low - _ROUNDING <= value <= high + _ROUNDING:  # This also refuses NaN.
                 return f"{name}: {value:g} is not from {low} to {high}"
     if not row.episodes == len(row.accuracies) > 0:
-        return f"has {row.episodes} episodes and {len(row.accuracies)} accuracies of theirs"
+        return f"has {row.episodes} episodes but {len(row.accuracies)} accuracies"
     return None

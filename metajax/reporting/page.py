@@ -1,4 +1,4 @@
-"""The parts of an HTML page that needs neither a network nor a script."""
+"""Write a self-contained HTML page without scripts."""
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,11 +41,11 @@ dd { margin: 0 }
 
 
 def page(title: str, sections: Mapping[str, str]) -> str:
-    """A page.
+    """Return an HTML page.
 
     Args:
-        title: as text.
-        sections: for each heading, HTML.
+        title: the title, as text.
+        sections: HTML of each section, by its heading.
     """
     body = "\n".join(
         f"<section>\n<h2>{text(heading)}</h2>\n{content}\n</section>"
@@ -69,25 +69,25 @@ def page(title: str, sections: Mapping[str, str]) -> str:
 
 
 def text(value: Any) -> str:
-    """Anything as text of the page."""
+    """Return a value as escaped text."""
     return html.escape(printable(str(value)))
 
 
 def note(value: str) -> str:
-    """A paragraph."""
+    """Return a paragraph."""
     return f"<p>{text(value)}</p>"
 
 
 def table(
     header: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "", *, words: int = 1
 ) -> str:
-    """A table.
+    """Return a table.
 
     Args:
-        header: the columns' names.
-        rows: their values.
-        caption: what it is of.
-        words: so many columns, from the left, hold words, the others numbers.
+        header: the names of the columns.
+        rows: the values.
+        caption: a text above the table.
+        words: number of columns with words, from the left. The other columns have numbers.
     """
 
     def line(kind: str, values: Sequence[Any]) -> str:
@@ -104,11 +104,11 @@ def table(
 
 
 def figures(drawn: Mapping[str, str], *, wide: bool = False) -> str:
-    """Pictures side by side, where there is room.
+    """Return pictures, side by side if there is enough room.
 
     Args:
-        drawn: for each caption, an SVG.
-        wide: on a narrow screen, to be scrolled and not shrunk.
+        drawn: SVGs by caption.
+        wide: scroll the pictures on a narrow screen instead of shrinking them.
     """
     kind = ' class="wide"' if wide else ""
     shown = "\n".join(
@@ -119,17 +119,17 @@ def figures(drawn: Mapping[str, str], *, wide: bool = False) -> str:
 
 
 def _named(svg: str, caption: str) -> str:
-    """The picture with what is read out in its place."""
+    """Add a text for screen readers to a picture."""
     return svg.replace("<svg", f'<svg role="img" aria-label="{text(caption)}"', 1)
 
 
 def lists(chains: Iterable[Iterable[tuple[str, Mapping[str, Any]]]]) -> str:
-    """Numbered lists side by side, where there is room."""
+    """Return numbered lists, side by side if there is enough room."""
     return '<div class="lists">\n' + "\n".join(map(_list, chains)) + "\n</div>"
 
 
 def _list(entries: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
-    """For each entry its title, and values by name."""
+    """Return a list of entries with a title and named values."""
     items = "\n".join(
         f"<li>{text(title)}\n<dl>"
         + "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in values.items())

@@ -1,4 +1,4 @@
-"""Pictures, each as a PNG and an SVG."""
+"""Draw pictures as PNG and SVG."""
 
 import contextlib
 import importlib.util
@@ -16,14 +16,14 @@ from metajax.training.evaluation import Estimate
 
 _INK = "#24292f"
 _PAPER = "#ffffff"
-# Okabe and Ito's, which the colour-blind tell apart too, less those too faint on white.
+# The colours of Okabe and Ito, which colour-blind people can distinguish, without the faint ones.
 _COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
 _LOOKS = [
     {"color": colour, "marker": marker, "markersize": 5, "linestyle": line}
     for line in ("-", "--", ":", "-.")
     for colour, marker in zip(_COLOURS, "os^DvP")
 ]
-_FEW_LABELS = 8  # A legend of more would hide the curves.
+_FEW_LABELS = 8  # A larger legend would hide the curves.
 _STYLE: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "grid.color"), _INK),
     **dict.fromkeys(("xtick.color", "ytick.color"), _INK),
@@ -33,19 +33,19 @@ _STYLE: dict[Any, Any] = {
     "grid.alpha": 0.15,
     "font.size": 11,
     "axes.titlesize": 11,
-    "svg.fonttype": "none",  # Text stays text: it can be found, copied and read out.
-    "svg.hashsalt": "metajax",  # The same picture is the same file.
-    "text.parse_math": False,  # A label may hold a dollar.
+    "svg.fonttype": "none",  # Keep text as text, so that it can be searched, copied and read out.
+    "svg.hashsalt": "metajax",  # The same picture gives the same file.
+    "text.parse_math": False,  # A label may contain a dollar sign.
 }
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _SIZE = (5.2, 3.4)
 _MOST_POINTS = 1000
-_FEW = 12  # Steps that are shown one by one.
-_MOST_NUMBERED = 20  # Classes whose cells have room for a number.
+_FEW = 12  # Up to so many steps get markers.
+_MOST_NUMBERED = 20  # With more classes, cells have no room for numbers.
 
 
 class Series(NamedTuple):
-    """What was measured at some steps; where it was not finite, NaN.
+    """Values of some steps; NaN if they were not finite.
 
     Attributes:
         steps: [N].
@@ -57,35 +57,36 @@ class Series(NamedTuple):
 
 
 def check_drawable() -> None:
-    """Checks that pictures can be drawn.
+    """Check that pictures can be drawn.
 
     Raises:
         InputError: matplotlib is not installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError(
-            "matplotlib: is not installed, and the pictures need it: pip install matplotlib"
+            "matplotlib: is not installed, but pictures need it; install it with "
+            "`pip install matplotlib`"
         )
 
 
 def inline_svg(path: Path) -> str:
-    """An SVG that was drawn here, to stand in an HTML page: in the page's colour, on its ground."""
+    """Return one of these SVGs for use in an HTML page, with the colours of the page."""
     svg = path.read_text(encoding="utf-8")
     svg = svg[svg.index("<svg") :]
-    # Names of parts, which several pictures on a page would share.
+    # Remove the ids of parts: several pictures on a page would share them.
     svg = re.sub(r' id="[a-z0-9]+_[0-9]+"', "", svg)
-    # The first white is the ground.
+    # The first white is the background.
     return svg.replace(_INK, "currentColor").replace(f"fill: {_PAPER}", "fill: none", 1)
 
 
 @contextlib.contextmanager
 def _picture(path: Path, size: tuple[float, float] = _SIZE) -> Iterator[Any]:
-    """Axes to draw on, and at the end both files."""
+    """Yield axes to draw on, then write both files."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # The PNG shows boxes in their place; a browser has fonts of its own for the SVG.
+        # The PNG shows boxes for missing glyphs. For the SVG, a browser has other fonts.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = Figure(figsize=size, facecolor=_PAPER, layout="constrained")
         yield figure.add_subplot()
@@ -100,7 +101,7 @@ def _whole_numbers(axis: Any) -> None:
 
 
 def _legend(axes: Any) -> None:
-    """Among the curves; below them where there are many, on a picture that is so much taller."""
+    """Draw the legend among the curves. If it is long, enlarge the picture and draw it below."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) <= _FEW_LABELS:
         axes.legend()
@@ -111,11 +112,11 @@ def _legend(axes: Any) -> None:
 
 
 def learning_curves(path: Path, runs: Mapping[str, Series]) -> None:
-    """Draws the loss against the step: faint as it was, over it a running mean.
+    """Draw the loss by step, faint, and over it a running mean.
 
     Args:
-        path: of both files, whatever its suffix.
-        runs: for each label, the losses; steps that were skipped have NaN, and are marked.
+        path: path of both files; its suffix is replaced.
+        runs: losses by label. Skipped steps have NaN and are marked.
     """
     with _picture(path) as axes:
         for look, (label, (steps, losses)) in zip(itertools.cycle(_LOOKS), runs.items()):
@@ -138,7 +139,7 @@ def learning_curves(path: Path, runs: Mapping[str, Series]) -> None:
 
 
 def step_times(path: Path, runs: Mapping[str, Series]) -> None:
-    """Draws the seconds of each step, on a logarithmic scale: some compile."""
+    """Draw the seconds of each step. The scale is logarithmic because some steps compile."""
     from matplotlib.ticker import LogLocator
 
     with _picture(path) as axes:
@@ -154,11 +155,11 @@ def step_times(path: Path, runs: Mapping[str, Series]) -> None:
 
 
 def adaptation_curves(path: Path, curves: Mapping[str, Estimate]) -> None:
-    """Draws accuracy against inner steps, with 95% intervals.
+    """Draw accuracy by inner step, with 95% intervals.
 
     Args:
-        path: of both files, whatever its suffix.
-        curves: for each label, means and intervals [K + 1] in 0..1 after 0, 1, ..., K steps.
+        path: path of both files; its suffix is replaced.
+        curves: means and intervals [K + 1] in 0..1 after 0, 1, ..., K steps, by label.
     """
     with _picture(path) as axes:
         for look, (label, curve) in zip(itertools.cycle(_LOOKS), curves.items()):
@@ -172,16 +173,16 @@ def adaptation_curves(path: Path, curves: Mapping[str, Estimate]) -> None:
 
 
 def compared_accuracies(path: Path, methods: Mapping[str, Estimate]) -> None:
-    """Draws the accuracies of methods with their 95% intervals, the best on top.
+    """Draw the accuracies of methods with 95% intervals, the best on top.
 
     Args:
-        path: of both files, whatever its suffix.
-        methods: for each label, the mean and interval in 0..1.
+        path: path of both files; its suffix is replaced.
+        methods: mean and interval in 0..1, by label.
     """
     ranked = sorted(methods.items(), key=lambda item: item[1].mean)
     places = np.arange(len(ranked))
-    means = 100 * np.array([found.mean for _, found in ranked])
-    intervals = 100 * np.array([found.ci95 for _, found in ranked])
+    means = 100 * np.array([estimate.mean for _, estimate in ranked])
+    intervals = 100 * np.array([estimate.ci95 for _, estimate in ranked])
     with _picture(path, (_SIZE[0], 0.9 + 0.32 * len(ranked))) as axes:
         axes.errorbar(means, places, xerr=intervals, fmt="o", color=_COLOURS[0], capsize=3)
         axes.set(xlabel="query accuracy (%)", ylim=(-0.6, len(ranked) - 0.4))
@@ -190,11 +191,11 @@ def compared_accuracies(path: Path, methods: Mapping[str, Estimate]) -> None:
 
 
 def confusion_matrix(path: Path, counts: np.ndarray, labels: Sequence[str]) -> None:
-    """Draws how many examples of each class were given which label, coloured by their share.
+    """Draw a confusion matrix, coloured by the share of each true class.
 
     Args:
-        path: of both files, whatever its suffix.
-        counts: [C, C], a row a true label and a column a predicted one.
+        path: path of both files; its suffix is replaced.
+        counts: [C, C], one row per true label and one column per predicted label.
         labels: the classes' names.
     """
     names = [_short(label) for label in labels]
@@ -222,13 +223,13 @@ def _draw_cell(axes: Any, row: int, column: int, counts: np.ndarray, numbered: b
     ground = colormaps["Blues"](0.1 + 0.8 * share)
     axes.add_patch(Rectangle((column, row), 1, 1, facecolor=ground))
     if numbered:
-        # On that ground, whatever the page's colours are.
+        # On this background, independent of the page's colours.
         ink = "white" if share > 0.5 else "black"
         axes.text(column + 0.5, row + 0.5, counts[row, column], color=ink, ha="center", va="center")
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
-    """The mean over a window of a twentieth of the values, of those that are finite."""
+    """Return a running mean of the finite values, over a twentieth of all values."""
     window = np.ones(2 * max(len(values) // 40, len(values) > _FEW) + 1)
     known = np.isfinite(values)
     total = np.convolve(np.where(known, values, 0), window, "same")
@@ -237,13 +238,13 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most so many points that a picture shows them: evenly spaced, the last one too."""
+    """Return at most as many points as a picture can show, evenly spaced."""
     kept = np.unique(np.linspace(0, len(steps) - 1, _MOST_POINTS).round().astype(int))
     return steps[kept], values[kept]
 
 
 def _sparse(look: dict[str, Any], steps: np.ndarray) -> dict[str, Any]:
-    """Markers only where there are few points: a single one makes no line."""
+    """Keep the markers only if there are few points; one point makes no line."""
     return look if len(steps) <= _FEW else look | {"marker": ""}
 
 

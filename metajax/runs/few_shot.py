@@ -242,17 +242,17 @@ def _check_choice(inner: dict[str, Any], blocks: int) -> None:
     for name in ("layers", "lora"):
         if inner[name] is not None and inner["algorithm"] in _ONE_CHOICE:
             raise InputError(
-                f"--{name} {inner[name]}: {inner['algorithm']} has no choice of what adapts: use "
+                f"--{name} {inner[name]}: {inner['algorithm']} has no choice of what adapts; use "
                 "maml or fomaml"
             )
     if inner["layers"] is not None and inner["lora"] is not None:
         raise InputError(
-            f"--layers {inner['layers']}: with --lora the adapters of all blocks adapt: give one "
+            f"--layers {inner['layers']}: with --lora the adapters of all blocks adapt; give one "
             "of the two"
         )
     if inner["layers"] is not None and inner["layers"] >= blocks:
         raise InputError(
-            f"--layers {inner['layers']}: the model has {blocks} blocks: give fewer, or leave it "
+            f"--layers {inner['layers']}: the model has {blocks} blocks; give fewer, or leave it "
             "out to adapt all"
         )
 

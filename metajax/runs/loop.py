@@ -135,7 +135,7 @@ def _train_from(
         if "before" not in log.rows[0]:
             raise InputError(
                 f"{run.path / 'metrics.jsonl'}: has lost its first line, what was measured "
-                "before the first step: restore it from a backup"
+                "before the first step; restore it from a backup"
             )
         stop.check()
         state = _take_steps(stage, outer, state, log, checkpoints, stop)

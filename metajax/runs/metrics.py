@@ -1,4 +1,4 @@
-"""A run's metrics: a JSON object a step, in `metrics.jsonl` of its workdir."""
+"""The metrics of a run: one JSON object per step, in `metrics.jsonl`."""
 
 import contextlib
 import json
@@ -11,23 +11,23 @@ from metajax.reading import is_number, parse_json
 from metajax.runs.paths import in_bucket
 from metajax.runs.workdir import Run, write_atomically
 
-# What is reckoned with, where a row has it.
+# Metrics that are used in computations, if a row has them.
 _NUMBERS = ("loss", "seconds", "data_wait", "peak_memory_bytes", "peak_device_memory_bytes")
 
 
 class MetricsLog:
-    """The metrics of a run, a JSON object a line.
+    """The metrics of a run, one JSON object per line.
 
-    To an object in a bucket nothing can be appended: there the rows are written with `flush`.
+    An object in a bucket cannot be appended to. There `flush` writes all rows.
 
     Args:
-        run: whose.
-        step: the step resumed from; rows of later steps, from before a kill, are dropped.
-        writes: whether this process is the one that writes them.
-        also: told of each row that is written.
+        run: the run.
+        step: the step from which the run resumes. Rows of later steps are dropped.
+        writes: whether this process writes the file.
+        also: a function that gets each written row.
 
     Attributes:
-        rows: all so far.
+        rows: all rows so far.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class MetricsLog:
         if kind is None:
             self.flush()
         if self._file is not None:
-            with contextlib.suppress(OSError):  # What could not be written before, again.
+            with contextlib.suppress(OSError):  # The same error as before.
                 self._file.close()
 
     def flush(self) -> None:
-        """Writes what is not yet written; to be called before the step is saved."""
+        """Write the remaining rows. Call this before a checkpoint is saved."""
         if self._writes and in_bucket(self._path):
             self._write_all()
 
@@ -64,7 +64,7 @@ class MetricsLog:
         write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def write(self, row: dict[str, Any]) -> None:
-        """Appends a row; to a file at once."""
+        """Append a row, and write it to the file at once."""
         self.rows.append(row)
         try:
             if self._file is not None:
@@ -72,17 +72,17 @@ class MetricsLog:
                 self._file.flush()
         except OSError as error:
             raise StoppedError(
-                f"{self._path}: cannot be written ({error.strerror}): the checkpoints are "
-                "safe; make room and run the same command again"
+                f"{self._path}: cannot be written ({error.strerror}); existing checkpoints "
+                "are intact; free some space and run the same command again"
             ) from error
         self._also(row)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; one that a kill cut short, or that is being written, is left out.
+    """Read the rows of a metrics file, without an incomplete last row.
 
     Raises:
-        InputError: a line is no step's metrics.
+        InputError: a line has no metrics of a step.
     """
     if not path.is_file():
         return []
@@ -94,7 +94,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             row = None
         if not _is_metrics(row):
-            raise InputError(f"{path}:{number}: is not a step's metrics; fix it or remove the line")
+            raise InputError(f"{path}:{number}: has no metrics of a step; fix or remove the line")
         rows.append(row)
     return rows
 
@@ -103,16 +103,16 @@ def _is_metrics(row: Any) -> bool:
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):
         return False
     numbers = [row["step"], *(row[name] for name in _NUMBERS if name in row)]
-    if row.get("loss", 0) is None:  # It was not finite, and JSON has no NaN.
+    if row.get("loss", 0) is None:  # It was not finite. JSON has no NaN.
         numbers.remove(None)
     return are_measures(row.get("before", {})) and all(map(is_number, numbers))
 
 
-def are_measures(found: Any) -> bool:
-    """Whether these are what a stage measures: numbers by name, or by task and name."""
-    if not isinstance(found, dict) or isinstance(found.get("ci95"), dict):
+def are_measures(values: Any) -> bool:
+    """Return whether a value has measurements: numbers by name, or by task and name."""
+    if not isinstance(values, dict) or isinstance(values.get("ci95"), dict):
         return False
     return all(
         are_measures(value) if isinstance(value, dict) else is_number(value, finite=False)
-        for value in found.values()
+        for value in values.values()
     )

@@ -1,4 +1,4 @@
-"""How a step's work is split over devices."""
+"""Split the work of a step over devices."""
 
 import dataclasses
 import logging
@@ -15,10 +15,10 @@ _Settings = TypeVar("_Settings", PretrainSettings, FinetuneSettings)
 
 
 def with_parts(settings: _Settings) -> tuple[_Settings, int]:
-    """The settings with the number of parts of a batch: given, that of the run so far, or devices.
+    """Set the number of parts of a batch: as given, or as in the run so far, or one per device.
 
     Raises:
-        InputError: they are not the same on each device, or do not divide the batch.
+        InputError: the devices cannot share the parts evenly, or the parts do not divide the batch.
     """
     devices, parts = len(all_devices()), settings.parts
     known = (read_record(to_path(settings.workdir)) or {}).get("settings", {}).get("parts")
@@ -26,8 +26,8 @@ def with_parts(settings: _Settings) -> tuple[_Settings, int]:
         parts = known if known % devices == 0 else None
         if parts is None:
             _log.warning(
-                "the batches were split into %d parts, which %d devices cannot share evenly: from "
-                "here on into %d, with other dropout",
+                "the batches had %d parts, which %d devices cannot share evenly; from now on they "
+                "have %d parts, with other dropout masks",
                 *(known, devices, devices),
             )
     parts = parts or devices
@@ -46,10 +46,10 @@ def _nearest(size: int, parts: int) -> str:
 
 
 def check_split(name: str, size: int, chunk_size: int | None = None) -> None:
-    """Checks that a step's work is the same on each device.
+    """Check that all devices get the same amount of work.
 
     Raises:
-        InputError: it cannot be.
+        InputError: they do not.
     """
     devices = len(all_devices())
     if size % devices:
@@ -60,5 +60,5 @@ def check_split(name: str, size: int, chunk_size: int | None = None) -> None:
     if chunk_size is not None and size // devices % chunk_size:
         raise InputError(
             f"--chunk-size {chunk_size}: does not divide the {size // devices} episodes that each "
-            "device has: give a divisor"
+            "device has; give a divisor"
         )

@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, a line of the log now and then elsewhere."""
+"""Show progress: a bar in a terminal, periodic log lines elsewhere."""
 
 import logging
 import sys
@@ -11,22 +11,22 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 _log = logging.getLogger("metajax")
-# Its level alone counts: above INFO, nothing is shown.
+# Only its level is used: above INFO, nothing is shown.
 PROGRESS = logging.getLogger("metajax.progress")
-_SECONDS = 30  # Between two lines.
-# tqdm's own time left takes the first step, which compiles, for one of many.
+_SECONDS = 30  # Between two log lines.
+# Without tqdm's estimate of the remaining time, which includes compilation.
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
 class Progress:
-    """Counts what is done.
+    """Count finished items.
 
     Args:
-        what: what is being done.
-        unit: what is counted.
-        total: how many there are, if that is known.
-        done: how many were done before.
-        shown: whether this process shows it.
+        what: name of the work.
+        unit: name of an item.
+        total: number of items, if known.
+        done: number of items that were finished before.
+        shown: whether this process shows the progress.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Progress:
         self._what, self._unit, self._total, self._done = what, unit, total, done
         self._said = self._last = time.monotonic()
         self._compiles = False
-        self._seconds = self._timed = 0.0  # Of those that did not compile, and how many.
+        self._seconds = self._timed = 0.0  # Of items that did not compile, and their number.
 
     def __enter__(self) -> Self:
         return self
@@ -55,14 +55,14 @@ class Progress:
         self._bar.close()
 
     def compiling(self) -> None:
-        """The next one compiles first: it takes longer, and says nothing of the others' time."""
+        """Tell that the next item compiles first. Its time is not used for estimates."""
         self._compiles = True
         self._bar.set_postfix_str("compiling")
         if self._lines:
             _log.info("%s: compiling for %s %d", self._what, self._unit, self._done + 1)
 
     def update(self, note: str = "") -> None:
-        """One more is done; `note` says how it went."""
+        """Count one more item; `note` describes it."""
         now = time.monotonic()
         if not self._compiles:
             self._seconds, self._timed = self._seconds + now - self._last, self._timed + 1
@@ -77,7 +77,7 @@ class Progress:
             _log.info("%s: %s %s, %s", self._what, self._unit, far, note or "done")
 
     def _left(self) -> str:
-        """The time that the others will take, without compiling; empty while that is unknown."""
+        """Return the estimated remaining time, without compilation; empty if unknown."""
         if self._total is None or not self._timed:
             return ""
         left = self._seconds / self._timed * (self._total - self._done)
@@ -85,7 +85,7 @@ class Progress:
 
 
 def progress(items: Sequence[T], what: str, unit: str) -> Iterator[T]:
-    """The items, counted as they are done; the first one compiles what the others use."""
+    """Yield items and count them. The first one compiles what the others use."""
     with Progress(what, unit, len(items)) as counted:
         counted.compiling()
         for item in items:

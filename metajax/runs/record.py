@@ -1,4 +1,4 @@
-"""The record of a run, `run.json`: what it is, and what it came from."""
+"""The record of a run, `run.json`: settings, data, versions, and the record of its weights."""
 
 import dataclasses
 import importlib.metadata
@@ -15,16 +15,16 @@ from metajax.config.groups import InnerSettings
 from metajax.errors import InputError
 from metajax.reading import parse_json
 
-SETTINGS: dict[str, type[Settings]] = {  # Of the stages that leave a run.
+SETTINGS: dict[str, type[Settings]] = {  # The stages that write a run.
     "pretrain": all_settings.PretrainSettings,
     "finetune": all_settings.FinetuneSettings,
     "metatrain": all_settings.MetatrainSettings,
     "adapt": all_settings.AdaptSettings,
 }
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
-# Settings that those who read a record use; the rest may be as an earlier version had them.
+# Settings that readers of a record use. The others may come from an earlier version.
 _NEEDED = {"seed", "max_length", "tasks"}
-# What a record stands for that lacks a setting: it was written before there was one.
+# Values for a record that is older than the setting.
 _BEFORE = {"keep_duplicates": True}
 _READ = {"parts", "algorithm", *(field.name for field in dataclasses.fields(InnerSettings))}
 
@@ -38,15 +38,15 @@ def make_record(
     model: Any,
     pairs: Sequence[bool] = (),
 ) -> dict[str, Any]:
-    """The JSON object that says what a run is.
+    """Return the record of a run, as JSON.
 
     Args:
-        stage: the subcommand's name.
-        settings: all of them.
-        data: for each input file, what it is to the run and its sha256.
-        parent: the record of the weights it starts from.
+        stage: the name of the command.
+        settings: all settings.
+        data: sha256 of each input file, by option and path.
+        parent: the record of the weights that the run starts from.
         model: the network's head, as JSON.
-        pairs: of each task that the heads are of, whether its texts come in pairs.
+        pairs: whether texts are pairs, for the task of each head.
     """
     record = {
         "stage": stage,
@@ -65,7 +65,7 @@ def make_record(
 
 
 def read_record(workdir: Path) -> dict[str, Any] | None:
-    """A workdir's record; None where there is no run.
+    """Read the record in a working directory; None if there is no run.
 
     Raises:
         InputError: the record cannot be read.
@@ -81,22 +81,22 @@ def read_record(workdir: Path) -> dict[str, Any] | None:
 
 
 def check_record(record: Any, where: Path) -> dict[str, Any]:
-    """A record that was read, if it is one.
+    """Check a record and the records of its weights; return it.
 
     Raises:
-        InputError: it, or one it came from, is none; the message names `where`.
+        InputError: one of them is not a record. The message names `where`.
     """
     try:
         _check_record(record)
     except (InputError, KeyError, TypeError, RecursionError):
         raise InputError(
-            f"{where}: is not a run's record: name another run, or restore it from a backup"
+            f"{where}: is not the record of a run; give another run, or restore it from a backup"
         ) from None
     return record
 
 
 def _check_record(record: Any) -> None:
-    """Raises InputError, KeyError or TypeError where it, or one it came from, is none."""
+    """Raise InputError, KeyError or TypeError if a record is not valid."""
     parts = [record[name] for name in ("settings", "data", "parent", "model", "versions")]
     if record["stage"] not in SETTINGS or not all(isinstance(part, dict) for part in parts):
         raise TypeError
@@ -114,10 +114,10 @@ def _check_record(record: Any) -> None:
 
 
 def recorded(record: dict[str, Any], name: str) -> Any:
-    """The value of a setting that a run had, whether or not there was such a setting then."""
+    """Return the value of a setting, also for a run that is older than the setting."""
     return record["settings"].get(name, _BEFORE.get(name))
 
 
 def identity(parent: dict[str, Any]) -> dict[str, Any]:
-    """What a parent is, wherever it lies."""
+    """Return what identifies a parent, without its path."""
     return {key: value for key, value in parent.items() if key != "path"}

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: what is in hand is finished and saved, a measurement is dropped at once."""
+"""SIGTERM and SIGINT: finish and checkpoint the current step; stop measurements at once."""
 
 import contextlib
 import os
@@ -12,10 +12,10 @@ from metajax.errors import StoppedError
 
 
 class Stop:
-    """Whether a run has been asked to stop.
+    """Whether a signal has asked the run to stop.
 
     Attributes:
-        asked: the signal's name, once one has come.
+        asked: the name of the signal, or None.
     """
 
     def __init__(self) -> None:
@@ -23,25 +23,25 @@ class Stop:
         self._at_once = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Takes a signal: notes it, or stops the run where nothing would be lost."""
+        """Handle a signal: record it, or stop at once if nothing would be lost."""
         if self.asked is not None:
-            raise KeyboardInterrupt  # The second one is impatient.
+            raise KeyboardInterrupt  # A second signal stops at once.
         self.asked = signal.Signals(number).name
         if self._at_once:
             self.check()
 
     def check(self) -> None:
-        """Stops the run if it has been asked to.
+        """Stop the run if a signal has asked for it.
 
         Raises:
-            StoppedError: it has.
+            StoppedError: a signal has asked for it.
         """
         if self.asked is not None:
             raise StoppedError(f"stopped by {self.asked}; the same command resumes")
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """In here a signal stops the run immediately; elsewhere it waits for what is in hand."""
+        """Inside this context a signal stops the run at once, not after the current step."""
         self.check()
         self._at_once = True
         try:
@@ -52,15 +52,15 @@ class Stop:
 
 @contextlib.contextmanager
 def handle_signals() -> Iterator[Stop]:
-    """Listens for the signals while a run is at work."""
+    """Handle the signals during a run."""
     stop = Stop()
     handlers = {signal.SIGTERM: stop.handle, signal.SIGINT: stop.handle}
     if jax.process_count() > 1:
-        # Of several processes SIGTERM is JAX's, so that all stop after the same step.
+        # With several processes JAX handles SIGTERM, so that all stop after the same step.
         handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
     try:
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    except ValueError:  # Not in the main thread: then they are not ours to handle.
+    except ValueError:  # Signals can only be handled in the main thread.
         yield stop
         return
     try:

@@ -157,7 +157,7 @@ def _rebuild(directory: Path, described: dict[str, Any]) -> Transformer:
         return Transformer(config=config, source=str(directory), **settings)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            f"{file}: does not describe this run's model ({error}): restore it from a backup"
+            f"{file}: does not describe this run's model ({error}); restore it from a backup"
         ) from None
 
 
@@ -214,10 +214,10 @@ def open_classifier(spec: str, task: str | None) -> Classifier:
     record = _find(spec)[1]
     problem = no_classifier(spec) if record is None else None
     if problem is not None:
-        raise InputError(f"{spec}: {problem}: run finetune or adapt on it first")
+        raise InputError(f"{spec}: {problem}; run finetune or adapt on it first")
     if record is not None and record["stage"] not in ("adapt", "finetune"):
         raise InputError(
-            f"{spec}: is a {record['stage']} run, which has no labels: run adapt on it first"
+            f"{spec}: is a {record['stage']} run, which has no labels; run adapt on it first"
         )
     source = open_source(spec) if record else open_source(spec, head="classification")
     names = list(record["settings"]["tasks"]) if record else [spec]

@@ -1,4 +1,4 @@
-"""`--tasks`, loaded and tokenised for a stage."""
+"""Load and tokenize the data sets of `--tasks`."""
 
 import logging
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ _log = logging.getLogger("metajax")
 def load(
     settings: TaskSettings, *, split: str, specs: Sequence[str] | None = None
 ) -> list[data.TaskData]:
-    """The data sets that the settings name, or those of `specs` read the same way.
+    """Load the data sets of the settings, or those of `specs` in the same way.
 
-    What is wrong with equal texts in them is logged.
+    Log repeated texts and texts with several labels.
     """
     drawn = isinstance(settings, DrawSettings) and not getattr(settings, "splits", None)
     tasks = data.load_tasks(
@@ -37,81 +37,81 @@ def load(
 
 
 def _report_duplicates(task: data.TaskData, *, drawn: bool) -> None:
-    """Logs how many texts have several labels and, where episodes are drawn, come again."""
+    """Log how many texts have several labels, and for episodes also how many are repeated."""
     if not task.label_names:
         return
-    found = data.find_duplicates(task.texts, task.pairs, task.labels)
+    duplicates = data.find_duplicates(task.texts, task.pairs, task.labels)
     left_out = drawn and not task.keep_duplicates
-    if found.conflicting.any():
-        row = int(np.argmax(found.conflicting))
-        labels = sorted(set(task.labels[found.first == row]))
+    if duplicates.conflicting.any():
+        row = int(np.argmax(duplicates.conflicting))
+        labels = sorted(set(task.labels[duplicates.first == row]))
         _log.warning(
-            "%s: %d texts have several labels, such as %r (%s): %s",
+            "%s: %d texts have several labels, such as %r (%s); %s",
             task.name,
-            len(set(found.first[found.conflicting])),
+            len(set(duplicates.first[duplicates.conflicting])),
             printable(task.texts[row][:60]),
             printable(" and ".join(repr(task.label_names[label]) for label in labels)),
-            "no episode has them" if left_out else "correct all but one of them",
+            "no episode uses them" if left_out else "keep one label for each",
         )
-    if drawn and found.repeated:
+    if drawn and duplicates.repeated:
         _log.warning(
-            "%s: %d of %d examples have the text of another: %s",
+            "%s: %d of %d examples have the text of another; %s",
             task.name,
-            found.repeated,
+            duplicates.repeated,
             len(task.labels),
-            "an episode has a text once (--keep-duplicates: as often as it is drawn)"
+            "an episode uses each text once (unless you pass --keep-duplicates)"
             if left_out
-            else "episodes may have it in support and query, which makes accuracies too high",
+            else "episodes may have it in both support and query set, so accuracies are too high",
         )
 
 
 def fingerprints(settings: TaskSettings) -> dict[str, str]:
-    """For each data set and the file of classes, its sha256."""
-    found = {
+    """Return the sha256 of each data set and of the file of classes."""
+    hashes = {
         f"--tasks {spec}": data.fingerprint(spec, glue_dir=settings.glue_dir)
         for spec in settings.tasks
     }
     if settings.classes is not None:
-        found[f"--classes {settings.classes}"] = data.fingerprint(settings.classes)
-    return found
+        hashes[f"--classes {settings.classes}"] = data.fingerprint(settings.classes)
+    return hashes
 
 
 def tokenized(
     tasks: Sequence[data.TaskData], model: Transformer, length: int
 ) -> list[data.TokenizedTask]:
-    """The data sets as arrays; says once how many texts were too long."""
+    """Tokenize the data sets; log how many texts were too long."""
     tokenizer = model.tokenizer
-    found = [data.tokenize_task(task, tokenizer, length) for task in tasks]
-    truncated = sum(task.tokens.truncated for task in found)
+    arrays = [data.tokenize_task(task, tokenizer, length) for task in tasks]
+    truncated = sum(task.tokens.truncated for task in arrays)
     if truncated:
-        total = sum(len(task.labels) for task in found)
+        total = sum(len(task.labels) for task in arrays)
         _log.warning("%d of %d texts were cut to %d tokens", truncated, total, length)
-    return found
+    return arrays
 
 
 def relabel(task: data.TaskData, training: data.TaskData) -> data.TaskData:
-    """The task with its classes numbered as in the training file.
+    """Number the classes of a task as in the training file.
 
-    Says how many of its texts the training file has too.
+    Log how many of its texts are also in the training file.
 
     Raises:
-        InputError: it has one that is not there, or one of the two has scores and no classes, or
+        InputError: the training file lacks one of its labels, or only one of the two has scores, or
             pairs of texts.
     """
     names = training.label_names
     if (task.pairs is None) != (training.pairs is None):
         one, other = ("pairs", "single texts") if task.pairs else ("single texts", "pairs")
         raise InputError(
-            f"{task.name}: has {one} and the training file {other}: give a file like the training "
+            f"{task.name}: has {one} and the training file {other}; give a file like the training "
             "file"
         )
     if bool(task.label_names) != bool(names):
         scores = "classes and the training file scores" if names == () else "scores and no classes"
-        raise InputError(f"{task.name}: has {scores}: give a file like the training file")
+        raise InputError(f"{task.name}: has {scores}; give a file like the training file")
     unknown = [name for name in task.label_names if name not in names]
     if unknown:
         raise InputError(
-            f"{task.name}: has the label {unknown[0]!r}, which the training file has not: "
+            f"{task.name}: has the label {unknown[0]!r}, but the training file does not; "
             "use the same labels in both"
         )
     _warn_of_shared(task, training)
@@ -128,7 +128,7 @@ def _warn_of_shared(task: data.TaskData, training: data.TaskData) -> None:
     shared = int(np.sum(first[size:] < size))
     if shared:
         _log.warning(
-            "%s: %d of %d examples are in the training file too: what is measured on them is too "
-            "good",
+            "%s: %d of %d examples are also in the training file, so measurements on this file are "
+            "too good",
             *(task.name, shared, len(task.texts)),
         )

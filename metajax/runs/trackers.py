@@ -1,6 +1,6 @@
-"""Following a run from outside: TensorBoard, Weights & Biases, a profiler's trace of a few steps.
+"""Send metrics to TensorBoard and Weights & Biases, and trace a few steps with the profiler.
 
-`metrics.jsonl` is written in any case (`MetricsLog`); trackers are told the same numbers.
+Trackers get the same numbers as `metrics.jsonl`, which `MetricsLog` always writes.
 """
 
 import contextlib
@@ -28,15 +28,15 @@ class _Tracker(NamedTuple):
 
 @contextlib.contextmanager
 def tracking(run: Run, names: tuple[str, ...], step: int) -> Iterator[Callable[[Row], None]]:
-    """Gives a function that hands rows of metrics, each with its `step`, to the trackers.
+    """Yield a function that sends a row of metrics, with its `step`, to the trackers.
 
     Args:
-        run: whose; TensorBoard's files go to its `tensorboard/`, those of Weights & Biases to
-            `wandb/` (in a bucket: neither).
+        run: the run. TensorBoard's files go to its `tensorboard/`, those of Weights & Biases to
+            `wandb/`.
         names: "tensorboard", "wandb".
-        step: the one that the run resumes from; what TensorBoard has of later ones is dropped.
-            Weights & Biases keeps it, and takes no row of a step that it has; it is told of the
-            earlier ones again.
+        step: the step from which the run resumes. TensorBoard drops later steps. Weights & Biases
+            keeps them, and ignores rows of steps that it already has; it gets the earlier rows
+            again.
 
     Raises:
         InputError: the run is in a bucket, where TensorBoard's writer cannot write.
@@ -55,7 +55,7 @@ def tracking(run: Run, names: tuple[str, ...], step: int) -> Iterator[Callable[[
 
 
 def _scalars(row: Row, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a row by name: those of an object inside it as `before/accuracy`."""
+    """Yield the numbers of a row by name; nested numbers as `before/accuracy`."""
     for key, value in row.items():
         if isinstance(value, Mapping):
             yield from _scalars(value, f"{prefix}{key}/")
@@ -78,9 +78,9 @@ def _tensorboard(run: Run, step: int) -> _Tracker:
 def _wandb(run: Run, step: int) -> _Tracker:
     import wandb
 
-    # The same run, wherever it is resumed from.
+    # The same id whenever the run resumes.
     name = hashlib.sha256(address(run.path).encode()).hexdigest()[:16]
-    found = wandb.init(
+    tracked = wandb.init(
         project="metajax",
         id=name,
         name=run.path.name,
@@ -89,11 +89,11 @@ def _wandb(run: Run, step: int) -> _Tracker:
         resume="allow",
         settings=wandb.Settings(silent=True, console="off"),
     )
-    # It writes late, and a kill loses that; of a step that it has it takes no second row.
+    # It writes late, so a kill loses rows. It ignores rows of steps that it already has.
     for row in read_metrics(run.path / "metrics.jsonl"):
         if row["step"] <= step:
-            found.log(dict(_scalars(row)), step=row["step"])
-    return _Tracker(lambda step, numbers: found.log(numbers, step=step), found.finish)
+            tracked.log(dict(_scalars(row)), step=row["step"])
+    return _Tracker(lambda step, numbers: tracked.log(numbers, step=step), tracked.finish)
 
 
 _OPEN = {"tensorboard": _tensorboard, "wandb": _wandb}
@@ -102,19 +102,19 @@ _OPEN = {"tensorboard": _tensorboard, "wandb": _wandb}
 def _here(run: Run, name: str) -> Path:
     if in_bucket(run.path):
         raise InputError(
-            f"{address(run.path)}: {name}/ cannot be written in a bucket: leave it out, or give a "
-            "--workdir on disk"
+            f"{address(run.path)}: {name}/ cannot be written to a bucket; remove the option, or "
+            "give a --workdir on disk"
         )
     return run.path / name
 
 
 class Profile:
-    """A trace of the first steps after the one that compiles, in the workdir's `profile/`.
+    """A trace of the first steps after the one that compiles, in `profile/`.
 
     Args:
-        run: whose.
-        steps: those that are left to take.
-        wanted: without it nothing is done.
+        run: the run.
+        steps: the remaining steps.
+        wanted: if false, do nothing.
 
     Raises:
         InputError: the run is in a bucket, where the profiler cannot write.
@@ -132,7 +132,7 @@ class Profile:
         self._stop()
 
     def before(self, step: int) -> None:
-        """To be called before each step; leaving the context ends a trace that is still open."""
+        """Call this before each step. Leaving the context ends an open trace."""
         if self._steps and step == self._steps.start:
             jax.profiler.start_trace(str(self._path), create_perfetto_trace=True)
             self._open = True

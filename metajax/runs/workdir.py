@@ -1,11 +1,8 @@
-"""A stage's workdir: what the run is, whether it may resume, and its metrics.
+"""The working directory of a run: its files, and whether a run may resume there.
 
-run.json          the record: see record.py
-config.yaml       the settings again, for `--config`
-model/            the Hugging Face config and tokenizer
-checkpoints/      Orbax
-metrics.jsonl     one JSON object a step
-results.json      what the stage reports at its end
+run.json the record: see record.py config.yaml the settings again, for `--config` model/ the Hugging
+Face config and tokenizer checkpoints/ Orbax metrics.jsonl one JSON object per step results.json the
+results of a finished run
 """
 
 import contextlib
@@ -31,7 +28,7 @@ _KEPT = ("run.json", "config.yaml", "metrics.jsonl", "results.json", "model", "c
 
 
 class Run(NamedTuple):
-    """A run in its workdir."""
+    """A run and its working directory."""
 
     path: Path
     record: dict[str, Any]
@@ -48,63 +45,63 @@ class Run(NamedTuple):
 
 
 def cache_directory() -> Path:
-    """Where what can be made again is kept between runs: `$XDG_CACHE_HOME/metajax`."""
+    """Return the directory of caches: `$XDG_CACHE_HOME/metajax` or `~/.cache/metajax`."""
     if os.environ.get("XDG_CACHE_HOME"):
         return Path(os.environ["XDG_CACHE_HOME"]) / "metajax"
     home = os.path.expanduser("~")
-    if home == "~":  # So it stays for a user without one, as in some containers.
+    if home == "~":  # In some containers the user has no home.
         return Path(tempfile.gettempdir(), f"metajax-{os.getuid()}")
     return Path(home, ".cache", "metajax")
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Write a file completely or not at all."""
     if in_bucket(path):
         write_object(path, text.encode())
         return
-    # Always under the same name: what a killed run leaves, the next one writes over.
+    # Always the same name: the next run overwrites what a killed run left.
     partial = path.with_name(f".{path.name}.part")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 
 def open_run(workdir: str, record: dict[str, Any]) -> Run:
-    """Open the run in a workdir, or check that a new one can begin there.
+    """Open the run in a working directory, or check that a new one can start there.
 
-    Writes nothing: `begin` does, once all input has been read.
+    This writes nothing. `begin` writes the first files, after all input has been read.
 
     Raises:
-        InputError: the workdir is not writable, holds something else, or a run with other
-            settings; the message names the first difference.
+        InputError: the directory is not writable, or has other files or a run with other settings.
+            The message names the first difference.
     """
     path = to_path(workdir)
     if not in_bucket(path):
         check_writable(path)
     known = read_record(path)
     if known is None:
-        # A run killed before its first file was whole leaves a hidden one.
+        # A run that was killed during its first write leaves a hidden file.
         if all(child.name.startswith(".") for child in children(path)):
             return Run(path, record)
-        # Another host may have begun it in the meantime.
+        # Another host may have started the run in the meantime.
         known = read_record(path)
     if known is None:
-        raise InputError(f"{path}: is not empty and holds no run: name a new --workdir")
+        raise InputError(f"{path}: is not empty and has no run; give a new --workdir")
     if known["stage"] != record["stage"]:
         raise InputError(
-            f"{path}: belongs to a {known['stage']} run, not {record['stage']}: "
-            "name another --workdir"
+            f"{path}: belongs to a {known['stage']} run, not to {record['stage']}; "
+            "give another --workdir"
         )
     difference = _difference(known, record)
     if difference:
         raise InputError(
-            f"{path}: holds a run with other settings ({difference}): repeat them to resume, "
-            "or name another --workdir"
+            f"{path}: has a run with other settings ({difference}); use the same settings "
+            "to resume, or give another --workdir"
         )
     return Run(path, known)
 
 
 def check_writable(path: Path) -> None:
-    """Checks that a directory can be made, or written to.
+    """Check that a directory can be created or written to.
 
     Raises:
         InputError: it cannot.
@@ -113,31 +110,31 @@ def check_writable(path: Path) -> None:
     while not existing.exists() and existing != existing.parent:
         if existing.is_symlink():
             target = os.readlink(existing)
-            raise InputError(f"{existing}: links to {target}, which does not exist: make it")
+            raise InputError(f"{existing}: links to {target}, which does not exist; create it")
         existing = existing.parent
     if not existing.is_dir():
-        raise InputError(f"{existing}: is not a directory: name another")
+        raise InputError(f"{existing}: is not a directory; give another")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"{existing}: is not writable: name another directory")
+        raise InputError(f"{existing}: is not writable; give another directory")
 
 
 def writable(path: str, *inputs: str) -> Path:
-    """A path to write a file to.
+    """Check that a file can be written, and return its path.
 
     Args:
-        path: its name.
-        *inputs: what is read, which it must not be.
+        path: the path.
+        *inputs: files that the command reads, and must not overwrite.
 
     Raises:
-        InputError: its directory does not exist or cannot be written to, or it is no plain file, an
-            input or what keeps a run.
+        InputError: the directory does not exist or is not writable, or the path is not a plain
+            file, is an input, or belongs to a run.
     """
     target = Path(path)
     problem = None
     if not target.parent.is_dir():
         problem = "its directory does not exist"
     elif target.exists() and any(os.path.exists(name) and target.samefile(name) for name in inputs):
-        raise InputError(f"{path}: is read by this command: name another file")
+        raise InputError(f"{path}: is read by this command; give another file")
     elif _belongs_to_run(target):
         problem = "belongs to a run"
     elif target.exists() and not target.is_file():
@@ -145,12 +142,12 @@ def writable(path: str, *inputs: str) -> Path:
     elif not os.access(target.parent, os.W_OK | os.X_OK):
         problem = "its directory is not writable"
     if problem:
-        raise InputError(f"{path}: {problem}: name a file in another directory")
+        raise InputError(f"{path}: {problem}; give a file in another directory")
     return target
 
 
 def _belongs_to_run(path: Path) -> bool:
-    """Whether a run keeps, or would keep, something of its own under this name."""
+    """Return whether this path belongs to the files of a run."""
     path = path.absolute()
     kept = [path, *path.parents]
     return any(p.name in _KEPT and p.with_name("run.json").is_file() for p in kept)
@@ -163,31 +160,31 @@ def _difference(known: dict[str, Any], new: dict[str, Any]) -> str | None:
         value = new["settings"][setting.name]
         if setting.metadata["affects_results"] and old_value != value:
             return f"{flag(setting.name)} was {old_value}, is now {value}"
-    # Files may have moved: what they are to the run counts, and what they hold.
+    # Files may have moved: compare their options and their contents, not their paths.
     old_files, files = _contents(known["data"]), _contents(new["data"])
     for name, content in zip(new["data"], files):
         if content not in old_files:
             return f"the contents of {name} have changed"
     if old_files != files:
-        return "the files given are fewer, or in another order"
+        return "there are fewer files, or they have another order"
     if identity(known["parent"]) != identity(new["parent"]):
-        return "--model names other weights"
+        return "--model has other weights"
     return None
 
 
 def _contents(data: dict[str, str]) -> list[tuple[str, str]]:
-    """The option and the hash of each file."""
+    """Return the option and the hash of each file."""
     return [(name.split()[0], digest) for name, digest in data.items()]
 
 
 def begin(run: Run, save_model: Callable[[Path], None]) -> None:
-    """Makes the workdir of a new run.
+    """Write the first files of a new run.
 
     Args:
-        run: from `open_run`.
-        save_model: `(directory) -> None`, writes the tokenizer and, last, `config.json`.
+        run: a run from `open_run`.
+        save_model: `(directory) -> None` writes the tokenizer and then `config.json`.
     """
-    if not in_bucket(run.path):  # Which has no directories to make.
+    if not in_bucket(run.path):  # A bucket has no directories.
         run.path.mkdir(parents=True, exist_ok=True)
     if not (run.path / "run.json").is_file():
         write_atomically(run.path / "run.json", json.dumps(run.record, indent=2) + "\n")
@@ -200,12 +197,12 @@ def begin(run: Run, save_model: Callable[[Path], None]) -> None:
 
 @contextlib.contextmanager
 def locked(run: Run) -> Iterator[None]:
-    """Keeps other processes out of a run that has begun; a killed one lets go by itself.
+    """Lock a run, so that no other process uses it. A killed process releases its lock.
 
-    In a bucket nothing can be locked, and nobody is kept out.
+    In a bucket there are no locks.
 
     Raises:
-        InputError: another process is at work in the workdir.
+        InputError: another process uses the run.
     """
     if in_bucket(run.path):
         yield
@@ -215,43 +212,45 @@ def locked(run: Run) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
-                f"{run.path}: another process is running there: wait for it, or name another "
+                f"{run.path}: another process is running there; wait for it, or give another "
                 "--workdir"
             ) from None
-        except OSError as error:  # Some file systems of a network have no locks.
+        except OSError as error:  # Some network file systems have no locks.
             _log.warning(
-                "%s: cannot be locked (%s): keep other runs out of it", run.path, reason_of(error)
+                "%s: cannot be locked (%s); do not start another run there",
+                run.path,
+                reason_of(error),
             )
         yield
 
 
 def write_results(run: Run, results: dict[str, Any]) -> None:
-    """Writes what the stage reports at its end."""
+    """Write the results of a finished run."""
     write_atomically(run.path / "results.json", json.dumps(results, indent=2) + "\n")
 
 
 def read_results(workdir: Path) -> dict[str, Any] | None:
-    """What a run that has ended wrote; None of one that has not.
+    """Read the results of a run; None if it has not finished.
 
     Raises:
-        InputError: it is no JSON object.
+        InputError: the file is not a JSON object.
     """
     path = workdir / "results.json"
     if not path.is_file():
         return None
     results = read_json(path)
     if not isinstance(results, dict):
-        raise InputError(f"{path}: is not a run's results: restore it from a backup")
+        raise InputError(f"{path}: has no results of a run; restore it from a backup")
     return results
 
 
 def read_json(path: Path) -> Any:
-    """What a stage wrote as JSON.
+    """Read a JSON file of a run.
 
     Raises:
-        InputError: it is damaged.
+        InputError: the file is damaged.
     """
     try:
         return parse_json(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise InputError(f"{path}: is not JSON: restore it from a backup") from None
+        raise InputError(f"{path}: is not JSON; restore it from a backup") from None

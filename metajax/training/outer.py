@@ -132,7 +132,7 @@ def map_tasks(
     chunk = chunk_size or default_chunk_size(total)
     if chunk < 1 or total % chunk:
         near = [size for size in range(1, total + 1) if total % size == 0]
-        raise ValueError(f"chunk_size {chunk} does not divide {total} tasks: use one of {near}")
+        raise ValueError(f"chunk_size {chunk} does not divide {total} tasks; use one of {near}")
 
     def run_chunk(inputs: tuple[Task, Key]) -> tuple[PyTree, PyTree]:
         if chunk == 1:  # With an axis of one the products would be batched.

@@ -146,7 +146,7 @@ def task_mesh(params: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
     every = np.array(all_devices() if devices is None else devices)
     if every.size % params:
         raise ValueError(
-            f"a state cannot be sharded over {params} of {every.size} devices: give a divisor"
+            f"a state cannot be sharded over {params} of {every.size} devices; give a divisor"
         )
     return Mesh(every.reshape(-1, params), MESH_AXES)
 
@@ -258,6 +258,6 @@ def split_tasks(tasks: Task, parts: int) -> Task:
         below, above = total - total % parts, total - total % parts + parts
         near = f"{below} or {above}" if below else f"{above}"
         raise ValueError(
-            f"{total} tasks a step cannot be split evenly over {parts} devices: use {near}"
+            f"{total} tasks a step cannot be split evenly over {parts} devices; use {near}"
         )
     return jax.tree.map(lambda leaf: leaf.reshape(parts, total // parts, *leaf.shape[1:]), tasks)

@@ -24,7 +24,7 @@ def test_no_steps_change_nothing():
 
 
 def test_negative_steps_are_refused():
-    with pytest.raises(ValueError, match="num_steps is -1: give a number"):
+    with pytest.raises(ValueError, match="num_steps is -1; give a number"):
         loop(problems.quadratic, optax.sgd(0.1), -1)
 
 

@@ -27,10 +27,10 @@ from tests.stage_commands import finetune_command, metatrain_command, pretrain_c
 
 # What is seen only once the weights and the last row have been read.
 NO_MODEL = ("cut", "model.safetensors: ")
-NO_RUN = ("./nowhere", "./nowhere: is not the workdir of a run")
+NO_RUN = ("./nowhere", "./nowhere: is not the working directory of a run")
 NO_TASKS = ("bad.csv", "bad.csv:26: ")
 NO_CLASSES = ("one.txt", "one.txt:2: no task has the label 'nope'")
-NO_WORKDIR = ("file", "file: is not a directory: name another")
+NO_WORKDIR = ("file", "file: is not a directory; give another")
 NO_SETTINGS = ("bad.yaml", "bad.yaml: contains no settings")
 NO_SEED = (-1, "--seed -1: out of range; give a number of at least 0")
 NO_OUTPUT = ("no/out", "no/out: its directory does not exist")
@@ -86,7 +86,7 @@ WIRING = {
     },
     "plan": {
         "--model": ("./nowhere", "./nowhere: no such directory"),
-        "--memory": ("much", "--memory much: give an amount such as 16GB"),
+        "--memory": ("much", "--memory much: is not an amount of memory; give one such as 16GB"),
         "--output": NO_OUTPUT,
         "--config": NO_SETTINGS,
         "--seed": NO_SEED,
@@ -176,7 +176,7 @@ def test_adapt_refuses_a_loss_that_is_no_number(material, tmp_path, steps):
     command = ("adapt", "--model", weights.parent, "--tasks", material.new, "--inner-steps", steps)
     done = tiny.run(*command, "--workdir", tmp_path / "run")
     assert done.status == 2
-    message = "metajax: error: --model: the loss on the examples is nan: give other weights"
+    message = "metajax: error: --model: the loss on the examples is nan; give other weights"
     assert done.err.splitlines()[-1] == message
     assert not (tmp_path / "run").exists()
 
@@ -211,7 +211,7 @@ def test_a_disk_without_locks(chain, encoder, material, tmp_path, monkeypatch):
     command[command.index("--model") + 1] = encoder
     done = tiny.run(*command)
     assert done.status == 0, done.err
-    assert "cannot be locked ([Errno 37] No locks available): keep other runs out" in done.err
+    assert "cannot be locked ([Errno 37] No locks available); keep other runs out" in done.err
     assert done.err.count("has no masked_lm: freshly initialised") == 1
 
 
@@ -256,14 +256,14 @@ def test_workdir_of_another_stage(refused, chain, material):
 def test_workdir_that_holds_something_else(refused, material, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    refused("is not empty and holds no run", *pretrain_command(material, tmp_path / "mine"))
-    refused("is not empty and holds no run", *pretrain_command(material, material.bert))
+    refused("is not empty and has no run", *pretrain_command(material, tmp_path / "mine"))
+    refused("is not empty and has no run", *pretrain_command(material, material.bert))
 
 
 def test_directories_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(InputError, match="/file: is not a directory: name another"):
+        with pytest.raises(InputError, match="/file: is not a directory; give another"):
             check_writable(place)
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     for place in (tmp_path / "link", tmp_path / "link" / "run"):
@@ -272,9 +272,9 @@ def test_directories_that_cannot_be_written(tmp_path, monkeypatch):
     check_writable(tmp_path / "new" / "run")
     # Permissions do not hold root back.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(InputError, match="is not writable: name another"):
+    with pytest.raises(InputError, match="is not writable; give another"):
         check_writable(tmp_path / "new" / "run")
-    with pytest.raises(InputError, match="its directory is not writable: name a file in another"):
+    with pytest.raises(InputError, match="its directory is not writable; give a file in another"):
         writable(str(tmp_path / "new.txt"))
 
 
@@ -324,7 +324,7 @@ def test_adapt_takes_one_task(refused, material):
 
 def test_models_that_label_nothing(refused, chain, material):
     for name in ("pretrain", "metatrain"):
-        with pytest.raises(InputError, match=f"is a {name} run, which has no labels: run adapt"):
+        with pytest.raises(InputError, match=f"is a {name} run, which has no labels; run adapt"):
             open_classifier(str(getattr(chain, name)), None)
     message = "has no classification head such as its config"
     refused(message, "predict", "--model", material.bert, stdin=b"w1\n")
@@ -351,7 +351,7 @@ def test_a_classifier_of_more_classes_than_its_config_tells_of(material, tmp_pat
 
 def test_standard_input(refused, chain):
     predict = ("predict", "--model", chain.adapt)
-    refused("standard input: is empty: give a text a line", *predict)
+    refused("standard input: is empty; give one text per line", *predict)
     refused("standard input:1: is not UTF-8", *predict, stdin=b"\xff\n")
     refused("standard input:2: has 2 texts, unlike the first", *predict, stdin=b"a\na\tb\n")
 
@@ -374,14 +374,14 @@ def test_files_that_must_not_be_written_over(chain, tmp_path):
         tmp_path / "in.txt": "is read by this command",
         **{chain.adapt / name: "belongs to a run" for name in kept},
     }.items():
-        with pytest.raises(InputError, match=f"{name}: {message}: name "):
+        with pytest.raises(InputError, match=f"{name}: {message}; give "):
             writable(str(name), str(tmp_path / "other"), str(tmp_path / "in.txt"))
     assert writable(str(tmp_path / "in.txt"), str(tmp_path / "other")) == tmp_path / "in.txt"
 
 
 def test_an_output_in_the_place_of_an_input(refused, chain, material, tmp_path):
     (tmp_path / "in.txt").write_text("w1\n")
-    message, same = "in.txt: is read by this command: name", ("--output", "in.txt")
+    message, same = "in.txt: is read by this command; give", ("--output", "in.txt")
     refused(message, "predict", "--model", chain.adapt, "--input", "in.txt", *same)
     evaluate = ("evaluate", "--model", material.bert, *same, "--tasks")
     refused(message, *evaluate, "in.txt")
@@ -419,7 +419,7 @@ def test_export(refused, chain, tmp_path, monkeypatch):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "replace", busy)
-        refused("is a disk of its own: name a directory in it", *export, tmp_path / "mounted")
+        refused("is a disk of its own; give a directory in it", *export, tmp_path / "mounted")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     refused("is not writable", *export, "out")
 
@@ -433,7 +433,7 @@ def test_two_runs_in_one_workdir(refused, chain, material, tmp_path):
     command = pretrain_command(material, shutil.copytree(chain.pretrain, tmp_path / "run"))
     with (tmp_path / "run" / "run.json").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        refused("another process is running there: wait", *command)
+        refused("another process is running there; wait", *command)
     tiny.succeed(*command)
 
 
@@ -441,7 +441,7 @@ def test_devices_that_are_not_there(refused, material, tmp_path):
     for changes, message in (
         (
             {"shards": 3},
-            "--shards 3: a state cannot be sharded over 3 of 1 devices: give a divisor",
+            "--shards 3: a state cannot be sharded over 3 of 1 devices; give a divisor",
         ),
         ({"process_id": 1}, "--coordinator, --num-processes, --process-id: need --distributed"),
         ({"parts": 3}, "--batch-size 4: use 3 or 6, a multiple of 3, the number of --parts"),
@@ -449,5 +449,5 @@ def test_devices_that_are_not_there(refused, material, tmp_path):
         done = tiny.run(*pretrain_command(material, tmp_path / "run", **changes))
         assert done.status == 2
         assert message in done.err
-    message = "s3://bucket/run: is an address: name a directory, or gs://BUCKET/NAME"
+    message = "s3://bucket/run: is an address; give a directory, or gs://BUCKET/NAME"
     refused(message, *pretrain_command(material, "s3://bucket/run"))

@@ -392,4 +392,4 @@ def test_a_model_knows_what_it_came_from(chain, material, tmp_path):
     assert "--meta-batch-size 2" in out
     done = tiny.run("lineage", "--model", material.bert)
     assert done.status == 2
-    assert "is not the workdir of a run" in done.err
+    assert "is not the working directory of a run" in done.err

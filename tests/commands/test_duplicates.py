@@ -94,7 +94,7 @@ def test_how_many_texts_come_again_is_logged(tasks, caplog, keep):
         load(settings, split="train")
     (record,) = caplog.records
     assert record.levelno == logging.WARNING  # Held back, if the input is then refused.
-    assert record.message.startswith(f"{tasks}: 20 of 32 examples have the text of another: ")
+    assert record.message.startswith(f"{tasks}: 20 of 32 examples have the text of another; ")
     assert ("in support and query" if keep else "(--keep-duplicates: ") in record.message
 
 
@@ -103,14 +103,14 @@ def test_texts_of_several_labels_are_logged(tmp_path, caplog):
     rows = ["w1,a", "w2,b", "w1 ,b", "w3,a", "w3,a", "w4,b", "w4,a", "w1,a"]
     path.write_text("\n".join(["text,label", *rows]))
     load(AdaptSettings(model="m", tasks=(path,), workdir="w"), split="train")
-    message = f"{path}: 2 texts have several labels, such as 'w1' ('a' and 'b'): "
-    assert caplog.messages == [f"{message}correct all but one of them"]
+    message = f"{path}: 2 texts have several labels, such as 'w1' ('a' and 'b'); "
+    assert caplog.messages == [f"{message}keep one label for each"]
     caplog.clear()
     (task,) = load(MetatrainSettings(model="m", tasks=(path,), workdir="w"), split="train")
-    once = "an episode has a text once (--keep-duplicates: as often as it is drawn)"
+    once = "an episode uses each text once (unless you pass --keep-duplicates)"
     assert caplog.messages == [
-        f"{message}no episode has them",
-        f"{path}: 4 of 8 examples have the text of another: {once}",
+        f"{message}no episode uses them",
+        f"{path}: 4 of 8 examples have the text of another; {once}",
     ]
     with pytest.raises(InputError, match="class 'a' has 1 usable texts in 5 examples"):
         check_episodes([task], EpisodeSpec(2, 1, 1))
@@ -126,8 +126,8 @@ def test_a_dev_set_that_shares_texts_with_the_training_file_is_reported(tmp_path
     found = relabel(dev, training)
     assert len(found.texts) == 4
     assert caplog.messages == [
-        f"{tmp_path}/d.csv: 2 of 4 examples are in the training file too: what is measured on them "
-        "is too good"
+        f"{tmp_path}/d.csv: 2 of 4 examples are also in the training file, so measurements on this "
+        "file are too good"
     ]
     caplog.clear()
     relabel(dev._replace(texts=["d"] * 4), training)

@@ -260,7 +260,7 @@ def test_the_summary_is_in_billions_of_bytes_and_operations():
     "text", ["", "16", "GB", "-1GB", "1.2.3GB", "sixteenGB", "0GB", "9" * 400 + "GB"]
 )
 def test_nonsense_amounts_of_memory(text):
-    with pytest.raises(InputError, match="give an amount such as 16GB"):
+    with pytest.raises(InputError, match="give one such as 16GB"):
         plan.parse_memory(text)
 
 

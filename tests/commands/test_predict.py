@@ -82,7 +82,7 @@ def test_a_head_for_something_else_labels_no_texts(refused, material, tmp_path):
     values["architectures"] = ["BertForTokenClassification"]
     (model / "config.json").write_text(json.dumps(values))
     message = r"model: is a token classifier, which labels words \(BertForTokenClassification\), "
-    refused(message + ".*: run finetune or adapt", "predict", "--model", "model", stdin=b"w1\n")
+    refused(message + ".*; run finetune or adapt", "predict", "--model", "model", stdin=b"w1\n")
 
 
 ROWS = [("w1, w2", "a"), ("w3", "b")]

@@ -111,9 +111,9 @@ def test_text_that_is_too_short(tokenizer):
     [
         (None, "^t.txt: no such file"),
         (b"", "^t.txt: is empty"),
-        (b"w1\n\nw2\n", "^t.txt:2: give a text a line"),
+        (b"w1\n\nw2\n", "^t.txt:2: is not one text; give one text per line"),
         (b"\xff\n", "^t.txt:1: is not UTF-8"),
-        (b"a\tb\tc\n", "^t.txt:1: give a text a line"),
+        (b"a\tb\tc\n", "^t.txt:1: is not one text; give one text per line"),
         (b"a\na\tb\n", "^t.txt:2: has 2 texts, unlike the first"),
     ],
 )
@@ -132,7 +132,7 @@ def test_a_dev_set_of_another_kind():
     check_refusal("^dev: has classes and the training file scores", relabel, classes, scores)
     check_refusal("^dev: has pairs and the training file single texts", relabel, pairs, classes)
     check_refusal("^dev: has single texts and the training file pairs", relabel, classes, pairs)
-    message = "^dev: has the label 'b', which the training file has not"
+    message = "^dev: has the label 'b', but the training file does not"
     check_refusal(message, relabel, more, classes)
 
 

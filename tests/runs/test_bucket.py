@@ -213,7 +213,9 @@ def test_a_bucket_that_fails_in_the_middle_is_one_line(monkeypatch, capsys, erro
     monkeypatch.setattr("metajax.commands.lineage.lineage", fail)
     assert main(["lineage", "--model", "gs://bucket/run"]) == 1
     said = capsys.readouterr().err
-    assert re.fullmatch(r"metajax: the bucket does not answer \(.+\): what was saved is .+\n", said)
+    assert re.fullmatch(
+        r"metajax: the bucket does not answer \(.+\); existing checkpoints are .+\n", said
+    )
     with pytest.raises(KeyError), bucket_errors():
         raise KeyError("a fault of ours")
 
@@ -260,9 +262,9 @@ def test_every_stage_reads_a_bucket(chain, material, bucket, tmp_path):
             (option, *wrong)
             for option in ("--model", "--workdir")
             for wrong in (
-                ("s3://bucket/run", "is an address: name a directory, or gs://BUCKET/NAME"),
-                ("gs://bucket", "is an address: name a directory, or gs://BUCKET/NAME"),
-                ("gs://another/run", "gs://another: there is no such bucket: check its name"),
+                ("s3://bucket/run", "is an address; give a directory, or gs://BUCKET/NAME"),
+                ("gs://bucket", "is an address; give a directory, or gs://BUCKET/NAME"),
+                ("gs://another/run", "gs://another: there is no bucket of this name; check"),
             )
         ),
         ("--model", "gs://bucket/none", "holds no run: in a bucket, only a workdir can be read"),
@@ -285,7 +287,7 @@ def test_only_workdirs_are_in_buckets(material, chain, bucket):
     ):
         done = tiny.run(*command)
         assert done.status == 2
-        assert f"{command[-1]}: is an address: name a directory" in done.err
+        assert f"{command[-1]}: is an address; give a directory" in done.err
 
 
 def test_an_object_stands_for_the_directory(bucket, monkeypatch, tmp_path):
@@ -325,7 +327,7 @@ def test_something_else_is_there(material, bucket):
     (to_path("gs://bucket/notes") / "a.txt").write_text("mine")
     done = tiny.run(*pretrain_command(material, "gs://bucket/notes"))
     assert done.status == 2
-    assert "gs://bucket/notes: is not empty and holds no run" in done.err
+    assert "gs://bucket/notes: is not empty and has no run" in done.err
     assert list(bucket.objects("notes")) == ["a.txt"]
 
 
@@ -333,4 +335,4 @@ def test_without_the_extra(material, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     done = tiny.run(*pretrain_command(material, "gs://bucket/run"))
     assert done.status == 2
-    assert "needs gcsfs: install it with `pip install gcsfs google-cloud-storage`" in done.err
+    assert "needs gcsfs; install it with `pip install gcsfs google-cloud-storage`" in done.err

@@ -43,9 +43,9 @@ def with_settings(**changes):
 def test_a_record_that_is_none(refused, material, tmp_path, content):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(content)
-    refused("is not a run's record", *pretrain_command(material, tmp_path / "run"))
-    refused("is not a run's record", "export", "--model", tmp_path / "run", "--output", "out")
-    refused("is not a run's record", "lineage", "--model", tmp_path / "run")
+    refused("is not the record of a run", *pretrain_command(material, tmp_path / "run"))
+    refused("is not the record of a run", "export", "--model", tmp_path / "run", "--output", "out")
+    refused("is not the record of a run", "lineage", "--model", tmp_path / "run")
 
 
 def test_a_record_that_is_one(material, tmp_path):
@@ -75,7 +75,7 @@ def test_a_record_in_a_checkpoint(refused, chain, material, tmp_path, changes):
             metadata["custom_metadata"]["settings"] |= changes
         file.write_text(json.dumps(metadata))
     refused(
-        r"checkpoints/4: is not a run's record",
+        r"checkpoints/4: is not the record of a run",
         *("evaluate", "--model", run, "--tasks", material.intents, "--queries", 3),
     )
 

@@ -144,7 +144,7 @@ def test_other_weights_are_refused(finished, material, tmp_path, chain):
     command[command.index("--model") + 1] = chain.metatrain
     done = tiny.run(*command)
     assert done.status == 2
-    assert "--model names other weights" in done.err
+    assert "--model has other weights" in done.err
     # The same weights elsewhere are the same weights.
     command[command.index("--model") + 1] = shutil.copytree(material.bert, tmp_path / "bert")
     assert tiny.run(*command).status == 0
@@ -173,7 +173,7 @@ def test_damaged_results_get_one_line(finished, material):
     (finished / "results.json").write_text('{"before": {"lo')
     done = tiny.run(*pretrain_command(material, finished))
     assert done.status == 2
-    assert done.err.endswith("results.json: is not JSON: restore it from a backup\n")
+    assert done.err.endswith("results.json: is not JSON; restore it from a backup\n")
 
 
 def test_metrics_without_their_first_line_get_one_line(finished, material):

@@ -137,20 +137,20 @@ def test_which_settings_may_differ_when_a_run_is_resumed(tmp_path, stage):
     [
         ({"data": {"--text x.txt": "1", "--text y.txt": "2", "--dev z.txt": "1"}}, None),
         ({"data": DATA | {"--text b.txt": "3"}}, "the contents of --text b.txt have changed"),
-        ({"data": {"--text a.txt": "1", "--text b.txt": "2"}}, "are fewer, or in another order"),
+        ({"data": {"--text a.txt": "1", "--text b.txt": "2"}}, "or they have another order"),
         (
             {"data": {"--text b.txt": "2", "--text a.txt": "1", "--dev c.txt": "1"}},
-            "are fewer, or in another order",
+            "or they have another order",
         ),
         # The development set is no training text, whatever it holds.
         (
             {"data": {"--text a.txt": "1", "--text b.txt": "2", "--text c.txt": "1"}},
-            "are fewer, or in another order",
+            "or they have another order",
         ),
         ({"parent": {"path": "elsewhere", "sha256": "5", "step": 3}}, None),
-        ({"parent": {"path": "bert", "sha256": "6", "step": 3}}, "--model names other weights"),
-        ({"parent": {"path": "bert", "sha256": "5", "step": 4}}, "--model names other weights"),
-        ({"stage": "metatrain"}, "belongs to a pretrain run, not metatrain"),
+        ({"parent": {"path": "bert", "sha256": "6", "step": 3}}, "--model has other weights"),
+        ({"parent": {"path": "bert", "sha256": "5", "step": 4}}, "--model has other weights"),
+        ({"stage": "metatrain"}, "belongs to a pretrain run, not to metatrain"),
     ],
 )
 def test_which_inputs_may_differ_when_a_run_is_resumed(tmp_path, changes, message):

@@ -131,7 +131,7 @@ def test_a_mesh_of_one_shard_only_names_devices():
 
 
 def test_a_mesh_that_does_not_divide_the_devices_is_refused():
-    with pytest.raises(ValueError, match="over 3 of 8 devices: give a divisor"):
+    with pytest.raises(ValueError, match="over 3 of 8 devices; give a divisor"):
         task_mesh(3, jax.devices())
 
 
@@ -148,7 +148,7 @@ def test_a_state_moves_between_device_counts(x64):
 
 @pytest.mark.parametrize(("tasks", "near"), [(10, "8 or 16"), (3, "use 8"), (15, "8 or 16")])
 def test_tasks_that_cannot_be_split_name_the_nearest_that_can(tasks, near):
-    with pytest.raises(ValueError, match=f"{tasks} tasks .* over 8 devices: .*{near}"):
+    with pytest.raises(ValueError, match=f"{tasks} tasks .* over 8 devices; .*{near}"):
         split_tasks(problems.mlp_tasks(tasks), 8)
 
 
