@@ -18,9 +18,9 @@ ARROWS: dict[str, set[str]] = {
     "dtypes": {"types"},
     "algorithms": CONTRACTS,
     "training": {*CONTRACTS, "algorithms"},
-    "models": CONTRACTS,
+    "models": {*CONTRACTS, "algorithms"},
     "data": CONTRACTS,
-    "config": {"errors", "reading"},
+    "config": {"errors", "reading", "algorithms"},  # Of these, the registry.
     "runs": {*LIBRARY, "config"},
     "reporting": {*LIBRARY, "config", "runs"},
     "commands": {*LIBRARY, "config", "runs", "reporting"},

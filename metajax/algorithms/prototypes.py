@@ -6,16 +6,18 @@ tasks differ in size, `example_mask` [B] and `class_mask` [C].
 
 import functools
 from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Any, TypeAlias, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from metajax.algorithms.adaptation import Adaptation, Engine
 from metajax.dtypes import widen
 from metajax.types import Batch, Key, MetaAlgorithm, Params, Reparametrize, Reparametrized, Task
 
+Array: TypeAlias = Any  # jax.Array or np.ndarray.
 Features = Callable[[Params, Batch, Key | None], jax.Array]
 
 
@@ -87,9 +89,10 @@ def proto_maml(
     """
 
     def init_fn(params: Params, support: Batch, rng: Key | None) -> Params:
-        mean_CxD = class_means(features(params, support, rng), support, num_classes)
-        bias_C = -0.5 * jnp.square(mean_CxD).sum(1)
-        return {"encoder": params, "head": {"kernel": mean_CxD.T, "bias": bias_C}}
+        features_BxD = features(params, support, rng)
+        head = prototype_head(features_BxD, support, num_classes)
+        head = {name: leaf.astype(features_BxD.dtype) for name, leaf in head.items()}
+        return {"encoder": params, "head": head}
 
     def encoder_alone(params: Params, task: Task) -> Reparametrized:
         assert reparametrize is not None
@@ -172,7 +175,7 @@ def leopard(
     def init_fn(params: Params, support: Batch, rng: Key | None) -> Params:
         features_BxD = features(params["encoder"], support, rng)
         generated_BxW = _apply_two_layers(params["generator"], features_BxD)
-        mean_CxW = class_means(generated_BxW, support, num_classes)
+        mean_CxW = class_means(generated_BxW, support, num_classes).astype(generated_BxW.dtype)
         head = {"kernel": mean_CxW[:, :-1].T, "bias": mean_CxW[:, -1]}
         return {**{key: params[key] for key in ("encoder", "projection")}, "head": head}
 
@@ -217,14 +220,32 @@ def _apply_two_layers(params: Params, x_BxD: jax.Array) -> jax.Array:
     return hidden @ params["second"]["kernel"] + params["second"]["bias"]
 
 
-def class_means(features_BxD: jax.Array, batch: Batch, num_classes: int) -> jax.Array:
-    """The mean feature of each class [C, D]; 0 for one without examples."""
+def prototype_head(features_BxD: Array, batch: Batch, num_classes: int) -> dict[str, Array]:
+    """The linear classifier whose logits are minus half the squared distances to the prototypes.
+
+    Equal up to a constant per example: -|f - c|^2 / 2 = f c - |c|^2 / 2 - |f|^2 / 2 (Snell et al.
+    2017, section 2.4).
+
+    Args:
+        features_BxD: of the support set; NumPy arrays give NumPy arrays.
+        batch: `labels` int [B] and, where there is padding, `example_mask` [B].
+        num_classes: C.
+
+    Returns:
+        `kernel` [D, C] and `bias` [C], in at least float32; zeros for a class without examples.
+    """
+    mean_CxD = class_means(features_BxD, batch, num_classes)
+    return {"kernel": mean_CxD.T, "bias": -0.5 * (mean_CxD**2).sum(1)}
+
+
+def class_means(features_BxD: Array, batch: Batch, num_classes: int) -> Array:
+    """The mean feature of each class [C, D], in at least float32; 0 for one without examples."""
     wide_BxD = widen(features_BxD)
-    onehot_BxC = jax.nn.one_hot(batch["labels"], num_classes, dtype=wide_BxD.dtype)
+    member_BxC = (batch["labels"][:, None] == np.arange(num_classes)).astype(wide_BxD.dtype)
     if "example_mask" in batch:
-        onehot_BxC = onehot_BxC * batch["example_mask"].astype(wide_BxD.dtype)[:, None]
-    mean_CxD = onehot_BxC.T @ wide_BxD / jnp.maximum(onehot_BxC.sum(0), 1)[:, None]
-    return mean_CxD.astype(features_BxD.dtype)
+        member_BxC = member_BxC * batch["example_mask"].astype(wide_BxD.dtype)[:, None]
+    count_C = member_BxC.sum(0)
+    return (wide_BxD.T @ member_BxC / (count_C + (count_C == 0))).T
 
 
 def classify(logits_BxC: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -60,7 +60,7 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
     for method in methods:
         start = time.perf_counter()
         adapts = method not in BASELINES
-        params = (few_shot if method == "checkpoint" else plain).params
+        params = (few_shot if method == "checkpoint" else plain).meta_params
         if adapts:
             found = eval_set.score(method, partial(adaptation, params))
         else:

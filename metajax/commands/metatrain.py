@@ -7,6 +7,8 @@ import jax
 import numpy as np
 
 from metajax import data
+from metajax.algorithms import ALGORITHMS
+from metajax.config.groups import RATES_LEARNING_RATE
 from metajax.config.settings import MetatrainSettings
 from metajax.runs.episodes import episode_sampler, episode_spec
 from metajax.runs.few_shot import open_few_shot
@@ -43,7 +45,7 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
     classes = spec.ways or max(len(task.label_names) for task in tasks)
     few_shot = open_few_shot(settings.model, settings, settings, classes)
     model = few_shot.model
-    settings = dataclasses.replace(settings, **few_shot.inner)
+    settings = dataclasses.replace(settings, **few_shot.inner_settings())
     examples = tokenized(tasks, model, text_length(model, settings.max_length))
     record = make_record(
         "metatrain",
@@ -69,7 +71,7 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
             run=open_run(settings.workdir, record),
             settings=settings,
             model=model,
-            algorithm=algorithm,
+            algorithm=few_shot.schedule(settings.steps, low_memory=settings.low_memory),
             make_tasks=episode_sampler(
                 examples,
                 spec,
@@ -82,9 +84,18 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
             measure=measure,
             measured_on=_MEASURED_ON,
             chunk_size=settings.chunk_size,
+            initialisation=few_shot.entry.initialisation,
+            rates_factor=_rates_factor(settings),
         ),
         few_shot.params,
     )
+
+
+def _rates_factor(settings: MetatrainSettings) -> float | None:
+    """How much faster than the parameters the learned rates are trained, if there are any."""
+    if not ALGORITHMS[settings.algorithm].learned_rates:
+        return None
+    return (settings.rates_learning_rate or RATES_LEARNING_RATE) / settings.learning_rate
 
 
 def _with_draws(settings: MetatrainSettings) -> MetatrainSettings:

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.algorithms import ALGORITHMS
 from metajax.algorithms.inner_loop import mean_replays
 from metajax.config.fields import flag
 from metajax.config.settings import PlanSettings
 from metajax.errors import InputError
 from metajax.models import Transformer
-from metajax.runs.few_shot import UNROLLED, FewShot, describe_few_shot
+from metajax.runs.few_shot import FewShot, describe_few_shot
+from metajax.runs.learner import UNROLLED
 from metajax.runs.loop import compiler_options
 from metajax.runs.parts import check_split
 from metajax.runs.progress import Progress
@@ -29,6 +31,7 @@ from metajax.types import Task
 _UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 # Memory is laid out before machine code is made: that code need not be good.
 _QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+_OUTER_STEPS = 100  # More than one kind of them, where an algorithm changes as it trains.
 _MOST = 4096  # Nobody asks for more episodes at once, or inner steps.
 
 
@@ -112,7 +115,7 @@ def parse_memory(text: str) -> float:
 def measure(settings: PlanSettings) -> Cost:
     """Compiles one device's share of a step and reads off what it takes."""
     few_shot = describe_few_shot(settings.model, settings, settings, settings.ways)
-    algorithm = few_shot.algorithm(low_memory=settings.low_memory)
+    algorithm = few_shot.schedule(_OUTER_STEPS, low_memory=settings.low_memory)
     outer_optimizer = adamw(1.0, weight_decay=1.0, clip_norm=1.0)  # Any rates will do.
     count = settings.meta_batch_size // jax.local_device_count()
     step = outer_step(algorithm, outer_optimizer, chunk_size=settings.chunk_size)
@@ -153,10 +156,12 @@ def _alternatives(settings: PlanSettings) -> Iterator[tuple[str, PlanSettings]]:
     """Settings of which one is changed to save memory, by the change's name."""
     changes: list[dict[str, Any]] = [{"remat": True}, {"low_memory": True}]
     changes += [{"remat": True, "low_memory": True}]
-    changes += [{"algorithm": "fomaml", "low_memory": False}]
+    entry = ALGORITHMS[settings.algorithm]
+    if not entry.own_steps:
+        changes += [{"algorithm": "fomaml", "low_memory": False}]
     if (settings.chunk_size or default_chunk_size(settings.meta_batch_size)) > 1:
         changes.append({"chunk_size": 1})
-    if settings.algorithm != "maml":
+    if "low_memory" not in entry.settings:
         changes = [change for change in changes if "low_memory" not in change]
     known = {settings}
     for change in changes:
@@ -263,7 +268,7 @@ def advice(found: dict[str, Any]) -> str:
         times = best["flops"] / cost["flops"]
         return f"does not fit: {best['change']} would, at {times:.2f} times the arithmetic"
     settings = found["settings"]
-    if settings["algorithm"] != "maml":
+    if "low_memory" not in ALGORITHMS[settings["algorithm"]].settings:
         return f"{settings['algorithm']} has one engine, which needs little memory"
     if settings["low_memory"]:
         return "forward over reverse: exact, keeps no inner step's activations, computes them again"

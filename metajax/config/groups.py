@@ -1,10 +1,16 @@
 """Groups of settings that several commands share (see `metajax/config/settings.py`)."""
 
+import dataclasses
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from metajax.config.fields import Settings, option
+from metajax.algorithms import ALGORITHMS
+from metajax.config.fields import Settings, flag, option
 from metajax.errors import InputError
+
+RATES_LEARNING_RATE = 1e-3  # Adam's in Antoniou et al. 2019, section 5.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,27 +244,55 @@ class InnerSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlgorithmSettings(Settings):
+class AlgorithmSettings(InnerSettings):
     """How the meta-gradient is computed."""
 
     algorithm: str = option(
-        "maml is exact second order, fomaml first order; anil adapts the head alone; reptile",
+        f"{', '.join(ALGORITHMS)}; docs/guides/which-algorithm.md compares them",
         "maml",
-        choices=("maml", "fomaml", "anil", "reptile"),
+        choices=tuple(ALGORITHMS),
+        metavar="NAME",
     )
-    low_memory: bool = option("maml in less memory, exact too but slower", False)
-    meta_batch_size: int = option("episodes a step", 4, minimum=1)
+    low_memory: bool = option("exact second order in less memory, but slower", False)
+    meta_batch_size: int = option("episodes per step", 4, minimum=1)
     chunk_size: int | None = option(
-        "episodes computed at once on a device: less is slower and smaller",
+        "episodes computed at once on a device; fewer take less memory and more time",
         None,
         minimum=1,
+        advanced=True,
+    )
+    rates_learning_rate: float | None = option(
+        f"peak learning rate of AdamW for learned inner rates (default {RATES_LEARNING_RATE})",
+        None,
+        above=0,
         advanced=True,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.low_memory and self.algorithm != "maml":
+        check_taken(self.algorithm, dataclasses.asdict(self))
+
+
+def check_taken(algorithm: str, given: Mapping[str, Any]) -> None:
+    """Checks that an algorithm takes the settings given; None and False are not given.
+
+    Raises:
+        InputError: it does not take one of them.
+    """
+    entry = ALGORITHMS[algorithm]
+    every = dict.fromkeys(name for other in ALGORITHMS.values() for name in other.settings)
+    for name in every:
+        value = given.get(name)
+        if value is None or value is False:
+            continue
+        shown = flag(name) if value is True else f"{flag(name)} {value}"
+        if name not in entry.settings:
+            takers = [other for other in ALGORITHMS if name in ALGORITHMS[other].settings]
             raise InputError(
-                f"--low-memory: is for --algorithm maml alone, {self.algorithm} needs none of it: "
-                "leave it out"
+                f"{shown}: {algorithm} does not take it; remove it, or use --algorithm "
+                f"{' or '.join(takers[:3])}"
             )
+        if name == "head" and value not in entry.heads:
+            raise InputError(f"{shown}: for {algorithm} choose {' or '.join(entry.heads)}")
+        if name == "inner_steps" and value < entry.least_steps:
+            raise InputError(f"{shown}: {algorithm} needs at least {entry.least_steps}")

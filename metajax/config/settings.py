@@ -65,9 +65,7 @@ class FinetuneSettings(TrainSettings, TaskSettings, BatchSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetatrainSettings(
-    TrainSettings, TaskSettings, EpisodeSettings, InnerSettings, AlgorithmSettings
-):
+class MetatrainSettings(TrainSettings, TaskSettings, EpisodeSettings, AlgorithmSettings):
     """Meta-train an initialization that adapts in a few gradient steps.
 
     Example: metajax metatrain --model runs/pretrain --tasks intents.jsonl --workdir runs/maml
@@ -78,7 +76,7 @@ class MetatrainSettings(
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanSettings(ModelSettings, SizeSettings, InnerSettings, AlgorithmSettings):
+class PlanSettings(ModelSettings, SizeSettings, AlgorithmSettings):
     """Estimate memory and FLOPs of a metatrain step before a run.
 
     The numbers come from the compiler. Nothing runs and no weights are read.

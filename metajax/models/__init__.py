@@ -1,6 +1,7 @@
 """BERT and its relatives as a pure function, from and to Hugging Face files."""
 
 from metajax.models.config import TransformerConfig
+from metajax.models.contracts import Outputs
 from metajax.models.files import hashes
 from metajax.models.losses import (
     classification_loss,
@@ -9,7 +10,7 @@ from metajax.models.losses import (
     zero_init,
 )
 from metajax.models.metadata import has_classifier
-from metajax.models.model import Outputs, Transformer
+from metajax.models.model import Transformer
 from metajax.models.pretrained import from_pretrained, read_model, with_head
 from metajax.models.reparametrization import (
     compose,

@@ -50,6 +50,8 @@ _TABLE: dict[Path, tuple[str, ...]] = {
     **_norm(("masked_lm", "norm"), "cls.predictions.transform.LayerNorm"),
     ("masked_lm", "bias"): ("cls.predictions.bias",),
     ("masked_lm", "decoder"): ("cls.predictions.decoder.weight",),
+    **_dense(("projection", "first"), "projection.first"),
+    **_dense(("projection", "second"), "projection.second"),
     **_dense(("classifier",), "classifier.*"),
 }
 _TRANSPOSED = ("kernel", "decoder")
@@ -60,7 +62,7 @@ _REQUIRED = ("embeddings", "layers", "final_norm")
 # heads that were not asked for (the decoder, where it is tied, only repeats the embeddings).
 _IGNORED = re.compile(
     r"(embeddings\.position_ids|h\.\d+\.attn\.(masked_)?bias$"
-    r"|cls\.|classifier\.|pooler\.|discriminator_predictions\.|generator_(predictions|lm_head)\."
+    r"|cls\.|classifier\.|projection\.|pooler\.|discriminator_predictions\.|generator_(predictions|lm_head)\."
     r"|qa_outputs\.|sequence_summary\.|multiple_choice_head\.)"
 )
 

@@ -84,20 +84,36 @@ class MaskedLMHead(nnx.Module):
         return logits_BxMxV.astype(wide) + self.bias.astype(wide)
 
 
+class Projection(nnx.Module):
+    """Two layers between features and classifier (LEOPARD: Bansal et al. 2020, equation 4)."""
+
+    def __init__(self, config: TransformerConfig, width: int, *, rngs: nnx.Rngs):
+        scale = config.initializer_range
+        self.first = Dense(config.hidden_size, width, scale, rngs=rngs)
+        self.second = Dense(width, width, scale, rngs=rngs)
+
+    def __call__(self, features_BxH: jax.Array) -> jax.Array:
+        """`[B, H]` to `[B, W]`, in at least float32."""
+        return self.second(jnp.tanh(self.first(widen(features_BxH))))
+
+
 class ClassificationHeads(nnx.Module):
     """T linear classifiers, padded to as many classes as the largest has.
 
     Args:
         config: sizes and rates.
         num_labels: the classes of each head.
+        size: of the features.
         rngs: for the initial kernel.
     """
 
-    def __init__(self, config: TransformerConfig, num_labels: tuple[int, ...], *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: TransformerConfig, num_labels: tuple[int, ...], size: int, *, rngs: nnx.Rngs
+    ):
         self.num_labels = num_labels
         rate = config.classifier_dropout
         self.rate = config.hidden_dropout_prob if rate is None else rate
-        shape = (len(num_labels), config.hidden_size, max(num_labels))
+        shape = (len(num_labels), size, max(num_labels))
         self.kernel = nnx.Param(normal(rngs.params(), shape, config.initializer_range))
         self.bias = nnx.Param(jnp.zeros((shape[0], shape[2]), jnp.float32))
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metajax.dtypes import at_least_float32
+from metajax.algorithms.prototypes import prototype_head
 from metajax.errors import InputError
-from metajax.models.model import Batch, Params, Transformer
+from metajax.models.contracts import Batch, Params
+from metajax.models.model import Transformer
 from metajax.types import InitFn
 
 LossFn = Callable[[Params, Batch, jax.Array | None], tuple[jax.Array, dict[str, Any]]]
@@ -122,9 +123,9 @@ def classification_loss(model: Transformer) -> LossFn:
 def prototype_init(model: Transformer) -> InitFn:
     """A head that begins as the nearest-prototype classifier of the support set.
 
-    With c_k the mean feature of class k, the head has weights c_k and bias -|c_k|^2 / 2, so
-    that its logits are -|f - c_k|^2 / 2 up to a constant: Proto-MAML (Triantafillou et al.
-    2020, arXiv:1903.03096, section 3). Differentiable with respect to the encoder.
+    See `metajax.algorithms.prototypes.prototype_head`. As where the inner loop starts, this is
+    Proto-MAML (Triantafillou et al. 2020, arXiv:1903.03096, section 3). Differentiable with respect
+    to the encoder.
 
     Args:
         model: whose `features` to take, and whose first `num_labels` is C; its own head is not
@@ -151,14 +152,8 @@ def prototype_init(model: Transformer) -> InitFn:
 
     def init_fn(params: Params, support: Batch, rng: jax.Array | None) -> Params:
         features_BxH = model.features(params, support, rng)
-        wide_BxH = features_BxH.astype(at_least_float32(features_BxH.dtype))
-        onehot_BxC = jax.nn.one_hot(support["labels"], model.num_labels[0], dtype=wide_BxH.dtype)
-        if "example_mask" in support:
-            onehot_BxC = onehot_BxC * support["example_mask"].astype(onehot_BxC.dtype)[:, None]
-        count_C = onehot_BxC.sum(0)
-        prototypes_HxC = wide_BxH.T @ onehot_BxC / jnp.where(count_C > 0, count_C, 1)
-        bias_C = -0.5 * jnp.square(prototypes_HxC).sum(0)
-        return _with_classifier(params, prototypes_HxC, bias_C)
+        head = prototype_head(features_BxH, support, model.num_labels[0])
+        return _with_classifier(params, head["kernel"], head["bias"])
 
     return init_fn
 

@@ -31,6 +31,7 @@ class Notes(NamedTuple):
         feature_norm: see `Transformer`.
         num_labels: see `Transformer`.
         label_names: see `Transformer`.
+        projection: see `Transformer`.
         problem_type: see `Transformer`.
         remarks: what a user of the head has to know.
     """
@@ -40,6 +41,7 @@ class Notes(NamedTuple):
     label_names: tuple[tuple[str, ...] | None, ...] | None
     problem_type: str | None
     remarks: tuple[str, ...] = ()
+    projection: int | None = None
 
 
 def read_notes(directory: Path, values: Mapping[str, Any], rows: int | None = None) -> Notes:
@@ -66,6 +68,9 @@ def read_notes(directory: Path, values: Mapping[str, Any], rows: int | None = No
         if own.get("num_labels") is None:
             return Notes(feature_norm, *_transformers_head(values, rows, problem_type))
         num_labels = tuple(_list(own["num_labels"], int))
+        projection = own.get("projection")
+        if projection is not None and not (type(projection) is int and projection > 0):
+            raise ValueError("there is no such width")
         label_names = own.get("label_names")
         if label_names is not None:
             label_names = tuple(_texts(names) for names in _list(label_names, list | None))
@@ -75,7 +80,8 @@ def read_notes(directory: Path, values: Mapping[str, Any], rows: int | None = No
         raise InputError(
             f'{where}: "metajax", "num_labels" or "problem_type" makes no sense; correct it'
         ) from error
-    return Notes(feature_norm, num_labels, label_names, _own_type(problem_type, num_labels))
+    type_ = _own_type(problem_type, num_labels)
+    return Notes(feature_norm, num_labels, label_names, type_, projection=projection)
 
 
 def _transformers_head(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack
+from typing import Any, Unpack
 
 import jax
 from flax import nnx
@@ -13,10 +13,21 @@ from metajax.models import files
 from metajax.models.attention import attention_bias
 from metajax.models.bert import Block, Embeddings, run_blocks
 from metajax.models.config import TransformerConfig
+from metajax.models.contracts import (
+    HEAD_KEY,
+    Batch,
+    Head,
+    Outputs,
+    Params,
+    Pooling,
+    ProblemType,
+    TransformerChanges,
+)
 from metajax.models.gpt2 import PreNormBlock
 from metajax.models.heads import (
     ClassificationHeads,
     MaskedLMHead,
+    Projection,
     last_tokens,
     mean_pool,
     mean_pool_packed,
@@ -25,40 +36,6 @@ from metajax.models.heads import (
 from metajax.models.layers import ACTIVATION, Dense, LayerNorm, dropout
 from metajax.models.metadata import check_labels
 from metajax.reading import is_number
-
-Params = dict[str, Any]
-Batch = dict[str, jax.Array]
-Head = Literal["encoder", "masked_lm", "classification"]
-Pooling = Literal["pooler", "mean", "cls"]
-ProblemType = Literal["multi_label_classification", "regression"]
-
-HEAD_KEY = {"encoder": None, "masked_lm": "masked_lm", "classification": "classifier"}
-
-
-class Outputs(NamedTuple):
-    """What a model gives.
-
-    Attributes:
-        last_hidden_state: `[B, L, H]`; of a packed batch `[R, L, H]`.
-        pooled: `[B, H]`, by the model's pooling.
-        logits: classification `[B, C]`; masked LM `[B, M, V]` at the batch's positions, or
-            `[B, L, V]`; None without a head. At least float32.
-
-    Examples:
-        >>> import jax, jax.numpy as jnp
-        >>> from metajax.models import Transformer, TransformerConfig
-        >>> config = TransformerConfig(9, hidden_size=12, num_hidden_layers=1)
-        >>> model = Transformer(config, head="masked_lm")
-        >>> ids = jnp.ones((2, 5), int)
-        >>> batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
-        >>> outputs = model(model.init(jax.random.key(0)), batch)
-        >>> outputs.last_hidden_state.shape, outputs.pooled.shape, outputs.logits.shape
-        ((2, 5, 12), (2, 12), (2, 5, 9))
-    """
-
-    last_hidden_state: jax.Array
-    pooled: jax.Array
-    logits: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +51,8 @@ class Transformer:
             leaves it as it is.
         num_labels: the classes of each classification head; 1 is regression.
         label_names: the names of each head's classes, where known.
+        projection: the width of a network of two layers between the features and the classifier,
+            as LEOPARD has it; None: there is none.
         problem_type: of the only head, where its size does not tell: "multi_label_classification"
             (each class has a probability of its own) or "regression" (of several values).
         remat: checkpoint each block (less memory in the backward pass, more time).
@@ -103,6 +82,7 @@ class Transformer:
     feature_norm: float | None = None
     num_labels: tuple[int, ...] = (2,)
     label_names: tuple[tuple[str, ...] | None, ...] | None = None
+    projection: int | None = None
     problem_type: ProblemType | None = None
     remat: bool = False
     dtype: Any = None
@@ -156,7 +136,8 @@ class Transformer:
         """The first keys of the parameters."""
         head = HEAD_KEY[self.head]
         last = "final_norm" if self.config.family.decoder else "pooler"
-        return ("embeddings", "layers", last, *([head] if head else []))
+        between = ["projection"] if head == "classifier" and self.projection else []
+        return ("embeddings", "layers", last, *between, *([head] if head else []))
 
     def __call__(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> Outputs:
         """Runs the model; pure, and differentiable as often as one likes.
@@ -186,8 +167,11 @@ class Transformer:
             head = nnx.merge(_graph(self, "masked_lm"), params["masked_lm"])
             logits = head(hidden, batch.get("positions"), params["embeddings"]["word"])
         elif self.head == "classification":
+            features = rescale(pooled, self.feature_norm)
+            if self.projection:
+                features = nnx.merge(_graph(self, "projection"), params["projection"])(features)
             head = nnx.merge(_graph(self, "classifier"), params["classifier"])
-            logits = head(rescale(pooled, self.feature_norm), batch, head_rng)
+            logits = head(features, batch, head_rng)
         return Outputs(hidden, pooled, logits)
 
     def features(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
@@ -275,21 +259,6 @@ class Transformer:
         return tokenizer
 
 
-class TransformerChanges(TypedDict, total=False):
-    """The attributes of a `Transformer`, for `replace`."""
-
-    config: TransformerConfig
-    head: Head
-    pooling: Pooling
-    feature_norm: float | None
-    num_labels: tuple[int, ...]
-    label_names: tuple[tuple[str, ...] | None, ...] | None
-    problem_type: ProblemType | None
-    remat: bool
-    dtype: Any
-    source: str | None
-
-
 def _part(model: Transformer, name: str, rngs: nnx.Rngs) -> nnx.Module:
     """One of the parts that the parameters' first keys name."""
     config = model.config
@@ -306,7 +275,10 @@ def _part(model: Transformer, name: str, rngs: nnx.Rngs) -> nnx.Module:
         return Dense(size, size, scale, rngs=rngs)
     if name == "masked_lm":
         return MaskedLMHead(config, rngs=rngs)
-    return ClassificationHeads(config, model.num_labels, rngs=rngs)
+    if name == "projection":
+        return Projection(config, model.projection or 0, rngs=rngs)
+    size = model.projection or config.hidden_size
+    return ClassificationHeads(config, model.num_labels, size, rngs=rngs)
 
 
 # A structure without arrays, so that a call only has to put the parameters in.

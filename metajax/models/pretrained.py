@@ -11,6 +11,7 @@ import numpy as np
 from metajax.errors import InputError
 from metajax.models import convert, files
 from metajax.models.config import TransformerConfig
+from metajax.models.contracts import Head, Params, Pooling, ProblemType
 from metajax.models.metadata import (
     Notes,
     classifier_rows,
@@ -20,7 +21,7 @@ from metajax.models.metadata import (
     read_pooling,
     read_tensors,
 )
-from metajax.models.model import Head, Params, Pooling, ProblemType, Transformer
+from metajax.models.model import Transformer
 
 _log = logging.getLogger("metajax")
 
@@ -168,6 +169,7 @@ def _model(
         feature_norm=noted.feature_norm if feature_norm is None else feature_norm,
         num_labels=num_labels,
         label_names=label_names or (noted.label_names if fits else None),
+        projection=noted.projection if own_head else None,
         problem_type=cast(ProblemType, noted.problem_type) if own_head else None,
         source=str(directory),
     )
@@ -223,6 +225,7 @@ def with_head(
         head=head,
         num_labels=num_labels or model.num_labels,
         label_names=label_names or (model.label_names if same else None),
+        projection=model.projection if same and head == "classification" else None,
         problem_type=model.problem_type if same and head == "classification" else None,
         pooling=pooling or model.pooling,
         feature_norm=model.feature_norm if feature_norm is None else feature_norm,

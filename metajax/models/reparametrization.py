@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metajax.models.model import Batch, Params, Transformer
+from metajax.models.contracts import Batch, Params
+from metajax.models.model import Transformer
 from metajax.types import Reparametrize, Reparametrized, Task
 
 _READ_ONCE = ("input_ids", "token_type_ids", "position_ids")

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from metajax.models import convert, files
+from metajax.models.contracts import Params
 from metajax.models.families import from_bert
-from metajax.models.model import Params, Transformer
+from metajax.models.model import Transformer
 from metajax.reading import expand_home
 
 _CLASS = {
@@ -29,8 +30,9 @@ def save_pretrained(directory: str | os.PathLike[str], model: Transformer, param
     """Writes config.json, tokenizer and safetensors that transformers loads without a warning.
 
     A classifier that BertForSequenceClassification cannot express (other pooling,
-    `feature_norm`, several heads; of GPT-2 also a bias) goes to `classifier.safetensors` beside
-    a BertModel; so does the pooler, which BertForMaskedLM lacks, to `pooler.safetensors`.
+    `feature_norm`, a projection, several heads; of GPT-2 also a bias) goes to
+    `classifier.safetensors` beside a BertModel; so does the pooler, which BertForMaskedLM lacks, to
+    `pooler.safetensors`.
     `from_pretrained` reads both back. Pooling is noted for sentence-transformers too.
 
     config.json goes first and comes last: a directory with one is complete.
@@ -116,7 +118,7 @@ def _weights(
     family, head = model.config.family, model.head
     main, aside = convert.to_hugging_face(params), {}
     if head == "classification" and not plain:
-        aside["classifier.safetensors"] = _take(main, "classifier.")
+        aside["classifier.safetensors"] = _take(main, "classifier.") | _take(main, "projection.")
         head = "encoder"
     if "pooler" in params and (head == "masked_lm" or (head == "encoder" and not family.pooler)):
         aside["pooler.safetensors"] = _take(main, "pooler.")
@@ -139,7 +141,7 @@ def _plain(model: Transformer, params: Params) -> bool:
         return False
     if not model.config.family.classifier_bias and np.any(params["classifier"]["bias"]):
         return False
-    return model.feature_norm is None and len(model.num_labels) == 1
+    return model.feature_norm is model.projection is None and len(model.num_labels) == 1
 
 
 def _config(model: Transformer, architecture: str, dtype: str, *, plain: bool) -> dict[str, Any]:
@@ -160,6 +162,8 @@ def _config(model: Transformer, architecture: str, dtype: str, *, plain: bool) -
     elif model.head == "classification":
         notes["num_labels"] = model.num_labels
         notes["label_names"] = model.label_names
+        if model.projection is not None:
+            notes["projection"] = model.projection
     if model.problem_type is not None:
         values["problem_type"] = model.problem_type
     return {**values, "metajax": notes} if notes else values

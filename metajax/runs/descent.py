@@ -11,6 +11,7 @@ import scipy.special
 
 from metajax import data
 from metajax.algorithms import lora
+from metajax.algorithms.prototypes import prototype_head
 from metajax.data.batches import token_batch
 from metajax.data.packing import plan_shapes
 from metajax.runs.few_shot import FewShot
@@ -34,6 +35,12 @@ def fold(examples: data.TokenizedTask) -> tuple[Batch, int]:
     tokens, count = examples.tokens, len(examples.labels)
     folds = min(count, max(2, min(_MOST_FOLDS, 1 + _EXAMPLES // count)))
     parts = folds * min(-(-int(tokens.lengths.sum()) // (folds * _PART)), count // folds)
+    return pack(examples, parts), folds
+
+
+def pack(examples: data.TokenizedTask, parts: int) -> Batch:
+    """A task's examples in so many packed parts, dealt class by class; see `fold`."""
+    tokens, count = examples.tokens, len(examples.labels)
     size = -(-count // parts)
     # Part p has the examples p, P + p, 2 P + p, ... of those sorted by class.
     places = (np.arange(parts)[:, None] + parts * np.arange(size)).reshape(-1)
@@ -44,7 +51,7 @@ def fold(examples: data.TokenizedTask) -> tuple[Batch, int]:
     lengths = batch["attention_mask"].sum(1).reshape(parts, size)
     shapes, *_ = plan_shapes([(lengths,)], longest, steps=1)
     batch |= {"labels": examples.labels[rows], "example_mask": filled.astype(np.float32)}
-    return data.packed_parts(batch, parts, [shapes]), folds
+    return data.packed_parts(batch, parts, [shapes])
 
 
 class Point(NamedTuple):
@@ -77,7 +84,7 @@ class Descent:
 
     def __init__(self, few_shot: FewShot, parts: Batch, folds: int) -> None:
         # So the blocks are in a loop, which is compiled in half the time.
-        self._few_shot, learner = few_shot, few_shot.learner(few_shot.inner | {"low_memory": True})
+        self._few_shot, learner = few_shot, few_shot.learner(low_memory=True)
         self._folds = folds
         self._init_fn = learner.shared.init_fn
         self._trainable = learner.trainable or (lambda path: True)
@@ -116,8 +123,11 @@ class Descent:
         """The parameters before the steps on some parts."""
         init_fn: InitFn | None = self._init_fn
         if self._few_shot.inner["head"] == "prototypes":
-            kernel, bias = self._prototypes(use)
-            head = {"kernel": jnp.asarray(kernel)[None], "bias": jnp.asarray(bias)[None]}
+            features = np.concatenate([self._first[p] for p in use])
+            labels = np.concatenate([self._labels(p) for p in use])
+            classes = self._few_shot.model.num_labels[0]
+            prototypes = prototype_head(features, {"labels": labels}, classes)
+            head = {name: jnp.asarray(leaf)[None] for name, leaf in prototypes.items()}
             init_fn = lambda params, support, rng: {**params, "classifier": head}  # noqa: E731
             init_fn = lora.init_fn(init_fn) if self._few_shot.inner["lora"] else init_fn
         return self._params if init_fn is None else init_fn(self._params, {}, None)
@@ -212,14 +222,6 @@ class Descent:
             encoder = _headless(params)
         found = np.asarray(self._features(encoder, self._parts[part]), np.float32)
         return found[: self._counts[part]]
-
-    def _prototypes(self, use: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """The head that classifies by prototypes: `metajax.models.prototype_init`."""
-        classes = self._few_shot.model.num_labels[0]
-        one_hot = np.concatenate([np.eye(classes)[self._labels(p)] for p in use])
-        features = np.concatenate([self._first[p] for p in use])
-        means = features.T @ one_hot / np.maximum(one_hot.sum(0), 1)
-        return means.astype(np.float32), (-0.5 * (means**2).sum(0)).astype(np.float32)
 
     def _logits(self, params: Params, features: np.ndarray) -> np.ndarray:
         head = params.get("base", params)["classifier"]

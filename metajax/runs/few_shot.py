@@ -8,42 +8,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from metajax.algorithms import lora
+from metajax.algorithms import ALGORITHMS, Entry
 from metajax.algorithms.maml import maml
-from metajax.algorithms.reptile import reptile
-from metajax.config.groups import InnerSettings, ModelSettings
+from metajax.config.groups import AlgorithmSettings, InnerSettings, ModelSettings, check_taken
 from metajax.errors import InputError
-from metajax.models import (
-    Transformer,
-    classification_loss,
-    compose,
-    mentioned_rows,
-    prototype_init,
-    separate_layers,
-    upper_layers,
-    zero_init,
-)
-from metajax.runs.source import (
-    Source,
-    describe_source,
-    open_source,
-    pooling_of,
-    without_dropout,
-)
-from metajax.types import InitFn, LossFn, MetaAlgorithm, Params, Reparametrize, Reparametrized, Task
+from metajax.models import Transformer
+from metajax.runs.learner import Learner, make_algorithm, make_learner, make_schedule
+from metajax.runs.source import Source, describe_source, open_source, pooling_of
+from metajax.types import MetaAlgorithm, Params, Task
 
 # Features of this length make the prototypes' logits 10 times a cosine, near enough: the
 # temperature that few-shot classifiers on unit features commonly have.
 FEATURE_NORM = math.sqrt(10)
-UNROLLED = 5  # More inner steps than this take too long to compile one by one.
-_ONE_CHOICE = ("reptile", "anil")  # Of the layers that adapt.
 _DEFAULTS = {
     "inner_steps": 3,
     "inner_lr": 0.1,
     "head": "prototypes",
-    "algorithm": "maml",
     "layers": None,
     "lora": None,
 }
@@ -57,42 +38,66 @@ class FewShot(NamedTuple):
         params: with a classifier only where tasks start from the checkpoint's.
         inner: `inner_steps`, `inner_lr`, `head`, `layers`, `lora` and `algorithm`, resolved.
         source: where the weights came from.
+        seed: of the weights that an algorithm adds.
+        learned: what the outer loop has trained besides `params`; None if it has not.
     """
 
     model: Transformer
     params: Params
     inner: dict[str, Any]
     source: Source
+    seed: int = 0
+    learned: dict[str, Any] | None = None
+
+    @property
+    def entry(self) -> Entry:
+        """The algorithm's in the registry."""
+        return ALGORITHMS[self.inner["algorithm"]]
 
     @property
     def is_meta_trained(self) -> bool:
         """Whether the weights bring settings of the inner loop."""
         return self.source.record.get("record", {}).get("stage") == "metatrain"
 
+    @property
+    def meta_params(self) -> Params:
+        """The parameters as the algorithm trains them: with learned rates, for example."""
+        if self.entry.initialisation is None:
+            return self.params
+        if self.learned:
+            return {self.entry.initialisation: self.params, **self.learned}
+        return self.algorithm().init(self.params)
+
     def inner_settings(self) -> dict[str, Any]:
-        """Those of `InnerSettings`."""
-        names = (field.name for field in dataclasses.fields(InnerSettings))
-        return {name: self.inner[name] for name in names}
+        """Those of `InnerSettings`; None for what the algorithm does not take."""
+        taken = self.entry.settings
+        return {name: self.inner[name] if name in taken else None for name in _DEFAULTS}
 
     def algorithm(self, **changes: Any) -> MetaAlgorithm:
         """The algorithm with these settings, or with some of them changed."""
-        inner = self.inner | changes
-        loss_fn, optimizer, trainable, shared = self.learner(inner)
-        steps, name = inner["inner_steps"], inner["algorithm"]
-        if name == "reptile":
-            return reptile(loss_fn, optimizer, steps, **shared._asdict())
-        return maml(
-            loss_fn,
-            optimizer,
-            steps,
-            first_order=name == "fomaml",
-            low_memory=inner.get("low_memory", False),
-            trainable=trainable,
-            **shared._asdict(),
-        )
+        return make_algorithm(self.model, self.inner | changes, jax.random.key(self.seed))
+
+    def schedule(
+        self, num_outer_steps: int, *, low_memory: bool
+    ) -> MetaAlgorithm | Callable[[jax.Array], MetaAlgorithm]:
+        """The algorithm that the outer loop trains, or that of each outer step."""
+        inner = self.inner | {"low_memory": low_memory}
+        return make_schedule(self.model, inner, jax.random.key(self.seed), num_outer_steps)
+
+    def learner(self, **changes: Any) -> Learner:
+        """What the inner loop is made of, with these settings or with some of them changed."""
+        return make_learner(self.model, self.inner | changes)
 
     def curve(self, steps: int) -> Callable[[Params, Task], jax.Array]:
-        """Compiled: query accuracy [E, steps + 1] of E tasks after 0, 1, ... inner steps."""
+        """Compiled: query accuracy [E, steps + 1] of E tasks after 0, 1, ... inner steps.
+
+        Raises:
+            InputError: the algorithm's steps are not plain SGD.
+        """
+        if self.entry.own_steps:
+            raise InputError(
+                f"--curve: {self.inner['algorithm']} takes no plain SGD steps; remove --curve"
+            )
         loss_fn, optimizer, trainable, shared = self.learner()
         step = maml(loss_fn, optimizer, 1, trainable=trainable)
 
@@ -113,80 +118,6 @@ class FewShot(NamedTuple):
 
         return jax.jit(lambda params, tasks: jax.lax.map(partial(one, params), tasks))
 
-    def learner(self, inner: dict[str, Any] | None = None) -> "Learner":
-        """Returns what the inner loop is made of, with these settings or others."""
-        inner = self.inner if inner is None else inner
-        loss_fn = without_dropout(classification_loss(self.model))
-        prototypes = prototype_init(self.model)
-        # Without dropout, as the loss.
-        starts = {
-            "prototypes": lambda params, support, rng: prototypes(params, support, None),
-            "zero": zero_init(self.model),
-            "checkpoint": None,
-        }
-        init_fn: Any = starts[inner["head"]]
-        trainable = None
-        # A loop keeps memory down, and compilation short.
-        slim = inner.get("low_memory", False) or self.model.remat
-        fast = jax.default_backend() == "cpu" and not slim
-        reparametrize = mentioned_rows(self.model)
-        if inner["layers"] is not None:
-            reparametrize = upper_layers(self.model, inner["layers"])
-        if inner["algorithm"] == "anil":
-            reparametrize, trainable = upper_layers(self.model, 0), _in_head
-        if inner["lora"] is not None:
-            # The blocks stay stacked, or the adapters' first factors would be others.
-            reparametrize = compose(reparametrize, with_adapters(inner["lora"]))
-            loss_fn, trainable = lora.loss(loss_fn), _in_adapters
-            init_fn = init_fn and lora.init_fn(init_fn)
-        elif fast:
-            reparametrize = compose(separate_layers(), reparametrize)
-        unroll = fast and inner["inner_steps"] <= UNROLLED
-        optimizer = optax.sgd(inner["inner_lr"])
-        return Learner(loss_fn, optimizer, trainable, _Shared(unroll, reparametrize, init_fn))
-
-
-class _Shared(NamedTuple):
-    """What every algorithm takes; see `metajax.maml`."""
-
-    unroll: bool
-    reparametrize: Reparametrize
-    init_fn: InitFn | None
-
-
-class Learner(NamedTuple):
-    """What learns a task, and which parameters the inner loop updates (None: all)."""
-
-    loss_fn: LossFn
-    optimizer: optax.GradientTransformation
-    trainable: Callable[[str], bool] | None
-    shared: _Shared
-
-
-def with_adapters(rank: int) -> Reparametrize:
-    """The task in terms of low-rank adapters on the attention's kernels, merged in at its end.
-
-    Their first factors are the same for every task and run: they are not trained, so that nothing
-    but the plain parameters has to be kept.
-    """
-
-    def reparametrize(params: Params, task: Task) -> Reparametrized:
-        rng = jax.random.key(0)
-        adapted = lora.init(
-            params, rank=rank, target=lambda path: path.endswith("qkv/kernel"), rng=rng
-        )
-        return adapted, task, lora.merge
-
-    return reparametrize
-
-
-def _in_head(path: str) -> bool:
-    return path.startswith("classifier")
-
-
-def _in_adapters(path: str) -> bool:
-    return lora.is_adapter(path) or path.startswith("base/classifier")
-
 
 def open_few_shot(
     spec: str, settings: ModelSettings, inner: InnerSettings, classes: int
@@ -202,7 +133,34 @@ def open_few_shot(
     Raises:
         InputError: it cannot be used, or has not as many blocks as are to adapt.
     """
-    return _few_shot(open_source, spec, settings, partial(_resolve, inner), classes)
+    few_shot = _few_shot(open_source, spec, settings, partial(_resolve, inner), classes)
+    learned = few_shot.source.learned
+    if not learned or few_shot.inner["algorithm"] != _own_settings(few_shot.source)["algorithm"]:
+        return few_shot
+    _check_learned(inner, few_shot)
+    return few_shot._replace(learned=learned)
+
+
+def _check_learned(inner: InnerSettings, few_shot: FewShot) -> None:
+    """Checks that learned rates serve: they are there, one for each step."""
+    if not few_shot.entry.learned_rates or isinstance(inner, AlgorithmSettings):
+        return
+    algorithm, own = few_shot.inner["algorithm"], _own_settings(few_shot.source)["inner_steps"]
+    if inner.inner_lr is not None:
+        raise InputError(
+            f"--inner-lr {inner.inner_lr}: the rates of {algorithm} are learned; remove --inner-lr"
+        )
+    if few_shot.entry.least_steps and few_shot.inner["inner_steps"] > own:
+        raise InputError(
+            f"--inner-steps {few_shot.inner['inner_steps']}: {algorithm} has learned the rates of "
+            f"{own} steps; give at most {own}"
+        )
+
+
+def _own_settings(source: Source) -> dict[str, Any]:
+    """The settings of the run that meta-trained the weights; empty if none did."""
+    record = source.record.get("record", {})
+    return record["settings"] if record.get("stage") == "metatrain" else {}
 
 
 def open_as_trained(spec: str, settings: ModelSettings, trained: FewShot, classes: int) -> FewShot:
@@ -234,41 +192,52 @@ def _few_shot(
     if resolved["head"] == "checkpoint":
         source = open_(spec, settings, head="classification", num_labels=(classes,), **features)
     model = source.model.replace(head="classification", num_labels=(classes,), label_names=None)
-    return FewShot(model, source.params, resolved, source)
-
-
-def _check_choice(inner: dict[str, Any], blocks: int) -> None:
-    """Checks what adapts: all, some blocks, or adapters."""
-    for name in ("layers", "lora"):
-        if inner[name] is not None and inner["algorithm"] in _ONE_CHOICE:
-            raise InputError(
-                f"--{name} {inner[name]}: {inner['algorithm']} has no choice of what adapts; use "
-                "maml or fomaml"
-            )
-    if inner["layers"] is not None and inner["lora"] is not None:
-        raise InputError(
-            f"--layers {inner['layers']}: with --lora the adapters of all blocks adapt; give one "
-            "of the two"
-        )
-    if inner["layers"] is not None and inner["layers"] >= blocks:
-        raise InputError(
-            f"--layers {inner['layers']}: the model has {blocks} blocks; give fewer, or leave it "
-            "out to adapt all"
-        )
+    return FewShot(model, source.params, resolved, source, settings.seed)
 
 
 def _resolve(inner: InnerSettings, source: Source) -> dict[str, Any]:
     """The inner loop's settings: those given, else the weights' own, else the defaults; checked."""
-    trained = source.record.get("record", {})
-    own = trained["settings"] if trained.get("stage") == "metatrain" else {}
-    given = dataclasses.asdict(inner)
-    resolved = {}
-    for name, default in _DEFAULTS.items():
-        known = [value[name] for value in (given, own) if value.get(name) is not None]
-        resolved[name] = known[0] if known else default
-    chosen = inner.layers is not None or inner.lora is not None
-    if chosen or resolved["algorithm"] in _ONE_CHOICE:
-        # What the weights' own run chose gives way.
-        resolved |= {"layers": inner.layers, "lora": inner.lora}
-    _check_choice(resolved, source.model.config.num_hidden_layers)
-    return resolved
+    own = _own_settings(source)
+    given = {name: value for name, value in dataclasses.asdict(inner).items() if value is not None}
+    algorithm = given.get("algorithm") or own.get("algorithm") or "maml"
+    if algorithm == "protonet" and given.get("inner_steps"):
+        algorithm = "proto-maml"  # The same prototypes, and steps from them.
+    check_taken(algorithm, given)
+    own_head = own.get("head") if own.get("head") in ALGORITHMS[algorithm].heads else None
+    own = own | {"head": own_head}
+    if inner.layers is not None or inner.lora is not None:
+        own = own | {"layers": None, "lora": None}  # What the weights' own run chose gives way.
+    resolved = {
+        name: _first(given.get(name), own.get(name), default)
+        if name in ALGORITHMS[algorithm].settings
+        else _fixed(algorithm, name)
+        for name, default in _DEFAULTS.items()
+    }
+    _check_layers(resolved, source.model.config.num_hidden_layers)
+    return resolved | {"algorithm": algorithm}
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _fixed(algorithm: str, name: str) -> Any:
+    """The value of a setting that an algorithm does not take."""
+    heads = ALGORITHMS[algorithm].heads
+    return (_DEFAULTS | {"inner_steps": 0, "head": heads[0] if heads else None})[name]
+
+
+def _check_layers(inner: dict[str, Any], blocks: int) -> None:
+    """Checks what adapts: all, some blocks, or adapters."""
+    layers = inner["layers"]
+    if layers is None:
+        return
+    if inner["lora"] is not None:
+        raise InputError(
+            f"--layers {layers}: with --lora the adapters of all blocks adapt; give one of the two"
+        )
+    if layers >= blocks:
+        raise InputError(
+            f"--layers {layers}: the model has {blocks} blocks; give fewer, or remove --layers to "
+            "adapt all"
+        )

@@ -4,9 +4,6 @@ import contextlib
 import itertools
 import logging
 import math
-import resource
-import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -19,6 +16,7 @@ from jax.sharding import Mesh
 from metajax.config.groups import ModelSettings, TrainSettings
 from metajax.errors import InputError, StoppedError
 from metajax.models import Transformer, save_config
+from metajax.runs.measurements import Clock, metrics_row, peak_memory
 from metajax.runs.metrics import MetricsLog
 from metajax.runs.progress import Progress
 from metajax.runs.signals import Stop, handle_signals
@@ -27,9 +25,16 @@ from metajax.runs.workdir import Run, begin, locked, read_results, write_results
 from metajax.training import distributed
 from metajax.training.checkpoint import Checkpoints
 from metajax.training.optimizer import adamw, learning_rate
-from metajax.training.outer import Metrics, OuterState, global_norm, num_tasks, task_keys
+from metajax.training.outer import (
+    AlgorithmOrSchedule,
+    OuterState,
+    at_step,
+    global_norm,
+    num_tasks,
+    task_keys,
+)
 from metajax.training.parallel import OuterLoop, outer_loop, task_mesh
-from metajax.types import Key, MetaAlgorithm, Params, Task
+from metajax.types import Key, Params, Task
 
 _log = logging.getLogger("metajax")
 
@@ -43,23 +48,27 @@ class Stage(NamedTuple):
         run: from `open_run`.
         settings: the optimizer's, and how often to save.
         model: the network that is trained.
-        algorithm: how it is trained.
+        algorithm: how it is trained: one, or a function of the outer step.
         make_tasks: the tasks of step n, a function of n alone.
         num_steps: outer steps in all.
         measure: `(params) -> JSON object`, called before the first step and after the last.
         measured_on: what data that is, in words: of the training classes or of others?
         chunk_size: see `metajax.outer_loop`.
+        initialisation: the key of the model's parameters in what is trained; None: they are all.
+        rates_factor: see `adamw`.
     """
 
     run: Run
     settings: TrainSettings
     model: Transformer
-    algorithm: MetaAlgorithm
+    algorithm: AlgorithmOrSchedule
     make_tasks: MakeTasks
     num_steps: int
     measure: Callable[[Params], dict[str, Any]]
     measured_on: str
     chunk_size: int | None = None
+    initialisation: str | None = None
+    rates_factor: float | None = None
 
 
 def train(stage: Stage, params: Params) -> dict[str, Any]:
@@ -165,9 +174,14 @@ def _optimizer(stage: Stage) -> Any:
         settings.learning_rate, stage.num_steps, math.ceil(settings.warmup * stage.num_steps)
     )
     # A pooler that the loss does not see would only shrink.
-    fixed = () if stage.model.uses_pooler else ("pooler/",)
+    inside = "" if stage.initialisation is None else f"{stage.initialisation}/"
+    fixed = () if stage.model.uses_pooler else (f"{inside}pooler/",)
     return adamw(
-        schedule, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm, fixed=fixed
+        schedule,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+        fixed=fixed,
+        rates_factor=stage.rates_factor,
     )
 
 
@@ -187,7 +201,7 @@ def _take_steps(
     first, save_every = int(state.step), stage.settings.save_every
     steps, shown = range(first, stage.num_steps), distributed.is_first()
     what, profiled = stage.run.record["stage"], stage.settings.profile and shown
-    clock, compiled = _Clock(), set[Any]()
+    clock, compiled = Clock(), set[Any]()
     with (
         Progress(what, "step", stage.num_steps, done=first, shown=shown) as progress,
         Profile(stage.run, steps, wanted=profiled) as profile,
@@ -199,8 +213,8 @@ def _take_steps(
                 compiled.add(shapes)
                 progress.compiling()
             state, metrics = outer.step(state, tasks)
-            row = _row(step + 1, metrics)  # Waits for the step.
-            log.write(row | clock.lap() | _peak_memory())
+            row = metrics_row(step + 1, metrics)  # Waits for the step.
+            log.write(row | clock.lap() | peak_memory())
             progress.update("skipped" if "skipped" in row else f"loss {row['loss']:.4f}")
             if distributed.asked_to_stop(step):
                 stop.asked = "SIGTERM"
@@ -234,9 +248,10 @@ def _diagnosis(stage: Stage, state: OuterState, step: int, tasks: Task, bad: int
         distributed.all_gather(state.meta_params),
     )
     keys = task_keys(jax.random.fold_in(rng, step), first, num_tasks(tasks))
+    algorithm = at_step(stage.algorithm, jnp.int32(step))
 
     def finite(task_and_key: tuple[Task, Key]) -> jax.Array:
-        grads, info = stage.algorithm.meta_grad(params, *task_and_key)
+        grads, info = algorithm.meta_grad(params, *task_and_key)
         return jnp.isfinite(info.query_loss) & jnp.isfinite(global_norm(grads))
 
     fine = np.asarray(jax.jit(lambda *each: jax.lax.map(finite, each))(tasks, keys))
@@ -249,38 +264,7 @@ def _diagnosis(stage: Stage, state: OuterState, step: int, tasks: Task, bad: int
     )
 
 
-class _Clock:
-    """Times a step, and how much of it was spent waiting for data."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._waited = 0.0
-
-    def wait_for(self, result: Callable[[], Any]) -> Any:
-        before = time.perf_counter()
-        value = result()
-        self._waited += time.perf_counter() - before
-        return value
-
-    def lap(self) -> dict[str, float]:
-        """Seconds since the last lap, and the share of them (0..1) spent waiting for data."""
-        now = time.perf_counter()
-        seconds, waited = now - self._start, self._waited
-        self._start, self._waited = now, 0.0
-        return {"seconds": round(seconds, 6), "data_wait": round(waited / seconds, 6)}
-
-
-def _peak_memory() -> dict[str, int]:
-    """The most bytes this process has held and, if it has accelerators, the fullest of them."""
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # In kilobytes, except on macOS.
-    memory = {"peak_memory_bytes": resident if sys.platform == "darwin" else 1024 * resident}
-    devices = [device.memory_stats() or {} for device in jax.local_devices()]
-    peak = max(stats.get("peak_bytes_in_use", 0) for stats in devices)
-    return memory | ({"peak_device_memory_bytes": peak} if peak else {})
-
-
-def _prefetched(make_tasks: MakeTasks, steps: range, clock: _Clock) -> Iterator[tuple[int, Task]]:
+def _prefetched(make_tasks: MakeTasks, steps: range, clock: Clock) -> Iterator[tuple[int, Task]]:
     """Each step with its tasks; the next ones are made while this one runs."""
     with ThreadPoolExecutor(1, thread_name_prefix="data") as pool:
         coming = [pool.submit(make_tasks, step) for step in steps[:1]]
@@ -289,19 +273,3 @@ def _prefetched(make_tasks: MakeTasks, steps: range, clock: _Clock) -> Iterator[
             if step + 1 in steps:
                 coming.append(pool.submit(make_tasks, step + 1))
             yield step, tasks
-
-
-def _row(step: int, metrics: Metrics) -> dict[str, Any]:
-    """Metrics as JSON: scalars by name, the support losses as a list."""
-    host = jax.device_get(metrics)
-    row: dict[str, Any] = {"step": step, "loss": _number(host.query_loss)}
-    row |= {name: _number(value) for name, value in host.query_aux.items() if np.ndim(value) == 0}
-    if host.support_loss.size:
-        row["support_loss"] = [_number(value) for value in host.support_loss]
-    row["grad_norm"] = _number(host.grad_norm)
-    return row | {"skipped": True} if host.skipped else row
-
-
-def _number(value: Any) -> float | None:
-    """As JSON, which has no NaN."""
-    return float(value) if np.isfinite(value) else None

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.algorithms import ALGORITHMS
 from metajax.config.groups import ModelSettings
 from metajax.errors import InputError
 from metajax.models import (
@@ -39,11 +40,13 @@ class Source(NamedTuple):
         params: its parameters.
         record: what a run that starts from them keeps as its `parent`: for Hugging Face weights
             their address and hash, for a workdir its path, step and record.
+        learned: what else meta-training has trained, such as the rates of the inner steps.
     """
 
     model: Transformer
     params: Params
     record: dict[str, Any]
+    learned: dict[str, Any] | None = None
 
 
 def open_source(spec: str, settings: ModelSettings | None = None, **head: Any) -> Source:
@@ -74,12 +77,24 @@ def open_source(spec: str, settings: ModelSettings | None = None, **head: Any) -
     check_record(saved.record, path / "checkpoints" / str(saved.step))
     if not (path / "results.json").is_file():
         _log.warning("%s: has not ended; the checkpoint of its step %d is used", path, saved.step)
-    model, params = _rebuild(path / "model", record["model"]).replace(**runtime), saved.params
-    _check_finite(params, f"{path}: the checkpoint of step {saved.step}")
+    _check_finite(saved.params, f"{path}: the checkpoint of step {saved.step}")
+    model = _rebuild(path / "model", record["model"]).replace(**runtime)
+    params, learned = _initialisation(saved.params, saved.record)
     if head:
         model, params = with_head(model, params, rng=rng, **head)
     parent = {"path": address(path), "step": saved.step, "record": saved.record}
-    return Source(model, params, parent)
+    return Source(model, params, parent, learned)
+
+
+def _initialisation(
+    meta_params: Params, record: dict[str, Any]
+) -> tuple[Params, dict[str, Any] | None]:
+    """The network's parameters in what a run has trained, and the rest of it."""
+    algorithm = record["settings"].get("algorithm") if record["stage"] == "metatrain" else None
+    key = ALGORITHMS[algorithm].initialisation if algorithm is not None else None
+    if key is None:
+        return meta_params, None
+    return meta_params[key], {name: leaf for name, leaf in meta_params.items() if name != key}
 
 
 def _check_finite(params: Params, where: str) -> None:
@@ -167,7 +182,7 @@ def _tuples(value: Any) -> Any:
 
 def describe(model: Transformer) -> dict[str, Any]:
     """What a run's record says of its network besides the config: enough to build it again."""
-    names = ("head", "pooling", "feature_norm", "num_labels", "label_names")
+    names = ("head", "pooling", "feature_norm", "num_labels", "label_names", "projection")
     return {name: getattr(model, name) for name in names}
 
 

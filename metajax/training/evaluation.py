@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from metajax.algorithms.prototypes import prototype_head
 from metajax.training.outer import map_tasks, num_tasks, task_keys
 from metajax.types import Key, MetaAlgorithm, MetaInfo, PyTree, Task
 
@@ -135,8 +136,8 @@ def nearest_prototype(features: np.ndarray, labels: np.ndarray, query: np.ndarra
     Returns:
         [Q] labels. Euclidean distance; on features of unit length.
     """
-    prototypes = np.stack([features[labels == c].mean(0) for c in range(labels.max() + 1)])
-    return np.argmax(query @ prototypes.T - np.sum(prototypes**2, 1) / 2, 1)
+    head = prototype_head(features, {"labels": labels}, labels.max() + 1)
+    return np.argmax(query @ head["kernel"] + head["bias"], 1)
 
 
 def nearest_neighbour(features: np.ndarray, labels: np.ndarray, query: np.ndarray) -> np.ndarray:

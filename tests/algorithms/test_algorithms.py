@@ -125,7 +125,7 @@ ADAM = optax.adam(0.05, eps_root=1e-8)
 ANNEALED = {"step": 3, "multi_step": 9, "first_order_until": 2}
 TABLE = {
     "maml": Row(metajax.maml(LOSS, SGD, 3)),
-    "first-order maml": Row(metajax.maml(LOSS, SGD, 3, first_order=True), exact=False),
+    "fomaml": Row(metajax.maml(LOSS, SGD, 3, first_order=True), exact=False),
     "low-memory maml": Row(metajax.maml(LOSS, SGD, 4, low_memory=True), num_steps=4),
     "maml with adam": Row(metajax.maml(LOSS, ADAM, 3), optimizer=ADAM),
     "anil": Row(metajax.anil(LOSS, SGD, 3, head=head), trainable=head),

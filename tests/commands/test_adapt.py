@@ -9,8 +9,9 @@ import scipy.special
 import tiny
 
 from metajax import data
-from metajax.commands import adapt as adapting
+from metajax.commands import adapt
 from metajax.config.settings import AdaptSettings
+from metajax.runs import choice
 from metajax.runs.descent import Descent
 from metajax.runs.few_shot import FewShot
 from metajax.runs.source import Source, open_classifier, open_source
@@ -34,8 +35,8 @@ def test_adapt_finds_the_largest_rate_at_which_no_step_raises_the_loss(
 
     def adapted(name, *rates):
         where = {"model": material.bert, "tasks": (material.new,), "workdir": tmp_path / name}
-        monkeypatch.setattr(adapting, "_RATES", rates)
-        return adapting.adapt(AdaptSettings(**where, remat=True))  # Compiles faster.
+        monkeypatch.setattr(choice, "_RATES", rates)
+        return adapt.adapt(AdaptSettings(**where, remat=True))  # Compiles faster.
 
     # The first step raises it and the last does not; the second; the last, though it ends lower.
     found = adapted("looked for", 0.07, 0.016, 0.006, STABLE_RATE, 0.001)
@@ -147,7 +148,7 @@ def test_a_rate_that_is_given_is_taken(material, tmp_path, monkeypatch):
     where = {"model": material.bert, "tasks": (material.new,)}
     for steps in (0, 1):
         given = {"workdir": tmp_path / f"{steps}", "inner_lr": 0.5, "inner_steps": steps}
-        found = adapting.adapt(AdaptSettings(**where, **given))
+        found = adapt.adapt(AdaptSettings(**where, **given))
         assert (found["inner_lr"], len(found["loss"])) == (0.5, steps)
 
 
@@ -159,7 +160,7 @@ def test_the_prototypes_are_kept_where_the_steps_do_not_win(
     left_out(monkeypatch, prototypes=4, steps=4)
     where = {"model": material.bert, "tasks": (material.new,)}
     kept = AdaptSettings(**where, workdir=tmp_path / "kept")
-    found = adapting.adapt(kept)
+    found = adapt.adapt(kept)
     assert (found["inner_lr"], found["loss"]) == (None, [])
     assert (found["left_out"]["prototypes"], found["left_out"]["steps"]) == (4 / 6, 4 / 6)
     rate = found["left_out"]["inner_lr"]
@@ -169,24 +170,24 @@ def test_the_prototypes_are_kept_where_the_steps_do_not_win(
         "steps)"
     ) in caplog.text
     stepless = AdaptSettings(**where, workdir=tmp_path / "stepless", inner_steps=0)
-    assert found["loss_after"] == adapting.adapt(stepless)["loss_after"]
+    assert found["loss_after"] == adapt.adapt(stepless)["loss_after"]
     saved, wanted = (
         checkpoint.load(tmp_path / name / "checkpoints") for name in ("kept", "stepless")
     )
     assert saved.step == 0
     tiny.assert_same_bits(saved.params, wanted.params)
     left_out(monkeypatch, prototypes=0, steps=6)
-    assert adapting.adapt(kept) == found
+    assert adapt.adapt(kept) == found
 
 
 def test_the_steps_are_taken_where_no_example_can_be_left_out(material, tmp_path, monkeypatch):
     """With one example of each class, and where the head does not start from prototypes."""
-    monkeypatch.setattr(adapting, "_RATES", (STABLE_RATE,))
+    monkeypatch.setattr(choice, "_RATES", (STABLE_RATE,))
     rows = [("w1 w2", "a"), ("w3 w4", "b"), ("w5 w6", "c")]
     one_each = tiny.write_rows(tmp_path / "tasks.csv", rows)
     where = {"model": material.bert, "tasks": (one_each,), "workdir": tmp_path / "one each"}
     for changes in ({}, {"tasks": (material.new,), "workdir": tmp_path / "zero", "head": "zero"}):
-        found = adapting.adapt(AdaptSettings(**where | changes))
+        found = adapt.adapt(AdaptSettings(**where | changes))
         assert (found["inner_lr"], len(found["loss"])) == (STABLE_RATE, 3)
         assert "left_out" not in found
 
@@ -194,9 +195,7 @@ def test_the_steps_are_taken_where_no_example_can_be_left_out(material, tmp_path
 def test_meta_trained_weights_try_their_own_rate_first_and_adapters_larger_ones():
     def rates(stage, **inner):
         source = Source(None, None, {"record": {"stage": stage}})
-        return adapting._rates(
-            FewShot(None, None, {"inner_lr": 0.05, "lora": None} | inner, source)
-        )
+        return choice._rates(FewShot(None, None, {"inner_lr": 0.05, "lora": None} | inner, source))
 
     assert rates("pretrain") == (0.3, 0.1, 0.03, 0.01, 0.003)
     assert rates("pretrain", lora=8) == (3, 1, 0.3, 0.1, 0.03, 0.01, 0.003)
@@ -211,8 +210,8 @@ def test_a_model_that_was_meta_trained_without_steps_says_so(material, tmp_path)
     command = ["adapt", "--model", meta_trained, "--tasks", material.new, "--workdir"]
     done = tiny.run(*command, tmp_path / "run")
     assert (
-        f"{meta_trained}: was meta-trained with --inner-steps 0, so that no steps are taken; to "
-        "take them give --inner-steps 3 and a new --workdir"
+        f"{meta_trained}: was meta-trained without inner steps, so adapt takes none; to take them, "
+        "give --inner-steps 3 and a new --workdir"
     ) in done.err
     assert json.loads(done.out.split("written to")[0])["loss"] == []
     for steps in (0, 1):  # As they are told to.

@@ -95,7 +95,9 @@ def test_how_many_texts_come_again_is_logged(tasks, caplog, keep):
     (record,) = caplog.records
     assert record.levelno == logging.WARNING  # Held back, if the input is then refused.
     assert record.message.startswith(f"{tasks}: 20 of 32 examples have the text of another; ")
-    assert ("in both support and query set" if keep else "(unless you pass --keep-duplicates)") in record.message
+    assert (
+        "in both support and query set" if keep else "(unless you pass --keep-duplicates)"
+    ) in record.message
 
 
 def test_texts_of_several_labels_are_logged(tmp_path, caplog):

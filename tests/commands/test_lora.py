@@ -32,7 +32,7 @@ def test_choices_that_exclude_each_other(material, tmp_path):
     with pytest.raises(InputError, match=r"--layers 1: with --lora .* give one of the two"):
         opened(material, layers=1)
     done = tiny.run(*metatrain_command(material, tmp_path / "x", lora=2, algorithm="anil"))
-    assert (done.status, "--lora 2: anil has no choice of what adapts" in done.err) == (2, True)
+    assert (done.status, "--lora 2: anil does not take it; remove it" in done.err) == (2, True)
 
 
 @pytest.mark.slow

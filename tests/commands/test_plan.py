@@ -283,7 +283,7 @@ def test_amounts_of_memory(text, size):
 def test_layers_that_are_not_there(material):
     with pytest.raises(InputError, match="--layers 2: the model has 2 blocks"):
         plan.plan(PlanSettings(model=str(material.bert), layers=2, **SMALL))
-    with pytest.raises(InputError, match="--layers 1: reptile has no choice of what adapts"):
+    with pytest.raises(InputError, match="--layers 1: reptile does not take it; remove it"):
         plan.plan(
             PlanSettings(model=str(material.bert), layers=1, **SMALL | {"algorithm": "reptile"})
         )

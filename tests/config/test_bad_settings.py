@@ -88,7 +88,7 @@ def test_nothing_else_is_wrong_with_them():
         ),
         (
             f"{REQUIRED['metatrain']} --algorithm fomaml --low-memory",
-            "^--low-memory: is for --algorithm maml alone",
+            "^--low-memory: fomaml does not take it; remove it, or use --algorithm maml or",
         ),
         (
             f"{REQUIRED['pretrain']} --process-id 1",
@@ -101,10 +101,10 @@ def test_options(arguments, message):
         parse(arguments.split(" ") if arguments else [])
 
 
-def test_memory_is_spared_for_maml_alone():
+def test_memory_is_spared_where_the_gradient_passes_through_the_steps():
     known = {"model": "m", "tasks": ("t",), "workdir": "w", "low_memory": True}
     assert MetatrainSettings(**known).low_memory
-    with pytest.raises(InputError, match="--low-memory: is for --algorithm maml alone, reptile"):
+    with pytest.raises(InputError, match=r"^--low-memory: reptile does not take it"):
         MetatrainSettings(**known, algorithm="reptile")
 
 

@@ -81,7 +81,13 @@ TRAINING = MODEL | DEVICES
 TRAINING |= {"learning_rate": 5e-5, "warmup": 0.1, "weight_decay": 0.01, "clip_norm": 1.0}
 TRAINING |= {"save_every": 100, "keep": 2, "keep_every": None, "max_skipped": 10}
 TRAINING |= {"track": (), "profile": False}
-ALGORITHM = {"algorithm": "maml", "low_memory": False, "meta_batch_size": 4, "chunk_size": None}
+ALGORITHM = {
+    "rates_learning_rate": None,
+    "algorithm": "maml",
+    "low_memory": False,
+    "meta_batch_size": 4,
+    "chunk_size": None,
+}
 # What a user who leaves a setting out has in common with the next one, whatever the version.
 DEFAULTS = {
     "pretrain": TRAINING

@@ -10,9 +10,9 @@ from flax import nnx
 
 from metajax.models import Transformer, bert
 from metajax.models.bert import Block
+from metajax.models.contracts import TransformerChanges
 from metajax.models.heads import mean_pool, mean_pool_packed, rescale
 from metajax.models.layers import ACTIVATION, LayerNorm, dropout, keep_mask
-from metajax.models.model import TransformerChanges
 from tests.models.helpers import TINY, make_batch, make_params
 
 MODEL = Transformer(TINY)

@@ -17,7 +17,7 @@ from metajax.algorithms.supervised import supervised
 from metajax.config.settings import MetatrainSettings, PretrainSettings
 from metajax.errors import InputError, StoppedError
 from metajax.models import Transformer
-from metajax.runs import loop
+from metajax.runs import loop, measurements
 from metajax.runs.record import make_record
 from metajax.runs.workdir import locked, open_run
 from metajax.types import MetaAlgorithm, Task
@@ -299,8 +299,8 @@ def test_memory_is_saved_where_it_is_asked_for():
 
 def test_a_step_is_timed_with_its_share_of_waiting(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
-    clock = loop._Clock()
+    monkeypatch.setattr(measurements.time, "perf_counter", lambda: now[0])
+    clock = measurements.Clock()
 
     def pass_time(seconds):
         now[0] += seconds

@@ -92,7 +92,7 @@ def test_the_settings_reach_the_network_and_the_seed_its_new_head(run, bert):
     for path, weights in ((run.path, run.params[1]), (bert, metajax.from_pretrained(str(bert))[1])):
         for seed in (0, 3):
             settings = ModelSettings(model=path, seed=seed, dtype="bfloat16", remat=seed == 3)
-            model, params, _ = open_source(str(path), settings, **head)
+            model, params, *_ = open_source(str(path), settings, **head)
             assert (model.dtype, model.remat) == (jnp.bfloat16, seed == 3)
             assert {name: getattr(model, name) for name in head} == head
             new.append(params.pop("classifier"))

@@ -87,3 +87,19 @@ def test_only_kernels_that_the_loss_sees_decay(x64):
     everywhere = adamw(0.1, weight_decay=0.5, clip_norm=1.0)
     updates, _ = everywhere.update(still, everywhere.init(params), params)
     np.testing.assert_allclose(updates["pooler"]["kernel"], -0.05 * kernel, rtol=1e-12)
+
+
+def test_learned_rates_have_a_learning_rate_of_their_own_and_do_not_decay():
+    params = jax.tree.map(np.float32, {"params": PARAMS, "rates": PARAMS})
+    grads = jax.tree.map(np.ones_like, params)
+
+    def updates(**changes):
+        optimizer = adamw(0.01, weight_decay=0.5, clip_norm=100.0, **changes)
+        return optimizer.update(grads, optimizer.init(params), params)[0]
+
+    found = updates(rates_factor=20.0)
+    # Adam's first step is its rate.
+    moved = jax.tree.map(lambda leaf: np.full_like(leaf, -20 * 0.01), PARAMS)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found["rates"], moved)
+    for ours, theirs in zip(jax.tree.leaves(found["params"]), jax.tree.leaves(updates()["params"])):
+        np.testing.assert_array_equal(ours, theirs)

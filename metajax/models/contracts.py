@@ -1,0 +1,57 @@
+"""What a network takes and gives, and the choices that its settings have."""
+
+from typing import Any, Literal, NamedTuple, TypedDict
+
+import jax
+
+from metajax.models.config import TransformerConfig
+
+Params = dict[str, Any]
+Batch = dict[str, jax.Array]
+Head = Literal["encoder", "masked_lm", "classification"]
+Pooling = Literal["pooler", "mean", "cls"]
+ProblemType = Literal["multi_label_classification", "regression"]
+
+HEAD_KEY = {"encoder": None, "masked_lm": "masked_lm", "classification": "classifier"}
+
+
+class Outputs(NamedTuple):
+    """What a model gives.
+
+    Attributes:
+        last_hidden_state: `[B, L, H]`; of a packed batch `[R, L, H]`.
+        pooled: `[B, H]`, by the model's pooling.
+        logits: classification `[B, C]`; masked LM `[B, M, V]` at the batch's positions, or
+            `[B, L, V]`; None without a head. At least float32.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from metajax.models import Transformer, TransformerConfig
+        >>> config = TransformerConfig(9, hidden_size=12, num_hidden_layers=1)
+        >>> model = Transformer(config, head="masked_lm")
+        >>> ids = jnp.ones((2, 5), int)
+        >>> batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
+        >>> outputs = model(model.init(jax.random.key(0)), batch)
+        >>> outputs.last_hidden_state.shape, outputs.pooled.shape, outputs.logits.shape
+        ((2, 5, 12), (2, 12), (2, 5, 9))
+    """
+
+    last_hidden_state: jax.Array
+    pooled: jax.Array
+    logits: jax.Array | None
+
+
+class TransformerChanges(TypedDict, total=False):
+    """The attributes of a `Transformer`, for `replace`."""
+
+    config: TransformerConfig
+    head: Head
+    pooling: Pooling
+    feature_norm: float | None
+    num_labels: tuple[int, ...]
+    label_names: tuple[tuple[str, ...] | None, ...] | None
+    projection: int | None
+    problem_type: ProblemType | None
+    remat: bool
+    dtype: Any
+    source: str | None

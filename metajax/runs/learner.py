@@ -1,0 +1,202 @@
+"""The registry's algorithms, made for a network and the settings of its inner loop."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from metajax.algorithms import ALGORITHMS, lora
+from metajax.algorithms.imaml import imaml
+from metajax.algorithms.maml import maml
+from metajax.algorithms.meta_sgd import maml_plus_plus, meta_sgd
+from metajax.algorithms.prototypes import leopard
+from metajax.algorithms.reptile import reptile
+from metajax.models import (
+    Transformer,
+    classification_loss,
+    compose,
+    mentioned_rows,
+    prototype_init,
+    separate_layers,
+    upper_layers,
+    zero_init,
+)
+from metajax.runs.source import without_dropout
+from metajax.types import (
+    InitFn,
+    Key,
+    LossFn,
+    MetaAlgorithm,
+    Params,
+    Reparametrize,
+    Reparametrized,
+    Task,
+)
+
+UNROLLED = 5  # More inner steps than this take too long to compile one by one.
+# MAML++ weights the losses after all inner steps for this share of the outer steps (Antoniou et
+# al. 2019, section 4; 15 of 150 epochs in their code). First order at the beginning is left out:
+# with learned rates it can diverge.
+_MULTI_STEP = 0.1
+
+
+class Learner(NamedTuple):
+    """What learns a task, and which parameters the inner loop updates (None: all)."""
+
+    loss_fn: LossFn
+    optimizer: optax.GradientTransformation
+    trainable: Callable[[str], bool] | None
+    shared: "Shared"
+
+
+class Shared(NamedTuple):
+    """What every algorithm takes; see `metajax.maml`."""
+
+    unroll: bool
+    reparametrize: Reparametrize
+    init_fn: InitFn | None
+
+
+def make_learner(model: Transformer, inner: dict[str, Any]) -> Learner:
+    """Returns what the inner loop is made of.
+
+    Args:
+        model: with one head of C classes.
+        inner: the settings of the inner loop, resolved; see `FewShot.inner`.
+    """
+    loss_fn = without_dropout(classification_loss(model))
+    prototypes = prototype_init(model)
+    # Without dropout, as the loss.
+    starts = {
+        "prototypes": lambda params, support, rng: prototypes(params, support, None),
+        "zero": zero_init(model),
+    }
+    init_fn: Any = starts.get(inner["head"])
+    trainable = None
+    # A loop keeps memory down, and compilation short.
+    slim = inner.get("low_memory", False) or model.remat
+    fast = jax.default_backend() == "cpu" and not slim
+    reparametrize = mentioned_rows(model)
+    if inner["layers"] is not None:
+        reparametrize = upper_layers(model, inner["layers"])
+    if inner["algorithm"] == "anil":
+        reparametrize, trainable = upper_layers(model, 0), _in_head
+    if inner["lora"] is not None:
+        # The blocks stay stacked, or the adapters' first factors would be others.
+        reparametrize = compose(reparametrize, with_adapters(inner["lora"]))
+        loss_fn, trainable = lora.loss(loss_fn), _in_adapters
+        init_fn = init_fn and lora.init_fn(init_fn)
+    elif fast:
+        reparametrize = compose(separate_layers(), reparametrize)
+    unroll = fast and inner["inner_steps"] <= UNROLLED
+    optimizer = optax.sgd(inner["inner_lr"])
+    return Learner(loss_fn, optimizer, trainable, Shared(unroll, reparametrize, init_fn))
+
+
+def make_algorithm(
+    model: Transformer, inner: dict[str, Any], rng: Key, **annealing: Any
+) -> MetaAlgorithm:
+    """Makes the algorithm that `inner["algorithm"]` names in the registry.
+
+    Args:
+        model: with one head of C classes.
+        inner: the settings of the inner loop, resolved, and `low_memory`.
+        rng: of the weights that LEOPARD adds.
+        **annealing: MAML++'s `step` and `multi_step`.
+    """
+    loss_fn, optimizer, trainable, shared = make_learner(model, inner)
+    steps, low_memory = inner["inner_steps"], inner.get("low_memory", False)
+    match ALGORITHMS[inner["algorithm"]].constructor:
+        case "reptile":
+            return reptile(loss_fn, optimizer, steps, **shared._asdict())
+        case "imaml":
+            return imaml(loss_fn, optimizer, steps, trainable=trainable, **shared._asdict())
+        case "meta_sgd":
+            return meta_sgd(
+                loss_fn, inner["inner_lr"], steps, low_memory=low_memory, **shared._asdict()
+            )
+        case "maml_plus_plus":
+            return maml_plus_plus(
+                loss_fn,
+                inner["inner_lr"],
+                steps,
+                stacked=lambda path: path.startswith("layers/"),
+                low_memory=low_memory,
+                unroll=shared.unroll,
+                init_fn=shared.init_fn,
+                **annealing,
+            )
+        case "leopard":
+            return leopard(
+                lambda params, batch, rng: model.features(params, batch),
+                model.config.hidden_size,
+                model.num_labels[0],
+                optimizer,
+                steps,
+                width=model.config.hidden_size,
+                rng=rng,
+                low_memory=low_memory,
+                unroll=shared.unroll,
+                reparametrize=shared.reparametrize,
+            )
+    # ANIL, Proto-MAML and prototypical networks are MAML with other settings: of what adapts, of
+    # the head's start, and of the number of steps.
+    return maml(
+        loss_fn,
+        optimizer,
+        steps,
+        first_order=inner["algorithm"] == "fomaml",
+        low_memory=low_memory,
+        trainable=trainable,
+        **shared._asdict(),
+    )
+
+
+def make_schedule(
+    model: Transformer, inner: dict[str, Any], rng: Key, num_outer_steps: int
+) -> MetaAlgorithm | Callable[[jax.Array], MetaAlgorithm]:
+    """Makes what the outer loop trains: the algorithm, or MAML++'s of each outer step."""
+    multi_step = round(_MULTI_STEP * num_outer_steps)
+    if inner["algorithm"] != "maml++" or not multi_step:
+        return make_algorithm(model, inner, rng)
+    return lambda step: make_algorithm(model, inner, rng, step=step, multi_step=multi_step)
+
+
+def adapted_model(model: Transformer, inner: dict[str, Any]) -> Transformer:
+    """The network of the parameters that `as_classifier` gives."""
+    generated = inner["algorithm"] == "leopard"
+    return model.replace(projection=model.config.hidden_size) if generated else model
+
+
+def as_classifier(adapted: Params) -> Params:
+    """What an algorithm's `adapt` gives, as the parameters of a network that labels text."""
+    if "encoder" not in adapted:
+        return adapted
+    head = {name: leaf[None] for name, leaf in adapted["head"].items()}
+    return {**adapted["encoder"], "projection": adapted["projection"], "classifier": head}
+
+
+def with_adapters(rank: int) -> Reparametrize:
+    """The task in terms of low-rank adapters on the attention's kernels, merged in at its end.
+
+    Their first factors are the same for every task and run: they are not trained, so that nothing
+    but the plain parameters has to be kept.
+    """
+
+    def reparametrize(params: Params, task: Task) -> Reparametrized:
+        rng = jax.random.key(0)
+        adapted = lora.init(
+            params, rank=rank, target=lambda path: path.endswith("qkv/kernel"), rng=rng
+        )
+        return adapted, task, lora.merge
+
+    return reparametrize
+
+
+def _in_head(path: str) -> bool:
+    return path.startswith("classifier")
+
+
+def _in_adapters(path: str) -> bool:
+    return lora.is_adapter(path) or path.startswith("base/classifier")

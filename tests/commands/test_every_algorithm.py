@@ -1,0 +1,124 @@
+"""Every algorithm of the registry on the command line: trained, evaluated, adapted and used."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from metajax import data
+from metajax.algorithms import ALGORITHMS
+from metajax.config.groups import InnerSettings, ModelSettings
+from metajax.errors import InputError
+from metajax.runs.few_shot import open_few_shot
+from metajax.runs.learner import as_classifier
+from metajax.runs.source import open_source
+from metajax.runs.task_data import tokenized
+from tests import tiny
+from tests.stage_commands import metatrain_command
+
+QUICK = ("meta-sgd", "leopard")
+
+
+def command_of(material, workdir, name):
+    steps = {"inner_steps": 2} if "inner_steps" in ALGORITHMS[name].settings else {}
+    own = {"algorithm": name, "steps": 12, "save_every": 12, "rates_learning_rate": 0.01}
+    if not ALGORITHMS[name].learned_rates:
+        del own["rates_learning_rate"]
+    command = metatrain_command(material, workdir, **own | {"inner_steps": 0} | steps)
+    if not steps:
+        at = command.index("--inner-steps")
+        del command[at : at + 2]
+    return command
+
+
+def opened(workdir, **inner):
+    settings = ModelSettings(model=str(workdir))
+    return open_few_shot(settings.model, settings, InnerSettings(**inner), 3)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in ALGORITHMS]
+)
+def test_it_is_trained_evaluated_adapted_and_used(material, tmp_path, name):
+    meta, new = tmp_path / "meta", tmp_path / "new"
+    tiny.succeed(*command_of(material, meta, name))
+    norms = [row["grad_norm"] for row in tiny.rows_of(meta) if "grad_norm" in row]
+    assert len(norms) == 12
+    assert np.isfinite(norms).all()
+    tiny.succeed(
+        *("evaluate", "--model", meta, "--tasks", material.intents, "--ways", 3, "--episodes", 2),
+        *("--methods", "checkpoint", "same-steps", "--output", tmp_path / "rows.json"),
+    )
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    steps = 2 if "inner_steps" in ALGORITHMS[name].settings else 0
+    assert [row["inner_steps"] for row in rows] == [steps, steps]
+
+    tiny.succeed("adapt", "--model", meta, "--tasks", material.new, "--workdir", new)
+    assert np.isfinite(json.loads((new / "results.json").read_text())["loss_after"])
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(f"{text}\n" for text, _ in tiny.examples(3, 2, seed=7, first=8)))
+    guesses = tiny.succeed("predict", "--model", new, "--input", texts)
+    tiny.succeed("export", "--model", new, "--output", tmp_path / "exported")
+    again = tiny.succeed("predict", "--model", tmp_path / "exported", "--input", texts)
+    assert again == guesses
+    if ALGORITHMS[name].own_steps:
+        check_what_was_learned(opened(meta), material, new)
+
+
+def check_what_was_learned(few_shot, material, new):
+    """That it differs from what training began with, and that `adapt` has used it."""
+    algorithm, key = few_shot.algorithm(), few_shot.entry.initialisation
+    if key is not None:
+        begun = algorithm.init(few_shot.params)
+        for name, leaf in few_shot.learned.items():
+            moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), leaf, begun[name])
+            assert max(jax.tree.leaves(moved)) > 1e-4, name
+    (examples,) = tokenized(data.load_tasks([str(material.new)]), few_shot.model, 32)
+    adapted, _ = algorithm.adapt(few_shot.meta_params, tiny.batch_of(examples), None)
+    saved = open_source(str(new)).params
+    close = lambda one, other: np.testing.assert_allclose(one, other, atol=2e-5)  # noqa: E731
+    jax.tree.map(close, saved, as_classifier(adapted))
+
+
+def test_what_an_algorithm_does_not_take_is_refused(material, tmp_path):
+    for more, line in {
+        "--algorithm protonet --inner-steps 2": "--inner-steps 2: protonet does not take it; "
+        "remove it, or use --algorithm maml or fomaml or proto-maml",
+        "--algorithm anil --lora 2": "--lora 2: anil does not take it",
+        "--algorithm fomaml --low-memory": "--low-memory: fomaml does not take it",
+        "--algorithm proto-maml --head zero": "--head zero: proto-maml does not take it",
+        "--algorithm meta-sgd --head checkpoint": "--head checkpoint: for meta-sgd choose",
+        "--algorithm maml++ --inner-steps 0": "--inner-steps 0: maml++ needs at least 1",
+        "--rates-learning-rate 1": "--rates-learning-rate 1.0: maml does not take it; remove it, "
+        "or use --algorithm meta-sgd or maml++",
+    }.items():
+        done = tiny.run(
+            *("metatrain", "--model", material.bert, "--tasks", material.intents, "--workdir"),
+            *(tmp_path / "run", *more.split()),
+        )
+        assert done.status == 2
+        assert line in done.err
+
+
+def test_learned_rates_are_those_of_the_steps_that_were_trained(material, tmp_path):
+    meta = tmp_path / "meta"
+    tiny.succeed(*command_of(material, meta, "maml++"))
+    assert opened(meta, inner_steps=1).inner["inner_steps"] == 1
+    with pytest.raises(InputError, match=r"--inner-steps 3: maml\+\+ has learned the rates of 2"):
+        opened(meta, inner_steps=3)
+    with pytest.raises(InputError, match=r"--inner-lr 0.5: the rates of maml\+\+ are learned"):
+        opened(meta, inner_lr=0.5)
+    done = tiny.run(
+        *("evaluate", "--model", meta, "--tasks", material.intents, "--ways", 3, "--curve", 2)
+    )
+    assert done.status == 2
+    assert "--curve: maml++ takes no plain SGD steps" in done.err
+
+
+def test_a_prototypical_network_takes_steps_where_it_is_told_to(material, tmp_path):
+    meta = tmp_path / "meta"
+    tiny.succeed(*command_of(material, meta, "protonet"))
+    assert opened(meta).inner["algorithm"] == "protonet"
+    stepping = opened(meta, inner_steps=2).inner
+    assert (stepping["algorithm"], stepping["inner_steps"]) == ("proto-maml", 2)

@@ -1,0 +1,110 @@
+"""An algorithm for each outer step, and the network that an adapted one becomes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metajax
+from metajax.algorithms import ALGORITHMS
+from metajax.models import Transformer, classification_loss, prototype_init
+from metajax.runs.learner import adapted_model, as_classifier, make_algorithm, make_schedule
+from tests import tiny
+
+MODEL = Transformer(
+    tiny.CONFIG, head="classification", num_labels=(3,), pooling="mean", feature_norm=2.0
+)
+INNER = {"inner_steps": 2, "inner_lr": 0.1, "head": "prototypes", "layers": None, "lora": None}
+KEY = jax.random.key(3)
+
+
+def batch(seed, count=6):
+    ids = jax.random.randint(jax.random.key(seed), (count, 5), 1, 20)
+    own = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
+    return own | {"labels": jnp.arange(count) % 3}
+
+
+@pytest.fixture(scope="module")
+def params():
+    whole = MODEL.init(jax.random.key(0))
+    return {name: leaf for name, leaf in whole.items() if name != "classifier"}
+
+
+def test_maml_plus_plus_weights_the_losses_of_all_steps_for_a_tenth_of_the_run(params):
+    inner, task = INNER | {"algorithm": "maml++"}, metajax.Task(batch(1), batch(2))
+    schedule = make_schedule(MODEL, inner, KEY, 40)
+    loss_fn, begin = classification_loss(MODEL), prototype_init(MODEL)
+
+    def expected(step):
+        return metajax.maml_plus_plus(
+            lambda params, batch, rng: loss_fn(params, batch, None),
+            0.1,
+            2,
+            step=step,
+            multi_step=4,
+            stacked=lambda path: path.startswith("layers/"),
+            init_fn=lambda params, support, rng: begin(params, support, None),
+        )
+
+    meta_params = expected(0).init(params)
+    grads = {}
+    for step in (0, 3, 4):
+        run = jax.jit(lambda m, t, s=step: schedule(jnp.int32(s)).meta_grad(m, t, None)[0])
+        own = jax.jit(lambda m, t, s=step: expected(jnp.int32(s)).meta_grad(m, t, None)[0])
+        grads[step] = run(meta_params, task)["rates"]["layers"]["qkv"]["kernel"]
+        assert grads[step].shape == (2, MODEL.config.num_hidden_layers)
+        theirs = own(meta_params, task)["rates"]["layers"]["qkv"]["kernel"]
+        np.testing.assert_allclose(grads[step], theirs, atol=1e-6)
+    assert np.abs(grads[0] - grads[3]).max() > 1e-5
+    assert np.abs(grads[3] - grads[4]).max() > 1e-5
+
+
+def test_other_algorithms_are_the_same_at_every_outer_step():
+    for name in ALGORITHMS:
+        if name != "maml++":
+            found = make_schedule(MODEL, INNER | {"algorithm": name}, KEY, 40)
+            assert isinstance(found, metajax.MetaAlgorithm)
+
+
+def test_a_generated_head_becomes_a_classifier(params):
+    """The network's logits are those of LEOPARD's own loss."""
+    inner = INNER | {"algorithm": "leopard", "head": None}
+    algorithm = make_algorithm(MODEL, inner, KEY)
+    support, query = batch(1), batch(2)
+    meta_params = algorithm.init(params)
+    adapted, _ = jax.jit(algorithm.adapt)(meta_params, support, None)
+    _, info = jax.jit(algorithm.meta_grad)(meta_params, metajax.Task(support, query), None)
+    model = adapted_model(MODEL, inner)
+    loss, aux = classification_loss(model)(as_classifier(adapted), query, None)
+    assert model.projection == MODEL.config.hidden_size
+    np.testing.assert_allclose(loss, info.query_loss, rtol=1e-5)
+    np.testing.assert_allclose(aux["accuracy"], info.query_aux["accuracy"])
+    other = make_algorithm(MODEL, inner, jax.random.key(4)).init(params)
+    same = make_algorithm(MODEL, inner, KEY).init(params)
+    kernel = lambda meta: np.asarray(meta["generator"]["first"]["kernel"])  # noqa: E731
+    np.testing.assert_array_equal(kernel(meta_params), kernel(same))
+    assert np.abs(kernel(meta_params) - kernel(other)).max() > 0
+
+
+def test_each_name_is_its_constructor(params):
+    """Not the algorithm of another row: their meta-gradients on one task differ pairwise."""
+    task, found = metajax.Task(batch(1), batch(2)), {}
+    for name in ("maml", "fomaml", "anil", "reptile", "imaml", "protonet"):
+        steps = 0 if name == "protonet" else 2
+        algorithm = make_algorithm(MODEL, INNER | {"algorithm": name, "inner_steps": steps}, KEY)
+        grads = jax.jit(algorithm.meta_grad)(params, task, None)[0]
+        found[name] = np.asarray(grads["layers"]["qkv"]["kernel"])
+    loss_fn, begin = classification_loss(MODEL), prototype_init(MODEL)
+    implicit = metajax.imaml(
+        lambda params, batch, rng: loss_fn(params, batch, None),
+        optax.sgd(0.1),
+        2,
+        init_fn=lambda params, support, rng: begin(params, support, None),
+    )
+    expected = jax.jit(implicit.meta_grad)(params, task, None)[0]["layers"]["qkv"]["kernel"]
+    np.testing.assert_allclose(found["imaml"], expected, atol=1e-6)
+    for one in found:
+        for other in found:
+            same = np.allclose(found[one], found[other], atol=1e-6)
+            assert same == (one == other), (one, other)
