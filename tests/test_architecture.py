@@ -1,11 +1,14 @@
-"""Arrows between modules go one way, and files stay short."""
+"""Arrows between modules go one way; files and functions stay short."""
 
 import ast
+import statistics
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "metajax").rglob("*.py"))
 MAX_LINES = 320
+# Of the functions: lines of a body without its docstring, and functions within one.
+MEDIAN_BODY, MAX_BODY, MAX_NESTED = 8, 60, 3
 
 CONTRACTS = {"errors", "reading", "types", "tree", "dtypes"}
 LIBRARY = {*CONTRACTS, "algorithms", "training", "models", "data"}
@@ -104,3 +107,52 @@ def test_files_stay_short():
     lines = {name_of(path): len(path.read_text().splitlines()) for path in FILES}
     long = {name: count for name, count in lines.items() if count > MAX_LINES}
     assert not long, "they want to be two files each"
+
+
+def functions_in(node):
+    """Every function below a node, methods and nested functions included."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return [each for each in ast.walk(node) if isinstance(each, kinds) and each is not node]
+
+
+FUNCTIONS = [
+    (f"{name_of(path)}:{node.lineno}: {node.name}", node)
+    for path in FILES
+    for node in functions_in(ast.parse(path.read_text()))
+]
+
+
+def body_lines(function):
+    """How many lines a function's body has, without its docstring."""
+    body = function.body if ast.get_docstring(function) is None else function.body[1:]
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+def is_any(annotation):
+    """Whether an annotation says nothing: `Any`, or none at all."""
+    return annotation is None or ast.unparse(annotation) in ("Any", "typing.Any", "object")
+
+
+def test_functions_stay_short():
+    lines = {where: body_lines(node) for where, node in FUNCTIONS}
+    long = [f"{where} has {count} lines" for where, count in lines.items() if count > MAX_BODY]
+    assert not long, "\n".join([*long, f"split them: a body has at most {MAX_BODY} lines"])
+    assert statistics.median(lines.values()) <= MEDIAN_BODY, "most functions are too long"
+
+
+def test_few_functions_are_nested():
+    nested = {where: len(functions_in(node)) for where, node in FUNCTIONS}
+    deep = [f"{where} has {count}" for where, count in nested.items() if count > MAX_NESTED]
+    assert not deep, "\n".join(
+        [*deep, f"move some to the module: a function has at most {MAX_NESTED} within it"]
+    )
+
+
+def test_keyword_arguments_of_public_functions_have_types():
+    untyped = [
+        f"{where} takes **{node.args.kwarg.arg}: Any; name its keys in a TypedDict (`Unpack`)"
+        for where, node in FUNCTIONS
+        if not node.name.startswith("_") and node.args.kwarg is not None
+        if is_any(node.args.kwarg.annotation)
+    ]
+    assert not untyped, "\n".join(untyped)

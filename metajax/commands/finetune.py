@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from metajax.algorithms.supervised import supervised
 from metajax.config.settings import FinetuneSettings
 from metajax.errors import InputError
 from metajax.models import classification_loss
+from metajax.models.contracts import Pooling
 from metajax.runs.loop import Stage, train
 from metajax.runs.parts import with_parts
 from metajax.runs.record import make_record
@@ -84,7 +85,7 @@ def _open_source(settings: FinetuneSettings, tasks: Sequence[data.TaskData]) -> 
         head="classification",
         num_labels=tuple(len(task.label_names) or 1 for task in tasks),
         label_names=tuple(task.label_names for task in tasks),
-        pooling=settings.pooling,
+        pooling=cast(Pooling, settings.pooling),
     )
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,16 @@ from metajax.models.metadata import (
 from metajax.models.model import Transformer
 
 _log = logging.getLogger("metajax")
+
+
+class HeadOptions(TypedDict, total=False):
+    """The head of a model, as `from_pretrained` and `with_head` take it."""
+
+    head: Head
+    num_labels: int | tuple[int, ...] | None
+    pooling: Pooling | None
+    feature_norm: float | None
+    label_names: tuple[tuple[str, ...] | None, ...] | None
 
 
 def from_pretrained(

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,18 @@ _DEFAULTS = {
     "layers": None,
     "lora": None,
 }
+
+
+class InnerChanges(TypedDict, total=False):
+    """Settings of the inner loop that differ from those of a `FewShot`."""
+
+    algorithm: str
+    low_memory: bool
+    inner_steps: int
+    inner_lr: float
+    head: str
+    layers: int | None
+    lora: int | None
 
 
 class FewShot(NamedTuple):
@@ -73,9 +85,9 @@ class FewShot(NamedTuple):
         taken = self.entry.settings
         return {name: self.inner[name] if name in taken else None for name in _DEFAULTS}
 
-    def algorithm(self, **changes: Any) -> MetaAlgorithm:
+    def algorithm(self, **changes: Unpack[InnerChanges]) -> MetaAlgorithm:
         """The algorithm with these settings, or with some of them changed."""
-        return make_algorithm(self.model, self.inner | changes, jax.random.key(self.seed))
+        return make_algorithm(self.model, {**self.inner, **changes}, jax.random.key(self.seed))
 
     def schedule(
         self, num_outer_steps: int, *, low_memory: bool
@@ -84,9 +96,9 @@ class FewShot(NamedTuple):
         inner = self.inner | {"low_memory": low_memory}
         return make_schedule(self.model, inner, jax.random.key(self.seed), num_outer_steps)
 
-    def learner(self, **changes: Any) -> Learner:
+    def learner(self, **changes: Unpack[InnerChanges]) -> Learner:
         """What the inner loop is made of, with these settings or with some of them changed."""
-        return make_learner(self.model, self.inner | changes)
+        return make_learner(self.model, {**self.inner, **changes})
 
     def curve(self, steps: int) -> Callable[[Params, Task], jax.Array]:
         """Compiled: query accuracy [E, steps + 1] of E tasks after 0, 1, ... inner steps.

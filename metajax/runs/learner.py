@@ -95,7 +95,12 @@ def make_learner(model: Transformer, inner: dict[str, Any]) -> Learner:
 
 
 def make_algorithm(
-    model: Transformer, inner: dict[str, Any], rng: Key, **annealing: Any
+    model: Transformer,
+    inner: dict[str, Any],
+    rng: Key,
+    *,
+    step: jax.Array | None = None,
+    multi_step: int = 0,
 ) -> MetaAlgorithm:
     """Makes the algorithm that `inner["algorithm"]` names in the registry.
 
@@ -103,7 +108,8 @@ def make_algorithm(
         model: with one head of C classes.
         inner: the settings of the inner loop, resolved, and `low_memory`.
         rng: of the weights that LEOPARD adds.
-        **annealing: MAML++'s `step` and `multi_step`.
+        step: see `metajax.maml_plus_plus`; other algorithms ignore it.
+        multi_step: likewise.
     """
     loss_fn, optimizer, trainable, shared = make_learner(model, inner)
     steps, low_memory = inner["inner_steps"], inner.get("low_memory", False)
@@ -125,7 +131,8 @@ def make_algorithm(
                 low_memory=low_memory,
                 unroll=shared.unroll,
                 init_fn=shared.init_fn,
-                **annealing,
+                step=step,
+                multi_step=multi_step,
             )
         case "leopard":
             return leopard(

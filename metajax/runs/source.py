@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from metajax.models import (
 )
 from metajax.models.files import read_json
 from metajax.models.metadata import named_pooling, no_classifier
+from metajax.models.pretrained import HeadOptions
 from metajax.runs.paths import address, in_bucket, local, to_path
 from metajax.runs.record import check_record, read_record
 from metajax.training import checkpoint
@@ -49,7 +50,9 @@ class Source(NamedTuple):
     learned: dict[str, Any] | None = None
 
 
-def open_source(spec: str, settings: ModelSettings | None = None, **head: Any) -> Source:
+def open_source(
+    spec: str, settings: ModelSettings | None = None, **head: Unpack[HeadOptions]
+) -> Source:
     """Opens what `--model` names, under the head that a stage needs.
 
     Args:
@@ -137,7 +140,7 @@ def pooling_of(spec: str, default: str) -> str:
     return default if pooling == "pooler" and record["stage"] != "metatrain" else pooling
 
 
-def describe_source(spec: str, settings: ModelSettings, **head: Any) -> Source:
+def describe_source(spec: str, settings: ModelSettings, **head: Unpack[HeadOptions]) -> Source:
     """As `open_source`, but reads no weights: the parameters are `jax.ShapeDtypeStruct`s.
 
     Raises:
@@ -148,7 +151,8 @@ def describe_source(spec: str, settings: ModelSettings, **head: Any) -> Source:
         model = read_model(spec, **head).replace(problem_type=None)
     else:
         # The run's classes are not those of another head.
-        model = _rebuild(path / "model", record["model"]).replace(**{"label_names": None} | head)
+        changes: dict[str, Any] = {"label_names": None, **head}
+        model = _rebuild(path / "model", record["model"]).replace(**changes)
     model = model.replace(remat=settings.remat, dtype=_DTYPES[settings.dtype])
     return Source(model, jax.eval_shape(model.init, jax.random.key(0)), {"record": record or {}})
 
