@@ -1,1 +1,1 @@
-"""Speed, memory and results, measured: scripts that print a table and write JSON."""
+"""Benchmarks of speed, memory and results. Each prints a table and writes JSON."""

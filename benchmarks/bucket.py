@@ -1,4 +1,4 @@
-"""A server of Google Cloud Storage on loopback, and what leads the clients to it."""
+"""A local server of Google Cloud Storage, and the settings of its clients."""
 
 import contextlib
 import socket
@@ -10,22 +10,22 @@ from pathlib import Path
 
 
 def listens(port: int) -> bool:
-    """Whether there is a server."""
+    """Return whether the server is installed."""
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextlib.contextmanager
 def served(directory: Path) -> Iterator[dict[str, str]]:
-    """Serves one empty bucket, `gs://bucket`, from memory.
+    """Serve one empty bucket, `gs://bucket`, from memory.
 
-    It speaks the JSON API alone; what asks over gRPC whether a bucket has folders is off.
+    The server only has the JSON API. Requests over gRPC, for folders of a bucket, are turned off.
 
     Args:
-        directory: where the server runs.
+        directory: the working directory of the server.
 
     Yields:
-        The environment for this process and those that use the bucket.
+        The environment variables for processes that use the bucket.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

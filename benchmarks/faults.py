@@ -1,20 +1,20 @@
-"""What a run loses when something goes wrong: a fault, what was kept, and how it ended.
+"""Measure what a run loses at faults such as kills, a full disk and damaged checkpoints.
 
     python -m benchmarks.faults                      # all of them, about an hour on two cores
     python -m benchmarks.faults --fault kill full    # some
     python -m benchmarks.faults --kills 5 --pair-kills 2 --terms 5
 
-The run is `metajax pretrain` of a tiny BERT, 60 steps, a checkpoint every 5, dropout on. After each
-fault the same command is run again to its end, and its parameters compared with the undisturbed
-run's on the same devices and processes, bit for bit; to 1e-6 where the devices have changed.
-Prints a table: how often, how many went as they should (in time, with no more lost than
-may be, and the same end), the most steps lost, the longest time
-until the processes were gone (seconds). Exit status 1 if any did not end as it should. With
---output, writes the rows as JSON.
+The run is `metajax pretrain` with a tiny BERT, 60 steps, dropout, and a checkpoint every 5 steps.
+After each fault the same command runs again to its end. Its parameters are compared with those of
+an undisturbed run on the same devices and processes, bit for bit. If the devices have changed, they
+are compared to 1e-6. Prints a table with the number of faults, how many ended well (in time,
+without losing more steps than allowed, and with the same parameters), the most steps lost, and the
+longest time until all processes had ended, in seconds. The exit status is 1 if a run did not end
+well. --output writes the rows as JSON.
 
-`kill-bucket` kills two processes that write to one bucket of a server on loopback.
-`full` needs to mount a file system of its own (as root, on Linux); where it cannot, a limit on the
-size of files stands for it (and the table says so).
+`kill-bucket` kills two processes that write to one bucket of a server on loopback. `full` mounts a
+file system (as root, on Linux). If it cannot, it limits the size of files instead, and the table
+says so.
 """
 
 import argparse
@@ -36,16 +36,16 @@ from benchmarks.bucket import served
 from benchmarks.tiny_run import ONE, SAVE_EVERY, TWO, Place, Topology, at, gap, params_of
 from metajax.runs.paths import in_bucket
 
-# A save is asynchronous: the one in flight when a process is killed is lost with the steps since.
+# Saving is asynchronous. A kill loses the checkpoint that is being written and the steps since.
 MOST_LOST = 2 * SAVE_EVERY
 BUCKET = "gs://bucket"
 
 
 class Outcome(NamedTuple):
-    """Of one fault: whether all was as it should be, steps lost, seconds to stop.
+    """The outcome of one fault: whether the run ended well, steps lost, seconds to stop.
 
-    That is: the processes gone within a minute, no more steps lost than since the last save (and
-    that in flight), and the end that of the undisturbed run.
+    It ended well if the processes ended within a minute, lost no more steps than since the last
+    save (and the unfinished one), and the parameters are those of the undisturbed run.
     """
 
     alike: bool
@@ -57,12 +57,12 @@ Fault = Callable[[Place], Outcome]
 
 
 def ends_alike(place: Place, workdir: Path, on: Topology, tolerance: float = 0.0) -> bool:
-    """Runs the command again to its end, and compares."""
+    """Run the command again to its end, and compare the parameters."""
     place.expect(on)
     processes = place.start(workdir, on)
     stopped(processes)
     left = []
-    if not in_bucket(workdir):  # Where nothing has another name until it is whole.
+    if not in_bucket(workdir):  # Files have their final name at once in this case.
         left = [path for path in workdir.rglob("*") if "tmp" in path.name or ".part" in path.name]
     return (
         not any(process.returncode for process in processes)
@@ -79,14 +79,14 @@ def outcome(
     most_lost: int,
     tolerance: float = 0.0,
 ) -> Outcome:
-    """What was lost once all have stopped, and how the run then ends."""
+    """Return what was lost after all processes have stopped, and how the run then ends."""
     taken, saved = at(workdir)
     fine = seconds < 60 and taken - saved <= most_lost
     return Outcome(ends_alike(place, workdir, on, tolerance) and fine, taken - saved, seconds)
 
 
 def stopped(processes: list[subprocess.Popen]) -> float:
-    """Waits until all are gone, and kills those that hang; the seconds that took."""
+    """Wait until all processes have ended, kill those that hang, and return the seconds."""
     begun = time.perf_counter()
     for process in processes:
         try:
@@ -98,7 +98,7 @@ def stopped(processes: list[subprocess.Popen]) -> float:
 
 
 def kill(on: Topology, parent: str | None = None) -> Fault:
-    """`kill -9` of all processes, at any moment."""
+    """Kill all processes with SIGKILL at a random moment."""
 
     def fault(place: Place) -> Outcome:
         place.expect(on)
@@ -114,7 +114,7 @@ def kill(on: Topology, parent: str | None = None) -> Fault:
 
 
 def lose_one(number: int, how: signal.Signals) -> Fault:
-    """One of two processes is killed, and the other one has to notice; or told to stop."""
+    """Kill one of two processes, which the other has to notice; or stop it with a signal."""
 
     def fault(place: Place) -> Outcome:
         place.expect(TWO)
@@ -129,7 +129,7 @@ def lose_one(number: int, how: signal.Signals) -> Fault:
 
 
 def term(place: Place) -> Outcome:
-    """SIGTERM once the run has begun, at any moment: a step, an evaluation, a save."""
+    """Send SIGTERM at a random moment of the run: a step, an evaluation, a save."""
     place.expect(ONE)
     workdir = place.new()
     processes = place.start(workdir)
@@ -140,7 +140,7 @@ def term(place: Place) -> Outcome:
 
 
 def full(place: Place) -> Outcome:
-    """The disk is full when a checkpoint is written."""
+    """Fill the disk before a checkpoint is written."""
     place.expect(ONE)
     workdir = place.new()
     workdir.mkdir()
@@ -152,7 +152,7 @@ def full(place: Place) -> Outcome:
         if mounted:
             fill(workdir / ".filler")
         else:
-            print("full: no file system of its own, files of 9 kB at most")
+            print("full: could not mount a file system; files are limited to 9 kB")
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (9000, 9000))
         seconds = stopped([process])
         (workdir / ".filler").unlink(missing_ok=True)
@@ -163,14 +163,14 @@ def full(place: Place) -> Outcome:
 
 
 def fill(path: Path) -> None:
-    """Writes until the file system is full."""
+    """Write until the file system is full."""
     with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(1000))
 
 
 def damaged(harm: Callable[[Path], None]) -> Fault:
-    """The newest checkpoint is damaged after a kill."""
+    """Damage the newest checkpoint after a kill."""
 
     def fault(place: Place) -> Outcome:
         place.expect(ONE)
@@ -207,7 +207,7 @@ def lose_a_file(newest: Path) -> None:
 
 
 def moved(before: int, after: int) -> Fault:
-    """Stopped on some devices, resumed on others."""
+    """Stop on some devices, and resume on other devices."""
 
     def fault(place: Place) -> Outcome:
         workdir = place.new()

@@ -1,17 +1,17 @@
-"""Meta-gradients of BERT on an accelerator: tasks a second, FLOP utilisation, peak memory.
+"""Measure meta-gradients of BERT on an accelerator: tasks per second, utilization, peak memory.
 
     python -m benchmarks.gpu                          # BERT-base and -large, both dtypes
-    python -m benchmarks.gpu --model tiny --tasks 2   # that it runs, on any machine
+    python -m benchmarks.gpu --model tiny --tasks 2   # a test that runs on any machine
     python -m benchmarks.gpu --peer-python peers/bin/python   # and torch.func
 
-Most of a row's time is the compiler's: --jobs rows compile beside one another, which the seconds to
-compile show, then each is timed alone. One step is the mean meta-gradient of --tasks tasks, all
-under one vmap unless --chunk says how many; random texts of --length tokens, SGD in the inner loop,
-all blocks and the embeddings adapted. Each row is a process of its own, so that its peak is its
-own. Utilisation counts the products of the plain algorithm, not what an engine computes again,
-against --peak-tflops (known for some GPUs). All engines but plain checkpoint blocks. The peer's
-parameters have the dtype that it computes in, ours stay float32. What runs out of memory says so.
-Prints a table and, with --output, writes it as JSON.
+Compilation takes most of the time of a row, so --jobs rows compile at once. (The compile times show
+this.) Then each row is timed alone. One step is the mean meta-gradient of --tasks tasks under one
+vmap, or of --chunk tasks at a time. The texts are random and have --length tokens. The inner loop
+is SGD on all blocks and the embeddings. Each row runs in a separate process, to measure its own
+peak memory. Utilization counts the products of the plain algorithm, without what an engine computes
+again, relative to --peak-tflops (known for some GPUs). All engines except plain checkpoint the
+blocks. The peer's parameters have the dtype of its computation; ours are float32. Rows that run out
+of memory are marked. Prints a table and, with --output, writes it as JSON.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from typing import Any
 from benchmarks.peers import Case, Contender, write_case
 
 ENGINES = ("plain", "remat", "low-memory", "first-order")
-# Dense products, TFLOP/s: the makers' data sheets. Float32 is TF32, as JAX computes by default.
+# Dense products in TFLOP/s, from data sheets. Float32 means TF32, JAX's default.
 PEAKS = {
     "H200": {"bfloat16": 989.0, "float32": 494.0},
     "H100": {"bfloat16": 989.0, "float32": 494.0},
@@ -42,7 +42,7 @@ OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "OutOfMemoryError")
 
 
 def work(options: argparse.Namespace) -> None:
-    """One row, in this process: compiles, says so, and measures when told to."""
+    """Measure one row in this process: compile, report this, and measure when asked."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -87,7 +87,7 @@ def work(options: argparse.Namespace) -> None:
         *({k.split("/")[1]: v for k, v in arrays.items() if part in k} for part in sizes)
     )
     assert int(np.max(tasks.support["labels"])) < CLASSES
-    # Nothing lies on the device while another row is measured.
+    # Keep nothing on the device while another row is measured.
     init = jax.jit(model.init).lower(jax.random.key(0)).compile()
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     flops = count_flops(step(False, False), shapes, tasks)
@@ -100,7 +100,7 @@ def work(options: argparse.Namespace) -> None:
     for turn in range(options.turns + 1):
         begun = time.perf_counter()
         jax.block_until_ready(run(params, tasks))
-        if turn:  # The first loads the program.
+        if turn:  # The first run loads the program.
             seconds.append(time.perf_counter() - begun)
     device = jax.devices()[0]
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
@@ -109,20 +109,20 @@ def work(options: argparse.Namespace) -> None:
 
 
 def begun(options: argparse.Namespace, row: dict[str, str], log: Any) -> subprocess.Popen[str]:
-    """The process of one row, which compiles from now on; its errors go into `log`."""
+    """Start the process of one row, which compiles at once; its errors go to `log`."""
     sizes = ("support", "query", "length", "steps", "tasks", "turns")
     given = [x for name in sizes for x in (f"--{name}", str(getattr(options, name)))]
     given += ["--chunk", str(options.chunk)] if options.chunk else []
     given += [x for name, value in row.items() for x in (f"--{name}", value)]
     command = [sys.executable, "-m", "benchmarks.gpu", "--work", *given]
-    # Several processes share the device: none takes its memory ahead.
+    # Several processes share the device, so none allocates memory in advance.
     env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=env)
 
 
 def measured(process: subprocess.Popen[str], log: Any, compiled: str) -> dict[str, Any]:
-    """What a process that has compiled finds, or why it does not."""
+    """Return the measurement of a compiled row, or the reason why there is none."""
     found, _ = process.communicate("now\n")
     if process.returncode == 0:
         return json.loads(compiled) | json.loads(found)
@@ -136,7 +136,7 @@ def measured(process: subprocess.Popen[str], log: Any, compiled: str) -> dict[st
 def side_by_side(
     options: argparse.Namespace, chosen: list[dict[str, str]]
 ) -> Iterator[dict[str, Any]]:
-    """Rows that compile at once, and are measured when the last of them has."""
+    """Compile some rows at once, then measure them one by one."""
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in chosen]
         processes = [begun(options, row, log) for row, log in zip(chosen, logs)]
@@ -154,7 +154,7 @@ def side_by_side(
 
 
 def peer(options: argparse.Namespace, shape: str, dtype: str) -> dict[str, Any]:
-    """torch.func on the same sizes."""
+    """Measure torch.func with the same sizes."""
     case = Case(
         shape, options.support, options.query, options.length, options.steps, options.tasks
     )._replace(dtype=dtype)
@@ -173,7 +173,7 @@ def peer(options: argparse.Namespace, shape: str, dtype: str) -> dict[str, Any]:
 
 
 def utilisation(row: dict[str, Any], peak_tflops: float | None) -> float | None:
-    """The share (0..1) of the device's peak, if that is known."""
+    """Return the share (0..1) of the device's peak, if known."""
     if peak_tflops is None:
         known = [peaks for name, peaks in PEAKS.items() if name in row["device"]]
         if not known:
@@ -213,7 +213,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tasks", type=int, default=4)
     parser.add_argument("--chunk", type=int, help="tasks at once")
     parser.add_argument("--turns", type=int, default=10)
-    parser.add_argument("--jobs", type=int, default=4, help="rows that compile at once")
+    parser.add_argument("--jobs", type=int, default=4, help="number of rows that compile at once")
     parser.add_argument("--peak-tflops", type=float)
     parser.add_argument("--peer-python", help="the Python of an environment with PyTorch")
     parser.add_argument("--output", help="write the rows as JSON")

@@ -1,13 +1,13 @@
-"""Memory of one meta-gradient, from the compiler's own analysis: nothing is run or downloaded.
+"""Memory of one meta-gradient, from the compiler's analysis. Nothing is run or downloaded.
 
     python -m benchmarks.memory                       # BERT-base, K = 1 and 6, every engine
     python -m benchmarks.memory --model large --steps 5 --engine low-memory
     python -m benchmarks.memory --layers 1 3 6 --tasks 1 4 --chunk 4
 
-Tasks of --support and --query examples of --length tokens, all blocks and the embeddings adapted by
-SGD unless --layers says how many from the top; float32. Of several --tasks, --chunk at a time (by
-default one) are under vmap. Arguments, results and temporary memory are the compiled program's.
-Prints a table and, with --output, writes it as JSON.
+A task has --support and --query examples of --length tokens in float32. The inner loop is SGD on
+all blocks and the embeddings, or on the upper --layers blocks. Of several --tasks, --chunk at a
+time (default one) run under vmap. The numbers are arguments, results and temporary memory of the
+compiled program. Prints a table and, with --output, writes it as JSON.
 """
 
 import argparse
@@ -40,7 +40,7 @@ SHAPES = {
     "base": (12, 768, 12, 3072),
     "large": (24, 1024, 16, 4096),
 }
-# For each engine: remat (of blocks), low_memory, first_order.
+# For each engine: remat, low_memory, first_order.
 ENGINES = {
     "plain": (False, False, False),
     "remat": (True, False, False),
@@ -73,7 +73,7 @@ def batch(examples: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 class Program(NamedTuple):
-    """A compiled meta-gradient, the shapes of what it takes, and how long it took to compile."""
+    """A compiled meta-gradient, the shapes of its arguments, and its compile time."""
 
     compiled: Any
     params: Any
@@ -84,7 +84,7 @@ class Program(NamedTuple):
 def build(
     shape: str, engine: str, steps: int, layers: int | None, sizes: Any, tasks: int = 1
 ) -> Program:
-    """Compiles a meta-gradient; `sizes` has `support`, `query`, `length` and, of tasks, `chunk`."""
+    """Compile a meta-gradient; `sizes` has `support`, `query`, `length` and `chunk`."""
     remat, low_memory, first_order = ENGINES[engine]
     model = bert(shape, remat)
     loss_fn = classification_loss(model)
@@ -119,7 +119,7 @@ def build(
 
 
 def memory_of(program: Program) -> dict[str, int]:
-    """Its bytes by part, and in all."""
+    """Return its bytes by part, and the total."""
     found = program.compiled.memory_analysis()
     parts = {
         "arguments": found.argument_size_in_bytes,
@@ -130,7 +130,7 @@ def memory_of(program: Program) -> dict[str, int]:
 
 
 def write_report(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """The rows as JSON, with versions, device and settings, where `--output` says."""
+    """Write the rows as JSON to `--output`, with versions, device and settings."""
     about = {
         "jax": jax.__version__,
         "python": platform.python_version(),
@@ -147,7 +147,9 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", choices=SHAPES, default=["base"])
     parser.add_argument("--engine", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 6])
-    parser.add_argument("--layers", nargs="+", type=int, help="adapted, from the top")
+    parser.add_argument(
+        "--layers", nargs="+", type=int, help="number of adapted blocks, from the top"
+    )
     parser.add_argument("--tasks", nargs="+", type=int, default=[1])
     parser.add_argument("--chunk", type=int, default=1, help="tasks at once")
     parser.add_argument("--support", type=int, default=64)

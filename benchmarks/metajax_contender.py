@@ -1,7 +1,7 @@
-"""One step of MAML on BERT by metajax: our side of `benchmarks.peers`, which has the protocol.
+"""One step of MAML on BERT with metajax, for `benchmarks.peers`, which defines the protocol.
 
-`python -m benchmarks.metajax_contender {metajax,low-memory} FOLDER` answers each line, the number
-of a batch, with a step.
+`python -m benchmarks.metajax_contender {metajax,low-memory} FOLDER` reads the number of a batch per
+line and answers with a step.
 """
 
 import functools
@@ -34,14 +34,14 @@ from metajax.training.outer import map_tasks, task_keys
 
 
 def load_params(folder: Path, model: Transformer) -> Any:
-    """The weights that all contenders start from, on the device."""
+    """Read the weights that all contenders start from, onto the device."""
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     with np.load(folder / "weights.npz") as weights:
         return jax.device_put(from_hugging_face(dict(weights), shapes, str(folder)))
 
 
 def load_batches(folder: Path) -> list[metajax.Task]:
-    """The batches of tasks: packed where there are real texts."""
+    """Read the batches of tasks. Real texts are packed."""
     batches = []
     for file in sorted(folder.glob("packed_*.npz")) or sorted(folder.glob("tasks_*.npz")):
         parts: dict[str, dict[str, Any]] = {"support": {}, "query": {}}
@@ -56,7 +56,7 @@ def load_batches(folder: Path) -> list[metajax.Task]:
 def mean_meta_grad(
     model: Transformer, case: dict[str, Any], low_memory: bool
 ) -> Callable[..., Any]:
-    """`(params, tasks) -> grads`, compiled as metatrain compiles it."""
+    """Return `(params, tasks) -> grads`, compiled as in metatrain."""
     layers = case["layers"]
     reduce = mentioned_rows(model) if layers is None else upper_layers(model, layers)
     algorithm = metajax.maml(
@@ -92,7 +92,7 @@ def main() -> None:
     )
     meta_grad = mean_meta_grad(model, case, low_memory=engine == "low-memory")
     params, batches = load_params(folder, model), load_batches(folder)
-    for batch in batches:  # Compiles each shape there is.
+    for batch in batches:  # Compile each shape.
         jax.block_until_ready(meta_grad(params, batch))
     print(json.dumps({"jax": jax.__version__}), flush=True)
     for line in sys.stdin:
@@ -101,7 +101,7 @@ def main() -> None:
         seconds = time.perf_counter() - begun
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         np.savez(folder / f"{engine}.npz", **to_hugging_face(jax.device_get(grads)))
-        del grads  # A run has used them when the next step begins.
+        del grads  # In a run they have been used when the next step starts.
         print(json.dumps({"seconds": seconds, "peak_bytes": peak}), flush=True)
 
 

@@ -1,10 +1,10 @@
-"""The network's outputs against transformers' own, for each family of encoders.
+"""Compare the network's outputs with those of transformers, for each family of encoders.
 
     python -m benchmarks.parity                       # random weights, saved by transformers
     python -m benchmarks.parity bert-base my-encoder  # directories of weights
 
-Prints the largest difference between the two on texts of unequal lengths, over the largest output,
-in float32 and in float64. --output writes it as JSON. Needs PyTorch.
+Prints the largest difference on texts of unequal lengths, relative to the largest output, in
+float32 and in float64. --output writes it as JSON. This needs PyTorch.
 """
 
 import argparse
@@ -30,7 +30,7 @@ CLASSES = {
     "masked_lm": "ForMaskedLM",
     "classification": "ForSequenceClassification",
 }
-# What the families' configurations have otherwise than BERT's.
+# Settings of the families that differ from BERT's.
 CHANGES: dict[str, dict[str, Any]] = {
     "roberta": {"pad_token_id": 1, "type_vocab_size": 1},
     "xlm-roberta": {"pad_token_id": 1, "type_vocab_size": 1},
@@ -41,12 +41,12 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def class_of(model_type: str, head: str) -> Any:
-    """The class of transformers."""
+    """Return the class of transformers."""
     return getattr(transformers, FAMILIES[model_type].classes + CLASSES[head])
 
 
 def make_config(model_type: str, layers: int, hidden: int) -> TransformerConfig:
-    """A family's configuration of some size."""
+    """Return a family's configuration."""
     sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": 4 * hidden}
     heads = {"num_attention_heads": max(1, hidden // 64), "max_position_embeddings": 130}
     changes = CHANGES.get(model_type, {})
@@ -54,7 +54,7 @@ def make_config(model_type: str, layers: int, hidden: int) -> TransformerConfig:
 
 
 def write(config: TransformerConfig, head: str, directory: Path, scale: float = 0.1) -> Any:
-    """A model of transformers' with random weights, as it saves itself; three labels."""
+    """Save a model of transformers with random weights and three labels."""
     kind = class_of(config.model_type, head)
     theirs = kind(kind.config_class(**config.to_dict(), num_labels=3)).eval()
     with torch.no_grad():
@@ -66,14 +66,14 @@ def write(config: TransformerConfig, head: str, directory: Path, scale: float = 
 
 
 def make_batch(config: TransformerConfig) -> dict[str, np.ndarray]:
-    """Four texts of 8 to 64 tokens."""
+    """Return four texts of 8 to 64 tokens."""
     mask = (np.arange(64) < np.array([[8], [20], [50], [64]])).astype(np.int32)
     ids = np.random.RandomState(0).randint(2, config.vocab_size, mask.shape)
     return {"input_ids": np.where(mask, ids, config.pad_token_id), "attention_mask": mask}
 
 
 def difference(directory: str, head: str, bits: int) -> float:
-    """The largest difference of the outputs at tokens, over the largest output of theirs."""
+    """Return the largest difference of the outputs, relative to their largest output."""
     with jax.enable_x64(bits == 64):
         model, params = from_pretrained(directory, head)
         batch = make_batch(model.config)
@@ -93,7 +93,7 @@ def difference(directory: str, head: str, bits: int) -> float:
 
 
 def rows(directories: list[str], layers: int, hidden: int) -> Iterator[dict[str, Any]]:
-    """Each comparison's name, head and differences."""
+    """Yield name, head and differences of each comparison."""
     if directories:
         for directory in directories:
             yield row(directory, directory, "encoder")
@@ -108,19 +108,19 @@ def rows(directories: list[str], layers: int, hidden: int) -> Iterator[dict[str,
 
 
 def row(name: str, directory: str, head: str) -> dict[str, Any]:
-    """One comparison."""
+    """Compare one model."""
     found = {f"float{bits}": difference(directory, head, bits) for bits in (32, 64)}
     return {"model": name, "head": head, **found}
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("directories", nargs="*", help="weights to compare; default: random ones")
     parser.add_argument("--layers", type=int, default=6, help="of the random ones")
-    parser.add_argument("--hidden", type=int, default=384, help="features of the random ones")
+    parser.add_argument("--hidden", type=int, default=384, help="features of the random models")
     parser.add_argument("--output", help="write the rows as JSON")
     options = parser.parse_args()
     found = []
@@ -131,13 +131,13 @@ def main() -> None:
         print(f"{name:<24}{head:<16}" + "".join(f"{d:>12.1e}" for d in differences), flush=True)
     if options.output:
         Path(options.output).write_text(json.dumps({"rows": found}, indent=2) + "\n")
-    # So written, a NaN fails too.
+    # Written like this, a NaN also fails.
     sys.exit(not all(each["float64"] < 1e-12 and each["float32"] < 1e-4 for each in found))
 
 
 if __name__ == "__main__":
-    # Of this process alone.
-    logging.getLogger("metajax").setLevel(logging.ERROR)  # That a head is new is as it should be.
+    # Only in this process.
+    logging.getLogger("metajax").setLevel(logging.ERROR)  # Warnings about a new head are expected.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     main()

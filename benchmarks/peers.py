@@ -1,13 +1,12 @@
-"""One step of MAML on BERT against PyTorch's libraries: seconds, peak memory, and the same numbers.
+"""Compare one step of MAML on BERT with PyTorch libraries: seconds, peak memory, gradients.
 
-higher, torch.func and TorchOpt run in an environment of their own, on transformers' BertModel with
-the same weights and tasks; no dropout, float32, SGD in the inner loop. A step is the mean
-meta-gradient of a batch of tasks. The contenders take turns, a step at a time, after one step that
-is not counted; each is a process of its own, idle while another works (the large ones need their
-memory all the same: choose some by --ours and --peers). metajax has what its stages set on a
-CPU: only the embedding rows that a task mentions take part, blocks and steps are unrolled, and with
---data texts are packed; the peers pad each set to its longest text. With low-memory
-it has what `--low-memory --remat` gives.
+higher, torch.func and TorchOpt run in another environment, on transformers' BertModel with the same
+weights and tasks: no dropout, float32, SGD in the inner loop. A step is the mean meta-gradient of a
+batch of tasks. The contenders take turns with one step each, after one step that is not counted.
+Each is a process that is idle while others work, but keeps its memory: choose some with --ours and
+--peers. metajax uses the settings of its stages on a CPU: only embedding rows that a task mentions,
+unrolled blocks and steps, and packed texts with --data. The peers pad each set to its longest text.
+low-memory means `--low-memory --remat`.
 
     python3 -m venv peers && peers/bin/pip install torch==2.13.0
     peers/bin/pip install torch==2.13.0 transformers higher torchopt
@@ -39,7 +38,7 @@ CLASSES, RATE = 5, 0.01
 
 
 class Case(NamedTuple):
-    """The sizes of a step; `layers` adapt, from the top (None: all, and the embeddings)."""
+    """The sizes of a step. The upper `layers` are adapted (None: all, and the embeddings)."""
 
     shape: str
     support: int
@@ -76,7 +75,7 @@ PEERS = {False: ("higher", "torch.func", "torchopt"), True: ("higher", "torch.fu
 def write_case(
     folder: Path, case: Case, first_order: bool, count: int, episodes_of: tuple[str, str] | None
 ) -> None:
-    """Leaves the settings, weights and tasks of a case in a folder for all contenders."""
+    """Write the settings, weights and tasks of a case to a folder for all contenders."""
     import jax
 
     from benchmarks.memory import bert
@@ -114,11 +113,11 @@ def write_case(
 
 
 def random_texts(sizes: dict[str, tuple[int, int, int]], vocabulary: int) -> dict[str, np.ndarray]:
-    """Texts of random tokens, all of the same length [tasks, examples, length]."""
+    """Return random texts of the same length [tasks, examples, length]."""
     rng = np.random.default_rng(0)
     arrays = {}
     for part, shape in sizes.items():
-        # Not 0: transformers takes that for padding, whose row has no gradient.
+        # Without 0: transformers treats it as padding, whose row has no gradient.
         arrays[f"{part}/input_ids"] = rng.integers(1, vocabulary, shape, np.int32)
         arrays[f"{part}/attention_mask"] = np.ones(shape, np.int32)
         arrays[f"{part}/token_type_ids"] = np.zeros(shape, np.int32)
@@ -127,7 +126,7 @@ def random_texts(sizes: dict[str, tuple[int, int, int]], vocabulary: int) -> dic
 
 
 def write_episodes(folder: Path, model: Any, file: str, count: int, tasks: int) -> None:
-    """Real episodes, 5-way 5-shot with 5 queries a class: padded for the peers, packed for us."""
+    """Return real episodes, 5-way 5-shot with 5 queries per class, padded and packed."""
     from metajax import data
 
     examples = [data.tokenize_task(task, model.tokenizer, 64) for task in data.load_tasks([file])]
@@ -151,7 +150,7 @@ def write_episodes(folder: Path, model: Any, file: str, count: int, tasks: int) 
 
 
 class Contender:
-    """A process that takes steps when told to."""
+    """A process that takes steps when asked to."""
 
     def __init__(self, name: str, folder: Path, peer_python: str):
         self.name, self.seconds, self.peak = name, [], 0
@@ -171,12 +170,12 @@ class Contender:
         return line
 
     def stop(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self.process.kill()
         self.process.communicate()
 
     def step(self, number: int) -> float:
-        """Takes one step; its seconds."""
+        """Take one step, and return its seconds."""
         self.process.stdin.write(f"{number}\n")
         self.process.stdin.flush()
         answer = json.loads(self._answer())
@@ -185,7 +184,7 @@ class Contender:
 
 
 def run(name: str, first_order: bool, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each contender."""
+    """Return one row per contender."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         real = (options.model, options.data) if name == "episodes" else None
@@ -221,13 +220,13 @@ def run(name: str, first_order: bool, options: argparse.Namespace) -> list[dict[
 
 
 def able(name: str, first_order: bool, chosen: list[str]) -> list[str]:
-    """Those of the peers chosen that can do a case: TorchOpt adapts all, in second order."""
+    """Return the chosen peers that support a case; TorchOpt adapts all, in second order."""
     peers = [peer for peer in PEERS[first_order] if peer in chosen]
     return [peer for peer in peers if CASES[name].layers is None or peer != "torchopt"]
 
 
 def gap(folder: Path, reference: str, name: str) -> float:
-    """The distance of a contender's last meta-gradient from ours, relative to ours."""
+    """Return the relative distance of a contender's last meta-gradient from ours."""
     with np.load(folder / f"{reference}.npz") as ours, np.load(folder / f"{name}.npz") as theirs:
         shared = [key for key in ours.files if not key.startswith("pooler")]
         difference = sum(float(np.square(ours[key] - theirs[key]).sum()) for key in shared)
@@ -250,12 +249,16 @@ def main() -> None:
     parser.add_argument("--output", help="write the rows as JSON")
     options = parser.parse_args()
     if options.peer_python is None:
-        parser.error("--peer-python: name the Python of an environment with the peers (see --help)")
+        parser.error(
+            "--peer-python: is missing; give the Python of the peers' environment (see --help)"
+        )
     pairs = itertools.product(options.case, options.order)
     if not all(able(name, order == "first", options.peers) for name, order in pairs):
-        parser.error("--peers torchopt alone: it does neither first order nor some layers")
+        parser.error(
+            "--peers torchopt: supports neither first order nor some layers; give another peer"
+        )
     if "episodes" in options.case and not (options.model and options.data):
-        parser.error("--case episodes: give --model and --data too")
+        parser.error("--case episodes: needs --model and --data; give both")
     print(f"{'case':10} {'order':6} {'':10}  seconds   ratio   peak GB   gradient's gap")
     rows = []
     for name in options.case:

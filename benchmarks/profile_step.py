@@ -1,11 +1,10 @@
-"""Where a meta-gradient's time goes: JAX's profiler on one step of a case of `benchmarks.peers`.
+"""Profile the time of a meta-gradient: one step of a case of `benchmarks.peers`.
 
     python -m benchmarks.profile_step --case minilm-10
 
-Prints what share of the threads' busy time each kind of operation takes, and how near the step
-comes to the machine's own speed: the step's products (`metajax.training.flops`) a second, against
-those of square products of 1024 x 1024, measured right before. On a CPU; --output writes it as
-JSON.
+Prints the share of each kind of operation in the busy time of all threads. It also prints the
+step's speed, in products (`metajax.training.flops`) per second, next to the speed of 1024 x 1024
+matrix products measured just before. It runs on a CPU. --output writes the result as JSON.
 """
 
 import argparse
@@ -25,18 +24,18 @@ from benchmarks.peers import CASES, write_case
 from metajax.models import Transformer, TransformerConfig
 from metajax.training.flops import count_flops
 
-# Kinds by the names that XLA gives its CPU thunks; the first that matches counts.
+# Kinds by XLA's names of CPU thunks. The first match counts.
 KINDS = {
     "matrix products": r"ynn_fusion|dot|custom.?call",
     "elementwise and sums": r"add|multiply|subtract|divide|reduce|exponential|tanh|erf|select",
     "copies and slices": r"copy|slice|transpose|concatenate|gather|scatter|pad|broadcast",
 }
-# Of the runtime: these contain the others, or wait for them.
+# Events of the runtime that contain other events or wait for them.
 RUNTIME = re.compile(r"Execut|ThreadPool|Threadpool|^\$|^end: |PjitFunction|Handle|Parse")
 
 
 def busy_seconds(folder: str) -> dict[str, float]:
-    """The seconds of all worker threads together, by kind."""
+    """Return the total seconds of all worker threads, by kind."""
     seconds: dict[str, float] = collections.Counter()
     for file in Path(folder).rglob("*.xplane.pb"):
         data = jax.profiler.ProfileData.from_file(str(file))
@@ -49,11 +48,11 @@ def busy_seconds(folder: str) -> dict[str, float]:
 
 
 def peak_flops(size: int = 1024, turns: int = 10) -> float:
-    """Products a second of a large matrix product, the best of some turns."""
+    """Return the products per second of a large matrix product, the best of some turns."""
     matrix = jnp.ones((size, size))
     product = jax.jit(lambda a, b: a @ b)
     best = float("inf")
-    for _ in range(turns + 1):  # The first one compiles.
+    for _ in range(turns + 1):  # The first run compiles.
         begun = time.perf_counter()
         jax.block_until_ready(product(matrix, matrix))
         best = min(best, time.perf_counter() - begun)
@@ -61,7 +60,7 @@ def peak_flops(size: int = 1024, turns: int = 10) -> float:
 
 
 def profile(name: str, first_order: bool) -> dict[str, Any]:
-    """One step of a case: shares of the busy time, seconds, products a second."""
+    """Profile one step of a case: shares of the busy time, seconds, products per second."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_case(folder, CASES[name], first_order, 1, None)

@@ -1,17 +1,18 @@
-"""What saving, resuming and waiting for data cost a run of metatrain.
+"""Measure what saving, resuming and waiting for data cost a run of metatrain.
 
     python -m benchmarks.saving --model MINILM --tasks intents.jsonl
 
-Runs `metajax metatrain` (3-way 1-shot episodes, two a step) with a checkpoint every 20 steps, kills
-it after the third one, resumes it, and runs it anew on eight simulated devices. Prints
+Runs `metajax metatrain` (3-way 1-shot episodes, two per step) with a checkpoint every 20 steps.
+Kills it after the third checkpoint, resumes it, and runs it again on eight simulated devices.
+Prints
 
-- saving: the seconds that the five steps after a save, the save itself among them, take beyond the
-  median step, as a share of 100 median steps: what `--save-every 100` costs;
+- saving: extra time of the five steps after a save, including the save, as a share of 100
+  median steps; this is the cost of `--save-every 100`;
 - resuming: seconds from the start of the process to the end of its first step, compiled programs
   in the cache;
-- data: the mean share of a step's time that is spent waiting for data, on one device and on eight.
+- data: mean share of a step's time spent waiting for data, on one device and on eight.
 
-With --output, writes them as JSON.
+--output writes the numbers as JSON.
 """
 
 import argparse
@@ -37,7 +38,7 @@ def command(options: argparse.Namespace, workdir: Path, episodes: int, steps: in
 
 
 def rows_of(workdir: Path) -> list[dict[str, Any]]:
-    """The steps of a run, so far."""
+    """Return the steps of a run so far."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines][1:]
@@ -50,7 +51,7 @@ def start(arguments: list[str], devices: int) -> subprocess.Popen:
 
 
 def seconds_until(process: subprocess.Popen, workdir: Path, count: int) -> float:
-    """Waits until a run has taken some steps; the seconds that took."""
+    """Wait until a run has taken some steps, and return the seconds."""
     begun = time.perf_counter()
     while len(rows_of(workdir)) < count:
         if process.poll() is not None:
@@ -77,7 +78,9 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, float]:
     print(f"saving every 100 steps      {found['saving']:8.2%} of the time", flush=True)
     begun, first = time.perf_counter(), 3 * EVERY + 1
     process = start(arguments, 1)
-    while len(rows_of(workdir)) >= first:  # Until it has dropped those that were not saved.
+    while (
+        len(rows_of(workdir)) >= first
+    ):  # Wait until it has dropped the steps that were not saved.
         time.sleep(0.02)
     seconds_until(process, workdir, first)
     found["resume_seconds"] = time.perf_counter() - begun
@@ -89,7 +92,7 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, float]:
     seconds_until(process, eight, 12)
     process.kill()
     process.wait()
-    # The first step waits for the compiler, and its data for it.
+    # The first step waits for the compiler, and its data wait for the step.
     for name, path in {"data_wait": workdir, "data_wait_eight": eight}.items():
         found[name] = statistics.mean(row["data_wait"] for row in rows_of(path)[1:])
     print(f"waiting for data            {found['data_wait']:8.2%} of a step")

@@ -1,12 +1,12 @@
-"""Weak scaling on paper: what a step of one task a chip takes, from 1 to 1,024 chips.
+"""Estimate weak scaling: the time of a step with one task per chip, on 1 to 1,024 chips.
 
     python -m benchmarks.scaling
 
-Compute is the arithmetic of the exact meta-gradient, counted (`metajax.training.flops`), at --share
-of a chip's peak; traffic is one all-reduce of the float32 parameters, which is all that the
-compiled program sends (`tests/training/test_parallel.py` reads it), on rings of the published link
-speeds, with no overlap of the two: an upper bound. Efficiency is the share of a step that is
-compute. Nothing is run. Prints a table and, with --output, writes it as JSON.
+Compute time is the counted arithmetic of the exact meta-gradient (`metajax.training.flops`) at
+--share of a chip's peak. Traffic is one all-reduce of the float32 parameters on rings with the
+published link speeds. The compiled program sends nothing else (`tests/training/test_parallel.py`
+checks this). Compute and traffic do not overlap, so the sum is an upper bound. Efficiency is the
+share of compute time. Nothing is run. Prints a table; --output writes it as JSON.
 """
 
 import argparse
@@ -24,13 +24,13 @@ from metajax.training.flops import count_flops
 
 
 class Chip(NamedTuple):
-    """Published speeds, of one chip unless said otherwise.
+    """Published speeds, per chip unless stated otherwise.
 
     Attributes:
-        flops: peak in bfloat16, a second.
-        link: bytes a second that it sends to its neighbours.
-        group: chips that these links join.
-        network: bytes a second that a group sends to other groups.
+        flops: peak in bfloat16, per second.
+        link: bytes per second to its neighbours.
+        group: number of chips that these links connect.
+        network: bytes per second from a group to other groups.
     """
 
     flops: float
@@ -49,7 +49,7 @@ CHIPS = {
 
 
 def arithmetic(shape: str, steps: int, support: int, query: int, length: int) -> tuple[int, float]:
-    """The parameters, and the products of one task's exact meta-gradient."""
+    """Return the number of parameters, and of products in one task's exact meta-gradient."""
     model = bert(shape, remat=False)
     params = jax.eval_shape(model.replace(head="encoder").init, jax.random.key(0))
     start = prototype_init(model)
@@ -60,7 +60,7 @@ def arithmetic(shape: str, steps: int, support: int, query: int, length: int) ->
 
 
 def all_reduce_seconds(chip: Chip, count: int, size: float) -> float:
-    """A ring within each group, then one among the groups, which share the gradient out."""
+    """Return the time of a ring within each group, then a ring among the groups."""
     inside, groups = min(count, chip.group), -(-count // chip.group)
     within = 2 * (inside - 1) / inside * size / chip.link
     return within + 2 * (groups - 1) / groups * size / chip.network
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", default=["base", "large"])
     parser.add_argument("--chip", nargs="+", choices=CHIPS, default=list(CHIPS))
     parser.add_argument("--count", nargs="+", type=int, default=[1, 8, 64, 256, 1024])
-    parser.add_argument("--share", type=float, default=0.4, help="of peak; an assumption")
+    parser.add_argument("--share", type=float, default=0.4, help="assumed share of the peak")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--support", type=int, default=25)
     parser.add_argument("--query", type=int, default=25)

@@ -1,8 +1,9 @@
-"""finetune and pretrain against transformers' own PyTorch models: same weights, data, settings.
+"""Compare finetune and pretrain with transformers in PyTorch: same weights, data, settings.
 
-Each side trains in a process of its own, one after the other (`--turns` times for pretraining).
-PyTorch runs the plain loop that transformers' examples use: AdamW without decay on biases and
-LayerNorms, linear warm-up and decay, clipping at 1, dropout, batches padded to their longest.
+The two sides train one after the other, each in a separate process (`--turns` times for
+pretraining). PyTorch runs the loop of transformers' examples: AdamW without decay on biases and
+LayerNorms, linear warm-up and decay, clipping at 1, dropout, and batches padded to their longest
+text.
 
     python -m benchmarks.stages finetune --model DIR --glue-dir DIR --epochs 3
     python -m benchmarks.stages pretrain --model DIR --text FILE --steps 30 --turns 3
@@ -71,7 +72,7 @@ def metajax_pretrain(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def with_masked_lm_head(model: str, folder: str) -> str:
-    """The same weights for both sides, in a folder: the head is fresh where the model has none."""
+    """Write the same weights for both sides; the head is new if the model has none."""
     import metajax
 
     metajax.save_pretrained(folder, *metajax.from_pretrained(model, head="masked_lm"))
@@ -79,7 +80,7 @@ def with_masked_lm_head(model: str, folder: str) -> str:
 
 
 def step_seconds(workdir: Path) -> float:
-    """The median over the steps of a run, its compilations thereby left out."""
+    """Return the median seconds of the steps, which excludes compilation."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return statistics.median(row["seconds"] for row in rows if "seconds" in row)
 
@@ -171,7 +172,7 @@ def pytorch_pretrain(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def torch_train(model: Any, loss_of: Any, count: int) -> float:
-    """Trains as transformers' examples do; the median of the steps' seconds."""
+    """Train as transformers' examples do, and return the median seconds of the steps."""
     import torch
     import transformers
 
@@ -224,7 +225,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=1, help="runs of each side, in turn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", help="write the results as JSON")
-    parser.add_argument("--side", help=argparse.SUPPRESS)  # One side, in its own process.
+    parser.add_argument("--side", help=argparse.SUPPRESS)  # One side, in a separate process.
     return parser.parse_args()
 
 

@@ -1,12 +1,12 @@
-"""Seconds and memory of one meta-gradient against the number of inner steps.
+"""Measure time and memory of one meta-gradient by number of inner steps.
 
     python -m benchmarks.steps                                   # MiniLM's shape, K = 1 to 50
     python -m benchmarks.steps --engine plain --steps 1 2 5 10 --picture steps.png
 
-One task of --support and --query random texts of --length tokens, all blocks and the embeddings
-adapted by SGD, float32. Memory is the compiled program's temporary memory, also in copies of the
-adapted parameters beyond what one step takes; seconds are the median of --turns, in which the
-programs take turns. Prints a table and, with --output, writes it as JSON.
+One task has --support and --query random texts of --length tokens in float32. The inner loop is SGD
+on all blocks and the embeddings. Memory is the temporary memory of the compiled program. The last
+column has the extra memory per further step, in copies of the adapted parameters. Seconds are
+medians of --turns, in which the programs take turns. Prints a table; --output writes it as JSON.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from benchmarks.memory import (
 
 
 def arguments_of(program: Program, shape: str) -> tuple[Any, Any]:
-    """Parameters and a task for a program."""
+    """Create parameters and a task."""
     rng, vocabulary = np.random.default_rng(0), bert(shape, remat=False).config.vocab_size
     high = {"input_ids": vocabulary, "labels": CLASSES, "token_type_ids": 1}
 
@@ -47,7 +47,7 @@ def arguments_of(program: Program, shape: str) -> tuple[Any, Any]:
 
 
 def measure(engine: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each number of steps."""
+    """Return one row per number of steps."""
     programs = {
         steps: build(options.model, engine, steps, None, options) for steps in options.steps
     }
@@ -57,7 +57,7 @@ def measure(engine: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     for turn, (steps, program) in itertools.product(range(options.turns + 1), programs.items()):
         begun = time.perf_counter()
         jax.block_until_ready(program.compiled(*arguments))
-        if turn:  # The first is not counted.
+        if turn:  # The first turn is not counted.
             seconds[steps].append(time.perf_counter() - begun)
     first, rows = options.steps[0], []
     for steps, program in programs.items():
@@ -78,7 +78,7 @@ def measure(engine: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def draw(rows: list[dict[str, Any]], path: str) -> None:
-    """Seconds and memory against steps, a line an engine."""
+    """Draw time and memory by number of steps, one line per engine."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")

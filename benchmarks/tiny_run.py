@@ -1,4 +1,4 @@
-"""A tiny BERT's pretraining, as a process or two that faults can happen to."""
+"""Pretraining of a tiny BERT in one or two processes, to test faults."""
 
 import os
 import random
@@ -21,7 +21,7 @@ WORDS = [f"w{number}" for number in range(90)]
 
 
 class Topology(NamedTuple):
-    """On what a run runs: processes, and devices in all."""
+    """The number of processes of a run, and of all devices."""
 
     processes: int
     devices: int
@@ -31,7 +31,7 @@ ONE, TWO = Topology(1, 1), Topology(2, 8)
 
 
 class Place:
-    """The material, the undisturbed runs, and how to start others."""
+    """The data, the undisturbed runs, and a way to start others."""
 
     def __init__(self, root: Path, seed: int) -> None:
         self.root, self.random, self.count = root, random.Random(seed), 0
@@ -51,12 +51,12 @@ class Place:
         self.durations: dict[tuple[Topology, str | None], float] = {}
 
     def new(self, parent: str | None = None) -> Path:
-        """A workdir that is not there yet."""
+        """Return a new working directory."""
         self.count += 1
         return to_path(f"{parent or self.root}/run{self.count}")
 
     def start(self, workdir: Path, on: Topology = ONE) -> list[subprocess.Popen]:
-        """Starts the run, or goes on with it."""
+        """Start or resume the run."""
         if on.processes == 1:
             return [self._start(workdir, on.devices)]
         with socket.socket() as free:
@@ -90,9 +90,9 @@ class Place:
             )
 
     def expect(self, on: Topology, parent: str | None = None) -> None:
-        """Makes the undisturbed run, if there is none yet."""
+        """Run without faults, unless this was done before."""
         if (on, parent) not in self.durations:
-            for _ in range(2):  # The first one compiles.
+            for _ in range(2):  # The first run compiles.
                 workdir, begun = self.new(parent), time.perf_counter()
                 statuses = [process.wait(300) for process in self.start(workdir, on)]
                 assert not any(statuses), (self.root / "log").read_text()
@@ -101,26 +101,28 @@ class Place:
 
 
 def params_of(workdir: Path) -> Any:
-    """The parameters at the end."""
+    """Return the final parameters."""
     return jax.device_get(checkpoint.load(workdir / "checkpoints").params)
 
 
 def at(workdir: Path) -> tuple[int, int]:
-    """The last step taken, and the last one saved."""
+    """Return the last step, and the last saved step."""
     try:
         rows = (workdir / "metrics.jsonl").read_text().splitlines()
     except FileNotFoundError:
         return 0, 0
     directory = workdir / "checkpoints"
     found = list(directory.glob("*"))
-    if in_bucket(directory):  # There a checkpoint bears its number before it is whole.
+    if in_bucket(
+        directory
+    ):  # In a bucket, an incomplete checkpoint already has its number as its name.
         found = [path.parent for path in directory.glob("*/commit_success.txt")]
     saved = [int(path.name) for path in found if path.name.isdigit()]
     return max(0, len(rows) - 1), max(saved, default=0)
 
 
 def gap(left: Any, right: Any) -> float:
-    """The largest difference, relative to the largest value; 0 is bit for bit."""
+    """Return the largest difference, relative to the largest value; 0 means equal bits."""
     pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
     gaps = [np.abs(a - b).max() for a, b in pairs]
     return float(np.max(gaps) / max(np.abs(leaf).max() for leaf in jax.tree.leaves(right)))

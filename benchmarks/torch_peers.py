@@ -1,8 +1,8 @@
-"""One step of MAML on BERT in PyTorch: the peers' side of `benchmarks.peers`.
+"""One step of MAML on BERT in PyTorch, for `benchmarks.peers`.
 
-Runs in an environment of its own (torch, transformers, higher, torchopt), which needs nothing of
-metajax: `python benchmarks/torch_peers.py {higher,torch.func,torchopt} FOLDER`. The protocol is
-that of `benchmarks.peers`.
+It runs in another environment (torch, transformers, higher, torchopt) without metajax: `python
+benchmarks/torch_peers.py {higher,torch.func,torchopt} FOLDER`. `benchmarks.peers` defines the
+protocol.
 """
 
 import gc
@@ -24,17 +24,17 @@ Batch = dict[str, torch.Tensor]
 
 
 class Net(torch.nn.Module):
-    """transformers' BertModel, the mean over tokens, a linear layer."""
+    """transformers' BertModel, mean pooling and a linear layer."""
 
     def __init__(self, config: dict[str, Any], classes: int):
         super().__init__()
-        # Eager attention: the fused kernels have no second derivative.
+        # Eager attention, because fused kernels have no second derivative.
         settings = transformers.BertConfig(**config, attn_implementation="eager")
         self.bert = transformers.BertModel(settings, add_pooling_layer=False)
         self.classifier = torch.nn.ModuleList([torch.nn.Linear(settings.hidden_size, classes)])
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Logits [B, C]."""
+        """Return logits [B, C]."""
         tokens = ("input_ids", "attention_mask", "token_type_ids")
         hidden = self.bert(**{name: batch[name] for name in tokens}).last_hidden_state
         mask = batch["attention_mask"][:, :, None].to(hidden.dtype)
@@ -42,12 +42,12 @@ class Net(torch.nn.Module):
         return self.classifier[0](features)
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """The mean cross-entropy."""
+        """Return the mean cross-entropy."""
         return cross_entropy(self(batch), batch["labels"])
 
 
 class Case:
-    """What `benchmarks.peers` left in a folder."""
+    """Read the files of `benchmarks.peers`."""
 
     def __init__(self, folder: Path):
         self.settings = json.loads((folder / "case.json").read_text())
@@ -55,7 +55,7 @@ class Case:
         with np.load(folder / "weights.npz") as weights:
             state = {_name(key): torch.tensor(weights[key]) for key in weights.files}
         self.net.load_state_dict({k: v for k, v in state.items() if ".pooler." not in k})
-        # A GPU where this PyTorch has one.
+        # Use a GPU if PyTorch has one.
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.net.to(self.device, getattr(torch, self.settings["dtype"]))
         layers = self.settings["layers"]
@@ -68,7 +68,7 @@ class Case:
         self.batches = [self._tasks(path) for path in sorted(folder.glob("tasks_*.npz"))]
 
     def _tasks(self, path: Path) -> list[tuple[Batch, Batch]]:
-        """(support, query) of each task, each padded to its own longest text."""
+        """Return (support, query) of each task, each padded to its longest text."""
         with np.load(path) as arrays:
             tasks = []
             for t in range(self.settings["tasks"]):
@@ -97,7 +97,7 @@ def _is_above(name: str, layer: int) -> bool:
 
 
 def with_higher(case: Case, support: Batch, query: Batch) -> dict[str, torch.Tensor]:
-    """The meta-gradient of one task by higher."""
+    """Return the meta-gradient of one task, with higher."""
     import higher
 
     net, settings = case.net, case.settings
@@ -110,13 +110,13 @@ def with_higher(case: Case, support: Batch, query: Batch) -> dict[str, torch.Ten
         for _ in range(settings["steps"]):
             inner.step(cross_entropy(fast(support), support["labels"]))
         loss = cross_entropy(fast(query), query["labels"])
-        # In first order the gradient where the inner loop ended stands for that at its start.
+        # In first order, use the gradient at the end of the inner loop.
         grads = torch.autograd.grad(loss, fast.parameters(time=-1 if first_order else 0))
     return dict(zip(parameters, grads))
 
 
 def with_torch_func(case: Case, support: Batch, query: Batch) -> dict[str, torch.Tensor]:
-    """The meta-gradient of one task by torch.func."""
+    """Return the meta-gradient of one task, with torch.func."""
     net, settings = case.net, case.settings
     params = {name: value.detach() for name, value in net.named_parameters()}
 
@@ -141,7 +141,7 @@ def with_torch_func(case: Case, support: Batch, query: Batch) -> dict[str, torch
 
 
 def with_torchopt(case: Case, support: Batch, query: Batch) -> dict[str, torch.Tensor]:
-    """The meta-gradient of one task by TorchOpt, which has no first order and adapts all."""
+    """Return the meta-gradient of one task, with TorchOpt: second order, all parameters."""
     import torchopt
 
     net, settings = case.net, case.settings
@@ -159,7 +159,7 @@ PEERS = {"higher": with_higher, "torch.func": with_torch_func, "torchopt": with_
 
 
 def step(peer: str, case: Case, number: int) -> dict[str, torch.Tensor]:
-    """The mean meta-gradient over the tasks of one batch, a task at a time."""
+    """Return the mean meta-gradient of a batch, one task at a time."""
     total: dict[str, torch.Tensor] = {}
     for support, query in case.batches[number]:
         grads = PEERS[peer](case, support, query)
@@ -173,14 +173,14 @@ def step(peer: str, case: Case, number: int) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     peer, folder = sys.argv[1], Path(sys.argv[2])
-    torch.set_float32_matmul_precision("high")  # On a GPU, TF32, as JAX has it.
+    torch.set_float32_matmul_precision("high")  # On a GPU, use TF32, as JAX does.
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     case = Case(folder)
     packages = ("torch", "transformers", {"torch.func": "torch"}.get(peer, peer))
     print(json.dumps({name: importlib.metadata.version(name) for name in packages}), flush=True)
     for line in sys.stdin:
         number = int(line)
-        gc.collect()  # Not timed: the last step's graph would count twice, for it is a cycle.
+        gc.collect()  # Not timed. Otherwise the last step's graph, a cycle, would count twice.
         begun = time.perf_counter()
         grads = step(peer, case, number)
         if case.device == "cuda":
@@ -191,7 +191,7 @@ def main() -> None:
             name.removeprefix("bert."): grad.float().cpu().numpy() for name, grad in grads.items()
         }
         np.savez(folder / f"{peer}.npz", **arrays)
-        del grads, arrays  # A run has used them when the next step begins.
+        del grads, arrays  # In a run they have been used when the next step starts.
         if case.device == "cuda":
             peak = torch.cuda.max_memory_allocated()
         print(json.dumps({"seconds": seconds, "peak_bytes": peak}), flush=True)

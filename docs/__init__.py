@@ -1,1 +1,1 @@
-"""What the site needs besides its pages."""
+"""Code for the documentation site."""

@@ -1,4 +1,4 @@
-"""What mkdocs does not do by itself: pages from outside docs/, a notebook, the commands' help."""
+"""Hooks of mkdocs: pages outside docs/, the notebook, and the help of all commands."""
 
 import json
 import os
@@ -27,7 +27,7 @@ _NOTEBOOK = "notebooks/quickstart.ipynb"
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the pages that are not in docs/, their pictures, and a page for the notebook."""
+    """Add the pages that are not in docs/, their pictures, and a page for the notebook."""
     pictures = sorted(_ROOT.glob("experiments/pictures/*.svg"))
     for name in (*_OUTSIDE, *(str(path.relative_to(_ROOT)) for path in pictures)):
         files.append(File.generated(config, name, abs_src_path=str(_ROOT / name)))
@@ -38,7 +38,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def notebook_page(notebook: dict[str, Any]) -> str:
-    """Converts a notebook with text output to a Markdown page."""
+    """Convert a notebook with text output to a Markdown page."""
     parts = []
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
@@ -51,7 +51,7 @@ def notebook_page(notebook: dict[str, Any]) -> str:
 
 
 def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
-    """Makes links between docs/ and the rest of the repository links of the site."""
+    """Convert links between docs/ and the rest of the repository to links of the site."""
     if page.file.src_uri in _OUTSIDE:
         markdown = re.sub(r"\]\(((?:\.\./)*)docs/", r"](\1", markdown)
     else:
@@ -65,7 +65,7 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
 
 
 def _commands() -> str:
-    """The help of every command, as `--help-all` prints it."""
+    """Return the help of all commands, as `--help-all` prints it."""
     os.environ.update(COLUMNS="88", NO_COLOR="1")
     (commands,) = (
         action.choices

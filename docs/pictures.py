@@ -1,9 +1,9 @@
-"""Draws the site's pictures: from the recorded results, and from two networks trained here.
+"""Draw the pictures of the site, from recorded results and from two networks trained here.
 
     python -m docs.pictures                  # all of them, some minutes on one core
-    python -m docs.pictures --names speed    # those that draw recorded results take seconds
+    python -m docs.pictures --names speed    # pictures of recorded results take seconds
 
-Needs `pip install -e '.[report]'`. The same results give the same files.
+Requires `pip install -e '.[report]'`. The same results give the same files.
 """
 
 import argparse
@@ -25,19 +25,19 @@ from metajax.reporting.plots import compared_accuracies
 
 ROOT = Path(__file__).parents[1]
 STYLE = {
-    "svg.fonttype": "none",  # Text stays text.
-    "svg.hashsalt": "metajax",  # The same picture is the same file.
+    "svg.fonttype": "none",  # Keep text as text.
+    "svg.hashsalt": "metajax",  # The same picture gives the same file.
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 11,
     "legend.frameon": False,
 }
-# Okabe and Ito's, which the colour-blind tell apart too.
+# The colours of Okabe and Ito, which colour-blind people can distinguish.
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#8c959f"
 
 
 def printed(log: Path, command: str) -> list[str]:
-    """The lines that a command printed, as its log has them.
+    """Return the lines that a command printed, from its log.
 
     Args:
         log: the file.
@@ -48,7 +48,7 @@ def printed(log: Path, command: str) -> list[str]:
 
 
 def stages(path: Path) -> None:
-    """What each stage is worth: accuracies with their intervals."""
+    """Draw the accuracy after each stage, with intervals."""
     rows = [
         re.fullmatch(r"(\S.*?)  +([\d.]+) ± ([\d.]+)  .*", line)
         for line in printed(ROOT / "experiments/logs/stages.md", "python -m experiments.stages")
@@ -64,7 +64,7 @@ def stages(path: Path) -> None:
 
 
 def speed(path: Path) -> None:
-    """Seconds of a second-order meta-gradient beside PyTorch's libraries."""
+    """Draw the seconds of a second-order meta-gradient, next to PyTorch's libraries."""
     cases: dict[str, dict[str, float]] = {}
     log = ROOT / "benchmarks/logs/peers.md"
     for line in printed(log, "python -m benchmarks.peers --peer-python PEERS --case minilm"):
@@ -81,7 +81,7 @@ def speed(path: Path) -> None:
 
 
 def memory(path: Path) -> None:
-    """Memory of a meta-gradient against the number of inner steps."""
+    """Draw the memory of a meta-gradient by number of inner steps."""
     log = ROOT / "benchmarks/logs/steps.md"
     rows = [line.split() for line in printed(log, "python -m benchmarks.steps")[1:]]
     figure = Figure(figsize=(4.6, 2.8), layout="constrained")
@@ -92,7 +92,7 @@ def memory(path: Path) -> None:
 
 
 def waves(path: Path) -> None:
-    """One new sine wave, learned from five points by two networks that have seen many waves."""
+    """Draw a new sine wave that two networks learn from five points."""
     learners = {
         "meta-trained on many waves": lambda k, rate: metajax.maml(loss_fn, optax.sgd(rate), k),
         "trained on the same waves": lambda k, rate: metajax.supervised(loss_fn),
@@ -118,7 +118,7 @@ def waves(path: Path) -> None:
 
 
 def predict(params: list, x: jax.Array) -> jax.Array:
-    """The sinusoid experiment's network at x [P, 1]."""
+    """Evaluate the network of the sinusoid experiment at x [P, 1]."""
     *hidden, last = params
     for layer in hidden:
         x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
@@ -126,7 +126,7 @@ def predict(params: list, x: jax.Array) -> jax.Array:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes an SVG without a date."""
+    """Write an SVG without a date."""
     figure.savefig(path, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
 
 
@@ -134,7 +134,7 @@ PICTURES = {"waves": waves, "stages": stages, "speed": speed, "memory": memory}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Draws the pictures named, into docs/pictures/."""
+    """Draw the named pictures into docs/pictures/."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--names", nargs="+", choices=PICTURES, default=list(PICTURES))
     folder = Path(__file__).parent / "pictures"

@@ -1,1 +1,1 @@
-"""One file a result: what is claimed, by which paper, and the command that shows it."""
+"""One file per experiment, with its claim, its paper and its command."""

@@ -1,26 +1,26 @@
-r"""Meta-learned models against classifiers on frozen weights and fine-tuning: intents.
+r"""Compare meta-learned models with fine-tuning and with classifiers on frozen weights: intents.
 
-Claim: on 5-way 1- and 5-shot episodes of intents that no training saw, meta-learned weights are
-ahead of fine-tuning, of linear and nearest-neighbour classifiers and of prototypes on the weights
-they began with, by an interval of the difference that excludes zero. (In one case of twelve only
-after fewer steps than in the others: RESULTS.md.)
-Paper: the sets and class splits of Dopierre, Gravier & Logerais 2021 (ProtAugment,
+Claim: on 5-way episodes of unseen intents, with one and five examples per class, meta-learned
+weights are ahead of fine-tuning, linear classifiers, nearest neighbours and prototypes on the
+original weights. The interval of each difference excludes zero. (One case of twelve needs fewer
+steps: see RESULTS.md.)
+Paper: the data sets and class splits of Dopierre, Gravier & Logerais 2021 (ProtAugment,
 arXiv:2105.12995); methods: MAML (arXiv:1703.03400), Proto-MAML (arXiv:1903.03096), ANIL
 (arXiv:1909.09157), LoRA in the inner loop (arXiv:2106.09685), Reptile (arXiv:1803.02999),
 prototypical networks (arXiv:1703.05175).
 Command: python -m experiments.intents --model MINILM --data DATA --set BANKING77 --split 01 \
     --shots 1 --inner-lr 0.3 --methods protonet --root runs/intents
     and for all methods --model BERT --inner-lr 0.01 --learning-rate 1e-4 --steps 300
-Hardware and time: two CPU cores, 25 minutes. All methods with BERT, of two layers: half an hour of
-one core at one shot, an hour and more at five; `--methods` takes some at a time, which can run on a
-core each, and all that has been run is kept.
-Expect: BANKING77, split 01, 1 shot: prototypical network 89.0, baselines 85.0 to 85.5; with BERT
-78.7 to 78.8 where heads begin at prototypes, but 60.1 by Reptile, and baselines 51.8 to 52.9.
+Hardware and time: two CPU cores, 25 minutes. All methods with a BERT of two layers need half an
+hour of one core with one shot, and more than an hour with five. `--methods` runs some of them, so
+that several cores can share the work. Finished parts are not run again.
+Expect: BANKING77, split 01, 1 shot: prototypical network 89.0, baselines 85.0 to 85.5. With BERT:
+78.7 to 78.8 if heads start from prototypes, but 60.1 with Reptile, and baselines 51.8 to 52.9.
 
-Each method is meta-trained on episodes of the split's training classes (150 steps of four) and
-judged on 600 episodes of its test classes, 5 queries a class, the same for all (inductive: each
-query is classified by itself). `--valid` judges on the validation classes instead: rates and
-steps are chosen there. RESULTS.md says what DATA, MINILM and BERT are.
+Each method is meta-trained on episodes of the split's training classes (150 steps of four episodes)
+and tested on 600 episodes of its test classes, with 5 queries per class. All methods get the same
+episodes, and each query is classified by itself. `--valid` tests on the validation classes instead,
+to choose rates and steps. RESULTS.md explains DATA, MINILM and BERT.
 """
 
 import argparse
@@ -56,7 +56,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Meta-trains and judges the methods on one set, split and number of shots."""
+    """Meta-train and test the methods on one data set, split and number of shots."""
     sentences, root = intent_sets(options) / options.set, Path(options.root)
     root.mkdir(parents=True, exist_ok=True)
     asked = judging(options, sentences, ways=5, shots=options.shots)
@@ -77,12 +77,12 @@ def compare(options: argparse.Namespace) -> None:
             **METHODS[name],
         )
         if name == "protonet":
-            # Nothing adapts: each text's features are computed once for all episodes.
+            # Nothing is adapted, so the features of each text are computed once for all episodes.
             [result] = judged(root, exported(run), "prototypes", **asked)
         else:
             [result] = judged(root, run.path, "checkpoint", **asked)
         results[name] = result._replace(training=run.seconds)
-    if options.baselines:  # None are asked for as none, and not as all there are.
+    if options.baselines:  # An empty list means no methods, not all methods.
         found = judged(root, options.model, *options.baselines, **asked)
         for name, result in zip(options.baselines, found):
             results[f"{name}, untrained"] = result
@@ -95,7 +95,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Prints the methods' accuracies, best first."""
+    """Print the accuracies of the methods, the best first."""
     made = parser(__doc__, "intents", steps=150, learning_rate=2e-5, inner_lr=0.1)
     made.add_argument("--set", choices=SETS, default="BANKING77")
     made.add_argument("--shots", type=int, default=1)

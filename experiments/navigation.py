@@ -1,35 +1,36 @@
-r"""A policy that has looked for many goals in the plane finds a new one in three gradient steps.
+r"""Meta-train a policy on goals in the plane, so that it reaches a new goal after three steps.
 
-Claim: after 1, 2 and 3 policy-gradient steps the returns are level with the paper's -11.68, above
-its -3.33 and above its -3.23.
+Claim: after one policy-gradient step the return is level with the paper's -11.68. After two and
+three steps it is above the paper's -3.33 and -3.23.
 Paper: Finn, Abbeel & Levine 2017 (arXiv:1703.03400), section 5.3, figure 4, appendix A.2, table 4.
 Command: XLA_FLAGS=--xla_cpu_multi_thread_eigen=false python -m experiments.navigation --seed 0 \
     --methods maml++ random
 Hardware and time: one CPU core, 17 to 60 minutes while other jobs run.
-Expect: with 40 trajectories maml++ -11.77, -3.05 and -1.63, and without meta-learning -124.89,
--41.28 and -36.48; logs/navigation.md has the other methods.
+Expect: with 40 trajectories maml++ has -11.77, -3.05 and -1.63. Without meta-learning: -124.89,
+-41.28 and -36.48. logs/navigation.md has the other methods.
 
-A point starts at the origin; each task is a goal from the square [-0.5, 0.5]^2, which the point
-does not see: it observes its position and chooses a velocity, clipped to 0.1 in each direction. The
+A point starts at the origin. Each task is a goal in the square [-0.5, 0.5]^2. The point does not
+see the goal: it observes its position and chooses a velocity, clipped to 0.1 in each direction. The
 reward is minus the distance to the goal. The paper says the squared distance, but the authors' code
-(cbfinn/maml_rl, point_env_randgoal.py) takes the root, and the paper's -40.41 before adaptation
-fits that alone: staying at the origin returns -38.3 with distances, -16.7 with squares. As there,
-an episode ends when both coordinates are within 0.01 of the goal's, or after 100 steps; two hidden
-layers of 100 with ReLU; a Gaussian with one deviation for each direction.
+(cbfinn/maml_rl, point_env_randgoal.py) uses the distance. Only this fits the paper's -40.41 before
+adaptation: staying at the origin returns -38.3 with distances and -16.7 with squares. As in their
+code, an episode ends after 100 steps, or when both coordinates are within 0.01 of the goal. The
+policy has two hidden layers of 100 with ReLU, and is Gaussian with one deviation per direction.
 
-Both loops follow likelihood-ratio policy gradients (REINFORCE): trajectories are constants, and
-nothing is differentiated through the dynamics. The meta-gradient contains how the sampled actions
+Both loops use likelihood-ratio policy gradients (REINFORCE): trajectories are constants, and
+nothing is differentiated through the dynamics. The meta-gradient includes how the sampled actions
 depend on the parameters before adaptation (the low-variance curvature of Rothfuss et al. 2019,
-arXiv:1810.06784), which the paper's surrogate loses; neither has the effect of an action on later
-positions, for which the unbiased estimate (DiCE, Foerster et al. 2018) proved too noisy.
+arXiv:1810.06784). The paper's surrogate loses this term. Neither includes the effect of an action
+on later positions: the unbiased estimate of it (DiCE, Foerster et al. 2018) was too noisy.
 
-From the paper: 20 trajectories for a gradient in training, 40 in testing (here 20 as well), a
-baseline linear in features of position and time, a rate halved after the first step of testing.
-Different here: Adam in place of TRPO; the baseline is fitted to the trajectories it is used on; a
-discount of 0.8 in place of 0.99, as the reward tells at once whether an action was good; advantages
-are not divided by their deviation, so steps shrink near the goal, and rates are 1 in place of 0.1;
-40 tasks a step in place of 20; the deviation starts at 0.7 of the largest velocity. "maml" is
-trained for one step, as in the paper; "maml++" for three at once, with learned rates.
+As in the paper: 20 trajectories per gradient in training and 40 in testing (here also 20), a linear
+baseline on features of position and time, and half the rate after the first step of testing.
+Different from the paper: Adam instead of TRPO; the baseline is fitted to the trajectories that it
+is used on; a discount of 0.8 instead of 0.99, because the reward shows at once whether an action
+was good; advantages are not divided by their deviation, so steps shrink near the goal, and rates
+are 1 instead of 0.1; 40 tasks per step instead of 20; the deviation starts at 0.7 of the largest
+velocity. "maml" is trained for one step, as in the paper, and "maml++" for three steps at once,
+with learned rates.
 """
 
 import argparse
@@ -59,7 +60,7 @@ class Paths(NamedTuple):
         position: [T, B, 2] before each step.
         action: [T, B, 2] in units of the largest velocity, before clipping.
         reward: [T, B] zero after the end of an episode.
-        alive: [T, B] bool, whether the episode still runs.
+        alive: [T, B] bool, true while the episode runs.
     """
 
     position: jax.Array
@@ -69,7 +70,7 @@ class Paths(NamedTuple):
 
 
 def init(rng: Key) -> Params:
-    """A Gaussian policy: a network for the mean, a deviation for each direction."""
+    """Initialize a Gaussian policy: a network for the mean, and one deviation per direction."""
     draw = jax.nn.initializers.glorot_uniform()
     keys = jax.random.split(rng, len(SIZES) - 1)
     layers = [
@@ -80,7 +81,7 @@ def init(rng: Key) -> Params:
 
 
 def policy(params: Params, position: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean [..., 2] and deviation [2] of the action at each position [..., 2]."""
+    """Return mean [..., 2] and deviation [2] of the action at each position [..., 2]."""
     hidden = position
     for layer in params["layers"][:-1]:
         hidden = jax.nn.relu(hidden @ layer["kernel"] + layer["bias"])
@@ -89,7 +90,7 @@ def policy(params: Params, position: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def rollout(params: Params, goal: jax.Array, rng: Key, count: int, horizon: int) -> Paths:
-    """Follows the policy `count` times from the origin, to within 0.01 of the goal [2]."""
+    """Sample `count` trajectories of the policy from the origin to the goal [2]."""
 
     def step(
         carry: tuple[jax.Array, jax.Array], noise: jax.Array
@@ -107,7 +108,7 @@ def rollout(params: Params, goal: jax.Array, rng: Key, count: int, horizon: int)
 
 
 def advantages(paths: Paths) -> jax.Array:
-    """Discounted rewards to go, less a baseline linear in features of position and time [T, B]."""
+    """Return advantages [T, B]: discounted future rewards minus a linear baseline."""
 
     def add(later: jax.Array, reward: jax.Array) -> tuple[jax.Array, jax.Array]:
         total = reward + DISCOUNT * later
@@ -118,7 +119,7 @@ def advantages(paths: Paths) -> jax.Array:
     powers = moment ** jnp.arange(4)
     features = jnp.concatenate([paths.position, paths.position**2, powers], axis=-1)
     seen = features * paths.alive[..., None]
-    # A ridge, for features that are as good as constant: all of time, where episodes are short.
+    # Ridge regression, because features may be almost constant, for example time in short episodes.
     gram = jnp.einsum("tbi,tbj->ij", seen, seen) / paths.alive.sum() + 1e-5 * jnp.eye(8)
     moments = jnp.einsum("tbi,tb->i", seen, to_go) / paths.alive.sum()
     return (to_go - features @ jnp.linalg.solve(gram, moments)) * paths.alive
@@ -132,11 +133,11 @@ def loss_fn(
     trajectories: int = 20,
     horizon: int = 100,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Its gradient is the policy gradient on fresh trajectories to a goal [2]; its value is 0.
+    """Return a loss of value 0 whose gradient is the policy gradient for a goal [2].
 
-    Each action's likelihood is divided by a constant equal to it. That gives the gradient that the
-    logarithm would, and at second order the term that the logarithm lacks: how the distribution of
-    the sampled actions depends on the parameters.
+    Each action's likelihood is divided by a constant of the same value. The first derivative is
+    that of the log-likelihood. The second derivative has a term that the log-likelihood lacks: how
+    the distribution of the sampled actions depends on the parameters.
     """
     assert rng is not None
     paths = jax.lax.stop_gradient(rollout(params, goal, rng, trajectories, horizon))
@@ -148,18 +149,18 @@ def loss_fn(
 
 
 def goals(rng: Key, count: int) -> metajax.Task:
-    """Draws goals [count, 2] from the unit square around the origin."""
+    """Sample goals [count, 2] from the unit square around the origin."""
     goal = jax.random.uniform(rng, (count, 2), minval=-0.5, maxval=0.5)
     return metajax.Task(support=goal, query=goal)
 
 
 class Method(NamedTuple):
-    """A way to a policy, and how the policy adapts.
+    """A way to train a policy, and how the policy is adapted.
 
     Attributes:
-        algorithm: what trains it, None: nothing; of the outer step, as `metajax.outer_loop` takes.
-        adapting: `(meta_params, loss_fn, k)` to the algorithm, and its meta_params, that takes k
-            steps on a fresh goal.
+        algorithm: the algorithm that trains it, or a function of the outer step. None: no training.
+        adapting: maps `(meta_params, loss_fn, k)` to the algorithm, and its meta_params, that takes
+            k steps on a new goal.
     """
 
     algorithm: MetaAlgorithm | Callable[[jax.Array], MetaAlgorithm] | None
@@ -167,13 +168,13 @@ class Method(NamedTuple):
 
 
 def at_rate(rate: float) -> Callable[[PyTree, LossFn, int], tuple[MetaAlgorithm, PyTree]]:
-    """Adapts at a rate, and half of it after the first step, as in the paper."""
+    """Adapt with one rate, and with half of it after the first step, as in the paper."""
     halved = optax.schedules.piecewise_constant_schedule(rate, {1: 0.5})
     return lambda params, loss, k: (metajax.maml(loss, optax.sgd(halved), k), params)
 
 
 def at_learned_rates(params: PyTree, loss: LossFn, k: int) -> tuple[MetaAlgorithm, PyTree]:
-    """Adapts at the learned rates of the first k steps."""
+    """Adapt with the learned rates of the first k steps."""
     if k == 0:
         return metajax.maml(loss, optax.sgd(0.0), 0), params["params"]
     rates = jax.tree.map(lambda rate: rate[:k], params["rates"])
@@ -181,7 +182,7 @@ def at_learned_rates(params: PyTree, loss: LossFn, k: int) -> tuple[MetaAlgorith
 
 
 METHODS = {
-    # Judged after each step, it is trained for each: the annealing of the weights never begins.
+    # It is tested after each step, so it is trained for each: the loss weights are not annealed.
     "maml++": Method(
         lambda step: metajax.maml_plus_plus(loss_fn, 1.0, 3, step=step, multi_step=10**9),
         at_learned_rates,
@@ -193,7 +194,7 @@ METHODS = {
 
 
 def train(method: Method, seed: int, num_steps: int, *, meta_batch_size: int = 40) -> PyTree:
-    """Trains a policy; all steps are one compiled loop."""
+    """Train a policy in one compiled loop."""
     init_key, goal_key, step_key = jax.random.split(jax.random.key(seed), 3)
     if method.algorithm is None:
         return init(init_key)
@@ -215,7 +216,7 @@ def train(method: Method, seed: int, num_steps: int, *, meta_batch_size: int = 4
 def judge(
     method: Method, meta_params: PyTree, k: int, trajectories: int, episodes: int, seed: int
 ) -> Estimate:
-    """Mean return after k steps, on fresh goals that are the same for all methods."""
+    """Return the mean return after k steps, on new goals that are the same for all methods."""
     loss = functools.partial(loss_fn, trajectories=trajectories)
     algorithm, meta_params = method.adapting(meta_params, loss, k)
     goal_key, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2017))
@@ -224,12 +225,12 @@ def judge(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Trains with each method, prints their returns beside the paper's."""
+    """Train with each method, and print the returns next to the paper's."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--episodes", type=int, default=1000, help="goals to judge by")
+    parser.add_argument("--episodes", type=int, default=1000, help="number of goals to test on")
     parser.add_argument("--trajectories", type=int, nargs="+", default=[20, 40], help="a step")
     settings = parser.parse_args(arguments)
     check_numbers(

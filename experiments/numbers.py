@@ -1,11 +1,11 @@
-"""What the experiments without text share: the numbers they take, and the head of their tables."""
+"""Options and table headers of the experiments without text."""
 
 import argparse
 from collections.abc import Iterable
 
 
 def check_numbers(parser: argparse.ArgumentParser, seed: int, **counts: int) -> None:
-    """Ends the program with one line where the seed, or a count of an option, cannot be."""
+    """End the program with one line if the seed or a count is not valid."""
     if not 0 <= seed < 2**32:
         parser.error(f"--seed {seed}: give a number from 0 to {2**32 - 1}")
     for name, count in counts.items():
@@ -14,5 +14,5 @@ def check_numbers(parser: argparse.ArgumentParser, seed: int, **counts: int) -> 
 
 
 def steps_header(steps: Iterable[int]) -> str:
-    """A column of 16 letters for each number of steps."""
+    """Return a header with a column of 16 letters per number of steps."""
     return "".join(f"{f'{k} steps' if k != 1 else '1 step':>16}" for k in steps)

@@ -1,9 +1,9 @@
-"""What the experiments on text share: options, and stages run once, kept in a folder, compared.
+"""Options of the experiments on text, and stages that run once and are kept in a folder.
 
-A stage that was stopped resumes, one that has ended is not run again, and neither is an evaluation
-whose results lie there: an experiment's command can be killed and given again. Other settings are
-other runs, and an evaluation is made anew where data or weights have changed; for changed code, or
-to train anew, give another `--root`.
+A stopped stage resumes. A finished stage, or an evaluation with results, does not run again. So the
+command of an experiment can be killed and repeated. Other settings give other runs. An evaluation
+is repeated if data or weights have changed. If the code has changed, or to train again, pass
+another `--root`.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from metajax.reporting.plots import compared_accuracies
 from metajax.runs.eval_set import Row
 from metajax.training.evaluation import Estimate, estimate
 
-SETS = ("BANKING77", "CLINC150", "HWU64")  # Of intents.
+SETS = ("BANKING77", "CLINC150", "HWU64")  # Data sets of intents.
 _STAGES: dict[str, tuple[Any, Any]] = {
     "pretrain": (pretrain, PretrainSettings),
     "finetune": (finetune, FinetuneSettings),
@@ -45,29 +45,29 @@ _STAGES: dict[str, tuple[Any, Any]] = {
 
 
 def parser(description: str, root: str, **defaults: Any) -> argparse.ArgumentParser:
-    """The options that the experiments share; `defaults` are those of numbers."""
+    """Return the parser of the shared options. `defaults` are defaults of numbers."""
     made = argparse.ArgumentParser(description=description.splitlines()[0])
     made.add_argument("--model", required=True, help="the weights")
-    made.add_argument("--data", required=True, help="the folder that holds intents, glue")
+    made.add_argument("--data", required=True, help="the folder with intents and glue")
     made.add_argument("--split", default="01", help="of the classes")
     made.add_argument("--steps", type=int, help="of each training stage")
     made.add_argument("--learning-rate", type=float, help="of each training stage")
     made.add_argument("--seed", type=int, default=0, help="of each training stage")
     made.add_argument("--inner-lr", type=float, help="of all adaptation")
     made.add_argument("--episodes", type=int, default=600)
-    made.add_argument("--valid", action="store_true", help="judge on the validation classes")
-    made.add_argument("--root", default=f"runs/{root}", help="where the runs are kept")
+    made.add_argument("--valid", action="store_true", help="test on the validation classes")
+    made.add_argument("--root", default=f"runs/{root}", help="the folder of the runs")
     made.set_defaults(**defaults)
     return made
 
 
 def intent_sets(options: argparse.Namespace) -> Path:
-    """Where the sets of intents are, a folder each."""
+    """Return the folder of the data sets of intents."""
     return Path(options.data) / "intents"
 
 
 def command(main: Callable[[], None]) -> None:
-    """Runs an experiment; what was given wrong ends it with one line and exit status 2."""
+    """Run an experiment; end with one line and exit status 2 if the input is wrong."""
     try:
         main()
     except (InputError, OSError, StoppedError) as error:
@@ -76,7 +76,7 @@ def command(main: Callable[[], None]) -> None:
 
 
 def of_classes(directory: Path, split: str, part: str) -> dict[str, Any]:
-    """A set's examples of the classes for `part` of the work: train, valid or test."""
+    """Return the examples of a data set for a part of its classes: train, valid or test."""
     return {
         "tasks": (str(directory / "full.jsonl"),),
         "classes": str(directory / "few_shot" / split / f"labels.{part}.txt"),
@@ -84,25 +84,25 @@ def of_classes(directory: Path, split: str, part: str) -> dict[str, Any]:
 
 
 def judging(options: argparse.Namespace, directory: Path, **settings: Any) -> dict[str, Any]:
-    """What all that is compared is judged on: episodes of classes that no training has seen."""
+    """The episodes that all methods are tested on, with unseen classes."""
     found = of_classes(directory, options.split, "valid" if options.valid else "test")
     found |= {"episodes": options.episodes, "max_length": 64, "inner_lr": options.inner_lr}
     return found | settings
 
 
 class Trained(NamedTuple):
-    """A stage's run: its workdir, and the wall time of its steps in seconds, compiling included."""
+    """A run: its working directory, and the wall time of its steps in seconds with compilation."""
 
     path: str
     seconds: float
 
 
 class Result(NamedTuple):
-    """A method's accuracies (0..1) on the episodes.
+    """The accuracies (0..1) of a method on the episodes.
 
     Attributes:
         accuracies: [E].
-        seconds: of all episodes, with what is done once for them: compiling, features of all texts.
+        seconds: time of all episodes, including compilation and the features of all texts.
         training: seconds of training.
     """
 
@@ -112,7 +112,7 @@ class Result(NamedTuple):
 
 
 def trained(root: Path, name: str, stage: str, **settings: Any) -> Trained:
-    """Runs a training stage in `root`, with what `metajax STAGE --help` calls its settings."""
+    """Run a training stage in `root`, with the settings of `metajax STAGE`."""
     run, make = _STAGES[stage]
     workdir = root / f"{name}-{_digest(settings)}"
     print(f"{stage} in {workdir}", flush=True)
@@ -122,7 +122,7 @@ def trained(root: Path, name: str, stage: str, **settings: Any) -> Trained:
 
 
 def exported(run: Trained) -> str:
-    """A run's weights in Hugging Face format, next to it."""
+    """Export a run's weights in Hugging Face format, next to the run."""
     directory = f"{run.path}-weights"
     shutil.rmtree(directory, ignore_errors=True)
     export(ExportSettings(model=run.path, output=directory))
@@ -130,9 +130,9 @@ def exported(run: Trained) -> str:
 
 
 def judged(root: Path, model: str, *methods: str, **settings: Any) -> list[Result]:
-    """The methods' results on the same episodes, kept in `root`.
+    """Evaluate methods on the same episodes; keep the results in `root`.
 
-    With the same tasks, sizes and seed, the episodes of two calls are the same too.
+    Two calls with the same tasks, sizes and seed have the same episodes.
     """
     settings = {"model": model, "methods": methods, **settings}
     read = [data.fingerprint(path) for path in (*settings["tasks"], settings["classes"])]
@@ -146,7 +146,7 @@ def judged(root: Path, model: str, *methods: str, **settings: Any) -> list[Resul
 
 
 def _identity(model: Path) -> Any:
-    """Of a run its losses and when they were; of other weights their hashes."""
+    """Return what identifies weights: the losses and times of a run, or else hashes."""
     log = model / "metrics.jsonl"
     return data.fingerprint(str(log)) if log.is_file() else files.hashes(str(model))
 
@@ -156,15 +156,15 @@ def _digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def percent(found: Estimate) -> str:
-    """A share (0..1), or a difference of two, with its interval, in hundredths."""
-    return f"{100 * found.mean:.2f} ± {100 * found.ci95:.2f}"
+def percent(share: Estimate) -> str:
+    """Format a share (0..1), or a difference of shares, and its interval as percentages."""
+    return f"{100 * share.mean:.2f} ± {100 * share.ci95:.2f}"
 
 
 def show(options: argparse.Namespace, results: Mapping[str, Result], title: str) -> None:
-    """Prints the results, best first, and by how much the best is ahead, episode by episode.
+    """Print the results, the best first, and how far the best one is ahead on the same episodes.
 
-    Their picture goes into `--root` as PNG and SVG, named after the title and the options.
+    Draw a picture in `--root`, as PNG and SVG, named after the title and the options.
     """
     title += f", seed {options.seed}" if options.seed else ""
     title += ", valid" if options.valid else ""

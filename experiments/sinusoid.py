@@ -1,30 +1,32 @@
-r"""A network that has seen many sine waves learns a new one from five points.
+r"""Meta-train a network on sine waves, so that it learns a new one from five points.
 
-Claim: second-order MAML regresses a fresh wave from K = 5 points with a mean squared error of
-at most 0.67, 0.38 and 0.35 after 1, 5 and 10 gradient steps; beside it five other algorithms of the
-library on the same tasks.
+Claim: second-order MAML fits a new wave from K = 5 points with a mean squared error of at most
+0.67, 0.38 and 0.35 after 1, 5 and 10 gradient steps. Five other algorithms run on the same tasks.
 Paper: Finn, Abbeel & Levine 2017 (arXiv:1703.03400), section 5.1, figures 2 and 3, appendix C.1
 (the numbers: table 2).
 Command: XLA_FLAGS=--xla_cpu_multi_thread_eigen=false python -m experiments.sinusoid --seed 0 \
     --algorithms "second order" "first order" reptile meta-sgd maml++
-Hardware and time: one CPU core; while other jobs run, second order takes 48 to 120 s, first order
-28 to 66, Reptile 96 to 205, Meta-SGD 49 to 124, and MAML++ 540 to 721. iMAML, which the command
-leaves out, takes 40 minutes more.
+Hardware and time: one CPU core, while other jobs run: second order 48 to 120 s, first order 28 to
+66 s, Reptile 96 to 205 s, Meta-SGD 49 to 124 s, MAML++ 540 to 721 s. iMAML is not in the command;
+it takes 40 minutes more.
 Expect: 0.57, 0.33 and 0.29 (seed 0, second order); logs/sinusoid.md has the tables.
 
-Settings are the paper's: amplitude U[0.1, 5], phase U[0, pi], x U[-5, 5]; two hidden layers of
-40 with ReLU; trained with K = 10 and one inner step of 0.01, 25 waves a step, Adam at 0.001,
-70,000 steps; tested with 0.01 for the first step and 0.005 for the others. Four things the paper
-leaves open differ from the authors' code: weights start from He's normal initialisation, not from
-a deviation of 0.01; the meta-gradient's norm is clipped at 10; Adam's rate falls to zero over the
-last fifth of the steps, for a constant one ends at some point of a noisy sequence; and each wave is
-judged on 100 points, not 5, for the same mean with less noise. The first three were chosen after
-runs without them missed the paper's numbers: logs/sinusoid.md has all runs. iMAML takes 16 inner
-steps in training, Reptile ten, MAML++ five, Meta-SGD and MAML one; iMAML's rate is 0.002, in
-testing too, its pull has strength 20, and one step of conjugate gradient solves for the
-meta-gradient. MAML++ (Antoniou et al. 2019, arXiv:1810.09502) counts the loss after each of its
-steps, less and less over 7,500 outer ones (15 epochs, as in its authors' code for Mini-ImageNet);
-it does not begin in first order, where with some seeds the rates grow until its steps diverge.
+The settings are those of the paper: amplitude U[0.1, 5], phase U[0, pi], x U[-5, 5]; two hidden
+layers of 40 with ReLU; training with K = 10, one inner step of 0.01, 25 waves per step, Adam at
+0.001 and 70,000 steps; testing with 0.01 for the first step and 0.005 for the others. Four settings
+that the paper does not give differ from the authors' code. Weights have He's normal initialization,
+not a deviation of 0.01. The norm of the meta-gradient is clipped at 10. Adam's rate falls to zero
+over the last fifth of the steps, because a constant rate ends at a random point of a noisy
+sequence. Each wave is tested on 100 points, not 5, which gives the same mean with less noise. The
+first three were chosen after runs without them missed the paper's numbers: logs/sinusoid.md has all
+runs.
+
+In training, iMAML takes 16 inner steps, Reptile ten, MAML++ five, Meta-SGD and MAML one. iMAML has
+the rate 0.002, also in testing, and prox_weight 20; one step of conjugate gradient solves for the
+meta-gradient. MAML++ (Antoniou et al. 2019, arXiv:1810.09502) includes the loss after each inner
+step, with a weight that falls over 7,500 outer steps (15 epochs, as in its authors' code for
+Mini-ImageNet). It does not start in first order: with some seeds the rates would grow until the
+steps diverge.
 """
 
 import argparse
@@ -42,7 +44,7 @@ from metajax import Estimate
 from metajax.types import Key, Params
 
 SIZES = (1, 40, 40, 1)
-CHUNK = 100  # Waves judged at once.
+CHUNK = 100  # Waves tested at once.
 PAPER = {1: 0.67, 5: 0.38, 10: 0.35}
 
 
@@ -54,7 +56,7 @@ class Points(NamedTuple):
 
 
 def init(rng: Key) -> Params:
-    """A network's weights and biases, a layer a list entry."""
+    """Initialize a network: one list entry of weights and biases per layer."""
     draw = jax.nn.initializers.he_normal()
     keys = jax.random.split(rng, len(SIZES) - 1)
     return [
@@ -73,7 +75,7 @@ def loss_fn(params: Params, points: Points, rng: Key | None) -> tuple[jax.Array,
 
 
 def waves(rng: Key, count: int, support: int, query: int) -> metajax.Task:
-    """Draws `count` waves and points on each: leaves [count, support or query, 1]."""
+    """Sample `count` waves and points on each: leaves [count, support or query, 1]."""
     amplitude_key, phase_key, x_key = jax.random.split(rng, 3)
     amplitude = jax.random.uniform(amplitude_key, (count, 1, 1), minval=0.1, maxval=5.0)
     phase = jax.random.uniform(phase_key, (count, 1, 1), maxval=jnp.pi)
@@ -89,16 +91,16 @@ Make = Callable[[int, optax.ScalarOrSchedule], metajax.MetaAlgorithm]
 
 
 class Learner(NamedTuple):
-    """An algorithm, and how it is trained here.
+    """An algorithm and how it is trained.
 
     Attributes:
-        make: the algorithm for a number of inner steps and their rate; where rates are learned,
-            they start from 0.01 and the rate given is not used, nor is it by iMAML.
-        steps: inner steps in training, of what `make` makes.
-        judged: after how many steps it is judged: rates that were learned for some are not for
+        make: returns the algorithm for a number of inner steps and their rate. iMAML and algorithms
+            with learned rates, which start from 0.01, ignore this rate.
+        steps: inner steps in training.
+        judged: numbers of steps to test. Rates that were learned for some steps do not apply to
             more.
-        annealed: of the outer step, what trains it, as `metajax.outer_loop` takes; None: what
-            `make` makes.
+        annealed: the algorithm for training as a function of the outer step. None: the result of
+            `make`.
     """
 
     make: Make
@@ -108,8 +110,8 @@ class Learner(NamedTuple):
 
 
 def plus_plus(num_steps: int, step: jax.Array | None = None) -> metajax.MetaAlgorithm:
-    """MAML++ at an outer step, or after its annealing."""
-    # Its authors' epochs have 500 outer steps. In second order from the first: logs/sinusoid.md.
+    """Return MAML++ at an outer step, or after its annealing."""
+    # An epoch of the authors has 500 outer steps. Second order from the start: logs/sinusoid.md.
     return metajax.maml_plus_plus(loss_fn, 0.01, num_steps, step=step, multi_step=15 * 500)
 
 
@@ -123,7 +125,7 @@ LEARNERS = {
     "maml++": Learner(
         lambda k, rate: plus_plus(k), judged=(1, 5), annealed=lambda step: plus_plus(5, step)
     ),
-    # Many small steps, to come near a minimum. It diverges even so: logs/sinusoid.md.
+    # Many small steps, to come near a minimum. It diverges anyway: logs/sinusoid.md.
     "imaml": Learner(
         lambda k, rate: metajax.imaml(
             loss_fn, optax.sgd(0.002), k, prox_weight=20.0, solver_steps=1
@@ -134,7 +136,7 @@ LEARNERS = {
 
 
 def train(learner: Learner, seed: int, num_steps: int, *, meta_batch_size: int = 25) -> Params:
-    """Meta-trains a network; all steps are one compiled loop."""
+    """Meta-train a network in one compiled loop."""
     algorithm = learner.annealed or learner.make(learner.steps, 0.01)
     last = num_steps // 5
     rate = optax.schedules.join_schedules(
@@ -158,7 +160,7 @@ def train(learner: Learner, seed: int, num_steps: int, *, meta_batch_size: int =
 
 
 def judge(learner: Learner, meta_params: Params, inner_steps: int, episodes: int) -> Estimate:
-    """Mean squared error on fresh waves (the same for every network) from five points."""
+    """Return the mean squared error on new waves (the same for all networks) from five points."""
     rate = optax.schedules.piecewise_constant_schedule(0.01, {1: 0.5})
     algorithm = learner.make(inner_steps, rate)
     tasks = waves(jax.random.key(2017), episodes, support=5, query=100)
@@ -167,7 +169,7 @@ def judge(learner: Learner, meta_params: Params, inner_steps: int, episodes: int
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Trains with each algorithm, prints them beside the paper's numbers."""
+    """Train with each algorithm, and print the errors next to the paper's."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--algorithms", nargs="+", choices=LEARNERS, default=list(LEARNERS))
@@ -187,7 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
             cell = "-"
             if k in learner.judged:
                 error = judge(learner, meta_params, k, settings.episodes)
-                # A few waves on which steps diverge make the mean anything.
+                # If steps diverge on a few waves, the mean is arbitrary.
                 sound = error.mean < 100
                 cell = f"{error.mean:.3f} ± {error.ci95:.3f}" if sound else "diverges"
             row += f"{cell:>16}"

@@ -1,16 +1,16 @@
-r"""What each stage is worth: the same tasks from weights that have been through some of them.
+r"""Measure the gain of each stage: the same tasks, with weights from different stages.
 
-Claim: on intents never seen, each stage adds something to the original weights: pretraining on
-the domain's text, fine-tuning on its labels and, the most, meta-training. (That all three together
-are best does not hold: see RESULTS.md.)
+Claim: on unseen intents, each stage alone improves the original weights: pretraining on text of the
+domain, fine-tuning on its labels and, most of all, meta-training. (All three together are not the
+best: see RESULTS.md.)
 Paper: pretraining on the domain: Gururangan et al. 2020 (arXiv:2004.10964); the rest as in
 experiments/intents.py.
 Command: python -m experiments.stages --model BERT --data DATA --root runs/stages
 Hardware and time: one CPU core, 25 minutes for a BERT of two layers.
 Expect: 79 meta-trained, 76 all three, 70 fine-tuned, 57 pretrained, 53 original weights (1 shot).
 
-Every training sees only the training classes of BANKING77's split: their sentences (pretrain),
-their labels (finetune, over all classes at once), episodes of them (metatrain). Judged by 5-way
+All training uses only the training classes of BANKING77's split: their sentences (pretrain), their
+labels (finetune, all classes at once), and episodes of them (metatrain). The tests are 5-way
 episodes of the test classes, adapted in three steps from class prototypes.
 """
 
@@ -33,7 +33,7 @@ from experiments.unlabelled import write_text
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Trains along each path through the stages, and prints what each reaches."""
+    """Train with each combination of stages, and print the accuracies."""
     made = parser(__doc__, "stages", steps=300, learning_rate=1e-4, inner_lr=0.01)
     made.add_argument("--set", choices=SETS, default="BANKING77")
     made.add_argument("--shots", type=int, default=1)

@@ -1,21 +1,21 @@
-r"""Learning to learn from plain text alone: tasks of hidden words (SMLMT).
+r"""Meta-train on plain text only, on tasks of hidden words (SMLMT).
 
-Claim: weights meta-trained on episodes of hidden words, made from the intent sets' sentences
-without their labels, adapt better to intents never seen than the same weights without it, by an
-interval of the difference that excludes zero.
+Claim: weights that were meta-trained on hidden words, in sentences of intents without their labels,
+adapt better to unseen intents than the original weights. The interval of the difference excludes
+zero.
 Paper: Bansal, Jha, Munkhdalai & McCallum 2020, "Self-supervised meta-learning for few-shot natural
 language classification tasks" (arXiv:2009.08445), section 3 and table 1.
 Command: python -m experiments.unlabelled --model BERT --data DATA --root runs/unlabelled
 Hardware and time: one CPU core, a quarter of an hour for a BERT of two layers.
 Expect: 67 against 53 on BANKING77, 84 against 73 on CLINC150, 70 against 65 on HWU64 (1 shot).
 
-BERT: weights with a masked-LM head, here two layers of 128 features. all-MiniLM-L6-v2, which was
-trained on sentences to begin with, gains nothing (RESULTS.md, which says what DATA is).
+BERT has a masked-LM head and here two layers of 128 features. all-MiniLM-L6-v2, which was trained
+on sentences, gains nothing. RESULTS.md explains DATA.
 
-The text is the sentences of the training classes of all three sets' splits, less those that a
-held-out class of one of the sets has too; some topics are in several sets, in other words. An
-episode hides one word in sentences that hold it and asks which of five words it was. Judged on 600
-5-way episodes of each set's test classes.
+The text has the sentences of the training classes of all three data sets, without sentences that a
+held-out class also has. (Some topics occur in several data sets, in other words.) An episode hides
+one of five words in each sentence and asks which word it was. The tests are 600 5-way episodes of
+the test classes of each data set.
 """
 
 import json
@@ -26,9 +26,9 @@ from experiments.runs import SETS, command, intent_sets, judged, judging, parser
 
 
 def write_text(data: Path, split: str, target: Path, sets: Sequence[str]) -> None:
-    """The sentences of the training classes, a line each, without their labels.
+    """Return the sentences of the training classes, one per line, without labels.
 
-    Less those that a held-out class of one of the sets has too.
+    Sentences that a held-out class of a data set also has are removed.
     """
     kept, held_out = [], set()
     for name in sets:
@@ -50,7 +50,7 @@ def _letters(sentence: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Meta-trains without labels, and prints what that changes on each set."""
+    """Meta-train without labels, and print the change on each data set."""
     made = parser(__doc__, "unlabelled", steps=300, learning_rate=1e-4, inner_lr=0.01)
     made.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="judged on")
     made.add_argument("--shots", type=int, default=1)
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in options.sets:
         asked = judging(options, data / name, shots=options.shots)
         [ours] = judged(root, run.path, "checkpoint", **asked)
-        # Prototypes too: a rate that suits one of the two weights may spoil the other.
+        # Prototypes too, because a rate may fit one of the two weights but not the other.
         plain, prototypes = judged(root, options.model, "same-steps", "prototypes", **asked)
         results = {
             "hidden words": ours._replace(training=run.seconds),

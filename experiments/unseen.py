@@ -1,18 +1,19 @@
-r"""From GLUE to tasks that have nothing to do with it: the setting of LEOPARD.
+r"""Meta-train on GLUE and adapt to unrelated tasks: the setting of LEOPARD.
 
-Claim: weights meta-trained on episodes of four GLUE tasks, of two classes each, adapt to intents
-(and to Python's docstrings, `--set docstrings`), with 2 to 12 classes, better than the same weights
-after multi-task fine-tuning on these tasks. (Better than the original weights on one set of
-intents, about level on another, worse on a third and on docstrings with many examples: RESULTS.md.)
+Claim: weights that were meta-trained on four GLUE tasks with two classes each adapt better to
+intents (and to Python's docstrings, `--set docstrings`) with 2 to 12 classes than weights that were
+fine-tuned on these four tasks. (They are better than the original weights on one data set of
+intents, about level on another, and worse on a third and on docstrings with many examples: see
+RESULTS.md.)
 Paper: Bansal, Jha & McCallum 2020, "Learning to few-shot learn across diverse natural language
 classification tasks" (arXiv:1911.03863), section 5 and table 1; the tasks to adapt to are others.
 Command: python -m experiments.unseen --model BERT --data DATA --root runs/unseen --episodes 100
-Hardware and time: one CPU core, an hour for a BERT of two layers, ten minutes of it training; what
-has been run is kept, so that `--ways` and `--shots` can take some sizes at a time.
+Hardware and time: one CPU core, an hour for a BERT of two layers, of which training takes ten
+minutes. Finished parts are kept, so `--ways` and `--shots` can run some sizes at a time.
 Expect: 83 meta-trained, 81 original weights, 77 fine-tuned (5 ways, 16 shots).
 
-Data sets are tasks (`--whole-tasks`), drawn by the square root of their size: CoLA, MRPC, RTE and
-SST-2. RESULTS.md says what DATA and BERT are.
+Data sets are tasks (`--whole-tasks`): CoLA, MRPC, RTE and SST-2, sampled in proportion to the
+square root of their size. RESULTS.md explains DATA and BERT.
 """
 
 import argparse
@@ -38,14 +39,14 @@ GLUE = ("cola", "mrpc", "rte", "sst2")
 
 
 def held_out(root: Path) -> dict[str, Any]:
-    """The demo's task on the modules held out: of which of them is a docstring?"""
+    """Return the demo's task on held-out modules: to which module does a docstring belong?"""
     files = write_data(root / "docstrings", seed=0)
-    # Some modules have 20 docstrings and no more: 16 to adapt to and 4 to judge by.
+    # Some modules have only 20 docstrings: 16 to adapt to and 4 to test on.
     return {"tasks": (str(files.tasks),), "classes": str(files.test_classes), "queries": 4}
 
 
 def both_ways(options: argparse.Namespace, root: Path) -> tuple[Trained, Trained]:
-    """Meta-trains on GLUE, and fine-tunes on it."""
+    """Meta-train on GLUE, and fine-tune on it."""
     shared: dict[str, Any] = {
         "model": options.model,
         "tasks": tuple(f"glue:{name}" for name in GLUE),
@@ -62,28 +63,28 @@ def both_ways(options: argparse.Namespace, root: Path) -> tuple[Trained, Trained
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Trains both ways on GLUE, and prints how each adapts to what has nothing to do with it."""
+    """Train both ways on GLUE, and print how each model adapts to unrelated tasks."""
     made = parser(__doc__, "unseen", steps=300, learning_rate=1e-4, inner_lr=0.01, episodes=200)
     made.add_argument("--set", choices=(*SETS, "docstrings"), default="BANKING77")
     made.add_argument("--ways", type=int, nargs="+", default=[2, 5, 12])
     made.add_argument("--shots", type=int, nargs="+", default=[4, 8, 16])
-    # What suits one of the weights spoils another; chosen for each on validation classes.
+    # One rate does not fit all weights: each is chosen on validation classes.
     made.add_argument(
         "--adapt-lr",
         type=float,
         nargs=3,
         default=[0.001, 0.0003, 0.01],
         metavar=("META", "TUNED", "PLAIN"),
-        help="of adapting what was meta-trained, what was fine-tuned, and the original weights",
+        help="rates to adapt the meta-trained, the fine-tuned, and the original weights",
     )
     options = made.parse_args(arguments)
     if options.set == "docstrings" and options.valid:
-        made.error("--valid: no modules are set apart for validation: leave it out")
+        made.error("--valid: there are no validation modules; remove the option")
     root = Path(options.root)
     meta, multi = both_ways(options, root)
     plain = Trained(options.model, 0.0)
     compared = (
-        # Without adaptation `evaluate` takes the weights that a meta-training began with.
+        # Without adaptation `evaluate` uses the weights that meta-training started from.
         ("meta-trained on GLUE", meta, exported(meta), "checkpoint"),
         ("fine-tuned on GLUE", multi, multi.path, "same-steps"),
         ("original weights", plain, plain.path, "same-steps"),

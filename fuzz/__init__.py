@@ -1,1 +1,1 @@
-"""Bad input for every reader: mutations of valid files, and what a reader may do with them."""
+"""Give every reader of files mutations of valid files, and check what it does with them."""

@@ -1,20 +1,22 @@
-"""Bad input for every reader: what is neither read nor refused in a line is a failure.
+"""Fuzz every reader of files: it must read its input or refuse it with one line.
 
     python -m fuzz --inputs 100000 --seed 0        # all readers, an hour on one core
     python -m fuzz --only csv yaml --inputs 5000   # some
     python -m fuzz --only csv --case 17            # one input again, and its traceback
 
-Each input is a valid one with something wrong: bits, lengths, splices, other types, huge numbers,
-deep nesting, NUL, what is not UTF-8, escapes for terminals, paths out of the directory, code; or a
-directory, a device, a pipe or nothing in a file's place. It is a function of the seed, the reader
-and its number. What is slow to read (a tokenizer, a checkpoint, a report) gets fewer.
+Each input is a valid file with a fault: changed bits and lengths, spliced files, other types, huge
+numbers, deep nesting, NUL, bytes that are not UTF-8, terminal escapes, paths outside the directory,
+code. Or the file is a directory, a device, a pipe, or missing. An input is a function of the seed,
+the reader and the number of the input. Slow readers (tokenizer, checkpoint, report) get fewer
+inputs.
 
-A reader has to return, or to refuse with one line that can be printed, within 5 seconds and 500 MB.
-It may not raise anything else, nor write outside its directory, run code, start a process or reach
-for the network (Python's audit events tell).
+A reader must return, or refuse with one printable line, within 5 seconds and 500 MB. It must not
+raise another error, write outside its directory, run code, start a process or use the network.
+Python's audit events report these.
 
-Prints a table: the inputs, how many were accepted, refused and failed, and the slowest (seconds);
-then each failure once, and how to see it again. Exit status 1 if there is any.
+Prints a table with the number of inputs, of accepted, refused and failed ones, and the time of the
+slowest one in seconds. Then it prints each failure once, and the command that repeats it. The exit
+status is 1 if there is a failure.
 """
 
 import argparse
@@ -34,13 +36,13 @@ from fuzz import seeds, worker
 from fuzz.readers import READERS
 from fuzz.worker import Outcome
 
-_PATIENCE = 60  # Seconds for a process that does not even react to its alarm.
+_PATIENCE = 60  # Seconds to wait for a process that does not react to its alarm.
 
 
 def outcomes(name: str, seed: int, cases: range, root: Path) -> Iterator[Outcome]:
-    """What becomes of a reader's inputs; a process that dies is followed by another one."""
+    """Return the outcomes of a reader's inputs. Start a new process if one dies."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["fuzz.worker"])  # It imports once for all.
+    server.set_forkserver_preload(["fuzz.worker"])  # It imports the modules once for all processes.
     while cases:
         ours, theirs = server.Pipe(duplex=False)
         process = server.Process(target=worker.run, args=(name, seed, cases, root, theirs))
@@ -67,13 +69,13 @@ def outcomes(name: str, seed: int, cases: range, root: Path) -> Iterator[Outcome
 
 
 def split(inputs: int, names: list[str]) -> dict[str, int]:
-    """How many inputs each reader gets, one at least."""
+    """Return how many inputs each reader gets, at least one."""
     total = sum(READERS[name].share for name in names)
     return {name: -(-inputs * READERS[name].share // total) for name in names}
 
 
 def fuzz(name: str, seed: int, cases: range, root: Path) -> dict[str, Any]:
-    """A row of the table."""
+    """Return a row of the table."""
     counts: collections.Counter[str] = collections.Counter()
     failures: dict[str, list[Outcome]] = {}
     slowest = 0.0
@@ -81,23 +83,23 @@ def fuzz(name: str, seed: int, cases: range, root: Path) -> dict[str, Any]:
         counts[outcome.kind] += 1
         slowest = max(slowest, outcome.seconds)
         if outcome.kind == "failed":
-            failures.setdefault(outcome.said.split(": ")[0], []).append(outcome)
+            failures.setdefault(outcome.message.split(": ")[0], []).append(outcome)
     return {
         "reader": name,
         "inputs": len(cases),
         **{kind: counts[kind] for kind in ("accepted", "refused", "failed")},
         "slowest": slowest,
         "failures": [
-            {"case": found[0].case, "times": len(found), "said": found[0].said}
+            {"case": found[0].case, "times": len(found), "message": found[0].message}
             for found in failures.values()
         ],
     }
 
 
 def again(name: str, seed: int, case: int, root: Path) -> bool:
-    """Runs one input again, tells all of it, and whether it failed."""
+    """Run one input again, print its outcome, and return whether it failed."""
     (outcome,) = outcomes(name, seed, range(case, case + 1), root)
-    print(f"{name} {case}: {outcome.kind} {outcome.said}\n{outcome.trace}")
+    print(f"{name} {case}: {outcome.kind} {outcome.message}\n{outcome.trace}")
     return outcome.kind == "failed"
 
 
@@ -128,9 +130,10 @@ def main() -> None:
     total = [sum(row[key] for row in rows) for key in columns]
     print("{:12} {:7} {:9} {:8} {:7}".format("all", *total))
     for row in rows:
-        for found in row["failures"]:
+        for failure in row["failures"]:
             print(
-                f"--only {row['reader']} --case {found['case']} ({found['times']}): {found['said']}"
+                f"--only {row['reader']} --case {failure['case']} "
+                f"({failure['times']}): {failure['message']}"
             )
     if options.output:
         report = {"settings": vars(options), "rows": rows}

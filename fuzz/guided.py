@@ -1,16 +1,16 @@
-"""The same readers under atheris, which keeps what reaches new places in our code, and varies it.
+"""Fuzz the same readers with atheris, guided by coverage.
 
     pip install 'atheris>=3'
     python -m fuzz.guided --seconds 30              # each reader of small files
     python -m fuzz.guided --only csv --seconds 600  # one, for longer
 
-An input is one file of a valid input with other bytes. What a reader may not do is what
-`python -m fuzz` says; atheris begins where that one's seeds are and goes by coverage, so
-that it finds what needs several steps in a row, and not the same inputs on another day.
+An input is one file of a valid input with other bytes. The rules for readers are those of `python
+-m fuzz`, and so are the first inputs. atheris keeps inputs that reach new code and varies them, so
+it also finds faults that need several changes. Its inputs differ from run to run.
 
-Prints a table: inputs, the places in our code that they reached (atheris counts edges), failures.
-The first failure of a reader ends it; its trace and its input follow. Exit status 1 if there is
-any. (Ten minutes.)
+Prints a table with the number of inputs, of reached edges in our code, and of failures. A reader
+ends at its first failure, and its traceback and input are printed. The exit status is 1 if there is
+a failure. It takes ten minutes.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from pathlib import Path
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}
 
-_SMALL = 20  # Readers with this share of the inputs or more take a millisecond or so.
-_FAILED = 77  # What libFuzzer ends with.
+_SMALL = 20  # Readers with at least this share of the inputs need about a millisecond.
+_FAILED = 77  # The exit status of libFuzzer.
 
 
 def explore(name: str, seconds: int, seed: int, root: Path) -> None:
-    """Runs atheris on one reader; it ends the process."""
+    """Run atheris on one reader. It ends the process."""
     import atheris
 
     with atheris.instrument_imports(include=["metajax"]):
@@ -44,7 +44,7 @@ def explore(name: str, seconds: int, seed: int, root: Path) -> None:
         files, file = places[content[0] % len(places) if content else 0]
         worker.write(directory, files | {file: content[1:]})
         outcome = worker.judge(name, 0, directory, root, watch)
-        assert outcome.kind != "failed", f"{outcome.said}\n{outcome.trace}"
+        assert outcome.kind != "failed", f"{outcome.message}\n{outcome.trace}"
 
     limits = [f"-max_total_time={seconds}", "-max_len=8192", "-timeout=0", "-rss_limit_mb=0"]
     settings = [*limits, f"-seed={seed + 1}", f"-artifact_prefix={root / name}/"]
@@ -53,7 +53,7 @@ def explore(name: str, seconds: int, seed: int, root: Path) -> None:
 
 
 def guided(name: str, seconds: int, seed: int, root: Path) -> bool:
-    """Prints a reader's row; whether an input failed."""
+    """Print the row of a reader, and return whether an input failed."""
     command = [sys.executable, "-m", "fuzz.guided", "--explore", name]
     how = ("--seconds", str(seconds), "--seed", str(seed), "--root", str(root))
     done = subprocess.run([*command, *how], capture_output=True, text=True, check=False)

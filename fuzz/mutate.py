@@ -1,4 +1,4 @@
-"""Valid files made invalid, each a function of its random numbers alone."""
+"""Make valid files invalid. Each mutation is a function of its random numbers only."""
 
 import contextlib
 import json
@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-CANARY = "fuzz_canary"  # Where a string would be run or followed, it leaves this name.
+CANARY = "fuzz_canary"  # A string that is executed or followed creates a file of this name.
 _CODE = f"__import__('os').mkdir('{CANARY}')"
 
-# What has broken readers elsewhere.
+# Values that have broken readers of other programs.
 STRINGS = [
     *("", " ", "\n", "\0", "\r", "\t", "'", '"', "\\", "%s%n", "{0.__class__}", "$(id)", "a\nb"),
     *(
@@ -78,7 +78,7 @@ _NUMBER = re.compile(rb"-?\d+(\.\d+)?")
 
 
 def value(draw: random.Random) -> Any:
-    """Anything JSON can hold."""
+    """Return a random JSON value."""
     kind = draw.randrange(9)
     if kind < 3:
         return draw.choice(STRINGS)
@@ -95,7 +95,7 @@ def _deep(draw: random.Random) -> Any:
 
 
 def tree(draw: random.Random, root: Any) -> Any:
-    """A JSON tree (which is changed) with one node or key another one."""
+    """Replace one node or key of a JSON tree, in place."""
     parent, key, node = None, None, root
     while isinstance(node, dict | list) and node and draw.random() < 0.85:
         keys = list(node) if isinstance(node, dict) else range(len(node))
@@ -122,11 +122,11 @@ def tree(draw: random.Random, root: Any) -> Any:
 
 
 def octets(draw: random.Random, content: bytes, other: bytes) -> bytes:
-    """Bytes with a few of them changed, lost, doubled, or put in from `other`."""
+    """Change, remove, repeat or insert (from `other`) a few bytes."""
     found = bytearray(content)
     for _ in range(draw.choice([1, 1, 1, 2, 4, 16])):
         at = draw.randrange(len(found) + 1)
-        # Headers and footers are where a file says what it holds.
+        # Headers and footers describe the content of a file.
         if draw.random() < 0.3:
             at = (
                 min(at, draw.randrange(64)) if draw.random() < 0.5 else max(0, len(found) - at % 64)
@@ -186,7 +186,7 @@ def _toml(draw: random.Random, content: bytes) -> bytes:
 
 
 def _cells(separator: bytes) -> Callable[[random.Random, bytes], bytes]:
-    """One cell of a table is another."""
+    """Replace one cell of a table."""
 
     def change(draw: random.Random, content: bytes) -> bytes:
         rows = [line.split(separator) for line in content.split(b"\n")]
@@ -198,7 +198,7 @@ def _cells(separator: bytes) -> Callable[[random.Random, bytes], bytes]:
 
 
 def _safetensors(draw: random.Random, content: bytes) -> bytes:
-    """Another header, whose length is right."""
+    """Replace the header, and keep its length right."""
     size = int.from_bytes(content[:8], "little")
     header = _json(draw, content[8 : 8 + size])
     return len(header).to_bytes(8, "little") + header + content[8 + size :]
@@ -217,10 +217,10 @@ _BY_SUFFIX: dict[str, Callable[[random.Random, bytes], bytes]] = {
 
 
 def mutate(draw: random.Random, name: str, content: bytes, other: bytes) -> bytes:
-    """A file's content with something wrong: in what its kind holds, or in its bytes."""
+    """Mutate the content of a file, either in its format or in its bytes."""
     for suffix, change in _BY_SUFFIX.items():
         if name.endswith(suffix) and draw.random() < 0.6:
-            # What an earlier mutation broke has only bytes left to change.
+            # After another mutation the format may be broken. Then only bytes can be changed.
             with contextlib.suppress(ValueError, LookupError, RecursionError, yaml.YAMLError):
                 return change(draw, content)
     return octets(draw, content, other)

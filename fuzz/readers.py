@@ -1,4 +1,4 @@
-"""The readers of what others wrote: each with valid files for it, and its share of the inputs."""
+"""The readers of files: for each its valid files and its share of the inputs."""
 
 import contextlib
 import functools
@@ -28,12 +28,12 @@ from metajax.runs.workdir import Run
 
 
 class Reader(NamedTuple):
-    """Something that reads what others wrote.
+    """A reader of files.
 
     Attributes:
-        share: of the inputs, against the other readers'; what is slow has less.
-        seeds: valid input, from what `seeds.build` made.
-        read: reads a directory; the second one is what `seeds.build` made.
+        share: share of the inputs, relative to other readers. Slow readers have less.
+        seeds: valid input, made from the result of `seeds.build`.
+        read: reads a directory. Its second argument is the result of `seeds.build`.
     """
 
     share: int
@@ -42,7 +42,7 @@ class Reader(NamedTuple):
 
 
 def _tasks(spec: str, **settings: str) -> Callable[[Path, Path], Any]:
-    """Reads one task, and may read other files of the directory with it."""
+    """Read one task, possibly with other files of the directory."""
 
     def read(directory: Path, _: Path) -> None:
         named = {key: directory / name for key, name in settings.items()}
@@ -85,7 +85,7 @@ def _tokenizer(directory: Path, _: Path) -> None:
 
 
 def _command(*arguments: object) -> None:
-    """Runs a command; none of what it prints may command a terminal."""
+    """Run a command and check that its output has no control characters."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = cli.main([str(argument) for argument in arguments])
@@ -97,7 +97,7 @@ def _command(*arguments: object) -> None:
 
 
 def controls(line: str) -> bool:
-    """Whether a line could command a terminal, is more than one, or is not text."""
+    """Return whether a line has control characters, several lines, or no text."""
     return any(c < " " or "\x7f" <= c < "\xa0" or c in "\u2028\u2029\u202e" for c in line) or any(
         "\ud800" <= c < "\ue000" for c in line
     )
@@ -131,7 +131,7 @@ def _workdir(directory: Path, _: Path) -> None:
 
 
 def _few_shot(directory: Path, root: Path) -> None:
-    for file in (root / "meta").rglob("*"):  # What is not changed, the weights above all.
+    for file in (root / "meta").rglob("*"):  # Files that are not changed, mainly the weights.
         copy = directory / file.relative_to(root / "meta")
         if file.is_file() and not os.path.lexists(copy):
             copy.parent.mkdir(parents=True, exist_ok=True)

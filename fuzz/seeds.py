@@ -1,4 +1,4 @@
-"""Valid files for each reader, by their names in a directory."""
+"""Valid files for each reader, by name."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ _ROWS = [(f"w{n} w{n + 1} w{n % 7}", f"topic{n % 3}") for n in range(12)]
 
 
 def build(root: Path) -> None:
-    """Makes what takes a model: one, its tokenizer in the other form, and a run."""
+    """Create a model, its tokenizer in the other format, and a run."""
     config = TransformerConfig(
         vocab_size=45,
         hidden_size=8,
@@ -53,7 +53,7 @@ def _run(*arguments: object) -> None:
 
 
 def _tree(directory: Path, *patterns: str) -> Files:
-    """The files of a directory whose names below it fit."""
+    """Read the files of a directory whose names match."""
     found = [path for pattern in patterns for path in sorted(directory.glob(pattern))]
     return {str(path.relative_to(directory)): path.read_bytes() for path in found if path.is_file()}
 
@@ -68,22 +68,22 @@ def _delimited(separator: str) -> bytes:
 
 
 def csv(_: Path) -> Iterator[Files]:
-    """Comma-separated values."""
+    """Return CSV files."""
     yield {"tasks.csv": _delimited(",")}
 
 
 def tsv(_: Path) -> Iterator[Files]:
-    """Tab-separated values."""
+    """Return TSV files."""
     yield {"tasks.tsv": _delimited("\t")}
 
 
 def jsonl(_: Path) -> Iterator[Files]:
-    """JSON lines."""
+    """Return JSON-lines files."""
     yield {"tasks.jsonl": _json_lines()}
 
 
 def parquet(_: Path) -> Iterator[Files]:
-    """Columns of several types, pages of several codecs."""
+    """Return Parquet files with several types of columns and several codecs."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -105,7 +105,7 @@ def parquet(_: Path) -> Iterator[Files]:
 
 
 def glue(_: Path) -> Iterator[Files]:
-    """The classic layout, of four tasks with a quirk each."""
+    """Return GLUE's classic layout, with four tasks that differ in their format."""
     yield {"CoLA/train.tsv": b"".join(b"gj04\t%d\t\tw%d w2.\n" % (n % 2, n) for n in range(9))}
     for name, header in (
         ("MRPC", b"Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"),
@@ -117,24 +117,24 @@ def glue(_: Path) -> Iterator[Files]:
 
 
 def passages(_: Path) -> Iterator[Files]:
-    """Plain text with enough lines for three hidden words."""
+    """Return plain text with enough lines for three hidden words."""
     lines = [f"some {('river', 'mountain', 'bridge')[n % 3]} was w{n} there" for n in range(75)]
     yield {"text.txt": "\n".join(lines).encode()}
 
 
 def pairs(_: Path) -> Iterator[Files]:
-    """What `predict` labels."""
+    """Return texts for `predict`."""
     yield {"input.txt": b"w1 w2\nw3\n"}
     yield {"input.txt": b"w1 w2\tw3\nw4\tw5 w6\n"}
 
 
 def classes(_: Path) -> Iterator[Files]:
-    """A task, and the labels to keep of it."""
+    """Return a task and its labels to keep."""
     yield {"tasks.jsonl": _json_lines(), "classes.txt": b"topic0\ntopic2\n"}
 
 
 def draws(_: Path) -> Iterator[Files]:
-    """A task, and two draws of its support set."""
+    """Return a task and two draws of its support set."""
     six = b"".join(_json_lines().splitlines(keepends=True)[:6])
     yield {
         "tasks.jsonl": _json_lines(),
@@ -162,7 +162,7 @@ def toml(_: Path) -> Iterator[Files]:
 
 
 def config(root: Path) -> Iterator[Files]:
-    """A model's config.json, one that names remote code, and sentence-transformers' pooling."""
+    """Return a config.json, one with remote code, and the pooling of sentence-transformers."""
     content = json.loads((root / "bert" / "config.json").read_text())
     pooling = json.dumps({"pooling_mode_mean_tokens": True, "word_embedding_dimension": 8})
     notes = {"pooling": "mean", "feature_norm": 3.0, "num_labels": [2], "label_names": [["a", "b"]]}
@@ -174,7 +174,7 @@ def config(root: Path) -> Iterator[Files]:
 
 
 def weights(root: Path) -> Iterator[Files]:
-    """A model in one file, and in a shard with an index."""
+    """Return a model in one file, and in a shard with an index."""
     found = _tree(root / "bert", "config.json", "model.safetensors")
     yield found
     shard = "model-00001-of-00001.safetensors"
@@ -187,7 +187,7 @@ def weights(root: Path) -> Iterator[Files]:
 
 
 def pytorch(root: Path) -> Iterator[Files]:
-    """A model as PyTorch pickles it, in its zipped form and in the old one."""
+    """Return a model as PyTorch saves it, in the new and the old format."""
     import torch
 
     tensors = files.read_weights(root / "bert")
@@ -199,21 +199,21 @@ def pytorch(root: Path) -> Iterator[Files]:
 
 
 def tokenizers(root: Path) -> Iterator[Files]:
-    """A tokenizer as its vocabulary, and as tokenizer.json."""
+    """Return a tokenizer as a vocabulary and as tokenizer.json."""
     model = _tree(root / "bert", "config.json")
     yield model | _tree(root / "bert", "vocab.txt", "tokenizer_config.json")
     yield model | _tree(root / "tokenizer", "*.json", "vocab.txt")
 
 
 def descent(root: Path) -> Iterator[Files]:
-    """The record of a run that began at another run."""
+    """Return the record of a run that started from another run."""
     run = json.loads((root / "run" / "run.json").read_text())
     parent = {"path": str(root / "run"), "step": 2, "record": run}
     yield {"run.json": json.dumps(run | {"parent": parent}).encode()}
 
 
 def records(root: Path) -> Iterator[Files]:
-    """What a run wrote beside its checkpoints, and an evaluation."""
+    """Return the files of a run without its checkpoints, and an evaluation."""
     row: dict[str, Any] = {"tasks": "t", "protocol": "p", "method": "knn", "inner_steps": 0}
     row |= {"ways": 3, "shots": 1, "queries": 5, "episodes": 2, "accuracy": 0.5, "ci95": 0.1}
     row |= {"behind": 0.0, "behind_ci95": 0.0, "seconds": 1.0, "accuracies": [0.4, 0.6]}
@@ -224,16 +224,16 @@ def records(root: Path) -> Iterator[Files]:
 
 
 def runs(root: Path) -> Iterator[Files]:
-    """A run, checkpoint and all."""
+    """Return a run with its checkpoint."""
     yield _tree(root / "run", "run.json", "results.json", "model/*", "checkpoints/**/*")
 
 
 def meta_trained(root: Path) -> Iterator[Files]:
-    """The records of a run that was meta-trained: beside its checkpoint, and in it."""
+    """Return the records of a meta-trained run: run.json, and the one in its checkpoint."""
     small = ("--ways", 3, "--queries", 3, "--inner-steps", 1, "--steps", 1, "--meta-batch-size", 1)
     what = ("--model", root / "bert", "--tasks", root / "rows.jsonl", "--max-length", 16)
     command = ("metatrain", *what, *small, "--workdir", root / "meta")
-    # In a process of its own: what was forked cannot take its threads along.
+    # In another process, because a forked process does not have the threads of its parent.
     python = [sys.executable, "-m", "metajax", *map(str, command)]
     subprocess.run(python, check=True, capture_output=True)
     yield _tree(root / "meta", "run.json", "model/config.json", "checkpoints/*/_*METADATA")

@@ -1,4 +1,4 @@
-"""What a reader must not do: write elsewhere, run code, start a process, use the network, hang."""
+"""Detect readers that write elsewhere, run code, start a process, use the network, or hang."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from typing import Any
 from fuzz.mutate import CANARY
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-# For each event, how many of its first arguments are paths that change.
+# For each event, how many of its first arguments are paths that it changes.
 _CHANGES = {
     **dict.fromkeys(("os.rename", "os.link", "os.symlink", "shutil.move"), 2),
     **dict.fromkeys(
@@ -38,32 +38,32 @@ _TRUSTED = tuple(
 
 
 class Hung(BaseException):
-    """An input took too long; no reader catches it."""
+    """An input took too long. No reader catches this exception."""
 
 
 class Watch:
-    """Notes what a reader does, while it is on.
+    """Record what a reader does.
 
     Args:
-        scratch: the directory that may be written to.
-        outside: one beside it that may not even be read from.
+        scratch: the directory that the reader may write to.
+        outside: a directory that it must not even read.
 
     Attributes:
-        seen: what was done that must not be.
+        seen: forbidden actions of the reader.
     """
 
     def __init__(self, scratch: Path, outside: Path) -> None:
         self._scratch, self._outside = os.path.realpath(scratch), os.path.realpath(outside)
         self._on = False
         self.seen: list[str] = []
-        sys.addaudithook(self._hear)  # There is no way to take one away again.
+        sys.addaudithook(self._hear)  # An audit hook cannot be removed.
 
     @contextlib.contextmanager
     def on(self, seconds: float) -> Iterator[None]:
-        """Watches, and ends what takes longer.
+        """Watch the reader, and stop it after a time limit.
 
         Raises:
-            Hung: it did.
+            Hung: it took longer.
         """
         self.seen = []
 
@@ -113,7 +113,7 @@ class Watch:
 
 
 def _is_known(code: CodeType) -> bool:
-    """Whether code is a module's, or what a module makes while it is imported (data classes)."""
+    """Return whether code belongs to a module, or is made during its import (dataclasses)."""
     if code.co_filename.startswith(_TRUSTED):
         return True
     frame: FrameType | None = sys._getframe()

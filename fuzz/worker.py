@@ -1,4 +1,4 @@
-"""One reader's inputs, in a process of their own: a reader may crash, or take all memory."""
+"""Run the inputs of one reader in a separate process, because a reader may crash or fill memory."""
 
 import contextlib
 import logging
@@ -22,30 +22,30 @@ from metajax.cli.logging import input_error_line
 from metajax.errors import StoppedError, one_line
 
 SECONDS = 5.0
-MEGABYTES = 500  # More than this for one small file is too much.
-_ADDRESSES = 3 << 30  # Beyond what the process has after its valid input.
+MEGABYTES = 500  # Limit for one small file.
+_ADDRESSES = 3 << 30  # In addition to the memory after the valid input.
 
 
 class Outcome(NamedTuple):
-    """What became of an input.
+    """The outcome of an input.
 
     Attributes:
-        case: its number.
+        case: the number of the input.
         kind: "accepted", "refused", or "failed".
-        seconds: that the reader took.
-        said: the refusal's line, or what the failure was.
-        trace: of a failure.
+        seconds: time of the reader.
+        message: the line of a refusal, or a description of a failure.
+        trace: the traceback of a failure.
     """
 
     case: int
     kind: str
     seconds: float
-    said: str = ""
+    message: str = ""
     trace: str = ""
 
 
 def make(name: str, seed: int, case: int, valid: Sequence[Files], directory: Path) -> None:
-    """Writes an input: valid files with something wrong in one or two of them."""
+    """Write an input: valid files with a fault in one or two of them."""
     draw = random.Random(f"{seed} {name} {case}")
     files = dict(draw.choice(valid))
     for _ in range(draw.choice([1, 1, 1, 2])):
@@ -58,7 +58,7 @@ def make(name: str, seed: int, case: int, valid: Sequence[Files], directory: Pat
 
 
 def _replace(path: Path, kind: int) -> None:
-    """Something else in a file's place."""
+    """Replace a file by something else."""
     path.unlink()
     if kind == 0:
         path.mkdir()
@@ -71,7 +71,7 @@ def _replace(path: Path, kind: int) -> None:
 
 
 def run(name: str, seed: int, cases: Sequence[int], root: Path, results: Connection) -> None:
-    """Sends True once the valid inputs are read, then an `Outcome` for each case."""
+    """Send True after the valid inputs, then an `Outcome` for each case."""
     scratch = root / "scratch"
     valid, directory, watch = prepare(name, root, scratch)
     results.send(True)
@@ -84,14 +84,14 @@ def run(name: str, seed: int, cases: Sequence[int], root: Path, results: Connect
 
 
 def prepare(name: str, root: Path, scratch: Path) -> tuple[list[Files], Path, Watch]:
-    """A reader's valid inputs, where others go and what watches them; this process is theirs."""
+    """Prepare this process: return a reader's valid inputs, its directory and its watch."""
     reader, directory = READERS[name], scratch / "input"
     valid = list(reader.seeds(root))
     scratch.mkdir(parents=True, exist_ok=True)
     os.chdir(scratch)
     warnings.simplefilter("ignore")
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # As the command line has it.
-    # What is read first imports and compiles.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # As in the command line.
+    # The first input imports and compiles.
     for files in valid:
         write(directory, files)
         reader.read(directory, root)
@@ -99,7 +99,7 @@ def prepare(name: str, root: Path, scratch: Path) -> tuple[list[Files], Path, Wa
 
 
 def write(directory: Path, files: Files) -> None:
-    """Writes these files and no others."""
+    """Write these files, and remove all others."""
     shutil.rmtree(directory, ignore_errors=True)
     for file, content in files.items():
         (directory / file).parent.mkdir(parents=True, exist_ok=True)
@@ -107,47 +107,47 @@ def write(directory: Path, files: Files) -> None:
 
 
 def _limit() -> None:
-    """Keeps a reader that wants all memory from having it."""
+    """Limit the memory of a reader."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + _ADDRESSES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def judge(name: str, case: int, directory: Path, root: Path, watch: Watch) -> Outcome:
-    """What a reader makes of a directory."""
-    kind, said, trace = "accepted", "", ""
+    """Run a reader on a directory and return its outcome."""
+    kind, message, trace = "accepted", "", ""
     _most_memory()
     before, begun = _most_memory(), time.perf_counter()
     try:
         with watch.on(SECONDS):
             READERS[name].read(directory, root)
     except StoppedError as error:
-        kind, said = "refused", one_line(error)
+        kind, message = "refused", one_line(error)
     except (Exception, Hung) as error:
         line = input_error_line(error)
-        kind, said = ("refused", line) if line is not None else ("failed", _where(error))
+        kind, message = ("refused", line) if line is not None else ("failed", _where(error))
         trace = traceback.format_exc() if line is None else ""
-    except BaseException as error:  # Of Rust, say, when it panics.
-        kind, said, trace = "failed", _where(error), traceback.format_exc()
+    except BaseException as error:  # For example from a panic in Rust.
+        kind, message, trace = "failed", _where(error), traceback.format_exc()
     seconds, grown = time.perf_counter() - begun, (_most_memory() - before) / 1e6
-    if kind == "refused" and (controls(said) or len(said) > 2000 or not said.strip()):
-        kind, said = "failed", f"says {said[:200]!r}"
+    if kind == "refused" and (controls(message) or len(message) > 2000 or not message.strip()):
+        kind, message = "failed", f"says {message[:200]!r}"
     if grown > MEGABYTES:
-        kind, said = "failed", f"took {grown:.0f} MB"
+        kind, message = "failed", f"took {grown:.0f} MB"
     if watch.seen:
-        kind, said = "failed", watch.seen[0]
-    return Outcome(case, kind, seconds, said, trace)
+        kind, message = "failed", watch.seen[0]
+    return Outcome(case, kind, seconds, message, trace)
 
 
 def _most_memory() -> int:
-    """The most bytes that were in memory since the last call."""
+    """Return the peak memory in bytes since the last call."""
     status = Path("/proc/self/status").read_text()
     Path("/proc/self/clear_refs").write_text("5")
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 def _where(error: BaseException) -> str:
-    """An error's type and the last line of ours that it passed."""
+    """Return an error's type and the last line of our code in its traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "/metajax/" in frame.filename] or list(frames)
     place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "?"
