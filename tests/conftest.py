@@ -1,4 +1,4 @@
-"""Eight simulated devices, and programs that compile quickly or, for exactness, in float64."""
+"""Fixtures: eight simulated devices, and programs that compile quickly or in float64."""
 
 import gc
 import os
@@ -13,15 +13,15 @@ from tests.xla_flags import quick_flags
 if "PYTEST_XDIST_WORKER" not in os.environ:  # Workers inherit them.
     os.environ["XLA_FLAGS"] = quick_flags()
 
-# Tracing makes objects by the million, and each collection looks at all that JAX keeps: a tenth of
-# the tests' time at Python's own thresholds.
+# Tracing creates millions of objects. With Python's default thresholds, garbage collection takes a
+# tenth of the tests' time.
 gc.set_threshold(100_000, 50, 100)
 
-# Where numbers are the point, the fixtures `x64` and `optimised` turn optimisations on again.
-# JAX is imported by now; the processes that tests start read the environment.
+# The fixtures `x64` and `optimised` turn optimizations on again where a test needs exact numbers.
+# JAX has been imported already. Processes that tests start read the environment.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 jax.config.update("jax_disable_most_optimizations", True)
-# These stay in this process. Other devices than the CPU are for the tests of one (docs/gpu.md).
+# Only for this process. Other devices than the CPU work for tests of one device (docs/gpu.md).
 _PLATFORM = os.environ.get("METAJAX_TEST_PLATFORM", "cpu")
 jax.config.update("jax_platforms", _PLATFORM)
 if _PLATFORM == "cpu":
@@ -30,7 +30,7 @@ if _PLATFORM == "cpu":
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default a test sees one device; those about many name them."""
+    """A test sees one device by default; tests of several devices name them."""
     first = jax.devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: first)
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
@@ -38,7 +38,7 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def optimised() -> Iterator[None]:
-    """Programs optimised as users' are, in this test only."""
+    """Use the optimizations that users have, only in this test."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
@@ -46,21 +46,21 @@ def optimised() -> Iterator[None]:
 
 @pytest.fixture
 def x64(optimised) -> Iterator[None]:
-    """Float64, and programs optimised as users' are, in this test only."""
+    """Use float64 and the optimizations that users have, only in this test."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture
 def abandoned() -> Iterator[None]:
-    """What Orbax leaves running when it fails is thrown away within the test."""
+    """Collect what Orbax leaves running when it fails, within the test."""
     yield
     gc.collect()
 
 
-@pytest.hookimpl(tryfirst=True)  # Before xdist looks for groups, also where one file is named.
+@pytest.hookimpl(tryfirst=True)  # Before xdist looks for groups, also if only one file is run.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What looks at the chain goes to one worker, so that it is run once."""
+    """Run all tests of the chain in one worker, so that the chain runs once."""
     for item in items:
         if "chain" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("chain"))

@@ -1,4 +1,4 @@
-"""Prints the lowest versions that pyproject.toml allows, as constraints for pip (`make lowest`)."""
+"""Print the lowest versions that pyproject.toml allows, as constraints for pip (`make lowest`)."""
 
 import tomllib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Small problems with a known answer, or with all that can go wrong in a large one."""
+"""Small problems with a known answer, or with the difficulties of a large one."""
 
 import jax
 import jax.numpy as jnp
@@ -44,14 +44,14 @@ def mlp_params(seed=0):
 
 
 def noise(rng, dtype):
-    """A factor near 1 from the key's own bits: jax.random.normal takes as long to compile."""
+    """A factor near 1 from the bits of the key, because jax.random.normal compiles slowly."""
     return 1 + 0.1 * jnp.sin(jax.random.key_data(rng).astype(dtype).sum())
 
 
 def mlp_loss(params, batch, rng):
-    """Squared error; with a key, a hidden layer scaled at random, so that keys matter.
+    """Squared error. A key scales a hidden layer at random, so that keys affect results.
 
-    A batch may have weights of its examples, 0 for padding.
+    A batch may have weights for its examples, 0 for padding.
     """
     x, y, *weights = batch
     hidden = jnp.tanh(x @ params["first"]["kernel"] + params["first"]["bias"])
@@ -89,5 +89,5 @@ def relative_gap(left, right):
     left, right = jax.device_get((left, right))
     largest = lambda x: np.max(np.abs(x), initial=0)  # noqa: E731
     gaps = jax.tree.leaves(jax.tree.map(lambda a, b: largest(a * 1.0 - b), left, right))
-    # Python's max would lose a NaN.
+    # Python's max would ignore a NaN.
     return np.max(gaps) / np.max([largest(leaf) for leaf in jax.tree.leaves(right)])

@@ -1,4 +1,4 @@
-"""A model to try few-shot methods on, and these in PyTorch and scikit-learn."""
+"""Few-shot methods in PyTorch and scikit-learn, and a model to compare them on."""
 
 import contextlib
 import random
@@ -40,9 +40,9 @@ def uneven_examples(classes: int, each: int, seed: int, first: int = 0) -> list[
 
 
 def meta_trained(root: Path, **inner) -> SimpleNamespace:
-    """Original weights, and the workdir of a `metatrain` whose weights are altogether others.
+    """Original weights, and the workdir of a `metatrain` with completely different weights.
 
-    `tuned` has the latter in Hugging Face's format.
+    `tuned` has the second ones in Hugging Face format.
     """
     original = tiny.write_model(root / "original")
     workdir = root / "metatrain"
@@ -65,7 +65,7 @@ def meta_trained(root: Path, **inner) -> SimpleNamespace:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """PyTorch in one thread: others would wait for one another, so small are the products."""
+    """PyTorch with one thread, because the products are too small for several."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -78,8 +78,8 @@ class Reference:
     """A BERT in float64, written out from the weights of a Hugging Face directory.
 
     Args:
-        directory: of `tiny.CONFIG`'s sizes, and with a tokenizer.
-        max_length: tokens of a text.
+        directory: a model with the sizes of `tiny.CONFIG` and a tokenizer.
+        max_length: largest number of tokens of a text.
     """
 
     def __init__(self, directory: Path, max_length: int) -> None:
@@ -94,7 +94,7 @@ class Reference:
         self._known: dict[str, np.ndarray] = {}
 
     def feature(self, text: str) -> np.ndarray:
-        """The mean over a text's tokens, at length 1."""
+        """The mean over a text's tokens, scaled to length 1."""
         if text not in self._known:
             self._known[text] = self._features(self._weights, [text])[0].numpy()
         return self._known[text]

@@ -1,4 +1,4 @@
-"""The command of each training stage, of a few small steps."""
+"""The command of each training stage, with a few small steps."""
 
 from metajax.config.fields import flag
 

@@ -1,4 +1,4 @@
-"""The whole chain of stages, run once, and other fixtures of the tests that run commands."""
+"""Fixtures of the tests that run commands, such as the whole chain of stages, run once."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from tests.stage_commands import finetune_command, metatrain_command, pretrain_c
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory) -> Path:
-    """Where compiled programs are kept, for one test to use what another compiled."""
+    """A cache of compiled programs that tests share."""
     given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     return Path(given) if given else tmp_path_factory.mktemp("xla")
 
@@ -66,7 +66,7 @@ def chain(material, compiled, tmp_path_factory) -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def evaluation(chain, material, compiled, tmp_path_factory) -> SimpleNamespace:
-    """All methods on ten episodes: what `evaluate` printed and the file that it wrote."""
+    """All methods on ten episodes: the output of `evaluate` and the file that it wrote."""
     path = tmp_path_factory.mktemp("evaluation") / "rows.json"
     with tiny.one_quick_device(compiled):
         out = tiny.succeed(
@@ -78,7 +78,7 @@ def evaluation(chain, material, compiled, tmp_path_factory) -> SimpleNamespace:
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch):
-    """Runs a command in an empty directory and checks all that is true of every refusal."""
+    """Run a command in an empty directory and check everything that is true for each refusal."""
     monkeypatch.chdir(tmp_path)
 
     def run(message, *arguments, **settings):

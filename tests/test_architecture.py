@@ -12,7 +12,7 @@ MEDIAN_BODY, MAX_BODY, MAX_NESTED = 8, 60, 3
 
 CONTRACTS = {"errors", "reading", "types", "tree", "dtypes"}
 LIBRARY = {*CONTRACTS, "algorithms", "training", "models", "data"}
-# What each part may import besides itself: a library, and an application on top of it.
+# What each part may import besides itself.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
@@ -52,9 +52,9 @@ def name_of(path):
 
 
 def imported_modules(path):
-    """The lines of a file that import from metajax, wherever they stand, and the modules they do.
+    """Yield the lines of a file that import from metajax, and the imported modules.
 
-    Relative imports there are none: ruff's TID252.
+    There are no relative imports: see ruff's TID252.
     """
     for node in ast.walk(ast.parse(path.read_text())):
         names = []

@@ -1,4 +1,4 @@
-"""The benchmarks' scripts run, at a tiny size."""
+"""The scripts of the benchmarks run with tiny sizes."""
 
 import importlib
 import json
@@ -93,11 +93,11 @@ def test_gpu_at_a_tiny_size(monkeypatch, capsys, tmp_path):
 
 
 def test_every_script_starts(monkeypatch, capsys):
-    """And its help is its docstring."""
+    """Its help is its docstring."""
     started = set()
     for path in sorted(Path(benchmarks.__path__[0]).glob("*.py")):
         if "argparse" not in path.read_text():
-            continue  # What the scripts share.
+            continue  # Code that the scripts share.
         module = importlib.import_module(f"benchmarks.{path.stem}")
         monkeypatch.setattr(sys, "argv", [path.stem, "--help"])
         with pytest.raises(SystemExit) as end:
@@ -128,7 +128,7 @@ def test_scaling(monkeypatch, capsys, tmp_path):
     scaling.main()
     one, group, two = json.loads(output.read_text())["rows"]
     assert (one["traffic_seconds"], one["efficiency"]) == (0, 1)
-    # 255 / 256 of the parameters out and back again; between two groups half of it each way.
+    # 255 / 256 of the parameters are sent twice. Between two groups it is half of this.
     within = group["bytes"] / 200e9
     assert group["traffic_seconds"] == pytest.approx(within)
     size = group["bytes"] / 2 * 256 / 255

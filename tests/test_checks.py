@@ -1,4 +1,4 @@
-"""What users pass by mistake is named; what only looks like a mistake works."""
+"""Mistakes of users are named; what only looks like a mistake works."""
 
 import jax
 import jax.numpy as jnp
@@ -150,7 +150,7 @@ def test_python_numbers_are_parameters(low_memory):
     state = outer.init({"a": 1.0}, jax.random.key(0))
     state, _ = outer.step(state, TASKS)
     outer.step(state, TASKS)
-    assert outer.step._cache_size() == 1  # Weakly typed, the first state would have its own.
+    assert outer.step._cache_size() == 1  # A weakly typed first state would be compiled separately.
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ SETTINGS = {
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_strict_promotion(strict, name, dtype):
-    """The library's own arithmetic mixes no dtypes: masks of integers and booleans, say."""
+    """The library's arithmetic does not mix dtypes, for example masks of integers and booleans."""
     batch = {
         "x": jnp.ones((2, 4, 3), dtype),
         "labels": jnp.array([[0, 1, 0, 1]] * 2),

@@ -1,7 +1,7 @@
 """Every code block of README and docs/ does what it says, with a tiny model and tiny data.
 
-The blocks of a page run in order, in a directory that has the files which the pages name. What a
-block's language means here:
+The blocks of a page run in order, in a directory with the files that the pages name. A block's
+language decides how it is tested:
 
 - python: executed; a page's blocks share their names. Loops of 100 steps or more take two.
 - sh: `metajax` commands run, with a small step or two (plan is only parsed); of `make`, `pip` and
@@ -44,7 +44,7 @@ RESULTS = [
     for folder in ("experiments", "benchmarks")
     for path in sorted((ROOT / folder).rglob("*.md"))
 ]
-# Put after a command's own settings, so that pages share the programs that are compiled.
+# Appended to the settings of a command, so that pages share compiled programs.
 _EPISODES = "--ways 3 --shots 1 --queries 2 --max-length 16"
 SMALL = {
     "pretrain": "--steps 1 --batch-size 4 --max-length 16 --learning-rate 1e-3",
@@ -78,14 +78,14 @@ def blocks(text: str) -> list[Block]:
 
 
 def commands(text: str) -> Iterator[tuple[list[str], str]]:
-    """The words of each command of a shell script, and what separates it from the next one."""
+    """Yield the words of each command of a shell script, and the separator after it."""
     lines = text.replace("\\\n", " ").splitlines()
     while lines:
         joined, found = lines.pop(0), None
         while found is None:
             try:
                 found = shlex.split(joined, comments=True)
-            except ValueError:  # A quotation goes on in the next line.
+            except ValueError:  # A quotation continues in the next line.
                 joined += "\n" + lines.pop(0)
         words: list[str] = []
         for word in [*found, ";"]:
@@ -107,14 +107,14 @@ def run_shell(text: str, run: bool) -> None:
 
 
 def run_command(words: list[str], piped: bytes, run: bool) -> str:
-    """Runs a command, or checks it; what it prints."""
+    """Run or check a command, and return its output."""
     program, *arguments = words
     if program == "metajax":
         parse(arguments)
         if not run or arguments[0] in PARSED:
             return ""
         small = SMALL.get(arguments[0], "").split()
-        if "--splits" in arguments:  # The draws have sizes of their own.
+        if "--splits" in arguments:  # The draws have their own sizes.
             small = ["--methods", "knn", "--max-length", "16"]
         small += ["--curve", "1"] if "--curve" in arguments else []
         return tiny.succeed(*arguments, *small, stdin=piped)
@@ -137,7 +137,7 @@ def run_command(words: list[str], piped: bytes, run: bool) -> str:
 
 
 def check_foreign(words: list[str]) -> None:
-    """Parses the `metajax` commands that another program is given."""
+    """Parse the `metajax` commands among the arguments of another program."""
     for index, word in enumerate(words):
         if Path(word).name == "metajax" and words[index + 1 : index + 2] != []:
             parse(words[index + 1 :])
@@ -150,7 +150,7 @@ class ParsedError(Exception):
 
 
 def check_module(name: str, *arguments: str) -> None:
-    """Checks that a script exists and takes the arguments, without running it."""
+    """Check that a script exists and accepts the arguments, without running it."""
     parse_args = argparse.ArgumentParser.parse_args
 
     def stop(self, *given, **settings):
@@ -165,7 +165,7 @@ def check_module(name: str, *arguments: str) -> None:
 
 
 def run_page(page: str, text: str) -> dict:
-    """Runs a page's blocks in the current directory; the names that its Python defined."""
+    """Run a page's blocks in the current directory, and return the names of its Python."""
     names: dict = {"__name__": "__main__"}
     for block in blocks(text):
         place = f"{page}:{block.line}"
@@ -196,7 +196,7 @@ def compiled(tmp_path_factory):
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch, compiled):
-    """A directory with all the files that pages name."""
+    """A directory with all files that pages name."""
     monkeypatch.setattr(tiny, "CONFIG", dataclasses.replace(tiny.CONFIG, num_hidden_layers=1))
     for name in ("bert-base-uncased", "path/to/bert"):
         tiny.write_model(tmp_path / name)
@@ -233,13 +233,13 @@ def check_exported(names: dict) -> None:
     assert names["classifier"].config.id2label[0] == "topic10"
 
 
-# Their blocks take whole stages; the README's do too.
+# These pages run whole stages. So does the README, which always runs.
 LONG = tuple(
     f"docs/{page}.md"
     for page in ("tutorial", "guides/own-csv", "guides/unlabelled", "guides/export")
 )
 
-# What a page's names have to be in the end.
+# Checks of the names that a page defined.
 CHECKS = {
     "docs/algorithms.md": check_algorithm,
     "docs/guides/export.md": check_exported,
@@ -251,7 +251,7 @@ def code_of(page: str) -> list[Block]:
     return [block for block in blocks((ROOT / page).read_text()) if block.language != "text"]
 
 
-@pytest.mark.xdist_group("docs")  # One worker compiles for all.
+@pytest.mark.xdist_group("docs")  # One worker compiles for all pages.
 @pytest.mark.parametrize(
     "page",
     [

@@ -1,4 +1,4 @@
-"""Each experiment takes one step, so that none rots."""
+"""Each experiment runs for one step, so that it keeps working."""
 
 import importlib
 import json
@@ -38,11 +38,11 @@ def test_docstrings_say_what_to_expect():
     "names",
     [
         ["first order"],
-        pytest.param([], marks=pytest.mark.slow, id="all"),  # Those that the test below traces.
+        pytest.param([], marks=pytest.mark.slow, id="all"),  # The test below traces these.
     ],
 )
 def test_sinusoid_takes_a_step(capsys, monkeypatch, names):
-    monkeypatch.setattr(sinusoid, "PAPER", {1: 0.67})  # Untrained, more inner steps diverge.
+    monkeypatch.setattr(sinusoid, "PAPER", {1: 0.67})  # Without training, more inner steps diverge.
     given = ["--algorithms", *names] if names else []
     sinusoid.main(["--steps", "1", "--episodes", "100", *given])
     header, *rows, paper = capsys.readouterr().out.splitlines()
@@ -53,7 +53,7 @@ def test_sinusoid_takes_a_step(capsys, monkeypatch, names):
 
 
 def test_every_sinusoid_learner_trains_and_adapts():
-    """Traced, for to compile them all takes ten seconds."""
+    """Only traced, because compiling them takes ten seconds."""
     for name, learner in sinusoid.LEARNERS.items():
         meta_params = jax.eval_shape(lambda learner=learner: sinusoid.train(learner, 0, 1))
         task = jax.tree.map(lambda x: x[0], sinusoid.waves(jax.random.key(0), 1, 5, 5))
@@ -104,7 +104,7 @@ def test_sinusoid_judges_at_learned_rates_alone(capsys, monkeypatch):
     ],
 )
 def test_bad_numbers_are_refused(capsys, monkeypatch, experiment, given, said):
-    monkeypatch.setattr(experiment, "train", None)  # Nothing is trained before.
+    monkeypatch.setattr(experiment, "train", None)  # Nothing is trained before this.
     with pytest.raises(SystemExit) as ended:
         experiment.main(given.split())
     assert ended.value.code == 2
@@ -113,9 +113,9 @@ def test_bad_numbers_are_refused(capsys, monkeypatch, experiment, given, said):
 
 @pytest.fixture
 def material(tmp_path):
-    """A model, and the sets of intents and GLUE tasks in the layout of the real ones."""
+    """A model, and data sets of intents and GLUE tasks in the real layout."""
     model = tiny.write_model(tmp_path / "bert")
-    # A word is made of letters.
+    # A word consists of letters.
     letters = str.maketrans("0123456789", "abcdefghij")
     words = [word.translate(letters) for word in tiny.WORDS]
     (model / "vocab.txt").write_text("\n".join(tiny.SPECIAL + words) + "\n")
@@ -161,7 +161,7 @@ def test_navigation_ends_at_the_goal():
 
 
 def test_navigation_estimates_both_derivatives_of_the_return(monkeypatch):
-    """In one step from the origin the action depends on the last bias and deviation alone."""
+    """In one step from the origin the action depends only on the last bias and the deviation."""
     monkeypatch.setattr(navigation, "SIZES", (2, 2, 2))
     goal, params = jnp.array([0.1, -0.05]), navigation.init(jax.random.key(0))
     point = jnp.array([0.3, 0.2, -0.3, -0.5])
@@ -188,11 +188,11 @@ def test_navigation_estimates_both_derivatives_of_the_return(monkeypatch):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What the stages would have been asked for; nothing runs."""
+    """Record the settings of the stages; nothing runs."""
     asked = []
 
     def train(root, name, stage, **settings):
-        runs._STAGES[stage][1](workdir="w", **settings)  # It would refuse what is no setting.
+        runs._STAGES[stage][1](workdir="w", **settings)  # It would refuse unknown settings.
         asked.append(settings)
         return runs.Trained(str(root / name), 1.0)
 
@@ -283,7 +283,7 @@ def test_other_settings_data_or_weights_are_judged_anew(material, monkeypatch, t
         file.write("topic0\n")
     runs.judged(tmp_path, str(model), "knn", **asked)
     assert len(judged) == 5
-    for seconds in (1, 2):  # The same run made anew.
+    for seconds in (1, 2):  # The same run, made again.
         (model / "metrics.jsonl").write_text(f'{{"seconds": {seconds}}}\n')
         runs.judged(tmp_path, str(model), "knn", **asked)
     assert len(judged) == 7
@@ -337,7 +337,7 @@ def test_intents_and_unlabelled_take_a_step(material, capsys):
     table = capsys.readouterr().out.splitlines()[-4:]
     assert table[0].startswith("BANKING77 01, 1-shot")
     assert {line[:32].strip() for line in table[1:]} == {*methods, "linear, untrained"}
-    # All of it is kept: the same command prints the same table, and runs nothing.
+    # Everything is kept: the same command prints the same table, and runs nothing.
     intents.main(asked)
     again = capsys.readouterr().out.splitlines()
     assert again[-4:] == table

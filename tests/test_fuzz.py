@@ -1,4 +1,4 @@
-"""Whatever a file holds, it is read or refused in one line; and the fuzzer itself finds faults."""
+"""Any file is read or refused with one line, and the fuzzer finds faults."""
 
 import json
 import random
@@ -26,7 +26,7 @@ from metajax.models.metadata import read_notes
 from metajax.reporting import data as report_data
 from metajax.runs.record import read_record
 
-pytestmark = pytest.mark.xdist_group("fuzz")  # What hypothesis makes first takes a second.
+pytestmark = pytest.mark.xdist_group("fuzz")  # The first example of hypothesis takes a second.
 CHECKED = hypothesis.settings(
     max_examples=100,
     derandomize=True,
@@ -43,7 +43,7 @@ ROWS = st.lists(st.fixed_dictionaries({"text": JSON, "label": JSON}), min_size=1
 
 
 def read_or_refused(read, *arguments):
-    """What was read, or None if it was refused in a printable line."""
+    """Return what was read, or None if it was refused with a printable line."""
     try:
         return read(*arguments)
     except InputError as error:
@@ -136,7 +136,7 @@ QUICK = ("csv", "jsonl", "yaml", "predict")
 
 @pytest.fixture
 def no_model(monkeypatch):
-    """The seeds of the quick readers need none."""
+    """The seeds of the quick readers need no model."""
     monkeypatch.setattr(fuzzer.seeds, "build", lambda root: (root / "outside").mkdir())
 
 
@@ -235,7 +235,7 @@ def _refuse(line):
     ("read", "kind"),
     [
         (lambda *_: None, "accepted"),
-        (lambda *_: _refuse("mend it"), "refused"),
+        (lambda *_: _refuse("fix it"), "refused"),
         (lambda *_: int("x"), "failed"),
         (lambda *_: _refuse(""), "failed"),
         (lambda *_: bytearray(60_000_000).count(1), "failed"),
@@ -243,8 +243,8 @@ def _refuse(line):
     ids=["sound", "bad", "raises", "says nothing", "takes all memory"],
 )
 def test_what_is_a_failure(monkeypatch, tmp_path, watch, read, kind):
-    monkeypatch.setattr(worker, "MEGABYTES", 50)  # A tenth, and so is the time.
-    for _ in range(2):  # What the first one took does not hide what the second one takes.
+    monkeypatch.setattr(worker, "MEGABYTES", 50)  # A tenth of the limits.
+    for _ in range(2):  # The memory of the first input does not hide that of the second one.
         assert _judged(monkeypatch, tmp_path, watch, read).kind == kind
 
 

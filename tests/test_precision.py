@@ -1,4 +1,4 @@
-"""Sums are in at least float32 whatever the parameters are in: each case here spoils them else."""
+"""Sums are computed in at least float32; each case here would fail in a lower precision."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from metajax.training.parallel import task_mesh
 
 
 def slope_loss(params, batch, rng):
-    """Each entry's gradient is the batch; aux is the batch too."""
+    """The gradient of each entry is the batch; aux is the batch too."""
     return (params["w"].sum() * batch).astype(jnp.float32), {"slope": batch}
 
 
@@ -64,9 +64,7 @@ def test_the_mean_over_devices_is_wide(place):
     """In bfloat16, 256 on one device and 1 on the other have the mean 128."""
     _, metrics = step(jnp.array([256, 1], jnp.bfloat16), **PLACES[place])
     np.testing.assert_allclose(metrics.grad_norm, 128.5 * np.sqrt(2), rtol=1e-6)
-    assert (
-        float(metrics.query_aux["slope"]) == 128.5
-    )  # An array would be compared in its own dtype.
+    assert float(metrics.query_aux["slope"]) == 128.5  # An array would be compared in its dtype.
 
 
 def test_reptiles_mean_is_wide():

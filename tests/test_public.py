@@ -1,4 +1,4 @@
-"""The public names, their examples, and how little importing them costs."""
+"""The public names, their examples, and the cost of importing them."""
 
 import ast
 import dataclasses
@@ -49,7 +49,7 @@ PUBLIC = [
 
 
 def lacking(package, name):
-    """What a public name lacks: to be there, an example that runs, what goes in."""
+    """Return what a public name lacks: existence, an example that runs, documented arguments."""
     module = importlib.import_module(package)
     value = getattr(module, name)
     if name not in dir(module):
@@ -106,12 +106,12 @@ assert not heavy, heavy
 
 
 def test_importing_loads_nothing_heavy():
-    """A subpackage needs no import of its own either."""
+    """A subpackage needs no separate import."""
     done = subprocess.run(
         [sys.executable, "-c", LIGHT], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
-    for name, module in metajax._WHOLE.items():  # As Python asks for them then.
+    for name, module in metajax._WHOLE.items():  # Python asks for them like this.
         assert metajax.__getattr__(name) is sys.modules[module]
 
 
@@ -122,7 +122,7 @@ WITH_EXAMPLES = [
 ]
 
 
-@pytest.mark.xdist_group("docs")  # They compile much the same.
+@pytest.mark.xdist_group("docs")  # They compile similar programs.
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_examples_in_docstrings(name):
     results = doctest.testmod(importlib.import_module(name))

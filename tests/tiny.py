@@ -1,4 +1,4 @@
-"""A model, a tokenizer, text and tasks so small that a stage takes a second, and how to run one."""
+"""A tiny model, tokenizer, text and tasks, and functions that run commands."""
 
 import contextlib
 import dataclasses
@@ -41,14 +41,14 @@ HARM = "open('harm', 'w')"
 
 
 class Harm:
-    """Unpickled, it writes a file where it stands."""
+    """If unpickled, it writes a file in the current directory."""
 
     def __reduce__(self):
         return exec, (HARM,)
 
 
 def write_model(directory: Path, head="masked_lm", **changes) -> Path:
-    """A random BERT in Hugging Face format, tokenizer and all."""
+    """A random BERT in Hugging Face format, with a tokenizer."""
     model = Transformer(config=CONFIG, head=head, **changes)
     save_pretrained(directory, model, model.init(jax.random.key(7)))
     (directory / "vocab.txt").write_text("\n".join(SPECIAL + WORDS) + "\n")
@@ -84,7 +84,7 @@ def write_gpt2(directory: Path) -> Path:
 
 
 def examples(classes: int, each: int, seed=0, first=0) -> list[tuple[str, str]]:
-    """(text, label): each class has words that it uses most."""
+    """(text, label) pairs; each class has its most frequent words."""
     draw = random.Random(seed)
     rows = []
     for number in range(first, first + classes):
@@ -126,7 +126,7 @@ def write_text(path: Path, lines=60, seed=3) -> Path:
 
 
 def write_passages(path: Path, seed=3) -> Path:
-    """Plain text, of which three words can be hidden: each is in 20 lines."""
+    """Plain text with three words that can be hidden: each is in 20 lines."""
     draw = random.Random(seed)
     lines = [[*draw.choices(WORDS, k=9), ("cat", "dog", "horse")[n % 3]] for n in range(60)]
     path.write_text("".join(" ".join(words) + "\n" for words in lines))
@@ -139,7 +139,7 @@ def batch_of(task: TokenizedTask) -> dict[str, Any]:
 
 
 class Finished(NamedTuple):
-    """What a command left."""
+    """The result of a command."""
 
     status: int
     out: str
@@ -147,7 +147,7 @@ class Finished(NamedTuple):
 
 
 def run(*arguments, stdin=b"") -> Finished:
-    """Runs a command in this process, with its log on standard error as in a real one."""
+    """Run a command in this process, with its log on standard error."""
     out, err = io.StringIO(), io.StringIO()
     levels = [(logger, logger.level) for logger in map(logging.getLogger, (None, "metajax"))]
     old_stdin, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(stdin))
@@ -163,7 +163,7 @@ def run(*arguments, stdin=b"") -> Finished:
 
 @contextlib.contextmanager
 def one_quick_device(cache: Path) -> Iterator[None]:
-    """One device, and each program compiled once."""
+    """Use one device, and compile each program once."""
     first = jax.devices()[:1]
     settings = {
         "jax_compilation_cache_dir": str(cache),
@@ -186,14 +186,14 @@ def one_quick_device(cache: Path) -> Iterator[None]:
 
 
 def succeed(*arguments, **settings) -> str:
-    """Runs a command that has to succeed; its standard output."""
+    """Run a command that has to succeed, and return its standard output."""
     done = run(*arguments, **settings)
     assert done.status == 0, done.err
     return done.out
 
 
 def start(*arguments, cache: Path, **environment) -> subprocess.Popen:
-    """Starts a command in a process of its own."""
+    """Start a command in another process."""
     own = {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -213,14 +213,14 @@ def start(*arguments, cache: Path, **environment) -> subprocess.Popen:
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """Return a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
 
 
 def finish(process: subprocess.Popen) -> Finished:
-    """Waits for a process."""
+    """Wait for a process."""
     out, err = process.communicate(timeout=300)
     return Finished(process.returncode, out, err)
 
@@ -231,13 +231,13 @@ def rows_of(workdir: Path) -> list[dict]:
 
 
 def training_state(workdir: Path):
-    """All that the newest checkpoint of a run holds, its step included."""
+    """Restore the newest checkpoint of a run, with its step."""
     with ocp.training.Checkpointer(workdir.absolute() / "checkpoints") as orbax:
         return load_checkpoint(orbax, orbax.latest.step)
 
 
 def load_checkpoint(orbax: ocp.training.Checkpointer, step: int):
-    """Both items of a checkpoint, on the first device."""
+    """Restore both items of a checkpoint on the first device."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -247,12 +247,12 @@ def load_checkpoint(orbax: ocp.training.Checkpointer, step: int):
 
 
 def tree_of(directory: Path) -> set[str]:
-    """All files and directories below one."""
+    """Return all files and directories below a directory."""
     return {str(path.relative_to(directory)) for path in directory.rglob("*")}
 
 
 def assert_same_bits(left, right) -> None:
-    """The same trees, bit for bit."""
+    """Check that two trees are equal, bit for bit."""
     assert jax.tree.structure(left) == jax.tree.structure(right)
     for one, other in zip(jax.tree.leaves(left), jax.tree.leaves(right)):
         assert one.dtype == other.dtype

@@ -1,6 +1,6 @@
-"""Installs each distribution in a folder in an empty environment, and tries it (`make dist`).
+"""Install each distribution of a folder in an empty environment, and try it (`make dist`).
 
-Run from elsewhere than the repository, so that what is missing in the file is missed.
+It runs outside the repository, so that missing files are noticed.
 """
 
 import subprocess
@@ -21,7 +21,7 @@ assert pathlib.Path(metajax.__file__).with_name("py.typed").is_file()
 
 
 def main() -> None:
-    """Tries the wheel and the sdist in the folder named on the command line."""
+    """Try the wheel and the sdist in the folder given on the command line."""
     files = sorted(Path(sys.argv[1]).resolve().glob("metajax-*"))
     assert len(files) == 2, (
         f"{sys.argv[1]}: holds {len(files)} distributions, not a wheel and an sdist"

@@ -1,6 +1,7 @@
-"""One of two processes of four devices: ten outer steps of each algorithm against one device.
+"""One of two processes with four devices each: compare ten outer steps with one device.
 
-`python tests/two_processes.py PORT ID` prints the largest relative gap of each, as JSON.
+`python tests/two_processes.py PORT ID` prints the largest relative
+difference of each algorithm, as JSON.
 """
 
 import json
@@ -36,7 +37,7 @@ TASKS = [jax.device_get(problems.mlp_tasks(seed=step)) for step in range(10)]
 
 
 def trained(algorithm, shards):
-    """Meta-parameters after ten steps of both processes."""
+    """Return the meta-parameters after ten steps on both processes."""
     outer = metajax.outer_loop(algorithm, OPTIMIZER, mesh=metajax.task_mesh(shards))
     state = outer.init(problems.mlp_params(), KEY)
     for tasks in TASKS:
@@ -46,7 +47,7 @@ def trained(algorithm, shards):
 
 
 def trained_alone(algorithm):
-    """The same of one device."""
+    """Return the same for one device."""
     step = jax.jit(outer_step(algorithm, OPTIMIZER))
     params = algorithm.init(problems.mlp_params())
     state = OuterState(jax.numpy.int32(0), params, OPTIMIZER.init(params), KEY)
@@ -62,13 +63,15 @@ found = {
 }
 gaps = {}
 for number, (name, algorithm) in enumerate(ALGORITHMS.items()):
-    if number % 2 == int(ID):  # Each process compares half of them, for compiling takes the time.
+    if number % 2 == int(
+        ID
+    ):  # Each process compares half of them, because compilation takes most of the time.
         expected = trained_alone(algorithm)
         for shards in SHARDS:
             case = f"{name}/{shards}"
             gaps[case] = float(problems.relative_gap(found[case], expected))
 assert len(gaps) == len(found) / 2
-# Nought where the other process compared.
+# Zero for those that the other process compared.
 both = multihost_utils.process_allgather(np.array([gaps.get(case, 0.0) for case in found]))
-largest = np.nan_to_num(both.sum(0), nan=np.inf)  # Python's max would lose a NaN.
+largest = np.nan_to_num(both.sum(0), nan=np.inf)  # Python's max would ignore a NaN.
 print(json.dumps(dict(zip(found, largest.tolist()))), flush=True)

@@ -1,4 +1,4 @@
-"""Workdirs as stages leave them, without the stage: the weights are those of no training."""
+"""Write working directories as stages do, but with untrained weights."""
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +13,15 @@ from metajax.training.outer import OuterState
 
 
 def write_workdir(workdir, bert, stage, *, network, pairs=(), **settings):
-    """Writes it and returns its path.
+    """Write a working directory and return its path.
 
     Args:
-        workdir: where to.
+        workdir: the path.
         bert: Hugging Face weights.
         stage: its name.
-        network: as `open_source` takes it; a classifier is made large, to tell texts apart.
+        network: arguments for `open_source`. A classifier gets large weights, to separate texts.
         pairs: as in a record.
-        **settings: those that are not the defaults.
+        **settings: settings that differ from the defaults.
     """
     where = {"model": str(bert), "tasks": ("tasks.csv",), "workdir": str(workdir)}
     settings = SETTINGS[stage](**where | settings)

@@ -1,4 +1,4 @@
-"""BERT and its relatives as a pure function, from and to Hugging Face files."""
+"""Transformers as pure functions, read from and written to Hugging Face files."""
 
 from metajax.models.config import TransformerConfig
 from metajax.models.contracts import Outputs
@@ -20,7 +20,7 @@ from metajax.models.reparametrization import (
 )
 from metajax.models.save import save_config, save_pretrained
 
-Bert, BertConfig = Transformer, TransformerConfig  # Their names in 0.1.
+Bert, BertConfig = Transformer, TransformerConfig  # Aliases: their earlier names.
 
 __all__ = [
     "Outputs",

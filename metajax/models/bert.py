@@ -1,10 +1,10 @@
 """BERT's encoder (Devlin et al. 2018) in Flax NNX.
 
-Sizes in array names: B examples (or rows, where several examples are packed into one: R),
-L tokens, H hidden, N attention heads, D = H / N, F the feed-forward width.
+Sizes in array names: B examples (or rows, where several examples are packed into one: R), L tokens,
+H hidden, N attention heads, D = H / N, F feed-forward width.
 
-Activations have the dtype of the embeddings' output. Attention is plain einsum, so that everything
-can be differentiated any number of times, in either mode.
+Activations have the dtype of the embeddings' output. Attention is plain einsum, so everything can
+be differentiated any number of times, in forward and in reverse mode.
 """
 
 import math
@@ -19,7 +19,7 @@ from metajax.models.layers import ACTIVATION, Dense, LayerNorm, dropout, normal
 
 
 class Embeddings(nnx.Module):
-    """Word, position and token-type embeddings, added and (but in a decoder) normalised."""
+    """Add word, position and token-type embeddings, and normalize them except in a decoder."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         size = config.embedding_size or config.hidden_size
@@ -51,7 +51,7 @@ class Embeddings(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and feed-forward, each added to its input and normalised (post-norm)."""
+    """Attention and feed-forward, each added to its input and then normalized (post-norm)."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -68,7 +68,7 @@ class Block(nnx.Module):
         self.output_norm = LayerNorm(hidden, config.layer_norm_eps)
 
     def __call__(self, x_BxLxH: jax.Array, bias: jax.Array, key: jax.Array | None) -> jax.Array:
-        """One layer `[B, L, H]`; the bias is that of `attention_bias`."""
+        """Apply the layer to `[B, L, H]`, with the bias of `attention_bias`."""
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         rate = self.config.hidden_dropout_prob
         attended = self.out(self.attend(x_BxLxH, bias, keys[0]))
@@ -76,10 +76,10 @@ class Block(nnx.Module):
         return self.output_norm(x_BxLxH + dropout(self.feed_forward(x_BxLxH), rate, keys[2]))
 
     def attend(self, x_BxLxH: jax.Array, bias: jax.Array, key: jax.Array | None) -> jax.Array:
-        """Every token's mixture of all heads' values `[B, L, H]`, before the output layer."""
+        """Return the attended values of all heads `[B, L, H]`, before the output layer."""
         B, L, H = x_BxLxH.shape
         N = self.config.num_attention_heads
-        # The heads come before the tokens: twice as fast as [B, L, N, D] on a CPU.
+        # Heads before tokens is twice as fast as [B, L, N, D] on a CPU.
         qkv_3xBxNxLxD = self.qkv(x_BxLxH).reshape(B, L, 3, N, H // N).transpose(2, 0, 3, 1, 4)
         q_BxNxLxD, k_BxNxLxD, v_BxNxLxD = qkv_3xBxNxLxD
         scores_BxNxLxL = jnp.einsum("bnqd,bnkd->bnqk", q_BxNxLxD / math.sqrt(H // N), k_BxNxLxD)
@@ -91,11 +91,11 @@ class Block(nnx.Module):
         return mixed_BxNxLxD.transpose(0, 2, 1, 3).reshape(B, L, H)
 
     def feed_forward(self, x_BxLxH: jax.Array) -> jax.Array:
-        """`[B, L, H]` to the same, token by token."""
+        """Apply the feed-forward layer to each token of `[B, L, H]`."""
         return self.down(ACTIVATION[self.config.hidden_act](self.up(x_BxLxH)))
 
 
-# Tokens of a block computed at once where memory counts: as few as keep the machine busy.
+# With remat, a block computes so many tokens at once: few, but enough to keep the machine busy.
 _CHUNK_TOKENS = {"cpu": 256}
 _CHUNK_TOKENS_ELSEWHERE = 4096
 
@@ -109,17 +109,17 @@ def run_blocks(
     *,
     remat: bool,
 ) -> jax.Array:
-    """Runs the blocks `[B, L, H]`: a scan over stacked ones, a loop over separate ones.
+    """Run the blocks `[B, L, H]`: a scan over stacked ones, a loop over separate ones.
 
     Args:
-        graph: the structure of a Block.
+        graph: the graph of a Block.
         layers: the blocks' parameters, stacked `[N, ...]` or a list of N.
-        x_BxLxH: what goes in.
-        bias: of `attention_bias`.
-        rng: the key of dropout; None means none.
-        remat: keep only each block's input for the backward pass, and compute the rest again a
-            few rows at a time. Without it the products are kept too, and only elementwise work is
-            done again: on a CPU that is 20% faster than to write all to memory and read it back.
+        x_BxLxH: the input.
+        bias: the bias from `attention_bias`.
+        rng: the key for dropout; None means no dropout.
+        remat: keep only each block's input for the backward pass, and compute the rest again, a few
+            rows at a time. Without remat, matrix products are kept too, and only elementwise work
+            is repeated. On a CPU this is 20% faster than keeping everything in memory.
     """
     separate = isinstance(layers, list)
     count = len(layers) if separate else jax.tree.leaves(layers)[0].shape[0]
@@ -130,14 +130,14 @@ def run_blocks(
         return nnx.merge(graph, params)(x_BxLxH, bias, key)
 
     policy = None if remat else jax.checkpoint_policies.dots_saveable
-    # A scan keeps CSE out; without one a barrier has to. (On a CPU separate blocks save nothing
-    # even so unless their rows come in chunks: only loops order XLA's work there.)
+    # A scan prevents CSE; without a scan, a barrier has to. (On a CPU, separate blocks save memory
+    # only if their rows come in chunks: only loops order XLA's work there.)
     block = jax.checkpoint(block, policy=policy, prevent_cse=separate and remat)
 
     def run(x_BxLxH: jax.Array, layer: Any) -> tuple[jax.Array, None]:
         B, L, _ = x_BxLxH.shape
         most = _CHUNK_TOKENS.get(jax.default_backend(), _CHUNK_TOKENS_ELSEWHERE)
-        # Dropout draws for the whole batch.
+        # Dropout draws masks for the whole batch.
         if not remat or keys is not None or most >= B * L:
             return block(layer, x_BxLxH, bias), None
         parts = next(n for n in range(1, B + 1) if (B % n == 0 and B // n * L <= most) or n == B)

@@ -41,20 +41,20 @@ class TransformerConfig:
         vocab_size: V, the rows of the embedding table.
         hidden_size: H, a multiple of `num_attention_heads`.
         num_hidden_layers: N, the blocks.
-        num_attention_heads: of each block.
+        num_attention_heads: attention heads per block.
         intermediate_size: the width of the feed-forward layers.
         hidden_act: "gelu", "gelu_new", "gelu_pytorch_tanh" or "relu".
         hidden_dropout_prob: dropout of the embeddings and of the layers' outputs.
         attention_probs_dropout_prob: dropout of the attention probabilities.
         classifier_dropout: dropout before a classification head; None: `hidden_dropout_prob`.
-        max_position_embeddings: how many tokens a text may have.
+        max_position_embeddings: largest number of tokens of a text.
         type_vocab_size: number of token types; 0 in a family without them.
         layer_norm_eps: added to each variance.
         pad_token_id: id of the padding token.
-        initializer_range: the standard deviation of fresh weights.
+        initializer_range: the standard deviation of new weights.
         tie_word_embeddings: whether the masked-LM head decodes with the embedding table.
         embedding_size: the table's width; None: H.
-        embedding_dropout_prob: of the embeddings; None: `hidden_dropout_prob`.
+        embedding_dropout_prob: dropout of the embeddings; None: `hidden_dropout_prob`.
         bos_token_id: id of the first token, used only by transformers; None: `pad_token_id`.
         eos_token_id: id of the last token, likewise.
         model_type: the family: "bert", "roberta", "xlm-roberta", "distilbert", "electra" or "gpt2".
@@ -106,15 +106,14 @@ class TransformerConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> "TransformerConfig":
-        """Reads a Hugging Face configuration.
+        """Read a Hugging Face configuration.
 
         Args:
-            values: what config.json holds. `auto_map` (remote code) is never followed.
+            values: the content of config.json. `auto_map` (remote code) is ignored.
             where: the file, for error messages.
 
         Raises:
-            InputError: not a model that this package implements, or a value that
-                is missing or makes no sense.
+            InputError: the model is not supported, or a value is missing or not valid.
         """
         family = family_of(values.get("model_type"), where)
         values = _completed({**family.defaults, **values}, family)
@@ -125,7 +124,7 @@ class TransformerConfig:
             if values.get(key, only) != only:
                 raise InputError(
                     f"{where}: {key} is {values[key]!r}, but only {only!r} is supported; give a "
-                    "model that has it so"
+                    "model with this value"
                 )
         settings = {
             field.name: _read(values, field, family.settings.get(field.name, field.name), where)
@@ -140,13 +139,15 @@ class TransformerConfig:
         return dataclasses.replace(config, max_position_embeddings=most)
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as config.json spells it (`from_dict` reads it back)."""
+        """Return the configuration in the format of config.json; `from_dict` reads it."""
         values = dataclasses.asdict(self)
         values["max_position_embeddings"] += self.first_position
         for name, other in _OF_SOME.items():
             values[name] = values[other] if values[name] is None else values[name]
         if self.classifier_dropout is None and "classifier_dropout" in self.family.settings:
-            values["classifier_dropout"] = self.hidden_dropout_prob  # There it cannot be null.
+            values["classifier_dropout"] = (
+                self.hidden_dropout_prob
+            )  # In this family it cannot be null.
         unsaid = {*self.family.fixed, *_OF_SOME} - self.family.settings.keys()
         spelled = {
             self.family.settings.get(name, name): value
@@ -157,26 +158,26 @@ class TransformerConfig:
 
 
 def _usable_positions(config: TransformerConfig, where: str) -> int:
-    """How many tokens a text may have.
+    """Return the largest number of tokens of a text.
 
     Raises:
-        InputError: it is none, or other sizes do not fit each other.
+        InputError: there is no position left, or sizes do not fit one another.
     """
     if config.hidden_size % config.num_attention_heads:
         raise InputError(
             f"{where}: hidden_size {config.hidden_size} is not a multiple of "
-            f"num_attention_heads {config.num_attention_heads}; correct one of them"
+            f"num_attention_heads {config.num_attention_heads}; fix one of them"
         )
     if config.pad_token_id >= config.vocab_size:
         raise InputError(
             f"{where}: pad_token_id {config.pad_token_id} is outside the vocabulary of "
-            f"{config.vocab_size}; correct one of them"
+            f"{config.vocab_size}; fix one of them"
         )
     most = config.max_position_embeddings - config.first_position
     if most < 1:
         raise InputError(
             f"{where}: max_position_embeddings {config.max_position_embeddings} leaves no "
-            "position for a token; correct it"
+            "position for a token; fix it"
         )
     return most
 
@@ -202,7 +203,7 @@ _REQUIRED = (
 
 
 def _read(values: Mapping[str, Any], field: dataclasses.Field[Any], key: str, where: str) -> Any:
-    """One checked value of the configuration, or its default; `key` is its name in the file."""
+    """Return a checked value or its default; `key` is its name in the file."""
     name = field.name
     if name in _REQUIRED and key not in values:
         raise InputError(f"{where}: {key} is missing; add it, or give a complete config.json")

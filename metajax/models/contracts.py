@@ -1,4 +1,4 @@
-"""What a network takes and gives, and the choices that its settings have."""
+"""The inputs and outputs of a network, and the values of its settings."""
 
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -16,13 +16,13 @@ HEAD_KEY = {"encoder": None, "masked_lm": "masked_lm", "classification": "classi
 
 
 class Outputs(NamedTuple):
-    """What a model gives.
+    """The outputs of a model.
 
     Attributes:
-        last_hidden_state: `[B, L, H]`; of a packed batch `[R, L, H]`.
-        pooled: `[B, H]`, by the model's pooling.
-        logits: classification `[B, C]`; masked LM `[B, M, V]` at the batch's positions, or
-            `[B, L, V]`; None without a head. At least float32.
+        last_hidden_state: `[B, L, H]`, or `[R, L, H]` for a packed batch.
+        pooled: `[B, H]`, with the model's pooling.
+        logits: classification `[B, C]`; masked LM `[B, M, V]` at the batch's positions, or `[B, L,
+            V]`; None without a head. At least float32.
 
     Examples:
         >>> import jax, jax.numpy as jnp

@@ -1,8 +1,8 @@
 """Conversion of parameters from Hugging Face's names and shapes to metajax's and back.
 
-The tables say which of their tensors make one of ours: several are joined along the last
-axis. Their dense weights are `[out, in]`, ours `[in, out]`; our layers, and our
-classification heads, are stacked on a leading axis.
+The tables list the Hugging Face tensors of each parameter. Several tensors are joined along the
+last axis. Dense weights are `[out, in]` in Hugging Face and `[in, out]` here. Layers and
+classification heads are stacked on a leading axis here.
 """
 
 import re
@@ -58,8 +58,8 @@ _TRANSPOSED = ("kernel", "decoder")
 _STACKED = ("layers", "classifier")
 _REQUIRED = ("embeddings", "layers", "final_norm")
 
-# Neither used nor worth a word: buffers of old versions, the next-sentence head, and the
-# heads that were not asked for (the decoder, where it is tied, only repeats the embeddings).
+# Ignored without a message: buffers of old versions, the next-sentence head, and heads that were
+# not asked for. (A tied decoder repeats the embeddings.)
 _IGNORED = re.compile(
     r"(embeddings\.position_ids|h\.\d+\.attn\.(masked_)?bias$"
     r"|cls\.|classifier\.|projection\.|pooler\.|discriminator_predictions\.|generator_(predictions|lm_head)\."

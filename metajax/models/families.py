@@ -19,8 +19,8 @@ class Family(NamedTuple):
     Attributes:
         classes: prefix of its class names in transformers.
         prefix: of the encoder's tensors in a model with a head.
-        settings: names of settings in config.json, from BERT's to the family's.
-        fixed: settings that the family does not let one choose.
+        settings: names of settings in config.json, from BERT's names to the family's.
+        fixed: settings that have only one value in the family.
         defaults: of settings, if they differ from BERT's, by the family's names.
         derived: settings that, if null, are a multiple of another, by the family's names.
         demanded: the only supported values of settings that change the network, by the family's

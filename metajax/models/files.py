@@ -247,7 +247,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_types(path: Path, types: Mapping[str, str]) -> None:
-    """Refuses dtypes other than plain floating-point, such as those of a quantised model."""
+    """Refuse dtypes other than plain floating-point, such as those of a quantised model."""
     for name, kind in types.items():
         if kind not in _FLOATS and not _BUFFER.search(name):
             raise InputError(
@@ -257,7 +257,7 @@ def _check_types(path: Path, types: Mapping[str, str]) -> None:
 
 
 def refuse_not_finite(directory: Path) -> NoReturn:
-    """Names the weights that are not finite.
+    """Name the weights that are not finite.
 
     Raises:
         InputError: always.

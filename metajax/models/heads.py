@@ -1,7 +1,7 @@
-"""What stands on the encoder: pooling, the masked-LM head, classification heads.
+"""Layers after the encoder: pooling, the masked-LM head, classification heads.
 
-Sizes in array names: B examples, L tokens, M positions, H hidden, V vocabulary, T heads,
-C classes of the largest head.
+Sizes in array names: B examples, L tokens, M positions, H hidden, V vocabulary, T heads, C classes
+of the largest head.
 """
 
 import jax
@@ -16,7 +16,7 @@ from metajax.models.layers import ACTIVATION, Dense, LayerNorm, dropout, normal
 
 
 def mean_pool(hidden_BxLxH: jax.Array, attention_mask_BxL: jax.Array) -> jax.Array:
-    """The mean over tokens that are not padding [B, H]."""
+    """Return the mean over tokens without padding [B, H]."""
     wide_BxLxH = widen(hidden_BxLxH)
     mask_BxLx1 = attention_mask_BxL[:, :, None].astype(wide_BxLxH.dtype)
     mean_BxH = (wide_BxLxH * mask_BxLx1).sum(1) / jnp.maximum(mask_BxLx1.sum(1), 1)
@@ -24,18 +24,18 @@ def mean_pool(hidden_BxLxH: jax.Array, attention_mask_BxL: jax.Array) -> jax.Arr
 
 
 def mean_pool_packed(hidden_RxLxH: jax.Array, example_ids_RxL: jax.Array, count: int) -> jax.Array:
-    """The mean over each of B = count examples' tokens [B, H]; 0 for one without any."""
+    """Return the mean over the tokens of B = count examples [B, H]; 0 without tokens."""
     wide = at_least_float32(hidden_RxLxH.dtype)
-    # A product, for on a CPU it is faster than adding rows up where they belong.
+    # A matrix product, because on a CPU it is faster than a scatter.
     mine_BxT = (jnp.arange(count)[:, None] == example_ids_RxL.reshape(-1)).astype(wide)
     total_BxH = mine_BxT @ hidden_RxLxH.reshape(-1, hidden_RxLxH.shape[-1]).astype(wide)
     return (total_BxH / jnp.maximum(mine_BxT.sum(1), 1)[:, None]).astype(hidden_RxLxH.dtype)
 
 
 def last_tokens(batch: dict[str, jax.Array]) -> jax.Array:
-    """Where in the flattened rows each example's last token is that is no padding [B].
+    """Return the index of each example's last token in the flattened rows [B].
 
-    Of an example without any, somewhere in the rows.
+    Padding does not count. For an example without tokens, the index is arbitrary.
     """
     if "example_ids" in batch:
         first_B, ids_T = batch["first_token"], batch["example_ids"].reshape(-1)
@@ -46,7 +46,7 @@ def last_tokens(batch: dict[str, jax.Array]) -> jax.Array:
 
 
 def rescale(x_BxH: jax.Array, length: float | None) -> jax.Array:
-    """Each row at Euclidean length `length` (None: as it is); a zero row stays zero."""
+    """Scale each row to Euclidean length `length` (None: no scaling); a zero row stays zero."""
     if length is None:
         return x_BxH
     square_Bx1 = jnp.square(x_BxH.astype(at_least_float32(x_BxH.dtype))).sum(-1, keepdims=True)
@@ -56,9 +56,9 @@ def rescale(x_BxH: jax.Array, length: float | None) -> jax.Array:
 
 
 class MaskedLMHead(nnx.Module):
-    """Dense, activation, norm, and a decoder that is the word embeddings' transpose.
+    """Dense layer, activation, norm, and the transposed word embeddings as a decoder.
 
-    With `tie_word_embeddings` false in the configuration it has a decoder of its own.
+    If `tie_word_embeddings` is false in the configuration, the head has another decoder.
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
@@ -73,7 +73,7 @@ class MaskedLMHead(nnx.Module):
     def __call__(
         self, hidden_BxLxH: jax.Array, positions_BxM: jax.Array | None, word_VxH: jax.Array
     ) -> jax.Array:
-        """Logits [B, M, V], or [B, L, V] without positions."""
+        """Return logits [B, M, V], or [B, L, V] without positions."""
         x_BxMxH = hidden_BxLxH
         if positions_BxM is not None:
             x_BxMxH = jnp.take_along_axis(hidden_BxLxH, positions_BxM[:, :, None], axis=1)
@@ -98,12 +98,11 @@ class Projection(nnx.Module):
 
 
 class ClassificationHeads(nnx.Module):
-    """T linear classifiers, padded to as many classes as the largest has.
+    """T linear classifiers, padded to the largest number of classes.
 
     Args:
         config: sizes and rates.
-        num_labels: the classes of each head.
-        size: of the features.
+        num_labels: number of classes of each head.
         rngs: for the initial kernel.
     """
 
@@ -120,7 +119,7 @@ class ClassificationHeads(nnx.Module):
     def __call__(
         self, features_BxH: jax.Array, batch: dict[str, jax.Array], key: jax.Array | None
     ) -> jax.Array:
-        """Logits [B, C]; -1e9 where the head, or the batch's class_mask, has no such class."""
+        """Return logits [B, C]; -1e9 for classes that the head or the batch's class_mask lacks."""
         features_BxH = dropout(features_BxH, self.rate, key)
         wide = at_least_float32(features_BxH.dtype)
         kernel_TxHxC = self.kernel.astype(features_BxH.dtype)

@@ -1,4 +1,4 @@
-"""Losses of the contract `(params, batch, rng) -> (loss, aux)`, and initial few-shot heads."""
+"""Loss functions `(params, batch, rng) -> (loss, aux)`, and initial few-shot heads."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,15 +18,15 @@ LossFn = Callable[[Params, Batch, jax.Array | None], tuple[jax.Array, dict[str, 
 
 
 def masked_lm_loss(model: Transformer) -> LossFn:
-    """Cross-entropy, the mean over targets that are not padding (-1).
+    """Cross-entropy: the mean over targets that are not padding (-1).
 
     Args:
-        model: one with a masked-LM head.
+        model: a model with a masked-LM head.
 
     Returns:
-        `(params, batch, rng) -> (loss, aux)`. The batch is what the model reads, with `positions`
-        and `targets` int `[B, M]` (or without positions, and targets `[B, L]`). The loss is `[]`;
-        aux has `accuracy` `[]` and `count` `[]` of the targets. All are 0 without any.
+        `(params, batch, rng) -> (loss, aux)`. The batch is a batch of the model with `positions`
+        and `targets` int `[B, M]`, or without positions and with targets `[B, L]`. The loss is
+        `[]`. aux has `accuracy` `[]` and `count` `[]` of the targets. Without targets all are 0.
 
     Raises:
         ValueError: once it is used, the model has no head.
@@ -67,17 +67,17 @@ def classification_loss(model: Transformer) -> LossFn:
     """Cross-entropy, or squared error for examples whose head has one class.
 
     Args:
-        model: one with a classification head.
+        model: a model with a classification head.
 
     Returns:
-        `(params, batch, rng) -> (loss, aux)`. The batch is what the model reads, with `labels`
-        `[B]` (int in 0..C-1; numbers for a head of one class) and, if some examples count less or
-        not at all, their weights `example_mask` `[B]`. The loss `[]` is the weighted mean; aux has
-        `accuracy` `[]`, the same mean over the examples that have classes (0 without any).
+        `(params, batch, rng) -> (loss, aux)`. The batch is a batch of the model with `labels` `[B]`
+        (int in 0..C-1; numbers for a head with one class) and optional weights of the examples,
+        `example_mask` `[B]`. The loss `[]` is the weighted mean. aux has `accuracy` `[]`, the
+        weighted mean over examples that have classes (0 without any).
 
     Raises:
-        ValueError: the head has classes or values of which a text can have several
-            (`problem_type`); or, once it is used, the model has no head.
+        InputError: a text can have several classes or values (`problem_type`).
+        ValueError: when it is called, the model has no head.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -95,7 +95,7 @@ def classification_loss(model: Transformer) -> LossFn:
     """
     if model.problem_type is not None:
         raise InputError(
-            f"the model's problem_type is {model.problem_type}, but the loss is for one label a "
+            f"the model's problem_type is {model.problem_type}, but this loss needs one label per "
             "text; use another loss, or model.replace(problem_type=None)"
         )
 
@@ -104,11 +104,11 @@ def classification_loss(model: Transformer) -> LossFn:
     ) -> tuple[jax.Array, dict[str, Any]]:
         logits_BxC = _logits(model, params, batch, rng)
         labels_B = batch["labels"]
-        # Logits are in at least float32, whatever the weights and labels are in.
+        # Logits have at least float32, whatever the dtypes of weights and labels.
         weights_B = batch.get("example_mask", jnp.ones(labels_B.shape)).astype(logits_BxC.dtype)
         task_B = batch.get("task", jnp.zeros(labels_B.shape, jnp.int32))
         regression_B = jnp.asarray(np.array(model.num_labels) == 1)[task_B]
-        # Regression labels may be anything: they must not index, nor spoil a gradient.
+        # Regression labels may be any number. They must not be used as indices.
         classes_B = jnp.where(regression_B, 0, labels_B).astype(jnp.int32)
         entropy_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxC, classes_B)
         squared_B = jnp.square(logits_BxC[:, 0] - labels_B.astype(logits_BxC.dtype))
@@ -121,20 +121,19 @@ def classification_loss(model: Transformer) -> LossFn:
 
 
 def prototype_init(model: Transformer) -> InitFn:
-    """A head that begins as the nearest-prototype classifier of the support set.
+    """Initialize a head as the nearest-prototype classifier of the support set.
 
-    See `metajax.algorithms.prototypes.prototype_head`. As where the inner loop starts, this is
-    Proto-MAML (Triantafillou et al. 2020, arXiv:1903.03096, section 3). Differentiable with respect
-    to the encoder.
+    Let c_k be the mean feature of class k. The head has weights c_k and bias -|c_k|^2 / 2, so its
+    logits are -|f - c_k|^2 / 2 up to a constant: Proto-MAML (Triantafillou et al. 2020,
+    arXiv:1903.03096, section 3). The head is differentiable with respect to the encoder.
 
     Args:
-        model: whose `features` to take, and whose first `num_labels` is C; its own head is not
-            needed.
+        model: the model that computes `features`. Its first `num_labels` is C. It needs no head.
 
     Returns:
         `(params, support, rng) -> params` that adds (or replaces) "classifier", a single head:
         `kernel` `[1, H, C]` and `bias` `[1, C]`; a class without examples gets zeros. The support
-        set is what `features` reads, with `labels` int `[B]` and, where there is padding,
+        set is a batch for `features` with `labels` int `[B]` and, if there is padding,
         `example_mask` `[B]`.
 
     Examples:
@@ -159,14 +158,14 @@ def prototype_init(model: Transformer) -> InitFn:
 
 
 def zero_init(model: Transformer) -> InitFn:
-    """A head of zeros.
+    """Initialize a head with zeros.
 
     Args:
-        model: whose first `num_labels` is C; its own head is not needed.
+        model: the model. Its first `num_labels` is C. It needs no head.
 
     Returns:
         `(params, support, rng) -> params` that adds (or replaces) "classifier", a single head:
-        `kernel` `[1, H, C]` and `bias` `[1, C]`. It looks at neither support set nor key.
+        `kernel` `[1, H, C]` and `bias` `[1, C]`. It ignores support set and key.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -196,11 +195,11 @@ def _with_classifier(params: Params, kernel_HxC: jax.Array, bias_C: jax.Array) -
 def _logits(model: Transformer, params: Params, batch: Batch, rng: jax.Array | None) -> jax.Array:
     logits = model(params, batch, rng).logits
     if logits is None:
-        raise ValueError("the model has no head; make one with with_head")
+        raise ValueError("the model has no head; add one with with_head")
     return logits
 
 
 def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """The weighted mean; 0 where all weights are."""
+    """Return the weighted mean; 0 if all weights are 0."""
     total = weights.sum()
     return (values.astype(weights.dtype) * weights).sum() / jnp.where(total > 0, total, 1)

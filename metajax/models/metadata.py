@@ -1,4 +1,4 @@
-"""What a Hugging Face directory says about a model's use: pooling, heads, names of classes."""
+"""The use of a model, from its Hugging Face directory: pooling, heads, names of classes."""
 
 import math
 import re
@@ -13,7 +13,7 @@ from metajax.models.families import family_of, to_bert, unwrapped
 from metajax.models.files import read_json, read_weights, resolve
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
-# What ends the names of transformers' classes, and what their heads are for.
+# Endings of transformers' class names, and what these heads do.
 _OTHER_HEADS = {
     "ForTokenClassification": "a token classifier, which labels words",
     "ForQuestionAnswering": "a question-answering model, which marks answers",
@@ -25,7 +25,7 @@ _POOLINGS = {"mean": "mean", "cls": "cls"}
 
 
 class Notes(NamedTuple):
-    """What a directory says about its use, beyond the network's sizes; None is unsaid.
+    """Metadata of a directory about its heads; None if the directory does not say.
 
     Attributes:
         feature_norm: see `Transformer`.
@@ -33,7 +33,7 @@ class Notes(NamedTuple):
         label_names: see `Transformer`.
         projection: see `Transformer`.
         problem_type: see `Transformer`.
-        remarks: what a user of the head has to know.
+        remarks: messages for users of the head.
     """
 
     feature_norm: float | None
@@ -45,15 +45,15 @@ class Notes(NamedTuple):
 
 
 def read_notes(directory: Path, values: Mapping[str, Any], rows: int | None = None) -> Notes:
-    """What config.json says of the classes.
+    """Read the metadata about classes in config.json.
 
     Args:
-        directory: where it lies, for error messages.
-        values: what it holds.
-        rows: the classes that the weights' only classifier has, if known.
+        directory: the directory of the file, for error messages.
+        values: the content of config.json.
+        rows: the number of classes of the only classifier in the weights, if known.
 
     Raises:
-        InputError: something that cannot be understood.
+        InputError: a value is not valid.
     """
     where = directory / "config.json"
     own = values.get("metajax", {})
@@ -61,10 +61,10 @@ def read_notes(directory: Path, values: Mapping[str, Any], rows: int | None = No
         feature_norm = own.get("feature_norm")
         feature_norm = None if feature_norm is None else float(feature_norm)
         if feature_norm is not None and not 0 < feature_norm < math.inf:
-            raise ValueError("features have no such length")
+            raise ValueError("a length of features must be above 0")
         problem_type = values.get("problem_type")
         if problem_type not in (None, *PROBLEM_TYPES):
-            raise ValueError("there is no such type")
+            raise ValueError("unknown problem type")
         if own.get("num_labels") is None:
             return Notes(feature_norm, *_transformers_head(values, rows, problem_type))
         num_labels = tuple(_list(own["num_labels"], int))
@@ -75,10 +75,10 @@ def read_notes(directory: Path, values: Mapping[str, Any], rows: int | None = No
         if label_names is not None:
             label_names = tuple(_texts(names) for names in _list(label_names, list | None))
             if not names_fit(label_names, num_labels):
-                raise ValueError("classes without a name, or the other way round")
+                raise ValueError("the numbers of classes and names differ")
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise InputError(
-            f'{where}: "metajax", "num_labels" or "problem_type" makes no sense; correct it'
+            f'{where}: "metajax", "num_labels" or "problem_type" is not valid; fix it'
         ) from error
     type_ = _own_type(problem_type, num_labels)
     return Notes(feature_norm, num_labels, label_names, type_, projection=projection)
@@ -87,11 +87,11 @@ def read_notes(directory: Path, values: Mapping[str, Any], rows: int | None = No
 def _transformers_head(
     values: Mapping[str, Any], rows: int | None, problem_type: str | None
 ) -> tuple[Any, ...]:
-    """All but the first of the notes on a head as transformers has it."""
+    """Return all metadata except feature_norm of a head in transformers' format."""
     names, remarks = values.get("id2label"), []
     count: int | None
     if isinstance(names, dict) and names:
-        count = max(len(names), rows or 0)  # A class without a name is a class all the same.
+        count = max(len(names), rows or 0)  # A class may have no name.
     else:
         count = int(values["num_labels"]) if "num_labels" in values else rows
     if count is None:
@@ -114,7 +114,7 @@ def _transformers_head(
 
 
 def _class_names(names: Any, count: int) -> tuple[tuple[str, ...], list[str]]:
-    """The names of classes, and those among them that stand in for missing ones."""
+    """Return the names of classes, and the default names among them."""
     given = {
         int(key): str(name)
         for key, name in (names.items() if isinstance(names, dict) else ())
@@ -125,7 +125,7 @@ def _class_names(names: Any, count: int) -> tuple[tuple[str, ...], list[str]]:
 
 
 def _own_type(problem_type: str | None, num_labels: tuple[int, ...]) -> str | None:
-    """A head's type where its size does not tell: one class alone has a probability of its own."""
+    """Return a head's problem type, or None if its number of classes determines it."""
     if num_labels == (1,):
         regression = problem_type in (None, "regression")
         return None if regression else "multi_label_classification"
@@ -133,10 +133,10 @@ def _own_type(problem_type: str | None, num_labels: tuple[int, ...]) -> str | No
 
 
 def read_pooling(directory: Path, values: Mapping[str, Any]) -> str | None:
-    """The pooling that config.json (as `values`) or sentence-transformers' files name, if any.
+    """Return the pooling from config.json (as `values`) or from sentence-transformers' files.
 
     Raises:
-        InputError: it is not supported.
+        InputError: this pooling is not supported.
     """
     own = values.get("metajax", {})
     pooling = own.get("pooling") if isinstance(own, dict) else None
@@ -144,7 +144,7 @@ def read_pooling(directory: Path, values: Mapping[str, Any]) -> str | None:
     if pooling is not None or not path.exists():
         return pooling
     flags = read_json(path)
-    modes = flags.get("pooling_mode")  # Since sentence-transformers 5.4; before, a key for each.
+    modes = flags.get("pooling_mode")  # Before sentence-transformers 5.4: a key per mode.
     if modes is None:
         switched_on = [key for key, on in flags.items() if key.startswith("pooling_mode_") and on]
         modes = [re.sub("^pooling_mode_|_tokens?$", "", key) for key in switched_on] or "mean"
@@ -155,17 +155,17 @@ def read_pooling(directory: Path, values: Mapping[str, Any]) -> str | None:
     named = " and ".join(map(str, modes))
     if named not in supported:
         raise InputError(
-            f"{path}: pooling by {named} is not supported; pass pooling, as with --pooling of "
-            f"finetune, or give a model that pools by {' or '.join(supported)}"
+            f"{path}: pooling by {named} is not supported; pass pooling (--pooling of "
+            f"finetune), or give a model that pools by {' or '.join(supported)}"
         )
     return supported[named]
 
 
 def named_pooling(name_or_path: str) -> str | None:
-    """The pooling that a directory or hub model names, if any.
+    """Return the pooling that a directory or hub model names, or None.
 
     Raises:
-        InputError: it cannot be had or read, or the pooling is not supported.
+        InputError: the model cannot be read, or the pooling is not supported.
     """
     directory = resolve(name_or_path)
     return read_pooling(directory, read_json(directory / "config.json"))
@@ -176,10 +176,10 @@ def check_labels(
     label_names: Sequence[Sequence[str] | None] | None,
     problem_type: str | None,
 ) -> None:
-    """Checks what a `Transformer` says of its heads.
+    """Check the labels of a `Transformer`.
 
     Raises:
-        InputError: it cannot be so.
+        InputError: they do not fit one another.
     """
     if not num_labels or min(num_labels) < 1:
         raise InputError(f"num_labels is {num_labels}; every head needs at least one")
@@ -200,33 +200,33 @@ def check_labels(
 
 
 def _are_names(own: Any) -> bool:
-    """Whether these can be the names of a head's classes, of which it may have none."""
+    """Return whether a value can be the names of a head's classes, or None."""
     return own is None or (
         isinstance(own, tuple | list) and all(isinstance(name, str) for name in own)
     )
 
 
 def names_fit(names: Sequence[Sequence[str] | None], num_labels: Sequence[int]) -> bool:
-    """Whether each head has a name for each of its classes, or none at all as a regression has."""
+    """Return whether each head has a name for each class, or no names."""
     return len(names) == len(num_labels) and all(
         not own or len(own) == count for own, count in zip(names, num_labels)
     )
 
 
 def _texts(names: Any) -> Any:
-    """The names of a head's classes; None of one whose classes have none."""
+    """Return the names of a head's classes, or None."""
     return None if names is None else tuple(_list(names, str))
 
 
 def _list(values: Any, kind: Any) -> list[Any]:
-    """A list of JSON whose items are of a kind."""
+    """Check that a JSON value is a list of one type, and return it."""
     if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
-        raise ValueError("it is no list, or one of other things")
+        raise ValueError("not a list of this type")
     return values
 
 
 def other_head(values: Mapping[str, Any]) -> str | None:
-    """What a checkpoint is whose head labels no texts, by `architectures` of its config.json."""
+    """Return what a checkpoint does if it does not label texts, from its `architectures`."""
     names = values.get("architectures")
     for name in names if isinstance(names, list) else [names]:
         if not isinstance(name, str) or name.endswith(("ForSequenceClassification", *_NO_HEAD)):
@@ -237,17 +237,17 @@ def other_head(values: Mapping[str, Any]) -> str | None:
 
 
 def read_tensors(directory: Path, values: Mapping[str, Any], offset: int) -> dict[str, np.ndarray]:
-    """A directory's weights by BERT's names; see `to_bert`.
+    """Read the weights of a directory, by BERT's names; see `to_bert`.
 
     Raises:
-        InputError: they cannot be read.
+        InputError: the weights cannot be read.
     """
     kind = values["model_type"]
     return to_bert(unwrapped(read_weights(directory), kind, str(directory)), kind, offset)
 
 
 def classifier_rows(tensors: Mapping[str, np.ndarray]) -> list[int]:
-    """The classes of each classifier among tensors by BERT's names."""
+    """Return the number of classes of each classifier."""
     return [
         len(tensor)
         for name, tensor in tensors.items()
@@ -256,18 +256,18 @@ def classifier_rows(tensors: Mapping[str, np.ndarray]) -> list[int]:
 
 
 def only(rows: Sequence[int]) -> int | None:
-    """The classes of the only classifier, if there is one."""
+    """Return the number of classes if there is exactly one classifier."""
     return rows[0] if len(rows) == 1 else None
 
 
 def has_classifier(name_or_path: str) -> bool:
-    """Whether a directory or hub model has the classification head that its config tells of.
+    """Return whether a directory or hub model has the classification head of its config.
 
     Args:
         name_or_path: a directory in Hugging Face format or a hub id.
 
     Raises:
-        InputError: it cannot be had or read.
+        InputError: the model cannot be read.
 
     Examples:
         >>> import jax, metajax, tempfile
@@ -282,10 +282,10 @@ def has_classifier(name_or_path: str) -> bool:
 
 
 def no_classifier(name_or_path: str) -> str | None:
-    """What a directory or hub model is or lacks in place of a head that labels texts, if so.
+    """Return why a directory or hub model is not a text classifier, or None.
 
     Raises:
-        InputError: it cannot be had or read.
+        InputError: the model cannot be read.
     """
     directory = resolve(name_or_path)
     values = read_json(directory / "config.json")
@@ -296,10 +296,10 @@ def no_classifier(name_or_path: str) -> str | None:
     tensors = read_tensors(directory, values, 0)
     rows = classifier_rows(tensors)
     noted = read_notes(directory, values, only(rows))
-    sizes = noted.num_labels or (2,)  # Of several, each is stored at the size of the largest.
+    sizes = noted.num_labels or (2,)  # Several heads are stored with the size of the largest one.
     if rows != [max(sizes)] * len(sizes):
-        return "has no classification head such as its config.json tells of"
+        return "lacks the classification head that its config.json describes"
     pooled = family.decoder or read_pooling(directory, values) not in (None, "pooler")
     if not pooled and not any(name.endswith("pooler.dense.weight") for name in tensors):
-        return "has a head without the pooler that it would read, so it is no classifier of texts"
+        return "has a head but lacks the pooler that the head reads, so it cannot label texts"
     return None

@@ -1,4 +1,4 @@
-"""A BERT, or what has its parts, as a pure function of (params, batch, rng)."""
+"""A transformer as a pure function of (params, batch, rng)."""
 
 import dataclasses
 import functools
@@ -40,24 +40,23 @@ from metajax.reading import is_number
 
 @dataclasses.dataclass(frozen=True)
 class Transformer:
-    """A BERT: static settings only. Its parameters are a plain dict (see `init`).
+    """A transformer with static settings. Its parameters are a nested dict (see `init`).
 
     Attributes:
         config: sizes and rates.
         head: "encoder" (none), "masked_lm" or "classification".
-        pooling: "pooler" (BERT's tanh layer on the first token; of a decoder, the last token as it
-            is), "mean" (over tokens) or "cls" (the first token as it is).
-        feature_norm: the Euclidean length that classification heads see `pooled` at; None
-            leaves it as it is.
-        num_labels: the classes of each classification head; 1 is regression.
-        label_names: the names of each head's classes, where known.
-        projection: the width of a network of two layers between the features and the classifier,
-            as LEOPARD has it; None: there is none.
-        problem_type: of the only head, where its size does not tell: "multi_label_classification"
-            (each class has a probability of its own) or "regression" (of several values).
+        pooling: "pooler" (BERT's tanh layer on the first token; for a decoder, the last token),
+            "mean" (over tokens) or "cls" (the first token).
+        feature_norm: the Euclidean length to which `pooled` is scaled before a classification head;
+            None means no scaling.
+        num_labels: number of classes of each classification head; 1 means regression.
+        label_names: names of each head's classes, if known.
+        problem_type: the problem type of the only head, if `num_labels` does not determine it:
+            "multi_label_classification" (one probability per class) or "regression" (of several
+            values).
         remat: checkpoint each block (less memory in the backward pass, more time).
-        dtype: of the computation; None means the parameters' own.
-        source: the directory that holds the tokenizer.
+        dtype: dtype of the computation; None means the dtype of the parameters.
+        source: the directory with the tokenizer.
 
     Raises:
         InputError: head, pooling, num_labels, feature_norm, label_names or problem_type cannot be
@@ -94,7 +93,7 @@ class Transformer:
         if self.head == "masked_lm" and not self.config.family.masked_lm:
             raise InputError(
                 f"a model of type {self.config.model_type} has no masked-LM head; give one that "
-                "has, such as a BERT, or leave pretrain out"
+                "has, such as a BERT, or skip pretrain"
             )
         if self.pooling not in ("pooler", "mean", "cls"):
             raise InputError(f"pooling is {self.pooling!r}; it has to be pooler, mean or cls")
@@ -104,25 +103,24 @@ class Transformer:
         check_labels(self.num_labels, self.label_names, self.problem_type)
 
     def replace(self, **changes: Unpack["TransformerChanges"]) -> "Transformer":
-        """The same model with other settings; `with_head` changes the parameters to match.
+        """Return the same model with other settings. `with_head` also changes the parameters.
 
         Args:
             **changes: any of the attributes.
 
         Raises:
-            InputError: as for the class.
+            InputError: as in the class.
         """
         return dataclasses.replace(self, **changes)
 
     def init(self, rng: jax.Array) -> Params:
-        """Fresh float32 parameters: normal with the configuration's `initializer_range`.
+        """Initialize float32 parameters, normal with the configuration's `initializer_range`.
 
         Returns:
-            A dict with these keys, and dicts of arrays below them: `embeddings` (among them `word`
-            `[V, H]`, or as wide as `embedding_size`), `layers` (all N blocks in one, `[N, ...]`),
-            `pooler` (of a decoder, `final_norm`), and that of the head: `masked_lm`, or
-            `classifier` with `kernel` `[T, H, C]` and `bias` `[T, C]` of T heads, the largest of C
-            classes.
+            A nested dict with these keys: `embeddings` (with `word` `[V, H]`, or `embedding_size`
+            wide), `layers` (all N blocks stacked, `[N, ...]`), `pooler` (or `final_norm` in a
+            decoder), and the key of the head: `masked_lm`, or `classifier` with `kernel` `[T, H,
+            C]` and `bias` `[T, C]` for T heads with up to C classes.
         """
         names = self.parts
         keys = zip(names, jax.random.split(rng, len(names)))
@@ -133,28 +131,28 @@ class Transformer:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The first keys of the parameters."""
+        """The top-level keys of the parameters."""
         head = HEAD_KEY[self.head]
         last = "final_norm" if self.config.family.decoder else "pooler"
         between = ["projection"] if head == "classifier" and self.projection else []
         return ("embeddings", "layers", last, *between, *([head] if head else []))
 
     def __call__(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> Outputs:
-        """Runs the model; pure, and differentiable as often as one likes.
+        """Run the model: a pure function that can be differentiated any number of times.
 
         Args:
             params: as `init` gives them.
             batch: `input_ids`, `attention_mask` (0 at padding) and `token_type_ids`, int `[B, L]`.
-                (The last is not read where `type_vocab_size` is 0.)
-                Optionally `positions` int `[B, M]`, of the tokens to give masked-LM logits of;
-                `task` int `[B]`, the classification head of each example (without, the first);
-                `class_mask` `[C]`, 0 for a class that there is not, whose logit is then -1e9.
-                Several examples may share a row: then `input_ids`, `token_type_ids`,
-                `position_ids` (of a token within its example) and `example_ids` (which one that
-                is, from 0; -1 at padding), int `[R, L]`, and `first_token` int `[B]`, where each
-                begins in the flattened rows, and no `attention_mask`. With `hidden` `[B, L, H]`,
-                the result of `embed` and `run_layers`, `params["layers"]` are the blocks after
-                those, and no `input_ids`, `token_type_ids` or `position_ids` are read.
+                (The last one is ignored if `type_vocab_size` is 0.) Optional keys: `positions` int
+                `[B, M]`, the tokens for masked-LM logits; `task` int `[B]`, the classification head
+                of each example (default: the first); `class_mask` `[C]`, 0 for missing classes,
+                whose logits are -1e9. A packed batch has several examples per row: `input_ids`,
+                `token_type_ids`, `position_ids` (position within the example) and `example_ids`
+                (index of the example; -1 at padding), int `[R, L]`, and `first_token` int `[B]`
+                (start of each example in the flattened rows), but no `attention_mask`. A batch with
+                `hidden` `[B, L, H]`, the result of `embed` and `run_layers`, needs no `input_ids`,
+                `token_type_ids` and `position_ids`; `params["layers"]` are then the remaining
+                blocks.
             rng: the key of dropout; None means none.
 
         Raises:
@@ -175,11 +173,11 @@ class Transformer:
         return Outputs(hidden, pooled, logits)
 
     def features(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
-        """What a classification head sees, before its dropout `[B, H]`; needs no head.
+        """Return the features of a classification head, before dropout `[B, H]`; no head is needed.
 
         Args:
-            params: as `init` gives them, with a head or without.
-            batch: what a call reads, but for `positions`, `task` and `class_mask`.
+            params: parameters from `init`, with or without a head.
+            batch: a batch as for a call, without `positions`, `task` and `class_mask`.
             rng: the key of dropout; None means none.
 
         Raises:
@@ -189,7 +187,7 @@ class Transformer:
         return rescale(self._encode(params, batch, encoder_rng)[1], self.feature_norm)
 
     def embed(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
-        """What the first block sees `[B, L, H]`.
+        """Return the input of the first block `[B, L, H]`.
 
         Raises:
             ValueError: rows are longer than the model has positions.
@@ -204,7 +202,7 @@ class Transformer:
     def run_layers(
         self, layers: Params, hidden: jax.Array, batch: Batch, rng: jax.Array | None = None
     ) -> jax.Array:
-        """Some blocks, stacked `[n, ...]` or a list of n, on `[B, L, H]`."""
+        """Apply some blocks, stacked `[n, ...]` or in a list of n, to `[B, L, H]`."""
         causal = self.config.family.decoder
         bias = attention_bias(batch, at_least_float32(hidden.dtype), causal=causal)
         graph = _graph(self, "layers")
@@ -214,7 +212,7 @@ class Transformer:
         self, params: Params, batch: Batch, rng: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         embed_rng, layers_rng = (None, None) if rng is None else jax.random.split(rng)
-        # Where the first blocks are frozen, a batch may bring what they make of it.
+        # If the first blocks are frozen, a batch may have their output.
         hidden = batch["hidden"] if "hidden" in batch else self.embed(params, batch, embed_rng)
         hidden = self.run_layers(params["layers"], hidden, batch, layers_rng)
         if self.config.family.decoder:
@@ -239,12 +237,12 @@ class Transformer:
 
     @property
     def uses_pooler(self) -> bool:
-        """Whether the logits, and so a loss, depend on BERT's pooler."""
+        """Whether the logits depend on BERT's pooler."""
         return self.head == "classification" and self.pooling == "pooler"
 
     @property
     def tokenizer(self) -> Any:
-        """The directory's fast tokenizer (transformers).
+        """The fast tokenizer of the directory, from transformers.
 
         Raises:
             InputError: the model has no directory, or no usable tokenizer is in it.
@@ -253,14 +251,14 @@ class Transformer:
         largest = max(tokenizer.get_vocab().values(), default=0)
         if largest >= self.config.vocab_size:
             raise InputError(
-                f"{self.source}: the tokenizer has a token {largest}, the model "
-                f"{self.config.vocab_size} from 0; give the tokenizer that belongs to it"
+                f"{self.source}: the tokenizer has a token {largest}, but the model's "
+                f"last token is {self.config.vocab_size - 1}; give the model's tokenizer"
             )
         return tokenizer
 
 
 def _part(model: Transformer, name: str, rngs: nnx.Rngs) -> nnx.Module:
-    """One of the parts that the parameters' first keys name."""
+    """Create the part of a top-level key of the parameters."""
     config = model.config
     if name == "embeddings":
         return Embeddings(config, rngs=rngs)
@@ -281,7 +279,7 @@ def _part(model: Transformer, name: str, rngs: nnx.Rngs) -> nnx.Module:
     return ClassificationHeads(config, model.num_labels, size, rngs=rngs)
 
 
-# A structure without arrays, so that a call only has to put the parameters in.
+# The structure without arrays. A call then only merges the parameters.
 @functools.lru_cache(maxsize=256)
 def _graph(model: Transformer, name: str) -> Any:
     return nnx.graphdef(nnx.eval_shape(lambda: _part(model, name, nnx.Rngs(0))))

@@ -1,4 +1,4 @@
-"""A BERT from Hugging Face files, and under another head."""
+"""Read a transformer from Hugging Face files, and change its head."""
 
 import logging
 from pathlib import Path
@@ -49,30 +49,30 @@ def from_pretrained(
     param_dtype: Any = jnp.float32,
     rng: jax.Array | None = None,
 ) -> tuple[Transformer, Params]:
-    """Reads a BERT in Hugging Face format.
+    """Read a transformer in Hugging Face format.
 
     Args:
-        name_or_path: a directory, or a hub id (a directory of that name comes first).
+        name_or_path: a directory, or a hub id. (A directory of this name has priority.)
         head: "encoder", "masked_lm" or "classification".
-        num_labels: the classes of the head, or of each head; None: what the directory's own
-            classifier has, else 2. With other numbers than that one's, the head is new.
-        pooling: None: what `save_pretrained` noted in config.json, else what
-            sentence-transformers' `1_Pooling/config.json` names, else "pooler".
-        feature_norm: see `Transformer`; None: what `save_pretrained` noted, else none.
-        label_names: the names of each head's classes; None: the directory's, if they fit.
+        num_labels: number of classes of the head, or of each head. None: as in the directory's
+            classifier, or else 2. With other numbers, the head is new.
+        pooling: see `Transformer`. None: the value that `save_pretrained` wrote to config.json, or
+            else the one in sentence-transformers' `1_Pooling/config.json`, or else "pooler".
+        feature_norm: see `Transformer`. None: the value that `save_pretrained` wrote, if any.
+        label_names: the names of each head's classes. None: the directory's, if they fit.
         remat: checkpoint each block.
-        dtype: of the computation; None: the parameters' own.
-        param_dtype: of the parameters.
-        rng: for the parts that the directory lacks (one log line names them); None: key 0.
+        dtype: dtype of the computation. None: the dtype of the parameters.
+        param_dtype: dtype of the parameters.
+        rng: key to initialize parts that the directory lacks. (A log line names them.) None: key 0.
 
     Returns:
-        The model; its `source` is the directory.
-        Its parameters, as `Transformer.init` gives them, in `param_dtype`.
+        The model, whose `source` is the directory, and its parameters in `param_dtype`, with the
+        structure of `Transformer.init`.
 
     Raises:
-        InputError: the directory or id cannot be read, is no BERT that fits, has weights that are
-            not finite, or, with "classification" and no `num_labels`, a head for something else
-            (token classification, question answering, multiple choice).
+        InputError: the model cannot be read or is not supported, or its weights are not finite; or
+            the head is "classification" without `num_labels`, but the model has a head for another
+            purpose (token classification, question answering, multiple choice).
 
     Examples:
         >>> import tempfile
@@ -97,7 +97,7 @@ def from_pretrained(
     template = jax.eval_shape(model.init, jax.random.key(0))
     loaded = convert.from_hugging_face(tensors, template, str(directory))
     if noted.num_labels not in (None, model.num_labels) or other_head(values):
-        loaded.pop("classifier", None)  # padding can make other heads the same shape
+        loaded.pop("classifier", None)  # other heads can have the same shape because of padding
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loaded)):
         files.refuse_not_finite(directory)
     for remark in noted.remarks if "classifier" in loaded else ():
@@ -114,7 +114,7 @@ def read_model(
     feature_norm: float | None = None,
     label_names: tuple[tuple[str, ...] | None, ...] | None = None,
 ) -> Transformer:
-    """The network of a directory or hub id, without its weights.
+    """Read the network of a directory or hub id without its weights.
 
     Args:
         name_or_path: as for `from_pretrained`.
@@ -125,7 +125,7 @@ def read_model(
         label_names: as for `from_pretrained`.
 
     Raises:
-        InputError: the directory or id cannot be read, or is no BERT.
+        InputError: the model cannot be read or is not supported.
 
     Examples:
         >>> import tempfile
@@ -143,7 +143,7 @@ def read_model(
 
 
 def _open(name_or_path: str) -> tuple[Path, dict[str, Any], TransformerConfig]:
-    """A model's directory, what its config.json holds and that as a configuration."""
+    """Return a model's directory, the content of its config.json, and its configuration."""
     directory = files.resolve(name_or_path)
     values = files.read_json(directory / "config.json")
     return directory, values, TransformerConfig.from_dict(values, str(directory / "config.json"))
@@ -160,7 +160,7 @@ def _model(
     feature_norm: float | None,
     label_names: tuple[tuple[str, ...] | None, ...] | None,
 ) -> Transformer:
-    """The network of a directory, as it is asked for and else as the directory says."""
+    """Return the network of a directory, with the given settings or else the directory's."""
     other = other_head(values)
     if head == "classification" and num_labels is None and other is not None:
         raise InputError(
@@ -196,27 +196,26 @@ def with_head(
     feature_norm: float | None = None,
     rng: jax.Array | None = None,
 ) -> tuple[Transformer, Params]:
-    """Moves parameters to another head.
+    """Move parameters to a model with another head.
 
-    What fits is kept (encoder, pooler, the same head), what is missing is
-    initialised and named in a log line, what the new model does not have is dropped.
+    Parts that fit (encoder, pooler, the same head) are kept. Missing parts are initialized, and a
+    log line names them. Parts that the new model does not have are dropped.
 
     Args:
         model: the model that `params` belong to.
         params: its parameters.
-        head: of the new model.
-        num_labels: of the new model; None: the old one's.
-        label_names: of the new model; None: the old one's, if it keeps its classes.
-        pooling: of the new model; None: the old one's.
-        feature_norm: of the new model; None: the old one's.
-        rng: for what is initialised; None: key 0.
+        head: the head of the new model.
+        num_labels: as in `Transformer`. None: the value of `model`.
+        label_names: as in `Transformer`. None: the value of `model`, if the classes stay the same.
+        pooling: as in `Transformer`. None: the value of `model`.
+        feature_norm: as in `Transformer`. None: the value of `model`.
+        rng: key for the initialization. None: key 0.
 
     Returns:
-        The new model.
-        Its parameters, as `Transformer.init` gives them, in the dtype of the embedding table.
+        The new model, and its parameters in the dtype of the embedding table.
 
     Raises:
-        InputError: the new model's settings cannot be used.
+        InputError: the settings of the new model are not valid.
 
     Examples:
         >>> import jax
@@ -252,11 +251,11 @@ def with_head(
 def _complete(
     model: Transformer, loaded: Params, rng: jax.Array | None, where: str, dtype: Any
 ) -> Params:
-    """`loaded` in `dtype`; what it lacks is initialised and, if used, named in one log line."""
+    """Cast `loaded` to `dtype`; initialize missing parts, and log those that are used."""
     names = model.parts
     missing = [key for key in names if key not in loaded]
     if missing:
-        # A pooler that the mean takes the place of is nothing to worry about.
+        # A missing pooler does not affect models with mean pooling.
         used = [key for key in missing if key != "pooler" or model.pooling == "pooler"]
         if used:
             _log.warning("%s: has no %s: freshly initialised", where, ", ".join(used))

@@ -1,4 +1,4 @@
-"""A task in terms of fewer parameters: what its inner steps cannot change is computed once."""
+"""Rewrite tasks in terms of fewer parameters: compute once what inner steps cannot change."""
 
 from typing import Any
 
@@ -13,19 +13,19 @@ _READ_ONCE = ("input_ids", "token_type_ids", "position_ids")
 
 
 def mentioned_rows(model: Transformer) -> Reparametrize:
-    """Only the rows of the embedding table that a task's texts mention.
+    """Keep only the rows of the embedding table that a task's texts mention.
 
-    The others have no gradient, so that SGD, with momentum or not, and Adam leave them as they
-    are: exact unless the inner optimizer decays weights or looks at a leaf's norm (LARS, LAMB). A
-    masked-LM head reads the whole table.
+    The other rows have no gradient, so SGD (also with momentum) and Adam do not change them. The
+    result is exact unless the inner optimizer has weight decay or uses the norm of a leaf (LARS,
+    LAMB). A masked-LM head needs the whole table.
 
     Args:
-        model: the one that the parameters belong to.
+        model: the model of the parameters.
 
     Returns:
-        A reparametrization `(params, task) -> (params, task, undo)`. Of a task with T tokens in all
-        (of `input_ids`, in support and query set; either may be None), the table `[V, ...]` becomes
-        `[T, ...]`, and `input_ids` point into that; unless T >= V, which leaves all as it is.
+        A reparametrization `(params, task) -> (params, task, undo)`. Let T be the number of tokens
+        in `input_ids` of support and query set (either may be None). The table `[V, ...]` becomes
+        `[T, ...]`, and `input_ids` become indices into it. If T >= V, nothing changes.
         `undo(params)` puts the rows back into `[V, ...]`.
 
     Raises:
@@ -52,7 +52,7 @@ def mentioned_rows(model: Transformer) -> Reparametrize:
         ids = jnp.concatenate([batch["input_ids"].reshape(-1) for batch in sets])
         if ids.size >= table.shape[0]:
             return params, task, lambda reduced: reduced
-        # Filled up with rows that are not there, which sort last.
+        # Padded with an index after the last row, which sorts last.
         rows = jnp.unique(ids, size=ids.size, fill_value=table.shape[0])
 
         def local(batch: Batch | None) -> Batch | None:
@@ -75,16 +75,16 @@ def mentioned_rows(model: Transformer) -> Reparametrize:
 
 
 def separate_layers() -> Reparametrize:
-    """Each block's parameters apart, `params["layers"]` a list: the model then loops over blocks.
+    """Split the stacked blocks to a list `params["layers"]`. The model then loops over blocks.
 
-    On a CPU a fifth faster than a scan over the stack, which copies each block's parameters out of
-    it and its gradients into it; a scan compiles faster. A parameter's path gets the number of its
-    block: `layers/0/qkv/kernel`. Where others follow, as in `compose(separate_layers(),
-    upper_layers(model, 3))`, they get it so.
+    On a CPU this is a fifth faster than a scan, which copies each block's parameters out of the
+    stack and its gradients into it. A scan compiles faster. The path of a parameter has the number
+    of its block: `layers/0/qkv/kernel`. Reparametrizations after this one get the list:
+    `compose(separate_layers(), upper_layers(model, 3))`.
 
     Returns:
-        A reparametrization `(params, task) -> (params, task, undo)`: of leaves `[N, ...]` in
-        `params["layers"]` a list of N dicts with leaves `[...]`. The task stays as it is;
+        A reparametrization `(params, task) -> (params, task, undo)`. Leaves `[N, ...]` in
+        `params["layers"]` become a list of N dicts with leaves `[...]`. The task does not change.
         `undo(params)` stacks the list again.
 
     Examples:
@@ -112,14 +112,14 @@ def separate_layers() -> Reparametrize:
 
 
 def compose(*changes: Reparametrize) -> Reparametrize:
-    """One reparametrization after the other.
+    """Apply reparametrizations one after the other.
 
     Args:
-        *changes: reparametrizations `(params, task) -> (params, task, undo)`; each gets the
+        *changes: reparametrizations `(params, task) -> (params, task, undo)`. Each gets the
             parameters and the task of the one before it.
 
     Returns:
-        A reparametrization whose `undo` undoes theirs, the last one's first.
+        A reparametrization whose `undo` undoes all of them, the last one first.
 
     Examples:
         >>> import jax.numpy as jnp, metajax
@@ -151,24 +151,24 @@ def compose(*changes: Reparametrize) -> Reparametrize:
 
 
 def upper_layers(model: Transformer, count: int) -> Reparametrize:
-    """Only the last `count` blocks, the pooler and the head; the features below computed once.
+    """Keep only the last `count` blocks, the pooler and the head; compute the features below once.
 
-    Computed without dropout, whatever the loss has: a loss with dropout draws again at each step.
+    These features have no dropout, even if the loss has: a loss draws new masks at each step.
 
     Args:
-        model: the one that the parameters belong to, of N blocks.
-        count: the blocks to keep, 0 <= count < N.
+        model: the model of the parameters, with N blocks.
+        count: number of blocks to keep, 0 <= count < N.
 
     Returns:
         A reparametrization `(params, task) -> (params, task, undo)`. The parameters lose
-        `embeddings`, and of `layers` the first N - count blocks (leaves `[count, ...]`, or a list
-        of count). In support and query set (either may be None) `hidden` `[B, L, H]`, the output of
-        the removed blocks, takes the place of `input_ids`, `token_type_ids` and `position_ids`.
-        `undo(params)` puts embeddings and blocks back.
+        `embeddings` and the first N - count blocks of `layers` (which then has leaves `[count,
+        ...]`, or is a list of count). In support and query set (either may be None), `hidden` `[B,
+        L, H]`, the output of the removed blocks, replaces `input_ids`, `token_type_ids` and
+        `position_ids`. `undo(params)` puts embeddings and blocks back.
 
     Raises:
-        ValueError: the model has a masked-LM head, or count is out of range; once it is used, rows
-            are longer than the model has positions.
+        ValueError: the model has a masked-LM head, or count is out of range; or, when it is
+            applied, rows have more tokens than the model has positions.
 
     Examples:
         >>> import jax, jax.numpy as jnp, metajax
@@ -184,7 +184,7 @@ def upper_layers(model: Transformer, count: int) -> Reparametrize:
         (['layers', 'pooler'], (1, 12, 36), (2, 5, 12))
     """
     if model.head == "masked_lm":
-        raise ValueError("a masked-LM head reads the embedding table, which is left out here")
+        raise ValueError("a masked-LM head reads the embedding table, which this removes")
     frozen = model.config.num_hidden_layers - count
     if not 0 <= count < model.config.num_hidden_layers:
         raise ValueError(f"count is {count}; the model has {model.config.num_hidden_layers} blocks")
@@ -214,7 +214,7 @@ def upper_layers(model: Transformer, count: int) -> Reparametrize:
 
 
 def _split(layers: Any, at: int) -> tuple[Any, Any]:
-    """The blocks before and from number `at`: of a stack, or of a list."""
+    """Split a stack or list of blocks before number `at`."""
     if isinstance(layers, list):
         return layers[:at], layers[at:]
     return jax.tree.map(lambda leaf: leaf[:at], layers), jax.tree.map(lambda x: x[at:], layers)

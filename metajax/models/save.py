@@ -1,4 +1,4 @@
-"""Writing a model as Hugging Face's own classes read it."""
+"""Write a model in the format of Hugging Face's classes."""
 
 import json
 import os
@@ -27,22 +27,22 @@ _MODULES = [
 
 
 def save_pretrained(directory: str | os.PathLike[str], model: Transformer, params: Params) -> None:
-    """Writes config.json, tokenizer and safetensors that transformers loads without a warning.
+    """Write config.json, tokenizer and safetensors that transformers loads without a warning.
 
-    A classifier that BertForSequenceClassification cannot express (other pooling,
-    `feature_norm`, a projection, several heads; of GPT-2 also a bias) goes to
-    `classifier.safetensors` beside a BertModel; so does the pooler, which BertForMaskedLM lacks, to
-    `pooler.safetensors`.
-    `from_pretrained` reads both back. Pooling is noted for sentence-transformers too.
+    BertForSequenceClassification does not support every classifier (other pooling, `feature_norm`,
+    several heads, and a bias in GPT-2). Such a classifier goes to a separate file,
+    `classifier.safetensors`, next to a BertModel. The pooler, which BertForMaskedLM lacks, goes to
+    `pooler.safetensors`. `from_pretrained` reads both files. The pooling is also written for
+    sentence-transformers.
 
-    config.json goes first and comes last: a directory with one is complete.
+    config.json is removed first and written last, so a directory with config.json is complete.
 
     Args:
-        directory: made if need be; files of the same names are replaced, and what else another
-            model left there (shards, `pytorch_model.bin`, `modules.json` and, where `model` has a
-            tokenizer, its files) is removed.
+        directory: created if it does not exist. Files with the same names are replaced. Other files
+            of an earlier model are removed: shards, `pytorch_model.bin`, `modules.json` and, if
+            `model` has a tokenizer, tokenizer files.
         model: the model.
-        params: its parameters; every bit is kept.
+        params: its parameters. They are written exactly.
 
     Raises:
         OSError: a file cannot be written.
@@ -84,12 +84,12 @@ def save_pretrained(directory: str | os.PathLike[str], model: Transformer, param
 
 
 def save_config(directory: str | os.PathLike[str], model: Transformer) -> None:
-    """Writes the tokenizer and, last, config.json: all but the weights.
+    """Write the tokenizer and then config.json, without weights.
 
-    Of the model that is its `config` alone: not its head, pooling, `feature_norm` or classes.
+    config.json only has the model's `config`, not its head, pooling, `feature_norm` or classes.
 
     Args:
-        directory: made if need be; files of the same names are replaced.
+        directory: created if it does not exist. Files with the same names are replaced.
         model: the model.
 
     Raises:
@@ -114,7 +114,7 @@ def save_config(directory: str | os.PathLike[str], model: Transformer) -> None:
 def _weights(
     model: Transformer, params: Params, *, plain: bool
 ) -> tuple[str, dict[str, dict[str, np.ndarray]]]:
-    """The class to load with, and the tensors of each file."""
+    """Return the class to load with, and the tensors of each file."""
     family, head = model.config.family, model.head
     main, aside = convert.to_hugging_face(params), {}
     if head == "classification" and not plain:
@@ -122,7 +122,7 @@ def _weights(
         head = "encoder"
     if "pooler" in params and (head == "masked_lm" or (head == "encoder" and not family.pooler)):
         aside["pooler.safetensors"] = _take(main, "pooler.")
-    if "cls.predictions.decoder.weight" in main:  # then the decoder's bias is its own too
+    if "cls.predictions.decoder.weight" in main:  # then the decoder also has a separate bias
         main["cls.predictions.decoder.bias"] = main["cls.predictions.bias"].copy()
     if head == "classification":
         for name in ("weight", "bias"):
@@ -136,7 +136,7 @@ def _take(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
 
 
 def _plain(model: Transformer, params: Params) -> bool:
-    """Whether a classifier is one that transformers' ForSequenceClassification can express."""
+    """Return whether transformers' ForSequenceClassification supports a classifier."""
     if model.head != "classification" or model.pooling != "pooler":
         return False
     if not model.config.family.classifier_bias and np.any(params["classifier"]["bias"]):
@@ -187,7 +187,7 @@ def _json(value: Any) -> bytes:
 
 
 def _write(target: Path, contents: Mapping[str, bytes], *, with_tokenizer: bool) -> None:
-    """Writes all files under other names, then moves them into place, config.json last."""
+    """Write all files under other names, then rename them, config.json last."""
     (target / "1_Pooling").mkdir(exist_ok=True)
     for name, content in contents.items():
         with open(target / f"{name}.tmp", "wb") as file:
@@ -195,7 +195,7 @@ def _write(target: Path, contents: Mapping[str, bytes], *, with_tokenizer: bool)
             file.flush()
             os.fsync(file.fileno())
     (target / "config.json").unlink(missing_ok=True)
-    # What an earlier model left would be read as this one's.
+    # Files of an earlier model would be read as files of this one.
     left = {"modules.json", "1_Pooling/config.json", *files.COMPANIONS, *_other_weights(target)}
     if with_tokenizer:
         left |= set(files.TOKENIZER_FILES)
@@ -208,7 +208,7 @@ def _write(target: Path, contents: Mapping[str, bytes], *, with_tokenizer: bool)
 
 
 def _other_weights(target: Path) -> list[str]:
-    """Shards and indices of a model that stood here before."""
+    """Return the shards and indices of an earlier model."""
     patterns = (
         "model-*-of-*.safetensors",
         "model.safetensors.index.json",

@@ -326,7 +326,7 @@ def test_models_that_label_nothing(refused, chain, material):
     for name in ("pretrain", "metatrain"):
         with pytest.raises(InputError, match=f"is a {name} run, which has no labels; run adapt"):
             open_classifier(str(getattr(chain, name)), None)
-    message = "has no classification head such as its config"
+    message = "lacks the classification head that its config"
     refused(message, "predict", "--model", material.bert, stdin=b"w1\n")
     for task, said in (
         (None, "--task: choose from glue:mrpc, "),
@@ -341,7 +341,7 @@ def test_a_classifier_of_more_classes_than_its_config_tells_of(material, tmp_pat
     config = json.loads((directory / "config.json").read_text())
     del config["id2label"], config["label2id"]
     (directory / "config.json").write_text(json.dumps(config | {"num_labels": 2}))
-    with pytest.raises(InputError, match="has no classification head such as its config"):
+    with pytest.raises(InputError, match="lacks the classification head that its config"):
         open_classifier(str(directory), None)
     for more in ({}, {"num_labels": 5}):
         (directory / "config.json").write_text(json.dumps(config | more))

@@ -210,7 +210,7 @@ def test_pretrain_exports_a_masked_lm(chain, tmp_path):
 
 @pytest.mark.parametrize("stage", ["metatrain", "adapt"])
 def test_few_shot_stages_export_an_encoder(chain, tmp_path, stage):
-    """And adapt's head, which BertForSequenceClassification cannot express, beside it."""
+    """The head of adapt is in another file: BertForSequenceClassification does not support it."""
     head = export(getattr(chain, stage), tmp_path / "out")
     assert head == {"metatrain": "encoder", "adapt": "classification"}[stage]
     theirs = load_quietly("BertModel", tmp_path / "out")(BATCH).last_hidden_state

@@ -19,7 +19,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def make_task(tokenizer):
-    """Makes a tokenised task of so many examples a class; example i has 1 + i % longest words."""
+    """Return a function that makes a tokenized task; example i has 1 + i % longest words."""
 
     def make(name, counts, longest=6, max_length=64):
         labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)

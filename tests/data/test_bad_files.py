@@ -1,6 +1,6 @@
-"""Bad data files at their readers; for commands see tests/commands/test_bad_input.py.
+"""Readers refuse bad data files; for commands see tests/commands/test_bad_input.py.
 
-The faults of formats are in test_tasks.py and test_text.py; here are those that commands meet.
+test_tasks.py and test_text.py test the formats. This file has the faults that commands meet.
 """
 
 import re
@@ -22,7 +22,7 @@ ROW = b'{"text": "w1", "label": "a"}\n'
 
 
 def check_refusal(message, read, *arguments, **settings):
-    """It names the place, says what is wrong in a line, and then what to do."""
+    """The message is one line: where, what is wrong, and how to fix it."""
     with pytest.raises(InputError, match=message) as caught:
         read(*arguments, **settings)
     (line,) = str(caught.value).splitlines()

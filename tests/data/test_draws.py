@@ -1,4 +1,4 @@
-"""Published draws of a support set: joined with their task, and cut into episodes."""
+"""Published draws of a support set are joined with their task and split into episodes."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_draws_keep_their_labels_whatever_the_order_of_their_classes():
     assert named(joined.task, range(7)) == named(TASK, range(7))
     for draw, support in zip((ONE, TWO), joined.support):
         assert named(joined.task, support) == named(draw, range(len(draw.texts)))
-    # Only the draw's own examples are left out.
+    # Only the draw's examples are not queries.
     assert [query.tolist() for query in joined.query] == [[0, 3, 4, 5, 6], [0, 1, 2, 4, 6]]
 
 

@@ -1,4 +1,4 @@
-"""Texts that come again: they are counted, and no episode has one on both sides."""
+"""Repeated texts are counted, and no episode has one in both support and query set."""
 
 import numpy as np
 import pytest

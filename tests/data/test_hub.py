@@ -1,4 +1,4 @@
-"""The hub's data sets and GLUE's copy there."""
+"""Data sets of the hub, and its copy of GLUE."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def assert_complaint(message, spec):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Stands in for the hub: a function of what load_dataset is given."""
+    """Replace the hub by a function of load_dataset's arguments."""
     import datasets
 
     calls = []

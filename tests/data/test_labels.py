@@ -1,4 +1,4 @@
-"""Labels: one spelling each, what looks alike is named, what is missing refused."""
+"""Labels have one spelling each; similar labels are named, missing ones refused."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Values read from JSON that others wrote."""
+"""Values of JSON files."""
 
 import sys
 

@@ -46,7 +46,7 @@ def test_upper_case_and_punctuation_are_no_way_to_peek(tmp_path):
 
 
 def test_a_line_is_about_the_rarest_of_its_words_that_enough_lines_have(tmp_path):
-    lines = ["Cat dog horse of it"] * 20  # Cat and dog are equally rare.
+    lines = ["Cat dog horse of it"] * 20  # Cat and dog are equally frequent.
     lines += ["the horse, and the horse"] * 5 + ["of the the the ox"] * 20
     rows = hidden_words(write(tmp_path / "t.txt", lines), keep_duplicates=True)
     first, last = (f"{MASK} dog horse of it", "cat"), (f"of {MASK} {MASK} {MASK} ox", "the")

@@ -68,7 +68,7 @@ def test_no_two_draws_share_a_stream(monkeypatch):
 
 
 def test_streams_are_the_same_in_every_version():
-    """Checkpoints hold no data state, so a resumed run depends on it."""
+    """Checkpoints have no data state, so a resumed run depends on this."""
     assert shuffled_rows(3, 2, 4, 7).tolist() == [5, 3, 1, 6]
     _, held = held_out(blocks_of(20, 1), 3, 0.2)
     assert held.input_ids[:, 0].tolist() == [1, 4, 17, 18]

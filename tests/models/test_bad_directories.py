@@ -25,7 +25,7 @@ def sound(tmp_path_factory):
 
 @pytest.fixture
 def model(sound, tmp_path, monkeypatch):
-    """A copy of the model, beside which nothing may be written."""
+    """A copy of the model, in a directory where nothing else may be written."""
     monkeypatch.chdir(tmp_path)
     return shutil.copytree(sound, tmp_path / "model")
 
@@ -132,7 +132,7 @@ def test_a_tokenizer_of_another_model(model):
     with (model / "vocab.txt").open("a") as file:
         file.write("more\n")
     read = lambda name: from_pretrained(name)[0].tokenizer  # noqa: E731
-    check_refusal("the tokenizer has a token 95, the model 95 from 0", read, "model")
+    check_refusal("the tokenizer has a token 95, but the model's last token is 94", read, "model")
 
 
 def test_a_classifier_that_does_not_fit_its_config(model):

@@ -114,7 +114,7 @@ def test_whose_head_it_is_by_its_architecture(tmp_path, architectures, found):
 def test_a_head_without_the_pooler_that_it_reads_is_no_classifier(tmp_path):
     tensors = {name: value for name, value in theirs().items() if not name.startswith("pooler.")}
     path = write_directory(tmp_path, tensors, num_labels=3)
-    assert no_classifier(path).startswith("has a head without the pooler that it would read")
+    assert no_classifier(path).startswith("has a head but lacks the pooler that the head reads")
     write_directory(tmp_path, tensors, num_labels=3, metajax={"pooling": "mean"})
     assert has_classifier(path)
 

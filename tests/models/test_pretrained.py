@@ -240,7 +240,7 @@ def test_both_forms_of_sentence_transformers_pooling(tmp_path, said, pooling):
         return
     with pytest.raises(InputError, match=f"1_Pooling/config.json: pooling {pooling}is not") as info:
         from_pretrained(path)
-    assert "pass pooling, as with --pooling" in one_line(info)
+    assert "pass pooling" in one_line(info)
     assert from_pretrained(path, pooling="mean")[0].pooling == "mean"
 
 
@@ -504,7 +504,7 @@ def test_notes_that_make_no_sense(tmp_path):
         {"problem_type": "x"},
     ):
         path = write_directory(tmp_path, theirs(PARAMS), **changes)
-        with pytest.raises(InputError, match="makes no sense"):
+        with pytest.raises(InputError, match="is not valid"):
             from_pretrained(path)
 
 

@@ -1,4 +1,4 @@
-"""Faults to plant in the code: each changes a number or breaks a promise, and none crashes.
+"""Faults to plant in the code. Each changes a number or breaks a guarantee; none crashes.
 
 A list is a TOML file of tables `[[mutant]]`: `file`, the `old` text, which is in the file once, the
 `new` text, and the `tests` of which at least one must fail.
@@ -21,7 +21,7 @@ class Mutant(NamedTuple):
     tests: tuple[str, ...]
 
     def planted(self, text: str) -> str:
-        """The file's text with the fault in it."""
+        """Return the file's text with the fault."""
         found = text.count(self.old)
         if found != 1:
             raise ValueError(f"{self.file}: old text {found} times, not once: {self.old!r}")
@@ -29,7 +29,7 @@ class Mutant(NamedTuple):
 
 
 def read(name: str) -> list[Mutant]:
-    """The mutants of a list."""
+    """Return the mutants of a list."""
     path = Path(__file__).parent / f"{name}.toml"
     tables = tomllib.loads(path.read_text(encoding="utf-8"))["mutant"]
     return [Mutant(**table | {"tests": tuple(table["tests"])}) for table in tables]

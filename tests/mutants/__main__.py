@@ -1,12 +1,12 @@
-"""Plants faults, one at a time, and checks that the tests named with each notice it.
+"""Plant faults, one at a time, and check that their tests fail.
 
     python -m tests.mutants                       # all of them
     python -m tests.mutants algorithms data       # some lists
     python -m tests.mutants --match inner.py      # those with this in their file or new text
     python -m tests.mutants --every 5             # every fifth
 
-A fault is noticed if its tests fail within two minutes. Before that, all tests named must pass on
-the code as it is. Exit status 1 if a fault goes unnoticed.
+A fault is noticed if its tests fail within two minutes. First, all these tests must pass on the
+unchanged code. The exit status is 1 if a fault is not noticed.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _PASSED, _FAILED = 0, 1  # pytest's exit statuses.
 
 
 def copy_of_tree(to: Path) -> Path:
-    """Copies the files that the tests need, uncommitted changes included."""
+    """Copy the files that the tests need, with uncommitted changes."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in names.split("\0"):
@@ -46,7 +46,7 @@ def verdict(status: int | None) -> str:
 
 
 def verdicts(mutants: Sequence[Mutant], jobs: int, sound: Path) -> Iterator[tuple[Mutant, str]]:
-    """Runs the tests of each mutant, `jobs` at a time, each on a copy of the sound tree."""
+    """Run the tests of each mutant, `jobs` at a time, each on a copy of the tree."""
     free: queue.SimpleQueue[Path] = queue.SimpleQueue()
     for number in range(jobs):
         tree = sound.with_name(f"planted-{number}")
@@ -70,7 +70,7 @@ def verdicts(mutants: Sequence[Mutant], jobs: int, sound: Path) -> Iterator[tupl
 
 
 def chosen(arguments: argparse.Namespace) -> list[Mutant]:
-    """The mutants that the command line asks for."""
+    """Return the mutants that the command line selects."""
     mutants = [mutant for name in arguments.lists or LISTS for mutant in read(name)]
     return [m for m in mutants if arguments.match in m.file or arguments.match in m.new][
         :: arguments.every
@@ -78,7 +78,7 @@ def chosen(arguments: argparse.Namespace) -> list[Mutant]:
 
 
 def main() -> int:
-    """Plants the faults that the arguments choose."""
+    """Plant the faults that the arguments select."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "lists", nargs="*", metavar="LIST", help=f"{', '.join(LISTS)}; default: all"

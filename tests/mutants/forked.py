@@ -1,4 +1,4 @@
-"""Runs pytest on a copy of the tree, in a process forked from one that has imported the libraries.
+"""Run pytest on a copy of the tree, in a process forked after importing the libraries.
 
 Importing the libraries would take most of each run.
 """
@@ -21,30 +21,30 @@ _LIBRARIES = (
 
 
 def prepare() -> None:
-    """Configures the server that processes are forked from; to be called once."""
+    """Configure the server that processes are forked from. Call this once."""
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "XLA_FLAGS": quick_flags()}
     multiprocessing.set_start_method("forkserver")
     multiprocessing.set_forkserver_preload(list(_LIBRARIES))
 
 
 def cache_of(tree: Path) -> Path:
-    """Where a tree's tests keep compiled programs: what a fault does not change is not compiled."""
+    """The cache of compiled programs, so that unchanged programs are not compiled again."""
     return tree.with_name(f"{tree.name}-xla")
 
 
 def output_of(tree: Path) -> Path:
-    """Where what pytest prints is kept."""
+    """The file with the output of pytest."""
     return tree.with_name(f"{tree.name}-output.txt")
 
 
 def _pytest(tree: Path, tests: Sequence[str]) -> None:
-    """Runs tests of a tree in this process, which has been forked for that, and ends it."""
-    os.setsid()  # Tests start processes of their own, and all of them may have to be ended.
+    """Run tests of a tree in this forked process, and end it."""
+    os.setsid()  # Tests start processes, and all of them may have to be ended.
     with output_of(tree).open("w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     os.chdir(tree)
-    # `tests` of the tree and no other.
+    # Only import `tests` from the tree.
     for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "metajax")]:
         del sys.modules[name]
     sys.path = [str(tree), *(path for path in sys.path if Path(path).resolve() != ROOT)]
@@ -60,24 +60,27 @@ def _pytest(tree: Path, tests: Sequence[str]) -> None:
     for name, value in cache.items():
         os.environ[name.upper()] = str(value)
         jax.config.update(name, value)
-    quietly = ("-W", "ignore::pytest.PytestAssertRewriteWarning")  # Of what is imported already.
+    quietly = (
+        "-W",
+        "ignore::pytest.PytestAssertRewriteWarning",
+    )  # For modules that are imported already.
     status: int = pytest.ExitCode.INTERNAL_ERROR
     try:
         status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *quietly, *tests])
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)  # An exception would end with the status of a test that fails.
+        os._exit(status)  # An exception would give the exit status of a failing test.
 
 
 def run_tests(tree: Path, tests: Sequence[str], seconds: float | None = None) -> int | None:
-    """pytest's exit status on some tests of a tree; None if they took too long."""
+    """Return pytest's exit status for some tests of a tree; None if they took too long."""
     process = multiprocessing.Process(target=_pytest, args=(tree, tests))
     process.start()
     process.join(seconds)
     status = process.exitcode
     process.kill()
-    with contextlib.suppress(ProcessLookupError):  # What its tests may have started.
+    with contextlib.suppress(ProcessLookupError):  # Processes that its tests may have started.
         os.killpg(process.pid, signal.SIGKILL)
     process.join()
     return status

@@ -108,7 +108,7 @@ def test_an_exported_models_notes(refused, chain, tmp_path, case):
     config["metajax"] |= NOTES[case]
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
     refused(
-        r'config.json: "metajax", "num_labels" or "problem_type" makes no sense',
+        r'config.json: "metajax", "num_labels" or "problem_type" is not valid',
         *("predict", "--model", tmp_path / "hf"),
         stdin=b"w1\n",
     )
@@ -142,4 +142,4 @@ def test_a_token_that_the_model_has_not(refused, material, tmp_path):
     (bert / "tokenizer.json").write_text(json.dumps(tokenizer))
     files.tokenizer.cache_clear()
     command = ("adapt", "--model", bert, "--tasks", material.new, "--workdir", "run")
-    refused("has a token 5000, the model 95 from 0", *command)
+    refused("has a token 5000, but the model's last token is 94", *command)
