@@ -104,8 +104,8 @@ def work(options: argparse.Namespace) -> None:
             seconds.append(time.perf_counter() - begun)
     device = jax.devices()[0]
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
-    found = {"seconds": statistics.median(seconds), "peak_bytes": memory}
-    print(json.dumps(found | {"device": device.device_kind, "jax": jax.__version__}))
+    measurement = {"seconds": statistics.median(seconds), "peak_bytes": memory}
+    print(json.dumps(measurement | {"device": device.device_kind, "jax": jax.__version__}))
 
 
 def begun(options: argparse.Namespace, row: dict[str, str], log: Any) -> subprocess.Popen[str]:
@@ -123,9 +123,9 @@ def begun(options: argparse.Namespace, row: dict[str, str], log: Any) -> subproc
 
 def measured(process: subprocess.Popen[str], log: Any, compiled: str) -> dict[str, Any]:
     """Return the measurement of a compiled row, or the reason why there is none."""
-    found, _ = process.communicate("now\n")
+    output, _ = process.communicate("now\n")
     if process.returncode == 0:
-        return json.loads(compiled) | json.loads(found)
+        return json.loads(compiled) | json.loads(output)
     log.seek(0)
     why = log.read()
     if any(sign in why for sign in OUT_OF_MEMORY):
@@ -146,8 +146,8 @@ def side_by_side(
         for row, process in zip(chosen, processes):
             compiled.append(process.stdout.readline())
             print("compiled:", *row.values(), file=sys.stderr, flush=True)
-        for row, process, log, said in zip(chosen, processes, logs, compiled):
-            row = row | measured(process, log, said)
+        for row, process, log, answer in zip(chosen, processes, logs, compiled):
+            row = row | measured(process, log, answer)
             if "flops" in row:
                 row["utilisation"] = utilisation(row, options.peak_tflops)
             yield row

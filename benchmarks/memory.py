@@ -120,11 +120,11 @@ def build(
 
 def memory_of(program: Program) -> dict[str, int]:
     """Return its bytes by part, and the total."""
-    found = program.compiled.memory_analysis()
+    analysis = program.compiled.memory_analysis()
     parts = {
-        "arguments": found.argument_size_in_bytes,
-        "results": found.output_size_in_bytes,
-        "temporary": found.temp_size_in_bytes,
+        "arguments": analysis.argument_size_in_bytes,
+        "results": analysis.output_size_in_bytes,
+        "temporary": analysis.temp_size_in_bytes,
     }
     return parts | {"total": sum(parts.values())}
 

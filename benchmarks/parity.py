@@ -86,10 +86,10 @@ def difference(directory: str, head: str, bits: int) -> float:
         params = jax.tree.map(lambda leaf: leaf.astype(f"float{bits}"), params)
         model = model.replace(dtype=jnp.dtype(f"float{bits}"))
         batch["token_type_ids"] = np.zeros_like(batch["input_ids"])
-        found = np.asarray(getattr(jax.jit(model)(params, batch), name))
+        ours = np.asarray(getattr(jax.jit(model)(params, batch), name))
     if head != "classification":
-        found, expected = (each[batch["attention_mask"] > 0] for each in (found, expected))
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+        ours, expected = (each[batch["attention_mask"] > 0] for each in (ours, expected))
+    return float(np.abs(ours - expected).max() / np.abs(expected).max())
 
 
 def rows(directories: list[str], layers: int, hidden: int) -> Iterator[dict[str, Any]]:
@@ -109,8 +109,8 @@ def rows(directories: list[str], layers: int, hidden: int) -> Iterator[dict[str,
 
 def row(name: str, directory: str, head: str) -> dict[str, Any]:
     """Compare one model."""
-    found = {f"float{bits}": difference(directory, head, bits) for bits in (32, 64)}
-    return {"model": name, "head": head, **found}
+    differences = {f"float{bits}": difference(directory, head, bits) for bits in (32, 64)}
+    return {"model": name, "head": head, **differences}
 
 
 def main() -> None:
@@ -123,16 +123,16 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=384, help="features of the random models")
     parser.add_argument("--output", help="write the rows as JSON")
     options = parser.parse_args()
-    found = []
+    compared = []
     print(f"{'model':<24}{'head':<16}{'float32':>12}{'float64':>12}")
     for each in rows(options.directories, options.layers, options.hidden):
-        found.append(each)
+        compared.append(each)
         name, head, *differences = each.values()
         print(f"{name:<24}{head:<16}" + "".join(f"{d:>12.1e}" for d in differences), flush=True)
     if options.output:
-        Path(options.output).write_text(json.dumps({"rows": found}, indent=2) + "\n")
+        Path(options.output).write_text(json.dumps({"rows": compared}, indent=2) + "\n")
     # Written like this, a NaN also fails.
-    sys.exit(not all(each["float64"] < 1e-12 and each["float32"] < 1e-4 for each in found))
+    sys.exit(not all(each["float64"] < 1e-12 and each["float32"] < 1e-4 for each in compared))
 
 
 if __name__ == "__main__":

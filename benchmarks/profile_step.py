@@ -102,16 +102,16 @@ def main() -> None:
     parser.add_argument("--order", choices=("second", "first"), default="second")
     parser.add_argument("--output", help="write the result as JSON")
     options = parser.parse_args()
-    found = profile(options.case, options.order == "first")
+    result = profile(options.case, options.order == "first")
     print(
-        f"{found['case']}, {options.order} order: {found['seconds']:.3f} s a step, "
-        f"{found['gflops']:.0f} GFLOP/s of the {found['peak_gflops']:.0f} of a large product"
+        f"{result['case']}, {options.order} order: {result['seconds']:.3f} s a step, "
+        f"{result['gflops']:.0f} GFLOP/s of the {result['peak_gflops']:.0f} of a large product"
     )
-    for kind, share in sorted(found["shares"].items(), key=lambda item: -item[1]):
+    for kind, share in sorted(result["shares"].items(), key=lambda item: -item[1]):
         print(f"{kind:22} {share:6.1%}")
     if options.output:
         about = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
-        Path(options.output).write_text(json.dumps(found | about, indent=2) + "\n")
+        Path(options.output).write_text(json.dumps(result | about, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -73,9 +73,9 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, float]:
         sum(row["seconds"] - usual for row in rows[saved : saved + AFTER])
         for saved in range(EVERY, total - AFTER, EVERY)
     ]
-    found = {"step_seconds": usual, "saving": statistics.median(extra) / (100 * usual)}
+    costs = {"step_seconds": usual, "saving": statistics.median(extra) / (100 * usual)}
     print(f"a step                      {usual:8.3f} s")
-    print(f"saving every 100 steps      {found['saving']:8.2%} of the time", flush=True)
+    print(f"saving every 100 steps      {costs['saving']:8.2%} of the time", flush=True)
     begun, first = time.perf_counter(), 3 * EVERY + 1
     process = start(arguments, 1)
     while (
@@ -83,8 +83,8 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, float]:
     ):  # Wait until it has dropped the steps that were not saved.
         time.sleep(0.02)
     seconds_until(process, workdir, first)
-    found["resume_seconds"] = time.perf_counter() - begun
-    print(f"from start to first step    {found['resume_seconds']:8.1f} s, resumed", flush=True)
+    costs["resume_seconds"] = time.perf_counter() - begun
+    print(f"from start to first step    {costs['resume_seconds']:8.1f} s, resumed", flush=True)
     process.kill()
     process.wait()
     eight = root / "eight"
@@ -94,10 +94,10 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, float]:
     process.wait()
     # The first step waits for the compiler, and its data wait for the step.
     for name, path in {"data_wait": workdir, "data_wait_eight": eight}.items():
-        found[name] = statistics.mean(row["data_wait"] for row in rows_of(path)[1:])
-    print(f"waiting for data            {found['data_wait']:8.2%} of a step")
-    print(f"  on eight devices          {found['data_wait_eight']:8.2%}")
-    return found
+        costs[name] = statistics.mean(row["data_wait"] for row in rows_of(path)[1:])
+    print(f"waiting for data            {costs['data_wait']:8.2%} of a step")
+    print(f"  on eight devices          {costs['data_wait_eight']:8.2%}")
+    return costs
 
 
 def main() -> None:
@@ -109,9 +109,9 @@ def main() -> None:
     parser.add_argument("--output", help="write the numbers as JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
-        found = measure(options, Path(root))
+        costs = measure(options, Path(root))
     if options.output:
-        Path(options.output).write_text(json.dumps(found, indent=2) + "\n")
+        Path(options.output).write_text(json.dumps(costs, indent=2) + "\n")
 
 
 if __name__ == "__main__":

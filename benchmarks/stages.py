@@ -148,12 +148,12 @@ def pytorch_pretrain(options: argparse.Namespace) -> dict[str, Any]:
     rule = data.mask_rule(tokenizer)
 
     def inputs(batch: dict[str, Any]) -> dict[str, Any]:
-        found = {key: torch.tensor(value, dtype=torch.long) for key, value in batch.items()}
-        positions, targets = found.pop("positions"), found.pop("targets")
-        labels = torch.full_like(found["input_ids"], -100)
+        tensors = {key: torch.tensor(value, dtype=torch.long) for key, value in batch.items()}
+        positions, targets = tensors.pop("positions"), tensors.pop("targets")
+        labels = torch.full_like(tensors["input_ids"], -100)
         rows, columns = torch.nonzero(targets >= 0, as_tuple=True)
         labels[rows, positions[rows, columns]] = targets[rows, columns]
-        return {**found, "labels": labels}
+        return {**tensors, "labels": labels}
 
     def loss_of(step: int) -> Any:
         batch = data.pretraining_batch(training, rule, options.seed, step, BATCH)
@@ -166,8 +166,8 @@ def pytorch_pretrain(options: argparse.Namespace) -> dict[str, Any]:
         for first in range(0, len(held_out.input_ids), BATCH):
             rows = data.take(held_out, slice(first, first + BATCH))
             batch = inputs(data.mask_tokens(rows, rule, options.seed, first))
-            found = int((batch["labels"] >= 0).sum())
-            total, count = total + float(model(**batch).loss) * found, count + found
+            targets = int((batch["labels"] >= 0).sum())
+            total, count = total + float(model(**batch).loss) * targets, count + targets
     return {"step_seconds": seconds, "loss": total / count}
 
 
@@ -240,16 +240,16 @@ def main() -> None:
         if options.stage == "pretrain":
             model = with_masked_lm_head(model, folder)
         for _ in range(options.turns):
-            for side, found in runs.items():
+            for side, side_runs in runs.items():
                 command = [sys.executable, "-m", "benchmarks.stages", *sys.argv[1:]]
                 command += ["--model", model, "--side", side]
                 done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-                found.append(json.loads(done.stdout.strip().splitlines()[-1]))
+                side_runs.append(json.loads(done.stdout.strip().splitlines()[-1]))
     names = list(runs["pytorch"][0])
     print(f"{'':10}" + "".join(f"{name:>14}" for name in names))
     medians = {
-        side: {name: statistics.median(run[name] for run in found) for name in names}
-        for side, found in runs.items()
+        side: {name: statistics.median(run[name] for run in side_runs) for name in names}
+        for side, side_runs in runs.items()
     }
     for side, row in medians.items():
         print(f"{side:10}" + "".join(f"{row[name]:14.4f}" for name in names))

@@ -112,12 +112,12 @@ def at(workdir: Path) -> tuple[int, int]:
     except FileNotFoundError:
         return 0, 0
     directory = workdir / "checkpoints"
-    found = list(directory.glob("*"))
+    directories = list(directory.glob("*"))
     if in_bucket(
         directory
     ):  # In a bucket, an incomplete checkpoint already has its number as its name.
-        found = [path.parent for path in directory.glob("*/commit_success.txt")]
-    saved = [int(path.name) for path in found if path.name.isdigit()]
+        directories = [path.parent for path in directory.glob("*/commit_success.txt")]
+    saved = [int(path.name) for path in directories if path.name.isdigit()]
     return max(0, len(rows) - 1), max(saved, default=0)
 
 

@@ -83,8 +83,8 @@ def compare(options: argparse.Namespace) -> None:
             [result] = judged(root, run.path, "checkpoint", **asked)
         results[name] = result._replace(training=run.seconds)
     if options.baselines:  # An empty list means no methods, not all methods.
-        found = judged(root, options.model, *options.baselines, **asked)
-        for name, result in zip(options.baselines, found):
+        baselines = judged(root, options.model, *options.baselines, **asked)
+        for name, result in zip(options.baselines, baselines):
             results[f"{name}, untrained"] = result
     show(options, results, f"{options.set} {options.split}, {options.shots}-shot")
     for name in ("proto-maml", "maml"):

@@ -248,10 +248,10 @@ def main(arguments: list[str] | None = None) -> None:
         for trajectories in settings.trajectories:
             row = ""
             for k in PAPER:
-                found = judge(
+                returns = judge(
                     method, meta_params, k, trajectories, settings.episodes, settings.seed
                 )
-                row += f"{f'{found.mean:.2f} ± {found.ci95:.2f}':>16}"
+                row += f"{f'{returns.mean:.2f} ± {returns.ci95:.2f}':>16}"
             print(f"{name:<12}{trajectories:>12}{row}{seconds:>12}", flush=True)
     print(f"{'the paper':<12}{40:>12}" + "".join(f"{value:>16.2f}" for value in PAPER.values()))
 

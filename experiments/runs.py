@@ -85,9 +85,9 @@ def of_classes(directory: Path, split: str, part: str) -> dict[str, Any]:
 
 def judging(options: argparse.Namespace, directory: Path, **settings: Any) -> dict[str, Any]:
     """The episodes that all methods are tested on, with unseen classes."""
-    found = of_classes(directory, options.split, "valid" if options.valid else "test")
-    found |= {"episodes": options.episodes, "max_length": 64, "inner_lr": options.inner_lr}
-    return found | settings
+    test_settings = of_classes(directory, options.split, "valid" if options.valid else "test")
+    test_settings |= {"episodes": options.episodes, "max_length": 64, "inner_lr": options.inner_lr}
+    return test_settings | settings
 
 
 class Trained(NamedTuple):
@@ -169,17 +169,17 @@ def show(options: argparse.Namespace, results: Mapping[str, Result], title: str)
     title += f", seed {options.seed}" if options.seed else ""
     title += ", valid" if options.valid else ""
     ranked = sorted(results.items(), key=lambda item: -item[1].accuracies.mean())
-    found = {name: estimate(result.accuracies) for name, result in ranked}
+    estimates = {name: estimate(result.accuracies) for name, result in ranked}
     best = ranked[0][1].accuracies
     width = max(32, len(title))
     print(f"{title:<{width}}{'accuracy':>16}{'behind the best':>18}{'trained':>10}{'episode':>10}")
     for name, result in ranked:
         cells = [
-            f"{percent(found[name]):>16}",
+            f"{percent(estimates[name]):>16}",
             f"{percent(estimate(best - result.accuracies)):>18}",
             f"{f'{result.training:.0f} s' if result.training else '-':>10}",
             f"{f'{1000 * result.seconds / len(best):.0f} ms':>10}",
         ]
         print(f"{name:<{width}}" + "".join(cells), flush=True)
     name = title.replace(",", "").replace(" ", "-")
-    compared_accuracies(Path(options.root) / f"{name}-{_digest(vars(options))}", found)
+    compared_accuracies(Path(options.root) / f"{name}-{_digest(vars(options))}", estimates)

@@ -90,8 +90,8 @@ def fuzz(name: str, seed: int, cases: range, root: Path) -> dict[str, Any]:
         **{kind: counts[kind] for kind in ("accepted", "refused", "failed")},
         "slowest": slowest,
         "failures": [
-            {"case": found[0].case, "times": len(found), "message": found[0].message}
-            for found in failures.values()
+            {"case": outcomes[0].case, "times": len(outcomes), "message": outcomes[0].message}
+            for outcomes in failures.values()
         ],
     }
 

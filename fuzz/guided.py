@@ -57,10 +57,10 @@ def guided(name: str, seconds: int, seed: int, root: Path) -> bool:
     command = [sys.executable, "-m", "fuzz.guided", "--explore", name]
     how = ("--seconds", str(seconds), "--seed", str(seed), "--root", str(root))
     done = subprocess.run([*command, *how], capture_output=True, text=True, check=False)
-    found = re.findall(r"#(\d+)\s+\w+\s+cov: (\d+)", done.stderr)
-    if done.returncode not in (0, _FAILED) or not found:
+    counts = re.findall(r"#(\d+)\s+\w+\s+cov: (\d+)", done.stderr)
+    if done.returncode not in (0, _FAILED) or not counts:
         sys.exit(f"{name}: atheris did not run:\n{done.stderr[-2000:]}")
-    inputs, reached = map(int, found[-1])
+    inputs, reached = map(int, counts[-1])
     failed = done.returncode == _FAILED
     print(f"{name:12} {inputs:9,} {reached:9,} {failed:9}", flush=True)
     if failed:

@@ -88,10 +88,10 @@ def value(draw: random.Random) -> Any:
 
 
 def _deep(draw: random.Random) -> Any:
-    found: Any = draw.choice([1, "a", None])
+    nested: Any = draw.choice([1, "a", None])
     for _ in range(draw.choice([3, 60, 400])):
-        found = [found] if draw.random() < 0.5 else {"a": found}
-    return found
+        nested = [nested] if draw.random() < 0.5 else {"a": nested}
+    return nested
 
 
 def tree(draw: random.Random, root: Any) -> Any:
@@ -123,46 +123,48 @@ def tree(draw: random.Random, root: Any) -> Any:
 
 def octets(draw: random.Random, content: bytes, other: bytes) -> bytes:
     """Change, remove, repeat or insert (from `other`) a few bytes."""
-    found = bytearray(content)
+    changed = bytearray(content)
     for _ in range(draw.choice([1, 1, 1, 2, 4, 16])):
-        at = draw.randrange(len(found) + 1)
+        at = draw.randrange(len(changed) + 1)
         # Headers and footers describe the content of a file.
         if draw.random() < 0.3:
             at = (
-                min(at, draw.randrange(64)) if draw.random() < 0.5 else max(0, len(found) - at % 64)
+                min(at, draw.randrange(64))
+                if draw.random() < 0.5
+                else max(0, len(changed) - at % 64)
             )
-        size = min(draw.choice([1, 1, 2, 4, 8, 64, 1000]), len(found) - at)
+        size = min(draw.choice([1, 1, 2, 4, 8, 64, 1000]), len(changed) - at)
         kind = draw.randrange(9)
-        if kind == 0 and at < len(found):
-            found[at] ^= 1 << draw.randrange(8)
+        if kind == 0 and at < len(changed):
+            changed[at] ^= 1 << draw.randrange(8)
         elif kind == 1:
-            found[at : at + size] = draw.randbytes(size)
+            changed[at : at + size] = draw.randbytes(size)
         elif kind == 2:
-            del found[at : at + size]
+            del changed[at : at + size]
         elif kind == 3:
-            found[at:at] = found[at : at + size] * draw.choice([1, 2, 50])
+            changed[at:at] = changed[at : at + size] * draw.choice([1, 2, 50])
         elif kind == 4:
-            del found[at:]
+            del changed[at:]
         elif kind == 5:
             begin = draw.randrange(len(other) + 1)
-            found[at:] = other[begin:]
+            changed[at:] = other[begin:]
         elif kind == 6:
             number = draw.choice([0, 1, 127, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**64 - 1])
             size = draw.choice([4, 8])
-            found[at : at + size] = (number % 2 ** (8 * size)).to_bytes(size, "little")
-        elif kind == 7 and (numbers := list(_NUMBER.finditer(found))):
+            changed[at : at + size] = (number % 2 ** (8 * size)).to_bytes(size, "little")
+        elif kind == 7 and (numbers := list(_NUMBER.finditer(changed))):
             place = draw.choice(numbers)
-            found[place.start() : place.end()] = str(draw.choice(NUMBERS)).encode()
+            changed[place.start() : place.end()] = str(draw.choice(NUMBERS)).encode()
         else:
-            found[at:at] = draw.choice(_RAW)
-    return bytes(found)
+            changed[at:at] = draw.choice(_RAW)
+    return bytes(changed)
 
 
 def _json(draw: random.Random, content: bytes) -> bytes:
-    found = json.loads(content)
+    document = json.loads(content)
     for _ in range(draw.choice([1, 1, 2, 3])):
-        found = tree(draw, found)
-    return json.dumps(found, ensure_ascii=draw.random() < 0.5).encode("utf-8", "surrogatepass")
+        document = tree(draw, document)
+    return json.dumps(document, ensure_ascii=draw.random() < 0.5).encode("utf-8", "surrogatepass")
 
 
 def _json_lines(draw: random.Random, content: bytes) -> bytes:
@@ -173,8 +175,8 @@ def _json_lines(draw: random.Random, content: bytes) -> bytes:
 
 
 def _yaml(draw: random.Random, content: bytes) -> bytes:
-    found = tree(draw, yaml.safe_load(content))
-    return yaml.safe_dump(found, allow_unicode=True).encode("utf-8", "surrogatepass")
+    document = tree(draw, yaml.safe_load(content))
+    return yaml.safe_dump(document, allow_unicode=True).encode("utf-8", "surrogatepass")
 
 
 def _toml(draw: random.Random, content: bytes) -> bytes:

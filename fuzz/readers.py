@@ -141,8 +141,8 @@ def _few_shot(directory: Path, root: Path) -> None:
 
 def _checkpoint(directory: Path, _: Path) -> None:
     files.tokenizer.cache_clear()
-    found = source.open_classifier(str(directory), None)
-    list(predict.label(found, ["w1 w2"], None, 1))
+    classifier = source.open_classifier(str(directory), None)
+    list(predict.label(classifier, ["w1 w2"], None, 1))
 
 
 READERS = {

@@ -54,8 +54,8 @@ def _run(*arguments: object) -> None:
 
 def _tree(directory: Path, *patterns: str) -> Files:
     """Read the files of a directory whose names match."""
-    found = [path for pattern in patterns for path in sorted(directory.glob(pattern))]
-    return {str(path.relative_to(directory)): path.read_bytes() for path in found if path.is_file()}
+    paths = [path for pattern in patterns for path in sorted(directory.glob(pattern))]
+    return {str(path.relative_to(directory)): path.read_bytes() for path in paths if path.is_file()}
 
 
 def _json_lines() -> bytes:
@@ -175,13 +175,13 @@ def config(root: Path) -> Iterator[Files]:
 
 def weights(root: Path) -> Iterator[Files]:
     """Return a model in one file, and in a shard with an index."""
-    found = _tree(root / "bert", "config.json", "model.safetensors")
-    yield found
+    files = _tree(root / "bert", "config.json", "model.safetensors")
+    yield files
     shard = "model-00001-of-00001.safetensors"
     index = {"metadata": {"total_size": 9}, "weight_map": {"pooler.dense.bias": shard}}
     yield {
-        "config.json": found["config.json"],
-        shard: found["model.safetensors"],
+        "config.json": files["config.json"],
+        shard: files["model.safetensors"],
         "model.safetensors.index.json": json.dumps(index).encode(),
     }
 
@@ -191,10 +191,10 @@ def pytorch(root: Path) -> Iterator[Files]:
     import torch
 
     tensors = files.read_weights(root / "bert")
-    found = {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}
+    state = {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}
     for zipped in (True, False):
         sink = io.BytesIO()
-        torch.save(found, sink, _use_new_zipfile_serialization=zipped)
+        torch.save(state, sink, _use_new_zipfile_serialization=zipped)
         yield _tree(root / "bert", "config.json") | {"pytorch_model.bin": sink.getvalue()}
 
 

@@ -175,20 +175,20 @@ def _docstrings() -> dict[str, list[str]]:
     A paragraph that several modules have is not used.
     """
     library = Path(sysconfig.get_path("stdlib"))
-    found: dict[str, dict[str, None]] = {}
+    openings: dict[str, dict[str, None]] = {}
     for path in _sources(library):
         name = path.relative_to(library).parts[0].removesuffix(".py")
         if not name.startswith("_"):
-            found.setdefault(name, {}).update(_openings(path))
+            openings.setdefault(name, {}).update(_openings(path))
     for package in _PACKAGES:
         root = Path(sysconfig.get_path("purelib")) / package
         for path in _sources(root):
             parts = path.relative_to(root).with_suffix("").parts
             public = [part for part in parts if not part.startswith("_")]
             if public:
-                found.setdefault(f"{package}.{public[0]}", {}).update(_openings(path))
-    owners = Counter(line for lines in found.values() for line in lines)
-    return {name: [line for line in lines if owners[line] == 1] for name, lines in found.items()}
+                openings.setdefault(f"{package}.{public[0]}", {}).update(_openings(path))
+    owners = Counter(line for lines in openings.values() for line in lines)
+    return {name: [line for line in lines if owners[line] == 1] for name, lines in openings.items()}
 
 
 def _sources(root: Path) -> list[Path]:
