@@ -1,4 +1,4 @@
-"""What adapt and predict say of a task's examples, computed again."""
+"""Check the numbers of adapt and predict against a second computation."""
 
 import json
 
@@ -23,7 +23,7 @@ STABLE_RATE = 0.004
 
 
 def left_out(monkeypatch, *, prototypes, steps):
-    """Makes so many of six examples right that are left out."""
+    """Label this many of six left-out examples correctly."""
     right = lambda self, rate: (prototypes if rate is None else steps, 6)  # noqa: E731
     monkeypatch.setattr(Descent, "left_out", right)
 
@@ -38,16 +38,17 @@ def test_adapt_finds_the_largest_rate_at_which_no_step_raises_the_loss(
         monkeypatch.setattr(choice, "_RATES", rates)
         return adapt.adapt(AdaptSettings(**where, remat=True))  # Compiles faster.
 
-    # The first step raises it and the last does not; the second; the last, though it ends lower.
+    # The loss rises at the first step, at the second step, or at the last step (although it ends
+    # lower).
     found = adapted("looked for", 0.07, 0.016, 0.006, STABLE_RATE, 0.001)
     assert found["inner_lr"] == STABLE_RATE
-    # Where every rate does, the last is taken.
+    # If every rate raises the loss, the last rate is used.
     last = adapted("too large", 0.016, 0.006)
     assert last["inner_lr"] == 0.006
     losses = [*last["loss"], last["loss_after"]]
     assert list(np.diff(losses) > 0) == [False, False, True]
     assert losses[-1] < losses[0]
-    # What a run has found stays, also where another would be found now.
+    # A run keeps its rate, even if the search would now give another one.
     assert adapted("looked for", 1e-7) == found
     shares = {"prototypes": 2 / 6, "steps": 3 / 6}
     assert found["left_out"] == {"examples": 6, "inner_lr": STABLE_RATE} | shares
@@ -57,7 +58,7 @@ def test_adapt_finds_the_largest_rate_at_which_no_step_raises_the_loss(
     rows = [{"step": step, "loss": loss} for step, loss in enumerate(found["loss"], start=1)]
     assert tiny.rows_of(tmp_path / "looked for") == rows
     assert checkpoint.load(tmp_path / "looked for" / "checkpoints").step == 3
-    # The loss is that of what is written.
+    # The loss is the loss of the saved parameters.
     classifier = open_classifier(str(tmp_path / "looked for"), None)
     model = classifier.model
     batch = tiny.batch_of(*tokenized(data.load_tasks([str(material.new)]), model, 32))
@@ -67,9 +68,9 @@ def test_adapt_finds_the_largest_rate_at_which_no_step_raises_the_loss(
 
 
 def test_adapt_says_how_well_other_examples_are_labelled(material, tmp_path):
-    """And may be asked to afterwards: the model stays as it is. One label has no example.
+    """`--dev` may be given later, and does not change the model. One label has no example.
 
-    Weights that were meta-trained bring a number of steps of their own.
+    Meta-trained weights have their number of steps.
     """
     rows = [row for row in tiny.examples(3, 5, seed=13, first=8) if row[1] != "topic10"]
     dev = tiny.write_rows(tmp_path / "dev.csv", rows)
@@ -101,7 +102,7 @@ def test_adapt_says_how_well_other_examples_are_labelled(material, tmp_path):
 
 
 def test_predict_gives_the_softmax_of_the_head_that_is_named(material, tmp_path):
-    """Of each line, in order, as long as the run's; a head has no more classes than its own."""
+    """Each line, in order, is cut to the run's length; a head only has its classes."""
     names = (("no", "yes"), (), ("one", "two", "three"))
     network = {"head": "classification", "num_labels": (2, 1, 3), "label_names": names}
     network["pooling"] = "mean"
@@ -155,7 +156,7 @@ def test_a_rate_that_is_given_is_taken(material, tmp_path, monkeypatch):
 def test_the_prototypes_are_kept_where_the_steps_do_not_win(
     material, tmp_path, monkeypatch, caplog
 ):
-    """Also by a run that is repeated, whatever its comparison would now say."""
+    """A repeated run also keeps its choice, whatever the comparison would now give."""
     caplog.set_level("INFO", "metajax")
     left_out(monkeypatch, prototypes=4, steps=4)
     where = {"model": material.bert, "tasks": (material.new,)}
@@ -181,7 +182,7 @@ def test_the_prototypes_are_kept_where_the_steps_do_not_win(
 
 
 def test_the_steps_are_taken_where_no_example_can_be_left_out(material, tmp_path, monkeypatch):
-    """With one example of each class, and where the head does not start from prototypes."""
+    """With one example per class, or if the head does not start from prototypes."""
     monkeypatch.setattr(choice, "_RATES", (STABLE_RATE,))
     rows = [("w1 w2", "a"), ("w3 w4", "b"), ("w5 w6", "c")]
     one_each = tiny.write_rows(tmp_path / "tasks.csv", rows)
@@ -214,7 +215,7 @@ def test_a_model_that_was_meta_trained_without_steps_says_so(material, tmp_path)
         "give --inner-steps 3 and a new --workdir"
     ) in done.err
     assert json.loads(done.out.split("written to")[0])["loss"] == []
-    for steps in (0, 1):  # As they are told to.
+    for steps in (0, 1):  # With the given settings.
         given = ("--inner-steps", steps, "--inner-lr", STABLE_RATE)
         done = tiny.run(*command, tmp_path / f"{steps}", *given)
         assert done.status == 0

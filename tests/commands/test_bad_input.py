@@ -1,9 +1,9 @@
-"""Bad input to a command: exit status 2, one line that says what, where and what to do.
+"""Bad input to a command gives exit status 2 and one line: where, what is wrong, how to fix it.
 
-Nothing is written before all input has been read. What the line says of each fault is tested at
-what finds it: tests/data/test_bad_files.py, tests/models/test_bad_directories.py,
-test_bad_settings.py, test_config.py. Here are one fault for each command and kind of input, and
-what only a command can find.
+Nothing is written before all input has been read. The messages are tested with the code that raises
+them: tests/data/test_bad_files.py, tests/models/test_bad_directories.py, test_bad_settings.py,
+test_config.py. This file has one fault for each command and kind of input, and faults that only a
+command can find.
 """
 
 import errno
@@ -25,7 +25,7 @@ from metajax.runs.source import open_classifier
 from metajax.runs.workdir import check_writable, writable
 from tests.stage_commands import finetune_command, metatrain_command, pretrain_command
 
-# What is seen only once the weights and the last row have been read.
+# Faults that only appear after the weights and the last row have been read.
 NO_MODEL = ("cut", "model.safetensors: ")
 NO_RUN = ("./nowhere", "./nowhere: is not the working directory of a run")
 NO_TASKS = ("bad.csv", "bad.csv:26: ")
@@ -35,7 +35,7 @@ NO_SETTINGS = ("bad.yaml", "bad.yaml: contains no settings")
 NO_SEED = (-1, "--seed -1: out of range; give a number of at least 0")
 NO_OUTPUT = ("no/out", "no/out: its directory does not exist")
 
-# For each command an option with something wrong, and what is said of it.
+# For each command, options with a wrong value and the message.
 WIRING = {
     "pretrain": {
         "--model": NO_MODEL,
@@ -121,7 +121,7 @@ WIRING = {
 
 @pytest.fixture
 def sound(material, tmp_path):
-    """The options of each command, none of them wrong, and the files that the wrong ones name."""
+    """Correct options of each command, and the files that wrong options name."""
     (tmp_path / "file").touch()
     shutil.copytree(material.bert, tmp_path / "cut")
     weights = (tmp_path / "cut" / "model.safetensors").read_bytes()
@@ -171,7 +171,7 @@ def test_places_of_tasks_and_names_of_columns(refused, material, tmp_path):
 def test_adapt_refuses_a_loss_that_is_no_number(material, tmp_path, steps):
     weights = tiny.write_model(tmp_path / "bert", head="encoder") / "model.safetensors"
     tensors = load_file(weights)
-    tensors["embeddings.word_embeddings.weight"][:] = 3e38  # Whose sum is infinite.
+    tensors["embeddings.word_embeddings.weight"][:] = 3e38  # Their sum is infinite.
     save_file(tensors, weights, metadata={"format": "pt"})
     command = ("adapt", "--model", weights.parent, "--tasks", material.new, "--inner-steps", steps)
     done = tiny.run(*command, "--workdir", tmp_path / "run")
@@ -192,7 +192,7 @@ def test_the_demo_leaves_a_directory_of_others_alone(refused, tmp_path, name):
 
 @pytest.fixture
 def encoder(tmp_path):
-    """A model whose masked-LM head would be freshly initialised, which is worth a note."""
+    """A model without a masked-LM head, which would be initialized with a warning."""
     return tiny.write_model(tmp_path / "encoder", head="encoder")
 
 
@@ -217,7 +217,7 @@ def test_a_disk_without_locks(chain, encoder, material, tmp_path, monkeypatch):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """HF_HUB_OFFLINE=1, which is read at import; nobody may so much as look for the network."""
+    """HF_HUB_OFFLINE=1, which is read at import. Nothing may try to use the network."""
 
     def nothing(*_, **__):
         raise AssertionError("tried the network")
@@ -270,7 +270,7 @@ def test_directories_that_cannot_be_written(tmp_path, monkeypatch):
         with pytest.raises(InputError, match=r"link: links to .*gone, which does not exist"):
             check_writable(place)
     check_writable(tmp_path / "new" / "run")
-    # Permissions do not hold root back.
+    # Root ignores permissions.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(InputError, match="is not writable; give another"):
         check_writable(tmp_path / "new" / "run")
@@ -303,7 +303,12 @@ def test_a_dev_file_for_each_task(refused, material):
 
 
 def test_single_texts_where_pairs_were_learned(refused, chain, material, tmp_path):
-    predict = ("predict", "--model", chain.finetune, "--task")  # Of pairs and of single texts.
+    predict = (
+        "predict",
+        "--model",
+        chain.finetune,
+        "--task",
+    )  # A model of pairs and one of single texts.
     for task, sound, other in (("glue:mrpc", "w1\tw2", "w1"), (material.three, "w1", "w1\tw2")):
         assert tiny.succeed(*predict, task, stdin=f"{sound}\n".encode())
         found, wanted = ("pairs", "single texts") if "\t" in other else ("single texts", "pairs")
@@ -365,7 +370,7 @@ def test_text_in_another_language(refused, material, tmp_path):
 
 def test_files_that_must_not_be_written_over(chain, tmp_path):
     (tmp_path / "in.txt").touch()
-    os.mkfifo(tmp_path / "pipe")  # Not to be replaced, and no more is /dev/null.
+    os.mkfifo(tmp_path / "pipe")  # A pipe must not be replaced, and neither must /dev/null.
     kept = ("run.json", "model/config.json", "checkpoints/1/params/manifest.ocdbt")
     for name, message in {
         tmp_path / "no" / "rows.json": "its directory does not exist",

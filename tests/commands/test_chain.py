@@ -1,4 +1,4 @@
-"""Each stage reads the last one's workdir, and leaves what it should."""
+"""Each stage reads the workdir of the stage before it, and writes its files."""
 
 import hashlib
 import io
@@ -47,7 +47,7 @@ def test_what_a_training_stage_leaves(chain, stage, steps, kept):
         assert row["grad_norm"] > 0
         assert row["seconds"] > 0
         assert 0 <= row["data_wait"] <= 1
-        assert row["peak_memory_bytes"] > 1e7  # Python alone takes as much.
+        assert row["peak_memory_bytes"] > 1e7  # Python alone needs this much.
     assert chain.out[stage] == f"{json.dumps(results, indent=2)}\nwritten to {workdir}\n"
 
 
@@ -86,7 +86,7 @@ def test_the_record_says_what_the_run_is(chain, material):
     assert record["versions"]["jax"] == jax.__version__
     digest = hashlib.sha256(material.text.read_bytes()).hexdigest()
     assert record["data"] == {f"--text {material.text}": digest}
-    # The inner loop's settings are what was used, not what was left open.
+    # The settings of the inner loop are those that were used, not None.
     assert record_of(chain.metatrain)["settings"]["inner_lr"] == 0.1
 
 
@@ -120,7 +120,7 @@ def test_adapt_names_its_labels_and_learns(chain):
     results = json.loads((chain.adapt / "results.json").read_text())
     assert results["labels"] == ["topic10", "topic8", "topic9"]
     assert results["examples"] == 6
-    assert len(results["loss"]) == 1  # one inner step, as it was meta-trained
+    assert len(results["loss"]) == 1  # one inner step, as in meta-training
     assert tiny.rows_of(chain.adapt) == [{"step": 1, "loss": results["loss"][0]}]
     assert record_of(chain.adapt)["model"]["label_names"] == [results["labels"]]
 
@@ -155,7 +155,7 @@ def test_predict_labels_each_line(chain, material, tmp_path):
     stdin = "\n".join(texts).encode()
     found = predictions(tiny.succeed("predict", "--model", chain.adapt, stdin=stdin))
     assert set(found) <= set(labels)
-    # The very examples that it adapts to, at a rate that suits so small a network.
+    # The examples that it adapts to, at a rate for this small network.
     adapt = ("adapt", "--model", chain.metatrain, "--tasks", material.new, "--inner-lr", 0.03)
     tiny.succeed(*adapt, "--workdir", tmp_path / "gently")
     gently = predictions(tiny.succeed("predict", "--model", tmp_path / "gently", stdin=stdin))
@@ -175,7 +175,7 @@ def export(workdir, output, *more):
 
 
 def load_quietly(kind, directory):
-    """Loads a directory in transformers and fails on any word about its weights."""
+    """Load a directory in transformers, and fail on any message about its weights."""
     import torch
 
     with warnings.catch_warnings():
@@ -252,7 +252,7 @@ def test_labels_in_any_script(material, tmp_path, monkeypatch):
     assert '"Gerät"' in out
     assert '"日本"' in out
     assert '"a\\u202eb"' in out
-    # Where a terminal has no such letters, they are spelt.
+    # If a terminal lacks these letters, they are escaped.
     stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
     (tmp_path / "texts.txt").write_text("w3 w4\n")
     given = ["predict", "--model", tmp_path / "run", "--input", tmp_path / "texts.txt"]
@@ -296,7 +296,7 @@ def test_evaluate_compares_all_methods(material, evaluation):
             assert after == pytest.approx((row["accuracy"], row["ci95"]))
         else:
             assert row["curve"] == row["curve_ci95"] == []
-        # Episode by episode.
+        # On the same episodes.
         behind = np.subtract(rows[0]["accuracies"], row["accuracies"])
         assert row["behind"] == pytest.approx(behind.mean(), abs=1e-12)
         interval = scipy.stats.t.ppf(0.975, 9) * behind.std(ddof=1) / 10**0.5
@@ -331,13 +331,13 @@ def test_over_long_text_is_cut_and_said_once(chain, material, tmp_path):
     )
     assert done.status == 0
     assert done.err.count("2 of 32 texts were cut to 32 tokens") == 1
-    # And predict cuts where the run did.
+    # predict cuts texts to the length of the run.
     assert open_classifier(str(tmp_path / "run"), None).max_length == 500
 
 
 @pytest.mark.parametrize("dev", [False, True])
 def test_finetune_on_some_classes(material, tmp_path, dev):
-    """Of which the dev set may lack one; or there is none."""
+    """The dev set may lack a label, or there is no dev set."""
     (tmp_path / "classes.txt").write_text("topic0\ntopic1\ntopic2\n")
     rows = [row for row in tiny.examples(4, 4, seed=9) if row[1] != "topic2"]
     more = ("--dev", tiny.write_rows(tmp_path / "dev.csv", rows)) if dev else ()

@@ -1,4 +1,4 @@
-"""The demo's data, from a library of made-up modules, and what it asks of each stage."""
+"""The demo's data, from made-up modules, and its settings of each stage."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ def function(name, docstring):
 
 @pytest.fixture
 def library(tmp_path, monkeypatch):
-    """A standard library and a package, with docstrings that are no examples among them."""
+    """A standard library and a package, also with docstrings that are not examples."""
     stdlib, packages = tmp_path / "stdlib", tmp_path / "packages"
     for folder in (stdlib / "test", stdlib / "big", packages / "numpy" / "linalg"):
         folder.mkdir(parents=True)
@@ -65,7 +65,7 @@ def test_the_demo_holds_modules_out(tmp_path):
     train, test = lines_of(files.train_classes), lines_of(files.test_classes)
     assert (len(train), len(test)) == (MODULES - 40, 40)
     assert {*train, *test} == names
-    # No text of what is held out; that of modules too small for a class is text as well.
+    # The text has no held-out modules, but it has modules that are too small for a class.
     text = set(lines_of(files.text))
     assert text >= {sentence("small", n) for n in range(18)}
     for name in names:
@@ -73,7 +73,7 @@ def test_the_demo_holds_modules_out(tmp_path):
         assert own <= text if name in train else not own & text
     other = demo_data.write_data(tmp_path / "other", 1)
     assert lines_of(other.test_classes) != test
-    # What is there stays.
+    # Existing files are kept.
     assert demo_data.write_data(tmp_path / "data", 1) == files
     assert lines_of(files.test_classes) == test
 

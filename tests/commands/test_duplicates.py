@@ -1,4 +1,4 @@
-"""Equal texts in the stages: what is drawn, what is said of them, and what a resumed run does."""
+"""Repeated texts in the stages: episodes, messages, and resumed runs."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture
 def tasks(tmp_path):
-    """Two classes of six texts, of five of which there are two or three examples."""
+    """Two classes of six texts. Five of the texts have two or three examples."""
     rows = [(f"w{10 * label + n}", f"c{label}") for label in (0, 1) for n in range(6)]
     rows += [row for row in rows if row[0][-1] != "5"] * 2
     path = tmp_path / "t.csv"
@@ -48,7 +48,7 @@ def protocol_of(tasks, tokenizer, **changes):
 
 
 def on_both_sides(protocol):
-    """Of each episode, the texts in support and query."""
+    """Return the texts of support and query set of each episode."""
     tokens = protocol.examples[0].tokens.input_ids
     return [
         {tuple(tokens[row]) for row in support} & {tuple(tokens[row]) for row in query}
@@ -93,7 +93,7 @@ def test_how_many_texts_come_again_is_logged(tasks, caplog, keep):
     with caplog.at_level(logging.INFO):
         load(settings, split="train")
     (record,) = caplog.records
-    assert record.levelno == logging.WARNING  # Held back, if the input is then refused.
+    assert record.levelno == logging.WARNING  # It is not shown if the input is refused later.
     assert record.message.startswith(f"{tasks}: 20 of 32 examples have the text of another; ")
     assert (
         "in both support and query set" if keep else "(unless you pass --keep-duplicates)"

@@ -1,4 +1,4 @@
-"""Every number of `evaluate`, against PyTorch and scikit-learn, episode by episode."""
+"""Compare every number of `evaluate` with PyTorch and scikit-learn, on each episode."""
 
 import dataclasses
 import itertools
@@ -24,13 +24,13 @@ from metajax.runs.few_shot import FewShot, open_as_trained, open_few_shot
 from metajax.types import MetaAlgorithm, MetaInfo
 from tests.reference import Reference, meta_trained, one_thread, uneven_examples
 
-pytestmark = pytest.mark.xdist_group("evaluation numbers")  # They share what they look at.
+pytestmark = pytest.mark.xdist_group("evaluation numbers")  # These tests share their results.
 
 EPISODES, SEED, WAYS, SHOTS, QUERIES = 11, 3, 3, 2, 4  # Two chunks, the second one not full.
-LENGTH = 10  # Tokens; some texts have more.
-STEPS, RATE = 2, 0.003  # Neither is the default; at this rate each step changes the accuracies.
+LENGTH = 10  # Some texts have more tokens.
+STEPS, RATE = 2, 0.003  # Neither is the default. With this rate each step changes the accuracies.
 METHODS = ("checkpoint", "same-steps", "prototypes", "linear", "knn")
-ADAPT, JUDGE, FEATURES = 10.0, 1.0, 1000.0  # Seconds that these take, on the tests' clock.
+ADAPT, JUDGE, FEATURES = 10.0, 1.0, 1000.0  # Seconds of these methods, on the tests' clock.
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def material(tmp_path_factory):
 
 
 def judged(references, method, support, labels, query, truths, **inner):
-    """A method's accuracy on an episode; of one that adapts, after 0, 1, ... steps."""
+    """Return a method's accuracy on an episode, or its accuracies after 0, 1, ... steps."""
     if method in references:
         return references[method].adapted(support, labels, query, truths, **inner)
     return np.mean(references["same-steps"].baseline(method, support, labels, query) == truths)
@@ -65,7 +65,7 @@ def judged(references, method, support, labels, query, truths, **inner):
 
 @pytest.fixture(scope="module")
 def expected(material):
-    """The accuracies of each method [E] and, of those that adapt, [E, steps + 1]."""
+    """Return the accuracies of each method: [E], or [E, steps + 1] if it adapts."""
     tasks = data.load_tasks(material.settings.tasks)
     tokenizer = material.references["checkpoint"].tokenizer
     examples = [data.tokenize_task(task, tokenizer, LENGTH) for task in tasks]
@@ -89,7 +89,7 @@ def expected(material):
 
 @pytest.fixture(scope="module")
 def rows(material, compiled):
-    """What `evaluate` returned, with a curve of fewer steps than are taken, on a clock of ours."""
+    """Results of `evaluate`, with a curve of fewer steps than are taken, on the tests' clock."""
     now = [0.0]
 
     def taking(seconds, function):
@@ -115,8 +115,8 @@ def test_each_accuracy_is_what_pytorch_and_scikit_learn_find(rows, expected):
         after = wanted if wanted.ndim == 1 else wanted[:, STEPS]
         np.testing.assert_allclose(row.accuracies, after, atol=1e-6, err_msg=row.method)
         assert row.accuracy == pytest.approx(after.mean(), abs=1e-6)
-    # Nothing of this is so by chance: all methods differ, and so do all steps. (Before the first
-    # one, finetune is protonet.)
+    # All methods and all steps differ, so equal numbers are not a coincidence. (Before the first
+    # step, same-steps equals prototypes.)
     different = {tuple(expected[name]) for name in METHODS[2:]}
     different |= {tuple(after) for name in METHODS[:2] for after in expected[name].T}
     assert len(different) == len(METHODS) - 2 + 2 * (STEPS + 1) - 1
@@ -155,7 +155,7 @@ def test_a_row_says_what_it_is_of_and_how_sure_it_is(material, rows):
 
 
 def test_methods_stand_in_the_order_given_each_once(material, rows):
-    """And the first one is what the others are compared with."""
+    """The other methods are compared with the first one."""
     methods = ("knn", "linear", "knn")
     found = evaluate(dataclasses.replace(material.settings, methods=methods))
     assert [row.method for row in found] == ["knn", "linear"]
@@ -167,7 +167,7 @@ def test_methods_stand_in_the_order_given_each_once(material, rows):
 
 
 def test_published_draws_are_what_pytorch_and_scikit_learn_find(material, tmp_path, monkeypatch):
-    """With settings of the inner loop that are not the model's own."""
+    """With other settings of the inner loop than the model's."""
     monkeypatch.setattr(draws, "_MOST_QUERIES", 20)  # Each draw's queries are two episodes.
     given = {"inner_steps": 1, "inner_lr": 2 * RATE}
     [path] = material.settings.tasks[:1]
@@ -210,7 +210,7 @@ def test_published_draws_are_what_pytorch_and_scikit_learn_find(material, tmp_pa
 
 
 def test_each_episode_has_the_key_of_its_number(material, monkeypatch):
-    """So that its dropout, in an algorithm that has some, is the same whatever the chunk."""
+    """So dropout, if an algorithm has it, does not depend on the chunk."""
 
     def meta_grad(params, task, rng):
         accuracy = jax.random.uniform(rng)
@@ -225,7 +225,7 @@ def test_each_episode_has_the_key_of_its_number(material, monkeypatch):
 
 
 def test_the_original_weights_are_opened_as_the_model_is(material):
-    """Same network, same inner loop; other weights."""
+    """The same network and inner loop, but other weights."""
     given = {"dtype": "bfloat16", "remat": True, "lora": 2, "inner_steps": 7}
     settings = dataclasses.replace(material.settings, **given)
     trained = open_few_shot(settings.model, settings, settings, WAYS)
@@ -241,7 +241,7 @@ def test_the_original_weights_are_opened_as_the_model_is(material):
 
 
 def test_the_episodes_are_those_of_the_seed_whatever_the_chunk(material):
-    """600 where nothing is said, of five ways, one shot and five queries."""
+    """By default 600 episodes with five ways, one shot and five queries."""
     changes = dict.fromkeys(("ways", "shots", "queries", "episodes"))
     settings = dataclasses.replace(material.settings, **changes, tasks=material.settings.tasks[:1])
     tasks = data.load_tasks(settings.tasks)

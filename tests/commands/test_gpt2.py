@@ -36,7 +36,7 @@ def task_of(material, few_shot):
 
 @pytest.mark.usefixtures("x64")
 def test_merged_adapters_are_the_factors(material):
-    """Adaptation changes the head and, by a product of the rank, the fused kernel: no more."""
+    """Adaptation only changes the head and, by a low-rank product, the fused kernel."""
     few_shot = opened(material, inner_lr=1.0)
     support = task_of(material, few_shot).support
     found, _ = jax.jit(few_shot.algorithm().adapt)(few_shot.params, support, None)

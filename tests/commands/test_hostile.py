@@ -1,7 +1,7 @@
-"""What someone who means harm would give: no code runs, nothing is read or written elsewhere.
+"""Hostile input: no code runs, and nothing is read or written elsewhere.
 
-Of model directories more is tested in tests/models/test_bad_directories.py, of data files in
-tests/data/test_bad_files.py.
+More tests are in tests/models/test_bad_directories.py (model directories) and
+tests/data/test_bad_files.py (data files).
 """
 
 import json

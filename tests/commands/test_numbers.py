@@ -1,7 +1,7 @@
-"""The numbers of the training stages, computed again from what they are made of.
+"""Check the numbers of the training stages against a second computation.
 
-Most tests get a stage ready as its command does and look at that in place of training: what a step
-would see, and what is measured.
+Most tests prepare a stage as its command does, and then look at its batches and measurements
+instead of training.
 """
 
 import importlib
@@ -32,7 +32,7 @@ SEED = 3
 
 @pytest.fixture
 def ready(monkeypatch):
-    """Gets a stage ready by its command: what `train` would have been given."""
+    """Prepare a stage with its command, and return the arguments of `train`."""
 
     def get(*command):
         caught = []
@@ -60,7 +60,7 @@ def moved(params):
 
 
 def draws(stage, params):
-    """Whether a step draws random numbers: dropout."""
+    """Return whether a step draws random numbers, which means dropout."""
     task = jax.tree.map(lambda leaf: leaf[0], stage.make_tasks(0))
     program = jax.make_jaxpr(stage.algorithm.meta_grad)(params, task, jax.random.key(0))
     return "random_bits" in str(program)
@@ -74,7 +74,7 @@ def cross_entropy(logits, labels):
 
 
 def test_pretrain_masks_and_measures_as_it_is_told(ready, material, tmp_path):
-    """On words of two tokens, for whole words to make a difference."""
+    """With words of two tokens, so that whole words make a difference."""
     bert = tiny.write_model(tmp_path / "bert")
     vocabulary = (bert / "vocab.txt").read_text().replace("w89\n", "##x\n")
     (bert / "vocab.txt").write_text(vocabulary)
@@ -112,7 +112,7 @@ def test_pretrain_masks_and_measures_as_it_is_told(ready, material, tmp_path):
 
 
 def test_held_out_loss_is_the_mean_over_targets():
-    """Of batches with unequal numbers of them, the last of which reaches back."""
+    """The batches have different numbers of targets, and the last one repeats blocks."""
     rng = np.random.default_rng(0)
     count, length = 41, 12
     ids = rng.integers(5, 90, size=(count, length)).astype(np.int32)
@@ -229,7 +229,7 @@ def test_metatrain_saves_memory_where_it_is_told_to(ready, material, tmp_path):
 
 
 def write_glue(directory, length=30):
-    """Four tasks of GLUE, each with a metric of its own; dev sets that are not in their order."""
+    """Four tasks of GLUE with different metrics, and dev sets in another order."""
     tiny.write_glue(directory)
     texts = [text for text, _ in tiny.examples(3, length // 3, seed=6)]
     for split, rows in (("train", texts[:9]), ("dev", texts[9:])):
@@ -274,7 +274,7 @@ def test_each_glue_task_has_its_published_metrics():
 
 
 def test_finetune_takes_and_judges_each_task_by_its_own_head(ready, material, tmp_path):
-    """Classes of a file's dev set are numbered as in the file, though the first is not there."""
+    """The classes of a dev set are numbered as in the training file, even if it lacks the first."""
     glue = write_glue(tmp_path / "glue")
     rows = [row for row in tiny.examples(3, 8, seed=9) if row[1] != "topic0"]
     own = SimpleNamespace(**vars(material) | {"glue": glue})
@@ -316,7 +316,7 @@ def test_finetune_takes_and_judges_each_task_by_its_own_head(ready, material, tm
     ]
     batch = {key: np.concatenate([dict(each)[key] for each in encoded]) for key in encoded[0]}
     batch["task"] = np.repeat(np.arange(len(texts)), list(map(len, texts)))
-    # Heads that tell the texts apart.
+    # Heads that separate the texts.
     head, forward = params["classifier"], jax.jit(stage.model)
     kernel = np.random.default_rng(SEED).normal(size=head["kernel"].shape).astype(np.float32)
     params = params | {"classifier": {"kernel": kernel, "bias": head["bias"]}}

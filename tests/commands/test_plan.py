@@ -1,4 +1,4 @@
-"""`plan` says what a step takes without taking one."""
+"""`plan` prints the cost of a step without running it."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
-# Each reaches the program: without any of them it would take other memory, or arithmetic.
+# Each setting changes the program: without it, memory or arithmetic would differ.
 LITTLE = {
     "algorithm": "maml",
     "low_memory": True,
@@ -123,7 +123,7 @@ def test_the_command(material, tmp_path):
             },
         ),
         (
-            {"algorithm": "maml", "low_memory": True},  # An episode at a time, on a CPU.
+            {"algorithm": "maml", "low_memory": True},  # On a CPU, one episode at a time.
             {
                 "--remat": {"remat": True},
                 "--remat --low-memory": {"remat": True},
@@ -149,7 +149,7 @@ def test_each_alternative_has_the_cost_of_its_own_settings(material, monkeypatch
     assert found["cost"] == row(measure(settings))
     assert found["settings"] == dataclasses.asdict(settings)
     wanted = {name: dataclasses.replace(settings, **each) for name, each in changes.items()}
-    if settings.low_memory:  # Another one of the same settings is left out.
+    if settings.low_memory:  # Another row with the same settings is omitted.
         del wanted["--remat --low-memory"]
     assert found["alternatives"] == [
         {"change": name} | row(measure(each)) for name, each in wanted.items()
@@ -290,7 +290,7 @@ def test_layers_that_are_not_there(material):
 
 
 def test_another_number_of_classes_than_a_run_has(chain):
-    """The checkpoint's head then is a new one, as in metatrain."""
+    """The head is then a new one, as in metatrain."""
     settings = PlanSettings(model=str(chain.adapt), head="checkpoint", **SMALL | {"ways": 5})
     headless = dataclasses.replace(settings, head="zero")
     counts = [plan._count_parameters(each) for each in (settings, headless)]

@@ -1,4 +1,4 @@
-"""What predict says of the heads that transformers has, and of the files that it is given."""
+"""Predictions of transformers' heads, and the input files of predict."""
 
 import json
 
@@ -18,11 +18,11 @@ NAMES = ("toxic", "obscene\t", "threat")
 
 
 def write_head(material, directory, **network):
-    """A classifier that says yes to each label for half of the texts or so."""
+    """A classifier that gives each label to about half of the texts."""
     model, params = from_pretrained(str(material.bert), "classification", num_labels=3)
     model = model.replace(label_names=(NAMES,), **network)
     kernel = np.random.default_rng(0).normal(size=(1, 16, 3)).astype("f")
-    kernel[:, :, 2] = kernel[:, :, 0]  # Two that go together.
+    kernel[:, :, 2] = kernel[:, :, 0]  # Two labels that occur together.
     params["classifier"] = {"kernel": 200 * kernel, "bias": np.zeros((1, 3), "f")}
     save_pretrained(directory, model, params)
     params["classifier"]["bias"] = -np.median(logits_of(directory), 0, keepdims=True)
@@ -52,7 +52,7 @@ def test_each_label_of_a_multi_label_head_has_a_probability_of_its_own(material,
         assert (labels == "none") == (scores.max() <= 0.5)
         assert [text.rpartition("=")[0] for text in each] == list(names)
         np.testing.assert_allclose([float(t.rpartition("=")[2]) for t in each], scores, atol=1e-4)
-    # There are some of every kind.
+    # Each kind occurs.
     assert {(scores > 0.5).sum() for scores in expected} == {0, 1, 2, 3}, expected
     assert not np.allclose(expected.sum(1), 1)
 
@@ -76,7 +76,7 @@ def test_transformers_pipeline_says_the_same(material, tmp_path):
 
 
 def test_a_head_for_something_else_labels_no_texts(refused, material, tmp_path):
-    """Its tensors may look like those of a classifier, as a pooler's and a head of three."""
+    """Its tensors may look like a classifier's, with a pooler and a head of three."""
     model = write_head(material, tmp_path / "model")
     values = json.loads((model / "config.json").read_text())
     values["architectures"] = ["BertForTokenClassification"]
@@ -107,7 +107,7 @@ def write_table(path, rows):
 
 @pytest.mark.parametrize("extension", [".csv", ".tsv", ".jsonl", ".parquet", ".CSV"])
 def test_the_texts_of_a_table_are_those_of_its_column(tmp_path, extension):
-    """Labels, where there are any, are not read, nor does it matter which they are."""
+    """Labels are not read, if there are any, so they may have any value."""
     texts = [text for text, _ in ROWS]
     path = tmp_path / f"texts{extension}"
     kind = path.with_suffix(extension.lower())

@@ -1,4 +1,4 @@
-"""`evaluate --splits`: published draws, against adapt on each by itself."""
+"""`evaluate --splits`: published draws, compared with adapt on each draw."""
 
 import json
 
@@ -10,13 +10,13 @@ from metajax import data
 from metajax.data import draws
 from metajax.errors import InputError
 
-RATE = ("--inner-lr", 0.001)  # At 0.1 these weights label everything alike.
+RATE = ("--inner-lr", 0.001)  # With 0.1 these weights give every text the same label.
 ROWS = tiny.examples(3, 8, seed=4)
 
 
 @pytest.fixture
 def splits(tmp_path):
-    """Two draws: one of the task's own examples, one of others with uneven classes."""
+    """Two draws: one of the task's examples, one of other examples with uneven classes."""
     (tmp_path / "draws").mkdir()
     own = [next(row for row in ROWS if row[1] == label) for label in sorted({y for _, y in ROWS})]
     others = sorted(tiny.examples(3, 2, seed=6), key=lambda row: row[1])
@@ -58,7 +58,7 @@ def test_each_draw_counts_as_adapt_does(chain, splits, monkeypatch):
 
 @pytest.mark.slow
 def test_cutting_a_draw_changes_nothing(chain, splits, monkeypatch):
-    """Among the quick tests a cut draw is compared with PyTorch: test_evaluation_numbers.py."""
+    """test_evaluation_numbers.py compares a split draw with PyTorch in a quick test."""
     _, whole = evaluated(chain.metatrain, splits)
     monkeypatch.setattr(draws, "_MOST_QUERIES", 5)
     _, cut = evaluated(chain.metatrain, splits)
@@ -134,7 +134,7 @@ def test_draws_that_cannot_be_used(refused, chain, splits):
 
     refused("draws are of one task, and --tasks has 2", *command(task, splits / "0.csv"))
     for name, given, held in (
-        ("--ways", 5, "3"),  # What it would be without draws.
+        ("--ways", 5, "3"),  # The value without draws.
         ("--shots", 1, "1 to 2"),
         ("--queries", 8, "7 to 8"),
         ("--episodes", 600, "2"),

@@ -1,6 +1,6 @@
-"""Runs in Google Cloud Storage: the real clients, and a server of it on loopback.
+"""Runs in Google Cloud Storage: real clients with a local server.
 
-The server speaks the JSON API alone; what asks over gRPC whether a bucket has folders is off.
+The server only has the JSON API. Requests over gRPC, for folders of a bucket, are turned off.
 """
 
 import json
@@ -35,7 +35,7 @@ from tests.stage_commands import metatrain_command, pretrain_command
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory):
-    """A server that holds one bucket, `gs://bucket`, to which all clients are led."""
+    """A server with one bucket, `gs://bucket`, which all clients use."""
 
     def request(method, name, query=""):
         where = (
@@ -45,7 +45,7 @@ def bucket(tmp_path_factory):
             return answer.read()
 
     def objects(run):
-        """What the bucket holds below a name: the rest of each object's name, and its size."""
+        """Return the objects below a name: the rest of each name, and its size."""
         found = json.loads(request("GET", "", f"?prefix={run}/")).get("items", [])
         return {item["name"].removeprefix(f"{run}/"): int(item["size"]) for item in found}
 
@@ -70,7 +70,7 @@ def bucket(tmp_path_factory):
 
 
 def whole(objects):
-    """The steps of the checkpoints that are whole, the newest first."""
+    """Return the steps of complete checkpoints, the newest first."""
     found = [re.fullmatch(r"checkpoints/(\d+)/commit_success.txt", name) for name in objects]
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
@@ -92,7 +92,7 @@ def test_killed_torn_and_damaged(material, compiled, bucket, tmp_path):
     assert process.returncode == -9
     assert "results.json" not in bucket.objects("run")
 
-    # The newest is as a kill in the midst of saving leaves it; the next has lost an array.
+    # The newest one is as after a kill during saving. The next one has lost an array.
     torn, damaged, good = whole(bucket.objects("run"))[:3]
     bucket.delete(f"run/checkpoints/{torn}/commit_success.txt")
     arrays = bucket.objects(f"run/checkpoints/{damaged}/params")
@@ -129,7 +129,7 @@ def test_a_checkpoint_is_whole_once_it_says_so(bucket):
     tiny.assert_same_bits(saved.params, state.meta_params)
     with Checkpoints(directory, keep=2, record={"stage": "test"}) as checkpoints:
         tiny.assert_same_bits(checkpoints.restore(state), state)
-    for step in (2, 1):  # As while they are being written.
+    for step in (2, 1):  # As during a save.
         assert checkpoint.load(directory).step == step
         bucket.delete(f"few/checkpoints/{step}/commit_success.txt")
     with pytest.raises(InputError, match="holds no checkpoint yet"):
@@ -144,7 +144,7 @@ def few_state(step):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("abandoned")
 def test_a_kill_while_a_checkpoint_is_set_aside(bucket, monkeypatch):
-    """It comes while the original is removed; the next run must not move what is left of it."""
+    """The kill comes while the original is removed. The next run must not move its remains."""
     directory = to_path("gs://bucket/aside/checkpoints")
     with Checkpoints(directory, keep=2, record={"stage": "test"}) as checkpoints:
         for step in (1, 2):
@@ -175,7 +175,7 @@ def test_a_kill_while_a_checkpoint_is_set_aside(bucket, monkeypatch):
 
 
 def test_a_save_that_never_ends(bucket, monkeypatch):
-    """The last step that is known to be saved is named."""
+    """The message names the last step that is known to be saved."""
     directory = to_path("gs://bucket/hangs/checkpoints")
 
     class Hangs:
@@ -222,7 +222,7 @@ def test_a_bucket_that_fails_in_the_middle_is_one_line(monkeypatch, capsys, erro
 
 @pytest.mark.slow
 def test_every_stage_reads_a_bucket(chain, material, bucket, tmp_path):
-    """From stage to stage the same bits, and the same answers, as from directories."""
+    """Each stage gives the same bits, and the same answers, as with directories."""
     places = {name: f"gs://bucket/chain/{name}" for name in ("pretrain", "metatrain", "adapt")}
     tiny.succeed(*pretrain_command(material, places["pretrain"]))
     tiny.succeed(*metatrain_command(material, places["metatrain"], places["pretrain"]))
@@ -291,7 +291,7 @@ def test_only_workdirs_are_in_buckets(material, chain, bucket):
 
 
 def test_an_object_stands_for_the_directory(bucket, monkeypatch, tmp_path):
-    """The server here takes none such; Google's lists it as a child of the same name."""
+    """This server refuses an object of this name; Google's lists it as a child."""
     place = to_path("gs://bucket/marked")
     (place / "a.txt").write_text("mine")
     listed = [place / "marked", place / "a.txt"]

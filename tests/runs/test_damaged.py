@@ -1,4 +1,4 @@
-"""Files that metajax itself wrote, damaged: one line, as for any other bad input."""
+"""Damaged files of metajax give one line, as any other bad input does."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def test_a_record_that_is_none(refused, material, tmp_path, content):
 
 
 def test_a_record_that_is_one(material, tmp_path):
-    """Or else the test above would prove nothing."""
+    """Without this, the test above would prove nothing."""
     for content in (json.dumps(SOUND), with_settings(learning_rate=9, of_an_earlier_version=1)):
         (tmp_path / "run.json").write_text(content)
         assert "pretrain" in tiny.succeed("lineage", "--model", tmp_path)

@@ -1,4 +1,4 @@
-"""The steps of adapt, a part of the examples at a time, against those on all of them at once."""
+"""Compare the steps of adapt on parts of the examples with steps on all of them at once."""
 
 import jax
 import numpy as np
@@ -13,12 +13,12 @@ from metajax.runs.few_shot import open_few_shot
 from metajax.runs.task_data import tokenized
 
 RATE, CLASSES = 0.02, 4
-RISES_LATER = 0.005  # The third step alone raises the loss.
+RISES_LATER = 0.005  # Only the third step raises the loss.
 
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
-    """Ten examples of four classes, one of which has a single one."""
+    """Ten examples of four classes. One class has a single example."""
     rows = [*tiny.examples(3, 3, seed=2), ("w40 w41 w42 w43 w44 w45 w46 w47 w48 w49", "topic9")]
     return tiny.write_rows(tmp_path_factory.mktemp("descent") / "tasks.csv", rows)
 
@@ -31,7 +31,7 @@ def opened(material, tasks, **inner):
 
 
 def at_once(few_shot, examples):
-    """Of rows: parameters and losses after the steps on these, and the logits of all examples."""
+    """Return parameters and losses after steps on some rows, and the logits of all examples."""
     batch = tiny.batch_of(examples)
 
     @jax.jit
@@ -104,7 +104,7 @@ def test_as_many_folds_as_take_about_the_time_of_the_steps(count, folds):
 
 
 def test_examples_are_left_out_as_if_they_had_never_been_there(material, tasks, monkeypatch):
-    """The lone example of its class is not counted; one program serves all."""
+    """An example that is alone in its class is not counted. There is one program for all."""
     traced, adder = [], descending._adder
     count = lambda loss_fn: lambda *args: traced.append(1) or loss_fn(*args)  # noqa: E731
     monkeypatch.setattr(descending, "_adder", lambda loss_fn: adder(count(loss_fn)))

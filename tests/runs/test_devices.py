@@ -1,4 +1,4 @@
-"""A stage gives the same on any number of devices, its state replicated or sharded."""
+"""A stage gives the same results on any number of devices, replicated or sharded."""
 
 import jax
 import problems

@@ -1,4 +1,4 @@
-"""What the settings of the inner loop make of a task, against the same steps written out."""
+"""Compare the settings of the inner loop with the same steps written out."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -26,8 +26,7 @@ PLAIN |= {"layers": None, "lora": None}
 
 
 class Small:
-    """What few-shot learning asks of a network, and quick to compile. A key doubles its features,
-    which stands for dropout."""
+    """A network for few-shot learning that compiles quickly; a key doubles its features."""
 
     head, remat, num_labels = "classification", False, (CLASSES,)
     problem_type = None
@@ -68,7 +67,7 @@ def small_params(*, classifier):
     params = {
         "embeddings": {"word": normal(WORDS, HIDDEN)},
         "layers": {part: {"kernel": normal(BLOCKS, HIDDEN, HIDDEN)} for part in ("qkv", "mlp")},
-        "pooler": {"bias": jnp.zeros(HIDDEN)},  # Nobody reads it.
+        "pooler": {"bias": jnp.zeros(HIDDEN)},  # It is not read.
     }
     head = {"kernel": normal(1, HIDDEN, CLASSES), "bias": normal(1, CLASSES)}
     return params | ({"classifier": head} if classifier else {})
@@ -97,7 +96,7 @@ def loss_of(params, batch):
 
 
 def moving(inner, params, support):
-    """What the inner steps change at first, and the function from that to all parameters."""
+    """Return the initial values that inner steps change, and a function to all parameters."""
     classifier = first_head(inner["head"], params, support)
     layers = params["layers"]
     kernel = layers["qkv"]["kernel"]
@@ -127,7 +126,7 @@ def moving(inner, params, support):
 
 
 def written_out(inner, params, task):
-    """The query loss; and its accuracy, the support losses and the adapted parameters."""
+    """Return the query loss, and its accuracy, the support losses and the adapted parameters."""
     constant = jax.lax.stop_gradient if inner["algorithm"] == "fomaml" else lambda x: x
     moved, whole = moving(inner, params, task.support)
     losses = []
@@ -156,7 +155,7 @@ CASES = {
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("case", CASES)
 def test_each_algorithm_is_what_it_says(case):
-    """With a key, for the inner loop has no dropout."""
+    """With a key, because the inner loop has no dropout."""
     changes = CASES[case]
     inner, task = PLAIN | changes, small_task()
     params = small_params(classifier=inner["head"] == "checkpoint")

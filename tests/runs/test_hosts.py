@@ -1,4 +1,4 @@
-"""Two processes of four devices each, over loopback, against one process of eight."""
+"""Compare two local processes of four devices each with one process of eight."""
 
 import re
 import signal
@@ -82,13 +82,13 @@ def test_one_of_two_is_stopped(material, compiled, tmp_path, number, status):
     assert time.perf_counter() - begun < 60
     assert done.status not in (0, 2)
     if status is None:
-        # JAX's own runtime ends it, and names the task that is gone; we said on which host it is.
+        # JAX's runtime ends it and names the lost task. Our log says on which host it ran.
         assert re.search(r"tasks are unhealthy[^\n]*\n1\n", done.err)
         assert f"1 on {socket.gethostname()}" in done.err
     else:
         assert done.status == status
         assert "stopped by SIGTERM after step" in done.err
-    # What is left resumes on one process.
+    # The run resumes in one process.
     found = (tmp_path / "run" / "checkpoints").iterdir()
     last = max(int(path.name) for path in found if path.name.isdigit())
     rest = COMMANDS["pretrain"](material, tmp_path / "run", **settings)
@@ -114,7 +114,7 @@ def test_two_processes_set_a_damaged_checkpoint_aside(material, compiled, tmp_pa
     assert "checkpoint 10 cannot be read" in ends[0].err
     assert (workdir / "damaged-10").is_dir()
     tiny.assert_same_bits(params_of(workdir), expected)
-    # And both remove what is more than is to be kept, where nothing is left to save.
+    # Both remove extra checkpoints, also if there is nothing left to save.
     (workdir / "results.json").unlink()
     ends = [tiny.finish(each) for each in start_two([*command, "--keep", 1], compiled)]
     assert [end.status for end in ends] == [0, 0], ends

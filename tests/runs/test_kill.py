@@ -1,4 +1,4 @@
-"""`kill -9` at any moment; run again, it ends as the undisturbed run does, bit for bit."""
+"""A run that is killed at any moment and repeated ends like an undisturbed run, bit for bit."""
 
 import random
 import subprocess
@@ -14,7 +14,7 @@ STEPS = {"pretrain": 8, "metatrain": 6}
 
 @pytest.fixture(scope="module")
 def undisturbed(material, tmp_path_factory):
-    """Makes the undisturbed run of a stage, once."""
+    """Run a stage without a kill, once."""
     made = {}
 
     def make(stage):
@@ -28,7 +28,7 @@ def undisturbed(material, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def seconds(material, compiled, tmp_path_factory):
-    """How long a stage runs in a process of its own, with all programs compiled."""
+    """Return the seconds of a stage in a separate process, with all programs compiled."""
     found = {}
 
     def measure(stage):
@@ -45,13 +45,13 @@ def seconds(material, compiled, tmp_path_factory):
 
 
 def command(stage, material, workdir):
-    # A checkpoint every step: writing one is what a kill disturbs most.
+    # A checkpoint at each step, because a kill disturbs a save most.
     quick = {"algorithm": "fomaml"} if stage == "metatrain" else {}
     return COMMANDS[stage](material, workdir, steps=STEPS[stage], save_every=1, **quick)
 
 
 def kill_when(process, condition, timeout=300.0):
-    """Kills a process at the first moment that a condition holds; whether it was still running."""
+    """Kill a process when a condition holds; return whether it was still running."""
     deadline = time.perf_counter() + timeout
     while process.poll() is None and not condition():
         assert time.perf_counter() < deadline
@@ -62,7 +62,7 @@ def kill_when(process, condition, timeout=300.0):
 
 
 def progress(workdir):
-    """How far a killed run was, in words."""
+    """Describe how far a killed run was."""
     if not (workdir / "run.json").exists():
         return "before the record"
     names = [path.name for path in (workdir / "checkpoints").glob("*")]
@@ -119,7 +119,7 @@ def test_killed_and_run_again(material, compiled, undisturbed, tmp_path, stage, 
 def test_killed_at_a_random_moment(
     material, compiled, undisturbed, seconds, tmp_path, stage, number
 ):
-    """And, every third time, killed once more before it is left alone."""
+    """Every third time, it is killed again before it may finish."""
     expected, whole = undisturbed(stage), seconds(stage)
     draw = random.Random(f"{stage} {number}")
     workdir = tmp_path / "run"

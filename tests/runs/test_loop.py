@@ -1,4 +1,4 @@
-"""The training loop by itself, on a problem whose every step is calculated here too."""
+"""The training loop, on a problem whose steps are also calculated here."""
 
 import json
 import resource
@@ -23,7 +23,7 @@ from metajax.runs.workdir import locked, open_run
 from metajax.types import MetaAlgorithm, Task
 
 TASKS, STEPS = 4, 7
-# None of them is the default, and each has a share in the result.
+# None of these is a default, and each affects the result.
 SETTINGS = {
     "steps": STEPS,
     "learning_rate": 0.03,
@@ -45,7 +45,7 @@ def initial_params():
 
 
 def loss_fn(params, batch, rng):
-    """Half the squared distance to a centre that is moved by the key's noise."""
+    """Half the squared distance to a centre that the key moves at random."""
     noise = jax.random.normal(rng)
     gaps = (params["layer"]["kernel"] - batch["centre"], params["layer"]["bias"] - noise)
     loss = sum(jnp.sum(gap**2) for gap in gaps) / 2
@@ -53,7 +53,7 @@ def loss_fn(params, batch, rng):
 
 
 def meta_grad(params, task, rng):
-    """Where the key's noise exceeds the task's limit, the loss or the gradient is spoilt."""
+    """If the key's noise exceeds the task's limit, the loss or the gradient is not finite."""
     grads, info = supervised(loss_fn).meta_grad(params, task, rng)
     spoilt = jnp.where(info.query_aux["noise"] > task.query["limit"], jnp.nan, 0.0)
     loss = info.query_loss + jnp.where(task.query["spoils_loss"], spoilt, 0.0)
@@ -73,13 +73,13 @@ def make_tasks(step, spoilt=(), spoils_loss=False):
 
 
 def noise_of(step):
-    """What the keys of a step's tasks draw: that of task t from fold_in(fold_in(rng, n), t)."""
+    """Return the noise of a step's tasks: task t draws from fold_in(fold_in(rng, n), t)."""
     rng = jax.random.fold_in(jax.random.key(SETTINGS["seed"]), step)
     return np.array([jax.random.normal(jax.random.fold_in(rng, t)) for t in range(TASKS)])
 
 
 def reference(steps):
-    """The parameters and rows after some of the steps: AdamW, written out."""
+    """Return parameters and rows after some steps: AdamW, written out."""
     params = jax.tree.map(lambda leaf: np.array(leaf, float), initial_params())
     layer = params["layer"]
     first, second = (dict.fromkeys(layer, 0.0) for _ in range(2))
@@ -110,7 +110,7 @@ def reference(steps):
 
 @pytest.fixture
 def make_stage(tmp_path):
-    """Stages in one workdir; what each measures is noted, and the steps it wants the tasks of."""
+    """Stages in one workdir. Record their measurements, and the steps of which they read tasks."""
     model = Transformer(config=tiny.CONFIG, head="masked_lm")
     noted = SimpleNamespace(measured=[], steps=[])
 
@@ -151,7 +151,7 @@ TIMED = {"seconds", "data_wait", "peak_memory_bytes", "peak_device_memory_bytes"
 
 
 def numbers_of(workdir):
-    """The rows of the steps, without what takes another time at each run."""
+    """Return the rows of the steps, without times."""
     _, *rows = tiny.rows_of(workdir)
     assert all(row.keys() >= TIMED - {"peak_device_memory_bytes"} for row in rows)
     return [{k: v for k, v in row.items() if k not in TIMED} for row in rows]
@@ -217,7 +217,7 @@ def test_a_resumed_run_goes_on_from_its_checkpoint(make_stage):
     assert saved_steps(make_stage.workdir) == {"4"}
     assert [row["step"] for row in tiny.rows_of(make_stage.workdir)] == [0, 1, 2, 3, 4, 5]
     make_stage.noted.steps.clear()
-    # It starts from what is saved, wherever a new run would start, and measures no second time.
+    # It starts from the checkpoint, not from the weights of a new run, and does not measure again.
     elsewhere = jax.tree.map(jnp.zeros_like, initial_params())
     results = loop.train(make_stage(**tracked), elsewhere)
     expected, rows = reference(range(STEPS))
@@ -235,7 +235,7 @@ def test_a_resumed_run_goes_on_from_its_checkpoint(make_stage):
 
 @pytest.mark.parametrize("spoils_loss", [False, True], ids=["gradient", "loss"])
 def test_tasks_that_are_not_finite_are_skipped_and_named(make_stage, spoils_loss):
-    """Either of the two suffices; the steps are counted, but the parameters do not move."""
+    """Either of the two is enough. The steps are counted, but parameters do not change."""
     spoilt = (1, 3, 4)
     stage = make_stage(
         lambda step: make_tasks(step, spoilt, spoils_loss), max_skipped=2, save_every=100
@@ -256,7 +256,7 @@ def test_tasks_that_are_not_finite_are_skipped_and_named(make_stage, spoils_loss
     rows = numbers_of(make_stage.workdir)
     assert [row.get("skipped", False) for row in rows] == [False, True, False, True, True]
     assert [row["loss"] is None for row in rows] == [s in spoilt and spoils_loss for s in range(5)]
-    assert "NaN" not in (make_stage.workdir / "metrics.jsonl").read_text()  # It is no JSON.
+    assert "NaN" not in (make_stage.workdir / "metrics.jsonl").read_text()  # It is not JSON.
 
 
 def test_shards_and_chunks_reach_the_outer_loop(make_stage, monkeypatch):

@@ -1,4 +1,4 @@
-"""A run that was stopped ends as an undisturbed one does; one that is changed is refused."""
+"""A stopped run ends like an undisturbed one. A run with changed settings is refused."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ SAMPLERS = {
 
 
 def stop_at(monkeypatch, stage, step):
-    """Lets a run be interrupted when it wants the data of a step."""
+    """Interrupt a run when it reads the data of a step."""
     sample = getattr(data, SAMPLERS[stage])
 
     def interrupted(*arguments, **settings):
@@ -49,7 +49,7 @@ def losses(workdir):
 def test_an_interrupted_run_ends_as_an_undisturbed_one(
     chain, material, tmp_path, monkeypatch, stage
 ):
-    # Step 3 is past the checkpoint of step 2: its row must not come twice.
+    # Step 3 is after the checkpoint of step 2. Its row must not occur twice.
     model = {"pretrain": material.bert}.get(stage, chain.pretrain)
     command = COMMANDS[stage](material, tmp_path / "run")
     command[command.index("--model") + 1] = model
@@ -158,7 +158,7 @@ def test_what_a_kill_before_the_record_leaves_is_taken_over(material, tmp_path):
 
 
 def test_a_row_that_a_kill_cut_short_is_dropped(chain, material, tmp_path):
-    """As are the rows after the checkpoint, and a finished run's results are made again."""
+    """So are the rows after the checkpoint. Results of a finished run are made again."""
     run = shutil.copytree(chain.pretrain, tmp_path / "run")
     (run / "results.json").unlink()
     shutil.rmtree(run / "checkpoints" / "6")

@@ -1,4 +1,4 @@
-"""What a run keeps in its workdir, who may write there, and with what it may be resumed."""
+"""The files of a run, its lock, and the settings with which it may resume."""
 
 import contextlib
 import copy
@@ -46,7 +46,7 @@ def save_model(directory):
 
 
 def begun(path, stage="pretrain", **changes):
-    """A run that has begun, and its record."""
+    """A started run, and its record."""
     settings = settings_of(stage, workdir=path, **changes)
     record = make_record(stage, settings, data=DATA, parent=PARENT, model={"head": "masked_lm"})
     run = open_run(str(path), record)
@@ -56,7 +56,7 @@ def begun(path, stage="pretrain", **changes):
 
 @pytest.fixture
 def bucket(tmp_path):
-    """A path that is treated like one in a bucket: no `pathlib.Path`."""
+    """A path that is treated like one in a bucket: not a `pathlib.Path`."""
     path = epath.Path(tmp_path / "bucket")
     assert in_bucket(path)
     path.mkdir()
@@ -80,7 +80,7 @@ def test_a_file_is_whole_before_it_takes_its_name(tmp_path, monkeypatch):
 
 def test_one_run_at_a_time(tmp_path):
     run, _ = begun(tmp_path / "run")
-    for _ in range(2):  # Once it is let go, it can be held again.
+    for _ in range(2):  # After its release, it can be locked again.
         with (
             locked(run),
             pytest.raises(InputError, match="another process is running"),
@@ -116,7 +116,7 @@ MAY_DIFFER = {
 
 @pytest.mark.parametrize("stage", MAY_DIFFER)
 def test_which_settings_may_differ_when_a_run_is_resumed(tmp_path, stage):
-    """Those that change no number, and names of files, whose contents are compared."""
+    """Settings that change no number, and names of files, whose contents are compared."""
     run, record = begun(tmp_path / "run", stage)
     for name in record["settings"]:
         changed = copy.deepcopy(record)
@@ -142,7 +142,7 @@ def test_which_settings_may_differ_when_a_run_is_resumed(tmp_path, stage):
             {"data": {"--text b.txt": "2", "--text a.txt": "1", "--dev c.txt": "1"}},
             "or they have another order",
         ),
-        # The development set is no training text, whatever it holds.
+        # The development set is not training text, whatever it contains.
         (
             {"data": {"--text a.txt": "1", "--text b.txt": "2", "--text c.txt": "1"}},
             "or they have another order",
@@ -173,7 +173,7 @@ def test_metrics_go_on_from_the_step_of_the_checkpoint(tmp_path):
         assert [row["step"] for row in log.rows] == [0, 1, 2]
         log.write({"step": 3, "loss": 9.0})
     assert [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [0, 0.5, 1, 9]
-    # Another process of the same run has the rows, but writes none.
+    # Another process of the same run has the rows, but does not write them.
     before = (tmp_path / "metrics.jsonl").read_bytes()
     with MetricsLog(run, 1, writes=False) as log:
         log.write({"step": 2, "loss": 8.0})
@@ -192,7 +192,7 @@ def test_metrics_in_a_bucket_are_written_before_a_step_is_saved(bucket):
 
 
 def test_a_directory_in_a_bucket_is_filled_from_one_on_disk(bucket, monkeypatch):
-    """The file that says that the others are there comes last."""
+    """The file that marks the others as complete comes last."""
     written, write = [], type(bucket).write_bytes
 
     def note(path, content):
@@ -222,7 +222,7 @@ def test_paths_of_this_machine(tmp_path, monkeypatch):
 
 @pytest.fixture
 def own_handler():
-    """A handler of both signals, in place of pytest's."""
+    """A handler of both signals, instead of pytest's."""
 
     def handler(number, frame):
         pytest.fail("no run was handle_signals")

@@ -1,4 +1,4 @@
-"""Where a stage's weights come from, and which of them it hands on."""
+"""Where the weights of a stage come from, and which of them it passes on."""
 
 import json
 from types import SimpleNamespace
@@ -33,7 +33,7 @@ from metajax.training.checkpoint import Checkpoints
 from metajax.training.outer import OuterState
 from tests.workdirs import write_workdir
 
-# Unlike the defaults in every respect that a record tells.
+# Different from the defaults in everything that a record has.
 HEADS = {
     "head": "classification",
     "pooling": "mean",
@@ -116,7 +116,7 @@ def test_a_source_is_described_as_it_is_opened(run, bert):
 
 
 def test_a_head_of_another_type_is_not_that_of_a_task(bert, tmp_path, caplog):
-    """It is new, as if there were none, and said to be."""
+    """It is new, as without a classifier, and a message says so."""
     model, params = metajax.from_pretrained(str(bert), "classification", num_labels=3)
     params["classifier"] = jax.tree.map(lambda leaf: leaf + 1, params["classifier"])
     settings = ModelSettings(model=str(bert))
@@ -160,7 +160,7 @@ def test_few_shot_stages_pool_as_the_weights_say_or_by_the_mean(tmp_path, caplog
     for mode in ("mean", "cls"):
         pool(directory, mode)
         assert pooling(directory) == mode
-        # What was meta-trained adapts as it was trained; of another run nobody may have chosen.
+        # A meta-trained model adapts as in training. Other runs have no chosen settings.
         for stage, network, expected in (
             ("metatrain", {"pooling": mode}, mode),
             ("metatrain", {"pooling": "pooler"}, "pooler"),
@@ -263,7 +263,7 @@ def test_the_lineage_of_a_run(run, bert, tmp_path):
     assert weights == {"stage": None, "path": str(bert), **hashes(str(bert))}
     (title, values), (last, digests) = entries(rows)
     assert title == f"finetune  {run.path}"
-    # The seed, what is not as it is by default, and the files.
+    # The seed, settings that are not defaults, and the files.
     assert values == {
         "seed": 4,
         "--max-length": 20,

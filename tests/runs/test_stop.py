@@ -1,4 +1,4 @@
-"""Signals and disks that fail: how a run stops."""
+"""How a run stops at signals and at failing disks."""
 
 import json
 import resource
@@ -71,7 +71,7 @@ def lose(process, checkpoints):
 
 
 def fill_up(process, checkpoints):
-    """As on a full disk, what is larger than this cannot be written."""
+    """Limit the size of files, as on a full disk."""
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (9000, 9000))
 
 

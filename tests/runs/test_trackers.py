@@ -1,4 +1,4 @@
-"""Following a run: trackers, the profiler's trace, what is told on the way and how loudly."""
+"""Trackers, the profiler's trace, progress and log levels."""
 
 import gzip
 import json
@@ -56,7 +56,7 @@ def test_a_run_is_followed(material, tmp_path, capfd):
 
 
 def logged(workdir):
-    """The rows that Weights & Biases was told, by run and step; later files win."""
+    """The rows that Weights & Biases got, by run and step; later files win."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     found = {}
@@ -74,7 +74,7 @@ def logged(workdir):
 
 @pytest.mark.slow
 def test_weights_and_biases_has_the_numbers_too(material, compiled, tmp_path):
-    """Offline, and after a kill: the same run goes on."""
+    """Offline, and after a kill, the same run continues."""
     pytest.importorskip("wandb")
     run = tmp_path / "run"
     command = [*pretrain_command(material, run, steps=40, keep=40), "--track", "wandb"]
@@ -118,7 +118,7 @@ def test_where_there_is_no_terminal_a_line_comes_now_and_then(caplog, monkeypatc
                 counted.compiling()
             now[0] = seconds
             counted.update(note)
-    # The steps that compile say nothing of the others: 10, 20 and 30 seconds.
+    # Steps that compile do not count: 10, 20 and 30 seconds.
     assert caplog.messages == [
         "train: compiling for step 2",
         "train: step 2 of 9, loss 5",
