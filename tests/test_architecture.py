@@ -33,6 +33,7 @@ ARROWS: dict[str, set[str]] = {
 # Within the algorithms: a family may not import another.
 FAMILIES = {"maml", "reptile", "meta_sgd", "imaml", "prototypes", "supervised"}
 WITHIN_ALGORITHMS: dict[str, set[str]] = {
+    "registry": set(),
     "checks": set(),
     "lora": set(),
     "hypergrad": set(),

@@ -14,7 +14,7 @@ from metajax.config import settings
 from metajax.config.fields import Settings, convert, flag, is_required, value_types
 from metajax.config.files import read_config
 from metajax.config.groups import DeviceSettings
-from metajax.config.names import suggestion
+from metajax.config.suggestions import suggestion
 from metajax.errors import InputError
 from metajax.reading import expand_home
 

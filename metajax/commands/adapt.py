@@ -76,47 +76,47 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     known = _read_choice(run.path) if chooses else None
     _log.info("%s: compiling for %d examples", run.path, len(task.labels))
     if entry.own_steps:
-        found = _adapt_whole(few_shot, examples)
+        adapted = _adapt_whole(few_shot, examples)
     else:
-        found = _descend(few_shot, examples, chooses, known)
-    _check_finite(found, settings.tasks[0])
+        adapted = _descend(few_shot, examples, chooses, known)
+    _check_finite(adapted, settings.tasks[0])
     begin(run, lambda directory: save_config(directory, model))
-    _save(run, found, settings.seed)
-    results = _results(found, task)
-    _warn_if_risen(found)
+    _save(run, adapted, settings.seed)
+    results = _results(adapted, task)
+    _warn_if_risen(adapted)
     if dev is not None:
-        classifier = Classifier(model, found.params, 0, settings.max_length, None)
+        classifier = Classifier(model, adapted.params, 0, settings.max_length, None)
         results["dev"] = _judge(classifier, dev)
     write_results(run, results)
     return results
 
 
-def _save(run: Run, found: Adapted, seed: int) -> None:
+def _save(run: Run, adapted: Adapted, seed: int) -> None:
     """Writes the checkpoint and the losses."""
-    losses, steps = found.losses, len(found.losses) - 1
-    at = "" if found.rate is None else f" at rate {found.rate:g}"
+    losses, steps = adapted.losses, len(adapted.losses) - 1
+    at = "" if adapted.rate is None else f" at rate {adapted.rate:g}"
     _log.info("%s: %d steps%s, loss %.3f -> %.3f", run.path, steps, at, losses[0], losses[-1])
     with (
         locked(run),
         Checkpoints(run.checkpoints, keep=1, record=run.record) as checkpoints,
     ):
         if checkpoints.latest_step is None:
-            state = OuterState(jnp.int32(steps), found.params, (), jax.random.key(seed))
+            state = OuterState(jnp.int32(steps), adapted.params, (), jax.random.key(seed))
             checkpoints.save(state)
         with MetricsLog(run, 0) as log:
             for step, loss in enumerate(losses[:-1], start=1):
                 log.write({"step": step, "loss": loss})
 
 
-def _results(found: Adapted, task: data.TaskData) -> dict[str, Any]:
+def _results(adapted: Adapted, task: data.TaskData) -> dict[str, Any]:
     results = {
         "labels": list(task.label_names),
         "examples": len(task.labels),
-        "inner_lr": found.rate,
-        "loss": found.losses[:-1],
-        "loss_after": found.losses[-1],
+        "inner_lr": adapted.rate,
+        "loss": adapted.losses[:-1],
+        "loss_after": adapted.losses[-1],
     }
-    return results if found.left_out is None else results | {"left_out": found.left_out}
+    return results if adapted.left_out is None else results | {"left_out": adapted.left_out}
 
 
 def _adapt_whole(few_shot: FewShot, examples: data.TokenizedTask) -> Adapted:
@@ -144,10 +144,10 @@ def _descend(
     """
     descent = Descent(few_shot, *fold(examples))
     if known is not None:
-        found = repeat(descent, known)
+        adapted = repeat(descent, known)
     else:
-        found = choose(few_shot, descent) if chooses else take_steps(few_shot, descent)
-    return found._replace(params=descent.undo(found.params))
+        adapted = choose(few_shot, descent) if chooses else take_steps(few_shot, descent)
+    return adapted._replace(params=descent.undo(adapted.params))
 
 
 def _warn_if_stepless(settings: AdaptSettings, few_shot: FewShot) -> None:
@@ -161,11 +161,11 @@ def _warn_if_stepless(settings: AdaptSettings, few_shot: FewShot) -> None:
         )
 
 
-def _check_finite(found: Adapted, task: str) -> None:
-    if not np.isfinite(found.losses).all():
-        smaller = "" if found.rate is None else f"a smaller --inner-lr than {found.rate:g}, or "
+def _check_finite(adapted: Adapted, task: str) -> None:
+    if not np.isfinite(adapted.losses).all():
+        smaller = "" if adapted.rate is None else f"a smaller --inner-lr than {adapted.rate:g}, or "
         raise InputError(
-            f"{task}: its loss is {found.losses[-1]} after the inner steps; give {smaller}other "
+            f"{task}: its loss is {adapted.losses[-1]} after the inner steps; give {smaller}other "
             "weights"
         )
 
@@ -187,14 +187,14 @@ def _read_choice(workdir: Path) -> dict[str, Any] | None:
     return known
 
 
-def _warn_if_risen(found: Adapted) -> None:
-    if found.losses[-1] > found.losses[0] and found.rate is not None:
+def _warn_if_risen(adapted: Adapted) -> None:
+    if adapted.losses[-1] > adapted.losses[0] and adapted.rate is not None:
         _log.warning(
             "the steps raised the loss on the examples from %.3f to %.3f; give a smaller "
             "--inner-lr than %g, and a new --workdir",
-            found.losses[0],
-            found.losses[-1],
-            found.rate,
+            adapted.losses[0],
+            adapted.losses[-1],
+            adapted.rate,
         )
 
 
@@ -209,8 +209,8 @@ def _load_dev(settings: AdaptSettings, task: data.TaskData) -> data.TaskData | N
 def _judge(classifier: Classifier, dev: data.TaskData) -> dict[str, Any]:
     """How the examples of a dev set are labelled."""
     number = {name: i for i, name in enumerate(dev.label_names)}
-    found = label(classifier, dev.texts, dev.pairs, PredictSettings.batch_size)
-    guesses = np.array([number[guess.label] for guess in found])
+    predictions = label(classifier, dev.texts, dev.pairs, PredictSettings.batch_size)
+    guesses = np.array([number[guess.label] for guess in predictions])
     confusion = np.zeros((len(number), len(number)), int)
     np.add.at(confusion, (dev.labels, guesses), 1)
     return {

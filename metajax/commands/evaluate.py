@@ -62,17 +62,17 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
         adapts = method not in BASELINES
         params = (few_shot if method == "checkpoint" else plain).meta_params
         if adapts:
-            found = eval_set.score(method, partial(adaptation, params))
+            scores = eval_set.score(method, partial(adaptation, params))
         else:
-            found = _run_baseline(method, features, eval_set)
+            scores = _run_baseline(method, features, eval_set)
         curve = settings.curve if adapts else None
-        accuracies = found if curve is None else found[:, steps]
+        accuracies = scores if curve is None else scores[:, steps]
         seconds = time.perf_counter() - start + (0 if adapts else feature_seconds)
         row = _row(settings, eval_set, method, accuracies, seconds, rows[:1])
         if adapts:
             row = row._replace(inner_steps=steps)
         if curve is not None:
-            each = estimate(found[:, : curve + 1])
+            each = estimate(scores[:, : curve + 1])
             row = row._replace(
                 curve=tuple(map(float, each.mean)), curve_ci95=tuple(map(float, each.ci95))
             )
@@ -161,7 +161,7 @@ def _adaptation(
 def _run_baseline(method: str, features: "_Features", eval_set: EvalSet) -> np.ndarray:
     """Query accuracies [E] of a classifier on frozen features."""
     classify = BASELINES[method]
-    found = []
+    accuracies = []
     for episodes in eval_set.progress(method):
         for t, task in enumerate(episodes.task):
             support, query = episodes.support_mask[t] > 0, episodes.query_mask[t] > 0
@@ -170,8 +170,8 @@ def _run_baseline(method: str, features: "_Features", eval_set: EvalSet) -> np.n
                 episodes.support_labels[t][support],
                 features.rows(task, episodes.query[t][query]),
             )
-            found.append(np.mean(guesses == episodes.query_labels[t][query]))
-    return eval_set.by_draw(found)
+            accuracies.append(np.mean(guesses == episodes.query_labels[t][query]))
+    return eval_set.by_draw(accuracies)
 
 
 class _Features:
@@ -204,9 +204,9 @@ class _Features:
         batches = data.supervised_eval_batches(
             task._replace(tokens=tokens, labels=task.labels[order]), _FEATURE_BATCH
         )
-        found = [np.asarray(self._run(self._params, batch), np.float64) for batch in batches]
-        features = np.empty((len(order), found[0].shape[1]))
-        features[order] = np.concatenate(found)[: len(order)]
+        batched = [np.asarray(self._run(self._params, batch), np.float64) for batch in batches]
+        features = np.empty((len(order), batched[0].shape[1]))
+        features[order] = np.concatenate(batched)[: len(order)]
         return features
 
 

@@ -43,14 +43,14 @@ def lineage(settings: LineageSettings) -> list[dict[str, Any]]:
 
 def entries(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     """For each row a title; and its seed, the settings that are not the defaults, and hashes."""
-    found = []
+    listed = []
     for row in rows[:-1]:
         at = "" if row["step"] is None else f", step {row['step']}"
         changed = _changed(row["stage"], row["settings"])
         values = {"seed": row["settings"]["seed"], **changed, **_short(row["data"])}
-        found.append((f"{row['stage']}  {row['path']}{at}", values))
+        listed.append((f"{row['stage']}  {row['path']}{at}", values))
     weights = _short({k: v for k, v in rows[-1].items() if k not in ("stage", "path")})
-    return [*found, (f"Hugging Face weights  {rows[-1].get('path', '')}", weights)]
+    return [*listed, (f"Hugging Face weights  {rows[-1].get('path', '')}", weights)]
 
 
 def summary(rows: list[dict[str, Any]]) -> str:

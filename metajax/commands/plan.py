@@ -74,7 +74,7 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
     with Progress("plan", "program") as progress:
         costs = _Costs(progress)
         cost = costs.of(settings)
-        found: dict[str, Any] = {
+        report: dict[str, Any] = {
             "settings": dataclasses.asdict(settings),
             "parameters": _count_parameters(settings),
             "cost": _as_json(cost),
@@ -84,14 +84,14 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
             ],
         }
         if memory is not None:
-            found["memory"] = memory
-            found["largest"] = {
+            report["memory"] = memory
+            report["largest"] = {
                 name: _largest(settings, name, memory, costs)
                 for name in ("chunk_size", "inner_steps")
             }
     if output:
-        write_atomically(output, json.dumps(found, indent=2) + "\n")
-    return found
+        write_atomically(output, json.dumps(report, indent=2) + "\n")
+    return report
 
 
 def parse_memory(text: str) -> float:
@@ -195,12 +195,12 @@ def _largest(settings: PlanSettings, name: str, memory: float, costs: "_Costs") 
         return 0
     fits, fails, probe, stride = start, _MOST + 1, start + 1, 1
     while fails - fits > 1 + fits // 20:
-        found = total(probe)
-        if found <= memory:
+        size = total(probe)
+        if size <= memory:
             fits = probe
         else:
             fails = probe
-        slope = max(1.0, (found - first) / (probe - start))
+        slope = max(1.0, (size - first) / (probe - start))
         guess = start + int((memory - first) / slope)
         if not fits < guess < fails:
             guess = fits + stride if fails > _MOST else (fits + fails) // 2
@@ -223,9 +223,9 @@ class _Costs:
         return self._known[settings]
 
 
-def summary(found: dict[str, Any]) -> str:
-    """What `plan` found, as text."""
-    cost = found["cost"]
+def summary(report: dict[str, Any]) -> str:
+    """The report of `plan`, as text."""
+    cost = report["cost"]
     parts = {
         "parameters and optimizer": cost["state"],
         "tasks": cost["tasks"],
@@ -233,15 +233,15 @@ def summary(found: dict[str, Any]) -> str:
         "together": cost["total"],
     }
     lines = [
-        f"parameters                {found['parameters'] / 1e6:9.1f} million",
+        f"parameters                {report['parameters'] / 1e6:9.1f} million",
         "on each device:",
     ]
     lines += [f"  {name:23} {size / 1e9:9.2f} GB" for name, size in parts.items()]
     lines += [f"  arithmetic              {cost['flops'] / 1e12:9.2f} TFLOP a step"]
-    if "largest" in found:
-        episodes, steps = (found["largest"][name] for name in ("chunk_size", "inner_steps"))
+    if "largest" in report:
+        episodes, steps = (report["largest"][name] for name in ("chunk_size", "inner_steps"))
         lines += [
-            f"in {found['memory'] / 1e9:g} GB fit",
+            f"in {report['memory'] / 1e9:g} GB fit",
             f"  episodes at once        {episodes:6} (more a step with --chunk-size {episodes})"
             if episodes
             else "  no episode",
@@ -250,14 +250,14 @@ def summary(found: dict[str, Any]) -> str:
     lines += ["", f"{'instead':30}        GB    TFLOP"]
     lines += [
         f"  {row['change']:28} {row['total'] / 1e9:9.2f} {row['flops'] / 1e12:8.2f}"
-        for row in found["alternatives"]
+        for row in report["alternatives"]
     ]
-    return "\n".join([*lines, "", advice(found)])
+    return "\n".join([*lines, "", advice(report)])
 
 
-def advice(found: dict[str, Any]) -> str:
+def advice(report: dict[str, Any]) -> str:
     """Which engine this is and why; or, where it does not fit, what would."""
-    cost, rows, memory = found["cost"], found["alternatives"], found.get("memory", math.inf)
+    cost, rows, memory = report["cost"], report["alternatives"], report.get("memory", math.inf)
     if cost["total"] > memory:
         fitting = [row for row in rows if row["total"] <= memory]
         if not fitting:
@@ -267,7 +267,7 @@ def advice(found: dict[str, Any]) -> str:
         best = min(fitting, key=lambda row: row["flops"])
         times = best["flops"] / cost["flops"]
         return f"does not fit: {best['change']} would, at {times:.2f} times the arithmetic"
-    settings = found["settings"]
+    settings = report["settings"]
     if "low_memory" not in ALGORITHMS[settings["algorithm"]].settings:
         return f"{settings['algorithm']} has one engine, which needs little memory"
     if settings["low_memory"]:

@@ -63,10 +63,10 @@ def predict(settings: PredictSettings) -> None:
         write_atomically(target, "".join(lines))
 
 
-def _line(found: Prediction) -> str:
-    each = [f"{printable(name)}={score:.4f}" for name, score in found.scores]
-    rest = each if found.probability is None else [f"{found.probability:.4f}"]
-    return "\t".join([printable(found.label), *rest]) + "\n"
+def _line(prediction: Prediction) -> str:
+    each = [f"{printable(name)}={score:.4f}" for name, score in prediction.scores]
+    rest = each if prediction.probability is None else [f"{prediction.probability:.4f}"]
+    return "\t".join([printable(prediction.label), *rest]) + "\n"
 
 
 def label(
@@ -79,10 +79,10 @@ def label(
     """
     model, params, head, max_length, in_pairs, _ = classifier
     if in_pairs is not None and in_pairs != (pairs is not None):
-        found, wanted = ("single texts", "pairs") if in_pairs else ("pairs", "single texts")
+        given, wanted = ("single texts", "pairs") if in_pairs else ("pairs", "single texts")
         raise InputError(
-            f"the input: has {found}, and the model learned from {wanted}; give those (a tab "
-            "stands between the two texts of a pair)"
+            f"the input: has {given}, but the model was trained on {wanted}; give {wanted} (a tab "
+            "separates the two texts of a pair)"
         )
     task = data.TaskData("the input", texts, pairs, np.zeros(len(texts), np.int32), ("",))
     (examples,) = tokenized([task], model, text_length(model, max_length))

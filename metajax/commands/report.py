@@ -100,8 +100,8 @@ def _by_stage(
         return note(f"None of these runs has the {name} of a step.")
     return figures(
         {
-            f"{stage}: {name} of each step": draw(f"{kind}-{stage}", painter, found)
-            for stage, found in stages.items()
+            f"{stage}: {name} of each step": draw(f"{kind}-{stage}", painter, curves)
+            for stage, curves in stages.items()
         }
     )
 
@@ -118,14 +118,14 @@ def _before_and_after(runs: Sequence[Run]) -> str:
     return table(("run", "measure", "measured on", "before", "after"), rows, words=3)
 
 
-def _measures(found: dict[str, Any]) -> dict[str, str]:
+def _measures(measured: dict[str, Any]) -> dict[str, str]:
     """What a stage measured, by name; the tasks' own names before their measures'."""
     shown: dict[str, str] = {}
-    for name, value in found.items():
+    for name, value in measured.items():
         if isinstance(value, dict):
             shown |= {f"{name} {measure}": text for measure, text in _measures(value).items()}
         elif name != "ci95":
-            interval = f" ± {found['ci95']:.4f}" if "ci95" in found else ""
+            interval = f" ± {measured['ci95']:.4f}" if "ci95" in measured else ""
             shown[name] = (f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}") + interval
     return shown
 
@@ -222,6 +222,6 @@ def _cost_of(run: Run) -> tuple[Any, ...]:
 
 def _lineage(runs: Sequence[Run]) -> str:
     """What each run came from, but for those that another one's lineage tells of."""
-    found = [lineage(LineageSettings(model=run.path)) for run in runs]
-    told = {row["path"] for rows in found for row in rows[1:-1]}
-    return lists(entries(rows) for rows in found if rows[0]["path"] not in told)
+    lineages = [lineage(LineageSettings(model=run.path)) for run in runs]
+    told = {row["path"] for rows in lineages for row in rows[1:-1]}
+    return lists(entries(rows) for rows in lineages if rows[0]["path"] not in told)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from metajax.config.fields import Settings, check, convert
-from metajax.config.names import suggestion
+from metajax.config.suggestions import suggestion
 from metajax.errors import InputError
 from metajax.reading import read_bytes
 

@@ -40,14 +40,14 @@ def choose(few_shot: FewShot, descent: Descent) -> Adapted:
     The steps are kept where they label more of the examples right that are left out, and where
     none can be left out: no class has a second example, or the start is another.
     """
-    found = _search(descent, _rates(few_shot))
+    adapted = _search(descent, _rates(few_shot))
     if few_shot.inner["head"] != "prototypes":
-        return found
+        return adapted
     right, judged = descent.left_out(None)
     if not judged:
-        return found
-    _log.info("rate %g: checking the steps on examples left out", found.rate)
-    more, _ = descent.left_out(found.rate)
+        return adapted
+    _log.info("rate %g: checking the steps on examples left out", adapted.rate)
+    more, _ = descent.left_out(adapted.rate)
     said = f"of {judged} examples left out, {more} are labelled right by the steps, {right} by the "
     said += (
         f"prototypes that they start from: the {'steps' if more > right else 'prototypes'} are kept"
@@ -57,11 +57,11 @@ def choose(few_shot: FewShot, descent: Descent) -> Adapted:
         "prototypes": right / judged,
         "steps": more / judged,
     }
-    left_out |= {"inner_lr": found.rate}
+    left_out |= {"inner_lr": adapted.rate}
     if more > right:
         _log.info("%s", said)
-        return found._replace(left_out=left_out)
-    _log.info("%s (--inner-lr %g and a new --workdir take the steps)", said, found.rate)
+        return adapted._replace(left_out=left_out)
+    _log.info("%s (--inner-lr %g and a new --workdir take the steps)", said, adapted.rate)
     return _stay(descent, None, left_out)
 
 

@@ -220,8 +220,8 @@ class Descent:
             encoder = params | {"base": _headless(params["base"])}
         else:
             encoder = _headless(params)
-        found = np.asarray(self._features(encoder, self._parts[part]), np.float32)
-        return found[: self._counts[part]]
+        features = np.asarray(self._features(encoder, self._parts[part]), np.float32)
+        return features[: self._counts[part]]
 
     def _logits(self, params: Params, features: np.ndarray) -> np.ndarray:
         head = params.get("base", params)["classifier"]

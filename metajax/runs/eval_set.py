@@ -81,21 +81,21 @@ class EvalSet(NamedTuple):
 
     def score(self, what: str, judge: Callable[[int, Task], jax.Array]) -> np.ndarray:
         """What `(number of the first, tasks) -> [T, ...]` says of the episodes, a row a draw."""
-        found: list[np.ndarray] = []
+        scores: list[np.ndarray] = []
         for episodes in self.progress(what):
             tasks = data.gather(self.examples, episodes, self.plan)
-            found += list(np.asarray(judge(len(found), tasks)))
-        return self.by_draw(found)
+            scores += list(np.asarray(judge(len(scores), tasks)))
+        return self.by_draw(scores)
 
     def progress(self, what: str) -> Iterator[data.Episodes]:
         """The chunks, counted as they are done."""
         return progress(self.episodes, what, "batch")
 
-    def by_draw(self, found: Sequence[Any]) -> np.ndarray:
+    def by_draw(self, scores: Sequence[Any]) -> np.ndarray:
         """The mean [D, ...] of each draw's queries, from the means of its episodes."""
         queries = np.concatenate([episodes.query_mask.sum(1) for episodes in self.episodes])
         weights = queries / np.bincount(self.draw, queries)[self.draw]
-        values = np.asarray(found, np.float64)
+        values = np.asarray(scores, np.float64)
         means = np.zeros((self.draw[-1] + 1, *values.shape[1:]))
         np.add.at(means, self.draw, (weights * values.T).T)
         return means
@@ -160,14 +160,14 @@ def _open_random(
 
 def _of_duplicates(tasks: Sequence[data.TaskData]) -> str:
     """What the draws make of texts that come again, in words; none where there are no such."""
-    found = [data.find_duplicates(task.texts, task.pairs, task.labels) for task in tasks]
+    duplicates = [data.find_duplicates(task.texts, task.pairs, task.labels) for task in tasks]
     every = sum(len(task.texts) for task in tasks)
-    repeated = sum(each.repeated for each in found)
+    repeated = sum(each.repeated for each in duplicates)
     if not repeated:
         return ""
     if tasks[0].keep_duplicates:
         return f"; equal texts are drawn too, {repeated} of {every} examples have that of another"
-    left_out = every - sum(int(each.once.sum()) for each in found)
+    left_out = every - sum(int(each.once.sum()) for each in duplicates)
     return f"; each text once, {left_out} of {every} examples are left out"
 
 

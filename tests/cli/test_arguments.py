@@ -15,8 +15,8 @@ from metajax.cli import main as cli
 from metajax.cli.arguments import COMMANDS, parse
 from metajax.commands.predict import predict
 from metajax.config.fields import flag
-from metajax.config.names import _ALIASES
 from metajax.config.settings import MetatrainSettings, PredictSettings
+from metajax.config.suggestions import _ALIASES
 from metajax.errors import InputError
 from metajax.reading import read_bytes
 

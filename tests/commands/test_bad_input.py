@@ -312,9 +312,9 @@ def test_single_texts_where_pairs_were_learned(refused, chain, material, tmp_pat
     for task, sound, other in (("glue:mrpc", "w1\tw2", "w1"), (material.three, "w1", "w1\tw2")):
         assert tiny.succeed(*predict, task, stdin=f"{sound}\n".encode())
         found, wanted = ("pairs", "single texts") if "\t" in other else ("single texts", "pairs")
-        message = f"has {found}, and the model learned from {wanted}"
+        message = f"has {found}, but the model was trained on {wanted}"
         refused(message, *predict, task, stdin=f"{other}\n".encode())
-    message = "has pairs, and the model learned from single texts"
+    message = "has pairs, but the model was trained on single texts"
     refused(message, "predict", "--model", chain.adapt, stdin=b"w1\tw2\n")
     (tmp_path / "dev.csv").write_text("text,text_pair,label\nw1,w2,topic8\nw3,w4,topic9\n")
     dev = ("--dev", "dev.csv", "--workdir", "run")

@@ -139,8 +139,8 @@ def test_a_dev_set_of_another_kind():
 @pytest.mark.parametrize(
     ("learned", "given", "message"),
     [
-        (True, None, "has single texts, and the model learned from pairs"),
-        (False, ["w2"], "has pairs, and the model learned from single texts"),
+        (True, None, "has single texts, but the model was trained on pairs"),
+        (False, ["w2"], "has pairs, but the model was trained on single texts"),
     ],
 )
 def test_texts_unlike_those_learned_from(learned, given, message):
