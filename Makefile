@@ -1,34 +1,34 @@
 PYTHON ?= python3
 PYTEST_OPTIONS ?= -n 2 --dist loadgroup
-# Pythons come with an old pip that takes twice the time of a new one.
+# The pip of a new virtual environment is old and takes twice as long as the newest one.
 VENV = $(PYTHON) -m venv --upgrade-deps
-# Byte code of all that is installed takes a minute; what is imported is compiled then, once for all
-# processes that the tests start.
+# Compiling everything that is installed takes a minute. Instead, modules are compiled when they are
+# first imported, once for all processes of the tests.
 INSTALL = -m pip install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-all mutants lowest dist lint docs clean
 .DEFAULT_GOAL := help
 
-help:  ## What can be made.
+help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
 
-demo: .venv-demo/stamp  ## The three stages on real weights and real text.
+demo: .venv-demo/stamp  ## Run the three stages on real weights and real text.
 	.venv-demo/bin/metajax demo
 
-test: .venv/stamp  ## The tests, less the slow ones.
+test: .venv/stamp  ## Run the tests, except the slow ones.
 	.venv/bin/python -m pytest $(PYTEST_OPTIONS)
 
-test-all: .venv/stamp  ## All tests.
+test-all: .venv/stamp  ## Run all tests.
 	.venv/bin/python -m pytest $(PYTEST_OPTIONS) -m ""
 
-mutants: .venv/stamp  ## Plants each listed fault and checks that its tests fail.
+mutants: .venv/stamp  ## Plant each listed fault and check that its tests fail.
 	.venv/bin/python -m tests.mutants $(MUTANTS)
 
-lowest: .venv-lowest/stamp  ## The tests with the lowest versions that pyproject.toml allows.
+lowest: .venv-lowest/stamp  ## Run the tests with the lowest versions that pyproject.toml allows.
 	.venv-lowest/bin/python -m pytest $(PYTEST_OPTIONS)
 
-dist: .venv/stamp  ## A wheel and an sdist in dist/, each installed elsewhere and tried.
+dist: .venv/stamp  ## Build a wheel and an sdist in dist/, install and try each.
 	rm -rf dist
 	for extra in cpu cuda13 tpu; do \
 	  .venv/bin/uv pip compile --quiet --extra $$extra --output-file /dev/null pyproject.toml || exit; \
@@ -36,19 +36,19 @@ dist: .venv/stamp  ## A wheel and an sdist in dist/, each installed elsewhere an
 	.venv/bin/python -m build --quiet
 	.venv/bin/python -m tests.try_dist dist
 
-lint: .venv/stamp  ## Style and types.
+lint: .venv/stamp  ## Check style and types.
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 
-docs: .venv-docs/stamp  ## The documentation site, in site/.
+docs: .venv-docs/stamp  ## Build the documentation site in site/.
 	.venv-docs/bin/mkdocs build --strict
 
 clean:  ## Remove the virtual environments and caches.
 	rm -rf .venv .venv-demo .venv-docs .venv-lowest dist site
 	rm -rf .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
-# PyTorch first and alone, so that nothing else can choose another version of it.
+# Install PyTorch first, so that nothing else chooses another version of it.
 .venv/stamp: pyproject.toml
 	$(VENV) .venv
 	.venv/bin/python $(INSTALL) torch==2.13.0

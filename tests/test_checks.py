@@ -75,7 +75,7 @@ def test_numbers_in_aux_are_arrays(chunk_size):
     ("returned", "said"),
     [
         (lambda loss: (loss, {"a": {"name": "x"}}), "returned a str in aux, at 'a/name': return"),
-        (lambda loss: (loss * jnp.ones(2), {}), r"a loss of shape \(2,\): return a scalar"),
+        (lambda loss: (loss * jnp.ones(2), {}), r"a loss of shape \(2,\); return a scalar"),
     ],
 )
 def test_what_a_loss_may_not_return_is_named(returned, said):

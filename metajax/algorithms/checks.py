@@ -64,13 +64,13 @@ def loss_and_aux(returned: Any) -> tuple[jax.Array, Any]:
     if not isinstance(returned, tuple | list) or len(returned) != 2:
         kinds = jax.tree.map(lambda x: jax.typeof(x) if hasattr(x, "shape") else type(x), returned)
         raise TypeError(
-            f"the loss function returned {kinds}: return (loss, aux), a scalar and any pytree of "
-            "arrays, {} if there is nothing to tell"
+            f"the loss function returned {kinds}; return (loss, aux), a scalar and any pytree of "
+            "arrays, {} if there is no auxiliary output"
         )
     loss, aux = returned
     if jnp.shape(loss):
         raise TypeError(
-            f"the loss function returned a loss of shape {jnp.shape(loss)}: return a scalar, for "
+            f"the loss function returned a loss of shape {jnp.shape(loss)}; return a scalar, for "
             "instance its mean"
         )
 

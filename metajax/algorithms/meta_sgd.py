@@ -141,7 +141,7 @@ def maml_plus_plus(
     """
     if num_steps < 1:
         raise ValueError(
-            f"num_steps is {num_steps}: MAML++ learns rates of steps, so give 1 or more"
+            f"num_steps is {num_steps}, but MAML++ learns rates of steps; give 1 or more"
         )
     for name, value in {"multi_step": multi_step, "first_order_until": first_order_until}.items():
         if value < 0:
@@ -253,6 +253,6 @@ def _check_steps(rates: Params, num_steps: int) -> None:
     for leaf in jax.tree.leaves(rates):
         if jnp.ndim(leaf) and len(leaf) < num_steps:
             raise ValueError(
-                f"num_steps is {num_steps}, but rates were learned for {len(leaf)}: "
-                "take at most as many"
+                f"num_steps is {num_steps}, but rates were learned for {len(leaf)}; "
+                "give at most as many"
             )

@@ -66,7 +66,7 @@ def split_batch(batch: Batch, parts: int) -> Task:
     def split(leaf: jax.Array) -> jax.Array:
         if leaf.shape[0] % parts:
             raise ValueError(
-                f"a batch of {leaf.shape[0]} does not split into {parts} equal parts: "
+                f"a batch of {leaf.shape[0]} does not split into {parts} equal parts; "
                 f"use a multiple of {parts}"
             )
         return leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:])

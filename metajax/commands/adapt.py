@@ -46,10 +46,14 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         InputError: the input cannot be used.
     """
     if len(settings.tasks) != 1:
-        raise InputError(f"--tasks names {len(settings.tasks)} tasks: adapt to one at a time")
+        raise InputError(
+            f"--tasks names {len(settings.tasks)} tasks, but adapt takes one; give one"
+        )
     (task,) = load(settings, split="train")
     if not task.label_names:
-        raise InputError(f"{task.name}: is a regression: adapt needs classes")
+        raise InputError(
+            f"{task.name}: is a regression, but adapt needs classes; give another task"
+        )
     dev = _load_dev(settings, task)
     few_shot = open_few_shot(settings.model, settings, settings, len(task.label_names))
     _warn_if_stepless(settings, few_shot)

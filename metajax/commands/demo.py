@@ -103,7 +103,7 @@ def _check_own(root: Path) -> None:
     if data.exists():
         there += data.iterdir() if data.is_dir() else [data]
     if there and not DemoData.of(data).text.is_file():
-        raise InputError(f"{root}: is not empty and holds no demo; give a new --workdir")
+        raise InputError(f"{root}: is not empty and has no demo; give a new --workdir")
 
 
 def _say(number: int, text: str) -> None:

@@ -119,13 +119,13 @@ def _plain(settings: EvaluateSettings, few_shot: FewShot, classes: int) -> FewSh
         plain = open_as_trained(parent, settings, few_shot, classes)
     except InputError as error:
         raise InputError(
-            f"{settings.model}: the weights it was meta-trained from cannot be read ({error}): "
-            "put them back, for the other methods start from them"
+            f"{settings.model}: the weights it was meta-trained from cannot be read ({error}); "
+            "restore them, because the other methods start from them"
         ) from None
     if identity(plain.source.record) != identity(record["parent"]):
         raise InputError(
-            f"{parent}: is not what {settings.model} was meta-trained from any more: "
-            "put the old weights back, for the other methods start from them"
+            f"{parent}: has changed since {settings.model} was meta-trained from it; "
+            "restore the old weights, because the other methods start from them"
         )
     return plain
 

@@ -69,6 +69,6 @@ def _save(output: Path, model: Transformer, params: Params) -> None:
     except OSError as error:
         if error.errno not in (errno.EBUSY, errno.EXDEV):
             raise
-        raise InputError(f"{output}: is a disk of its own; give a directory in it") from None
+        raise InputError(f"{output}: is a mount point; give a directory in it") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

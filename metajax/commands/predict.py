@@ -49,9 +49,9 @@ def predict(settings: PredictSettings) -> None:
     """
     target = None if settings.output == "-" else writable(settings.output, settings.input)
     if target is None and sys.stdout is None:
-        raise InputError("standard output: is closed; name a file with --output")
+        raise InputError("standard output: is closed; give a file with --output")
     if settings.input == "-" and sys.stdin is None:
-        raise InputError("standard input: is closed; name a file with --input")
+        raise InputError("standard input: is closed; give a file with --input")
     classifier = open_classifier(settings.model, settings.task)
     if settings.max_length is not None:
         classifier = classifier._replace(max_length=settings.max_length)

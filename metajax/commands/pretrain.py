@@ -97,8 +97,8 @@ def _report_repeated(lines: Sequence[str]) -> None:
     repeated = len(lines) - len(set(map(normalise, lines)))
     if repeated:
         _log.warning(
-            "%d of %d lines of the text come again: where one is held out too, what is measured on "
-            "it is too good",
+            "%d of %d lines of the text are repeated, so measurements on held-out text may be too "
+            "good",
             *(repeated, len(lines)),
         )
 

@@ -42,7 +42,7 @@ class Embeddings(nnx.Module):
         """`input_ids`, `token_type_ids` and, if packed, `position_ids` `[B, L]` to `[B, L, H]`."""
         length, most = batch["input_ids"].shape[1], self.position.shape[0]
         if length > most:
-            raise ValueError(f"input_ids are {length} long, the model has {most} positions")
+            raise ValueError(f"input_ids are {length} long, but the model has {most} positions")
         where = batch.get("position_ids", slice(length))
         x_BxLxH = self.word[batch["input_ids"]] + self.position[where]
         if hasattr(self, "token_type"):

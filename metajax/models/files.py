@@ -52,7 +52,7 @@ def resolve(name_or_path: str) -> Path:
     if path.is_dir():
         return _cached(path) if (path / "snapshots").is_dir() else path
     if path.exists():
-        raise InputError(f"{path}: this is a file; give the directory that holds config.json")
+        raise InputError(f"{path}: is a file; give the directory with config.json")
     # A hub id is NAME or OWNER/NAME.
     if name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1:
         raise InputError(f"{name_or_path}: no such directory; check the path")
@@ -86,10 +86,10 @@ def _snapshot(name: str, patterns: tuple[str, ...]) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
     except huggingface_hub.errors.GatedRepoError as error:
-        raise InputError(f"{name}: the hub wants a login for it; log in, or {_HINT}") from error
+        raise InputError(f"{name}: the hub requires a login; log in, or {_HINT}") from error
     except huggingface_hub.errors.RepositoryNotFoundError as error:
         raise InputError(
-            f"{name}: the hub has no such model; check the name, or {_HINT}"
+            f"{name}: the hub has no model of this name; check the name, or {_HINT}"
         ) from error
     except huggingface_hub.errors.HFValidationError as error:
         raise InputError(f"{name!r}: neither a directory nor a hub id; {_HINT}") from error
@@ -229,8 +229,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError as error:
         raise InputError(
-            f"{path}: reading it takes PyTorch; install torch, or give the same model with "
-            "model.safetensors"
+            f"{path}: needs PyTorch; install torch, or give the same model with model.safetensors"
         ) from error
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)

@@ -148,7 +148,7 @@ def _open_random(
     classes = "all classes of a data set" if settings.whole_tasks else f"{ways} ways"
     return EvalSet(
         description=f"{count} episodes drawn at random with seed {settings.seed}: {classes}, "
-        f"{spec.shots} shots, {spec.queries} queries a class, each classified by itself"
+        f"{spec.shots} shots, {spec.queries} queries per class, each classified by itself"
         + _of_duplicates(tasks),
         size=Size(ways, spec.shots, spec.queries),
         examples=examples,
@@ -159,7 +159,7 @@ def _open_random(
 
 
 def _of_duplicates(tasks: Sequence[data.TaskData]) -> str:
-    """What the draws make of texts that come again, in words; none where there are no such."""
+    """Describe how episodes use repeated texts; empty if there are none."""
     duplicates = [data.find_duplicates(task.texts, task.pairs, task.labels) for task in tasks]
     every = sum(len(task.texts) for task in tasks)
     repeated = sum(each.repeated for each in duplicates)
@@ -174,14 +174,16 @@ def _of_duplicates(tasks: Sequence[data.TaskData]) -> str:
 def _published(settings: EvaluateSettings, tasks: Sequence[data.TaskData]) -> Choice:
     if settings.keep_duplicates:
         raise InputError(
-            f"{flag('keep_duplicates')}: of --splits no draw has a text of its own to classify: "
-            "leave it out"
+            f"{flag('keep_duplicates')}: of --splits no draw has a text of its own to classify; "
+            "remove it"
         )
     if len(tasks) != 1:
-        raise InputError(f"--splits: draws are of one task, and --tasks has {len(tasks)}; give one")
+        raise InputError(
+            f"--splits: draws belong to one task, but --tasks has {len(tasks)}; give one"
+        )
     [task] = tasks
     if not task.label_names:
-        raise InputError(f"{task.name}: is a regression; draws need classes, give another task")
+        raise InputError(f"{task.name}: is a regression, but draws need classes; give another task")
     directory = Path(str(settings.splits))
     supports = [
         load(settings, split="train", specs=[str(file)])[0] for file in _draw_files(directory)
@@ -198,8 +200,8 @@ def _published(settings: EvaluateSettings, tasks: Sequence[data.TaskData]) -> Ch
         given = getattr(settings, name)
         if given is not None and {given} != counts:
             raise InputError(
-                f"{flag(name)} {given}: the draws of --splits {directory} have {_range(counts)}: "
-                "leave it out"
+                f"{flag(name)} {given}: the draws of --splits {directory} have {_range(counts)}; "
+                "remove it"
             )
     said = (
         f"{len(supports)} published draws of {directory}: {ways} ways, {_range(held['shots'])} "
@@ -212,14 +214,14 @@ def _published(settings: EvaluateSettings, tasks: Sequence[data.TaskData]) -> Ch
 def _draw_files(directory: Path) -> list[Path]:
     where = f"--splits {directory}"
     if not directory.is_dir():
-        raise InputError(f"{where}: is no directory; give the one that holds the draws")
+        raise InputError(f"{where}: is not a directory; give the directory with the draws")
     files = sorted(
         file for file in directory.iterdir() if file.is_file() and file.name[:1] not in "._"
     )
     if len(files) < 2:
         raise InputError(
-            f"{where}: holds {len(files)} files; put there two draws or more, each the support "
-            "examples of one in a file like --tasks"
+            f"{where}: has {len(files)} files; give two draws or more, one file per support set, "
+            "in the format of --tasks"
         )
     return files
 

@@ -113,7 +113,7 @@ def _for_tasks(model: Transformer, params: Params, rng: jax.Array) -> tuple[Tran
     """The same for tasks of one label or value a text: another kind of head makes room for one."""
     if model.problem_type is None:
         return model, params
-    _log.warning("%s: its head is for %s: not used", model.source, model.problem_type)
+    _log.warning("%s: its head is for %s and is not used", model.source, model.problem_type)
     params = {key: value for key, value in params.items() if key != "classifier"}
     model = model.replace(problem_type=None)
     return with_head(model, params, head="classification", rng=rng)
@@ -134,7 +134,7 @@ def pooling_of(spec: str, default: str) -> str:
     if record is None:
         pooling = named_pooling(spec)
         if pooling is None:
-            _log.warning("%s: names no pooling (1_Pooling): %s is used", spec, default)
+            _log.warning("%s: names no pooling (1_Pooling); %s is used", spec, default)
         return pooling or default
     pooling = record["model"].get("pooling", "pooler")
     return default if pooling == "pooler" and record["stage"] != "metatrain" else pooling
@@ -162,7 +162,7 @@ def _find(spec: str) -> tuple[Path, dict[str, Any] | None]:
     path = to_path(spec)
     record = read_record(path)
     if record is None and in_bucket(path):
-        raise InputError(f"{spec}: holds no run: in a bucket, only a workdir can be read")
+        raise InputError(f"{spec}: has no run; in a bucket, give the working directory of a run")
     return path, record
 
 

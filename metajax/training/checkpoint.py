@@ -94,7 +94,7 @@ class Checkpoints:
             if not can_be_listed(directory.parent):
                 raise StoppedError(_unreachable(directory, None, error)) from error
             raise StoppedError(
-                f"{directory}: cannot be opened ({reason_of(error)}): move the checkpoint away "
+                f"{directory}: cannot be opened ({reason_of(error)}); move away the checkpoint "
                 "whose _CHECKPOINT_METADATA is damaged, or fix the path, and run the same command "
                 "again"
             ) from error
@@ -152,7 +152,7 @@ class Checkpoints:
                 steps = whole_steps(self._directory)
             safe = f"step {max(steps)} is safe" if steps else "nothing is saved yet"
             raise StoppedError(
-                f"{self._directory}: a checkpoint could not be written ({reason_of(error)}): "
+                f"{self._directory}: a checkpoint could not be written ({reason_of(error)}), "
                 f"{safe}; free disk space or fix the path, and run the same command again"
             ) from error
 
@@ -194,7 +194,7 @@ class Checkpoints:
     def _set_aside(self, step: int, error: Exception) -> None:
         aside = self._directory.parent / f"damaged-{step}"
         _log.warning(
-            "%s: checkpoint %d cannot be read (%s): set aside as %s; an earlier one is used",
+            "%s: checkpoint %d cannot be read (%s) and is set aside as %s; an earlier one is used",
             *(self._directory, step, reason_of(error), aside),
         )
         if jax.process_index() == 0:
@@ -214,7 +214,7 @@ class Checkpoints:
                 self._orbax.delete(checkpoint.step)
             except OSError as error:
                 _log.warning(
-                    "%s: checkpoint %d cannot be removed (%s): remove it yourself",
+                    "%s: checkpoint %d cannot be removed (%s); remove it yourself",
                     *(self._directory, checkpoint.step, error.strerror),
                 )
 
@@ -267,13 +267,13 @@ def load(directory: Path) -> Saved:
             continue
         for lost, reason in damaged.items():
             _log.warning(
-                "%s: checkpoint %d cannot be read (%s): the one before it is used",
+                "%s: checkpoint %d cannot be read (%s); the one before it is used",
                 *(directory, lost, reason_of(reason)),
             )
         return saved
     if damaged:
         raise InputError(_none_readable(directory, damaged))
-    raise InputError(f"{directory}: holds no checkpoint yet: let the run that writes it finish")
+    raise InputError(f"{directory}: has no checkpoint yet; wait until its run has finished")
 
 
 def _read(path: Path, step: int) -> Saved:

@@ -36,8 +36,8 @@ def init_distributed(
         )
     except (ValueError, RuntimeError) as error:
         raise InputError(
-            f"--distributed: the hosts do not find each other ({reason_of(error)}): outside of "
-            "TPU VMs, Slurm and Open MPI give --coordinator, --num-processes and --process-id too"
+            f"--distributed: the hosts do not find each other ({reason_of(error)}); outside of "
+            "TPU VMs, Slurm and Open MPI also give --coordinator, --num-processes and --process-id"
         ) from error
 
 
@@ -88,7 +88,7 @@ def explain_host_errors() -> Iterator[None]:
         if jax.process_count() == 1:
             raise
         raise LostError(
-            f"process {jax.process_index()} of {jax.process_count()} could not go on with "
-            f"the others ({reason_of(error)}): what was saved is safe; see what the "
-            "others say, and start the command again on all hosts"
+            f"process {jax.process_index()} of {jax.process_count()} could not continue with "
+            f"the others ({reason_of(error)}); existing checkpoints are intact; see the messages "
+            "of the others, and run the same command again on all hosts"
         ) from error

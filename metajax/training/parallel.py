@@ -258,6 +258,6 @@ def split_tasks(tasks: Task, parts: int) -> Task:
         below, above = total - total % parts, total - total % parts + parts
         near = f"{below} or {above}" if below else f"{above}"
         raise ValueError(
-            f"{total} tasks a step cannot be split evenly over {parts} devices; use {near}"
+            f"{total} tasks per step cannot be split evenly over {parts} devices; use {near}"
         )
     return jax.tree.map(lambda leaf: leaf.reshape(parts, total // parts, *leaf.shape[1:]), tasks)

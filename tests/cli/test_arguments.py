@@ -292,5 +292,5 @@ def test_predict_needs_the_streams_that_it_uses(stream, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, stream, None)
     monkeypatch.setattr("metajax.commands.predict.open_classifier", lambda *_: None)
     name, option = ("input", "--input") if stream == "stdin" else ("output", "--output")
-    with pytest.raises(InputError, match=f"^standard {name}: is closed; name a file with {option}"):
+    with pytest.raises(InputError, match=f"^standard {name}: is closed; give a file with {option}"):
         predict(PredictSettings(model="m"))

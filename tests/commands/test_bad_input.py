@@ -47,7 +47,7 @@ WIRING = {
     "finetune": {
         "--model": NO_MODEL,
         "--tasks": NO_TASKS,
-        "--dev": ("other.csv", "other.csv: has the label 'topic3', which the training file has"),
+        "--dev": ("other.csv", "other.csv: has the label 'topic3', but the training file does"),
         "--classes": NO_CLASSES,
         "--workdir": NO_WORKDIR,
         "--config": NO_SETTINGS,
@@ -66,7 +66,7 @@ WIRING = {
     "adapt": {
         "--model": NO_MODEL,
         "--tasks": NO_TASKS,
-        "--dev": ("other.csv", "other.csv: has the label 'topic3', which the training file has"),
+        "--dev": ("other.csv", "other.csv: has the label 'topic3', but the training file does"),
         "--classes": NO_CLASSES,
         "--workdir": NO_WORKDIR,
         "--config": NO_SETTINGS,
@@ -76,7 +76,7 @@ WIRING = {
         "--model": NO_MODEL,
         "--tasks": NO_TASKS,
         "--classes": NO_CLASSES,
-        "--splits": ("no", "--splits no: is no directory"),
+        "--splits": ("no", "--splits no: is not a directory"),
         "--ways": (4, "has 3 classes, fewer than 4 ways"),
         "--shots": (6, "has 8 examples, fewer than 6 shots and 3 queries"),
         "--methods": ("checkpoint", "is not meta-trained, so the method checkpoint has nothing to"),
@@ -185,7 +185,7 @@ def test_adapt_refuses_a_loss_that_is_no_number(material, tmp_path, steps):
 def test_the_demo_leaves_a_directory_of_others_alone(refused, tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine\n")
-    refused("is not empty and holds no demo", "demo", "--workdir", tmp_path)
+    refused("is not empty and has no demo", "demo", "--workdir", tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
     assert (tmp_path / name).read_text() == "mine\n"
 
@@ -211,7 +211,7 @@ def test_a_disk_without_locks(chain, encoder, material, tmp_path, monkeypatch):
     command[command.index("--model") + 1] = encoder
     done = tiny.run(*command)
     assert done.status == 0, done.err
-    assert "cannot be locked ([Errno 37] No locks available); keep other runs out" in done.err
+    assert "cannot be locked ([Errno 37] No locks available); do not start another run" in done.err
     assert done.err.count("has no masked_lm: freshly initialised") == 1
 
 
@@ -241,15 +241,15 @@ def test_a_run_that_has_no_checkpoint_yet(refused, chain, material, tmp_path):
     run = shutil.copytree(chain.pretrain, tmp_path / "early")
     shutil.rmtree(run / "checkpoints")
     command = ("--tasks", material.new, "--workdir", "run")
-    refused("holds no checkpoint yet", "adapt", "--model", run, *command)
+    refused("has no checkpoint yet", "adapt", "--model", run, *command)
     (run / "checkpoints").mkdir()
-    refused("holds no checkpoint yet", "adapt", "--model", run, *command)
-    refused("holds no checkpoint yet", "export", "--model", run, "--output", "out")
+    refused("has no checkpoint yet", "adapt", "--model", run, *command)
+    refused("has no checkpoint yet", "export", "--model", run, "--output", "out")
 
 
 def test_workdir_of_another_stage(refused, chain, material):
     refused(
-        "belongs to a pretrain run, not metatrain", *metatrain_command(material, chain.pretrain)
+        "belongs to a pretrain run, not to metatrain", *metatrain_command(material, chain.pretrain)
     )
 
 
@@ -409,7 +409,7 @@ def test_evaluate_where_the_weights_below_are_gone_or_others(refused, chain, mat
     alone = ("--methods", "checkpoint", "--episodes", 10, "--curve", 2)
     assert "checkpoint " in tiny.succeed(*command, *alone)
     tiny.write_model(below, head="encoder")
-    refused(f"{below}: is not what .*meta was meta-trained from any more", *command)
+    refused(f"{below}: has changed since .*meta was meta-trained from it", *command)
 
 
 def test_export(refused, chain, tmp_path, monkeypatch):
@@ -424,7 +424,7 @@ def test_export(refused, chain, tmp_path, monkeypatch):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "replace", busy)
-        refused("is a disk of its own; give a directory in it", *export, tmp_path / "mounted")
+        refused("is a mount point; give a directory in it", *export, tmp_path / "mounted")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     refused("is not writable", *export, "out")
 

@@ -61,8 +61,8 @@ def test_an_evaluation_has_no_text_on_both_sides(tasks, tokenizer):
     protocol = protocol_of(tasks, tokenizer)
     assert on_both_sides(protocol) == [set()] * 20
     assert protocol.description.endswith(
-        "3 queries a class, each classified by itself; each text once, 20 of 32 examples are left "
-        "out"
+        "3 queries per class, each classified by itself; each text once, 20 of 32 examples are "
+        "left out"
     )
     kept = protocol_of(tasks, tokenizer, keep_duplicates=True)
     assert any(on_both_sides(kept))
@@ -74,7 +74,7 @@ def test_without_equal_texts_nothing_is_said_of_them(tasks, tokenizer, tmp_path,
     (tmp_path / "once.csv").write_text("".join(lines[:13]))
     for keep in (False, True):
         protocol = protocol_of(str(tmp_path / "once.csv"), tokenizer, keep_duplicates=keep)
-        assert protocol.description.endswith("3 queries a class, each classified by itself")
+        assert protocol.description.endswith("3 queries per class, each classified by itself")
     assert not caplog.messages
 
 
@@ -140,7 +140,7 @@ def test_lines_that_come_again_are_reported(caplog):
     caplog.set_level(logging.INFO)
     _report_repeated(["w1 w2", "w3", "w1  w2", "w1 w2", "w4"])
     (message,) = caplog.messages
-    assert message.startswith("2 of 5 lines of the text come again")
+    assert message.startswith("2 of 5 lines of the text are repeated")
     caplog.clear()
     _report_repeated(["w1", "w2"])
     assert not caplog.messages

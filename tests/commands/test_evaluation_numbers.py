@@ -146,7 +146,7 @@ def test_a_row_says_what_it_is_of_and_how_sure_it_is(material, rows):
         assert (row.ways, row.shots, row.queries, row.episodes) == (WAYS, SHOTS, QUERIES, EPISODES)
         assert row.tasks == " ".join(material.settings.tasks)
         assert row.protocol == (
-            "11 episodes drawn at random with seed 3: 3 ways, 2 shots, 4 queries a class, each "
+            "11 episodes drawn at random with seed 3: 3 ways, 2 shots, 4 queries per class, each "
             "classified by itself"
         )
     assert [row.seconds for row in rows] == [ADAPT] * 2 + [FEATURES + JUDGE] * 3
@@ -271,7 +271,7 @@ def test_whole_tasks_have_all_classes_whatever_the_ways(material):
     np.testing.assert_array_equal(classes, np.array([5, 4])[which])
     assert {0, 1} == set(which)
     assert len(found.draw) == len(which) == EPISODES
-    assert ": all classes of a data set, 2 shots, 4 queries a class" in found.description
+    assert ": all classes of a data set, 2 shots, 4 queries per class" in found.description
 
 
 def test_a_draw_counts_its_queries_alike():

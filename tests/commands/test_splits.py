@@ -132,14 +132,14 @@ def test_draws_that_cannot_be_used(refused, chain, splits):
     def command(*tasks):
         return ("evaluate", "--model", chain.metatrain, "--splits", splits, "--tasks", *tasks)
 
-    refused("draws are of one task, and --tasks has 2", *command(task, splits / "0.csv"))
+    refused("draws belong to one task, but --tasks has 2", *command(task, splits / "0.csv"))
     for name, given, held in (
         ("--ways", 5, "3"),  # The value without draws.
         ("--shots", 1, "1 to 2"),
         ("--queries", 8, "7 to 8"),
         ("--episodes", 600, "2"),
     ):
-        message = f"{name} {given}: the draws of --splits {splits} have {held}; leave it out"
+        message = f"{name} {given}: the draws of --splits {splits} have {held}; remove it"
         refused(message, *command(task), name, given)
     tiny.write_rows(splits / "1.csv", [("a text", ROWS[0][1]), ("another", "nowhere")])
     refused("1.csv: has other classes than .*'nowhere'", *command(task))
@@ -149,5 +149,5 @@ def test_draws_that_cannot_be_used(refused, chain, splits):
     (splits / "1.csv").write_text("text,text_pair,label\n" + pairs)
     refused("1.csv: has two texts per example but .* has one text", *command(task))
     (splits / "1.csv").unlink()
-    refused("holds 1 files; put there two draws or more", *command(task))
-    refused("is no directory", *command(task)[:-4], "--splits", task, "--tasks", task)
+    refused("has 1 files; give two draws or more", *command(task))
+    refused("is not a directory", *command(task)[:-4], "--splits", task, "--tasks", task)

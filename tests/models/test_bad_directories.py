@@ -88,7 +88,7 @@ def test_directories(model, change, message):
 def test_names_of_directories(model):
     (model / "text.txt").touch()
     check_refusal("^./nowhere: no such directory", from_pretrained, "./nowhere")
-    check_refusal("text.txt: this is a file", from_pretrained, "model/text.txt")
+    check_refusal("text.txt: is a file", from_pretrained, "model/text.txt")
     check_refusal("neither a directory nor a hub id", from_pretrained, "spaces in it")
 
 

@@ -316,5 +316,5 @@ def test_the_logits_depend_on_the_pooler_where_the_model_says_so(head, pooling):
 
 
 def test_too_long_input_is_refused():
-    with pytest.raises(ValueError, match="17 long, the model has 16 positions"):
+    with pytest.raises(ValueError, match="17 long, but the model has 16 positions"):
         MODEL(make_params(MODEL), make_batch(length=17))

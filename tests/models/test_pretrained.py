@@ -514,7 +514,7 @@ def test_paths_and_hub_ids(tmp_path, monkeypatch):
         with pytest.raises(InputError, match="no such directory"):
             files.resolve(name)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="this is a file"):
+    with pytest.raises(InputError, match="is a file"):
         files.resolve("file")
     with pytest.raises(InputError, match="neither a directory nor a hub id"):
         files.resolve("not a name!")

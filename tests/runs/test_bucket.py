@@ -132,7 +132,7 @@ def test_a_checkpoint_is_whole_once_it_says_so(bucket):
     for step in (2, 1):  # As during a save.
         assert checkpoint.load(directory).step == step
         bucket.delete(f"few/checkpoints/{step}/commit_success.txt")
-    with pytest.raises(InputError, match="holds no checkpoint yet"):
+    with pytest.raises(InputError, match="has no checkpoint yet"):
         checkpoint.load(directory)
 
 
@@ -183,7 +183,7 @@ def test_a_save_that_never_ends(bucket, monkeypatch):
             assert timeout == 600
             raise TimeoutError("timed out")
 
-    said = r"gs://bucket/hangs/checkpoints: .* \(timed out\): step 1 is safe"
+    said = r"gs://bucket/hangs/checkpoints: .* \(timed out\), step 1 is safe"
     with Checkpoints(directory, keep=2, record={"stage": "test"}) as checkpoints:
         for step in (1, 2):
             checkpoints.save(few_state(step))
@@ -267,7 +267,11 @@ def test_every_stage_reads_a_bucket(chain, material, bucket, tmp_path):
                 ("gs://another/run", "gs://another: there is no bucket of this name; check"),
             )
         ),
-        ("--model", "gs://bucket/none", "holds no run: in a bucket, only a workdir can be read"),
+        (
+            "--model",
+            "gs://bucket/none",
+            "has no run; in a bucket, give the working directory of a run",
+        ),
     ],
 )
 def test_addresses_of_no_use(material, bucket, tmp_path, option, address, said):

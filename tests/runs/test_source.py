@@ -131,7 +131,7 @@ def test_a_head_of_another_type_is_not_that_of_a_task(bert, tmp_path, caplog):
         kept = (opened.params["classifier"]["kernel"] == params["classifier"]["kernel"]).all()
         assert kept == (problem_type is None)
         tiny.assert_same_bits(opened.params["layers"], params["layers"])
-        said = f"{path}: its head is for {problem_type}: not used"
+        said = f"{path}: its head is for {problem_type} and is not used"
         assert caplog.messages == (
             [] if kept else [said, "with_head: has no classifier: freshly initialised"]
         )
@@ -155,7 +155,7 @@ def test_few_shot_stages_pool_as_the_weights_say_or_by_the_mean(tmp_path, caplog
         return found[0]
 
     assert pooling(directory) == "mean"
-    note = f"{directory}: names no pooling (1_Pooling): mean is used"
+    note = f"{directory}: names no pooling (1_Pooling); mean is used"
     assert caplog.messages == [note, note]
     for mode in ("mean", "cls"):
         pool(directory, mode)
@@ -197,7 +197,7 @@ def test_what_weights_do_not_say_of_pooling_is_said_once(bert, tmp_path, monkeyp
     settings = FinetuneSettings(model=bert, tasks=tasks, workdir=tmp_path / "run", steps=1)
     assert finetuning.finetune(settings).model.pooling == "pooler"
     said = [line for line in caplog.messages if "1_Pooling" in line]
-    assert said == [f"{bert}: names no pooling (1_Pooling): pooler is used"]
+    assert said == [f"{bert}: names no pooling (1_Pooling); pooler is used"]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -37,7 +37,7 @@ def test_a_run_is_followed(material, tmp_path, capfd):
     command = [*map(str, metatrain_command(material, run, steps=2, algorithm="fomaml"))]
     command += ["--profile"]
     assert main([*command, "--track", "tensorboard", "--log-level", "warning"]) == 0
-    pooling = f"{material.bert}: names no pooling (1_Pooling): mean is used"
+    pooling = f"{material.bert}: names no pooling (1_Pooling); mean is used"
     assert capfd.readouterr().err == f"metajax: {pooling}\n"
     # TensorBoard has the numbers of the metrics.
     before, *rows = tiny.rows_of(run)
