@@ -245,7 +245,7 @@ def class_means(features_BxD: Array, batch: Batch, num_classes: int) -> Array:
     if "example_mask" in batch:
         member_BxC = member_BxC * batch["example_mask"].astype(wide_BxD.dtype)[:, None]
     count_C = member_BxC.sum(0)
-    return (wide_BxD.T @ member_BxC / (count_C + (count_C == 0))).T
+    return (wide_BxD.T @ member_BxC / (count_C + (count_C == 0).astype(count_C.dtype))).T
 
 
 def classify(logits_BxC: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:

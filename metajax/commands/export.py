@@ -21,14 +21,14 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     """Writes config, tokenizer and safetensors to `settings.output`.
 
     Returns:
-        `output`, the directory; `head`, what it holds besides the encoder; `loads_in`, the
+        `output`, the directory; `head`, its head; `loads_in`, the
         class of transformers, which for a head on mean pooling is the encoder's (the head lies
-        beside it, in classifier.safetensors, and metajax reads it).
+        next to it, in classifier.safetensors, and metajax reads it).
 
     Raises:
         InputError: the workdir holds no checkpoint, or the directory is not empty.
     """
-    output = Path(os.path.abspath(on_disk(settings.output)))  # A name to write beside, even of "."
+    output = Path(os.path.abspath(on_disk(settings.output)))  # A name with a parent, even for "."
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise InputError(f"{output}: exists and is not an empty directory; give a new one")
     check_writable(output)

@@ -1,4 +1,4 @@
-"""One HTML page on runs: curves, tables and lineage, with the pictures beside it."""
+"""One HTML page on runs: curves, tables and lineage, and the pictures next to it."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

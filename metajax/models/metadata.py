@@ -70,7 +70,7 @@ def read_notes(directory: Path, values: Mapping[str, Any], rows: int | None = No
         num_labels = tuple(_list(own["num_labels"], int))
         projection = own.get("projection")
         if projection is not None and not (type(projection) is int and projection > 0):
-            raise ValueError("there is no such width")
+            raise ValueError("a width must be above 0")
         label_names = own.get("label_names")
         if label_names is not None:
             label_names = tuple(_texts(names) for names in _list(label_names, list | None))
