@@ -74,7 +74,7 @@ def test_numbers_in_aux_are_arrays(chunk_size):
 @pytest.mark.parametrize(
     ("returned", "said"),
     [
-        (lambda loss: (loss, {"a": {"name": "x"}}), "returned a str in aux, at 'a/name': return"),
+        (lambda loss: (loss, {"a": {"name": "x"}}), "returned a str in aux, at 'a/name'; return"),
         (lambda loss: (loss * jnp.ones(2), {}), r"a loss of shape \(2,\); return a scalar"),
     ],
 )
@@ -129,7 +129,7 @@ def test_an_integer_that_the_inner_steps_would_change_is_named(make):
     algorithm = make(square_loss, SGD, 1)
     params = {"w": jnp.zeros(3), "net": {"steps": jnp.int32(2)}}
     with pytest.raises(
-        TypeError, match=r"leaf 'net/steps' is int32, and inner steps .*`trainable`"
+        TypeError, match=r"leaf 'net/steps' is int32, but inner steps .*`trainable`"
     ):
         step(loop(algorithm), params)
     with pytest.raises(TypeError, match="leaf 'net/steps' is int32"):

@@ -1,4 +1,4 @@
-"""Meta-learning algorithms, one family per file, what they are built from, and their registry."""
+"""Meta-learning algorithms, one family per file, their building blocks, and their registry."""
 
 from metajax.algorithms.registry import ALGORITHMS, Entry
 

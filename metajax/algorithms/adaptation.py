@@ -1,4 +1,4 @@
-"""What gradient-based algorithms share: adaptation to one task, and the gradient through it."""
+"""Adaptation to one task and the gradient through it, for all gradient-based algorithms."""
 
 import functools
 import warnings
@@ -28,14 +28,14 @@ from metajax.types import (
     Task,
 )
 
-# Keys of the independent uses of one task's key.
+# Indices to fold into a task's key, one per independent use.
 INIT, INNER, QUERY = range(3)
 
 Optimizer: TypeAlias = optax.GradientTransformation
 
 
 class Engine(TypedDict, total=False):
-    """How the inner loop is computed and differentiated; see `metajax.maml`."""
+    """Options for computing and differentiating the inner loop; see `metajax.maml`."""
 
     first_order: bool
     low_memory: bool
@@ -44,22 +44,22 @@ class Engine(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Adaptation:
-    """Adaptation to one task; its methods are pure and differentiable.
+    """Adaptation to one task. Its methods are pure and differentiable.
 
     Attributes:
         loss_fn: `(params, batch, rng) -> (loss, aux)`.
         num_steps: inner steps, K >= 0.
-        first_order: see `metajax.maml`, as for all that follow.
-        low_memory: exact second order in less memory.
-        unroll: compile the inner steps one after the other.
+        first_order: see `metajax.maml`, also for the attributes below.
+        low_memory: whether to compute the exact second order in less memory.
+        unroll: whether to compile the inner steps one after the other.
         trainable: predicate on a parameter's path; true if the inner loop updates it.
-        reparametrize: expresses the task in fewer parameters.
-        init_fn: where the inner loop starts.
-        make_loop: an inner loop of the algorithm's own, in place of `inner_loop`.
+        reparametrize: function that expresses the task in fewer parameters.
+        init_fn: start of the inner loop.
+        make_loop: constructor of a different inner loop. None uses `inner_loop`.
 
     Raises:
-        ValueError: num_steps is below 0; once it is used, `trainable` is true of no parameter.
-        TypeError: once it is used, loss_fn does not return a scalar loss and aux.
+        ValueError: num_steps is below 0, or, when called, `trainable` is false for all parameters.
+        TypeError: when called, loss_fn does not return a scalar loss and aux.
 
     Examples:
         >>> import jax.numpy as jnp, metajax, optax
@@ -83,12 +83,12 @@ class Adaptation:
     make_loop: Callable[[InnerLoss], InnerLoop] | None = None
 
     def __post_init__(self) -> None:
-        self._loop()  # It checks the number of steps.
+        self._loop()  # This call checks the number of steps.
 
     def adapt(
         self, optimizer: Optimizer, params: Params, support: Batch, rng: Key | None
     ) -> tuple[Params, AdaptInfo]:
-        """Returns the parameters after the inner steps, and the losses before each of them."""
+        """Return the parameters after the inner steps, and the loss before each step."""
         if self.reparametrize is None:
             return self._solve(optimizer, params, support, rng)[:2]
         params, task, undo = self.reparametrize(params, Task(support, None))
@@ -103,9 +103,9 @@ class Adaptation:
         rng: Key | None,
         step_weights: jax.Array | None = None,
     ) -> tuple[jax.Array, MetaInfo]:
-        """Returns the loss on the query set after adaptation.
+        """Return the loss on the query set after adaptation.
 
-        With `step_weights` [K], it is the weighted sum of the losses after each step.
+        With `step_weights` [K], return the weighted sum of the losses after each step.
         """
         if self.reparametrize is not None:
             params, task, _ = self.reparametrize(params, task)
@@ -124,7 +124,7 @@ class Adaptation:
     def algorithm(
         self, optimizer: Optimizer, init: Callable[[Params], Params] = lambda params: params
     ) -> MetaAlgorithm:
-        """Returns the algorithm whose meta-gradient is that of `query_loss`."""
+        """Return the algorithm whose meta-gradient is the gradient of `query_loss`."""
         differentiated = self.num_steps and not self.first_order and self.make_loop is None
         return MetaAlgorithm(
             init=init,
@@ -180,12 +180,12 @@ def meta_gradient(
     *,
     through: Optimizer | None = None,
 ) -> Callable[[Params, Task, Key | None], tuple[Params, MetaInfo]]:
-    """The gradient of `(meta_params, task, rng) -> (loss, MetaInfo)`, an algorithm's `meta_grad`.
+    """Make an algorithm's `meta_grad`: the gradient of the query loss.
 
-    Of leaves that are not floating-point it is a zero of JAX's dtype float0.
+    For leaves that are not floating-point, the gradient is zero, with JAX's dtype float0.
 
     Args:
-        query_loss: as `Adaptation` has it, of one optimizer.
+        query_loss: `(meta_params, task, rng) -> (loss, MetaInfo)`.
         through: the inner optimizer, if its updates are differentiated.
     """
     gradient = jax.grad(query_loss, has_aux=True, allow_int=True)
@@ -199,19 +199,19 @@ def meta_gradient(
 
 
 def _warn_of_infinite_slope(optimizer: Optimizer) -> None:
-    """Warns if an update has no finite derivative where an entry of the gradient is zero."""
+    """Warn if an update has no finite derivative where an entry of the gradient is zero."""
     params, grads = np.ones(2, np.float32), np.array([0, 1], np.float32)
     try:
         with jax.ensure_compile_time_eval():
             slope = jax.grad(lambda g: optimizer.update(g, optimizer.init(params), params)[0].sum())
             finite = np.isfinite(slope(grads)).all()
-    except Exception:  # Traced rates have no value yet, and some optimizers want other parameters.
+    except Exception:  # Traced rates have no value yet; some optimizers need other parameters.
         return
     if not finite:
         warnings.warn(
-            "inner_optimizer: its update has no finite derivative where a gradient is 0, so the "
-            "meta-gradient may be nan; give Adam eps_root (`optax.adam(rate, eps_root=1e-8)`) or "
-            "set first_order=True",
+            "inner_optimizer: the update has no finite derivative at a gradient of 0, so the "
+            "meta-gradient may be nan; set eps_root of Adam (`optax.adam(rate, eps_root=1e-8)`) or "
+            "first_order=True",
             stacklevel=3,
         )
 
@@ -220,13 +220,12 @@ def _check_trainable(updated: Params, params: Params) -> None:
     if not jax.tree.leaves(updated):
         known = ", ".join(sorted(paths(params))[:8])
         raise ValueError(
-            f"trainable (or ANIL's head) is true of none of {known}: an inner step would change "
-            "nothing"
+            f"trainable (head of anil): false for all parameters ({known}); select at least one"
         )
     for path, leaf in jax.tree_util.tree_leaves_with_path(updated):
         if not is_float(leaf):
             raise TypeError(
-                f"params: leaf {path_name(path)!r} is {leaf.dtype}, and inner steps change only "
-                "floating-point parameters; leave it out with `trainable`, or keep it out of "
-                "params (flax.nnx: `nnx.split(model, nnx.Param, ...)`)"
+                f"params: leaf {path_name(path)!r} is {leaf.dtype}, but inner steps update only "
+                "floating-point parameters; exclude it with `trainable`, or remove it from params "
+                "(flax.nnx: `nnx.split(model, nnx.Param, ...)`)"
             )

@@ -1,4 +1,4 @@
-"""Checks of what users pass: parameters, tasks, and what their loss returns."""
+"""Checks of the user's parameters, tasks, and loss function."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from metajax.types import Params, Task
 
 
 def as_array(leaf: Any) -> Any:
-    """A Python number as an array; an array as it is; None of anything else."""
+    """Convert a Python number to an array. Return arrays unchanged, and None for other types."""
     if hasattr(leaf, "dtype"):
         return leaf
     if isinstance(leaf, bool | int | float | complex):
@@ -19,7 +19,7 @@ def as_array(leaf: Any) -> Any:
 
 
 def check_params(params: Params) -> Params:
-    """The parameters, Python numbers as arrays.
+    """Return the parameters with Python numbers converted to arrays.
 
     Raises:
         TypeError: a leaf is neither an array nor a number.
@@ -30,9 +30,9 @@ def check_params(params: Params) -> Params:
         if array is None:
             where = f"leaf {path_name(path)!r}" if path else "the value"
             raise TypeError(
-                f"params: {where} is of type {type(leaf).__name__}, not an array; of a module pass "
-                "the arrays alone, from `eqx.partition(model, eqx.is_inexact_array)` or "
-                "`nnx.split(model, nnx.Param, ...)`, and rebuild it in the loss"
+                f"params: {where} is of type {type(leaf).__name__}, not an array; for a module, "
+                "pass only its arrays, from `eqx.partition(model, eqx.is_inexact_array)` or "
+                "`nnx.split(model, nnx.Param, ...)`, and rebuild the module in the loss"
             )
         return array
 
@@ -40,10 +40,10 @@ def check_params(params: Params) -> Params:
 
 
 def check_task(task: Any) -> Task:
-    """The task, or batch of tasks.
+    """Return the task, or batch of tasks.
 
     Raises:
-        TypeError: it is no Task.
+        TypeError: it is not a Task.
     """
     if hasattr(task, "support") and hasattr(task, "query"):
         return task
@@ -56,30 +56,30 @@ def check_task(task: Any) -> Task:
 
 
 def loss_and_aux(returned: Any) -> tuple[jax.Array, Any]:
-    """What a loss function returned; numbers in aux as arrays.
+    """Return the result of a loss function, with numbers in aux converted to arrays.
 
     Raises:
-        TypeError: it is not a scalar and a pytree of arrays.
+        TypeError: the result is not a scalar and a pytree of arrays.
     """
     if not isinstance(returned, tuple | list) or len(returned) != 2:
         kinds = jax.tree.map(lambda x: jax.typeof(x) if hasattr(x, "shape") else type(x), returned)
         raise TypeError(
-            f"the loss function returned {kinds}; return (loss, aux), a scalar and any pytree of "
-            "arrays, {} if there is no auxiliary output"
+            f"loss_fn: returned {kinds}; return (loss, aux), a scalar and any pytree of arrays "
+            "({} for no auxiliary output)"
         )
     loss, aux = returned
     if jnp.shape(loss):
         raise TypeError(
-            f"the loss function returned a loss of shape {jnp.shape(loss)}; return a scalar, for "
-            "instance its mean"
+            f"loss_fn: returned a loss of shape {jnp.shape(loss)}; return a scalar, for example "
+            "its mean"
         )
 
     def check(path: tuple[Any, ...], leaf: Any) -> Any:
         array = as_array(leaf)
         if array is None:
             raise TypeError(
-                f"the loss function returned a {type(leaf).__name__} in aux, at "
-                f"{path_name(path)!r}: return arrays and numbers only"
+                f"loss_fn: returned a {type(leaf).__name__} in aux, at {path_name(path)!r}; return "
+                "only arrays and numbers"
             )
         return array
 

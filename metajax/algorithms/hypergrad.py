@@ -1,13 +1,13 @@
-"""How the meta-gradient passes through the gradient of an inner step.
+"""Two engines that differentiate through the gradient of an inner step.
 
-Both engines are exact; they differ in what they store and what they compute:
+Both engines are exact. They differ in memory and time:
 
-- reverse: JAX differentiates the gradient's own backward pass. It keeps the activations of every
-  inner step, forward and backward.
-- forward over reverse: the derivative of an inner gradient along a cotangent v is a
-  Hessian-vector product, for the Hessian is symmetric, and that is one `jvp` of the gradient
-  (Pearlmutter 1994). It keeps the parameters of an inner step and nothing else, and computes the
-  step's gradient a second time. `checkpointed_scan` then keeps them of a few steps only.
+- reverse: JAX differentiates the backward pass of the inner gradient. It stores the activations of
+  all inner steps, forward and backward.
+- forward over reverse: the Hessian is symmetric, so the derivative of an inner gradient along a
+  cotangent v is a Hessian-vector product. One `jvp` of the gradient computes it (Pearlmutter 1994).
+  This engine stores only the parameters of an inner step, and computes the gradient of the step
+  twice. `checkpointed_scan` then stores the parameters of only a few steps.
 """
 
 import functools
@@ -23,14 +23,14 @@ from metajax.dtypes import is_float
 from metajax.tree import combine, partition
 from metajax.types import Batch, Key, Params
 
-# (adapted, frozen, batch, rng) -> loss: what the inner steps change, and what they only read.
+# (adapted, frozen, batch, rng) -> loss: inner steps update `adapted` and only read `frozen`.
 InnerLoss = Callable[[Params, Params, Batch, Key | None], jax.Array]
 # (adapted, frozen, batch, rng) -> (loss, gradient with respect to adapted).
 InnerGrad = Callable[[Params, Params, Batch, Key | None], tuple[jax.Array, Params]]
 
 
 def reverse(loss_fn: InnerLoss) -> InnerGrad:
-    """The gradient as `jax.value_and_grad` has it, to be differentiated as JAX does."""
+    """Return the gradient by `jax.value_and_grad`, differentiated by JAX."""
     value_and_grad = jax.value_and_grad(loss_fn)
 
     def run(
@@ -43,12 +43,12 @@ def reverse(loss_fn: InnerLoss) -> InnerGrad:
 
 
 def forward_over_reverse(loss_fn: InnerLoss) -> InnerGrad:
-    """The same gradient with a backward pass of its own: one `jvp` of the gradient.
+    """Return the same gradient with a custom backward pass: one `jvp` of the gradient.
 
     Args:
         loss_fn: `(adapted, frozen, batch, rng) -> loss`. It must not close over anything that is
-            differentiated: the meta-gradient reaches only its arguments, and of these all
-            floating-point arrays.
+            differentiated, because the meta-gradient reaches only its arguments (all
+            floating-point arrays in them).
     """
 
     def run(
@@ -64,14 +64,14 @@ def forward_over_reverse(loss_fn: InnerLoss) -> InnerGrad:
 def second_derivatives(
     loss_fn: InnerLoss, adapted: Params, floats: Any, others: Any, direction: Params
 ) -> tuple[Params, Any]:
-    """The second derivatives of an inner loss along a direction.
+    """Compute the second derivatives of an inner loss along a direction.
 
     Args:
         loss_fn: `(adapted, frozen, batch, rng) -> loss`.
-        adapted: the point.
-        floats: the leaves of (frozen, batch, rng) that have gradients, None in place of others.
-        others: the leaves without gradients, None in place of those in `floats`.
-        direction: like `adapted`.
+        adapted: the point at which to differentiate.
+        floats: (frozen, batch, rng) with None for the leaves without gradients.
+        others: (frozen, batch, rng) with None for the leaves in `floats`.
+        direction: pytree like `adapted`.
 
     Returns:
         The Hessian-vector product in `adapted`, and the mixed derivatives in `floats`.
@@ -111,20 +111,20 @@ Step = Callable[[Any, jax.Array], tuple[Any, Any]]
 
 
 def checkpointed_scan(step: Step, state: Any, count: int, every: int) -> tuple[Any, Any]:
-    """`jax.lax.scan` over 0 .. count - 1 that keeps few states for its backward pass.
+    """Run `jax.lax.scan` over 0 .. count - 1, with few states stored for the backward pass.
 
-    Besides the first state it keeps those before the steps `every`, 2 `every`, ...; going back, it
-    takes the steps from the last one kept again, (every - 1) / 2 more of them a step. Nested scans
-    would do with fewer steps, but each keeps copies of its own.
+    It stores the first state and the states before the steps `every`, 2 `every`, .... The backward
+    pass repeats the steps from the last stored state: on average (every - 1) / 2 repeated steps
+    per step. Nested scans would repeat fewer steps, but each of them stores its own copies.
 
     Args:
         step: `(state, index) -> (state, seen)`. It may close over arrays that are differentiated.
-        state: where to begin.
-        count: how many steps, > 0.
-        every: one state of how many is kept.
+        state: the first state.
+        count: number of steps, > 0.
+        every: distance between stored states, in steps.
 
     Returns:
-        The last state, and what was seen, [count, ...]. Differentiable once, in reverse mode.
+        The last state, and the stacked `seen`, [count, ...]. Differentiable once, in reverse mode.
     """
     open_step, constants = _without_closure(step, state)
     return _scan(_Loop(open_step, count, every), *partition((state, constants), is_float))
@@ -132,12 +132,12 @@ def checkpointed_scan(step: Step, state: Any, count: int, every: int) -> tuple[A
 
 @dataclass(frozen=True)
 class _Loop:
-    """What a `checkpointed_scan` runs.
+    """The steps of a `checkpointed_scan`.
 
     Attributes:
         open_step: `(state, index, constants) -> (state, seen)`.
-        count: how many steps.
-        every: one state of how many is kept.
+        count: number of steps.
+        every: distance between stored states, in steps.
     """
 
     open_step: Callable[..., tuple[Any, Any]]
@@ -146,7 +146,7 @@ class _Loop:
 
     @property
     def kept_count(self) -> int:
-        """How many states are kept besides the first."""
+        """The number of stored states besides the first."""
         return (self.count - 1) // self.every
 
 
@@ -194,7 +194,7 @@ _scan.defvjp(_scan_fwd, _scan_bwd)
 
 
 def _state_before(loop: _Loop, index: jax.Array, start: Any, kept: Any, constants: Any) -> Any:
-    """The state before a step, by the steps from the last kept state."""
+    """Compute the state before a step by repeating the steps since the last stored state."""
     first = index // loop.every * loop.every
     state = start
     if loop.kept_count:
@@ -208,7 +208,7 @@ def _state_before(loop: _Loop, index: jax.Array, start: Any, kept: Any, constant
 
 
 def _without_closure(step: Step, state: Any) -> tuple[Callable[..., tuple[Any, Any]], list[Any]]:
-    """`(state, index, constants) -> (state, seen)`, and the constants: what `step` closed over."""
+    """Return `(state, index, constants) -> (state, seen)`, and the constants, from the closure."""
     traced, shapes = jax.make_jaxpr(step, return_shape=True)(state, jnp.int32(0))
     treedef = jax.tree.structure(shapes)
 
@@ -220,7 +220,7 @@ def _without_closure(step: Step, state: Any) -> tuple[Callable[..., tuple[Any, A
 
 
 def _put(kept: Any, state: Any, index: jax.Array, every: int) -> Any:
-    """`kept` with the state before one of the steps `every`, 2 `every`, ... in its place."""
+    """Store the state in `kept` if `index` is a positive multiple of `every`."""
     place, mine = jnp.maximum(index // every - 1, 0), (index > 0) & (index % every == 0)
     return jax.tree.map(
         lambda rows, leaf: rows.at[place].set(jnp.where(mine, leaf, rows[place])), kept, state

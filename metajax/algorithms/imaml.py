@@ -50,25 +50,25 @@ def imaml(
     Args:
         loss_fn: `(params, batch, rng) -> (loss, aux)`.
         inner_optimizer: any optax optimizer.
-        num_steps: K; enough steps to come near the minimum, because the meta-gradient is that of
-            the minimum.
+        num_steps: K >= 1. Use enough steps to come close to the minimum, because the meta-gradient
+            is computed for the minimum.
         prox_weight: lambda, > 0.
-        solver: "cg", conjugate gradient, or "neumann", the series sum (-H / prox_weight)^i, which
-            converges only where H is smaller than the prox_weight.
-        solver_steps: how many Hessian-vector products.
+        solver: "cg" (conjugate gradient) or "neumann" (the series sum (-H / prox_weight)^i, which
+            converges only if H is smaller than prox_weight).
+        solver_steps: number of Hessian-vector products, >= 1.
         unroll: as for `metajax.maml`.
-        trainable: as for `metajax.maml`; the other parameters get their meta-gradient through the
-            minimum too.
+        trainable: as for `metajax.maml`. The meta-gradient of the other parameters also passes
+            through the minimum.
         reparametrize: as for `metajax.maml`.
         init_fn: as for `metajax.maml`.
 
     Returns:
-        A MetaAlgorithm whose meta_params are the params given.
+        A MetaAlgorithm whose meta_params are the given params.
 
     Raises:
-        ValueError: num_steps or solver_steps is below 1, prox_weight not above 0, or solver neither
-            of the two.
-        TypeError: once it is used, loss_fn does not return a scalar loss and aux.
+        ValueError: num_steps or solver_steps is below 1, prox_weight is not above 0, or solver is
+            unknown.
+        TypeError: when called, loss_fn does not return a scalar loss and aux.
 
     Examples:
         >>> import jax.numpy as jnp, metajax, optax
@@ -83,10 +83,10 @@ def imaml(
         raise ValueError(f"prox_weight is {prox_weight}; give a number above 0")
     if num_steps < 1 or solver_steps < 1:
         raise ValueError(
-            f"num_steps is {num_steps} and solver_steps is {solver_steps}; give 1 or more of both"
+            f"num_steps is {num_steps} and solver_steps is {solver_steps}; give at least 1 for both"
         )
     if solver not in ("cg", "neumann"):
-        raise ValueError(f"solver is {solver!r}; choose cg or neumann")
+        raise ValueError(f"solver is {solver!r}; give 'cg' or 'neumann'")
     solve = functools.partial(
         _conjugate_gradient if solver == "cg" else _neumann, steps=solver_steps
     )
@@ -107,13 +107,15 @@ def imaml(
 
 @dataclass(frozen=True)
 class _ImplicitLoop:
-    """An inner loop whose derivative is that of the minimum; `per_step_fn` is called there.
+    """An inner loop that is differentiated implicitly at the minimum.
+
+    It calls `per_step_fn` once, at the minimum.
 
     Attributes:
         loss_fn: `(adapted, frozen, batch, rng) -> loss`.
-        descend: the inner loop that comes near the minimum.
+        descend: the inner loop that approaches the minimum.
         prox_weight: lambda.
-        solve: `(matrix, vector) -> x` of (I + matrix) x = vector.
+        solve: `(matrix, vector) -> x`, with (I + matrix) x = vector.
     """
 
     loss_fn: InnerLoss
@@ -161,11 +163,11 @@ def _minimum_fwd(
 def _minimum_bwd(
     loop: _ImplicitLoop, optimizer: optax.GradientTransformation, residuals: Any, cotangents: Any
 ) -> tuple[Params, Any, None]:
-    """The implicit function theorem: the minimum moves with what it is a minimum of."""
+    """Differentiate the minimum by the implicit function theorem."""
     adapted, floats, others = residuals
 
     def along(direction: Params) -> tuple[Params, Any]:
-        """The second derivatives along a direction, over prox_weight."""
+        """Compute the second derivatives along a direction, divided by prox_weight."""
         product = second_derivatives(loop.loss_fn, adapted, floats, others, direction)
         return optax.tree.scale(1 / loop.prox_weight, product)
 
@@ -176,13 +178,13 @@ def _minimum_bwd(
     return to_start, optax.tree.scale(-1, along(to_start)[1]), None
 
 
-# Differentiable in start and floats; the loop and its optimizer are constants.
+# It is differentiable in start and floats. The loop and its optimizer are constants.
 _minimum = jax.custom_vjp(_descend, nondiff_argnums=(0, 1))
 _minimum.defvjp(_minimum_fwd, _minimum_bwd)
 
 
 def _pull_to(start: Params, prox_weight: float) -> optax.GradientTransformation:
-    """Adds the gradient of `prox_weight / 2 |params - start|^2`."""
+    """Return a transformation that adds the gradient of `prox_weight / 2 |params - start|^2`."""
 
     def update(grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
         pull = lambda grad, param, begin: grad + prox_weight * (param - begin)  # noqa: E731
@@ -192,13 +194,13 @@ def _pull_to(start: Params, prox_weight: float) -> optax.GradientTransformation:
 
 
 def _conjugate_gradient(matrix: Callable[[Params], Params], vector: Params, steps: int) -> Params:
-    """X of (I + matrix) x = vector."""
+    """Solve (I + matrix) x = vector for x by conjugate gradient."""
     product = lambda x: optax.tree.add(x, matrix(x))  # noqa: E731
     return cg(product, vector, maxiter=steps, tol=1e-12)[0]
 
 
 def _neumann(matrix: Callable[[Params], Params], vector: Params, steps: int) -> Params:
-    """The same, by the sum of (-matrix)^i vector."""
+    """Solve (I + matrix) x = vector for x by the sum of (-matrix)^i vector."""
 
     def add(carry: tuple[Params, Params], _: None) -> tuple[tuple[Params, Params], None]:
         total, term = carry

@@ -10,7 +10,7 @@ import optax
 from metajax.algorithms.hypergrad import InnerLoss, checkpointed_scan, forward_over_reverse, reverse
 from metajax.types import AdaptInfo, Batch, Key, Params
 
-# `low_memory` keeps the parameters before one inner step in this many.
+# `low_memory` stores the parameters before one of this many inner steps.
 _KEPT_EVERY = 4
 
 
@@ -27,17 +27,20 @@ class InnerLoop(Protocol):
         /,
         per_step_fn: Callable[[Params], Any] | None = ...,
     ) -> tuple[Params, AdaptInfo, Any]:
-        """Returns the adapted parameters, the losses, and the results of `per_step_fn`."""
+        """Return the adapted parameters, the losses, and the results of `per_step_fn`."""
         ...
 
 
 def fold_in(rng: Key | None, index: int | jax.Array) -> Key | None:
-    """The key of one of many uses of `rng`; no key gives no key."""
+    """Return the key for one of several uses of `rng`, or None if `rng` is None."""
     return None if rng is None else jax.random.fold_in(rng, index)
 
 
 def mean_replays(num_steps: int) -> float:
-    """How many inner steps `low_memory` takes again for each, on average, going back."""
+    """Return the mean number of inner steps that the backward pass of `low_memory` repeats.
+
+    The mean is per inner step.
+    """
     return sum(index % _KEPT_EVERY for index in range(num_steps)) / max(1, num_steps)
 
 
@@ -49,26 +52,26 @@ def inner_loop(
     low_memory: bool = False,
     unroll: bool = False,
 ) -> InnerLoop:
-    """Makes the function that adapts parameters to a support set.
+    """Make the function that adapts parameters to a support set.
 
     Args:
-        loss_fn: `(adapted, frozen, batch, rng) -> loss`, to descend in `adapted`.
+        loss_fn: `(adapted, frozen, batch, rng) -> loss`, minimised over `adapted`.
         num_steps: K >= 0.
-        first_order: treat the gradients as constants, so that the gradient through the loop
-            is the identity (Finn et al. 2017, section 5.2).
-        low_memory: differentiate forward over reverse, and keep the parameters of every fourth
-            step alone; from these the backward pass takes the steps between again. Cannot be
+        first_order: whether to treat the gradients as constants. The gradient through the loop is
+            then the identity (Finn et al. 2017, section 5.2).
+        low_memory: whether to differentiate forward over reverse, and store the parameters of only
+            every fourth step. The backward pass repeats the steps in between. The loop cannot be
             differentiated twice in reverse mode.
-        unroll: compile the steps one after the other in place of a loop: a tenth faster on a CPU,
-            more to compile.
+        unroll: whether to compile the steps one after the other instead of a loop. This is 10%
+            faster on a CPU, but takes longer to compile.
 
     Returns:
         `(optimizer, adapted, frozen, support, rng, per_step_fn) -> (adapted, AdaptInfo, seen)`,
-        differentiable. The optimizer is any of optax, with a new state. It may hold values that are
-        differentiated, such as learned rates. Adam needs `eps_root > 0` on the second-order path:
-        the second derivative of the square root is infinite where a gradient is exactly zero.
-        `per_step_fn` is called with the adapted parameters after each step; its results are
-        stacked, [K, ...].
+        differentiable. The optimizer is any optax optimizer; its state is initialised first. It
+        may hold values that are differentiated, such as learned rates. With second order, Adam
+        needs `eps_root > 0`, because the second derivative of the square root is infinite where a
+        gradient is exactly zero. `per_step_fn` is called with the adapted parameters after each
+        step. `seen` is the stack of its results, [K, ...].
 
     Raises:
         ValueError: num_steps is below 0.
@@ -103,7 +106,7 @@ def inner_loop(
 
         def step(carry: tuple[Any, ...], index: jax.Array) -> tuple[tuple[Any, ...], Any]:
             adapted, opt_state = carry
-            # Gradients at a constant point are constants.
+            # The gradient at a constant point is a constant.
             point = jax.lax.stop_gradient(adapted) if first_order else adapted
             loss, grads = gradient(point, frozen, batch, fold_in(rng, index))
             updates, opt_state = optimizer.update(grads, opt_state, point)
@@ -112,7 +115,7 @@ def inner_loop(
 
         start = jax.lax.stop_gradient(adapted) if first_order else adapted
         carry = (adapted, optimizer.init(start))
-        # In first order nothing is kept of a step but what is seen of it.
+        # With first order, the backward pass stores nothing for a step except for per_step_fn.
         if low_memory and (per_step_fn or not first_order):
             (adapted, _), (losses, seen) = checkpointed_scan(step, carry, num_steps, _KEPT_EVERY)
         else:

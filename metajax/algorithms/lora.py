@@ -1,13 +1,13 @@
-"""Low-rank adapters (LoRA: Hu et al. 2021, arXiv:2106.09685), as a change of parameters.
+"""Low-rank adapters (LoRA: Hu et al. 2021, arXiv:2106.09685), as a reparametrization.
 
-For the inner loop to move the adapters alone, while the outer loop trains everything:
+In this example the inner loop updates only the adapters, and the outer loop trains everything:
 
     from metajax.algorithms import lora
     params = lora.init(params, rank=8, target=lambda path: path.endswith("qkv/kernel"), rng=key)
     algorithm = metajax.maml(lora.loss(loss_fn), optax.sgd(0.1), 3, trainable=lora.is_adapter)
 
-An `init_fn` or a `reparametrize` for the plain parameters goes through `lora.init_fn` and
-`lora.reparametrize`.
+`lora.init_fn` and `lora.reparametrize` convert an `init_fn` or a `reparametrize` of the plain
+parameters.
 """
 
 from collections.abc import Callable
@@ -23,19 +23,19 @@ from metajax.types import Batch, InitFn, Key, LossFn, Params, Reparametrize, Rep
 def init(
     params: Params, *, rank: int, target: Callable[[str], bool], rng: Key, scale: float = 1.0
 ) -> Params:
-    """Adds adapters that change nothing yet.
+    """Add adapters, initialised so that they do not change the output.
 
     Args:
         params: any pytree.
         rank: r > 0.
-        target: predicate on a parameter's path; true if it gets an adapter. These are kernels
-            `[..., in, out]`.
-        rng: of the adapters' first factors.
-        scale: of these factors' entries, times 1 / sqrt(in).
+        target: predicate on a parameter's path; true if the parameter gets an adapter. It must be
+            a kernel `[..., in, out]`.
+        rng: key for the entries of the factors `down`.
+        scale: factor on these entries; their standard deviation is scale / sqrt(in).
 
     Returns:
-        `{"base", "adapters"}`: for each target the factors `{"down" [..., in, r], "up" [..., r,
-        out]}`, the latter zero.
+        `{"base", "adapters"}`. The adapter of a target has two factors, `{"down" [..., in, r],
+        "up" [..., r, out]}`; `up` is zero.
 
     Raises:
         ValueError: there is no target, a target is not a kernel, or rank < 1.
@@ -67,10 +67,10 @@ def init(
 
 
 def is_adapter(path: str) -> bool:
-    """Whether a path is that of an adapter, for `trainable`.
+    """Return whether a path leads to an adapter, for `trainable`.
 
     Args:
-        path: of a parameter in what `init` returns.
+        path: path of a parameter in the result of `init`.
 
     Examples:
         >>> from metajax.algorithms import lora
@@ -81,13 +81,13 @@ def is_adapter(path: str) -> bool:
 
 
 def merge(params: Params) -> Params:
-    """The parameters with their adapters added in: each kernel plus `down @ up`.
+    """Merge the adapters into the parameters: add `down @ up` to each kernel.
 
     Args:
-        params: `{"base", "adapters"}`, as `init` returns them.
+        params: `{"base", "adapters"}`, from `init`.
 
     Returns:
-        Parameters like the base, of the same shapes.
+        Parameters with the structure and shapes of the base.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -101,19 +101,19 @@ def merge(params: Params) -> Params:
     def add(kernel: Any, adapter: Any) -> Any:
         return kernel if adapter is None else kernel + adapter["down"] @ adapter["up"]
 
-    # A start may have added a head, which has none.
+    # An init_fn may have added a head, which has no adapter.
     adapters = extend(params["adapters"], params["base"], None)
     return jax.tree.map(add, params["base"], adapters)
 
 
 def loss(loss_fn: LossFn) -> LossFn:
-    """The loss of parameters with adapters.
+    """Convert a loss of plain parameters to a loss of parameters with adapters.
 
     Args:
-        loss_fn: of plain parameters.
+        loss_fn: loss function of plain parameters.
 
     Returns:
-        The same, of what `init` returns.
+        The loss function of parameters from `init`.
 
     Examples:
         >>> import jax, jax.numpy as jnp, metajax, optax
@@ -136,15 +136,15 @@ def loss(loss_fn: LossFn) -> LossFn:
 
 
 def init_fn(init_fn: InitFn) -> InitFn:
-    """Makes an `init_fn` of plain parameters one of parameters with adapters.
+    """Convert an `init_fn` of plain parameters to an `init_fn` of parameters with adapters.
 
-    What it adds (a head) joins the base.
+    Parameters that it adds, such as a head, become part of the base.
 
     Args:
-        init_fn: `(params, support, rng) -> params`, as `metajax.maml` takes it.
+        init_fn: `(params, support, rng) -> params`, as for `metajax.maml`.
 
     Returns:
-        The same for what `init` returns.
+        The `init_fn` of parameters from `init`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -164,15 +164,15 @@ def init_fn(init_fn: InitFn) -> InitFn:
 
 
 def reparametrize(reparametrize: Reparametrize) -> Reparametrize:
-    """Makes a `reparametrize` of plain parameters one of parameters with adapters.
+    """Convert a `reparametrize` of plain parameters to one of parameters with adapters.
 
     It must not change kernels that have an adapter.
 
     Args:
-        reparametrize: `(params, task) -> (params, task, undo)`, as `metajax.maml` takes it.
+        reparametrize: `(params, task) -> (params, task, undo)`, as for `metajax.maml`.
 
     Returns:
-        The same for what `init` returns.
+        The `reparametrize` of parameters from `init`.
 
     Examples:
         >>> import jax.numpy as jnp, metajax

@@ -21,38 +21,39 @@ def maml(
     reparametrize: Reparametrize | None = None,
     init_fn: InitFn | None = None,
 ) -> MetaAlgorithm:
-    """Learns an initialisation from which few gradient steps solve a task.
+    """MAML: learn an initialisation from which a few gradient steps solve a task.
 
-    The meta-gradient is that of `loss(adapted(meta_params), query)` (equation 1 of the paper),
-    exact: through the inner steps, second derivatives included.
+    The meta-gradient is the exact gradient of `loss(adapted(meta_params), query)` (equation 1 of
+    the paper). It passes through the inner steps and includes second derivatives.
 
     Args:
-        loss_fn: `(params, batch, rng) -> (loss, aux)`, for support and query alike.
-        inner_optimizer: any optax optimizer. Adam needs `eps_root` (`optax.adam(rate,
-            eps_root=1e-8)`) unless first_order: its derivative is not finite where a gradient is
-            zero, and neither is the meta-gradient then.
+        loss_fn: `(params, batch, rng) -> (loss, aux)`, for the support and the query set.
+        inner_optimizer: any optax optimizer. Unless first_order, Adam needs `eps_root`
+            (`optax.adam(rate, eps_root=1e-8)`). Otherwise its derivative and the meta-gradient are
+            not finite if an entry of a gradient is zero.
         num_steps: inner steps, K >= 0.
-        first_order: leave out the second derivatives (FOMAML, section 5.2).
-        low_memory: exact too, but what an inner step leaves behind no longer grows with its
-            activations (see `metajax.algorithms.inner_loop`); about half as fast. `loss_fn` must
-            then not close over anything that depends on the meta-parameters.
-        unroll: compile the inner steps one after the other in place of a loop: a tenth faster on a
-            CPU, more to compile.
+        first_order: whether to omit the second derivatives (FOMAML, section 5.2).
+        low_memory: whether to store less per inner step (see `metajax.algorithms.inner_loop`). The
+            result is exact too, at about half the speed. `loss_fn` must not close over anything
+            that depends on the meta-parameters.
+        unroll: whether to compile the inner steps one after the other instead of a loop. This is
+            10% faster on a CPU, but takes longer to compile.
         trainable: predicate on a parameter's path (`layers/qkv/kernel`); true if the inner loop
-            updates it. By default it updates all. The outer loop trains the others too.
-        reparametrize: `(params, task) -> (params, task, undo)`: the same task in terms of fewer
-            parameters, so that what the inner steps cannot change is computed once.
-            `undo(params)` returns to the original ones.
-        init_fn: `(params, support, rng) -> params`, where the inner loop starts. By default it
-            starts at the meta-parameters; a head made of class prototypes is another start. The
-            meta-gradient passes through it.
+            updates it. By default the inner loop updates all parameters. The outer loop always
+            trains all parameters.
+        reparametrize: `(params, task) -> (params, task, undo)`. It expresses the task in fewer
+            parameters, so that results that do not depend on the inner steps are computed once.
+            `undo(params)` returns the original parameters.
+        init_fn: `(params, support, rng) -> params`, the start of the inner loop. It can add a head
+            made of class prototypes, for example. The meta-gradient passes through it. By default
+            the inner loop starts at the meta-parameters.
 
     Returns:
-        A MetaAlgorithm whose meta_params are the params given.
+        A MetaAlgorithm whose meta_params are the given params.
 
     Raises:
-        ValueError: num_steps is below 0; once it is used, `trainable` is true of no parameter.
-        TypeError: once it is used, loss_fn does not return a scalar loss and aux.
+        ValueError: num_steps is below 0, or, when called, `trainable` is false for all parameters.
+        TypeError: when called, loss_fn does not return a scalar loss and aux.
 
     Examples:
         >>> import jax, jax.numpy as jnp, metajax, optax
@@ -86,9 +87,10 @@ def anil(
     init_fn: InitFn | None = None,
     **engine: Unpack[Engine],
 ) -> MetaAlgorithm:
-    """Almost no inner loop: the inner steps change the head alone (Raghu et al. 2020).
+    """ANIL, "almost no inner loop": MAML whose inner steps update only the head.
 
-    https://arxiv.org/abs/1909.09157, section 4. The outer loop trains all.
+    See section 4 of Raghu et al. 2020, https://arxiv.org/abs/1909.09157. The outer loop trains all
+    parameters.
 
     Args:
         loss_fn: as for `maml`.
@@ -100,11 +102,11 @@ def anil(
         **engine: `first_order`, `low_memory` and `unroll`, as for `maml`.
 
     Returns:
-        A MetaAlgorithm whose meta_params are the params given.
+        A MetaAlgorithm whose meta_params are the given params.
 
     Raises:
-        ValueError: num_steps is below 0; once it is used, `head` is true of no parameter.
-        TypeError: once it is used, loss_fn does not return a scalar loss and aux.
+        ValueError: num_steps is below 0, or, when called, `head` is false for all parameters.
+        TypeError: when called, loss_fn does not return a scalar loss and aux.
 
     Examples:
         >>> import jax.numpy as jnp, metajax, optax

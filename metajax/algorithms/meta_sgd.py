@@ -34,24 +34,24 @@ def meta_sgd(
     init_fn: InitFn | None = None,
     **engine: Unpack[Engine],
 ) -> MetaAlgorithm:
-    """Learns the initialisation and a rate for each of its parameters (arXiv:1707.09835, eq. 1).
+    """Meta-SGD: learn the initialisation and a rate per parameter (arXiv:1707.09835, eq. 1).
 
     Args:
         loss_fn: `(params, batch, rng) -> (loss, aux)`.
-        rate: where every rate starts; also that of parameters which `init_fn` adds.
+        rate: initial value of all rates, and the constant rate of parameters that `init_fn` adds.
         num_steps: K >= 0.
         trainable: as for `metajax.maml`.
-        reparametrize: as for `metajax.maml`; the rates change in the same way.
-        init_fn: as for `metajax.maml`; it may add parameters, whose rate is not learned, but not
-            move any.
+        reparametrize: as for `metajax.maml`. It is also applied to the rates.
+        init_fn: as for `metajax.maml`. It may add parameters, but must not move any.
         **engine: `first_order`, `low_memory` and `unroll`, as for `metajax.maml`.
 
     Returns:
-        A MetaAlgorithm whose meta_params are `{"params", "rates"}`, the rates like the params.
+        A MetaAlgorithm whose meta_params are `{"params", "rates"}`. The rates have the structure
+        and shapes of the params.
 
     Raises:
         ValueError: num_steps is below 0.
-        TypeError: once it is used, loss_fn does not return a scalar loss and aux.
+        TypeError: when called, loss_fn does not return a scalar loss and aux.
 
     Examples:
         >>> import jax.numpy as jnp, metajax, optax
@@ -98,37 +98,40 @@ def maml_plus_plus(
 ) -> MetaAlgorithm:
     """MAML++ for networks without batch norm (Antoniou, Edwards & Storkey 2019, arXiv:1810.09502).
 
-    Three of its parts (section 4): a learned rate for each layer and step ("LSLR"); the loss on
-    the query set after every inner step, not only the last, annealed away ("MSL"); first order at
-    the beginning ("DA"). The two annealings need the outer step, which `metajax.outer_loop` gives:
+    It has three parts of section 4:
+
+    - LSLR: one learned rate per layer and step.
+    - MSL: the loss on the query set after each inner step, annealed to the loss after the last.
+    - DA: first order in the first outer steps.
+
+    The annealing of MSL and DA needs the outer step, which `metajax.outer_loop` passes:
     `outer_loop(lambda step: maml_plus_plus(..., step=step, multi_step=1000), optimizer)`.
 
     Args:
         loss_fn: `(params, batch, rng) -> (loss, aux)`.
-        rate: where every rate starts; also that of parameters which `init_fn` adds.
+        rate: initial value of all rates, and the constant rate of parameters that `init_fn` adds.
         num_steps: K >= 1.
-        step: the outer step, from 0; None: all annealing is over.
-        multi_step: outer steps over which the weights of the losses go from 1 / K each to the
-            last loss alone, linearly.
-        first_order_until: outer steps in first order, which neglects that a longer step changes the
-            gradients of those that follow: rates can grow until the steps diverge.
-        stacked: predicate on a parameter's path; true if its first axis is one of N layers, each of
-            which then has its own rates; for `metajax.Transformer`:
-            `lambda path: path.startswith("layers/")`.
+        step: [] the outer step, from 0. None means that all annealing is complete.
+        multi_step: number of outer steps of MSL. The weights of the losses change linearly from
+            1 / K each to 1 for the last loss.
+        first_order_until: number of outer steps of DA. First order ignores that a larger rate
+            changes the gradients of later steps, so the rates can grow until the steps diverge.
+        stacked: predicate on a parameter's path; true if its first axis counts N layers, which get
+            separate rates. For `metajax.Transformer` use `lambda path: path.startswith("layers/")`.
         low_memory: as for `metajax.maml`.
         unroll: as for `metajax.maml`.
         trainable: as for `metajax.maml`.
         init_fn: as for `meta_sgd`. (There is no `reparametrize`: the rate of a leaf is one number,
-            of which no rows can be taken.)
+            so that it cannot be reduced to rows.)
 
     Returns:
-        A MetaAlgorithm whose meta_params are `{"params", "rates"}`: for each leaf of the params a
-        rate for each step, [K], or [K, N] of stacked layers. Given the rates of more steps, it
-        takes the first K.
+        A MetaAlgorithm whose meta_params are `{"params", "rates"}`. Each leaf of the params has one
+        rate per step, [K], or [K, N] for stacked layers. If the rates have more steps, the first K
+        are used.
 
     Raises:
-        ValueError: a number is out of bounds; once it is used, meta_params have rates of fewer
-            steps than K.
+        ValueError: a number is out of bounds, or, when called, meta_params have rates for fewer
+            than K steps.
 
     Examples:
         >>> import jax.numpy as jnp, metajax
@@ -141,7 +144,7 @@ def maml_plus_plus(
     """
     if num_steps < 1:
         raise ValueError(
-            f"num_steps is {num_steps}, but MAML++ learns rates of steps; give 1 or more"
+            f"num_steps is {num_steps}, and MAML++ needs a step to learn rates; give at least 1"
         )
     for name, value in {"multi_step": multi_step, "first_order_until": first_order_until}.items():
         if value < 0:
@@ -157,7 +160,7 @@ def maml_plus_plus(
         return _descent(rates, rate, by_step=True)
 
     def variant(begin: int) -> MetaAlgorithm:
-        """The algorithm from outer step `begin` on, where an annealing ends."""
+        """Make the algorithm for the outer steps from `begin`, where an annealing ends."""
         first_order = begin < first_order_until
         adaptation = Adaptation(
             loss_fn, num_steps, first_order, low_memory, unroll, trainable, init_fn=init_fn
@@ -174,18 +177,18 @@ def maml_plus_plus(
 
 
 def _step_rates(rate: float, num_steps: int, leaf: jax.Array, layers: bool) -> jax.Array:
-    """The initial rates of one leaf: [K], or [K, N] if its first axis is one of N layers."""
+    """Return the initial rates of one leaf: [K], or [K, N] if its first axis counts N layers."""
     return jnp.full((num_steps, *leaf.shape[: int(layers)]), rate, leaf.dtype)
 
 
 def _switched(
     variants: Sequence[MetaAlgorithm], ends: Sequence[int], step: int | jax.Array
 ) -> MetaAlgorithm:
-    """Variant i of an algorithm, where i of `ends` are not above the outer step."""
+    """Combine variants of an algorithm; variant i + 1 begins at outer step `ends[i]`."""
 
     def meta_grad(meta_params: Params, task: Task, rng: Key | None) -> tuple[Params, MetaInfo]:
         current = jnp.searchsorted(jnp.array(ends), jnp.asarray(step), side="right")
-        branches = [each.meta_grad for each in variants]
+        branches = [algorithm.meta_grad for algorithm in variants]
         return jax.lax.switch(current, branches, meta_params, task, rng)
 
     last = variants[-1]
@@ -193,7 +196,7 @@ def _switched(
 
 
 def _loss_weights(step: Any, until: int, num_steps: int) -> jax.Array:
-    """The weight [K] of the query loss after each inner step; they sum to 1."""
+    """Return the weights [K] of the query losses after the inner steps. Their sum is 1."""
     equal = (1 - step / until) / num_steps
     return jnp.full(num_steps, equal).at[-1].add(step / until)
 
@@ -204,7 +207,7 @@ def _with_rates(
     optimizer: Callable[[Params, Task], optax.GradientTransformation],
     step_weights: jax.Array | None = None,
 ) -> MetaAlgorithm:
-    """Adapts `params` by the optimizer that `rates` and a task make."""
+    """Make the algorithm that adapts `params` by the optimizer for `rates` and a task."""
 
     def adapt(meta_params: Params, support: Batch, rng: Key | None) -> tuple[Params, AdaptInfo]:
         params, rates = meta_params["params"], meta_params["rates"]
@@ -218,12 +221,12 @@ def _with_rates(
 
 
 def _descent(rates: Params, rate: float, *, by_step: bool = False) -> optax.GradientTransformation:
-    """Gradient descent with a learned rate for each leaf.
+    """Gradient descent with one learned rate per leaf.
 
     Args:
-        rates: arrays that broadcast with their leaf or, `by_step`, [K, ...].
-        rate: of the leaves that `rates` lacks.
-        by_step: the rates of inner step i are at index i.
+        rates: arrays that broadcast with their leaf. With `by_step`, [K, ...].
+        rate: rate of the leaves that `rates` lacks.
+        by_step: whether the rates of inner step i are at index i.
     """
 
     def update(grads: Params, step: jax.Array, params: Params = None) -> tuple[Params, Any]:
@@ -245,14 +248,14 @@ def _descent(rates: Params, rate: float, *, by_step: bool = False) -> optax.Grad
 def _check_rates(rates: Params, grads: Params) -> None:
     if isinstance(rates, dict) and not rates.keys() <= grads.keys():
         lost = ", ".join(sorted(rates.keys() - grads.keys()))
-        raise ValueError(f"init_fn has moved {lost}: its rates are learned where it was")
+        raise ValueError(f"init_fn: moved {lost}, which has learned rates; let init_fn only add")
 
 
 def _check_steps(rates: Params, num_steps: int) -> None:
-    # An index past the end would take the last step's rate again.
+    # JAX clamps an index past the end, so it would repeat the last step's rate.
     for leaf in jax.tree.leaves(rates):
         if jnp.ndim(leaf) and len(leaf) < num_steps:
             raise ValueError(
-                f"num_steps is {num_steps}, but rates were learned for {len(leaf)}; "
-                "give at most as many"
+                f"num_steps is {num_steps}, but rates were learned for {len(leaf)} steps; give at "
+                f"most {len(leaf)}"
             )

@@ -1,7 +1,7 @@
-"""Classifiers made from the support set's features: prototypes, and heads that start from them.
+"""Classifiers made from the features of the support set: prototypical networks and LEOPARD.
 
-`features` is `(params, batch, rng) -> [B, D]`; a batch is a dict with `labels` int [B] and, where
-tasks differ in size, `example_mask` [B] and `class_mask` [C].
+`features` is `(params, batch, rng) -> [B, D]`. A batch is a dict with `labels` int [B]. If tasks
+differ in size, it also has `example_mask` [B] and `class_mask` [C].
 """
 
 import functools
@@ -24,17 +24,18 @@ Features = Callable[[Params, Batch, Key | None], jax.Array]
 def protonet(features: Features, num_classes: int) -> MetaAlgorithm:
     """Prototypical networks (Snell, Swersky & Zemel 2017, arXiv:1703.05175).
 
-    No inner steps: a query is compared with each class's mean feature (equations 1 and 2, with
-    half the squared Euclidean distance, whose scale the features' own can take up).
+    They take no inner steps, but compare a query with the mean feature of each class (equations 1
+    and 2). The distance is half the squared Euclidean distance. The scale of the features can
+    make up for the factor.
 
     Args:
-        features: `(params, batch, rng) -> [B, D]`; a batch is a dict with `labels` int [B] and,
-            where tasks differ in size, `example_mask` [B] and `class_mask` [C].
-        num_classes: C, the most classes of any task.
+        features: `(params, batch, rng) -> [B, D]`. A batch is a dict with `labels` int [B]. If
+            tasks differ in size, it also has `example_mask` [B] and `class_mask` [C].
+        num_classes: C, the maximum of the classes per task.
 
     Returns:
-        A MetaAlgorithm whose meta_params are the params given; `adapt` gives `{"encoder",
-        "head"}`, the linear classifier that the distances amount to.
+        A MetaAlgorithm whose meta_params are the given params. `adapt` returns `{"encoder",
+        "head"}`; the head is a linear classifier equivalent to the distances.
 
     Examples:
         >>> import jax.numpy as jnp, metajax
@@ -60,20 +61,21 @@ def proto_maml(
     """MAML from a head of prototypes (Triantafillou et al. 2020, arXiv:1903.03096, section 3).
 
     The head starts with weights c_k and bias -|c_k|^2 / 2, so that its logits are minus half the
-    squared distances; the inner steps change it and the encoder.
+    squared distances. The inner steps update the head and the encoder.
 
     Args:
-        features: `(params, batch, rng) -> [B, D]`; a batch is a dict with `labels` int [B] and,
-            where tasks differ in size, `example_mask` [B] and `class_mask` [C].
-        num_classes: C, the most classes of any task.
+        features: `(params, batch, rng) -> [B, D]`. A batch is a dict with `labels` int [B]. If
+            tasks differ in size, it also has `example_mask` [B] and `class_mask` [C].
+        num_classes: C, the maximum of the classes per task.
         inner_optimizer: any optax optimizer.
         num_steps: K >= 0.
-        trainable: as for `metajax.maml`; paths begin with `encoder/` or `head/`.
-        reparametrize: as for `metajax.maml`, of the encoder's parameters.
+        trainable: as for `metajax.maml`. Paths begin with `encoder/` or `head/`.
+        reparametrize: as for `metajax.maml`, but applied to the encoder's parameters.
         **engine: `first_order`, `low_memory` and `unroll`, as for `metajax.maml`.
 
     Returns:
-        A MetaAlgorithm whose meta_params are the params given; `adapt` gives `{"encoder", "head"}`.
+        A MetaAlgorithm whose meta_params are the given params. `adapt` returns `{"encoder",
+        "head"}`.
 
     Raises:
         ValueError: num_steps is below 0.
@@ -127,28 +129,29 @@ def leopard(
     reparametrize: Reparametrize | None = None,
     **engine: Unpack[Engine],
 ) -> MetaAlgorithm:
-    """Classifiers of any number of classes, generated (Bansal et al. 2020, arXiv:1911.03863).
+    """LEOPARD: generate a classifier for any number of classes (Bansal et al. 2020).
 
-    A two-layer network turns each support example's features into weights and a bias, which are
-    averaged over each class (equations 2 and 3): the head of a second network's output on the
-    query's features (equation 4). The inner steps change all but the generator.
+    See https://arxiv.org/abs/1911.03863. A two-layer generator maps the features of each support
+    example to weights and a bias. Their mean over each class is the head (equations 2 and 3). A
+    second two-layer network projects the features of a query before the head (equation 4). The
+    inner steps update all parameters except for the generator.
 
     Args:
-        features: `(params, batch, rng) -> [B, D]`; a batch is a dict with `labels` int [B] and,
-            where tasks differ in size, `example_mask` [B] and `class_mask` [C].
+        features: `(params, batch, rng) -> [B, D]`. A batch is a dict with `labels` int [B]. If
+            tasks differ in size, it also has `example_mask` [B] and `class_mask` [C].
         feature_size: D.
-        num_classes: C, the most classes of any task.
+        num_classes: C, the maximum of the classes per task.
         inner_optimizer: any optax optimizer. (The paper also learns its rates.)
         num_steps: K >= 0.
-        width: of the generated weights and of both networks.
-        rng: of the two networks' initial weights.
-        trainable: as for `metajax.maml`; paths begin with `encoder/`, `projection/` or `head/`.
-        reparametrize: as for `metajax.maml`, of the encoder's parameters.
+        width: size of the generated weights and of both networks' layers.
+        rng: key for the initial weights of the two networks.
+        trainable: as for `metajax.maml`. Paths begin with `encoder/`, `projection/` or `head/`.
+        reparametrize: as for `metajax.maml`, but applied to the encoder's parameters.
         **engine: `first_order`, `low_memory` and `unroll`, as for `metajax.maml`.
 
     Returns:
-        A MetaAlgorithm whose meta_params are `{"encoder", "generator", "projection"}`; `adapt`
-        gives `{"encoder", "projection", "head"}`.
+        A MetaAlgorithm whose meta_params are `{"encoder", "generator", "projection"}`. `adapt`
+        returns `{"encoder", "projection", "head"}`.
 
     Raises:
         ValueError: num_steps is below 0.
@@ -196,7 +199,7 @@ def leopard(
 
 
 def _encoder_alone(reparametrize: Reparametrize, params: Params, task: Task) -> Reparametrized:
-    """Reparametrizes `params["encoder"]` alone."""
+    """Reparametrize only `params["encoder"]`."""
     encoder, task, undo = reparametrize(params["encoder"], task)
     return {**params, "encoder": encoder}, task, _undo_encoder(undo)
 
@@ -206,7 +209,7 @@ def _undo_encoder(undo: Callable[[Params], Params]) -> Callable[[Params], Params
 
 
 def _two_layers(rng: Key, sizes: tuple[int, int, int]) -> Params:
-    """Weights of a network with one hidden layer, at Glorot's scale, biases zero."""
+    """Initialise a network with one hidden layer: Glorot's weights, and biases of zero."""
     normal = jax.nn.initializers.glorot_normal()
     first, second = jax.random.split(rng)
     return {
@@ -221,25 +224,26 @@ def _apply_two_layers(params: Params, x_BxD: jax.Array) -> jax.Array:
 
 
 def prototype_head(features_BxD: Array, batch: Batch, num_classes: int) -> dict[str, Array]:
-    """The linear classifier whose logits are minus half the squared distances to the prototypes.
+    """Return the linear classifier by the distance to the prototypes.
 
-    Equal up to a constant per example: -|f - c|^2 / 2 = f c - |c|^2 / 2 - |f|^2 / 2 (Snell et al.
-    2017, section 2.4).
+    Its logits are minus half the squared distances, up to a constant per example:
+    -|f - c|^2 / 2 = f c - |c|^2 / 2 - |f|^2 / 2 (Snell et al. 2017, section 2.4).
 
     Args:
-        features_BxD: of the support set; NumPy arrays give NumPy arrays.
-        batch: `labels` int [B] and, where there is padding, `example_mask` [B].
+        features_BxD: features of the support set, JAX or NumPy arrays.
+        batch: dict with `labels` int [B]. If there is padding, also `example_mask` [B].
         num_classes: C.
 
     Returns:
-        `kernel` [D, C] and `bias` [C], in at least float32; zeros for a class without examples.
+        `kernel` [D, C] and `bias` [C], in float32 or wider, of the same array type as the features.
+        They are zero for a class without examples.
     """
     mean_CxD = class_means(features_BxD, batch, num_classes)
     return {"kernel": mean_CxD.T, "bias": -0.5 * (mean_CxD**2).sum(1)}
 
 
 def class_means(features_BxD: Array, batch: Batch, num_classes: int) -> Array:
-    """The mean feature of each class [C, D], in at least float32; 0 for one without examples."""
+    """Return the mean feature of each class [C, D], in float32 or wider; 0 without examples."""
     wide_BxD = widen(features_BxD)
     member_BxC = (batch["labels"][:, None] == np.arange(num_classes)).astype(wide_BxD.dtype)
     if "example_mask" in batch:
@@ -249,7 +253,7 @@ def class_means(features_BxD: Array, batch: Batch, num_classes: int) -> Array:
 
 
 def classify(logits_BxC: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean cross-entropy over the examples, and `accuracy`; masks respected."""
+    """Return the mean cross-entropy and `accuracy` over the examples, without masked ones."""
     logits_BxC = widen(logits_BxC)
     if "class_mask" in batch:
         logits_BxC = jnp.where(batch["class_mask"].astype(bool), logits_BxC, -1e9)

@@ -1,4 +1,4 @@
-"""The registry of algorithms: what `--algorithm` accepts, and what each takes."""
+"""The registry of algorithms: the values of `--algorithm`, and the settings of each algorithm."""
 
 from typing import NamedTuple
 
@@ -6,17 +6,17 @@ _HEADS = ("prototypes", "zero", "checkpoint")
 
 
 class Entry(NamedTuple):
-    """An algorithm, as the command line, the documentation and the contract tests know it.
+    """An algorithm, for the command line, the documentation and the contract tests.
 
     Attributes:
-        constructor: its name in `metajax`.
+        constructor: name of its constructor in `metajax`.
         use: when to use it, in one line.
-        settings: which settings of the inner loop it takes on the command line.
-        heads: where its classification head may start; the first one is the default. Empty:
-            the algorithm makes the head itself.
-        least_steps: the fewest inner steps, where it takes any.
-        initialisation: the key of the network's parameters in the meta-parameters; None if they are
-            the same.
+        settings: settings of the inner loop that it accepts on the command line.
+        heads: allowed starts of the classification head, the default first. It is empty if the
+            algorithm makes the head itself.
+        least_steps: minimum of the inner steps, if it accepts inner steps.
+        initialisation: key of the network's parameters in the meta-parameters. None if the
+            meta-parameters are the network's parameters.
         learned_rates: whether the outer loop trains the rates of the inner steps.
     """
 
@@ -30,13 +30,13 @@ class Entry(NamedTuple):
 
     @property
     def own_steps(self) -> bool:
-        """Whether only its own `adapt` takes its steps: they are not plain SGD on the loss."""
+        """Whether only its own `adapt` can take its steps, because they are not plain SGD."""
         return self.initialisation is not None or self.constructor == "imaml"
 
 
 _GRADIENT = ("inner_steps", "inner_lr", "head", "layers", "lora")
 
-# By name on the command line. An algorithm of the library is one file and one row.
+# Keys are names on the command line. To add an algorithm, add one file and one row.
 ALGORITHMS = {
     "maml": Entry("maml", "exact second order", (*_GRADIENT, "low_memory")),
     "fomaml": Entry("maml", "first order, about as good in a third of the time", _GRADIENT),

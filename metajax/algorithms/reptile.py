@@ -30,25 +30,26 @@ def reptile(
     reparametrize: Reparametrize | None = None,
     init_fn: InitFn | None = None,
 ) -> MetaAlgorithm:
-    """Moves the initialisation towards each task's adapted parameters.
+    """Reptile: move the initialisation towards the adapted parameters of each task.
 
     The meta-gradient is `params - adapted` (section 2 of the paper), so that outer SGD at rate
-    epsilon is the paper's update. No second derivatives, and the query set is only looked at.
+    epsilon is the paper's update. It needs no second derivatives. The query set does not affect
+    the meta-gradient; only its loss is reported.
 
     Args:
         loss_fn: `(params, batch, rng) -> (loss, aux)`.
         inner_optimizer: any optax optimizer.
-        num_steps: K; with one step this is ordinary training, so use more.
+        num_steps: K >= 0. Use more than one step, because one step is ordinary training.
         unroll: as for `metajax.maml`.
         reparametrize: as for `metajax.maml`.
-        init_fn: as for `metajax.maml`; what it adds to the parameters stays with the task.
+        init_fn: as for `metajax.maml`. Parameters that it adds have no meta-gradient.
 
     Returns:
-        A MetaAlgorithm whose meta_params are the params given.
+        A MetaAlgorithm whose meta_params are the given params.
 
     Raises:
         ValueError: num_steps is below 0.
-        TypeError: once it is used, loss_fn does not return a scalar loss and aux.
+        TypeError: when called, loss_fn does not return a scalar loss and aux.
 
     Examples:
         >>> import jax.numpy as jnp, metajax, optax

@@ -18,20 +18,21 @@ from metajax.types import (
 
 
 def supervised(loss_fn: LossFn) -> MetaAlgorithm:
-    """Trains on the query sets alone: what meta-learning has to beat.
+    """Supervised training on the query sets, the baseline for meta-learning.
 
-    One outer loop then serves pretraining and fine-tuning too: a batch of examples is a "task"
-    without a support set (`Task(support=None, query=batch)`), several such are gradient
-    accumulation.
+    It makes the outer loop usable for pretraining and fine-tuning. A batch of examples is a task
+    without a support set (`Task(support=None, query=batch)`). Several of these tasks per step are
+    gradient accumulation.
 
     Args:
         loss_fn: `(params, batch, rng) -> (loss, aux)`.
 
     Returns:
-        A MetaAlgorithm whose meta_params are the params given, and whose `adapt` changes nothing.
+        A MetaAlgorithm whose meta_params are the given params, and whose `adapt` returns them
+        unchanged.
 
     Raises:
-        TypeError: once it is used, loss_fn does not return a scalar loss and aux.
+        TypeError: when called, loss_fn does not return a scalar loss and aux.
 
     Examples:
         >>> import jax.numpy as jnp, metajax
@@ -57,7 +58,7 @@ def supervised(loss_fn: LossFn) -> MetaAlgorithm:
 
 
 def split_batch(batch: Batch, parts: int) -> Task:
-    """One batch as `parts` tasks, an equal share of the examples each: [B, ...] to [P, B/P, ...].
+    """Split one batch into P = `parts` tasks of equal size: [B, ...] to [P, B / P, ...].
 
     Raises:
         ValueError: parts does not divide B.
@@ -66,8 +67,8 @@ def split_batch(batch: Batch, parts: int) -> Task:
     def split(leaf: jax.Array) -> jax.Array:
         if leaf.shape[0] % parts:
             raise ValueError(
-                f"a batch of {leaf.shape[0]} does not split into {parts} equal parts; "
-                f"use a multiple of {parts}"
+                f"batch: {leaf.shape[0]} examples cannot be split into {parts} equal parts; use a "
+                f"multiple of {parts}"
             )
         return leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:])
 

@@ -373,5 +373,7 @@ def test_reptile_on_a_quadratic(x64):
 
 def test_an_inner_loop_without_parameters_is_refused():
     algorithm = metajax.anil(LOSS, SGD, 1, head=lambda path: path == "sceond")
-    with pytest.raises(ValueError, match=r"head\) is true of none of first/bias, first/kernel"):
+    with pytest.raises(
+        ValueError, match=r"head of anil\): false for all parameters \(first/bias, first/kernel"
+    ):
         algorithm.adapt(problems.mlp_params(), problems.one_task().support, None)

@@ -90,12 +90,12 @@ def test_imaml_shrinks_by_lambda_over_one_plus_lambda(x64):
 def test_imaml_refuses_nonsense():
     with pytest.raises(ValueError, match="prox_weight is 0"):
         metajax.imaml(LOSS, SGD, 1, prox_weight=0)
-    with pytest.raises(ValueError, match="solver_steps is 0; give 1"):
+    with pytest.raises(ValueError, match="solver_steps is 0; give at least 1"):
         metajax.imaml(LOSS, SGD, 1, solver_steps=0)
     metajax.imaml(LOSS, SGD, 1, solver_steps=1)
     with pytest.raises(ValueError, match="num_steps is 0 and"):
         metajax.imaml(LOSS, SGD, 0)
-    with pytest.raises(ValueError, match="solver is 'lu'; choose"):
+    with pytest.raises(ValueError, match="solver is 'lu'; give"):
         metajax.imaml(LOSS, SGD, 1, solver="lu")
 
 

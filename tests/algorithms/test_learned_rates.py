@@ -190,7 +190,7 @@ def test_a_start_that_moves_parameters_is_refused(constructor):
     algorithm = constructor(
         lambda p, batch, rng: LOSS(p["encoder"], batch, rng), 0.05, 1, init_fn=start
     )
-    with pytest.raises(ValueError, match="init_fn has moved first, second"):
+    with pytest.raises(ValueError, match="init_fn: moved first, second"):
         algorithm.adapt(algorithm.init(problems.mlp_params()), problems.one_task().support, None)
 
 

@@ -233,5 +233,5 @@ def bare_loss(params, batch, rng):
 )
 def test_a_loss_without_auxiliary_output_is_refused(algorithm):
     task = metajax.Task(jnp.ones(2), jnp.ones(2))
-    with pytest.raises(TypeError, match=r"returned float32\[\]: return \(loss, aux\)"):
+    with pytest.raises(TypeError, match=r"returned float32\[\]; return \(loss, aux\)"):
         algorithm.meta_grad(jnp.zeros(2), task, None)

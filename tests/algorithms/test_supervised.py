@@ -46,5 +46,5 @@ def test_a_batch_is_split_in_order():
     assert support is None
     assert query["labels"].tolist() == [[0, 1], [2, 3], [4, 5]]
     assert query["ids"][1].tolist() == [[4, 5], [6, 7]]
-    with pytest.raises(ValueError, match="a batch of 6 does not split into 4 equal parts"):
+    with pytest.raises(ValueError, match="batch: 6 examples cannot be split into 4 equal parts"):
         split_batch(batch, 4)
