@@ -110,24 +110,24 @@ _value_and_grad.defvjp(_plain_fwd, _plain_bwd)
 Step = Callable[[Any, jax.Array], tuple[Any, Any]]
 
 
-def checkpointed_scan(step: Step, state: Any, count: int, every: int) -> tuple[Any, Any]:
+def checkpointed_scan(step: Step, state: Any, count: int, spacing: int) -> tuple[Any, Any]:
     """Run `jax.lax.scan` over 0 .. count - 1, with few states stored for the backward pass.
 
-    It stores the first state and the states before the steps `every`, 2 `every`, .... The backward
-    pass repeats the steps from the last stored state: on average (every - 1) / 2 repeated steps
-    per step. Nested scans would repeat fewer steps, but each of them stores its own copies.
+    It stores the first state and the states before the steps `spacing`, 2 `spacing`, ... The
+    backward pass repeats the steps since the last stored state: on average (spacing - 1) / 2
+    repeated steps per step. Nested scans would repeat fewer steps, but store more copies.
 
     Args:
         step: `(state, index) -> (state, seen)`. It may close over arrays that are differentiated.
         state: the first state.
         count: number of steps, > 0.
-        every: distance between stored states, in steps.
+        spacing: distance between stored states, in steps.
 
     Returns:
         The last state, and the stacked `seen`, [count, ...]. Differentiable once, in reverse mode.
     """
     open_step, constants = _without_closure(step, state)
-    return _scan(_Loop(open_step, count, every), *partition((state, constants), is_float))
+    return _scan(_Loop(open_step, count, spacing), *partition((state, constants), is_float))
 
 
 @dataclass(frozen=True)
@@ -137,17 +137,17 @@ class _Loop:
     Attributes:
         open_step: `(state, index, constants) -> (state, seen)`.
         count: number of steps.
-        every: distance between stored states, in steps.
+        spacing: distance between stored states, in steps.
     """
 
     open_step: Callable[..., tuple[Any, Any]]
     count: int
-    every: int
+    spacing: int
 
     @property
     def kept_count(self) -> int:
         """The number of stored states besides the first."""
-        return (self.count - 1) // self.every
+        return (self.count - 1) // self.spacing
 
 
 def _scan_fwd(loop: _Loop, floats: Any, others: Any) -> tuple[Any, Any]:
@@ -156,7 +156,7 @@ def _scan_fwd(loop: _Loop, floats: Any, others: Any) -> tuple[Any, Any]:
     def body(carry: Any, index: jax.Array) -> tuple[Any, Any]:
         state, kept = carry
         if loop.kept_count:
-            kept = _put(kept, state, index, loop.every)
+            kept = _put(kept, state, index, loop.spacing)
         state, seen = loop.open_step(state, index, constants)
         return (state, kept), seen
 
@@ -195,11 +195,11 @@ _scan.defvjp(_scan_fwd, _scan_bwd)
 
 def _state_before(loop: _Loop, index: jax.Array, start: Any, kept: Any, constants: Any) -> Any:
     """Compute the state before a step by repeating the steps since the last stored state."""
-    first = index // loop.every * loop.every
+    first = index // loop.spacing * loop.spacing
     state = start
     if loop.kept_count:
         state = jax.tree.map(
-            lambda at_0, later: jnp.where(first > 0, later[first // loop.every - 1], at_0),
+            lambda at_0, later: jnp.where(first > 0, later[first // loop.spacing - 1], at_0),
             start,
             kept,
         )
@@ -219,9 +219,9 @@ def _without_closure(step: Step, state: Any) -> tuple[Callable[..., tuple[Any, A
     return open_step, traced.consts
 
 
-def _put(kept: Any, state: Any, index: jax.Array, every: int) -> Any:
-    """Store the state in `kept` if `index` is a positive multiple of `every`."""
-    place, mine = jnp.maximum(index // every - 1, 0), (index > 0) & (index % every == 0)
+def _put(kept: Any, state: Any, index: jax.Array, spacing: int) -> Any:
+    """Store the state in `kept` if `index` is a positive multiple of `spacing`."""
+    place, is_stored = jnp.maximum(index // spacing - 1, 0), (index > 0) & (index % spacing == 0)
     return jax.tree.map(
-        lambda rows, leaf: rows.at[place].set(jnp.where(mine, leaf, rows[place])), kept, state
+        lambda rows, leaf: rows.at[place].set(jnp.where(is_stored, leaf, rows[place])), kept, state
     )

@@ -1,4 +1,4 @@
-"""Stage 3: a few gradient steps on a new task's few examples."""
+"""Stage 3: adapt to a new task by a few gradient steps on its examples."""
 
 import dataclasses
 import logging
@@ -31,35 +31,39 @@ _log = logging.getLogger("metajax")
 
 
 def adapt(settings: AdaptSettings) -> dict[str, Any]:
-    """Adapts to the one task of `settings.tasks` and writes a checkpoint that `predict` reads.
+    """Adapt to the one task of `settings.tasks`, and write a checkpoint that `predict` reads.
 
     Returns:
-        `labels`, the task's label names; `examples`, how many; `inner_lr`, the rate of the steps,
-        None where the prototypes were kept; `loss`, on the examples before each step;
-        `loss_after`, after the last; where prototypes and steps were compared, `left_out`: how many
-        `examples` were left out, each once, and what share of them the `prototypes` and the `steps`
-        at `inner_lr` label right; with `settings.dev`, `dev`: of other examples, how many, the
-        `accuracy` (0..1) and the `confusion` matrix, a row a true label and a column a predicted
-        one.
+        A dict with these keys:
+
+        - `labels`: names of the task's labels.
+        - `examples`: number of examples.
+        - `inner_lr`: rate of the inner steps. None if the prototypes were kept.
+        - `loss`: loss on the examples before each step.
+        - `loss_after`: loss on the examples after the last step.
+        - `left_out`, if prototypes and steps were compared by cross-validation: number of
+          `examples`, and the accuracies of the `prototypes` and of the `steps` at rate `inner_lr`.
+        - `dev`, with `settings.dev`: number of `examples` of the dev set, `accuracy` (0..1), and
+          `confusion` matrix (rows are true labels, columns are predicted labels).
 
     Raises:
         InputError: the input cannot be used.
     """
     if len(settings.tasks) != 1:
         raise InputError(
-            f"--tasks names {len(settings.tasks)} tasks, but adapt takes one; give one"
+            f"--tasks: {len(settings.tasks)} tasks given, but adapt takes one; give one task"
         )
     (task,) = load(settings, split="train")
     if not task.label_names:
         raise InputError(
-            f"{task.name}: is a regression, but adapt needs classes; give another task"
+            f"{task.name}: is a regression task, but adapt needs classes; give another task"
         )
     dev = _load_dev(settings, task)
     few_shot = open_few_shot(settings.model, settings, settings, len(task.label_names))
     _warn_if_stepless(settings, few_shot)
-    # A rate that is looked for is not one of the run's settings.
-    looked_for = settings.inner_lr is None
-    inner = few_shot.inner_settings() | ({"inner_lr": None} if looked_for else {})
+    # A rate that adapt chooses is not one of the run's settings.
+    is_rate_open = settings.inner_lr is None
+    inner = few_shot.inner_settings() | ({"inner_lr": None} if is_rate_open else {})
     settings = dataclasses.replace(settings, **inner)
     few_shot = few_shot._replace(model=few_shot.model.replace(label_names=(task.label_names,)))
     model = adapted_model(few_shot.model, few_shot.inner)
@@ -75,8 +79,8 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     run = open_run(settings.workdir, record)
 
     entry = few_shot.entry
-    chooses = looked_for and not entry.own_steps and few_shot.inner["inner_steps"] > 0
-    # A run that has ended has chosen: another machine might not choose the same again.
+    chooses = is_rate_open and not entry.own_steps and few_shot.inner["inner_steps"] > 0
+    # Keep the choice of a finished run, because another machine might choose differently.
     known = _read_choice(run.path) if chooses else None
     _log.info("%s: compiling for %d examples", run.path, len(task.labels))
     if entry.own_steps:
@@ -96,7 +100,7 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
 
 
 def _save(run: Run, adapted: Adapted, seed: int) -> None:
-    """Writes the checkpoint and the losses."""
+    """Write the checkpoint and the losses."""
     losses, steps = adapted.losses, len(adapted.losses) - 1
     at = "" if adapted.rate is None else f" at rate {adapted.rate:g}"
     _log.info("%s: %d steps%s, loss %.3f -> %.3f", run.path, steps, at, losses[0], losses[-1])
@@ -124,7 +128,7 @@ def _results(adapted: Adapted, task: data.TaskData) -> dict[str, Any]:
 
 
 def _adapt_whole(few_shot: FewShot, examples: data.TokenizedTask) -> Adapted:
-    """The steps that only the algorithm itself takes, on all examples at once."""
+    """Adapt by the algorithm's `adapt`, on all examples at once."""
     support = jax.tree.map(lambda leaf: leaf[0], pack(examples, 1))
     adapt = jax.jit(few_shot.algorithm().adapt)
     adapted, info = adapt(few_shot.meta_params, support, None)
@@ -138,13 +142,13 @@ def _adapt_whole(few_shot: FewShot, examples: data.TokenizedTask) -> Adapted:
 def _descend(
     few_shot: FewShot, examples: data.TokenizedTask, chooses: bool, known: dict[str, Any] | None
 ) -> Adapted:
-    """Plain SGD, a part of the examples at a time.
+    """Adapt by plain SGD, on one part of the examples at a time.
 
     Args:
-        few_shot: the network, and its inner loop.
-        examples: the task's.
+        few_shot: the network and its inner loop.
+        examples: the task's examples.
         chooses: whether to choose the rate, and between steps and prototypes.
-        known: the results of an earlier run, whose choice is taken again.
+        known: results of an earlier run. If given, its choice is repeated.
     """
     descent = Descent(few_shot, *fold(examples))
     if known is not None:
@@ -155,11 +159,11 @@ def _descend(
 
 
 def _warn_if_stepless(settings: AdaptSettings, few_shot: FewShot) -> None:
-    """Says so where the weights' own run has set that there are no steps."""
+    """Warn if there are no inner steps because the weights were meta-trained without them."""
     takes_steps = "inner_steps" in few_shot.entry.settings
     if takes_steps and settings.inner_steps is None and not few_shot.inner["inner_steps"]:
         _log.warning(
-            "%s: was meta-trained without inner steps, so adapt takes none; to take them, give "
+            "%s: was meta-trained without inner steps, so adapt takes none; to take steps, give "
             "--inner-steps 3 and a new --workdir",
             settings.model,
         )
@@ -169,16 +173,16 @@ def _check_finite(adapted: Adapted, task: str) -> None:
     if not np.isfinite(adapted.losses).all():
         smaller = "" if adapted.rate is None else f"a smaller --inner-lr than {adapted.rate:g}, or "
         raise InputError(
-            f"{task}: its loss is {adapted.losses[-1]} after the inner steps; give {smaller}other "
+            f"{task}: the loss is {adapted.losses[-1]} after the inner steps; give {smaller}other "
             "weights"
         )
 
 
 def _read_choice(workdir: Path) -> dict[str, Any] | None:
-    """The results of an earlier run in the workdir, if it has ended.
+    """Read the results of an earlier run in the workdir. Return None if it has not finished.
 
     Raises:
-        InputError: they have neither a rate nor the comparison that kept the prototypes.
+        InputError: the results have neither a rate nor a comparison with prototypes.
     """
     known = read_results(workdir)
     if known is None:
@@ -186,7 +190,7 @@ def _read_choice(workdir: Path) -> dict[str, Any] | None:
     rate: Any = known.get("inner_lr")
     if not (is_number(rate) and rate > 0) and not (rate is None and known.get("left_out")):
         raise InputError(
-            f"{workdir / 'results.json'}: its inner_lr is {rate}; restore it from a backup"
+            f"{workdir / 'results.json'}: inner_lr is {rate}; restore the file from a backup"
         )
     return known
 
@@ -194,7 +198,7 @@ def _read_choice(workdir: Path) -> dict[str, Any] | None:
 def _warn_if_risen(adapted: Adapted) -> None:
     if adapted.losses[-1] > adapted.losses[0] and adapted.rate is not None:
         _log.warning(
-            "the steps raised the loss on the examples from %.3f to %.3f; give a smaller "
+            "the steps increased the loss on the examples from %.3f to %.3f; give a smaller "
             "--inner-lr than %g, and a new --workdir",
             adapted.losses[0],
             adapted.losses[-1],
@@ -203,7 +207,7 @@ def _warn_if_risen(adapted: Adapted) -> None:
 
 
 def _load_dev(settings: AdaptSettings, task: data.TaskData) -> data.TaskData | None:
-    """The dev set, labelled like the task."""
+    """Load the dev set with the label numbers of the task."""
     if settings.dev is None:
         return None
     (dev,) = load(settings, split="validation", specs=[settings.dev])
@@ -211,7 +215,7 @@ def _load_dev(settings: AdaptSettings, task: data.TaskData) -> data.TaskData | N
 
 
 def _judge(classifier: Classifier, dev: data.TaskData) -> dict[str, Any]:
-    """How the examples of a dev set are labelled."""
+    """Compute the accuracy and the confusion matrix on a dev set."""
     number = {name: i for i, name in enumerate(dev.label_names)}
     predictions = label(classifier, dev.texts, dev.pairs, PredictSettings.batch_size)
     guesses = np.array([number[guess.label] for guess in predictions])

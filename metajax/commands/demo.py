@@ -1,4 +1,4 @@
-"""The three stages on real weights and real text that every machine can have."""
+"""A demo of the three stages, with a small public model and Python's own docstrings."""
 
 import sys
 import time
@@ -33,7 +33,7 @@ _SHOTS = 5
 
 
 class _Places(NamedTuple):
-    """Where the demo's stages write."""
+    """Output paths of the demo's stages."""
 
     pretrain: str
     metatrain: str
@@ -43,10 +43,10 @@ class _Places(NamedTuple):
 
 
 def demo(settings: DemoSettings) -> None:
-    """Runs pretrain, metatrain and adapt, and compares the result with not meta-training.
+    """Run pretrain, metatrain and adapt, and compare the result with no meta-training.
 
     Raises:
-        InputError: the weights cannot be had, or the workdir cannot be used.
+        InputError: the weights cannot be downloaded, or the workdir cannot be used.
     """
     begun = time.perf_counter()
     root = on_disk(settings.workdir)
@@ -64,7 +64,7 @@ def demo(settings: DemoSettings) -> None:
     print(f"{after['perplexity']:,.0f}")
     _say(2, "metatrain: learn to tell modules apart from one docstring each")
     metatrain(_metatrain_settings(settings, files, places))
-    _say(3, f"evaluate: the same on {classes} modules that no stage has seen labels of")
+    _say(3, f"evaluate: the same on {classes} modules whose labels no stage has seen")
     rows = evaluate(_evaluate_settings(settings, files, places))
     _say(4, "adapt: a new task of five held-out modules, from a few docstrings each")
     new = write_new_task(root / "data", files, _SHOTS)
@@ -83,7 +83,7 @@ def demo(settings: DemoSettings) -> None:
 
 
 def _closing(places: _Places, minutes: float) -> str:
-    """The last lines: where the results are, and what to do next."""
+    """Return the last lines of the output: the paths of the results, and a next step."""
     return (
         "\ncheckpoint is the meta-trained model; the other methods start from the same weights "
         "without meta-training.\n"
@@ -97,7 +97,7 @@ def _closing(places: _Places, minutes: float) -> str:
 
 
 def _check_own(root: Path) -> None:
-    """Refuses a directory that holds something else than a demo, whose files could be replaced."""
+    """Refuse a directory with other files than a demo's, because the demo might overwrite them."""
     data = root / "data"
     there = [path for path in root.iterdir() if path != data] if root.is_dir() else []
     if data.exists():
@@ -122,7 +122,7 @@ def _pretrain(
             steps=40,
             batch_size=_for_all_devices(16),
             max_length=64,
-            # Slow: the fresh masked-LM head must not spoil what the sentence encoder knows.
+            # A low rate, so that the new masked-LM head does not spoil the sentence encoder.
             learning_rate=2e-5,
             save_every=20,
         )
@@ -130,7 +130,7 @@ def _pretrain(
 
 
 def _for_all_devices(size: int) -> int:
-    """The next size that is the same on each device."""
+    """Round a size up to a multiple of the number of devices."""
     return -(-size // jax.local_device_count()) * jax.local_device_count()
 
 

@@ -1,4 +1,4 @@
-"""Methods compared on the same episodes."""
+"""Compare methods on the same episodes."""
 
 import dataclasses
 import json
@@ -27,22 +27,22 @@ _FEATURE_BATCH = 64
 
 
 def evaluate(settings: EvaluateSettings) -> list[Row]:
-    """Runs each method on the same episodes.
+    """Run each method on the same episodes.
 
     `checkpoint` adapts the meta-parameters of the checkpoint. The other methods start from the
-    weights that the checkpoint was meta-trained from: `same-steps` adapts them in the same way;
-    `prototypes`, `linear` and `knn` classify on their frozen features (of unit length).
+    weights from before meta-training: `same-steps` adapts them in the same way; `prototypes`,
+    `linear` and `knn` classify on their frozen features, scaled to unit length.
 
     Returns:
-        A row a method, in the order of the settings.
+        One row per method, in the order of the settings.
 
     Raises:
         InputError: the input cannot be used.
     """
-    read = [task.removeprefix("smlmt:") for task in settings.tasks] + [settings.classes or ""]
+    inputs = [task.removeprefix("smlmt:") for task in settings.tasks] + [settings.classes or ""]
     if settings.splits:
-        read += map(str, Path(settings.splits).glob("*"))
-    output = writable(settings.output, *read) if settings.output else None
+        inputs += map(str, Path(settings.splits).glob("*"))
+    output = writable(settings.output, *inputs) if settings.output else None
     tasks = load(settings, split="train")
     choice = choose_protocol(settings, tasks)
     few_shot = open_few_shot(settings.model, settings, settings, choice.ways)
@@ -72,9 +72,9 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
         if adapts:
             row = row._replace(inner_steps=steps)
         if curve is not None:
-            each = estimate(scores[:, : curve + 1])
+            by_step = estimate(scores[:, : curve + 1])
             row = row._replace(
-                curve=tuple(map(float, each.mean)), curve_ci95=tuple(map(float, each.ci95))
+                curve=tuple(map(float, by_step.mean)), curve_ci95=tuple(map(float, by_step.ci95))
             )
         rows.append(row)
     if output:
@@ -90,7 +90,7 @@ def _row(
     seconds: float,
     first: Sequence[Row],
 ) -> Row:
-    """A method's row, compared with the first one's if there is one."""
+    """Make the row of a method, compared with the first method if there is one."""
     accuracy = estimate(accuracies)
     behind = estimate((first[0].accuracies if first else accuracies) - accuracies)
     return Row(
@@ -110,7 +110,7 @@ def _row(
 
 
 def _plain(settings: EvaluateSettings, few_shot: FewShot, classes: int) -> FewShot:
-    """The weights that a meta-trained model began with; others themselves."""
+    """Open the weights from before meta-training, or the model itself if not meta-trained."""
     if not few_shot.is_meta_trained:
         return few_shot
     record = few_shot.source.record["record"]
@@ -119,7 +119,7 @@ def _plain(settings: EvaluateSettings, few_shot: FewShot, classes: int) -> FewSh
         plain = open_as_trained(parent, settings, few_shot, classes)
     except InputError as error:
         raise InputError(
-            f"{settings.model}: the weights it was meta-trained from cannot be read ({error}); "
+            f"{settings.model}: the weights from before meta-training cannot be read ({error}); "
             "restore them, because the other methods start from them"
         ) from None
     if identity(plain.source.record) != identity(record["parent"]):
@@ -135,8 +135,9 @@ def _methods(settings: EvaluateSettings, few_shot: FewShot) -> tuple[str, ...]:
     if settings.methods:
         if "checkpoint" in settings.methods and not trained:
             raise InputError(
-                f"{settings.model}: is not meta-trained, so the method checkpoint has nothing to "
-                "evaluate; give the workdir of metatrain, or leave checkpoint out of --methods"
+                f"{settings.model}: is not meta-trained, but the method checkpoint needs a "
+                "meta-trained model; give the workdir of metatrain, or remove checkpoint from "
+                "--methods"
             )
         return tuple(dict.fromkeys(settings.methods))
     return ("checkpoint", "same-steps", *BASELINES) if trained else ("same-steps", *BASELINES)
@@ -145,9 +146,9 @@ def _methods(settings: EvaluateSettings, few_shot: FewShot) -> tuple[str, ...]:
 def _adaptation(
     few_shot: FewShot, settings: EvaluateSettings
 ) -> Callable[[Params, int, Task], jax.Array]:
-    """`(params, first, tasks) -> query accuracy` [T], with `--curve` [T, S + 1] by step.
+    """Make `(params, first, tasks) -> query accuracy`, [T], or [T, S + 1] by step with `--curve`.
 
-    Made once, so that what it compiles serves all methods that adapt.
+    All methods that adapt share the function, so that it is compiled once.
     """
     if settings.curve is None:
         algorithm, rng = few_shot.algorithm(), jax.random.key(settings.seed)
@@ -159,7 +160,7 @@ def _adaptation(
 
 
 def _run_baseline(method: str, features: "_Features", eval_set: EvalSet) -> np.ndarray:
-    """Query accuracies [E] of a classifier on frozen features."""
+    """Return the query accuracies [E] of a classifier on frozen features."""
     classify = BASELINES[method]
     accuracies = []
     for episodes in eval_set.progress(method):
@@ -175,7 +176,7 @@ def _run_baseline(method: str, features: "_Features", eval_set: EvalSet) -> np.n
 
 
 class _Features:
-    """The frozen features, of unit length, of data sets."""
+    """Frozen features of data sets, scaled to unit length."""
 
     def __init__(
         self, model: Transformer, params: Params, examples: Sequence[data.TokenizedTask]
@@ -183,18 +184,18 @@ class _Features:
         model = dataclasses.replace(model, feature_norm=1.0)
         self._run = jax.jit(model.features)
         self._params, self._examples = params, examples
-        self._found: dict[int, np.ndarray] = {}
+        self._by_task: dict[int, np.ndarray] = {}
 
     def compute(self, tasks: Iterable[int]) -> None:
-        """Computes those of some data sets, by number."""
-        self._found = {task: self._all(self._examples[task]) for task in tasks}
+        """Compute the features of some data sets, given by number."""
+        self._by_task = {task: self._all(self._examples[task]) for task in tasks}
 
     def rows(self, task: int, rows: np.ndarray) -> np.ndarray:
-        """Features [B, H] of some rows of a data set."""
-        return self._found[task][rows]
+        """Return the features [B, H] of some rows of a data set."""
+        return self._by_task[task][rows]
 
     def _all(self, task: data.TokenizedTask) -> np.ndarray:
-        # By length, so that short texts are not padded to long ones.
+        # Sort by length, so that short texts are not padded to the length of long texts.
         order = np.argsort(task.tokens.lengths, kind="stable")
         tokens = task.tokens._replace(
             input_ids=task.tokens.input_ids[order],
@@ -211,7 +212,7 @@ class _Features:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text, best first, and how far the first method is ahead of the others."""
+    """Format the rows as text, best first, with the lead of the first method over the others."""
     best_first = sorted(rows, key=lambda row: -row.accuracy)
     return "\n".join(
         [

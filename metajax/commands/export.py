@@ -1,4 +1,4 @@
-"""Hugging Face format from any stage's checkpoint."""
+"""Export the checkpoint of any stage to the Hugging Face format."""
 
 import errno
 import json
@@ -18,15 +18,15 @@ from metajax.types import Params
 
 
 def export(settings: ExportSettings) -> dict[str, Any]:
-    """Writes config, tokenizer and safetensors to `settings.output`.
+    """Write the config, tokenizer and safetensors to `settings.output`.
 
     Returns:
-        `output`, the directory; `head`, its head; `loads_in`, the
-        class of transformers, which for a head on mean pooling is the encoder's (the head lies
-        next to it, in classifier.safetensors, and metajax reads it).
+        `output`: the directory. `head`: the model's head. `loads_in`: the class of transformers
+        that reads the directory. For a head on mean pooling this is the encoder's class; the head
+        is in classifier.safetensors, which only metajax reads.
 
     Raises:
-        InputError: the workdir holds no checkpoint, or the directory is not empty.
+        InputError: the workdir has no checkpoint, or the directory is not empty.
     """
     output = Path(os.path.abspath(on_disk(settings.output)))  # A name with a parent, even for "."
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
@@ -41,14 +41,14 @@ def export(settings: ExportSettings) -> dict[str, Any]:
         source = open_source(settings.model)
         model, params = source.model, source.params
         if model.head == "classification" and "classifier" not in params:
-            model = model.replace(head="encoder")  # Each task brings its own head.
+            model = model.replace(head="encoder")  # Each task has a separate head.
     _save(output, model, params)
     (loads_in,) = json.loads((output / "config.json").read_text())["architectures"]
     return {"output": str(output), "head": model.head, "loads_in": loads_in}
 
 
 def _with_one_head(settings: ExportSettings) -> tuple[Transformer, Params]:
-    """A classifier with the head of one of its tasks alone, without the padding of its labels."""
+    """Open a classifier with the head of one task, without the padding of the labels."""
     model, params, head, *_ = open_classifier(settings.model, settings.task)
     names = model.label_names and (model.label_names[head],)
     classes = model.num_labels[head]
@@ -61,7 +61,7 @@ def _with_one_head(settings: ExportSettings) -> tuple[Transformer, Params]:
 
 
 def _save(output: Path, model: Transformer, params: Params) -> None:
-    """Writes the directory whole or not at all: under another name until it is complete."""
+    """Write the directory under a temporary name, and rename it when it is complete."""
     partial = output.with_name(f".{output.name}.part")
     try:
         save_pretrained(partial, model, params)

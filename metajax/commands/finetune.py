@@ -1,4 +1,4 @@
-"""Supervised training on one or more tasks: a shared encoder with one head for each task."""
+"""Supervised training on one or more tasks: a shared encoder with one head per task."""
 
 import dataclasses
 import functools
@@ -26,12 +26,12 @@ from metajax.types import Params, Task
 
 
 def finetune(settings: FinetuneSettings) -> dict[str, Any]:
-    """Trains on `settings.tasks` and reports each one's metric on its dev set.
+    """Train on `settings.tasks`, and report the metrics of each task on its dev set.
 
-    GLUE tasks are judged by GLUE's metrics, others by accuracy.
+    GLUE tasks use the metrics of GLUE. Other tasks use accuracy.
 
     Returns:
-        `before` and `after`: for each task with a dev set, its metrics by name.
+        `before` and `after`: the metrics of each task with a dev set, by name.
 
     Raises:
         InputError: the input cannot be used.
@@ -78,7 +78,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
 
 
 def _open_source(settings: FinetuneSettings, tasks: Sequence[data.TaskData]) -> Source:
-    """The model with one head for each task."""
+    """Open the model with one head per task."""
     return open_source(
         settings.model,
         settings,
@@ -97,7 +97,7 @@ def _num_steps(settings: FinetuneSettings, tasks: Sequence[data.TaskData]) -> in
 def _record(
     settings: FinetuneSettings, source: Source, tasks: Sequence[data.TaskData]
 ) -> dict[str, Any]:
-    """The record of the run; its data are the tasks and their dev sets."""
+    """Make the record of the run. Its data are the tasks and their dev sets."""
     dev = {
         f"--dev {path}": data.fingerprint(path, glue_dir=settings.glue_dir) for path in settings.dev
     }
@@ -114,17 +114,17 @@ def _record(
 def _load_dev(
     settings: FinetuneSettings, train_tasks: Sequence[data.TaskData]
 ) -> dict[int, data.TaskData]:
-    """The dev set of each task that has one, by the task's number, labelled like the task."""
-    own = [i for i, spec in enumerate(settings.tasks) if _has_dev(spec)]
-    files = [i for i in range(len(settings.tasks)) if i not in own]
+    """Load the dev sets by task number, with the label numbers of the tasks."""
+    with_dev = [i for i, spec in enumerate(settings.tasks) if _has_dev(spec)]
+    files = [i for i in range(len(settings.tasks)) if i not in with_dev]
     if len(settings.dev) not in (0, len(files)):
         raise InputError(
-            f"--dev names {len(settings.dev)} files for {len(files)} tasks without a dev set of "
-            "their own; give one for each, in order, or none"
+            f"--dev: {len(settings.dev)} files given for {len(files)} tasks without a built-in dev "
+            "set; give one file per task, in order, or none"
         )
-    if not own and not settings.dev:
+    if not with_dev and not settings.dev:
         return {}
-    specs = {i: settings.tasks[i] for i in own} | dict(zip(files, settings.dev))
+    specs = {i: settings.tasks[i] for i in with_dev} | dict(zip(files, settings.dev))
     tasks = load(settings, split="validation", specs=list(specs.values()))
     return {i: relabel(task, train_tasks[i]) for i, task in zip(specs, tasks)}
 
@@ -141,7 +141,7 @@ def _judge(
     head: int,
     logits: Callable[[dict[str, np.ndarray]], jax.Array],
 ) -> dict[str, float]:
-    """The task's metrics."""
+    """Compute the metrics of a task."""
     batches = data.supervised_eval_batches(task, 64, head=head)
     scores = np.concatenate([np.asarray(logits(batch)) for batch in batches])
     scores = scores[: len(task.labels)]
@@ -166,7 +166,7 @@ def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
         from scipy import stats
 
         if np.ptp(labels) == 0 or np.ptp(guesses) == 0:
-            return 0.0  # Not defined; scikit-learn's Matthews correlation has 0 too.
+            return 0.0  # Not defined. Scikit-learn's Matthews correlation is also 0 here.
         return getattr(stats, name)(labels, guesses).statistic
 
     return metric
@@ -179,7 +179,7 @@ METRICS = {
     "pearson": _correlation("pearsonr"),
     "spearman": _correlation("spearmanr"),
 }
-# Wang et al. 2019, table 1; tasks that are not named have accuracy.
+# Wang et al. 2019, table 1. Other tasks use accuracy.
 GLUE_METRICS = {
     "glue:cola": ("matthews",),
     "glue:mrpc": ("accuracy", "f1"),

@@ -1,4 +1,4 @@
-"""What a model came from: run by run, down to the Hugging Face weights."""
+"""The lineage of a model: the runs that led to it, back to the Hugging Face weights."""
 
 import dataclasses
 import json
@@ -13,15 +13,16 @@ from metajax.runs.workdir import writable, write_atomically
 
 
 def lineage(settings: LineageSettings) -> list[dict[str, Any]]:
-    """The runs that led to a workdir, the last one first, and the weights that they began with.
+    """Return the runs that led to a workdir, the last run first, and the original weights.
 
     Returns:
-        For each run `stage`, `path`, `step` (of the checkpoint that the next one began from; None
-        for the last one), `settings` (the seed among them), `data` (the files' sha256) and
-        `versions`; last the `path`, `sha256` and `config_sha256` of the Hugging Face weights.
+        One row per run: `stage`, `path`, `step` (of the checkpoint that the next run started from;
+        None for the last run), `settings` with the seed, `data` (sha256 of the files) and
+        `versions`. The last row has the `path`, `sha256` and `config_sha256` of the Hugging Face
+        weights.
 
     Raises:
-        InputError: there is no run.
+        InputError: the workdir has no run.
     """
     output = writable(settings.output) if settings.output else None
     path = to_path(settings.model)
@@ -42,7 +43,7 @@ def lineage(settings: LineageSettings) -> list[dict[str, Any]]:
 
 
 def entries(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """For each row a title; and its seed, the settings that are not the defaults, and hashes."""
+    """Return a title per row, with the seed, the settings that are not the defaults, and hashes."""
     listed = []
     for row in rows[:-1]:
         at = "" if row["step"] is None else f", step {row['step']}"
@@ -54,7 +55,7 @@ def entries(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """The entries as text."""
+    """Format the entries as text."""
     return "\nfrom\n".join(
         "\n".join(map(printable, [title, *(f"  {name} {value}" for name, value in values.items())]))
         for title, values in entries(rows)
@@ -62,7 +63,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 
 def _changed(stage: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The settings that are not as they are by default, but for names of files."""
+    """Return the settings that are not the defaults, without names of files."""
     return {
         flag(setting.name): values[setting.name]
         for setting in dataclasses.fields(SETTINGS[stage])

@@ -1,4 +1,4 @@
-"""Stage 2: MAML over episodes of many tasks."""
+"""Stage 2: meta-training on episodes of many tasks."""
 
 import dataclasses
 from typing import Any
@@ -28,11 +28,11 @@ _MEASURED_ON = "new episodes of the training classes (for unseen classes: metaja
 
 
 def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
-    """Trains an initialisation that adapts to the tasks' episodes in a few gradient steps.
+    """Train an initialisation that adapts to the tasks' episodes in a few gradient steps.
 
     Returns:
-        `before` and `after`: mean query `accuracy` and its `ci95` (0..1) on episodes that no step
-        sees, of the training classes, as `measured_on` says.
+        `before` and `after`: mean query `accuracy` and its `ci95` (0..1) on new episodes of the
+        training classes. No step trains on these episodes.
 
     Raises:
         InputError: the input cannot be used.
@@ -57,10 +57,10 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
     algorithm = few_shot.algorithm(low_memory=settings.low_memory)
 
     def measure(params: Params) -> dict[str, float]:
-        # The step after the last is one that training never takes.
-        every = slice(0, _MEASURED_EPISODES)
+        all_episodes = slice(0, _MEASURED_EPISODES)
         count, twice = _MEASURED_EPISODES, 2  # Before and after.
-        sampler = episode_sampler(examples, spec, settings.seed, count, twice, every)
+        sampler = episode_sampler(examples, spec, settings.seed, count, twice, all_episodes)
+        # Training never takes the step after the last, so these episodes are new.
         tasks = sampler(settings.steps)
         infos = run_episodes(algorithm, params, tasks, jax.random.key(settings.seed))
         accuracy = estimate(np.asarray(infos.query_aux["accuracy"]))
@@ -92,14 +92,14 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
 
 
 def _rates_factor(settings: MetatrainSettings) -> float | None:
-    """How much faster than the parameters the learned rates are trained, if there are any."""
+    """Return the learning rate of the inner rates relative to the parameters', if learned."""
     if not ALGORITHMS[settings.algorithm].learned_rates:
         return None
     return (settings.rates_learning_rate or RATES_LEARNING_RATE) / settings.learning_rate
 
 
 def _with_draws(settings: MetatrainSettings) -> MetatrainSettings:
-    """The settings; a run from before `keep_duplicates` goes on as it began, with duplicates."""
+    """Return the settings, with duplicates if the run began before `keep_duplicates` existed."""
     known = read_record(to_path(settings.workdir))
     if known is None or "keep_duplicates" in known["settings"]:
         return settings

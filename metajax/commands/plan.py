@@ -1,4 +1,4 @@
-"""Memory and arithmetic of meta-training, before a run: the compiler's analysis, nothing is run."""
+"""Predict the memory and arithmetic of meta-training by compiling a step, without a run."""
 
 import dataclasses
 import json
@@ -29,20 +29,20 @@ from metajax.training.outer import default_chunk_size, initial_state, outer_step
 from metajax.types import Task
 
 _UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-# Memory is laid out before machine code is made: that code need not be good.
+# XLA assigns memory before it makes machine code, so the code need not be optimised.
 _QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-_OUTER_STEPS = 100  # More than one kind of them, where an algorithm changes as it trains.
-_MOST = 4096  # Nobody asks for more episodes at once, or inner steps.
+_OUTER_STEPS = 100  # Enough to include all variants of an algorithm that changes during training.
+_MOST = 4096  # Limit of the search for episodes at once and for inner steps.
 
 
 class Cost(NamedTuple):
-    """What a step takes on each device, memory in bytes.
+    """The cost of a step on each device. Memory is in bytes.
 
     Attributes:
-        state: parameters and the outer optimizer's two moments.
-        tasks: the batch.
-        working: activations, adapted parameters, gradients, while the step is computed.
-        flops: of matrix products.
+        state: memory of the parameters and of the outer optimizer's two moments.
+        tasks: memory of the batch.
+        working: memory of activations, adapted parameters and gradients during the step.
+        flops: floating-point operations of matrix products.
     """
 
     state: int
@@ -52,18 +52,20 @@ class Cost(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All of the memory."""
+        """The total memory."""
         return self.state + self.tasks + self.working
 
 
 def plan(settings: PlanSettings) -> dict[str, Any]:
-    """Says what a step of `metatrain` with these settings takes.
+    """Predict the cost of a step of `metatrain` with these settings.
 
-    All texts are taken to be `--max-length` tokens long; a run packs shorter ones and takes less.
+    It assumes that all texts have `--max-length` tokens. A run packs shorter texts and needs less
+    memory.
 
     Returns:
-        `parameters` (how many), `cost`, `alternatives` (the cost with one setting changed) and,
-        with `--memory`, `largest`: the most episodes at once, and inner steps, that fit.
+        `parameters` (their number), `cost`, `alternatives` (the cost after each change of
+        settings), and with `--memory` also `largest`: the maximum of episodes at once and of inner
+        steps that fit.
 
     Raises:
         InputError: the input cannot be used.
@@ -95,10 +97,10 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
 
 
 def parse_memory(text: str) -> float:
-    """Bytes, from `16GB` or `15.5GiB`.
+    """Return the number of bytes of a text such as `16GB` or `15.5GiB`.
 
     Raises:
-        InputError: it says no amount of memory.
+        InputError: the text is not an amount of memory.
     """
     unit = text.lstrip("0123456789.")
     try:
@@ -113,10 +115,10 @@ def parse_memory(text: str) -> float:
 
 
 def measure(settings: PlanSettings) -> Cost:
-    """Compiles one device's share of a step and reads off what it takes."""
+    """Compile one device's share of a step, and return its cost."""
     few_shot = describe_few_shot(settings.model, settings, settings, settings.ways)
     algorithm = few_shot.schedule(_OUTER_STEPS, low_memory=settings.low_memory)
-    outer_optimizer = adamw(1.0, weight_decay=1.0, clip_norm=1.0)  # Any rates will do.
+    outer_optimizer = adamw(1.0, weight_decay=1.0, clip_norm=1.0)  # The values have no effect.
     count = settings.meta_batch_size // jax.local_device_count()
     step = outer_step(algorithm, outer_optimizer, chunk_size=settings.chunk_size)
 
@@ -129,7 +131,7 @@ def measure(settings: PlanSettings) -> Cost:
     analysis = traced.lower().compile(_QUICKLY | compiler_options(settings)).memory_analysis()
     assert analysis is not None
     state_bytes, task_bytes = _bytes(state), _bytes(tasks)
-    # What is neither: results that do not overwrite an argument, and the compiler's buffers.
+    # The rest is results that do not overwrite an argument, and the compiler's buffers.
     beyond = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     working = analysis.temp_size_in_bytes + max(0, beyond)
     flops = count_traced_flops(traced.jaxpr.jaxpr, mean_replays(few_shot.inner["inner_steps"]))
@@ -137,7 +139,7 @@ def measure(settings: PlanSettings) -> Cost:
 
 
 def _tasks(model: Transformer, settings: PlanSettings, count: int) -> Task:
-    """The shapes of a batch of episodes, a text a row."""
+    """Return the shapes of a batch of episodes, with one text per row."""
     length = text_length(model, settings.max_length)
 
     def batch(examples: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -153,7 +155,7 @@ def _tasks(model: Transformer, settings: PlanSettings, count: int) -> Task:
 
 
 def _alternatives(settings: PlanSettings) -> Iterator[tuple[str, PlanSettings]]:
-    """Settings of which one is changed to save memory, by the change's name."""
+    """Yield changes of the settings that save memory: a name, and the changed settings."""
     changes: list[dict[str, Any]] = [{"remat": True}, {"low_memory": True}]
     changes += [{"remat": True, "low_memory": True}]
     entry = ALGORITHMS[settings.algorithm]
@@ -176,10 +178,10 @@ def _alternatives(settings: PlanSettings) -> Iterator[tuple[str, PlanSettings]]:
 
 
 def _largest(settings: PlanSettings, name: str, memory: float, costs: "_Costs") -> int:
-    """The largest value of a setting whose step fits; 0 if none does.
+    """Find the largest value of a setting with which a step fits; 0 if no value fits.
 
-    To 5%, found by compiling. Memory grows almost linearly with either, so that the secant through
-    what is known says where to look next.
+    The result is exact to 5%. The search compiles steps. Memory grows almost linearly with the
+    value, so the search follows the secant through the known points.
     """
 
     def total(value: int) -> int:
@@ -188,7 +190,7 @@ def _largest(settings: PlanSettings, name: str, memory: float, costs: "_Costs") 
             changes["meta_batch_size"] = value * jax.local_device_count()
         return costs.of(dataclasses.replace(settings, **changes)).total
 
-    # More steps than these are a loop, which may take less than a few unrolled ones.
+    # A loop of many steps may need less memory than a few unrolled steps.
     start = UNROLLED + 1 if name == "inner_steps" and total(UNROLLED + 1) <= memory else 1
     first = total(start)
     if first > memory:
@@ -210,7 +212,7 @@ def _largest(settings: PlanSettings, name: str, memory: float, costs: "_Costs") 
 
 
 class _Costs:
-    """What programs take, each compiled once and counted."""
+    """Costs by settings. Each program is compiled once, with progress."""
 
     def __init__(self, progress: Progress) -> None:
         self._known: dict[PlanSettings, Cost] = {}
@@ -224,25 +226,25 @@ class _Costs:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """The report of `plan`, as text."""
+    """Format the report of `plan` as text."""
     cost = report["cost"]
     parts = {
         "parameters and optimizer": cost["state"],
         "tasks": cost["tasks"],
-        "while a step is computed": cost["working"],
-        "together": cost["total"],
+        "during a step": cost["working"],
+        "total": cost["total"],
     }
     lines = [
         f"parameters                {report['parameters'] / 1e6:9.1f} million",
         "on each device:",
     ]
     lines += [f"  {name:23} {size / 1e9:9.2f} GB" for name, size in parts.items()]
-    lines += [f"  arithmetic              {cost['flops'] / 1e12:9.2f} TFLOP a step"]
+    lines += [f"  arithmetic              {cost['flops'] / 1e12:9.2f} TFLOP per step"]
     if "largest" in report:
         episodes, steps = (report["largest"][name] for name in ("chunk_size", "inner_steps"))
         lines += [
-            f"in {report['memory'] / 1e9:g} GB fit",
-            f"  episodes at once        {episodes:6} (more a step with --chunk-size {episodes})"
+            f"fits in {report['memory'] / 1e9:g} GB:",
+            f"  episodes at once        {episodes:6} (more per step with --chunk-size {episodes})"
             if episodes
             else "  no episode",
             f"  or inner steps          {steps:6}",
@@ -256,25 +258,23 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def advice(report: dict[str, Any]) -> str:
-    """Which engine this is and why; or, where it does not fit, what would."""
+    """Explain the choice of the engine, or name settings that fit if these do not."""
     cost, rows, memory = report["cost"], report["alternatives"], report.get("memory", math.inf)
     if cost["total"] > memory:
         fitting = [row for row in rows if row["total"] <= memory]
         if not fitting:
             return (
-                "does not fit, and none of these does: shorten the texts, or adapt fewer --layers"
+                "does not fit, nor do the alternatives; shorten the texts, or adapt fewer --layers"
             )
         best = min(fitting, key=lambda row: row["flops"])
         times = best["flops"] / cost["flops"]
-        return f"does not fit: {best['change']} would, at {times:.2f} times the arithmetic"
+        return f"does not fit; {best['change']} fits, at {times:.2f} times the arithmetic"
     settings = report["settings"]
     if "low_memory" not in ALGORITHMS[settings["algorithm"]].settings:
         return f"{settings['algorithm']} has one engine, which needs little memory"
     if settings["low_memory"]:
-        return "forward over reverse: exact, keeps no inner step's activations, computes them again"
-    return (
-        "reverse over reverse: the fastest exact engine; --low-memory, exact too, is the smallest"
-    )
+        return "forward over reverse: exact; recomputes activations instead of storing them"
+    return "reverse over reverse: the fastest exact engine; --low-memory is exact and the smallest"
 
 
 def _bytes(tree: Any) -> int:

@@ -1,4 +1,4 @@
-"""Labels and probabilities for new text."""
+"""Predict labels and probabilities for new text."""
 
 import codecs
 import sys
@@ -20,14 +20,15 @@ from metajax.runs.workdir import writable, write_atomically
 
 
 class Prediction(NamedTuple):
-    """What a head says of a text.
+    """The prediction for a text.
 
     Attributes:
-        label: the likeliest; of a head whose labels each have a probability of their own, all that
-            are above 0.5, or "none"; of a regression "value".
-        probability: that of the label (0..1), or the value of the regression; None where `scores`
-            are.
-        scores: each label's own probability, or value of a regression of several.
+        label: the most probable label. For a multi-label head, all labels above 0.5, or "none". For
+            a regression, "value".
+        probability: probability of the label (0..1), or value of the regression. None if there are
+            `scores`.
+        scores: (label, probability) pairs of a multi-label head, or (name, value) pairs of a
+            regression with several values.
     """
 
     label: str
@@ -36,13 +37,13 @@ class Prediction(NamedTuple):
 
 
 def predict(settings: PredictSettings) -> None:
-    """Writes `label<TAB>probability` for each text of the input.
+    """Write `label<TAB>probability` for each text of the input.
 
-    In plain text a line is a text, and a tab in it separates the two texts of a pair; of a table
-    (.csv, .tsv, .jsonl, .parquet) the text's column is read. Where each label has a probability of
-    its own, `label=probability` for all of them follow the labels above 0.5. What does not print in
-    a label is written as an escape, so that a text has one line whatever its label. Nothing is
-    written before all of the input has been read.
+    In plain text, each line is a text; a tab separates the two texts of a pair. In a table (.csv,
+    .tsv, .jsonl, .parquet), the text column is read. For a multi-label head, the labels above 0.5
+    are followed by `label=probability` for all labels. Characters of a label that do not print are
+    written as escapes, so that each text has exactly one line. All of the input is read before
+    anything is written.
 
     Raises:
         InputError: the input cannot be used.
@@ -64,18 +65,19 @@ def predict(settings: PredictSettings) -> None:
 
 
 def _line(prediction: Prediction) -> str:
-    each = [f"{printable(name)}={score:.4f}" for name, score in prediction.scores]
-    rest = each if prediction.probability is None else [f"{prediction.probability:.4f}"]
-    return "\t".join([printable(prediction.label), *rest]) + "\n"
+    scores = [f"{printable(name)}={score:.4f}" for name, score in prediction.scores]
+    numbers = scores if prediction.probability is None else [f"{prediction.probability:.4f}"]
+    return "\t".join([printable(prediction.label), *numbers]) + "\n"
 
 
 def label(
     classifier: Classifier, texts: list[str], pairs: list[str] | None, batch_size: int
 ) -> Iterator[Prediction]:
-    """The prediction for each text, in order.
+    """Yield the prediction for each text, in order.
 
     Raises:
-        InputError: they are pairs where the classifier learned from single texts, or the reverse.
+        InputError: the texts are pairs but the classifier was trained on single texts, or vice
+            versa.
     """
     model, params, head, max_length, in_pairs, _ = classifier
     if in_pairs is not None and in_pairs != (pairs is not None):
@@ -97,7 +99,7 @@ def label(
 
 
 def _judged(problem_type: str | None, names: Sequence[str], logits: np.ndarray) -> Prediction:
-    """What the logits of a text say, as transformers' pipeline reads them."""
+    """Convert the logits of a text to a prediction, as the pipeline of transformers does."""
     if problem_type == "multi_label_classification":
         sigmoid = (1 + np.tanh(logits.astype(float) / 2)) / 2
         above = [name for name, score in zip(names, sigmoid) if score > 0.5]
@@ -115,15 +117,15 @@ def _judged(problem_type: str | None, names: Sequence[str], logits: np.ndarray) 
 def read_texts(
     source: str, text_column: str | None = None, pair_column: str | None = None
 ) -> tuple[list[str], list[str] | None]:
-    """The texts of a file or of standard input (`-`), and the second texts if there are any.
+    """Read the texts of a file or of standard input (`-`), and the second texts if there are any.
 
     Args:
-        source: a table by its extension, else plain text.
-        text_column: of a table; None is the usual name.
-        pair_column: the same of the second texts.
+        source: path of a table, recognised by its extension, or of plain text.
+        text_column: column of the texts in a table. None uses the default name.
+        pair_column: column of the second texts in a table. None uses the default name.
 
     Raises:
-        InputError: they cannot be read.
+        InputError: the texts cannot be read.
     """
     if Path(source).suffix.lower() in TABLES:
         return load_texts(source, text=text_column, pair=pair_column)

@@ -27,11 +27,11 @@ _HELD_OUT_BATCH = 32
 
 
 def pretrain(settings: PretrainSettings) -> dict[str, Any]:
-    """Trains on `settings.text`, and measures held-out text before and after.
+    """Train on `settings.text`, and measure the loss on held-out text before and after.
 
     Returns:
-        `before` and `after`: the held-out masked-LM `loss` (nats a token), `perplexity` and
-        `accuracy`.
+        `before` and `after`: the masked-LM `loss` (nats per token), `perplexity` and `accuracy` on
+        held-out text.
 
     Raises:
         InputError: the input cannot be used.
@@ -56,8 +56,8 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
 
     def make_tasks(step: int) -> Task:
         batch = data.pretraining_batch(training, rule, settings.seed, step, settings.batch_size)
-        own = distributed.local_slice(parts)
-        return jax.tree.map(lambda leaf: leaf[own], split_batch(batch, parts))
+        local = distributed.local_slice(parts)
+        return jax.tree.map(lambda leaf: leaf[local], split_batch(batch, parts))
 
     def measure(params: Params) -> dict[str, float]:
         return held_out_loss(quiet, params, held_out, rule, settings.seed)
@@ -71,29 +71,29 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
             make_tasks=make_tasks,
             num_steps=settings.steps,
             measure=measure,
-            measured_on="the part of the text that no step sees (--held-out)",
+            measured_on="the held-out part of the text (--held-out)",
         ),
         source.params,
     )
 
 
 def _split(blocks: data.Blocks, settings: PretrainSettings) -> tuple[data.Blocks, data.Blocks]:
-    """The blocks to train on, and those to measure on.
+    """Split the blocks into training and held-out blocks.
 
     Raises:
-        InputError: no word can be masked in the blocks to measure on.
+        InputError: the held-out blocks have no word that can be masked.
     """
     training, held_out = data.held_out(blocks, settings.seed, settings.held_out)
     if not held_out.maskable.any():
         raise InputError(
-            f"--text {' '.join(settings.text)}: the model's vocabulary has no word of the part "
-            "that is held out for measuring; give text in the model's language, or another --seed"
+            f"--text {' '.join(settings.text)}: the model's vocabulary has no word of the held-out "
+            "part; give text in the model's language, or another --seed"
         )
     return training, held_out
 
 
 def _report_repeated(lines: Sequence[str]) -> None:
-    """Warns of repeated lines: one copy may be trained on while another is held out."""
+    """Warn of repeated lines, because one copy may be trained on and another held out."""
     repeated = len(lines) - len(set(map(normalise, lines)))
     if repeated:
         _log.warning(
@@ -106,11 +106,12 @@ def _report_repeated(lines: Sequence[str]) -> None:
 def held_out_loss(
     algorithm: MetaAlgorithm, params: Params, blocks: data.Blocks, rule: data.MaskRule, seed: int
 ) -> dict[str, float]:
-    """The masked-LM loss of blocks whose masks are the same at every call."""
+    """Compute the masked-LM loss of blocks, with the same masks at each call."""
     total = correct = count = 0.0
     size = min(_HELD_OUT_BATCH, len(blocks.input_ids))
     for first in range(0, len(blocks.input_ids), size):
-        # The last batch reaches back, so that one shape is compiled; its overlap counts twice.
+        # The last batch overlaps the one before, so that one shape is compiled. The overlap
+        # counts twice.
         rows = slice(min(first, len(blocks.input_ids) - size), first + size)
         batch = data.mask_tokens(data.take(blocks, rows), rule, seed, first)
         info = run_episodes(algorithm, params, split_batch(batch, 1), jax.random.key(0))

@@ -23,16 +23,16 @@ from metajax.reporting.plots import (
 from metajax.runs.workdir import check_writable, writable, write_atomically
 from metajax.training.evaluation import Estimate
 
-_Draw = Callable[..., str]  # The picture's name, what paints it and what it is given, to an SVG.
+_Draw = Callable[..., str]  # (name of the picture, painter, values of the painter) -> SVG.
 
-_WORST = 10  # Pairs of classes that are named.
+_WORST = 10  # Number of the most confused pairs of classes to list.
 
 
 def report(settings: ReportSettings) -> dict[str, Any]:
-    """Writes the page, and a PNG and an SVG of each of its pictures into a directory of its name.
+    """Write the page, and each picture as PNG and SVG into a directory named after the page.
 
     Returns:
-        `output`, the page; `pictures`, the files.
+        `output`: path of the page. `pictures`: paths of the pictures.
 
     Raises:
         InputError: the input cannot be used, or matplotlib is not installed.
@@ -90,14 +90,14 @@ def _state(run: Run) -> str:
 def _by_stage(
     runs: Sequence[Run], name: str, kind: str, painter: Callable[..., None], draw: _Draw
 ) -> str:
-    """A picture a stage: what each of its runs measured, step by step."""
+    """Draw one picture per stage, with the measurements of its runs by step."""
     stages: dict[str, dict[str, Series]] = {}
     for run in runs:
         series = run.series(name)
         if series.steps.size:
             stages.setdefault(run.record["stage"], {})[run.name] = series
     if not stages:
-        return note(f"None of these runs has the {name} of a step.")
+        return note(f"No {name} per step in these runs.")
     return figures(
         {
             f"{stage}: {name} of each step": draw(f"{kind}-{stage}", painter, curves)
@@ -114,12 +114,12 @@ def _before_and_after(runs: Sequence[Run]) -> str:
         data = (run.results or {}).get("measured_on", "")
         rows += [(run.name, name, data, before[name], after.get(name, "")) for name in before]
     if not rows:
-        return note("None of these runs measures before and after its steps.")
+        return note("No measurements before and after training in these runs.")
     return table(("run", "measure", "measured on", "before", "after"), rows, words=3)
 
 
 def _measures(measured: dict[str, Any]) -> dict[str, str]:
-    """What a stage measured, by name; the tasks' own names before their measures'."""
+    """Format measurements by name. The name of a task precedes the names of its measurements."""
     shown: dict[str, str] = {}
     for name, value in measured.items():
         if isinstance(value, dict):
@@ -185,7 +185,7 @@ def _confusion(runs: Sequence[Run], draw: _Draw) -> str:
 
 
 def _worst(counts: np.ndarray, labels: Sequence[str]) -> str:
-    """The pairs of classes that are confused most often."""
+    """List the pairs of classes that are confused most often."""
     wrong = counts - np.diag(np.diag(counts))
     order = np.argsort(-wrong, axis=None, kind="stable")[:_WORST]
     pairs = [divmod(int(place), len(labels)) for place in order]
@@ -221,7 +221,7 @@ def _cost_of(run: Run) -> tuple[Any, ...]:
 
 
 def _lineage(runs: Sequence[Run]) -> str:
-    """What each run came from, but for those that another one's lineage tells of."""
+    """List the lineages of the runs, except for runs that are part of another lineage."""
     lineages = [lineage(LineageSettings(model=run.path)) for run in runs]
-    told = {row["path"] for rows in lineages for row in rows[1:-1]}
-    return lists(entries(rows) for rows in lineages if rows[0]["path"] not in told)
+    ancestors = {row["path"] for rows in lineages for row in rows[1:-1]}
+    return lists(entries(rows) for rows in lineages if rows[0]["path"] not in ancestors)

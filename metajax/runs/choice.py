@@ -1,4 +1,4 @@
-"""Which inner steps `adapt` takes: at which rate, or none where the prototypes are as good."""
+"""Choose the inner steps of `adapt`: the rate, or no steps if the prototypes are as good."""
 
 import logging
 from collections.abc import Sequence
@@ -12,20 +12,21 @@ from metajax.runs.few_shot import FewShot
 from metajax.types import Params
 
 _log = logging.getLogger("metajax")
-# Tried if the settings name no rate. A sentence encoder tolerates the first from one example per
-# class; a plain pretrained BERT hardly tolerates the last but one.
+# Rates to try if the settings have none. With one example per class, sentence encoders work with
+# 0.3. A plain pretrained BERT hardly tolerates 0.01.
 _RATES = (0.3, 0.1, 0.03, 0.01, 0.003)
-_LORA_RATES = (3.0, 1.0)  # Before these: adapters begin at zero and move little.
+_LORA_RATES = (3.0, 1.0)  # Tried first for adapters, because they start at zero and change slowly.
 
 
 class Adapted(NamedTuple):
-    """The adapted parameters and how they came about.
+    """The adapted parameters, and the steps that led to them.
 
     Attributes:
-        params: all of them; until `_descend` ends, as `Descent` has them.
-        losses: on the examples before each step and after the last.
-        rate: of the steps; None where none were kept, or where the rates are learned.
-        left_out: the cross-validation that decided, if there was one.
+        params: all parameters. The functions of this module return them reparametrized by
+            `Descent`.
+        losses: loss on the examples before each step and after the last step.
+        rate: rate of the steps. None if the prototypes were kept, or if the rates are learned.
+        left_out: result of the cross-validation, if there was one.
     """
 
     params: Params
@@ -35,10 +36,11 @@ class Adapted(NamedTuple):
 
 
 def choose(few_shot: FewShot, descent: Descent) -> Adapted:
-    """The steps at the rate that `_search` finds, or the prototypes that they start from.
+    """Take steps at the rate that `_search` finds, or keep the prototypes without steps.
 
-    The steps are kept where they label more of the examples right that are left out, and where
-    none can be left out: no class has a second example, or the start is another.
+    The steps are used if they label more held-out examples correctly in cross-validation. They are
+    also used if there is no cross-validation, because no class has a second example or the head
+    does not start from prototypes.
     """
     adapted = _search(descent, _rates(few_shot))
     if few_shot.inner["head"] != "prototypes":
@@ -46,27 +48,28 @@ def choose(few_shot: FewShot, descent: Descent) -> Adapted:
     right, judged = descent.left_out(None)
     if not judged:
         return adapted
-    _log.info("rate %g: checking the steps on examples left out", adapted.rate)
-    more, _ = descent.left_out(adapted.rate)
-    said = f"of {judged} examples left out, {more} are labelled right by the steps, {right} by the "
-    said += (
-        f"prototypes that they start from: the {'steps' if more > right else 'prototypes'} are kept"
+    _log.info("rate %g: cross-validating the steps", adapted.rate)
+    right_after, _ = descent.left_out(adapted.rate)
+    summary = (
+        f"of {judged} held-out examples, the steps label {right_after} correctly and the "
+        f"prototypes without steps {right}; "
+        f"the {'steps' if right_after > right else 'prototypes'} are used"
     )
     left_out: dict[str, Any] = {
         "examples": judged,
         "prototypes": right / judged,
-        "steps": more / judged,
+        "steps": right_after / judged,
     }
     left_out |= {"inner_lr": adapted.rate}
-    if more > right:
-        _log.info("%s", said)
+    if right_after > right:
+        _log.info("%s", summary)
         return adapted._replace(left_out=left_out)
-    _log.info("%s (--inner-lr %g and a new --workdir take the steps)", said, adapted.rate)
+    _log.info("%s (to use steps, give --inner-lr %g and a new --workdir)", summary, adapted.rate)
     return _stay(descent, None, left_out)
 
 
 def repeat(descent: Descent, known: dict[str, Any]) -> Adapted:
-    """What an earlier run has chosen."""
+    """Repeat the choice of an earlier run."""
     rate, left_out = known["inner_lr"], known.get("left_out")
     if rate is None:
         return _stay(descent, None, left_out)
@@ -74,7 +77,7 @@ def repeat(descent: Descent, known: dict[str, Any]) -> Adapted:
 
 
 def take_steps(few_shot: FewShot, descent: Descent) -> Adapted:
-    """The steps at the rate that is set."""
+    """Take the steps at the rate of the settings."""
     rate = few_shot.inner["inner_lr"]
     if not few_shot.inner["inner_steps"]:
         return _stay(descent, rate, None)
@@ -82,7 +85,7 @@ def take_steps(few_shot: FewShot, descent: Descent) -> Adapted:
 
 
 def _stay(descent: Descent, rate: float | None, left_out: dict[str, Any] | None) -> Adapted:
-    """No steps."""
+    """Take no steps."""
     params = descent.start(descent.parts)
     loss = descent.loss(params, descent.parts)
     _check_start(loss)
@@ -90,16 +93,16 @@ def _stay(descent: Descent, rate: float | None, left_out: dict[str, Any] | None)
 
 
 def _rates(few_shot: FewShot) -> tuple[float, ...]:
-    """Those to try, the largest first; of weights that were meta-trained, their own first."""
+    """Return the rates to try, in decreasing order, from the rate of meta-training if any."""
     rates = (*_LORA_RATES, *_RATES) if few_shot.inner["lora"] else _RATES
     if not few_shot.is_meta_trained:
         return rates
-    own = few_shot.inner["inner_lr"]
-    return (own, *(rate for rate in rates if rate < own))
+    trained_rate = few_shot.inner["inner_lr"]
+    return (trained_rate, *(rate for rate in rates if rate < trained_rate))
 
 
 def _search(descent: Descent, rates: Sequence[float]) -> Adapted:
-    """The steps at the first rate at which none raises the loss, or else at the last."""
+    """Take the steps at the first rate that never increases the loss, or else at the last rate."""
     begin = descent.begin(descent.parts)
     _check_start(begin.loss)
     for rate in rates:
@@ -108,7 +111,7 @@ def _search(descent: Descent, rates: Sequence[float]) -> Adapted:
             break
         if rate != rates[-1]:
             _log.info(
-                "rate %g: step %d raises the loss, trying a smaller rate", rate, len(losses) - 1
+                "rate %g: step %d increases the loss; trying a smaller rate", rate, len(losses) - 1
             )
     return Adapted(params, losses, rate)
 

@@ -1,4 +1,4 @@
-"""The inner steps of `adapt`: SGD on one task's examples, which are taken a part at a time."""
+"""The inner steps of `adapt`: SGD on one task's examples, one part of the examples at a time."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,18 +19,18 @@ from metajax.tree import combine, select
 from metajax.types import Batch, InitFn, LossFn, Params, Task
 
 _TOKENS = ("input_ids", "token_type_ids", "position_ids", "example_ids")
-# As many folds as take about the time of the steps on so many examples.
+# The number of folds keeps cross-validation about as fast as the steps on this many examples.
 _EXAMPLES, _MOST_FOLDS = 128, 4
-_PART = 512  # Tokens, about.
+_PART = 512  # Approximate tokens per part.
 
 
 def fold(examples: data.TokenizedTask) -> tuple[Batch, int]:
-    """Deals a task's N examples into parts, class by class, and packs each.
+    """Split a task's examples into packed parts, with the classes spread evenly over the parts.
 
     Returns:
-        Leaves [P, ...], as `metajax.data.packed_parts` gives them, with `labels` and
-        `example_mask` [P, B], 0 where a part is filled up; and the number of folds F, which P is a
-        multiple of: fold f has the parts f, F + f, 2 F + f, ...
+        The P parts, and the number F of folds. The parts are leaves [P, ...] from
+        `metajax.data.packed_parts`, with `labels` and `example_mask` [P, B], which is 0 for
+        padding. P is a multiple of F. Fold f has the parts f, F + f, 2 F + f, ...
     """
     tokens, count = examples.tokens, len(examples.labels)
     folds = min(count, max(2, min(_MOST_FOLDS, 1 + _EXAMPLES // count)))
@@ -39,10 +39,10 @@ def fold(examples: data.TokenizedTask) -> tuple[Batch, int]:
 
 
 def pack(examples: data.TokenizedTask, parts: int) -> Batch:
-    """A task's examples in so many packed parts, dealt class by class; see `fold`."""
+    """Split a task's examples into a given number of packed parts; see `fold`."""
     tokens, count = examples.tokens, len(examples.labels)
     size = -(-count // parts)
-    # Part p has the examples p, P + p, 2 P + p, ... of those sorted by class.
+    # After sorting by class, part p has the examples p, P + p, 2 P + p, ...
     places = (np.arange(parts)[:, None] + parts * np.arange(size)).reshape(-1)
     rows = np.argsort(examples.labels, kind="stable")[np.minimum(places, count - 1)]
     filled, longest = places < count, int(tokens.lengths.max())
@@ -55,13 +55,13 @@ def pack(examples: data.TokenizedTask, parts: int) -> Batch:
 
 
 class Point(NamedTuple):
-    """Where steps on some parts of the examples begin.
+    """The start of the steps on some parts of the examples.
 
     Attributes:
-        use: the numbers of the parts.
+        use: numbers of the parts.
         params: the parameters.
-        loss: the mean loss on the examples of these parts.
-        grads: its gradient with respect to what the steps change.
+        loss: mean loss on the examples of these parts.
+        grads: gradient of the loss with respect to the trainable parameters.
     """
 
     use: tuple[int, ...]
@@ -73,17 +73,17 @@ class Point(NamedTuple):
 class Descent:
     """The inner steps of one task.
 
-    The gradient is compiled for one part of the examples: it serves every part, step and rate, and
-    takes the memory of one part.
+    The gradient is compiled once, for one part of the examples, and used for all parts, steps and
+    rates. It needs the memory of one part.
 
     Args:
         few_shot: a network, and the settings of its inner loop.
-        parts: the examples, as `fold` gives them.
-        folds: how many folds these are.
+        parts: the examples, from `fold`.
+        folds: number of folds.
     """
 
     def __init__(self, few_shot: FewShot, parts: Batch, folds: int) -> None:
-        # So the blocks are in a loop, which is compiled in half the time.
+        # low_memory puts the blocks in a loop, which compiles in half the time.
         self._few_shot, learner = few_shot, few_shot.learner(low_memory=True)
         self._folds = folds
         self._init_fn = learner.shared.init_fn
@@ -115,12 +115,12 @@ class Descent:
         return tuple(range(len(self._parts)))
 
     def begin(self, use: tuple[int, ...]) -> Point:
-        """Where the steps on some parts begin."""
+        """Return the start of the steps on some parts, with its loss and gradient."""
         params = self.start(use)
         return Point(use, params, *self._gradient(params, use))
 
     def start(self, use: Sequence[int]) -> Params:
-        """The parameters before the steps on some parts."""
+        """Return the parameters before the steps on some parts."""
         init_fn: InitFn | None = self._init_fn
         if self._few_shot.inner["head"] == "prototypes":
             features = np.concatenate([self._first[p] for p in use])
@@ -135,23 +135,23 @@ class Descent:
     def descend(
         self, begin: Point, rate: float, *, stop: bool = False, after: bool = True
     ) -> tuple[Params, list[float]]:
-        """Takes the inner steps.
+        """Take the inner steps.
 
         Args:
-            begin: where from, and on which parts.
-            rate: SGD's.
-            stop: whether to end with the first step that raises the loss.
+            begin: start of the steps.
+            rate: rate of SGD.
+            stop: whether to stop after the first step that increases the loss.
             after: whether to compute the loss after the last step.
 
         Returns:
-            The parameters, and the loss before each step and after the last.
+            The parameters, and the loss before each step and after the last step.
         """
         use, params, loss, grads = begin
         steps, losses = self._few_shot.inner["inner_steps"], [loss]
         for number in range(1, steps + 1):
             changed, frozen = select(params, self._trainable)
             params = combine(jax.tree.map(partial(_move, rate), changed, grads), frozen)
-            # Where the first step is too long, the loss alone tells, in a quarter of the time.
+            # The loss shows whether the first step is too long, in a quarter of a gradient's time.
             first = stop and 1 == number < steps
             if first or (after and number == steps):
                 loss = self.loss(params, use)
@@ -163,20 +163,20 @@ class Descent:
         return params, losses
 
     def loss(self, params: Params, use: Sequence[int]) -> float:
-        """The mean loss on the examples of some parts."""
+        """Compute the mean loss on the examples of some parts."""
         logits = np.concatenate([self._logits(params, self._features_of(params, p)) for p in use])
         labels = np.concatenate([self._labels(p) for p in use])
         return float(-scipy.special.log_softmax(logits, 1)[np.arange(len(labels)), labels].mean())
 
     def left_out(self, rate: float | None) -> tuple[int, int]:
-        """Cross-validates: learns from all folds but one, and labels that one.
+        """Cross-validate: adapt to all folds except for one, and label the examples of that fold.
 
         Args:
-            rate: of the inner steps; None takes none.
+            rate: rate of the inner steps. None takes no steps.
 
         Returns:
-            How many examples are labelled right, and of how many: those of a class that the other
-            folds have too.
+            The number of correct labels, and the number of examples. Only examples of a class that
+            the other folds contain are counted.
         """
         right = judged = 0
         if self._folds < 2:
@@ -195,7 +195,7 @@ class Descent:
         return right, judged
 
     def undo(self, params: Params) -> Params:
-        """All parameters, as they are saved."""
+        """Undo the reparametrization, and return all parameters."""
         return self._undo(self._few_shot.params, self._rows, params)
 
     def _gradient(self, params: Params, use: Sequence[int]) -> tuple[float, Params]:
@@ -214,8 +214,8 @@ class Descent:
         return np.asarray(self._parts[part]["labels"])[: self._counts[part]]
 
     def _features_of(self, params: Params, part: int) -> np.ndarray:
-        """Those of a part's examples [B, H]."""
-        # Without the head, which the first parameters lack: for all, one program.
+        """Compute the features of a part's examples [B, H]."""
+        # Remove the head, which the parameters lack at first, so that one program is compiled.
         if "base" in params:
             encoder = params | {"base": _headless(params["base"])}
         else:
@@ -229,7 +229,7 @@ class Descent:
 
 
 def _move(rate: float, leaf: jax.Array, grad: jax.Array) -> jax.Array:
-    # In NumPy: XLA would compile a program for each shape.
+    # This uses NumPy because XLA would compile one program per shape.
     return jax.device_put(np.asarray(leaf) - leaf.dtype.type(rate) * np.asarray(grad))
 
 
@@ -238,7 +238,7 @@ def _headless(params: Params) -> Params:
 
 
 def _adder(loss_fn: LossFn) -> Callable[..., tuple[Params, jax.Array]]:
-    """Makes a function that adds a part's weighted gradient to a total and returns its loss."""
+    """Make a function that adds a part's weighted gradient to a total, and returns its loss."""
 
     def add(
         total: Params, changed: Params, frozen: Params, part: Batch, share: jax.Array

@@ -13,15 +13,15 @@ def episode_sampler(
     seed: int,
     count: int,
     steps: int,
-    own: slice,
+    local: slice,
 ) -> Callable[[int], Task]:
-    """Return a function from a step to the episodes `own`, with the shapes of all `count`."""
+    """Return a function from a step to its local episodes, with the shapes of all `count`."""
     plan = data.plan_episodes(examples, spec, seed, count, steps)
 
     def episodes(step: int) -> Task:
-        every = data.sample_episodes(examples, spec, seed, step, count)
-        mine = data.Episodes(*(field[own] for field in every))
-        return data.gather(examples, mine, [data.fit_episodes(examples, every, plan)])
+        drawn = data.sample_episodes(examples, spec, seed, step, count)
+        local_episodes = data.Episodes(*(field[local] for field in drawn))
+        return data.gather(examples, local_episodes, [data.fit_episodes(examples, drawn, plan)])
 
     return episodes
 

@@ -1,4 +1,4 @@
-"""Which episodes an evaluation judges: drawn at random, or published draws (`--splits`)."""
+"""The episodes of an evaluation: drawn at random, or published draws (`--splits`)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,11 +19,17 @@ from metajax.runs.progress import progress
 from metajax.runs.task_data import load, tokenized
 from metajax.types import Task
 
-_CHUNK = 8  # Episodes assembled and run at once.
+_CHUNK = 8  # Number of episodes to assemble and run at once.
 
 
 class Size(NamedTuple):
-    """Of an episode; shots and queries are the most of any class, or of any draw altogether."""
+    """The size of an episode.
+
+    Attributes:
+        ways: number of classes.
+        shots: maximum of the support examples of a class.
+        queries: maximum of the queries of a class. For published draws, maximum per draw.
+    """
 
     ways: int
     shots: int
@@ -31,15 +37,28 @@ class Size(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A method's result; accuracies and their intervals are in 0..1, seconds of wall time.
+    """The result of a method. Accuracies are in 0..1, with 95% intervals.
 
-    `behind` is how far the first method is ahead of this one, the mean of the differences on the
-    same episodes: its interval is narrower than those of the two accuracies. `accuracies` are those
-    of the episodes in the order drawn: results of several commands can be compared too, for with
-    the same tasks, sizes and seed the episodes are the same. `curve` and its intervals are the
-    accuracies after 0, 1, ... inner steps, where they were asked for. `protocol` says in words
-    which episodes these are; of published draws each counts as one episode, `shots` is the most of
-    a class and `queries` the most of a draw.
+    Each published draw counts as one episode.
+
+    Attributes:
+        tasks: `--tasks`.
+        protocol: description of the episodes.
+        method: name of the method.
+        ways: see `Size`.
+        shots: see `Size`.
+        queries: see `Size`.
+        inner_steps: number of inner steps.
+        episodes: number of episodes.
+        accuracy: mean accuracy of the episodes.
+        ci95: its interval.
+        behind: mean lead of the first method over this one, on the same episodes.
+        behind_ci95: its interval, which is narrower than the intervals of the two accuracies.
+        seconds: wall time.
+        accuracies: accuracy of each episode, in the order of the draws. The same tasks, sizes and
+            seed give the same episodes, so results of several commands can be compared.
+        curve: accuracy after 0, 1, ... inner steps, with `--curve`.
+        curve_ci95: its intervals.
     """
 
     tasks: str
@@ -64,12 +83,12 @@ class EvalSet(NamedTuple):
     """The episodes of an evaluation.
 
     Attributes:
-        description: which protocol it is, in words.
-        size: of an episode.
+        description: description of the protocol.
+        size: size of an episode.
         examples: the data sets.
         episodes: the episodes, in chunks.
-        plan: the shapes that they are packed to.
-        draw: [E] which result each episode counts for; each its own where they are random.
+        plan: shapes to which the episodes are packed.
+        draw: [E] number of the draw that each episode belongs to. Random episodes are draws too.
     """
 
     description: str
@@ -80,7 +99,12 @@ class EvalSet(NamedTuple):
     draw: np.ndarray
 
     def score(self, what: str, judge: Callable[[int, Task], jax.Array]) -> np.ndarray:
-        """What `(number of the first, tasks) -> [T, ...]` says of the episodes, a row a draw."""
+        """Return the scores of the episodes, [D, ...] with one row per draw.
+
+        Args:
+            what: label of the progress bar.
+            judge: `(number of the first task, tasks) -> [T, ...]`.
+        """
         scores: list[np.ndarray] = []
         for episodes in self.progress(what):
             tasks = data.gather(self.examples, episodes, self.plan)
@@ -88,11 +112,11 @@ class EvalSet(NamedTuple):
         return self.by_draw(scores)
 
     def progress(self, what: str) -> Iterator[data.Episodes]:
-        """The chunks, counted as they are done."""
+        """Iterate over the chunks with a progress bar."""
         return progress(self.episodes, what, "batch")
 
     def by_draw(self, scores: Sequence[Any]) -> np.ndarray:
-        """The mean [D, ...] of each draw's queries, from the means of its episodes."""
+        """Return the mean over the queries of each draw, [D, ...], from the means of episodes."""
         queries = np.concatenate([episodes.query_mask.sum(1) for episodes in self.episodes])
         weights = queries / np.bincount(self.draw, queries)[self.draw]
         values = np.asarray(scores, np.float64)
@@ -102,11 +126,11 @@ class EvalSet(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The episodes that were asked for, and can be drawn.
+    """A checked choice of episodes.
 
     Attributes:
-        ways: the most classes of an episode.
-        open: `(model, tokens of a text) -> EvalSet`.
+        ways: maximum of the classes of an episode.
+        open: `(model, tokens per text) -> EvalSet`.
     """
 
     ways: int
@@ -114,10 +138,10 @@ class Choice(NamedTuple):
 
 
 def choose_protocol(settings: EvaluateSettings, tasks: Sequence[data.TaskData]) -> Choice:
-    """The episodes that the settings ask for of the tasks.
+    """Choose the episodes from the settings.
 
     Raises:
-        InputError: they cannot be drawn from the tasks, or the draws cannot be used.
+        InputError: the episodes cannot be drawn from the tasks, or the draws cannot be used.
     """
     if settings.splits is not None:
         return _published(settings, tasks)
@@ -161,54 +185,54 @@ def _open_random(
 def _of_duplicates(tasks: Sequence[data.TaskData]) -> str:
     """Describe how episodes use repeated texts; empty if there are none."""
     duplicates = [data.find_duplicates(task.texts, task.pairs, task.labels) for task in tasks]
-    every = sum(len(task.texts) for task in tasks)
-    repeated = sum(each.repeated for each in duplicates)
+    total = sum(len(task.texts) for task in tasks)
+    repeated = sum(task.repeated for task in duplicates)
     if not repeated:
         return ""
     if tasks[0].keep_duplicates:
-        return f"; equal texts are drawn too, {repeated} of {every} examples have that of another"
-    left_out = every - sum(int(each.once.sum()) for each in duplicates)
-    return f"; each text once, {left_out} of {every} examples are left out"
+        return f"; with repeated texts, {repeated} of {total} examples repeat another"
+    left_out = total - sum(int(task.once.sum()) for task in duplicates)
+    return f"; each text once, {left_out} of {total} examples are left out"
 
 
 def _published(settings: EvaluateSettings, tasks: Sequence[data.TaskData]) -> Choice:
     if settings.keep_duplicates:
-        raise InputError(
-            f"{flag('keep_duplicates')}: of --splits no draw has a text of its own to classify; "
-            "remove it"
-        )
+        raise InputError(f"{flag('keep_duplicates')}: does not apply to --splits; remove it")
     if len(tasks) != 1:
         raise InputError(
-            f"--splits: draws belong to one task, but --tasks has {len(tasks)}; give one"
+            f"--splits: draws belong to one task, but --tasks has {len(tasks)}; give one task"
         )
     [task] = tasks
     if not task.label_names:
-        raise InputError(f"{task.name}: is a regression, but draws need classes; give another task")
+        raise InputError(
+            f"{task.name}: is a regression task, but draws need classes; give another task"
+        )
     directory = Path(str(settings.splits))
     supports = [
         load(settings, split="train", specs=[str(file)])[0] for file in _draw_files(directory)
     ]
     draws = data.join_draws(task, supports)
     ways = len(task.label_names)
-    held = {
+    counts_by_setting = {
         "ways": {ways},
         "shots": _per_class(draws.task, draws.support),
         "queries": _per_class(draws.task, draws.query),
         "episodes": {len(supports)},
     }
-    for name, counts in held.items():  # And --whole-tasks is what draws are.
+    for name, counts in counts_by_setting.items():  # --whole-tasks agrees with all draws.
         given = getattr(settings, name)
         if given is not None and {given} != counts:
             raise InputError(
                 f"{flag(name)} {given}: the draws of --splits {directory} have {_range(counts)}; "
                 "remove it"
             )
-    said = (
-        f"{len(supports)} published draws of {directory}: {ways} ways, {_range(held['shots'])} "
+    shots = counts_by_setting["shots"]
+    description = (
+        f"{len(supports)} published draws of {directory}: {ways} ways, {_range(shots)} "
         f"shots, queries all other examples of {task.name}, each classified by itself"
     )
-    size = Size(ways, max(held["shots"]), max(map(len, draws.query)))
-    return Choice(ways, partial(_open_published, draws, said, size))
+    size = Size(ways, max(shots), max(map(len, draws.query)))
+    return Choice(ways, partial(_open_published, draws, description, size))
 
 
 def _draw_files(directory: Path) -> list[Path]:
@@ -227,7 +251,7 @@ def _draw_files(directory: Path) -> list[Path]:
 
 
 def _per_class(task: data.TaskData, draws: Sequence[np.ndarray]) -> set[int]:
-    """How many examples of a class there are, of each class in each draw."""
+    """Return the numbers of examples per class that occur in the draws."""
     classes = len(task.label_names)
     return {int(n) for rows in draws for n in np.bincount(task.labels[rows], minlength=classes)}
 
@@ -238,12 +262,12 @@ def _range(counts: set[int]) -> str:
 
 
 def _open_published(
-    draws: data.Draws, said: str, size: Size, model: Transformer, length: int
+    draws: data.Draws, description: str, size: Size, model: Transformer, length: int
 ) -> EvalSet:
     episodes, draw = data.fixed_episodes(draws)
     examples = tokenized([draws.task], model, length)
     return EvalSet(
-        description=said,
+        description=description,
         size=size,
         examples=examples,
         episodes=episodes,

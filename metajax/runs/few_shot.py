@@ -1,4 +1,4 @@
-"""What metatrain, plan, adapt and evaluate share: a network and an algorithm for few-shot tasks."""
+"""A network and an algorithm for few-shot tasks, for metatrain, plan, adapt and evaluate."""
 
 import dataclasses
 import math
@@ -18,8 +18,8 @@ from metajax.runs.learner import Learner, make_algorithm, make_learner, make_sch
 from metajax.runs.source import Source, describe_source, open_source, pooling_of
 from metajax.types import MetaAlgorithm, Params, Task
 
-# Features of this length make the prototypes' logits 10 times a cosine, near enough: the
-# temperature that few-shot classifiers on unit features commonly have.
+# With features of this length, logits of prototypes are about 10 times a cosine. This is a common
+# temperature of few-shot classifiers on features of unit length.
 FEATURE_NORM = math.sqrt(10)
 _DEFAULTS = {
     "inner_steps": 3,
@@ -31,7 +31,7 @@ _DEFAULTS = {
 
 
 class InnerChanges(TypedDict, total=False):
-    """Settings of the inner loop that differ from those of a `FewShot`."""
+    """Changes to the settings of a `FewShot`'s inner loop."""
 
     algorithm: str
     low_memory: bool
@@ -43,15 +43,16 @@ class InnerChanges(TypedDict, total=False):
 
 
 class FewShot(NamedTuple):
-    """A network for tasks of C classes, and how it adapts to one.
+    """A network for tasks of C classes, with the settings of its inner loop.
 
     Attributes:
-        model: with one head of C classes.
-        params: with a classifier only where tasks start from the checkpoint's.
-        inner: `inner_steps`, `inner_lr`, `head`, `layers`, `lora` and `algorithm`, resolved.
-        source: where the weights came from.
-        seed: of the weights that an algorithm adds.
-        learned: what the outer loop has trained besides `params`; None if it has not.
+        model: network with one head of C classes.
+        params: its parameters. They have a classifier only if tasks start from the checkpoint's
+            head.
+        inner: resolved `inner_steps`, `inner_lr`, `head`, `layers`, `lora` and `algorithm`.
+        source: origin of the weights.
+        seed: seed for weights that the algorithm adds.
+        learned: meta-parameters of the checkpoint besides `params`, or None.
     """
 
     model: Transformer
@@ -63,17 +64,17 @@ class FewShot(NamedTuple):
 
     @property
     def entry(self) -> Entry:
-        """The algorithm's in the registry."""
+        """The algorithm's entry in the registry."""
         return ALGORITHMS[self.inner["algorithm"]]
 
     @property
     def is_meta_trained(self) -> bool:
-        """Whether the weights bring settings of the inner loop."""
+        """Whether the weights are a checkpoint of metatrain, with settings of the inner loop."""
         return self.source.record.get("record", {}).get("stage") == "metatrain"
 
     @property
     def meta_params(self) -> Params:
-        """The parameters as the algorithm trains them: with learned rates, for example."""
+        """The meta-parameters of the algorithm, which may include learned rates, for example."""
         if self.entry.initialisation is None:
             return self.params
         if self.learned:
@@ -81,34 +82,34 @@ class FewShot(NamedTuple):
         return self.algorithm().init(self.params)
 
     def inner_settings(self) -> dict[str, Any]:
-        """Those of `InnerSettings`; None for what the algorithm does not take."""
+        """Return the fields of `InnerSettings`, with None for those the algorithm does not take."""
         taken = self.entry.settings
         return {name: self.inner[name] if name in taken else None for name in _DEFAULTS}
 
     def algorithm(self, **changes: Unpack[InnerChanges]) -> MetaAlgorithm:
-        """The algorithm with these settings, or with some of them changed."""
+        """Make the algorithm with these settings and some changes."""
         return make_algorithm(self.model, {**self.inner, **changes}, jax.random.key(self.seed))
 
     def schedule(
         self, num_outer_steps: int, *, low_memory: bool
     ) -> MetaAlgorithm | Callable[[jax.Array], MetaAlgorithm]:
-        """The algorithm that the outer loop trains, or that of each outer step."""
+        """Make the algorithm for the outer loop, or a function from the outer step to it."""
         inner = self.inner | {"low_memory": low_memory}
         return make_schedule(self.model, inner, jax.random.key(self.seed), num_outer_steps)
 
     def learner(self, **changes: Unpack[InnerChanges]) -> Learner:
-        """What the inner loop is made of, with these settings or with some of them changed."""
+        """Make the parts of the inner loop with these settings and some changes."""
         return make_learner(self.model, {**self.inner, **changes})
 
     def curve(self, steps: int) -> Callable[[Params, Task], jax.Array]:
-        """Compiled: query accuracy [E, steps + 1] of E tasks after 0, 1, ... inner steps.
+        """Compile `(params, tasks) -> [E, steps + 1]`, the query accuracy after 0, 1, ... steps.
 
         Raises:
-            InputError: the algorithm's steps are not plain SGD.
+            InputError: the algorithm's inner steps are not plain SGD.
         """
         if self.entry.own_steps:
             raise InputError(
-                f"--curve: {self.inner['algorithm']} takes no plain SGD steps; remove --curve"
+                f"--curve: {self.inner['algorithm']} does not take plain SGD steps; remove --curve"
             )
         loss_fn, optimizer, trainable, shared = self.learner()
         step = maml(loss_fn, optimizer, 1, trainable=trainable)
@@ -122,7 +123,7 @@ class FewShot(NamedTuple):
                 return step.adapt(params, task.support, None)[0]
 
             def judge(params: Params, number: jax.Array) -> tuple[Params, jax.Array]:
-                # Not even the start is judged outside the loop: that would be compiled once more.
+                # The start is also evaluated in the loop, so that the loss is compiled once.
                 params = jax.lax.cond(number > 0, adapt, lambda start: start, params)
                 return params, loss_fn(params, task.query, None)[1]["accuracy"]
 
@@ -134,52 +135,53 @@ class FewShot(NamedTuple):
 def open_few_shot(
     spec: str, settings: ModelSettings, inner: InnerSettings, classes: int
 ) -> FewShot:
-    """Opens `--model` for tasks of some number of classes.
+    """Open `--model` for tasks of C classes.
 
     Args:
         spec: `--model`.
         settings: seed, dtype and remat.
-        inner: settings that win over those of the run that trained the weights.
+        inner: settings that override the settings of the run that trained the weights.
         classes: C.
 
     Raises:
-        InputError: it cannot be used, or has not as many blocks as are to adapt.
+        InputError: the model cannot be used, or has fewer blocks than `--layers` needs.
     """
     few_shot = _few_shot(open_source, spec, settings, partial(_resolve, inner), classes)
     learned = few_shot.source.learned
-    if not learned or few_shot.inner["algorithm"] != _own_settings(few_shot.source)["algorithm"]:
+    if not learned or few_shot.inner["algorithm"] != _meta_settings(few_shot.source)["algorithm"]:
         return few_shot
     _check_learned(inner, few_shot)
     return few_shot._replace(learned=learned)
 
 
 def _check_learned(inner: InnerSettings, few_shot: FewShot) -> None:
-    """Checks that learned rates serve: they are there, one for each step."""
+    """Check that the settings of the inner loop agree with the learned rates."""
     if not few_shot.entry.learned_rates or isinstance(inner, AlgorithmSettings):
         return
-    algorithm, own = few_shot.inner["algorithm"], _own_settings(few_shot.source)["inner_steps"]
+    algorithm = few_shot.inner["algorithm"]
+    learned_steps = _meta_settings(few_shot.source)["inner_steps"]
     if inner.inner_lr is not None:
         raise InputError(
-            f"--inner-lr {inner.inner_lr}: the rates of {algorithm} are learned; remove --inner-lr"
+            f"--inner-lr {inner.inner_lr}: {algorithm} has learned rates; remove --inner-lr"
         )
-    if few_shot.entry.least_steps and few_shot.inner["inner_steps"] > own:
+    if few_shot.entry.least_steps and few_shot.inner["inner_steps"] > learned_steps:
         raise InputError(
-            f"--inner-steps {few_shot.inner['inner_steps']}: {algorithm} has learned the rates of "
-            f"{own} steps; give at most {own}"
+            f"--inner-steps {few_shot.inner['inner_steps']}: {algorithm} has learned rates for "
+            f"{learned_steps} steps; give at most {learned_steps}"
         )
 
 
-def _own_settings(source: Source) -> dict[str, Any]:
-    """The settings of the run that meta-trained the weights; empty if none did."""
+def _meta_settings(source: Source) -> dict[str, Any]:
+    """Return the settings of the run that meta-trained the weights; empty if there is none."""
     record = source.record.get("record", {})
     return record["settings"] if record.get("stage") == "metatrain" else {}
 
 
 def open_as_trained(spec: str, settings: ModelSettings, trained: FewShot, classes: int) -> FewShot:
-    """Opens the weights that a model was meta-trained from, to adapt them as it adapts.
+    """Open the weights from before meta-training, with the inner loop of the meta-trained model.
 
     Raises:
-        InputError: they cannot be read.
+        InputError: the weights cannot be read.
     """
     return _few_shot(open_source, spec, settings, lambda _: trained.inner, classes)
 
@@ -187,7 +189,7 @@ def open_as_trained(spec: str, settings: ModelSettings, trained: FewShot, classe
 def describe_few_shot(
     spec: str, settings: ModelSettings, inner: InnerSettings, classes: int
 ) -> FewShot:
-    """As `open_few_shot`, but reads no weights: the parameters are `jax.ShapeDtypeStruct`s."""
+    """Like `open_few_shot`, but without weights: the parameters are `jax.ShapeDtypeStruct`s."""
     return _few_shot(describe_source, spec, settings, partial(_resolve, inner), classes)
 
 
@@ -208,19 +210,23 @@ def _few_shot(
 
 
 def _resolve(inner: InnerSettings, source: Source) -> dict[str, Any]:
-    """The inner loop's settings: those given, else the weights' own, else the defaults; checked."""
-    own = _own_settings(source)
+    """Resolve and check the settings of the inner loop.
+
+    Command-line settings override those of the run that meta-trained the weights, and these
+    override the defaults.
+    """
+    trained = _meta_settings(source)
     given = {name: value for name, value in dataclasses.asdict(inner).items() if value is not None}
-    algorithm = given.get("algorithm") or own.get("algorithm") or "maml"
+    algorithm = given.get("algorithm") or trained.get("algorithm") or "maml"
     if algorithm == "protonet" and given.get("inner_steps"):
-        algorithm = "proto-maml"  # The same prototypes, and steps from them.
+        algorithm = "proto-maml"  # It takes inner steps from the same prototypes.
     check_taken(algorithm, given)
-    own_head = own.get("head") if own.get("head") in ALGORITHMS[algorithm].heads else None
-    own = own | {"head": own_head}
+    if trained.get("head") not in ALGORITHMS[algorithm].heads:
+        trained = trained | {"head": None}
     if inner.layers is not None or inner.lora is not None:
-        own = own | {"layers": None, "lora": None}  # What the weights' own run chose gives way.
+        trained = trained | {"layers": None, "lora": None}  # --layers or --lora overrides both.
     resolved = {
-        name: _first(given.get(name), own.get(name), default)
+        name: _first(given.get(name), trained.get(name), default)
         if name in ALGORITHMS[algorithm].settings
         else _fixed(algorithm, name)
         for name, default in _DEFAULTS.items()
@@ -234,22 +240,22 @@ def _first(*values: Any) -> Any:
 
 
 def _fixed(algorithm: str, name: str) -> Any:
-    """The value of a setting that an algorithm does not take."""
+    """Return the value of a setting that an algorithm does not take."""
     heads = ALGORITHMS[algorithm].heads
     return (_DEFAULTS | {"inner_steps": 0, "head": heads[0] if heads else None})[name]
 
 
 def _check_layers(inner: dict[str, Any], blocks: int) -> None:
-    """Checks what adapts: all, some blocks, or adapters."""
+    """Check `--layers` against the number of blocks and `--lora`."""
     layers = inner["layers"]
     if layers is None:
         return
     if inner["lora"] is not None:
         raise InputError(
-            f"--layers {layers}: with --lora the adapters of all blocks adapt; give one of the two"
+            f"--layers {layers}: with --lora the adapters of all blocks adapt; remove one of them"
         )
     if layers >= blocks:
         raise InputError(
-            f"--layers {layers}: the model has {blocks} blocks; give fewer, or remove --layers to "
-            "adapt all"
+            f"--layers {layers}: the model has {blocks} blocks; give a smaller number, or remove "
+            "--layers to adapt all blocks"
         )

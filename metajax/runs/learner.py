@@ -1,4 +1,4 @@
-"""The registry's algorithms, made for a network and the settings of its inner loop."""
+"""Make an algorithm of the registry for a network and the settings of the inner loop."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -34,15 +34,15 @@ from metajax.types import (
     Task,
 )
 
-UNROLLED = 5  # More inner steps than this take too long to compile one by one.
-# MAML++ weights the losses after all inner steps for this share of the outer steps (Antoniou et
-# al. 2019, section 4; 15 of 150 epochs in their code). First order at the beginning is left out:
-# with learned rates it can diverge.
+UNROLLED = 5  # Maximum of the inner steps to compile one by one; more would take too long.
+# MAML++ uses the losses after all inner steps in this fraction of the outer steps (Antoniou et al.
+# 2019, section 4; 15 of 150 epochs in their code). It does not begin with first order, which can
+# diverge with learned rates.
 _MULTI_STEP = 0.1
 
 
 class Learner(NamedTuple):
-    """What learns a task, and which parameters the inner loop updates (None: all)."""
+    """The parts of an inner loop. `trainable` None updates all parameters."""
 
     loss_fn: LossFn
     optimizer: optax.GradientTransformation
@@ -51,7 +51,7 @@ class Learner(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What every algorithm takes; see `metajax.maml`."""
+    """The arguments that most algorithms share; see `metajax.maml`."""
 
     unroll: bool
     reparametrize: Reparametrize
@@ -59,22 +59,22 @@ class Shared(NamedTuple):
 
 
 def make_learner(model: Transformer, inner: dict[str, Any]) -> Learner:
-    """Returns what the inner loop is made of.
+    """Make the parts of the inner loop.
 
     Args:
-        model: with one head of C classes.
-        inner: the settings of the inner loop, resolved; see `FewShot.inner`.
+        model: network with one head of C classes.
+        inner: resolved settings of the inner loop; see `FewShot.inner`.
     """
     loss_fn = without_dropout(classification_loss(model))
     prototypes = prototype_init(model)
-    # Without dropout, as the loss.
+    # Prototypes are computed without dropout, like the loss.
     starts = {
         "prototypes": lambda params, support, rng: prototypes(params, support, None),
         "zero": zero_init(model),
     }
     init_fn: Any = starts.get(inner["head"])
     trainable = None
-    # A loop keeps memory down, and compilation short.
+    # A loop needs less memory and compiles faster.
     slim = inner.get("low_memory", False) or model.remat
     fast = jax.default_backend() == "cpu" and not slim
     reparametrize = mentioned_rows(model)
@@ -83,7 +83,7 @@ def make_learner(model: Transformer, inner: dict[str, Any]) -> Learner:
     if inner["algorithm"] == "anil":
         reparametrize, trainable = upper_layers(model, 0), _in_head
     if inner["lora"] is not None:
-        # The blocks stay stacked, or the adapters' first factors would be others.
+        # Keep the blocks stacked, because the adapters' initial factors depend on the shapes.
         reparametrize = compose(reparametrize, with_adapters(inner["lora"]))
         loss_fn, trainable = lora.loss(loss_fn), _in_adapters
         init_fn = init_fn and lora.init_fn(init_fn)
@@ -102,14 +102,14 @@ def make_algorithm(
     step: jax.Array | None = None,
     multi_step: int = 0,
 ) -> MetaAlgorithm:
-    """Makes the algorithm that `inner["algorithm"]` names in the registry.
+    """Make the algorithm with the name `inner["algorithm"]`.
 
     Args:
-        model: with one head of C classes.
-        inner: the settings of the inner loop, resolved, and `low_memory`.
-        rng: of the weights that LEOPARD adds.
-        step: see `metajax.maml_plus_plus`; other algorithms ignore it.
-        multi_step: likewise.
+        model: network with one head of C classes.
+        inner: resolved settings of the inner loop, and optionally `low_memory`.
+        rng: key for weights that LEOPARD adds.
+        step: outer step, for MAML++ only; see `metajax.maml_plus_plus`.
+        multi_step: number of outer steps with all losses, for MAML++ only.
     """
     loss_fn, optimizer, trainable, shared = make_learner(model, inner)
     steps, low_memory = inner["inner_steps"], inner.get("low_memory", False)
@@ -147,8 +147,8 @@ def make_algorithm(
                 unroll=shared.unroll,
                 reparametrize=shared.reparametrize,
             )
-    # ANIL, Proto-MAML and prototypical networks are MAML with other settings: of what adapts, of
-    # the head's start, and of the number of steps.
+    # ANIL, Proto-MAML and prototypical networks are MAML with other settings of trainable, init_fn
+    # and the number of steps.
     return maml(
         loss_fn,
         optimizer,
@@ -163,7 +163,7 @@ def make_algorithm(
 def make_schedule(
     model: Transformer, inner: dict[str, Any], rng: Key, num_outer_steps: int
 ) -> MetaAlgorithm | Callable[[jax.Array], MetaAlgorithm]:
-    """Makes what the outer loop trains: the algorithm, or MAML++'s of each outer step."""
+    """Make the algorithm, or for MAML++ a function from the outer step to the algorithm."""
     multi_step = round(_MULTI_STEP * num_outer_steps)
     if inner["algorithm"] != "maml++" or not multi_step:
         return make_algorithm(model, inner, rng)
@@ -171,13 +171,13 @@ def make_schedule(
 
 
 def adapted_model(model: Transformer, inner: dict[str, Any]) -> Transformer:
-    """The network of the parameters that `as_classifier` gives."""
+    """Return the network for the parameters from `as_classifier`."""
     generated = inner["algorithm"] == "leopard"
     return model.replace(projection=model.config.hidden_size) if generated else model
 
 
 def as_classifier(adapted: Params) -> Params:
-    """What an algorithm's `adapt` gives, as the parameters of a network that labels text."""
+    """Convert the result of an algorithm's `adapt` to parameters of a network that labels text."""
     if "encoder" not in adapted:
         return adapted
     head = {name: leaf[None] for name, leaf in adapted["head"].items()}
@@ -185,10 +185,10 @@ def as_classifier(adapted: Params) -> Params:
 
 
 def with_adapters(rank: int) -> Reparametrize:
-    """The task in terms of low-rank adapters on the attention's kernels, merged in at its end.
+    """Reparametrize tasks by low-rank adapters on the attention kernels, and merge them at the end.
 
-    Their first factors are the same for every task and run: they are not trained, so that nothing
-    but the plain parameters has to be kept.
+    The initial factors are not meta-trained. They are the same in all tasks and runs, so that only
+    the plain parameters are saved.
     """
 
     def reparametrize(params: Params, task: Task) -> Reparametrized:

@@ -34,14 +34,14 @@ _DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
 
 class Source(NamedTuple):
-    """Weights, and where they came from.
+    """A network, its weights, and their origin.
 
     Attributes:
         model: the network.
         params: its parameters.
-        record: what a run that starts from them keeps as its `parent`: for Hugging Face weights
-            their address and hash, for a workdir its path, step and record.
-        learned: what else meta-training has trained, such as the rates of the inner steps.
+        record: `parent` in the record of a run that starts from the weights. For Hugging Face
+            weights, their address and hashes. For a workdir, its path, step and record.
+        learned: other meta-trained parameters, such as the rates of the inner steps, or None.
     """
 
     model: Transformer
@@ -53,17 +53,16 @@ class Source(NamedTuple):
 def open_source(
     spec: str, settings: ModelSettings | None = None, **head: Unpack[HeadOptions]
 ) -> Source:
-    """Opens what `--model` names, under the head that a stage needs.
+    """Open `--model` with the head that a stage needs.
 
     Args:
         spec: `--model`.
-        settings: dtype, remat, and the seed for the parts of the head that the weights lack.
-        **head: `head` and, where they matter, `num_labels`, `label_names`, `pooling` and
-            `feature_norm`, as `metajax.from_pretrained` takes them. Without `head`, a workdir's
-            own.
+        settings: dtype, remat, and the seed for parts of the head that the weights lack.
+        **head: `head`, `num_labels`, `label_names`, `pooling` and `feature_norm`, as for
+            `metajax.from_pretrained`. Without `head`, a workdir keeps its head.
 
     Raises:
-        InputError: it cannot be used.
+        InputError: the model cannot be used.
     """
     path, record = _find(spec)
     rng, runtime = jax.random.key(0), {}
@@ -79,7 +78,7 @@ def open_source(
     saved = checkpoint.load(path / "checkpoints")
     check_record(saved.record, path / "checkpoints" / str(saved.step))
     if not (path / "results.json").is_file():
-        _log.warning("%s: has not ended; the checkpoint of its step %d is used", path, saved.step)
+        _log.warning("%s: is not finished; using the checkpoint of step %d", path, saved.step)
     _check_finite(saved.params, f"{path}: the checkpoint of step {saved.step}")
     model = _rebuild(path / "model", record["model"]).replace(**runtime)
     params, learned = _initialisation(saved.params, saved.record)
@@ -92,7 +91,7 @@ def open_source(
 def _initialisation(
     meta_params: Params, record: dict[str, Any]
 ) -> tuple[Params, dict[str, Any] | None]:
-    """The network's parameters in what a run has trained, and the rest of it."""
+    """Split meta-parameters into the network's parameters and the others."""
     algorithm = record["settings"].get("algorithm") if record["stage"] == "metatrain" else None
     key = ALGORITHMS[algorithm].initialisation if algorithm is not None else None
     if key is None:
@@ -104,13 +103,13 @@ def _check_finite(params: Params, where: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not np.isfinite(leaf).all():
             raise InputError(
-                f"{where} has parameters that are not finite ({path_name(path)}); train again at a "
-                "lower rate"
+                f"{where} has parameters that are not finite ({path_name(path)}); train again with "
+                "a lower learning rate"
             )
 
 
 def _for_tasks(model: Transformer, params: Params, rng: jax.Array) -> tuple[Transformer, Params]:
-    """The same for tasks of one label or value a text: another kind of head makes room for one."""
+    """Replace a head of another kind by a head for one label or value per text."""
     if model.problem_type is None:
         return model, params
     _log.warning("%s: its head is for %s and is not used", model.source, model.problem_type)
@@ -120,15 +119,15 @@ def _for_tasks(model: Transformer, params: Params, rng: jax.Array) -> tuple[Tran
 
 
 def pooling_of(spec: str, default: str) -> str:
-    """How `--model` says that texts are pooled.
+    """Return the pooling of `--model`.
 
     Args:
         spec: `--model`.
-        default: for weights that do not say. If it is "mean", that is also for BERT's pooler in
-            runs other than those of metatrain: nobody may have chosen it.
+        default: pooling of weights that do not define it. It also replaces BERT's pooler in runs
+            other than metatrain, because such a run may not have chosen the pooler.
 
     Raises:
-        InputError: it cannot be used, or pools in a way that is not supported.
+        InputError: the model cannot be used, or its pooling is not supported.
     """
     _, record = _find(spec)
     if record is None:
@@ -141,16 +140,16 @@ def pooling_of(spec: str, default: str) -> str:
 
 
 def describe_source(spec: str, settings: ModelSettings, **head: Unpack[HeadOptions]) -> Source:
-    """As `open_source`, but reads no weights: the parameters are `jax.ShapeDtypeStruct`s.
+    """Like `open_source`, but without weights: the parameters are `jax.ShapeDtypeStruct`s.
 
     Raises:
-        InputError: what `--model` names cannot be used.
+        InputError: the model cannot be used.
     """
     path, record = _find(spec)
     if record is None:
         model = read_model(spec, **head).replace(problem_type=None)
     else:
-        # The run's classes are not those of another head.
+        # The label names of the run do not apply to another head.
         changes: dict[str, Any] = {"label_names": None, **head}
         model = _rebuild(path / "model", record["model"]).replace(**changes)
     model = model.replace(remat=settings.remat, dtype=_DTYPES[settings.dtype])
@@ -158,7 +157,7 @@ def describe_source(spec: str, settings: ModelSettings, **head: Unpack[HeadOptio
 
 
 def _find(spec: str) -> tuple[Path, dict[str, Any] | None]:
-    """The path that `--model` names, if it names one, and the record of the run there, if any."""
+    """Return the path of `--model`, and the record of the run there if there is one."""
     path = to_path(spec)
     record = read_record(path)
     if record is None and in_bucket(path):
@@ -167,7 +166,7 @@ def _find(spec: str) -> tuple[Path, dict[str, Any] | None]:
 
 
 def _rebuild(directory: Path, described: dict[str, Any]) -> Transformer:
-    """The model that `save_model` and `describe` told of."""
+    """Build the model from the files of `save_config` and the values of `describe`."""
     directory = local(directory)
     file = directory / "config.json"
     try:
@@ -185,18 +184,18 @@ def _tuples(value: Any) -> Any:
 
 
 def describe(model: Transformer) -> dict[str, Any]:
-    """What a run's record says of its network besides the config: enough to build it again."""
+    """Return the fields of a network that a run's record needs besides the config."""
     names = ("head", "pooling", "feature_norm", "num_labels", "label_names", "projection")
     return {name: getattr(model, name) for name in names}
 
 
 def text_length(model: Transformer, max_length: int) -> int:
-    """Tokens a text may have: as many as asked for, if the model has that many positions."""
+    """Limit the tokens per text to the positions of the model."""
     return min(max_length, model.config.max_position_embeddings)
 
 
 def without_dropout(loss_fn: LossFn) -> LossFn:
-    """The same loss with no key: the network without its dropout."""
+    """Return the loss without a key, so that the network does not use dropout."""
     return lambda params, batch, rng: loss_fn(params, batch, None)
 
 
@@ -206,10 +205,11 @@ class Classifier(NamedTuple):
     Attributes:
         model: the network.
         params: its parameters.
-        head: the number of the head to use.
-        max_length: the tokens to which its run cut its texts.
-        pairs: whether its texts came in pairs; None is unknown.
-        columns: of the text and the second one in its run's files; None is the usual name.
+        head: number of the head to use.
+        max_length: maximum tokens per text in its run.
+        pairs: whether its run used pairs of texts. None if unknown.
+        columns: columns of the texts and the second texts in the run's files. None for the default
+            name.
     """
 
     model: Transformer
@@ -221,14 +221,14 @@ class Classifier(NamedTuple):
 
 
 def open_classifier(spec: str, task: str | None) -> Classifier:
-    """Opens a model that can label text.
+    """Open a model that can label text.
 
     Args:
-        spec: the workdir of adapt or finetune, or a Hugging Face classifier.
-        task: the name of one of the tasks that finetune trained on; None if there is one.
+        spec: workdir of adapt or finetune, or a Hugging Face classifier.
+        task: name of a task of finetune. It may be None if there is only one task.
 
     Raises:
-        InputError: it has no classification head, or none for this task.
+        InputError: the model has no classification head, or no head for this task.
     """
     record = _find(spec)[1]
     problem = no_classifier(spec) if record is None else None
@@ -236,7 +236,7 @@ def open_classifier(spec: str, task: str | None) -> Classifier:
         raise InputError(f"{spec}: {problem}; run finetune or adapt on it first")
     if record is not None and record["stage"] not in ("adapt", "finetune"):
         raise InputError(
-            f"{spec}: is a {record['stage']} run, which has no labels; run adapt on it first"
+            f"{spec}: is a {record['stage']} run without labels; run adapt on it first"
         )
     source = open_source(spec) if record else open_source(spec, head="classification")
     names = list(record["settings"]["tasks"]) if record else [spec]
@@ -248,7 +248,7 @@ def open_classifier(spec: str, task: str | None) -> Classifier:
     head, model, params = names.index(task), source.model, source.params
     if record is None:
         return Classifier(model, params, head, ModelSettings.max_length, None)
-    own = record["settings"]
+    run_settings = record["settings"]
     pairs = dict(zip(names, record.get("pairs", ()))).get(task)
-    columns = (own.get("text_column"), own.get("pair_column"))
-    return Classifier(model, params, head, own["max_length"], pairs, columns)
+    columns = (run_settings.get("text_column"), run_settings.get("pair_column"))
+    return Classifier(model, params, head, run_settings["max_length"], pairs, columns)

@@ -166,9 +166,8 @@ def test_the_prototypes_are_kept_where_the_steps_do_not_win(
     assert (found["left_out"]["prototypes"], found["left_out"]["steps"]) == (4 / 6, 4 / 6)
     rate = found["left_out"]["inner_lr"]
     assert (
-        "of 6 examples left out, 4 are labelled right by the steps, 4 by the prototypes that they "
-        f"start from: the prototypes are kept (--inner-lr {rate:g} and a new --workdir take the "
-        "steps)"
+        "of 6 held-out examples, the steps label 4 correctly and the prototypes without steps 4; "
+        f"the prototypes are used (to use steps, give --inner-lr {rate:g} and a new --workdir)"
     ) in caplog.text
     stepless = AdaptSettings(**where, workdir=tmp_path / "stepless", inner_steps=0)
     assert found["loss_after"] == adapt.adapt(stepless)["loss_after"]
@@ -211,8 +210,8 @@ def test_a_model_that_was_meta_trained_without_steps_says_so(material, tmp_path)
     command = ["adapt", "--model", meta_trained, "--tasks", material.new, "--workdir"]
     done = tiny.run(*command, tmp_path / "run")
     assert (
-        f"{meta_trained}: was meta-trained without inner steps, so adapt takes none; to take them, "
-        "give --inner-steps 3 and a new --workdir"
+        f"{meta_trained}: was meta-trained without inner steps, so adapt takes none; to take "
+        "steps, give --inner-steps 3 and a new --workdir"
     ) in done.err
     assert json.loads(done.out.split("written to")[0])["loss"] == []
     for steps in (0, 1):  # With the given settings.

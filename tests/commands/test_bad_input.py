@@ -79,7 +79,7 @@ WIRING = {
         "--splits": ("no", "--splits no: is not a directory"),
         "--ways": (4, "has 3 classes, fewer than 4 ways"),
         "--shots": (6, "has 8 examples, fewer than 6 shots and 3 queries"),
-        "--methods": ("checkpoint", "is not meta-trained, so the method checkpoint has nothing to"),
+        "--methods": ("checkpoint", "is not meta-trained, but the method checkpoint needs a"),
         "--output": NO_OUTPUT,
         "--config": NO_SETTINGS,
         "--seed": NO_SEED,
@@ -298,7 +298,7 @@ def test_work_that_cannot_be_split(refused, material, monkeypatch):
 def test_a_dev_file_for_each_task(refused, material):
     command = finetune_command(material, "run")
     dev = command.index(material.three_dev)
-    message = "--dev names 2 files for 1 tasks without a dev set"
+    message = "--dev: 2 files given for 1 tasks without a built-in dev set"
     refused(message, *command[:dev], "a.csv", *command[dev:])
 
 
@@ -324,12 +324,20 @@ def test_single_texts_where_pairs_were_learned(refused, chain, material, tmp_pat
 
 def test_adapt_takes_one_task(refused, material):
     tasks = ("--tasks", material.new, material.three)
-    refused("names 2 tasks", "adapt", "--model", material.bert, *tasks, "--workdir", "run")
+    refused(
+        "2 tasks given, but adapt takes one",
+        "adapt",
+        "--model",
+        material.bert,
+        *tasks,
+        "--workdir",
+        "run",
+    )
 
 
 def test_models_that_label_nothing(refused, chain, material):
     for name in ("pretrain", "metatrain"):
-        with pytest.raises(InputError, match=f"is a {name} run, which has no labels; run adapt"):
+        with pytest.raises(InputError, match=f"is a {name} run without labels; run adapt"):
             open_classifier(str(getattr(chain, name)), None)
     message = "lacks the classification head that its config"
     refused(message, "predict", "--model", material.bert, stdin=b"w1\n")
@@ -365,7 +373,7 @@ def test_text_in_another_language(refused, material, tmp_path):
     (tmp_path / "text.txt").write_text("nothing here that the model knows\n" * 40)
     command = pretrain_command(material, "run")
     command[command.index("--text") + 1] = tmp_path / "text.txt"
-    refused("the model's vocabulary has no word of the part that is held out", *command)
+    refused("the model's vocabulary has no word of the held-out part", *command)
 
 
 def test_files_that_must_not_be_written_over(chain, tmp_path):
@@ -404,7 +412,7 @@ def test_evaluate_where_the_weights_below_are_gone_or_others(refused, chain, mat
         metadata["custom_metadata"]["parent"]["path"] = str(below)
         file.write_text(json.dumps(metadata))
     command = ("evaluate", "--model", run, "--tasks", material.intents, "--ways", 3, "--queries", 3)
-    refused(f"it was meta-trained from cannot be read .{below}: no such", *command)
+    refused(f"the weights from before meta-training cannot be read .{below}: no such", *command)
     # Compiled for the fixture `evaluation`.
     alone = ("--methods", "checkpoint", "--episodes", 10, "--curve", 2)
     assert "checkpoint " in tiny.succeed(*command, *alone)

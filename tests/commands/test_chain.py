@@ -128,10 +128,10 @@ def test_adapt_names_its_labels_and_learns(chain):
 def test_adapt_says_when_its_steps_are_too_large(chain, material, tmp_path):
     command = ("adapt", "--model", chain.metatrain, "--tasks", material.new)
     done = tiny.run(*command, "--inner-lr", 1000, "--workdir", tmp_path / "large")
-    assert "the steps raised the loss on the examples from " in done.err
+    assert "the steps increased the loss on the examples from " in done.err
     assert "give a smaller --inner-lr than 1000, and a new --workdir" in done.err
     done = tiny.run(*command, "--inner-lr", 0.01, "--workdir", tmp_path / "small")
-    assert "raised the loss" not in done.err
+    assert "increased the loss" not in done.err
     assert f"{tmp_path / 'small'}: 1 steps at rate 0.01, loss " in done.err
 
 
@@ -353,7 +353,7 @@ def test_a_run_that_has_not_ended_is_named(chain, tmp_path, caplog):
     half = shutil.copytree(chain.pretrain, tmp_path / "half")
     (half / "results.json").unlink()
     assert open_source(str(half)).record["step"] == 6
-    assert "half: has not ended; the checkpoint of its step 6 is used" in caplog.text
+    assert "half: is not finished; using the checkpoint of step 6" in caplog.text
 
 
 @pytest.mark.parametrize(

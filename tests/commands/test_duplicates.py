@@ -20,7 +20,7 @@ from metajax.runs.record import make_record
 from metajax.runs.task_data import load, relabel
 from metajax.runs.workdir import Run, begin, open_run
 
-KEPT = "; equal texts are drawn too, 20 of 32 examples have that of another"
+KEPT = "; with repeated texts, 20 of 32 examples repeat another"
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_published_draws_keep_no_duplicates(tasks, tmp_path, caplog):
     settings = EvaluateSettings(
         model="m", tasks=(tasks,), splits=str(tmp_path), keep_duplicates=True
     )
-    with pytest.raises(InputError, match=r"^--keep-duplicates: of --splits no draw has"):
+    with pytest.raises(InputError, match=r"^--keep-duplicates: does not apply to --splits"):
         choose_protocol(settings, load(settings, split="train"))
     assert not caplog.messages
 

@@ -105,15 +105,15 @@ def test_learned_rates_are_those_of_the_steps_that_were_trained(material, tmp_pa
     meta = tmp_path / "meta"
     tiny.succeed(*command_of(material, meta, "maml++"))
     assert opened(meta, inner_steps=1).inner["inner_steps"] == 1
-    with pytest.raises(InputError, match=r"--inner-steps 3: maml\+\+ has learned the rates of 2"):
+    with pytest.raises(InputError, match=r"--inner-steps 3: maml\+\+ has learned rates for 2"):
         opened(meta, inner_steps=3)
-    with pytest.raises(InputError, match=r"--inner-lr 0.5: the rates of maml\+\+ are learned"):
+    with pytest.raises(InputError, match=r"--inner-lr 0.5: maml\+\+ has learned rates"):
         opened(meta, inner_lr=0.5)
     done = tiny.run(
         *("evaluate", "--model", meta, "--tasks", material.intents, "--ways", 3, "--curve", 2)
     )
     assert done.status == 2
-    assert "--curve: maml++ takes no plain SGD steps" in done.err
+    assert "--curve: maml++ does not take plain SGD steps" in done.err
 
 
 def test_a_prototypical_network_takes_steps_where_it_is_told_to(material, tmp_path):

@@ -29,7 +29,7 @@ def test_the_stages_with_adapters(material, tmp_path):
 
 
 def test_choices_that_exclude_each_other(material, tmp_path):
-    with pytest.raises(InputError, match=r"--layers 1: with --lora .* give one of the two"):
+    with pytest.raises(InputError, match=r"--layers 1: with --lora .* remove one of them"):
         opened(material, layers=1)
     done = tiny.run(*metatrain_command(material, tmp_path / "x", lora=2, algorithm="anil"))
     assert (done.status, "--lora 2: anil does not take it; remove it" in done.err) == (2, True)

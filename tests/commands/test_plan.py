@@ -214,12 +214,12 @@ def test_the_advice():
     found = {"cost": cost, "alternatives": [smaller, small], "settings": settings}
     assert "the fastest exact engine" in plan.advice(found)
     assert plan.advice(found | {"memory": 6e9}) == (
-        "does not fit: --remat would, at 1.20 times the arithmetic"
+        "does not fit; --remat fits, at 1.20 times the arithmetic"
     )
-    assert "--low-memory would, at 1.50" in plan.advice(found | {"memory": 4.5e9})
-    assert "none of these does" in plan.advice(found | {"memory": 1e9})
+    assert "--low-memory fits, at 1.50" in plan.advice(found | {"memory": 4.5e9})
+    assert "nor do the alternatives" in plan.advice(found | {"memory": 1e9})
     assert "the fastest exact engine" in plan.advice(found | {"memory": 10e9})
-    assert "--low-memory would" in plan.advice(found | {"memory": 4e9})
+    assert "--low-memory fits" in plan.advice(found | {"memory": 4e9})
     low = {"settings": {"algorithm": "maml", "low_memory": True}}
     assert "forward over reverse" in plan.advice(found | low)
     other = {"settings": {"algorithm": "anil", "low_memory": False}}
@@ -242,11 +242,11 @@ def test_the_summary_is_in_billions_of_bytes_and_operations():
         "on each device:",
         "parameters and optimizer 1.50 GB",
         "tasks 0.25 GB",
-        "while a step is computed 2.00 GB",
-        "together 3.75 GB",
-        "arithmetic 2.50 TFLOP a step",
-        "in 15.5 GB fit",
-        "episodes at once 12 (more a step with --chunk-size 12)",
+        "during a step 2.00 GB",
+        "total 3.75 GB",
+        "arithmetic 2.50 TFLOP per step",
+        "fits in 15.5 GB:",
+        "episodes at once 12 (more per step with --chunk-size 12)",
         "or inner steps 34",
         "",
         "instead GB TFLOP",

@@ -193,7 +193,7 @@ def test_a_run_is_reported_while_it_runs(chain, tmp_path):
     tiny.succeed("report", "--runs", run, "--output", output)
     page = Page(output.read_text())
     assert "unfinished: step 0 of 4" in output.read_text()
-    assert "None of these runs has the loss of a step." in page.text["Learning curves"]
+    assert "No loss per step in these runs." in page.text["Learning curves"]
     assert "--evaluations" in page.text["Methods"]
 
 
