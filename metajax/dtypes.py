@@ -1,4 +1,4 @@
-"""Which leaves have gradients, and in which precision sums are computed."""
+"""Functions of the dtypes of leaves: which have gradients, and the precision of sums."""
 
 from typing import Any
 

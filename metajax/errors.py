@@ -1,4 +1,4 @@
-"""The errors of metajax, and how their messages become one printable line."""
+"""The errors of metajax, and functions that make their messages one printable line."""
 
 import re
 
@@ -11,7 +11,7 @@ _SHORT = 200  # Characters of a reason within a line.
 
 
 class InputError(ValueError):
-    """The user's input cannot be used.
+    """Error for input of the user that cannot be used.
 
     The message is one line: `where: what is wrong; how to fix it`. The command line prints it and
     ends with exit status 2.
@@ -27,11 +27,11 @@ class InputError(ValueError):
 
 
 class StoppedError(Exception):
-    """A run has stopped, but not because of its input. Its checkpoints are intact."""
+    """Error for a run that stops for other reasons than its input. Its checkpoints are intact."""
 
 
 class LostError(StoppedError):
-    """A process has lost the other processes of its run, and must not wait for them."""
+    """Error for a process that lost the other processes of its run. It must not wait for them."""
 
 
 def printable(text: str, *, as_json: bool = False) -> str:

@@ -112,7 +112,7 @@ def combine(left: PyTree, right: PyTree) -> PyTree:
 
 
 def is_norm_or_bias(path: str) -> bool:
-    """Return whether a path is the path of a norm's parameter or of a bias.
+    """Return whether a path leads to a parameter of a norm or to a bias.
 
     Args:
         path: a path from `path_name`.

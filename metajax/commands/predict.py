@@ -149,7 +149,8 @@ def read_texts(
             )
         if len(row) != len(rows[0] if rows else row):
             raise InputError(
-                f"{name}:{number}: has {len(row)} texts, unlike the first line; fix it"
+                f"{name}:{number}: has {len(row)} texts, unlike the first line; give the same "
+                "number in all lines"
             )
         rows.append(row)
     if not rows:

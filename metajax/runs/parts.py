@@ -34,8 +34,8 @@ def with_parts(settings: _Settings) -> tuple[_Settings, int]:
     check_split("--parts" if settings.parts else "--batch-size", settings.parts or parts)
     if settings.batch_size % parts:
         raise InputError(
-            f"--batch-size {settings.batch_size}: {_nearest(settings.batch_size, parts)}, a "
-            f"multiple of {parts}, the number of {'--parts' if settings.parts else 'devices'}"
+            f"--batch-size {settings.batch_size}: is not a multiple of {parts}, the number of "
+            f"{'--parts' if settings.parts else 'devices'}; {_nearest(settings.batch_size, parts)}"
         )
     return dataclasses.replace(settings, parts=parts), parts
 
@@ -54,11 +54,11 @@ def check_split(name: str, size: int, chunk_size: int | None = None) -> None:
     devices = len(all_devices())
     if size % devices:
         raise InputError(
-            f"{name} {size}: {_nearest(size, devices)}, a multiple of {devices}, the number of "
-            "devices"
+            f"{name} {size}: is not a multiple of {devices}, the number of devices; "
+            f"{_nearest(size, devices)}"
         )
     if chunk_size is not None and size // devices % chunk_size:
         raise InputError(
-            f"--chunk-size {chunk_size}: does not divide the {size // devices} episodes that each "
-            "device has; give a divisor"
+            f"--chunk-size {chunk_size}: does not divide the {size // devices} episodes per "
+            "device; give a divisor"
         )

@@ -243,8 +243,8 @@ def open_classifier(spec: str, task: str | None) -> Classifier:
     if task is None and len(names) == 1:
         task = names[0]
     if task not in names:
-        given = "" if task is None else f" {task}"
-        raise InputError(f"--task{given}: choose from {', '.join(names)}")
+        problem = "--task: is missing" if task is None else f"--task {task}: unknown task"
+        raise InputError(f"{problem}; choose from {', '.join(names)}")
     head, model, params = names.index(task), source.model, source.params
     if record is None:
         return Classifier(model, params, head, ModelSettings.max_length, None)

@@ -94,7 +94,7 @@ WIRING = {
     "predict": {
         "--model": NO_MODEL,
         "--input": ("none.txt", "none.txt: no such file"),
-        "--task": ("nope", "--task nope: choose from "),
+        "--task": ("nope", "--task nope: unknown task; choose from "),
         "--output": NO_OUTPUT,
         "--config": NO_SETTINGS,
         "--batch-size": (0, "--batch-size 0: out of range; give a number of at least 1"),
@@ -285,11 +285,11 @@ def test_a_command_is_required(refused):
 def test_work_that_cannot_be_split(refused, material, monkeypatch):
     eight = jax.devices()
     monkeypatch.setattr(jax, "local_devices", lambda: eight)
-    message = "--batch-size 12: use 8 or 16, a multiple of 8"
+    message = "--batch-size 12: is not a multiple of 8, the number of devices; use 8 or 16"
     refused(message, *pretrain_command(material, "r", batch_size=12))
     refused(message, *finetune_command(material, "r", batch_size=12))
     for command in (metatrain_command(material, "run"), ["plan", "--model", material.bert]):
-        message = "--meta-batch-size 12: use 8 or 16, a multiple of 8"
+        message = "--meta-batch-size 12: is not a multiple of 8, the number of devices; use 8 or 16"
         refused(message, *command, "--meta-batch-size", 12)
         message = "--chunk-size 3: does not divide the 4 episodes"
         refused(message, *command, "--meta-batch-size", 32, "--chunk-size", 3)
@@ -342,8 +342,8 @@ def test_models_that_label_nothing(refused, chain, material):
     message = "lacks the classification head that its config"
     refused(message, "predict", "--model", material.bert, stdin=b"w1\n")
     for task, said in (
-        (None, "--task: choose from glue:mrpc, "),
-        ("no", "--task no: choose from glue:mrpc, "),
+        (None, "--task: is missing; choose from glue:mrpc, "),
+        ("no", "--task no: unknown task; choose from glue:mrpc, "),
     ):
         with pytest.raises(InputError, match=said):
             open_classifier(str(chain.finetune), task)
@@ -457,7 +457,7 @@ def test_devices_that_are_not_there(refused, material, tmp_path):
             "--shards 3: a state cannot be sharded over 3 of 1 devices; give a divisor",
         ),
         ({"process_id": 1}, "--coordinator, --num-processes, --process-id: need --distributed"),
-        ({"parts": 3}, "--batch-size 4: use 3 or 6, a multiple of 3, the number of --parts"),
+        ({"parts": 3}, "--batch-size 4: is not a multiple of 3, the number of --parts; use 3 or 6"),
     ):
         done = tiny.run(*pretrain_command(material, tmp_path / "run", **changes))
         assert done.status == 2

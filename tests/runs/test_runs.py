@@ -304,8 +304,8 @@ def test_parameters_of_many_devices_are_brought_to_the_first(monkeypatch):
     [
         ((8,), None),
         ((8, 2), None),
-        ((6,), r"--batch 6: use 4 or 8, a multiple of 4"),
-        ((3,), r"--batch 3: use 4, a multiple of 4"),
+        ((6,), r"--batch 6: is not a multiple of 4, .*; use 4 or 8"),
+        ((3,), r"--batch 3: is not a multiple of 4, .*; use 4"),
         ((8, 4), r"--chunk-size 4: does not divide the 2 episodes"),
         ((12, 2), r"--chunk-size 2: does not divide the 3 episodes"),
     ],

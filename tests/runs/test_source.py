@@ -240,8 +240,8 @@ def test_a_task_has_its_own_head(run, tmp_path, task, head, pairs):
 
 
 def test_a_task_that_has_no_head_is_refused(run):
-    for task, given in ((None, ""), ("third.csv", " third.csv")):
-        with pytest.raises(InputError, match=f"--task{given}: choose from first.csv, second.csv"):
+    for task, problem in ((None, ": is missing"), ("third.csv", " third.csv: unknown task")):
+        with pytest.raises(InputError, match=f"--task{problem}; choose from first.csv, second.csv"):
             open_classifier(str(run.path), task)
 
 
