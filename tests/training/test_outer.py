@@ -110,7 +110,7 @@ def test_keys_belong_to_the_task_and_not_to_its_place():
 
 def test_a_chunk_size_that_does_not_divide_names_those_that_do():
     outer = metajax.outer_loop(MAML, optax.sgd(0.1), chunk_size=5)
-    with pytest.raises(ValueError, match=r"5 does not divide 8 tasks: .* \[1, 2, 4, 8\]"):
+    with pytest.raises(ValueError, match=r"5 does not divide 8 tasks; .* \[1, 2, 4, 8\]"):
         take_steps(outer, 1)
 
 
