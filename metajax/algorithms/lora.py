@@ -11,13 +11,16 @@ parameters.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from metajax.tree import extend, select
 from metajax.types import Batch, InitFn, Key, LossFn, Params, Reparametrize, Reparametrized, Task
+
+# `{"base", "adapters"}` to the parameters that a network reads.
+Combine: TypeAlias = Callable[[Params], Params]
 
 
 def init(
@@ -106,11 +109,88 @@ def merge(params: Params) -> Params:
     return jax.tree.map(add, params["base"], adapters)
 
 
-def loss(loss_fn: LossFn) -> LossFn:
+def attach(params: Params) -> Params:
+    """Put each adapter's factors next to its kernel, which does not change.
+
+    For networks that compute `x W + (x A) B` themselves, as `metajax.Transformer` does. Tasks under
+    `vmap` then share the kernels of the base; merged, each task has a kernel of its own.
+
+    Args:
+        params: `{"base", "adapters"}`, as `init` returns them; dicts and lists of arrays.
+
+    Returns:
+        Parameters like the base; each dict whose `kernel` has an adapter also has `down` and `up`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from metajax.algorithms import lora
+        >>> factors = {"down": jnp.ones((3, 1)), "up": jnp.ones((1, 2))}
+        >>> base = {"dense": {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}}
+        >>> adapters = {"dense": {"kernel": factors, "bias": None}}
+        >>> sorted(lora.attach({"base": base, "adapters": adapters})["dense"])
+        ['bias', 'down', 'kernel', 'up']
+    """
+    return _attach(params["base"], params["adapters"])
+
+
+def _attach(base: Any, adapters: Any) -> Any:
+    if adapters is None:  # A head that an `init_fn` has added.
+        return base
+    if isinstance(base, list):
+        return [_attach(*each) for each in zip(base, adapters, strict=True)]
+    if not isinstance(base, dict):
+        return base
+    factors = adapters.get("kernel")
+    attached = {
+        key: _attach(leaf, adapters.get(key)) for key, leaf in base.items() if key != "kernel"
+    }
+    kernel = {"kernel": base["kernel"]} if "kernel" in base else {}
+    return attached | kernel | (factors or {})
+
+
+def freeze(combine: Combine) -> Combine:
+    """Freeze the base: `merge` or `attach` then passes no gradient to it.
+
+    Args:
+        combine: `merge` or `attach`.
+
+    Returns:
+        The same function with a constant base. With `frozen=lora.is_base`, `metajax.outer_loop`
+        keeps no optimizer state for it.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from metajax.algorithms import lora
+        >>> factors = {"down": jnp.ones((3, 1)), "up": jnp.ones((1, 2))}
+        >>> params = {"base": {"kernel": jnp.zeros((3, 2))}, "adapters": {"kernel": factors}}
+        >>> total = lambda params: lora.freeze(lora.merge)(params)["kernel"].sum()
+        >>> float(abs(jax.grad(total)(params)["base"]["kernel"]).max())
+        0.0
+    """
+    return lambda params: combine({**params, "base": jax.lax.stop_gradient(params["base"])})
+
+
+def is_base(path: str) -> bool:
+    """Whether a path belongs to the base, for `frozen` of `metajax.outer_loop`.
+
+    Args:
+        path: of a parameter in what `init` returns.
+
+    Examples:
+        >>> from metajax.algorithms import lora
+        >>> lora.is_base("adapters/kernel/up"), lora.is_base("base/kernel")
+        (False, True)
+    """
+    return path.startswith("base/")
+
+
+def loss(loss_fn: LossFn, combine: Combine = merge) -> LossFn:
     """Convert a loss of plain parameters to a loss of parameters with adapters.
 
     Args:
-        loss_fn: loss function of plain parameters.
+        loss_fn: loss function of plain parameters; with `attach`, of a network that reads the
+            factors.
+        combine: `merge`, `attach`, or `freeze` of one of them.
 
     Returns:
         The loss function of parameters from `init`.
@@ -130,18 +210,19 @@ def loss(loss_fn: LossFn) -> LossFn:
     """
 
     def adapted_loss(params: Params, batch: Batch, rng: Key | None) -> tuple[jax.Array, Any]:
-        return loss_fn(merge(params), batch, rng)
+        return loss_fn(combine(params), batch, rng)
 
     return adapted_loss
 
 
-def init_fn(init_fn: InitFn) -> InitFn:
+def init_fn(init_fn: InitFn, combine: Combine = merge) -> InitFn:
     """Convert an `init_fn` of plain parameters to an `init_fn` of parameters with adapters.
 
     Parameters that it adds, such as a head, become part of the base.
 
     Args:
         init_fn: `(params, support, rng) -> params`, as for `metajax.maml`.
+        combine: as for `loss`.
 
     Returns:
         The `init_fn` of parameters from `init`.
@@ -156,7 +237,7 @@ def init_fn(init_fn: InitFn) -> InitFn:
     """
 
     def of_adapted(params: Params, support: Batch, rng: Key | None) -> Params:
-        plain = init_fn(merge(params), support, rng)
+        plain = init_fn(combine(params), support, rng)
         added = {key: value for key, value in plain.items() if key not in params["base"]}
         return {**params, "base": {**params["base"], **added}}
 

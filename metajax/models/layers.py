@@ -62,7 +62,14 @@ def normal(key: jax.Array, shape: tuple[int, ...], scale: float) -> jax.Array:
 
 
 class Dense(nnx.Module):
-    """x @ kernel + bias, in the dtype of x."""
+    """x @ kernel + bias, in the dtype of x.
+
+    With a low-rank adapter (`metajax.lora.attach`), x @ down @ up is added: the kernel is shared by
+    tasks under `vmap`, and its product is one for all of them.
+    """
+
+    down: nnx.Param[jax.Array]
+    up: nnx.Param[jax.Array]
 
     def __init__(self, size_in: int, size_out: int, scale: float, *, rngs: nnx.Rngs):
         self.kernel = nnx.Param(normal(rngs.params(), (size_in, size_out), scale))
@@ -71,7 +78,10 @@ class Dense(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., size_in]` to `[..., size_out]`."""
         # As one matrix: the kernel's gradient is then a plain product, half as long on a CPU.
-        rows = x.reshape(-1, x.shape[-1]) @ self.kernel.astype(x.dtype)
+        flat = x.reshape(-1, x.shape[-1])
+        rows = flat @ self.kernel.astype(x.dtype)
+        if hasattr(self, "down"):
+            rows = rows + flat @ self.down.astype(x.dtype) @ self.up.astype(x.dtype)
         return (rows + self.bias.astype(x.dtype)).reshape(*x.shape[:-1], -1)
 
 

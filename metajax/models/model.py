@@ -5,6 +5,7 @@ import functools
 from typing import Any, Unpack
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from metajax.dtypes import at_least_float32
@@ -205,7 +206,7 @@ class Transformer:
         """Apply some blocks, stacked `[n, ...]` or in a list of n, to `[B, L, H]`."""
         causal = self.config.family.decoder
         bias = attention_bias(batch, at_least_float32(hidden.dtype), causal=causal)
-        graph = _graph(self, "layers")
+        graph = _graph(self, "layers", _adapted(layers))
         return run_blocks(graph, layers, hidden, bias, rng, remat=self.remat)
 
     def _encode(
@@ -281,5 +282,18 @@ def _part(model: Transformer, name: str, rngs: nnx.Rngs) -> nnx.Module:
 
 # The structure without arrays. A call then only merges the parameters.
 @functools.lru_cache(maxsize=256)
-def _graph(model: Transformer, name: str) -> Any:
-    return nnx.graphdef(nnx.eval_shape(lambda: _part(model, name, nnx.Rngs(0))))
+def _graph(model: Transformer, name: str, adapted: tuple[str, ...] = ()) -> Any:
+    def build() -> nnx.Module:
+        part = _part(model, name, nnx.Rngs(0))
+        for dense in adapted:  # A graph has no shapes.
+            getattr(part, dense).down = nnx.Param(jnp.zeros(()))
+            getattr(part, dense).up = nnx.Param(jnp.zeros(()))
+        return part
+
+    return nnx.graphdef(nnx.eval_shape(build))
+
+
+def _adapted(layers: Any) -> tuple[str, ...]:
+    """The names of the products of a block that have a low-rank adapter."""
+    block = (layers or [{}])[0] if isinstance(layers, list) else layers
+    return tuple(name for name, leaves in block.items() if "down" in leaves)
