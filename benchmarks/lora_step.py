@@ -9,7 +9,6 @@ to a copy of the kernels and trains the base too. `shared` keeps the kernels and
 
 import argparse
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +18,14 @@ import optax
 
 import metajax
 from metajax.algorithms import lora
-from metajax.models import Transformer, TransformerConfig, classification_loss, prototype_init
+from metajax.models import (
+    Transformer,
+    TransformerConfig,
+    classification_loss,
+    mentioned_rows,
+    prototype_init,
+    separate_layers,
+)
 
 SHAPE = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12}
 WAYS, SHOTS, TOKENS, TASKS, STEPS, RANK = 5, 5, 16, 4, 3, 8
@@ -39,23 +45,36 @@ def tasks_of(vocabulary: int) -> metajax.Task:
     return metajax.Task(batch(), batch())
 
 
-def step_of(model: Transformer, combine: lora.Combine) -> Callable[..., Any]:
-    """Compiles the mean meta-gradient of the tasks, all under one `vmap`."""
+def in_head(path: str) -> bool:
+    """Whether a parameter of the base belongs to the head."""
+    return path.startswith("classifier")
+
+
+def separate(params: Any, task: metajax.Task) -> Any:
+    """`separate_layers` of the base and of the adapters."""
+    trees = {name: separate_layers()(tree, task) for name, tree in params.items()}
+
+    def undo(adapted: Any) -> Any:
+        return {name: trees[name][2](tree) for name, tree in adapted.items()}
+
+    return {name: tree for name, (tree, _, _) in trees.items()}, task, undo
+
+
+def loop_of(model: Transformer, *, shared: bool) -> metajax.OuterLoop:
+    """The outer loop as `metatrain` runs it on this machine."""
     loss_fn, begin = classification_loss(model), prototype_init(model)
+    combine = lora.freeze(lora.attach, in_head) if shared else lora.merge
     algorithm = metajax.maml(
         lora.loss(lambda params, batch, rng: loss_fn(params, batch, None), combine),
         optax.sgd(0.1),
         STEPS,
+        unroll=True,
         trainable=lambda path: lora.is_adapter(path) or path.startswith("base/classifier"),
+        reparametrize=separate if shared else lora.reparametrize(mentioned_rows(model)),
         init_fn=lora.init_fn(begin, combine),
     )
-
-    def mean(params: Any, tasks: metajax.Task) -> Any:
-        grads = jax.vmap(lambda task: algorithm.meta_grad(params, task, None)[0])(tasks)
-        kept = grads if combine is lora.merge else grads["adapters"]
-        return jax.tree.map(lambda leaf: leaf.mean(0), kept)
-
-    return jax.jit(mean)
+    frozen = lora.is_base if shared else None
+    return metajax.outer_loop(algorithm, optax.adamw(1e-5), frozen=frozen)
 
 
 def main() -> None:
@@ -73,21 +92,19 @@ def main() -> None:
         params, rank=RANK, target=lambda path: path.endswith("qkv/kernel"), rng=jax.random.key(1)
     )
     tasks = tasks_of(options.vocabulary)
-    steps = {"merged": lora.merge, "shared": lora.freeze(lora.attach)}
-    compiled = {
-        name: step_of(model, combine).lower(adapted, tasks).compile()
-        for name, combine in steps.items()
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    loops = {name: loop_of(model, shared=name == "shared") for name in ("merged", "shared")}
+    states = {name: loop.init(adapted, jax.random.key(0)) for name, loop in loops.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(options.repeats + 1):
-        for name, step in compiled.items():
+        for name, loop in loops.items():
             start = time.perf_counter()
-            jax.block_until_ready(step(adapted, tasks))
+            jax.block_until_ready(loop.step(states[name], tasks))
             seconds[name].append(time.perf_counter() - start)
     medians = {name: float(np.median(values[1:])) for name, values in seconds.items()}
-    for name, value in medians.items():
-        memory = compiled[name].memory_analysis().temp_size_in_bytes / 1e6
-        print(f"{name:8} {value:7.3f} s   {memory:8.1f} MB of working memory")
+    for name, loop in loops.items():
+        memory = loop.lower(states[name], tasks).compile().memory_analysis()
+        size = memory.temp_size_in_bytes / 1e6
+        print(f"{name:8} {medians[name]:7.3f} s   {size:8.1f} MB of working memory")
     print(f"shared / merged: {medians['shared'] / medians['merged']:.2f}")
 
 

@@ -44,7 +44,7 @@ PUBLIC = [
     (module.__name__, name)
     for module in (metajax.lora, metajax.tree)
     for name, value in vars(module).items()
-    if inspect.isfunction(value) and value.__module__ == module.__name__
+    if inspect.isfunction(value) and value.__module__ == module.__name__ and name[0] != "_"
 ]
 
 

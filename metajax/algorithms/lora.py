@@ -16,11 +16,12 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from metajax.tree import combine as join
 from metajax.tree import extend, select
 from metajax.types import Batch, InitFn, Key, LossFn, Params, Reparametrize, Reparametrized, Task
 
 # `{"base", "adapters"}` to the parameters that a network reads.
-Combine: TypeAlias = Callable[[Params], Params]
+_Combine: TypeAlias = Callable[[Params], Params]
 
 
 def init(
@@ -148,11 +149,13 @@ def _attach(base: Any, adapters: Any) -> Any:
     return attached | kernel | (factors or {})
 
 
-def freeze(combine: Combine) -> Combine:
+def freeze(combine: _Combine, head: Callable[[str], bool] = lambda path: False) -> _Combine:
     """Freeze the base: `merge` or `attach` then passes no gradient to it.
 
     Args:
         combine: `merge` or `attach`.
+        head: predicate on a path in the base; true for what the inner loop adapts besides the
+            adapters, such as a head that `init_fn` adds.
 
     Returns:
         The same function with a constant base. With `frozen=lora.is_base`, `metajax.outer_loop`
@@ -167,7 +170,12 @@ def freeze(combine: Combine) -> Combine:
         >>> float(abs(jax.grad(total)(params)["base"]["kernel"]).max())
         0.0
     """
-    return lambda params: combine({**params, "base": jax.lax.stop_gradient(params["base"])})
+
+    def frozen(params: Params) -> Params:
+        adapted, rest = select(params["base"], head)
+        return combine({**params, "base": join(adapted, jax.lax.stop_gradient(rest))})
+
+    return frozen
 
 
 def is_base(path: str) -> bool:
@@ -184,7 +192,7 @@ def is_base(path: str) -> bool:
     return path.startswith("base/")
 
 
-def loss(loss_fn: LossFn, combine: Combine = merge) -> LossFn:
+def loss(loss_fn: LossFn, combine: _Combine = merge) -> LossFn:
     """Convert a loss of plain parameters to a loss of parameters with adapters.
 
     Args:
@@ -215,7 +223,7 @@ def loss(loss_fn: LossFn, combine: Combine = merge) -> LossFn:
     return adapted_loss
 
 
-def init_fn(init_fn: InitFn, combine: Combine = merge) -> InitFn:
+def init_fn(init_fn: InitFn, combine: _Combine = merge) -> InitFn:
     """Convert an `init_fn` of plain parameters to an `init_fn` of parameters with adapters.
 
     Parameters that it adds, such as a head, become part of the base.

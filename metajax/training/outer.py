@@ -1,7 +1,7 @@
 """One outer step on the mean meta-gradient of a batch of tasks."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,28 @@ import optax
 
 from metajax.algorithms.checks import check_params, check_task
 from metajax.dtypes import at_least_float32, is_float, narrow, widen
-from metajax.tree import combine, partition
+from metajax.tree import combine, partition, select
 from metajax.types import Key, MetaAlgorithm, MetaInfo, PyTree, Task
 
 # An algorithm, or a function of the outer step ([] int32, traced) that returns one: compare optax's
 # learning rates and schedules.
 AlgorithmOrSchedule = MetaAlgorithm | Callable[[jax.Array], MetaAlgorithm]
+
+
+# Predicate on the path of a meta-parameter; true if the outer loop leaves it as it is.
+Frozen: TypeAlias = Callable[[str], bool] | None
+
+
+def split_trained(meta_params: PyTree, frozen: Frozen) -> tuple[PyTree, PyTree]:
+    """Split meta-parameters, or their gradients, into those that the outer loop trains and others.
+
+    Integers, keys and `frozen` parameters are not trained.
+    """
+    floats, others = partition(meta_params, is_float)
+    if frozen is None:
+        return floats, others
+    kept, trained = select(floats, frozen)
+    return trained, combine(kept, others)
 
 
 def at_step(algorithm: AlgorithmOrSchedule, step: jax.Array) -> MetaAlgorithm:
@@ -52,10 +68,11 @@ def initial_state(
     optimizer: optax.GradientTransformation,
     params: PyTree,
     rng: Key,
+    frozen: Frozen = None,
 ) -> OuterState:
     """The state before the first outer step."""
     meta_params = check_params(at_step(algorithm, jnp.int32(0)).init(check_params(params)))
-    opt_state = optimizer.init(partition(meta_params, is_float)[0])
+    opt_state = optimizer.init(split_trained(meta_params, frozen)[0])
     return OuterState(jnp.int32(0), meta_params, opt_state, rng)
 
 
@@ -168,7 +185,12 @@ def task_keys(rng: Key, first: int | jax.Array, count: int) -> Key:
 
 
 def mean_meta_grad(
-    algorithm: MetaAlgorithm, meta_params: PyTree, tasks: Task, keys: Key, chunk_size: int | None
+    algorithm: MetaAlgorithm,
+    meta_params: PyTree,
+    tasks: Task,
+    keys: Key,
+    chunk_size: int | None,
+    frozen: Frozen = None,
 ) -> tuple[PyTree, MetaInfo]:
     """The means over tasks of their meta-gradients and of their MetaInfo.
 
@@ -177,7 +199,7 @@ def mean_meta_grad(
 
     def meta_grad(task: Task, key: Key) -> tuple[PyTree, MetaInfo]:
         grads, info = algorithm.meta_grad(meta_params, task, key)
-        return partition(grads, is_float)[0], info
+        return split_trained(grads, frozen)[0], info
 
     def mean(leaf: jax.Array) -> jax.Array:
         return leaf.mean(0, at_least_float32(leaf.dtype) if is_float(leaf) else None)
@@ -193,7 +215,11 @@ def global_norm(tree: PyTree) -> jax.Array:
 
 
 def apply_meta_grad(
-    optimizer: optax.GradientTransformation, state: OuterState, grads: PyTree, info: MetaInfo
+    optimizer: optax.GradientTransformation,
+    state: OuterState,
+    grads: PyTree,
+    info: MetaInfo,
+    frozen: Frozen = None,
 ) -> tuple[OuterState, Metrics]:
     """Takes the outer step along a mean meta-gradient.
 
@@ -202,7 +228,7 @@ def apply_meta_grad(
     """
     norm = global_norm(grads)
     usable = jnp.isfinite(norm) & jnp.isfinite(info.query_loss)
-    before, fixed = partition(state.meta_params, is_float)
+    before, fixed = split_trained(state.meta_params, frozen)
     updates, opt_state = optimizer.update(narrow(grads, before), state.opt_state, before)
     after = optax.apply_updates(before, updates)
     after, opt_state = jax.tree.map(
@@ -221,6 +247,7 @@ def outer_step(
     *,
     chunk_size: int | None = None,
     axis_name: str | None = None,
+    frozen: Frozen = None,
 ) -> Callable[[OuterState, Task], tuple[OuterState, Metrics]]:
     """Makes one step of the outer loop, a pure function.
 
@@ -229,6 +256,7 @@ def outer_step(
         optimizer: the outer optimizer.
         chunk_size: see `map_tasks`.
         axis_name: the axis over devices, each with an equal share of the tasks, in order.
+        frozen: see `metajax.outer_loop`.
 
     Returns:
         `(state, tasks) -> (state, metrics)`.
@@ -239,9 +267,9 @@ def outer_step(
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * count
         keys = task_keys(jax.random.fold_in(state.rng, state.step), first, count)
         current = at_step(algorithm, state.step)
-        mean = mean_meta_grad(current, state.meta_params, tasks, keys, chunk_size)
+        mean = mean_meta_grad(current, state.meta_params, tasks, keys, chunk_size, frozen)
         if axis_name is not None:
             mean = jax.lax.pmean(mean, axis_name)
-        return apply_meta_grad(optimizer, state, *mean)
+        return apply_meta_grad(optimizer, state, *mean, frozen)
 
     return step

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from metajax.training.outer import (
     AlgorithmOrSchedule,
+    Frozen,
     Metrics,
     OuterState,
     apply_meta_grad,
@@ -64,6 +65,7 @@ def outer_loop(
     donate: bool = False,
     compiler_options: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
+    frozen: Frozen = None,
 ) -> OuterLoop:
     """Trains an algorithm's meta-parameters over batches of tasks.
 
@@ -91,6 +93,9 @@ def outer_loop(
         mesh: from `task_mesh`, in place of devices: shards the state if its axis "params" has more
             than one device. Each device still gathers all parameters in a step, because it adapts
             all of them.
+        frozen: predicate on a meta-parameter's path; true if the outer loop leaves it as it is. The
+            state then has no optimizer state for it (`metajax.lora.is_base`). By default all
+            floating-point meta-parameters are trained.
 
     Returns:
         `init(params, rng) -> OuterState`, `step(state, tasks) -> (OuterState, Metrics)` with tasks
@@ -115,11 +120,11 @@ def outer_loop(
     options = dict(compiler_options or {})
     # With several processes pmap would leave each a state of its own.
     if jax.process_count() > 1 or mesh.shape[PARAMS] > 1:
-        return _sharded(algorithm, outer_optimizer, mesh, chunk_size, donated, options)
+        return _sharded(algorithm, outer_optimizer, mesh, chunk_size, donated, options, frozen)
     first, *others = mesh.devices.flat
     if others:
-        return _pmapped(algorithm, outer_optimizer, [first, *others], chunk_size, donated)
-    return _one_device(algorithm, outer_optimizer, first, chunk_size, donated, options)
+        return _pmapped(algorithm, outer_optimizer, [first, *others], chunk_size, donated, frozen)
+    return _one_device(algorithm, outer_optimizer, first, chunk_size, donated, options, frozen)
 
 
 def all_devices() -> list[jax.Device]:
@@ -158,16 +163,17 @@ def _one_device(
     chunk_size: int | None,
     donated: Any,
     options: dict[str, Any],
+    frozen: Frozen,
 ) -> OuterLoop:
     """The outer loop under `jax.jit`."""
 
     def init(params: Params, rng: Key) -> OuterState:
         # Where a step leaves the state. A state placed elsewhere would be compiled for again.
         home = SingleDeviceSharding(device)
-        return jax.device_put(initial_state(algorithm, optimizer, params, rng), home)
+        return jax.device_put(initial_state(algorithm, optimizer, params, rng, frozen), home)
 
     step = jax.jit(
-        outer_step(algorithm, optimizer, chunk_size=chunk_size),
+        outer_step(algorithm, optimizer, chunk_size=chunk_size, frozen=frozen),
         donate_argnums=donated,
         compiler_options=options,
     )
@@ -180,13 +186,14 @@ def _pmapped(
     devices: list[jax.Device],
     chunk_size: int | None,
     donated: Any,
+    frozen: Frozen,
 ) -> OuterLoop:
     """The outer loop under `jax.pmap`: each device has the whole state and its share of tasks."""
     # Where a step leaves the state. A state placed elsewhere would be compiled for again.
     home = NamedSharding(Mesh(np.array(devices), (_AXIS,)), PartitionSpec())
     # Replicated on the way in and out: the state looks the same on one device and on many.
     mapped = jax.pmap(
-        outer_step(algorithm, optimizer, chunk_size=chunk_size, axis_name=_AXIS),
+        outer_step(algorithm, optimizer, chunk_size=chunk_size, axis_name=_AXIS, frozen=frozen),
         axis_name=_AXIS,
         in_axes=(None, 0),
         out_axes=None,
@@ -195,7 +202,7 @@ def _pmapped(
     )
 
     def init(params: Params, rng: Key) -> OuterState:
-        return jax.device_put(initial_state(algorithm, optimizer, params, rng), home)
+        return jax.device_put(initial_state(algorithm, optimizer, params, rng, frozen), home)
 
     def step(state: OuterState, tasks: Task) -> tuple[OuterState, Metrics]:
         # Copies only a state from elsewhere: a checkpoint, another number of devices.
@@ -213,6 +220,7 @@ def _sharded(
     chunk_size: int | None,
     donated: Any,
     options: dict[str, Any],
+    frozen: Frozen,
 ) -> OuterLoop:
     """Fully sharded data parallelism (Rajbhandari et al. 2020, arXiv:1910.02054, stage 3).
 
@@ -220,15 +228,15 @@ def _sharded(
     """
 
     def init(params: Params, rng: Key) -> OuterState:
-        state = initial_state(algorithm, optimizer, params, rng)
+        state = initial_state(algorithm, optimizer, params, rng, frozen)
         return put_state(state, mesh)
 
     @functools.partial(jax.jit, donate_argnums=donated, compiler_options=options)
     def step(state: OuterState, tasks: Task) -> tuple[OuterState, Metrics]:
         current = at_step(algorithm, state.step)
         key = jax.random.fold_in(state.rng, state.step)
-        mean = sharded_meta_grad(current, state.meta_params, tasks, key, mesh, chunk_size)
-        state, metrics = apply_meta_grad(optimizer, state, *mean)
+        mean = sharded_meta_grad(current, state.meta_params, tasks, key, mesh, chunk_size, frozen)
+        state, metrics = apply_meta_grad(optimizer, state, *mean, frozen)
         return jax.lax.with_sharding_constraint(state, shardings(state, mesh)), metrics
 
     return OuterLoop(

@@ -7,9 +7,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from metajax.dtypes import is_float
-from metajax.training.outer import OuterState, mean_meta_grad, num_tasks, task_keys
-from metajax.tree import partition
+from metajax.training.outer import (
+    Frozen,
+    OuterState,
+    mean_meta_grad,
+    num_tasks,
+    split_trained,
+    task_keys,
+)
 from metajax.types import Key, MetaAlgorithm, MetaInfo, Params, Task
 
 # The axes of a mesh: the state is sharded over the second, tasks are split over both.
@@ -23,6 +28,7 @@ def sharded_meta_grad(
     key: Key,
     mesh: Mesh,
     chunk_size: int | None,
+    frozen: Frozen,
 ) -> tuple[Params, MetaInfo]:
     """`mean_meta_grad` of tasks split over a mesh; the gradients are sharded like the parameters.
 
@@ -33,25 +39,26 @@ def sharded_meta_grad(
         key: the key of the step.
         mesh: from `task_mesh`.
         chunk_size: see `map_tasks`.
+        frozen: see `metajax.outer_loop`.
     """
     parts, everywhere = mesh.shape[PARAMS], PartitionSpec()
     spec, gather, mean = (
         functools.partial(function, parts=parts) for function in (_spec, _gather, _mean_shard)
     )
-    floats = partition(meta_params, is_float)[0]
+    trained = split_trained(meta_params, frozen)[0]
 
     def device_share(shards: Params, key: Key, tasks: Task) -> tuple[Params, MetaInfo]:
         count = num_tasks(tasks)
         keys = task_keys(key, jax.lax.axis_index(MESH_AXES) * count, count)
         params = jax.tree.map(gather, shards, meta_params)
-        grads, info = mean_meta_grad(algorithm, params, tasks, keys, chunk_size)
-        return jax.tree.map(mean, grads, floats), jax.lax.pmean(info, MESH_AXES)
+        grads, info = mean_meta_grad(algorithm, params, tasks, keys, chunk_size, frozen)
+        return jax.tree.map(mean, grads, trained), jax.lax.pmean(info, MESH_AXES)
 
     return jax.shard_map(
         device_share,
         mesh=mesh,
         in_specs=(jax.tree.map(spec, meta_params), everywhere, PartitionSpec(MESH_AXES)),
-        out_specs=(jax.tree.map(spec, floats), everywhere),
+        out_specs=(jax.tree.map(spec, trained), everywhere),
         check_vma=False,  # Or gradients of replicated leaves would be summed one by one.
     )(meta_params, key, tasks)
 

@@ -209,3 +209,26 @@ def test_two_processes_agree_with_one_device():
         gaps = json.loads(out.strip().splitlines()[-1])
         assert len(gaps) == 8
         assert max(gaps.values()) < 1e-12
+
+
+def frozen_loop(count, shards):
+    devices = jax.devices()[:count]
+    place = {"mesh": task_mesh(shards, devices)} if shards else {"devices": devices}
+    frozen = lambda path: path.startswith("first")  # noqa: E731
+    return metajax.outer_loop(MAML, optax.adam(0.01), frozen=frozen, **place)
+
+
+@pytest.mark.parametrize(("count", "shards"), [(1, 0), (2, 0), (8, 4)])
+def test_what_is_frozen_stays_and_has_no_moments(count, shards):
+    begin = problems.mlp_params()
+    state, metrics = take_steps(frozen_loop(count, shards), 3)
+    for name, leaf in begin["first"].items():
+        np.testing.assert_array_equal(state.meta_params["first"][name], leaf)
+    moments = {np.shape(leaf) for leaf in jax.tree.leaves(state.opt_state)} - {()}
+    assert moments == {np.shape(leaf) for leaf in jax.tree.leaves(begin["second"])}
+
+    # Adam moves each parameter by its own gradients: the first step is that of the whole loop.
+    one, whole = take_steps(frozen_loop(count, shards), 1)[0], take_steps(loop_on(1), 1)[0]
+    for name, leaf in whole.meta_params["second"].items():
+        np.testing.assert_allclose(one.meta_params["second"][name], leaf, atol=1e-6)
+    assert 0 < float(metrics.grad_norm) < float(take_steps(loop_on(1), 3)[1].grad_norm)
