@@ -17,7 +17,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # Workers inherit them.
 # tenth of the tests' time.
 gc.set_threshold(100_000, 50, 100)
 
-# The fixtures `x64` and `optimised` turn optimizations on again where a test needs exact numbers.
+# The fixtures `x64` and `optimized` turn optimizations on again where a test needs exact numbers.
 # JAX has been imported already. Processes that tests start read the environment.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 jax.config.update("jax_disable_most_optimizations", True)
@@ -37,7 +37,7 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def optimised() -> Iterator[None]:
+def optimized() -> Iterator[None]:
     """Use the optimizations that users have, only in this test."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
@@ -45,7 +45,7 @@ def optimised() -> Iterator[None]:
 
 
 @pytest.fixture
-def x64(optimised) -> Iterator[None]:
+def x64(optimized) -> Iterator[None]:
     """Use float64 and the optimizations that users have, only in this test."""
     with jax.enable_x64(True):
         yield

@@ -22,7 +22,7 @@ from metajax.data.readers import read_table
 from metajax.errors import InputError
 from metajax.models.config import TransformerConfig
 from metajax.models.files import read_json
-from metajax.models.metadata import read_notes
+from metajax.models.metadata import read_head_metadata
 from metajax.reporting import data as report_data
 from metajax.runs.record import read_record
 
@@ -115,7 +115,7 @@ def test_text_as_settings(tmp_path, name, content):
 def test_values_of_any_type_in_a_model_s_config(tmp_path, changes):
     (tmp_path / "config.json").write_text(json.dumps(TransformerConfig().to_dict() | changes))
     values = read_json(tmp_path / "config.json")
-    read_or_refused(read_notes, tmp_path, values)
+    read_or_refused(read_head_metadata, tmp_path, values)
     read_or_refused(TransformerConfig.from_dict, values, "config.json")
 
 

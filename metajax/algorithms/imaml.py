@@ -43,7 +43,7 @@ def imaml(
 ) -> MetaAlgorithm:
     """MAML with a proximal inner objective, differentiated implicitly at its solution.
 
-    The inner loop minimises `support loss + prox_weight / 2 |params - start|^2` (equation 3). At
+    The inner loop minimizes `support loss + prox_weight / 2 |params - start|^2` (equation 3). At
     the minimum the meta-gradient is `(I + H / prox_weight)^-1` times the gradient of the query
     loss there (lemma 1), where H is the Hessian of the support loss. No inner step is stored.
 

@@ -36,7 +36,7 @@ def fold_in(rng: Key | None, index: int | jax.Array) -> Key | None:
     return None if rng is None else jax.random.fold_in(rng, index)
 
 
-def mean_replays(num_steps: int) -> float:
+def mean_recomputed_steps(num_steps: int) -> float:
     """Return the mean number of inner steps that the backward pass of `low_memory` repeats.
 
     The mean is per inner step.
@@ -55,7 +55,7 @@ def inner_loop(
     """Make the function that adapts parameters to a support set.
 
     Args:
-        loss_fn: `(adapted, frozen, batch, rng) -> loss`, minimised over `adapted`.
+        loss_fn: `(adapted, frozen, batch, rng) -> loss`, minimized over `adapted`.
         num_steps: K >= 0.
         first_order: whether to treat the gradients as constants. The gradient through the loop is
             then the identity (Finn et al. 2017, section 5.2).
@@ -67,7 +67,7 @@ def inner_loop(
 
     Returns:
         `(optimizer, adapted, frozen, support, rng, per_step_fn) -> (adapted, AdaptInfo, seen)`,
-        differentiable. The optimizer is any optax optimizer; its state is initialised first. It
+        differentiable. The optimizer is any optax optimizer; its state is initialized first. It
         may hold values that are differentiated, such as learned rates. With second order, Adam
         needs `eps_root > 0`, because the second derivative of the square root is infinite where a
         gradient is exactly zero. `per_step_fn` is called with the adapted parameters after each

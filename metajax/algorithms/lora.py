@@ -27,7 +27,7 @@ _Combine: TypeAlias = Callable[[Params], Params]
 def init(
     params: Params, *, rank: int, target: Callable[[str], bool], rng: Key, scale: float = 1.0
 ) -> Params:
-    """Add adapters, initialised so that they do not change the output.
+    """Add adapters, initialized so that they do not change the output.
 
     Args:
         params: any pytree.

@@ -21,7 +21,7 @@ def maml(
     reparametrize: Reparametrize | None = None,
     init_fn: InitFn | None = None,
 ) -> MetaAlgorithm:
-    """MAML: learn an initialisation from which a few gradient steps solve a task.
+    """MAML: learn an initialization from which a few gradient steps solve a task.
 
     The meta-gradient is the exact gradient of `loss(adapted(meta_params), query)` (equation 1 of
     the paper). It passes through the inner steps and includes second derivatives.

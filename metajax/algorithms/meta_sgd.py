@@ -34,7 +34,7 @@ def meta_sgd(
     init_fn: InitFn | None = None,
     **engine: Unpack[Engine],
 ) -> MetaAlgorithm:
-    """Meta-SGD: learn the initialisation and a rate per parameter (arXiv:1707.09835, eq. 1).
+    """Meta-SGD: learn the initialization and a rate per parameter (arXiv:1707.09835, eq. 1).
 
     Args:
         loss_fn: `(params, batch, rng) -> (loss, aux)`.

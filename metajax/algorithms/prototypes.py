@@ -209,7 +209,7 @@ def _undo_encoder(undo: Callable[[Params], Params]) -> Callable[[Params], Params
 
 
 def _two_layers(rng: Key, sizes: tuple[int, int, int]) -> Params:
-    """Initialise a network with one hidden layer: Glorot's weights, and biases of zero."""
+    """Initialize a network with one hidden layer: Glorot's weights, and biases of zero."""
     normal = jax.nn.initializers.glorot_normal()
     first, second = jax.random.split(rng)
     return {

@@ -30,7 +30,7 @@ def reptile(
     reparametrize: Reparametrize | None = None,
     init_fn: InitFn | None = None,
 ) -> MetaAlgorithm:
-    """Reptile: move the initialisation towards the adapted parameters of each task.
+    """Reptile: move the initialization towards the adapted parameters of each task.
 
     The meta-gradient is `params - adapted` (section 2 of the paper), so that outer SGD at rate
     epsilon is the paper's update. It needs no second derivatives. The query set does not affect

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.algorithms import ALGORITHMS
-from metajax.algorithms.inner_loop import mean_replays
+from metajax.algorithms.inner_loop import mean_recomputed_steps
 from metajax.config.fields import flag
 from metajax.config.settings import PlanSettings
 from metajax.errors import InputError
@@ -134,7 +134,9 @@ def measure(settings: PlanSettings) -> Cost:
     # The rest is results that do not overwrite an argument, and the compiler's buffers.
     beyond = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     working = analysis.temp_size_in_bytes + max(0, beyond)
-    flops = count_traced_flops(traced.jaxpr.jaxpr, mean_replays(few_shot.inner["inner_steps"]))
+    flops = count_traced_flops(
+        traced.jaxpr.jaxpr, mean_recomputed_steps(few_shot.inner["inner_steps"])
+    )
     return Cost(state_bytes, task_bytes, working, round(flops))
 
 

@@ -10,7 +10,7 @@ import jax
 from metajax import data
 from metajax.algorithms.supervised import split_batch, supervised
 from metajax.config.settings import PretrainSettings
-from metajax.data.normalization import normalise
+from metajax.data.normalization import normalize
 from metajax.errors import InputError
 from metajax.models import masked_lm_loss
 from metajax.runs.loop import Stage, train
@@ -94,7 +94,7 @@ def _split(blocks: data.Blocks, settings: PretrainSettings) -> tuple[data.Blocks
 
 def _report_repeated(lines: Sequence[str]) -> None:
     """Warn of repeated lines, because one copy may be trained on and another held out."""
-    repeated = len(lines) - len(set(map(normalise, lines)))
+    repeated = len(lines) - len(set(map(normalize, lines)))
     if repeated:
         _log.warning(
             "%d of %d lines of the text are repeated, so measurements on held-out text may be too "

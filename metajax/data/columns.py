@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from metajax.data.normalization import lookalike_key, normalise
+from metajax.data.normalization import lookalike_key, normalize
 from metajax.data.readers import Table
 from metajax.errors import InputError, printable
 
@@ -32,7 +32,7 @@ def text_column(table: Table, column: str) -> list[str]:
 
 
 def label_column(table: Table, column: str) -> list[str]:
-    """Return a column's labels, each in one spelling (see `normalise`).
+    """Return a column's labels, each in one spelling (see `normalize`).
 
     Log which labels had several spellings, and which different labels look alike.
 
@@ -44,7 +44,7 @@ def label_column(table: Table, column: str) -> list[str]:
         label = str(value) if isinstance(value, int) else value
         _check_string(label, table, row, column)
         written.append(label.strip())
-    names = {label: normalise(label) for label in set(written)}
+    names = {label: normalize(label) for label in set(written)}
     labels = [names[label] for label in written]
     for row, label in enumerate(labels):
         if label.casefold() in _MISSING:
@@ -84,7 +84,7 @@ def sorted_names(names: set[str]) -> tuple[str, ...]:
 
 def _check_string(value: Any, table: Table, row: int, column: str) -> None:
     empty = value is None or value != value  # JSON's NaN.
-    if empty or (isinstance(value, str) and not normalise(value)):
+    if empty or (isinstance(value, str) and not normalize(value)):
         raise InputError(f"{table.place(row)}: no {column!r}; fill it in or remove the row")
     if not isinstance(value, str):
         raise InputError(

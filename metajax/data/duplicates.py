@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metajax.data.normalization import normalise
+from metajax.data.normalization import normalize
 
-Example = tuple[str, str]  # Its texts, normalised; the second is empty for a single text.
+Example = tuple[str, str]  # Its texts, normalized; the second is empty for a single text.
 
 
 class Duplicates(NamedTuple):
@@ -69,5 +69,5 @@ def find_duplicates(
 
 def examples(texts: Sequence[str], pairs: Sequence[str] | None) -> list[Example]:
     """Return a key for each example; equal texts have equal keys."""
-    others = [""] * len(texts) if pairs is None else map(normalise, pairs)
-    return list(zip(map(normalise, texts), others))
+    others = [""] * len(texts) if pairs is None else map(normalize, pairs)
+    return list(zip(map(normalize, texts), others))

@@ -8,7 +8,7 @@ _INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
 _JOINERS = "\u200c\u200d"  # Invisible too, but part of the spelling of words and emoji.
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Return a text in NFC, without invisible characters, and with single spaces."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
@@ -21,6 +21,6 @@ def lookalike_key(label: str) -> str:
     They may differ in case, in invisible characters, in the zero decimals of a number, or in
     Unicode's variants of a character, for example full-width ones.
     """
-    label = normalise(unicodedata.normalize("NFKC", label).casefold())
+    label = normalize(unicodedata.normalize("NFKC", label).casefold())
     label = "".join(c for c in label if unicodedata.category(c) != "Cf")
     return re.sub(r"^\+?(-?\d+)\.0*$", r"\1", label)

@@ -12,7 +12,7 @@ from metajax.data.columns import label_column, score_column, sorted_names, text_
 from metajax.data.duplicates import find_duplicates
 from metajax.data.glue import GLUE, glue_name, glue_path, read_glue
 from metajax.data.hub import hub_address, read_hub
-from metajax.data.normalization import normalise
+from metajax.data.normalization import normalize
 from metajax.data.readers import Table, numbered_lines, read_table
 from metajax.data.smlmt import hidden_words
 from metajax.errors import InputError
@@ -256,7 +256,7 @@ def _task(
         return TaskData(name, texts, pairs, score_column(table, columns.label), ())
     labels = label_column(table, columns.label)
     names = (
-        sorted_names(set(labels)) if order is None else tuple(dict.fromkeys(map(normalise, order)))
+        sorted_names(set(labels)) if order is None else tuple(dict.fromkeys(map(normalize, order)))
     )
     ids = {label: i for i, label in enumerate(names)}
     if order is not None:  # GLUE writes some classes as numbers
@@ -274,7 +274,7 @@ def _keep_classes(
 ) -> list[TaskData]:
     """Keep only the listed classes. With `all_known`, each of them has to exist."""
     kept = {
-        normalise(label): f"{path}:{line}" for path in paths for line, label in numbered_lines(path)
+        normalize(label): f"{path}:{line}" for path in paths for line, label in numbered_lines(path)
     }
     labelled = [task for task in tasks if not task.hides_words]
     if not labelled:

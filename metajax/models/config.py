@@ -15,7 +15,7 @@ _REFUSED = {
     "add_cross_attention": ("a model with cross-attention", "use an encoder"),
     "is_encoder_decoder": ("an encoder-decoder", "use an encoder"),
     "quantization_config": (
-        "a quantised model",
+        "a quantized model",
         "give its weights in float32, float16 or bfloat16",
     ),
 }

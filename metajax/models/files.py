@@ -246,12 +246,12 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_types(path: Path, types: Mapping[str, str]) -> None:
-    """Refuse dtypes other than plain floating-point, such as those of a quantised model."""
+    """Refuse dtypes other than plain floating-point, such as those of a quantized model."""
     for name, kind in types.items():
         if kind not in _FLOATS and not _BUFFER.search(name):
             raise InputError(
                 f"{path}: the tensor {name} is of type {kind}, and only float64, float32, float16 "
-                "and bfloat16 are supported; give the weights of the model before quantisation"
+                "and bfloat16 are supported; give the weights of the model before quantization"
             )
 
 

@@ -7,7 +7,7 @@ from metajax.models.layers import dropout
 
 
 class PreNormBlock(Block):
-    """Attention and feed-forward, each on its normalised input and added to it (pre-norm)."""
+    """Attention and feed-forward, each on its normalized input and added to it (pre-norm)."""
 
     def __call__(self, x_BxLxH: jax.Array, bias: jax.Array, key: jax.Array | None) -> jax.Array:
         """One layer `[B, L, H]`; the bias is that of `attention_bias`."""

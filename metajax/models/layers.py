@@ -86,7 +86,7 @@ class Dense(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Normalises the last axis; the result has the dtype of x."""
+    """Normalize the last axis; the result has the dtype of x."""
 
     def __init__(self, size: int, epsilon: float):
         self.epsilon = epsilon

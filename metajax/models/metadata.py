@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metajax.errors import InputError
+from metajax.errors import InputError, reason_of
 from metajax.models.families import family_of, to_bert, unwrapped
 from metajax.models.files import read_json, read_weights, resolve
 
@@ -24,7 +24,7 @@ _NO_HEAD = ("Model", "ForMaskedLM", "ForPreTraining", "ForCausalLM")
 _POOLINGS = {"mean": "mean", "cls": "cls"}
 
 
-class Notes(NamedTuple):
+class HeadMetadata(NamedTuple):
     """Metadata of a directory about its heads; None if the directory does not say.
 
     Attributes:
@@ -44,7 +44,9 @@ class Notes(NamedTuple):
     projection: int | None = None
 
 
-def read_notes(directory: Path, values: Mapping[str, Any], rows: int | None = None) -> Notes:
+def read_head_metadata(
+    directory: Path, values: Mapping[str, Any], rows: int | None = None
+) -> HeadMetadata:
     """Read the metadata about classes in config.json.
 
     Args:
@@ -66,7 +68,7 @@ def read_notes(directory: Path, values: Mapping[str, Any], rows: int | None = No
         if problem_type not in (None, *PROBLEM_TYPES):
             raise ValueError("unknown problem type")
         if own.get("num_labels") is None:
-            return Notes(feature_norm, *_transformers_head(values, rows, problem_type))
+            return HeadMetadata(feature_norm, *_transformers_head(values, rows, problem_type))
         num_labels = tuple(_list(own["num_labels"], int))
         projection = own.get("projection")
         if projection is not None and not (type(projection) is int and projection > 0):
@@ -78,10 +80,11 @@ def read_notes(directory: Path, values: Mapping[str, Any], rows: int | None = No
                 raise ValueError("the numbers of classes and names differ")
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise InputError(
-            f'{where}: "metajax", "num_labels" or "problem_type" is not valid; fix it'
+            f'{where}: "metajax", "num_labels" or "problem_type" is not valid '
+            f"({reason_of(error)}); fix it"
         ) from error
     type_ = _own_type(problem_type, num_labels)
-    return Notes(feature_norm, num_labels, label_names, type_, projection=projection)
+    return HeadMetadata(feature_norm, num_labels, label_names, type_, projection=projection)
 
 
 def _transformers_head(
@@ -295,8 +298,10 @@ def no_classifier(name_or_path: str) -> str | None:
         return f"is {other}, not a classifier of texts"
     tensors = read_tensors(directory, values, 0)
     rows = classifier_rows(tensors)
-    noted = read_notes(directory, values, only(rows))
-    sizes = noted.num_labels or (2,)  # Several heads are stored with the size of the largest one.
+    metadata = read_head_metadata(directory, values, only(rows))
+    sizes = metadata.num_labels or (
+        2,
+    )  # Several heads are stored with the size of the largest one.
     if rows != [max(sizes)] * len(sizes):
         return "lacks the classification head that its config.json describes"
     pooled = family.decoder or read_pooling(directory, values) not in (None, "pooler")

@@ -13,11 +13,11 @@ from metajax.models import convert, files
 from metajax.models.config import TransformerConfig
 from metajax.models.contracts import Head, Params, Pooling, ProblemType
 from metajax.models.metadata import (
-    Notes,
+    HeadMetadata,
     classifier_rows,
     only,
     other_head,
-    read_notes,
+    read_head_metadata,
     read_pooling,
     read_tensors,
 )
@@ -92,15 +92,15 @@ def from_pretrained(
     directory, values, config = _open(name_or_path)
     tensors = read_tensors(directory, values, config.first_position)
     rows = only(classifier_rows(tensors))
-    noted = read_notes(directory, values, rows)
-    model = _model(directory, values, config, noted, *asked).replace(remat=remat, dtype=dtype)
+    metadata = read_head_metadata(directory, values, rows)
+    model = _model(directory, values, config, metadata, *asked).replace(remat=remat, dtype=dtype)
     template = jax.eval_shape(model.init, jax.random.key(0))
     loaded = convert.from_hugging_face(tensors, template, str(directory))
-    if noted.num_labels not in (None, model.num_labels) or other_head(values):
+    if metadata.num_labels not in (None, model.num_labels) or other_head(values):
         loaded.pop("classifier", None)  # other heads can have the same shape because of padding
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loaded)):
         files.refuse_not_finite(directory)
-    for remark in noted.remarks if "classifier" in loaded else ():
+    for remark in metadata.remarks if "classifier" in loaded else ():
         _log.warning("%s: %s", directory / "config.json", remark)
     return model, _complete(model, loaded, rng, str(directory), param_dtype)
 
@@ -137,9 +137,9 @@ def read_model(
         (24, (3,))
     """
     directory, values, config = _open(name_or_path)
-    noted = read_notes(directory, values)
+    metadata = read_head_metadata(directory, values)
     asked = (head, num_labels, pooling, feature_norm, label_names)
-    return _model(directory, values, config, noted, *asked)
+    return _model(directory, values, config, metadata, *asked)
 
 
 def _open(name_or_path: str) -> tuple[Path, dict[str, Any], TransformerConfig]:
@@ -153,7 +153,7 @@ def _model(
     directory: Path,
     values: dict[str, Any],
     config: TransformerConfig,
-    noted: Notes,
+    metadata: HeadMetadata,
     head: Head,
     num_labels: int | tuple[int, ...] | None,
     pooling: Pooling | None,
@@ -169,18 +169,18 @@ def _model(
         )
     if isinstance(num_labels, int):
         num_labels = (num_labels,)
-    num_labels = num_labels or noted.num_labels or (2,)
-    fits = noted.num_labels == num_labels
+    num_labels = num_labels or metadata.num_labels or (2,)
+    fits = metadata.num_labels == num_labels
     own_head = fits and head == "classification" and other is None
     return Transformer(
         config=config,
         head=head,
         pooling=cast(Pooling, pooling or read_pooling(directory, values) or "pooler"),
-        feature_norm=noted.feature_norm if feature_norm is None else feature_norm,
+        feature_norm=metadata.feature_norm if feature_norm is None else feature_norm,
         num_labels=num_labels,
-        label_names=label_names or (noted.label_names if fits else None),
-        projection=noted.projection if own_head else None,
-        problem_type=cast(ProblemType, noted.problem_type) if own_head else None,
+        label_names=label_names or (metadata.label_names if fits else None),
+        projection=metadata.projection if own_head else None,
+        problem_type=cast(ProblemType, metadata.problem_type) if own_head else None,
         source=str(directory),
     )
 
@@ -258,7 +258,7 @@ def _complete(
         # A missing pooler does not affect models with mean pooling.
         used = [key for key in missing if key != "pooler" or model.pooling == "pooler"]
         if used:
-            _log.warning("%s: has no %s: freshly initialised", where, ", ".join(used))
+            _log.warning("%s: has no %s: freshly initialized", where, ", ".join(used))
         rng = jax.random.key(0) if rng is None else rng
         fresh = jax.jit(lambda rng: {key: model.init(rng)[key] for key in missing})(rng)
         loaded = {**loaded, **fresh}

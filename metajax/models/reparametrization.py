@@ -51,7 +51,7 @@ def mentioned_rows(model: Transformer) -> Reparametrize:
         sets = [batch for batch in task if batch is not None]
         ids = jnp.concatenate([batch["input_ids"].reshape(-1) for batch in sets])
         if ids.size >= table.shape[0]:
-            return params, task, lambda reduced: reduced
+            return params, task, lambda params: params
         # Padded with an index after the last row, which sorts last.
         rows = jnp.unique(ids, size=ids.size, fill_value=table.shape[0])
 
@@ -60,9 +60,9 @@ def mentioned_rows(model: Transformer) -> Reparametrize:
                 return None
             return {**batch, "input_ids": jnp.searchsorted(rows, batch["input_ids"])}
 
-        def undo(reduced: Params) -> Params:
-            word = table.at[rows].set(reduced["embeddings"]["word"], mode="drop")
-            return {**reduced, "embeddings": {**reduced["embeddings"], "word": word}}
+        def undo(params: Params) -> Params:
+            word = table.at[rows].set(params["embeddings"]["word"], mode="drop")
+            return {**params, "embeddings": {**params["embeddings"], "word": word}}
 
         small = {**params["embeddings"], "word": table.at[rows].get(mode="clip")}
         return (
@@ -102,9 +102,9 @@ def separate_layers() -> Reparametrize:
         leaves, treedef = jax.tree.flatten(params["layers"])
         blocks = [jax.tree.unflatten(treedef, block) for block in zip(*leaves)]
 
-        def undo(reduced: Params) -> Params:
-            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *reduced["layers"])
-            return {**reduced, "layers": stacked}
+        def undo(params: Params) -> Params:
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["layers"])
+            return {**params, "layers": stacked}
 
         return {**params, "layers": blocks}, task, undo
 
@@ -140,10 +140,10 @@ def compose(*changes: Reparametrize) -> Reparametrize:
             params, task, undo = each(params, task)
             undos.append(undo)
 
-        def undo_all(reduced: Params) -> Params:
+        def undo_all(params: Params) -> Params:
             for undo in reversed(undos):
-                reduced = undo(reduced)
-            return reduced
+                params = undo(params)
+            return params
 
         return params, task, undo_all
 
@@ -190,7 +190,7 @@ def upper_layers(model: Transformer, count: int) -> Reparametrize:
         raise ValueError(f"count is {count}; the model has {model.config.num_hidden_layers} blocks")
 
     def reparametrize(params: Params, task: Task) -> Reparametrized:
-        lower, upper = _split(params["layers"], frozen)
+        embeddings, (lower, upper) = params["embeddings"], _split(params["layers"], frozen)
 
         def features(batch: Batch | None) -> Batch | None:
             if batch is None:
@@ -199,9 +199,9 @@ def upper_layers(model: Transformer, count: int) -> Reparametrize:
             rest = {key: value for key, value in batch.items() if key not in _READ_ONCE}
             return {**rest, "hidden": hidden}
 
-        def undo(reduced: Params) -> Params:
-            layers = _join(lower, reduced["layers"])
-            return {**reduced, "embeddings": params["embeddings"], "layers": layers}
+        def undo(params: Params) -> Params:
+            layers = _join(lower, params["layers"])
+            return {**params, "embeddings": embeddings, "layers": layers}
 
         small = {key: value for key, value in params.items() if key != "embeddings"}
         return (

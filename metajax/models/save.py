@@ -146,11 +146,11 @@ def _plain(model: Transformer, params: Params) -> bool:
 
 def _config(model: Transformer, architecture: str, dtype: str, *, plain: bool) -> dict[str, Any]:
     values = {"architectures": [architecture], "dtype": dtype, **model.config.to_dict()}
-    notes: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     if model.pooling != "pooler":
-        notes["pooling"] = model.pooling
+        metadata["pooling"] = model.pooling
     if model.feature_norm is not None:
-        notes["feature_norm"] = model.feature_norm
+        metadata["feature_norm"] = model.feature_norm
     if plain:
         count = model.num_labels[0]
         names = model.label_names and model.label_names[0]
@@ -160,13 +160,13 @@ def _config(model: Transformer, architecture: str, dtype: str, *, plain: bool) -
         if count == 1:
             values["problem_type"] = "regression"
     elif model.head == "classification":
-        notes["num_labels"] = model.num_labels
-        notes["label_names"] = model.label_names
+        metadata["num_labels"] = model.num_labels
+        metadata["label_names"] = model.label_names
         if model.projection is not None:
-            notes["projection"] = model.projection
+            metadata["projection"] = model.projection
     if model.problem_type is not None:
         values["problem_type"] = model.problem_type
-    return {**values, "metajax": notes} if notes else values
+    return {**values, "metajax": metadata} if metadata else values
 
 
 def _tokenizer_files(model: Transformer) -> dict[str, bytes]:

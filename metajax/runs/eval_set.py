@@ -98,17 +98,17 @@ class EvalSet(NamedTuple):
     plan: Sequence[data.Shapes]
     draw: np.ndarray
 
-    def score(self, what: str, judge: Callable[[int, Task], jax.Array]) -> np.ndarray:
+    def score(self, what: str, score_fn: Callable[[int, Task], jax.Array]) -> np.ndarray:
         """Return the scores of the episodes, [D, ...] with one row per draw.
 
         Args:
             what: label of the progress bar.
-            judge: `(number of the first task, tasks) -> [T, ...]`.
+            score_fn: `(number of the first task, tasks) -> [T, ...]`.
         """
         scores: list[np.ndarray] = []
         for episodes in self.progress(what):
             tasks = data.gather(self.examples, episodes, self.plan)
-            scores += list(np.asarray(judge(len(scores), tasks)))
+            scores += list(np.asarray(score_fn(len(scores), tasks)))
         return self.by_draw(scores)
 
     def progress(self, what: str) -> Iterator[data.Episodes]:

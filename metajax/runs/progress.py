@@ -44,7 +44,7 @@ class Progress:
         )
         self._lines = shown and not terminal
         self._what, self._unit, self._total, self._done = what, unit, total, done
-        self._said = self._last = time.monotonic()
+        self._last_logged = self._last = time.monotonic()
         self._compiles = False
         self._seconds = self._timed = 0.0  # Of items that did not compile, and their number.
 
@@ -70,8 +70,8 @@ class Progress:
         left = self._left()
         self._bar.set_postfix_str(", ".join(filter(None, (left, note))), refresh=False)
         self._bar.update()
-        if self._lines and now - self._said >= _SECONDS:
-            self._said = now
+        if self._lines and now - self._last_logged >= _SECONDS:
+            self._last_logged = now
             far = str(self._done) if self._total is None else f"{self._done} of {self._total}"
             far += f" ({left})" if left else ""
             _log.info("%s: %s %s, %s", self._what, self._unit, far, note or "done")

@@ -20,7 +20,7 @@ def count_flops(function: Callable[..., Any], *arguments: Any, while_length: flo
         function: anything that can be traced.
         arguments: arrays or `jax.ShapeDtypeStruct`s.
         while_length: iterations of a while loop on average, which a trace does not contain; see
-            `metajax.algorithms.inner_loop.mean_replays`.
+            `metajax.algorithms.inner_loop.mean_recomputed_steps`.
     """
     return count_traced_flops(jax.make_jaxpr(function)(*arguments).jaxpr, while_length)
 

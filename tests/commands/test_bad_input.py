@@ -212,7 +212,7 @@ def test_a_disk_without_locks(chain, encoder, material, tmp_path, monkeypatch):
     done = tiny.run(*command)
     assert done.status == 0, done.err
     assert "cannot be locked ([Errno 37] No locks available); do not start another run" in done.err
-    assert done.err.count("has no masked_lm: freshly initialised") == 1
+    assert done.err.count("has no masked_lm: freshly initialized") == 1
 
 
 @pytest.fixture

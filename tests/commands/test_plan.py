@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from metajax.algorithms.inner_loop import mean_replays
+from metajax.algorithms.inner_loop import mean_recomputed_steps
 from metajax.commands import plan
 from metajax.config.groups import InnerSettings
 from metajax.config.settings import PlanSettings
@@ -92,7 +92,9 @@ def test_the_cost_is_that_of_the_step_that_a_run_compiles(material, monkeypatch,
     assert cost.total == cost.state + cost.tasks + cost.working
     keys = jax.random.split(jax.random.key(0), 2)
     step = jax.vmap(algorithm.meta_grad, (None, 0, 0))
-    flops = count_flops(step, few_shot.params, tasks, keys, while_length=mean_replays(steps))
+    flops = count_flops(
+        step, few_shot.params, tasks, keys, while_length=mean_recomputed_steps(steps)
+    )
     assert cost.flops == round(flops)
 
 

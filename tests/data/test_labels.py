@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metajax.data import load_tasks
-from metajax.data.normalization import lookalike_key, normalise
+from metajax.data.normalization import lookalike_key, normalize
 from metajax.errors import InputError
 
 
@@ -77,8 +77,8 @@ def test_labels_that_look_different_are_left_in_peace(tmp_path, caplog, labels):
 
 
 def test_what_is_written_stays_as_it_looks():
-    assert normalise(" \u0645\u06cc\u200c\u062e ") == "\u0645\u06cc\u200c\u062e"
-    assert normalise("a\n\tb\u2003c") == "a b c"
+    assert normalize(" \u0645\u06cc\u200c\u062e ") == "\u0645\u06cc\u200c\u062e"
+    assert normalize("a\n\tb\u2003c") == "a b c"
     assert lookalike_key("\uff11.0") == lookalike_key("1")
 
 

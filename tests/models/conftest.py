@@ -8,9 +8,9 @@ import pytest
 
 @pytest.fixture
 def x64() -> Iterator[None]:
-    """Float64 alone: optimising these programs would take the compiler three times as long.
+    """Float64 alone: optimizing these programs would take the compiler three times as long.
 
-    `test_parity.py` compares optimised ones with transformers.
+    `test_parity.py` compares optimized ones with transformers.
     """
     with jax.enable_x64(True):
         yield

@@ -90,7 +90,7 @@ def compiled_text(combine, tasks, count):
     return jax.jit(mean).lower(params, tasks).as_text()
 
 
-def test_no_kernel_is_repeated_for_each_task(optimised):
+def test_no_kernel_is_repeated_for_each_task(optimized):
     """Of eight tasks at once; the kernels are [8, 24], [8, 8], [8, 12] and [12, 8]."""
     task = metajax.Task(labelled(1), labelled(2))
     repeated = re.compile(r"tensor<8x(2x)?(8x24|12x8|8x12)xf32>")

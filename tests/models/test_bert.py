@@ -180,7 +180,7 @@ def test_statistics_of_bfloat16_are_taken_in_float32():
         assert (np.abs(np.asarray(found, np.float64) - value) <= rounding(value)).all()
 
 
-def test_attention_of_bfloat16_is_normalised_in_float32():
+def test_attention_of_bfloat16_is_normalized_in_float32():
     """A decoder's block whose tokens, and values, are one-hot adds the probabilities to them."""
     length = 16
     config = dataclasses.replace(

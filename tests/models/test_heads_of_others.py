@@ -83,7 +83,7 @@ def test_a_head_for_something_else_is_refused_and_its_encoder_read(tmp_path, mod
     assert_equal(params["layers"], encoder["layers"])
     expected = fresh.init(jax.random.key(0))["classifier"]["kernel"]
     np.testing.assert_allclose(params["classifier"]["kernel"], expected, rtol=1e-6)
-    assert f"{path}: has no classifier: freshly initialised" in log()
+    assert f"{path}: has no classifier: freshly initialized" in log()
 
 
 def theirs(params=CLASSIFIER_PARAMS):
@@ -181,7 +181,7 @@ def test_names_that_are_missing(tmp_path, log, id2label, names, missing):
     path = write_directory(tmp_path, theirs(), id2label=id2label)
     from_pretrained(path, pooling="pooler")
     from_pretrained(path, "classification", num_labels=4, pooling="pooler")
-    assert log() == [f"{path}: has no classifier: freshly initialised"]
+    assert log() == [f"{path}: has no classifier: freshly initialized"]
     assert has_classifier(path)
     model, params = from_pretrained(path, "classification")
     assert model.num_labels == (3,)

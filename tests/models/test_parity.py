@@ -22,7 +22,7 @@ from tests.models.helpers import TINY, make_batch, make_params
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-pytestmark = pytest.mark.usefixtures("optimised")
+pytestmark = pytest.mark.usefixtures("optimized")
 
 CLASS = {
     "encoder": transformers.BertModel,

@@ -104,11 +104,11 @@ def test_an_untied_decoder_is_read_with_its_own_bias(tmp_path):
     assert_equal(from_pretrained(path, "masked_lm")[1], params)
 
 
-def test_missing_parts_are_initialised_and_named_once(tmp_path, log):
+def test_missing_parts_are_initialized_and_named_once(tmp_path, log):
     tensors = {k: v for k, v in theirs(PARAMS).items() if not k.startswith("pooler.")}
     path = write_directory(tmp_path, tensors)
     _, params = from_pretrained(path, "classification", rng=jax.random.key(1))
-    assert log() == [f"{path}: has no pooler, classifier: freshly initialised"]
+    assert log() == [f"{path}: has no pooler, classifier: freshly initialized"]
     assert_equal(params["layers"], PARAMS["layers"])
     kernel = np.asarray(params["pooler"]["kernel"])
     assert 0.01 < kernel.std() < 0.04
@@ -124,7 +124,7 @@ def test_a_missing_pooler_is_not_named_where_the_mean_is_pooled(tmp_path, log):
     assert "pooler" in params
     assert not log()
     from_pretrained(path, "classification", pooling="mean")
-    assert log() == [f"{path}: has no classifier: freshly initialised"]
+    assert log() == [f"{path}: has no classifier: freshly initialized"]
 
 
 def test_a_classifier_is_kept_only_if_it_is_what_was_asked_for(tmp_path, log):
@@ -138,7 +138,7 @@ def test_a_classifier_is_kept_only_if_it_is_what_was_asked_for(tmp_path, log):
     model, params = from_pretrained(path, "classification", num_labels=5)
     assert model.label_names is None
     assert params["classifier"]["kernel"].shape == (1, 8, 5)
-    assert log() == [f"{path}: has no classifier: freshly initialised"]
+    assert log() == [f"{path}: has no classifier: freshly initialized"]
 
 
 def test_shards(tmp_path):
@@ -378,7 +378,7 @@ def test_with_head_keeps_what_fits(log):
     assert params["classifier"]["kernel"].shape == (2, 8, 3)
     assert "masked_lm" not in params
     assert_equal(params["pooler"], LM_PARAMS["pooler"])
-    assert log() == ["with_head: has no classifier: freshly initialised"]
+    assert log() == ["with_head: has no classifier: freshly initialized"]
     again, same = with_head(model, params, head="classification", pooling="mean")
     assert again.pooling == "mean"
     assert_equal(same, params)
@@ -401,7 +401,7 @@ def test_with_head_keeps_what_fits(log):
         ({"position_embedding_type": "relative_key"}, "'relative_key'"),
         ({"is_decoder": True}, "is_decoder"),
         ({"add_cross_attention": True}, "add_cross_attention"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config is set, and a quantised model"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is set, and a quantized model"),
         ({"hidden_act": "swish"}, "'swish'"),
         ({"hidden_act": ["gelu"]}, "hidden_act"),
         ({"num_attention_heads": 3}, "not a multiple"),

@@ -133,7 +133,7 @@ def test_a_head_of_another_type_is_not_that_of_a_task(bert, tmp_path, caplog):
         tiny.assert_same_bits(opened.params["layers"], params["layers"])
         said = f"{path}: its head is for {problem_type} and is not used"
         assert caplog.messages == (
-            [] if kept else [said, "with_head: has no classifier: freshly initialised"]
+            [] if kept else [said, "with_head: has no classifier: freshly initialized"]
         )
 
 

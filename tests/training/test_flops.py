@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import metajax
-from metajax.algorithms.inner_loop import mean_replays
+from metajax.algorithms.inner_loop import mean_recomputed_steps
 from metajax.training.flops import count_flops
 
 X, W = jnp.ones((8, 4)), jnp.ones((4, 4))
@@ -71,9 +71,9 @@ def test_low_memory_counts_the_steps_taken_again(num_steps, gradients):
         run = lambda params: algorithm.meta_grad(params, metajax.Task(X, X), None)[0]  # noqa: E731
         return count_flops(run, W, **settings) / ONE
 
-    replays = mean_replays(num_steps)
-    assert replays * num_steps == gradients
+    recomputed = mean_recomputed_steps(num_steps)
+    assert recomputed * num_steps == gradients
     once = flops(True, while_length=0)
-    assert flops(True, while_length=replays) == once + 2 * gradients
+    assert flops(True, while_length=recomputed) == once + 2 * gradients
     # The same products but for the forward pass, which is not kept.
     assert once == flops(False) + num_steps
