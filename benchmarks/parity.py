@@ -1,4 +1,4 @@
-"""Compare the network's outputs with those of transformers, for each family of encoders.
+"""Compare the network's outputs with those of transformers, for each family of models.
 
     python -m benchmarks.parity                       # random weights, saved by transformers
     python -m benchmarks.parity bert-base my-encoder  # directories of weights
@@ -37,12 +37,26 @@ CHANGES: dict[str, dict[str, Any]] = {
     "distilbert": {"type_vocab_size": 0},
     "electra": {"embedding_size": 64},
     "gpt2": {"type_vocab_size": 0},
+    **{
+        name: {"hidden_act": "silu", "num_key_value_heads": 2, **family.fixed}
+        for name, family in FAMILIES.items()
+        if family.rotary
+    },
 }
 
 
 def class_of(model_type: str, head: str) -> Any:
     """Return the class of transformers."""
-    return getattr(transformers, FAMILIES[model_type].classes + CLASSES[head])
+    family = FAMILIES[model_type]
+    ending = family.causal_lm if head == "causal_lm" else CLASSES[head]
+    return getattr(transformers, f"{family.classes}{ending}")
+
+
+def heads_of(model_type: str) -> list[str]:
+    """Return the heads that a family has."""
+    family = FAMILIES[model_type]
+    has = {"masked_lm": family.masked_lm, "causal_lm": family.causal_lm is not None}
+    return [head for head in (*CLASSES, "causal_lm") if has.get(head, True)]
 
 
 def make_config(model_type: str, layers: int, hidden: int) -> TransformerConfig:
@@ -98,10 +112,8 @@ def rows(directories: list[str], layers: int, hidden: int) -> Iterator[dict[str,
         for directory in directories:
             yield row(directory, directory, "encoder")
         return
-    for model_type, family in FAMILIES.items():
-        for head in CLASSES:
-            if head == "masked_lm" and not family.masked_lm:
-                continue
+    for model_type in FAMILIES:
+        for head in heads_of(model_type):
             with tempfile.TemporaryDirectory() as directory:
                 write(make_config(model_type, layers, hidden), head, Path(directory))
                 yield row(model_type, directory, head)

@@ -12,8 +12,16 @@ import jax.numpy as jnp
 MASKED = -1e9
 
 
-def attention_bias(batch: dict[str, jax.Array], dtype: Any, *, causal: bool) -> jax.Array:
+def attention_bias(
+    batch: dict[str, jax.Array], dtype: Any, *, causal: bool, window: int | None = None
+) -> jax.Array:
     """The bias that is added to the scores: very negative where attention is masked.
+
+    Args:
+        batch: has `attention_mask` or, if packed, `example_ids`.
+        dtype: of the bias.
+        causal: whether later tokens are masked.
+        window: of a causal bias: the last tokens that a token sees; None: all.
 
     Returns:
         `[B, 1, 1, L]`, which masks padding; for a packed batch `[R, 1, L, L]`, which masks other
@@ -27,5 +35,7 @@ def attention_bias(batch: dict[str, jax.Array], dtype: Any, *, causal: bool) -> 
         closed = batch["attention_mask"][:, None, None, :] == 0
     if causal:
         length = closed.shape[-1]
-        closed |= jnp.arange(length)[:, None] < jnp.arange(length)
+        before = jnp.arange(length)[:, None] - jnp.arange(length)
+        closed |= before < 0
+        closed |= before >= (window or length)
     return MASKED * closed.astype(dtype)

@@ -19,7 +19,10 @@ from metajax.models.layers import ACTIVATION, Dense, LayerNorm, dropout, normal
 
 
 class Embeddings(nnx.Module):
-    """Add word, position and token-type embeddings, and normalize them except in a decoder."""
+    """Add word, position and token-type embeddings, and normalize them except in a decoder.
+
+    A model with rotary positions has no position embeddings.
+    """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         size = config.embedding_size or config.hidden_size
@@ -28,8 +31,10 @@ class Embeddings(nnx.Module):
             shape = (rows, size)
             return nnx.Param(normal(rngs.params(), shape, config.initializer_range))
 
+        self.positions = config.max_position_embeddings
         self.word = table(config.vocab_size)
-        self.position = table(config.max_position_embeddings)
+        if not config.family.rotary:
+            self.position = table(self.positions)
         if config.type_vocab_size:
             self.token_type = table(config.type_vocab_size)
         if not config.family.decoder:
@@ -40,11 +45,14 @@ class Embeddings(nnx.Module):
 
     def __call__(self, batch: dict[str, jax.Array]) -> jax.Array:
         """`input_ids`, `token_type_ids` and, if packed, `position_ids` `[B, L]` to `[B, L, H]`."""
-        length, most = batch["input_ids"].shape[1], self.position.shape[0]
-        if length > most:
-            raise ValueError(f"input_ids are {length} long, but the model has {most} positions")
-        where = batch.get("position_ids", slice(length))
-        x_BxLxH = self.word[batch["input_ids"]] + self.position[where]
+        length = batch["input_ids"].shape[1]
+        if length > self.positions:
+            raise ValueError(
+                f"input_ids are {length} long, but the model has {self.positions} positions"
+            )
+        x_BxLxH = self.word[batch["input_ids"]]
+        if hasattr(self, "position"):
+            x_BxLxH = x_BxLxH + self.position[batch.get("position_ids", slice(length))]
         if hasattr(self, "token_type"):
             x_BxLxH = x_BxLxH + self.token_type[batch["token_type_ids"]]
         return self.norm(x_BxLxH) if hasattr(self, "norm") else x_BxLxH
@@ -104,7 +112,7 @@ def run_blocks(
     graph: Any,
     layers: Any,
     x_BxLxH: jax.Array,
-    bias: jax.Array,
+    context: Any,
     rng: jax.Array | None,
     *,
     remat: bool,
@@ -112,10 +120,11 @@ def run_blocks(
     """Run the blocks `[B, L, H]`: a scan over stacked ones, a loop over separate ones.
 
     Args:
-        graph: the graph of a Block.
+        graph: the graph of a block.
         layers: the blocks' parameters, stacked `[N, ...]` or a list of N.
         x_BxLxH: the input.
-        bias: the bias from `attention_bias`.
+        context: what a block gets besides its input: arrays `[B, ...]`, such as the bias from
+            `attention_bias`.
         rng: the key for dropout; None means no dropout.
         remat: keep only each block's input for the backward pass, and compute the rest again, a few
             rows at a time. Without remat, matrix products are kept too, and only elementwise work
@@ -125,9 +134,9 @@ def run_blocks(
     count = len(layers) if separate else jax.tree.leaves(layers)[0].shape[0]
     keys = None if rng is None else jax.random.split(rng, count)
 
-    def block(layer: Any, x_BxLxH: jax.Array, bias: jax.Array) -> jax.Array:
+    def block(layer: Any, x_BxLxH: jax.Array, context: Any) -> jax.Array:
         params, key = layer
-        return nnx.merge(graph, params)(x_BxLxH, bias, key)
+        return nnx.merge(graph, params)(x_BxLxH, context, key)
 
     policy = None if remat else jax.checkpoint_policies.dots_saveable
     # A scan prevents CSE; without a scan, a barrier has to. (On a CPU, separate blocks save memory
@@ -139,9 +148,11 @@ def run_blocks(
         most = _CHUNK_TOKENS.get(jax.default_backend(), _CHUNK_TOKENS_ELSEWHERE)
         # Dropout draws masks for the whole batch.
         if not remat or keys is not None or most >= B * L:
-            return block(layer, x_BxLxH, bias), None
+            return block(layer, x_BxLxH, context), None
         parts = next(n for n in range(1, B + 1) if (B % n == 0 and B // n * L <= most) or n == B)
-        rows = jax.tree.map(lambda a: a.reshape(parts, B // parts, *a.shape[1:]), (x_BxLxH, bias))
+        rows = jax.tree.map(
+            lambda a: a.reshape(parts, B // parts, *a.shape[1:]), (x_BxLxH, context)
+        )
         return jax.lax.map(lambda part: block(layer, *part), rows).reshape(x_BxLxH.shape), None
 
     if separate:

@@ -6,8 +6,9 @@ from typing import Any
 
 from metajax.errors import InputError
 from metajax.models.families import Family, family_of
+from metajax.models.rotary import RopeScaling, read_rope
 
-ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 
 # Keys that change the network if they are set.
 _REFUSED = {
@@ -27,7 +28,10 @@ _OF_SOME = {
     "embedding_dropout_prob": "hidden_dropout_prob",
     "bos_token_id": "pad_token_id",
     "eos_token_id": "pad_token_id",
+    "num_key_value_heads": "num_attention_heads",
 }
+# Fields that only Llama's families have a setting for.
+_OF_LLAMA = ("head_dim", "attention_bias", "sliding_window", "rope_theta", "rope_scaling")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +47,7 @@ class TransformerConfig:
         num_hidden_layers: N, the blocks.
         num_attention_heads: attention heads per block.
         intermediate_size: the width of the feed-forward layers.
-        hidden_act: "gelu", "gelu_new", "gelu_pytorch_tanh" or "relu".
+        hidden_act: "gelu", "gelu_new", "gelu_pytorch_tanh", "relu" or "silu".
         hidden_dropout_prob: dropout of the embeddings and of the layers' outputs.
         attention_probs_dropout_prob: dropout of the attention probabilities.
         classifier_dropout: dropout before a classification head; None: `hidden_dropout_prob`.
@@ -52,12 +56,21 @@ class TransformerConfig:
         layer_norm_eps: added to each variance.
         pad_token_id: id of the padding token.
         initializer_range: the standard deviation of new weights.
-        tie_word_embeddings: whether the masked-LM head decodes with the embedding table.
+        tie_word_embeddings: whether a language-model head decodes with the embedding table.
         embedding_size: the table's width; None: H.
         embedding_dropout_prob: dropout of the embeddings; None: `hidden_dropout_prob`.
         bos_token_id: id of the first token, used only by transformers; None: `pad_token_id`.
-        eos_token_id: id of the last token, likewise.
-        model_type: the family: "bert", "roberta", "xlm-roberta", "distilbert", "electra" or "gpt2".
+        eos_token_id: id of the last token, or several, likewise.
+        model_type: the family: "bert", "roberta", "xlm-roberta", "distilbert", "electra", "gpt2",
+            "llama", "mistral", "qwen2" or "qwen3". The following are for the last four.
+        num_key_value_heads: heads of keys and values, which several query heads share; None:
+            `num_attention_heads`.
+        head_dim: features of a head; None: H / `num_attention_heads`.
+        attention_bias: whether the dense layers of attention have biases (in a qwen2, not the last
+            one).
+        sliding_window: the last tokens that a token sees, itself among them; None: all.
+        rope_theta: the base of the rotary positions.
+        rope_scaling: their scaling, if any.
 
     Examples:
         >>> from metajax.models import TransformerConfig
@@ -87,8 +100,14 @@ class TransformerConfig:
     embedding_size: int | None = None
     embedding_dropout_prob: float | None = None
     bos_token_id: int | None = None
-    eos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
     model_type: str = "bert"
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    attention_bias: bool = False
+    sliding_window: int | None = None
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
 
     @property
     def family(self) -> Family:
@@ -104,6 +123,16 @@ class TransformerConfig:
         """The row of the family's position table that belongs to the first token."""
         return self.pad_token_id + 1 if self.family.positions_after_padding else 0
 
+    @property
+    def head_size(self) -> int:
+        """The number of features of an attention head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def key_value_heads(self) -> int:
+        """The number of heads of keys and values."""
+        return self.num_key_value_heads or self.num_attention_heads
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> "TransformerConfig":
         """Read a Hugging Face configuration.
@@ -116,7 +145,7 @@ class TransformerConfig:
             InputError: the model is not supported, or a value is missing or not valid.
         """
         family = family_of(values.get("model_type"), where)
-        values = _completed({**family.defaults, **values}, family)
+        values = _completed({**family.defaults, **values}, family, where)
         for key, (what, how) in _REFUSED.items():
             if values.get(key):
                 raise InputError(f"{where}: {key} is set, and {what} is not supported; {how}")
@@ -129,14 +158,16 @@ class TransformerConfig:
         settings = {
             field.name: _read(values, field, family.settings.get(field.name, field.name), where)
             for field in dataclasses.fields(cls)
-            if field.name not in {"model_type", *family.fixed, *_OF_SOME} - family.settings.keys()
+            if field.name not in {"model_type", *_unsaid(family)}
         }
         for name, other in _OF_SOME.items():
-            if settings.get(name) == settings[other]:
+            if name in settings and settings[name] == settings[other]:
                 settings[name] = None
         config = cls(model_type=values["model_type"], **family.fixed, **settings)
         most = _usable_positions(config, where)
-        return dataclasses.replace(config, max_position_embeddings=most)
+        plain = config.head_size == config.hidden_size / config.num_attention_heads
+        head_dim = None if plain else config.head_dim
+        return dataclasses.replace(config, max_position_embeddings=most, head_dim=head_dim)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration in the format of config.json; `from_dict` reads it."""
@@ -148,13 +179,22 @@ class TransformerConfig:
             values["classifier_dropout"] = (
                 self.hidden_dropout_prob
             )  # In this family it cannot be null.
-        unsaid = {*self.family.fixed, *_OF_SOME} - self.family.settings.keys()
+        values["head_dim"] = self.head_size
+        if self.rope_scaling is not None:
+            numbers = values["rope_scaling"].items()
+            values["rope_scaling"] = {name: value for name, value in numbers if value is not None}
+        unsaid = _unsaid(self.family)
         spelled = {
             self.family.settings.get(name, name): value
             for name, value in values.items()
             if name not in unsaid
         }
-        return {"position_embedding_type": "absolute", **spelled}
+        return spelled if self.family.rotary else {"position_embedding_type": "absolute", **spelled}
+
+
+def _unsaid(family: Family) -> set[str]:
+    """Return the fields that config.json of a family has no setting for."""
+    return {*family.fixed, *_OF_SOME, *_OF_LLAMA} - family.settings.keys()
 
 
 def _usable_positions(config: TransformerConfig, where: str) -> int:
@@ -163,10 +203,20 @@ def _usable_positions(config: TransformerConfig, where: str) -> int:
     Raises:
         InputError: there is no position left, or sizes do not fit one another.
     """
-    if config.hidden_size % config.num_attention_heads:
+    heads, groups = config.num_attention_heads, config.key_value_heads
+    if heads % groups:
+        raise InputError(
+            f"{where}: num_attention_heads {heads} is not a multiple of num_key_value_heads "
+            f"{groups}; fix one of them"
+        )
+    if config.family.rotary and config.head_size % 2:
+        raise InputError(
+            f"{where}: head_dim is {config.head_size}; it has to be even for rotary positions"
+        )
+    if config.head_dim is None and config.hidden_size % heads:
         raise InputError(
             f"{where}: hidden_size {config.hidden_size} is not a multiple of "
-            f"num_attention_heads {config.num_attention_heads}; fix one of them"
+            f"num_attention_heads {heads}; fix one of them"
         )
     if config.pad_token_id >= config.vocab_size:
         raise InputError(
@@ -182,15 +232,33 @@ def _usable_positions(config: TransformerConfig, where: str) -> int:
     return most
 
 
-def _completed(values: dict[str, Any], family: Family) -> dict[str, Any]:
+def _completed(values: dict[str, Any], family: Family, where: str) -> dict[str, Any]:
     """The values of a file, with null values that follow from others filled in."""
     for key, (times, other) in family.derived.items():
         if values.get(key) is None:
             value = values.get(other)
+            value = value[0] if isinstance(value, list) and value else value
             values[key] = times * value if isinstance(value, int) else value
-    return values
+    if not family.rotary:
+        return values
+    kinds = values.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        raise InputError(
+            f"{where}: layer_types is {kinds!r}, but only full_attention is supported; give a "
+            "model whose layers all have it"
+        )
+    ends = values["eos_token_id"]
+    ends = tuple(ends) if isinstance(ends, list) and ends else ends
+    return values | read_rope(values, where) | {"eos_token_id": ends}
 
 
+_NULLABLE = (
+    "classifier_dropout",
+    "num_key_value_heads",
+    "head_dim",
+    "sliding_window",
+    "rope_scaling",
+)
 # A size cannot be guessed: these have to be in the file.
 _REQUIRED = (
     "vocab_size",
@@ -210,10 +278,16 @@ def _read(values: Mapping[str, Any], field: dataclasses.Field[Any], key: str, wh
     value = values.get(key, field.default)
     if name == "hidden_act":
         problem = None if value in ACTIVATIONS else "one of " + ", ".join(ACTIVATIONS)
-    elif name == "tie_word_embeddings":
+    elif name in ("tie_word_embeddings", "attention_bias"):
         problem = None if isinstance(value, bool) else "true or false"
-    elif value is None and (name == "classifier_dropout" or name.endswith("_token_id")):
+    elif value is None and (name in _NULLABLE or name.endswith("_token_id")):
         return field.default  # these may be null in the file
+    elif name == "rope_scaling":
+        return value  # `read_rope` has checked it.
+    elif name == "rope_theta":
+        problem = None if _is_number(value) and value > 0 else "a number above 0"
+    elif isinstance(value, tuple):
+        problem = next(filter(None, (_no_count(each, 0) for each in value)), None)
     elif name.endswith(("dropout_prob", "dropout")):
         problem = None if _is_number(value) and 0 <= value < 1 else "a number from 0 up to 1"
     elif name in ("layer_norm_eps", "initializer_range"):

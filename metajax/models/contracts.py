@@ -8,11 +8,16 @@ from metajax.models.config import TransformerConfig
 
 Params = dict[str, Any]
 Batch = dict[str, jax.Array]
-Head = Literal["encoder", "masked_lm", "classification"]
+Head = Literal["encoder", "masked_lm", "causal_lm", "classification"]
 Pooling = Literal["pooler", "mean", "cls"]
 ProblemType = Literal["multi_label_classification", "regression"]
 
-HEAD_KEY = {"encoder": None, "masked_lm": "masked_lm", "classification": "classifier"}
+HEAD_KEY = {
+    "encoder": None,
+    "masked_lm": "masked_lm",
+    "causal_lm": "lm_head",  # Only if it is not tied to the embedding table.
+    "classification": "classifier",
+}
 
 
 class Outputs(NamedTuple):
@@ -22,7 +27,7 @@ class Outputs(NamedTuple):
         last_hidden_state: `[B, L, H]`, or `[R, L, H]` for a packed batch.
         pooled: `[B, H]`, with the model's pooling.
         logits: classification `[B, C]`; masked LM `[B, M, V]` at the batch's positions, or `[B, L,
-            V]`; None without a head. At least float32.
+            V]`; causal LM `[B, L, V]`; None without a head. At least float32.
 
     Examples:
         >>> import jax, jax.numpy as jnp

@@ -31,6 +31,13 @@ _LAYER = {
     **_dense(
         ("layers", "qkv"), "attention.self.query", "attention.self.key", "attention.self.value"
     ),
+    # Llama's heads of queries and keys differ in number.
+    **_dense(("layers", "query"), "attention.self.query"),
+    **_dense(("layers", "key"), "attention.self.key"),
+    **_dense(("layers", "value"), "attention.self.value"),
+    **_norm(("layers", "query_norm"), "attention.self.query_norm"),
+    **_norm(("layers", "key_norm"), "attention.self.key_norm"),
+    **_dense(("layers", "gate"), "intermediate.gate"),
     **_dense(("layers", "out"), "attention.output.dense"),
     **_norm(("layers", "attention_norm"), "attention.output.LayerNorm"),
     **_dense(("layers", "up"), "intermediate.dense"),
@@ -50,6 +57,7 @@ _TABLE: dict[Path, tuple[str, ...]] = {
     **_norm(("masked_lm", "norm"), "cls.predictions.transform.LayerNorm"),
     ("masked_lm", "bias"): ("cls.predictions.bias",),
     ("masked_lm", "decoder"): ("cls.predictions.decoder.weight",),
+    ("lm_head", "kernel"): ("cls.predictions.decoder.weight",),
     **_dense(("projection", "first"), "projection.first"),
     **_dense(("projection", "second"), "projection.second"),
     **_dense(("classifier",), "classifier.*"),
@@ -61,7 +69,7 @@ _REQUIRED = ("embeddings", "layers", "final_norm")
 # Ignored without a message: buffers of old versions, the next-sentence head, and heads that were
 # not asked for. (A tied decoder repeats the embeddings.)
 _IGNORED = re.compile(
-    r"(embeddings\.position_ids|h\.\d+\.attn\.(masked_)?bias$"
+    r"(embeddings\.position_ids|h\.\d+\.attn\.(masked_)?bias$|.*rotary_emb\.inv_freq$"
     r"|cls\.|classifier\.|projection\.|pooler\.|discriminator_predictions\.|generator_(predictions|lm_head)\."
     r"|qa_outputs\.|sequence_summary\.|multiple_choice_head\.)"
 )

@@ -1,14 +1,11 @@
 """The supported families of models: how their settings, tensors and layers differ from BERT's.
 
-A family is data. Its names are translated to BERT's when a directory is read, and back when one is
-written; all code in between uses BERT's names. `*` stands for the number of a layer.
+A family is data. `metajax/models/renaming.py` translates its names to BERT's when a directory is
+read, and back when one is written. `*` stands for the number of a layer.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from metajax.errors import InputError
 
@@ -38,6 +35,10 @@ class Family(NamedTuple):
         positions_after_padding: whether the first token's position is `pad_token_id` + 1.
         decoder: whether attention is causal, norms come before their layers (and one after the last
             block instead of the embeddings), and classifiers read the last token without a pooler.
+        causal_lm: the ending of the class with a causal-LM head; None: there is no such class.
+        rotary: whether the blocks are Llama's, and positions are rotations instead of a table.
+        query_key_norm: whether Llama's blocks normalize queries and keys.
+        output_bias: whether `attention_bias` is also about the output layer of attention.
     """
 
     classes: str
@@ -57,6 +58,10 @@ class Family(NamedTuple):
     masked_lm: bool = True
     positions_after_padding: bool = False
     decoder: bool = False
+    causal_lm: str | None = None
+    rotary: bool = False
+    query_key_norm: bool = False
+    output_bias: bool = True
 
 
 _ROBERTA = Family(
@@ -153,9 +158,67 @@ _GPT2 = Family(
     classifier_bias=False,
     pooler=False,
     masked_lm=False,
+    causal_lm="LMHeadModel",
     decoder=True,
 )
-_TABLE = "embeddings.word_embeddings"  # Every model has one.
+_LLAMA = Family(
+    classes="Llama",
+    prefix="model.",
+    settings={
+        "attention_probs_dropout_prob": "attention_dropout",
+        "layer_norm_eps": "rms_norm_eps",
+        **{name: name for name in ("bos_token_id", "eos_token_id", "rope_theta", "rope_scaling")},
+        **{name: name for name in ("num_key_value_heads", "head_dim", "attention_bias")},
+    },
+    fixed={"type_vocab_size": 0, "hidden_dropout_prob": 0.0, "classifier_dropout": 0.0},
+    defaults={
+        "hidden_act": "silu",
+        "attention_dropout": 0.0,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    derived={"pad_token_id": (1, "eos_token_id")},  # As in GPT-2.
+    demanded={"mlp_bias": False},
+    tensors={
+        "embeddings.word_embeddings": "embed_tokens",
+        "encoder.layer.*.attention.self.query": "layers.*.self_attn.q_proj",
+        "encoder.layer.*.attention.self.key": "layers.*.self_attn.k_proj",
+        "encoder.layer.*.attention.self.value": "layers.*.self_attn.v_proj",
+        "encoder.layer.*.attention.output.dense": "layers.*.self_attn.o_proj",
+        "encoder.layer.*.attention.output.LayerNorm": "layers.*.input_layernorm",
+        "encoder.layer.*.intermediate.gate": "layers.*.mlp.gate_proj",
+        "encoder.layer.*.intermediate.dense": "layers.*.mlp.up_proj",
+        "encoder.layer.*.output.dense": "layers.*.mlp.down_proj",
+        "encoder.layer.*.output.LayerNorm": "layers.*.post_attention_layernorm",
+        "final_norm": "norm",
+        "cls.predictions.decoder": "lm_head",
+    },
+    classifier={"classifier": "score"},
+    classifier_bias=False,
+    pooler=False,
+    masked_lm=False,
+    causal_lm="ForCausalLM",
+    decoder=True,
+    rotary=True,
+)
+_QWEN = _LLAMA._replace(
+    defaults={
+        **_LLAMA.defaults,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "num_key_value_heads": 32,
+    },
+    demanded={"use_sliding_window": False},
+)
+
+
+def _without(name: str) -> dict[str, str]:
+    """Return Llama's settings without one."""
+    return {ours: theirs for ours, theirs in _LLAMA.settings.items() if ours != name}
+
+
 FAMILIES = {
     "bert": Family(classes="Bert", prefix="bert."),
     "roberta": _ROBERTA,
@@ -172,100 +235,30 @@ FAMILIES = {
         masked_lm=False,
     ),
     "gpt2": _GPT2,
+    "llama": _LLAMA,
+    "mistral": _LLAMA._replace(
+        classes="Mistral",
+        settings=_without("attention_bias") | {"sliding_window": "sliding_window"},
+        defaults={**_LLAMA.defaults, "num_key_value_heads": 8, "sliding_window": 4096},
+        demanded={},
+    ),
+    "qwen2": _QWEN._replace(
+        classes="Qwen2",
+        settings=_without("attention_bias"),
+        fixed={**_LLAMA.fixed, "attention_bias": True},
+        output_bias=False,
+    ),
+    "qwen3": _QWEN._replace(
+        classes="Qwen3",
+        defaults={**_QWEN.defaults, "head_dim": 128},
+        tensors={
+            **_LLAMA.tensors,
+            "encoder.layer.*.attention.self.query_norm": "layers.*.self_attn.q_norm",
+            "encoder.layer.*.attention.self.key_norm": "layers.*.self_attn.k_norm",
+        },
+        query_key_norm=True,
+    ),
 }
-
-
-def unwrapped(
-    tensors: Mapping[str, np.ndarray], model_type: str, where: str
-) -> Mapping[str, np.ndarray]:
-    """The tensors without the prefix of a wrapper such as DistributedDataParallel in their names.
-
-    Args:
-        tensors: by name.
-        model_type: the family.
-        where: the directory, for error messages.
-
-    Raises:
-        InputError: some names have the prefix, and others not.
-    """
-    family = FAMILIES[model_type]
-    table = family.tensors.get(_TABLE, _TABLE) + ".weight"
-    before = [name.removesuffix(table) for name in tensors if f".{name}".endswith(f".{table}")]
-    if not before or {"", family.prefix} & {*before}:
-        return tensors
-    prefix = before[0].removesuffix(family.prefix)
-    others = [name for name in tensors if not name.startswith(prefix)]
-    if others:
-        raise InputError(
-            f"{where}: the names of the model's tensors begin with {prefix!r}, but {others[0]} is "
-            "another model's; save those of the model alone, each as "
-            f"name.removeprefix({prefix!r})"
-        )
-    return {name.removeprefix(prefix): value for name, value in tensors.items()}
-
-
-def to_bert(
-    tensors: Mapping[str, np.ndarray], model_type: str, offset: int
-) -> dict[str, np.ndarray]:
-    """A family's tensors by BERT's names, with or without the family's prefix.
-
-    Args:
-        tensors: by name.
-        model_type: the family.
-        offset: rows of the position table before that of the first token; they are left out.
-    """
-    family = FAMILIES[model_type]
-    names: dict[str, list[str]] = {}
-    for ours, theirs in {**family.tensors, **family.classifier}.items():
-        names.setdefault(theirs, []).append(ours)
-    renamed = {}
-    # A classifier's replacement of the pooler comes after the pooler and overwrites it.
-    for name in sorted(tensors, key=lambda name: _stem(name) in family.classifier.values()):
-        several = _translate(name.removeprefix(family.prefix), names)
-        value = tensors[name]
-        parts = np.array_split(value, len(several), axis=-1) if value.ndim else [value]
-        for ours, part in zip(several, parts):
-            renamed[ours] = _turned(part, ours, family)
-    if "embeddings.position_embeddings.weight" in renamed:
-        table = renamed["embeddings.position_embeddings.weight"]
-        renamed["embeddings.position_embeddings.weight"] = table[offset:]
-    if "classifier.weight" in renamed and not family.classifier_bias:
-        weight = renamed["classifier.weight"]
-        renamed["classifier.bias"] = np.zeros(weight.shape[:1], weight.dtype)
-    return renamed
-
-
-def from_bert(
-    tensors: Mapping[str, np.ndarray], model_type: str, offset: int, head: str
-) -> dict[str, np.ndarray]:
-    """The inverse of `to_bert`, for a class with a head; the left-out rows are zero.
-
-    Args:
-        tensors: by BERT's names, without a prefix.
-        model_type: the family.
-        offset: see `to_bert`.
-        head: "encoder", "masked_lm" or "classification".
-    """
-    family = FAMILIES[model_type]
-    of_head = family.classifier if head == "classification" else {}
-    names = {ours: [theirs] for ours, theirs in {**family.tensors, **of_head}.items()}
-    prefix = "" if head == "encoder" else family.prefix
-    parts_of: dict[str, list[np.ndarray]] = {}
-    for name, value in tensors.items():
-        if name == "classifier.bias" and not family.classifier_bias:
-            continue
-        if offset and name == "embeddings.position_embeddings.weight":
-            value = np.concatenate([np.zeros_like(value, shape=(offset, value.shape[1])), value])
-        outside = name.startswith(("cls.", "classifier.")) or _stem(name) in of_head
-        theirs = ("" if outside else prefix) + _translate(name, names)[0]
-        # Outside the layers two names hold one tensor twice: the bias of an untied decoder.
-        before = parts_of.get(theirs, []) if name.startswith("encoder.layer.") else []
-        parts_of[theirs] = [*before, _turned(value, name, family)]
-    # safetensors writes the memory of an array and ignores its strides.
-    return {
-        name: np.ascontiguousarray(np.concatenate(parts, axis=-1) if parts[1:] else parts[0])
-        for name, parts in parts_of.items()
-    }
 
 
 def family_of(model_type: object, where: str) -> Family:
@@ -280,24 +273,3 @@ def family_of(model_type: object, where: str) -> Family:
             + ", ".join(FAMILIES)
         )
     return FAMILIES[model_type]
-
-
-def _turned(value: np.ndarray, name: str, family: Family) -> np.ndarray:
-    """A tensor, by BERT's name, with its axes turned from BERT's order to the family's or back."""
-    kernel = name.startswith("encoder.layer.") and value.ndim == 2
-    return value.T if family.transposed and kernel else value
-
-
-def _translate(name: str, names: Mapping[str, list[str]]) -> list[str]:
-    """The names of a tensor in the other naming scheme; unknown names stay as they are."""
-    number = re.search(r"\.(\d+)\.", name)
-    general = name if number is None else f"{name[: number.start()]}.*.{name[number.end() :]}"
-    stem, _, kind = general.rpartition(".")
-    translated = names.get(general) or [f"{each}.{kind}" for each in names.get(stem, ())]
-    if not translated:
-        return [name]
-    return [each if number is None else each.replace("*", number[1]) for each in translated]
-
-
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0]

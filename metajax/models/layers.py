@@ -7,6 +7,7 @@ computed in at least float32.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_new": jax.nn.gelu,
     "gelu_pytorch_tanh": jax.nn.gelu,
     "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
     "tanh": jnp.tanh,
 }
 
@@ -71,18 +73,23 @@ class Dense(nnx.Module):
     down: nnx.Param[jax.Array]
     up: nnx.Param[jax.Array]
 
-    def __init__(self, size_in: int, size_out: int, scale: float, *, rngs: nnx.Rngs):
+    def __init__(
+        self, size_in: int, size_out: int, scale: float, *, rngs: nnx.Rngs, bias: bool = True
+    ):
         self.kernel = nnx.Param(normal(rngs.params(), (size_in, size_out), scale))
-        self.bias = nnx.Param(jnp.zeros(size_out, jnp.float32))
+        if bias:
+            self.bias = nnx.Param(jnp.zeros(size_out, jnp.float32))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., size_in]` to `[..., size_out]`."""
+    def __call__(self, x: jax.Array, dtype: Any = None) -> jax.Array:
+        """`[..., size_in]` to `[..., size_out]`, in the dtype of x or a wider one."""
         # As one matrix: the kernel's gradient is then a plain product, half as long on a CPU.
         flat = x.reshape(-1, x.shape[-1])
-        rows = flat @ self.kernel.astype(x.dtype)
+        rows = jnp.matmul(flat, self.kernel.astype(x.dtype), preferred_element_type=dtype)
         if hasattr(self, "down"):
             rows = rows + flat @ self.down.astype(x.dtype) @ self.up.astype(x.dtype)
-        return (rows + self.bias.astype(x.dtype)).reshape(*x.shape[:-1], -1)
+        if hasattr(self, "bias"):
+            rows = rows + self.bias.astype(rows.dtype)
+        return rows.reshape(*x.shape[:-1], -1)
 
 
 class LayerNorm(nnx.Module):
@@ -101,3 +108,18 @@ class LayerNorm(nnx.Module):
         normed = centred * jax.lax.rsqrt(variance + self.epsilon)
         scale, bias = self.scale.astype(wide.dtype), self.bias.astype(wide.dtype)
         return (normed * scale + bias).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Divide the last axis by its root mean square (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+
+    def __init__(self, size: int, epsilon: float):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones(size, jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., size]` to the same."""
+        wide = x.astype(at_least_float32(x.dtype))
+        square = jnp.square(wide).mean(-1, keepdims=True)
+        normed = wide * jax.lax.rsqrt(square + self.epsilon)
+        return (normed * self.scale.astype(wide.dtype)).astype(x.dtype)

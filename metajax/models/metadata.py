@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metajax.errors import InputError, reason_of
-from metajax.models.families import family_of, to_bert, unwrapped
+from metajax.models.families import family_of
 from metajax.models.files import read_json, read_weights, resolve
+from metajax.models.renaming import to_bert, unwrapped
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 # Endings of transformers' class names, and what these heads do.

@@ -1,7 +1,6 @@
 """A transformer as a pure function of (params, batch, rng)."""
 
 import dataclasses
-import functools
 from typing import Any, Unpack
 
 import jax
@@ -12,7 +11,7 @@ from metajax.dtypes import at_least_float32
 from metajax.errors import InputError
 from metajax.models import files
 from metajax.models.attention import attention_bias
-from metajax.models.bert import Block, Embeddings, run_blocks
+from metajax.models.bert import run_blocks
 from metajax.models.config import TransformerConfig
 from metajax.models.contracts import (
     HEAD_KEY,
@@ -24,18 +23,16 @@ from metajax.models.contracts import (
     ProblemType,
     TransformerChanges,
 )
-from metajax.models.gpt2 import PreNormBlock
 from metajax.models.heads import (
-    ClassificationHeads,
-    MaskedLMHead,
-    Projection,
     last_tokens,
     mean_pool,
     mean_pool_packed,
     rescale,
 )
-from metajax.models.layers import ACTIVATION, Dense, LayerNorm, dropout
+from metajax.models.layers import ACTIVATION, dropout
+from metajax.models.llama import rotation_of
 from metajax.models.metadata import check_labels
+from metajax.models.parts import adapters_in, graph_of, make_part
 from metajax.reading import is_number
 
 
@@ -45,7 +42,7 @@ class Transformer:
 
     Attributes:
         config: sizes and rates.
-        head: "encoder" (none), "masked_lm" or "classification".
+        head: "encoder" (none), "masked_lm", "causal_lm" (next tokens) or "classification".
         pooling: "pooler" (BERT's tanh layer on the first token; for a decoder, the last token),
             "mean" (over tokens) or "cls" (the first token).
         feature_norm: the Euclidean length to which `pooled` is scaled before a classification head;
@@ -61,7 +58,7 @@ class Transformer:
 
     Raises:
         InputError: head, pooling, num_labels, feature_norm, label_names or problem_type cannot be
-            used, or the config's family has no masked-LM head.
+            used, or the config's family has no such head.
 
     Examples:
         >>> import jax, metajax
@@ -96,6 +93,11 @@ class Transformer:
                 f"a model of type {self.config.model_type} has no masked-LM head; give one that "
                 "has, such as a BERT, or skip pretrain"
             )
+        if self.head == "causal_lm" and self.config.family.causal_lm is None:
+            raise InputError(
+                f"a model of type {self.config.model_type} has no causal-LM head; give a decoder, "
+                "such as a Llama"
+            )
         if self.pooling not in ("pooler", "mean", "cls"):
             raise InputError(f"pooling is {self.pooling!r}; it has to be pooler, mean or cls")
         norm = self.feature_norm
@@ -120,20 +122,22 @@ class Transformer:
         Returns:
             A nested dict with these keys: `embeddings` (with `word` `[V, H]`, or `embedding_size`
             wide), `layers` (all N blocks stacked, `[N, ...]`), `pooler` (or `final_norm` in a
-            decoder), and the key of the head: `masked_lm`, or `classifier` with `kernel` `[T, H,
-            C]` and `bias` `[T, C]` for T heads with up to C classes.
+            decoder), and the key of the head: `masked_lm`, `lm_head` (unless it is tied to the
+            embedding table), or `classifier` with `kernel` `[T, H, C]` and `bias` `[T, C]` for T
+            heads with up to C classes.
         """
         names = self.parts
         keys = zip(names, jax.random.split(rng, len(names)))
         return {
-            name: nnx.to_pure_dict(nnx.state(_part(self, name, nnx.Rngs(params=key))))
+            name: nnx.to_pure_dict(nnx.state(self._part(name, nnx.Rngs(params=key))))
             for name, key in keys
         }
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The top-level keys of the parameters."""
-        head = HEAD_KEY[self.head]
+        tied = self.head == "causal_lm" and self.config.tie_word_embeddings
+        head = None if tied else HEAD_KEY[self.head]
         last = "final_norm" if self.config.family.decoder else "pooler"
         between = ["projection"] if head == "classifier" and self.projection else []
         return ("embeddings", "layers", last, *between, *([head] if head else []))
@@ -163,13 +167,15 @@ class Transformer:
         hidden, pooled = self._encode(params, batch, encoder_rng)
         logits = None
         if self.head == "masked_lm":
-            head = nnx.merge(_graph(self, "masked_lm"), params["masked_lm"])
+            head = nnx.merge(self._graph("masked_lm"), params["masked_lm"])
             logits = head(hidden, batch.get("positions"), params["embeddings"]["word"])
+        elif self.head == "causal_lm":
+            logits = self.decode(params, hidden)
         elif self.head == "classification":
             features = rescale(pooled, self.feature_norm)
             if self.projection:
-                features = nnx.merge(_graph(self, "projection"), params["projection"])(features)
-            head = nnx.merge(_graph(self, "classifier"), params["classifier"])
+                features = nnx.merge(self._graph("projection"), params["projection"])(features)
+            head = nnx.merge(self._graph("classifier"), params["classifier"])
             logits = head(features, batch, head_rng)
         return Outputs(hidden, pooled, logits)
 
@@ -187,13 +193,29 @@ class Transformer:
         encoder_rng = None if rng is None else jax.random.split(rng)[0]
         return rescale(self._encode(params, batch, encoder_rng)[1], self.feature_norm)
 
+    def decode(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """Return a causal-LM head's logits of the next tokens, in at least float32.
+
+        Args:
+            params: parameters from `init`.
+            hidden: `last_hidden_state` of any tokens `[..., H]`.
+
+        Returns:
+            `[..., V]`.
+        """
+        wide = at_least_float32(hidden.dtype)
+        if not self.config.tie_word_embeddings:
+            return nnx.merge(self._graph("lm_head"), params["lm_head"])(hidden, wide)
+        word_VxH = params["embeddings"]["word"].astype(hidden.dtype)
+        return jnp.matmul(hidden, word_VxH.T, preferred_element_type=wide)
+
     def embed(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
         """Return the input of the first block `[B, L, H]`.
 
         Raises:
             ValueError: rows are longer than the model has positions.
         """
-        embeddings = nnx.merge(_graph(self, "embeddings"), params["embeddings"])
+        embeddings = nnx.merge(self._graph("embeddings"), params["embeddings"])
         x = embeddings(batch)
         x = x if self.dtype is None else x.astype(self.dtype)
         rate = self.config.embedding_dropout_prob
@@ -204,10 +226,13 @@ class Transformer:
         self, layers: Params, hidden: jax.Array, batch: Batch, rng: jax.Array | None = None
     ) -> jax.Array:
         """Apply some blocks, stacked `[n, ...]` or in a list of n, to `[B, L, H]`."""
-        causal = self.config.family.decoder
-        bias = attention_bias(batch, at_least_float32(hidden.dtype), causal=causal)
-        graph = _graph(self, "layers", _adapted(layers))
-        return run_blocks(graph, layers, hidden, bias, rng, remat=self.remat)
+        config, wide = self.config, at_least_float32(hidden.dtype)
+        causal, window = config.family.decoder, config.sliding_window
+        context: Any = attention_bias(batch, wide, causal=causal, window=window)
+        if config.family.rotary:
+            context = (context, *rotation_of(config, batch, hidden))
+        graph = self._graph("layers", adapters_in(layers))
+        return run_blocks(graph, layers, hidden, context, rng, remat=self.remat)
 
     def _encode(
         self, params: Params, batch: Batch, rng: jax.Array | None
@@ -217,7 +242,7 @@ class Transformer:
         hidden = batch["hidden"] if "hidden" in batch else self.embed(params, batch, embed_rng)
         hidden = self.run_layers(params["layers"], hidden, batch, layers_rng)
         if self.config.family.decoder:
-            hidden = nnx.merge(_graph(self, "final_norm"), params["final_norm"])(hidden)
+            hidden = nnx.merge(self._graph("final_norm"), params["final_norm"])(hidden)
         return hidden, self._pool(params, hidden, batch)
 
     def _pool(self, params: Params, hidden: jax.Array, batch: Batch) -> jax.Array:
@@ -234,7 +259,13 @@ class Transformer:
         if self.pooling == "cls":
             return first
         activation = ACTIVATION[self.config.family.pooler_act]
-        return activation(nnx.merge(_graph(self, "pooler"), params["pooler"])(first))
+        return activation(nnx.merge(self._graph("pooler"), params["pooler"])(first))
+
+    def _part(self, name: str, rngs: nnx.Rngs) -> nnx.Module:
+        return make_part(self.config, name, self.num_labels, self.projection, rngs)
+
+    def _graph(self, name: str, adapted: tuple[str, ...] = ()) -> Any:
+        return graph_of(self.config, name, self.num_labels, self.projection, adapted)
 
     @property
     def uses_pooler(self) -> bool:
@@ -256,44 +287,3 @@ class Transformer:
                 f"last token is {self.config.vocab_size - 1}; give the model's tokenizer"
             )
         return tokenizer
-
-
-def _part(model: Transformer, name: str, rngs: nnx.Rngs) -> nnx.Module:
-    """Create the part of a top-level key of the parameters."""
-    config = model.config
-    if name == "embeddings":
-        return Embeddings(config, rngs=rngs)
-    if name == "layers":
-        keys = jax.random.split(rngs.params(), config.num_hidden_layers)
-        block = PreNormBlock if config.family.decoder else Block
-        return nnx.vmap(lambda key: block(config, rngs=nnx.Rngs(params=key)))(keys)
-    if name == "final_norm":
-        return LayerNorm(config.hidden_size, config.layer_norm_eps)
-    if name == "pooler":
-        size, scale = config.hidden_size, config.initializer_range
-        return Dense(size, size, scale, rngs=rngs)
-    if name == "masked_lm":
-        return MaskedLMHead(config, rngs=rngs)
-    if name == "projection":
-        return Projection(config, model.projection or 0, rngs=rngs)
-    size = model.projection or config.hidden_size
-    return ClassificationHeads(config, model.num_labels, size, rngs=rngs)
-
-
-# The structure without arrays. A call then only merges the parameters.
-@functools.lru_cache(maxsize=256)
-def _graph(model: Transformer, name: str, adapted: tuple[str, ...] = ()) -> Any:
-    def build() -> nnx.Module:
-        part = _part(model, name, nnx.Rngs(0))
-        for dense in adapted:  # A graph has no shapes.
-            getattr(part, dense).down = nnx.Param(jnp.zeros(()))
-            getattr(part, dense).up = nnx.Param(jnp.zeros(()))
-        return part
-
-    return nnx.graphdef(nnx.eval_shape(build))
-
-
-def _adapted(layers: Any) -> tuple[str, ...]:
-    """The names of the products of a block that have a low-rank adapter."""
-    block = (layers or [{}])[0] if isinstance(layers, list) else layers
-    return tuple(name for name, leaves in block.items() if "down" in leaves)

@@ -9,15 +9,13 @@ from metajax.models.contracts import Batch, Params
 from metajax.models.model import Transformer
 from metajax.types import Reparametrize, Reparametrized, Task
 
-_READ_ONCE = ("input_ids", "token_type_ids", "position_ids")
-
 
 def mentioned_rows(model: Transformer) -> Reparametrize:
     """Keep only the rows of the embedding table that a task's texts mention.
 
     The other rows have no gradient, so SGD (also with momentum) and Adam do not change them. The
     result is exact unless the inner optimizer has weight decay or uses the norm of a leaf (LARS,
-    LAMB). A masked-LM head needs the whole table.
+    LAMB). A language-model head needs the whole table.
 
     Args:
         model: the model of the parameters.
@@ -29,7 +27,7 @@ def mentioned_rows(model: Transformer) -> Reparametrize:
         `undo(params)` puts the rows back into `[V, ...]`.
 
     Raises:
-        ValueError: the model has a masked-LM head.
+        ValueError: the model has a language-model head.
 
     Examples:
         >>> import jax.numpy as jnp, metajax
@@ -43,8 +41,9 @@ def mentioned_rows(model: Transformer) -> Reparametrize:
         >>> undo(params)["embeddings"]["word"].shape
         (100, 4)
     """
-    if model.head == "masked_lm":
-        raise ValueError("a masked-LM head reads every row of the embedding table")
+    # Next tokens are ids of the whole table, even if it is not tied to the head.
+    if model.head in ("masked_lm", "causal_lm"):
+        raise ValueError("a language-model head needs every row of the embedding table")
 
     def reparametrize(params: Params, task: Task) -> Reparametrized:
         table = params["embeddings"]["word"]
@@ -164,11 +163,12 @@ def upper_layers(model: Transformer, count: int) -> Reparametrize:
         `embeddings` and the first N - count blocks of `layers` (which then has leaves `[count,
         ...]`, or is a list of count). In support and query set (either may be None), `hidden` `[B,
         L, H]`, the output of the removed blocks, replaces `input_ids`, `token_type_ids` and
-        `position_ids`. `undo(params)` puts embeddings and blocks back.
+        `position_ids`. A causal LM's loss needs `input_ids`, and rotary positions need
+        `position_ids`: there they stay. `undo(params)` puts embeddings and blocks back.
 
     Raises:
-        ValueError: the model has a masked-LM head, or count is out of range; or, when it is
-            applied, rows have more tokens than the model has positions.
+        ValueError: a language-model head is tied to the embedding table, or count is out of range;
+            or, when it is applied, rows have more tokens than the model has positions.
 
     Examples:
         >>> import jax, jax.numpy as jnp, metajax
@@ -183,8 +183,12 @@ def upper_layers(model: Transformer, count: int) -> Reparametrize:
         >>> sorted(params), params["layers"]["qkv"]["kernel"].shape, task.support["hidden"].shape
         (['layers', 'pooler'], (1, 12, 36), (2, 5, 12))
     """
-    if model.head == "masked_lm":
-        raise ValueError("a masked-LM head reads the embedding table, which this removes")
+    tied = model.head == "causal_lm" and model.config.tie_word_embeddings
+    if model.head == "masked_lm" or tied:
+        raise ValueError("a language-model head reads the embedding table, which this removes")
+    read_once = {"input_ids", "token_type_ids", "position_ids"}
+    read_once -= {"input_ids"} if model.head == "causal_lm" else set()
+    read_once -= {"position_ids"} if model.config.family.rotary else set()
     frozen = model.config.num_hidden_layers - count
     if not 0 <= count < model.config.num_hidden_layers:
         raise ValueError(f"count is {count}; the model has {model.config.num_hidden_layers} blocks")
@@ -196,7 +200,7 @@ def upper_layers(model: Transformer, count: int) -> Reparametrize:
             if batch is None:
                 return None
             hidden = model.run_layers(lower, model.embed(params, batch), batch)
-            rest = {key: value for key, value in batch.items() if key not in _READ_ONCE}
+            rest = {key: value for key, value in batch.items() if key not in read_once}
             return {**rest, "hidden": hidden}
 
         def undo(params: Params) -> Params:

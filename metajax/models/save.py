@@ -11,8 +11,8 @@ import numpy as np
 
 from metajax.models import convert, files
 from metajax.models.contracts import Params
-from metajax.models.families import from_bert
 from metajax.models.model import Transformer
+from metajax.models.renaming import from_bert
 from metajax.reading import expand_home
 
 _CLASS = {
@@ -122,13 +122,14 @@ def _weights(
         head = "encoder"
     if "pooler" in params and (head == "masked_lm" or (head == "encoder" and not family.pooler)):
         aside["pooler.safetensors"] = _take(main, "pooler.")
-    if "cls.predictions.decoder.weight" in main:  # then the decoder also has a separate bias
+    if "decoder" in params.get("masked_lm", {}):  # Then the decoder also has a separate bias
         main["cls.predictions.decoder.bias"] = main["cls.predictions.bias"].copy()
     if head == "classification":
         for name in ("weight", "bias"):
             main[f"classifier.{name}"] = main.pop(f"classifier.0.{name}")
     main = from_bert(main, model.config.model_type, model.config.first_position, head)
-    return f"{family.classes}{_CLASS[head]}", {**aside, "model.safetensors": main}
+    kind = family.causal_lm if head == "causal_lm" else _CLASS[head]
+    return f"{family.classes}{kind}", {**aside, "model.safetensors": main}
 
 
 def _take(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ import numpy as np
 import safetensors.numpy
 
 from metajax.models import Transformer, TransformerConfig
+from metajax.models.families import FAMILIES
 
 TINY = TransformerConfig(
     vocab_size=31,
@@ -18,7 +19,27 @@ TINY = TransformerConfig(
     intermediate_size=12,
     max_position_embeddings=16,
 )
+LLAMAS = ("llama", "mistral", "qwen2", "qwen3")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(26))]
+
+
+def llama_settings(model_type):
+    """Settings of a tiny model of Llama's shape, with what its family can have."""
+    own = {
+        "llama": {"attention_bias": True},
+        "mistral": {"sliding_window": 3},
+        "qwen2": {},
+        "qwen3": {"attention_bias": True, "rope_theta": 100.0},
+    }
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6}
+    return {
+        "model_type": model_type,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        **FAMILIES[model_type].fixed,
+        **sizes,
+        **own[model_type],
+    }
 
 
 def make_batch(seed=0, batch=3, length=7, vocab=31):

@@ -6,6 +6,8 @@ import pytest
 
 from metajax.models import TransformerConfig
 from metajax.models.families import FAMILIES
+from metajax.models.rotary import RopeScaling
+from tests.models.helpers import LLAMAS
 
 transformers = pytest.importorskip("transformers")
 
@@ -32,7 +34,14 @@ OTHERS = {
     "initializer_range": 0.04,
     "embedding_size": 9,
     "tie_word_embeddings": False,
+    "num_key_value_heads": 1,
+    "head_dim": 6,
+    "attention_bias": True,
+    "sliding_window": 11,
+    "rope_theta": 123.0,
+    "rope_scaling": RopeScaling("linear", 3.0),
 }
+ROPE = {"rope_theta": 123.0, "rope_type": "linear", "factor": 3.0}
 # By BERT's names, which transformers' configurations of other families mostly know too.
 THEIR_NAMES = {
     "bert": {},
@@ -55,6 +64,13 @@ THEIR_NAMES = {
         "layer_norm_eps": "layer_norm_epsilon",
     },
 }
+THEIR_NAMES |= {
+    model_type: {
+        "layer_norm_eps": "rms_norm_eps",
+        "attention_probs_dropout_prob": "attention_dropout",
+    }
+    for model_type in LLAMAS
+}
 # What the families have no setting for, or do not use.
 UNKNOWN = {
     "bert": {"embedding_size", "embedding_dropout_prob", "bos_token_id", "eos_token_id"},
@@ -66,6 +82,17 @@ UNKNOWN = {
     "gpt2": {"embedding_size", "type_vocab_size", "classifier_dropout"},
 }
 UNKNOWN |= dict.fromkeys(("roberta", "xlm-roberta"), UNKNOWN["bert"])
+OF_LLAMA = {"num_key_value_heads", "head_dim", "attention_bias", "sliding_window"}
+OF_LLAMA |= {"rope_theta", "rope_scaling"}
+UNKNOWN = {model_type: names | OF_LLAMA for model_type, names in UNKNOWN.items()}
+OF_BERT = {"type_vocab_size", "hidden_dropout_prob", "classifier_dropout", "embedding_size"}
+OF_BERT |= {"embedding_dropout_prob"}
+UNKNOWN |= {
+    "llama": {*OF_BERT, "sliding_window"},
+    "mistral": {*OF_BERT, "attention_bias"},
+    "qwen2": {*OF_BERT, "sliding_window", "attention_bias"},
+    "qwen3": {*OF_BERT, "sliding_window"},
+}
 
 
 def class_of(model_type):
@@ -75,10 +102,15 @@ def class_of(model_type):
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_transformers_and_ours_read_the_same_settings(model_type):
     values = {name: value for name, value in OTHERS.items() if name not in UNKNOWN[model_type]}
+    if model_type in LLAMAS:  # By default they are not tied.
+        values["tie_word_embeddings"] = True
     own = TransformerConfig(model_type=model_type, **SIZES, **values, **FAMILIES[model_type].fixed)
     theirs = class_of(model_type)(**own.to_dict())
     rows = {"max_position_embeddings": 40 + own.first_position}
+    assert theirs.to_dict().get("rope_parameters") == (ROPE if model_type in LLAMAS else None)
     for name, value in (SIZES | values | rows).items():
+        if name.startswith("rope_"):
+            continue
         assert getattr(theirs, THEIR_NAMES[model_type].get(name, name)) == value, name
     assert TransformerConfig.from_dict(theirs.to_dict(), "theirs") == own
 
@@ -89,6 +121,8 @@ def test_what_a_file_leaves_out_is_transformers_default(model_type):
     spelled, theirs = sizes.to_dict(), class_of(model_type)
     names = FAMILIES[model_type].settings
     given = {name: spelled[name] for name in (names.get(name, name) for name in SIZES)}
+    if model_type in LLAMAS:  # By default they have more of these than heads.
+        given["num_key_value_heads"] = 1
     full = theirs(**given).to_dict()
     expected = TransformerConfig.from_dict(full, "theirs")
     assert TransformerConfig.from_dict(given | {"model_type": model_type}, "ours") == expected

@@ -17,7 +17,14 @@ from metajax.models import (
     save_pretrained,
 )
 from metajax.models.families import FAMILIES
-from tests.models.helpers import TINY, assert_equal, make_batch, make_params
+from tests.models.helpers import (
+    LLAMAS,
+    TINY,
+    assert_equal,
+    llama_settings,
+    make_batch,
+    make_params,
+)
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -40,11 +47,12 @@ SETTINGS = {
         "eos_token_id": 30,
     },
 }
+SETTINGS |= {name: llama_settings(name) for name in LLAMAS}
 HEADS = [
     (model_type, head)
-    for model_type, family in FAMILIES.items()
-    for head in ("encoder", "masked_lm", "classification")
-    if model_type != "bert" and (family.masked_lm or head != "masked_lm")
+    for model_type in FAMILIES
+    for head in parity.heads_of(model_type)
+    if model_type != "bert"
 ]
 
 
@@ -167,10 +175,16 @@ def test_other_types_are_refused_by_name(model_type):
         TransformerConfig.from_dict(TINY.to_dict() | {"model_type": model_type}, "config.json")
 
 
-@pytest.mark.parametrize("model_type", ["electra", "gpt2"])
+@pytest.mark.parametrize("model_type", ["electra", "gpt2", "llama"])
 def test_some_have_no_masked_lm_head(model_type):
     with pytest.raises(InputError, match=f"{model_type} has no masked-LM head"):
         make_model(model_type, "masked_lm")
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "electra"])
+def test_encoders_have_no_causal_lm_head(model_type):
+    with pytest.raises(InputError, match=f"{model_type} has no causal-LM head; give a decoder"):
+        make_model(model_type, "causal_lm")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from metajax.models import (
     has_classifier,
     save_pretrained,
 )
-from metajax.models.families import from_bert
+from metajax.models.renaming import from_bert
 from tests.models.helpers import TINY, assert_equal, make_batch, make_params, write_directory
 
 torch = pytest.importorskip("torch")

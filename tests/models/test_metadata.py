@@ -20,7 +20,7 @@ from metajax.models import (
     save_pretrained,
     with_head,
 )
-from metajax.models.families import from_bert
+from metajax.models.renaming import from_bert
 from tests.models.helpers import (
     TINY,
     WORDS,

@@ -10,8 +10,10 @@ import pytest
 
 from metajax.data.packing import Shape, pack
 from metajax.models import Transformer, classification_loss
-from tests.models.helpers import TINY, make_batch, make_params
+from tests.models.helpers import TINY, llama_settings, make_batch, make_params
 
+LLAMA = dataclasses.replace(TINY, **llama_settings("qwen3"))
+MISTRAL = dataclasses.replace(TINY, **llama_settings("mistral"))
 GPT2 = dataclasses.replace(TINY, model_type="gpt2", type_vocab_size=0)
 SHAPES = [Shape(3, 7), Shape(2, 9), Shape(1, 16), Shape(4, 12)]
 
@@ -23,6 +25,8 @@ SHAPES = [Shape(3, 7), Shape(2, 9), Shape(1, 16), Shape(4, 12)]
         ("mean", TINY, SHAPES[0]),
         ("pooler", TINY, SHAPES[1]),
         ("pooler", GPT2, SHAPES[1]),
+        ("pooler", LLAMA, SHAPES[1]),
+        ("mean", MISTRAL, SHAPES[2]),
         ("cls", TINY, SHAPES[1]),
         *(
             pytest.param(*setting, marks=pytest.mark.slow)

@@ -1,0 +1,89 @@
+"""The parts of a network by the top-level keys of its parameters."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from metajax.models.bert import Block, Embeddings
+from metajax.models.config import TransformerConfig
+from metajax.models.gpt2 import PreNormBlock
+from metajax.models.heads import ClassificationHeads, MaskedLMHead, Projection
+from metajax.models.layers import Dense, LayerNorm, RMSNorm
+from metajax.models.llama import LlamaBlock
+
+
+def make_part(
+    config: TransformerConfig,
+    name: str,
+    num_labels: tuple[int, ...],
+    projection: int | None,
+    rngs: nnx.Rngs,
+) -> nnx.Module:
+    """Create the part of a top-level key of the parameters.
+
+    Args:
+        config: sizes and rates.
+        name: the key.
+        num_labels: see `Transformer`.
+        projection: see `Transformer`.
+        rngs: for the initial values.
+    """
+    if name == "embeddings":
+        return Embeddings(config, rngs=rngs)
+    if name == "layers":
+        keys = jax.random.split(rngs.params(), config.num_hidden_layers)
+        block: Any = PreNormBlock if config.family.decoder else Block
+        block = LlamaBlock if config.family.rotary else block
+        return nnx.vmap(lambda key: block(config, rngs=nnx.Rngs(params=key)))(keys)
+    if name == "final_norm":
+        norm = RMSNorm if config.family.rotary else LayerNorm
+        return norm(config.hidden_size, config.layer_norm_eps)
+    if name == "pooler":
+        size, scale = config.hidden_size, config.initializer_range
+        return Dense(size, size, scale, rngs=rngs)
+    if name == "masked_lm":
+        return MaskedLMHead(config, rngs=rngs)
+    if name == "lm_head":
+        size, scale = config.hidden_size, config.initializer_range
+        return Dense(size, config.vocab_size, scale, rngs=rngs, bias=False)
+    if name == "projection":
+        return Projection(config, projection or 0, rngs=rngs)
+    size = projection or config.hidden_size
+    return ClassificationHeads(config, num_labels, size, rngs=rngs)
+
+
+@functools.lru_cache(maxsize=256)
+def graph_of(
+    config: TransformerConfig,
+    name: str,
+    num_labels: tuple[int, ...],
+    projection: int | None,
+    adapted: tuple[str, ...] = (),
+) -> Any:
+    """Return the structure of a part without arrays. A call then only merges the parameters.
+
+    Args:
+        config: as for `make_part`, like the next three.
+        name: see there.
+        num_labels: see there.
+        projection: see there.
+        adapted: the names of the dense layers with an adapter.
+    """
+
+    def build() -> nnx.Module:
+        part = make_part(config, name, num_labels, projection, nnx.Rngs(0))
+        for dense in adapted:  # A graph has no shapes.
+            getattr(part, dense).down = nnx.Param(jnp.zeros(()))
+            getattr(part, dense).up = nnx.Param(jnp.zeros(()))
+        return part
+
+    return nnx.graphdef(nnx.eval_shape(build))
+
+
+def adapters_in(layers: Any) -> tuple[str, ...]:
+    """Return the names of the dense layers of a block that have a low-rank adapter."""
+    block = (layers or [{}])[0] if isinstance(layers, list) else layers
+    return tuple(name for name, leaves in block.items() if "down" in leaves)

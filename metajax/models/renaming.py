@@ -1,0 +1,125 @@
+"""Translate names of tensors from a family's to BERT's and back."""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from metajax.errors import InputError
+from metajax.models.families import FAMILIES, Family
+
+_TABLE = "embeddings.word_embeddings"  # Every model has one.
+
+
+def unwrapped(
+    tensors: Mapping[str, np.ndarray], model_type: str, where: str
+) -> Mapping[str, np.ndarray]:
+    """The tensors without the prefix of a wrapper such as DistributedDataParallel in their names.
+
+    Args:
+        tensors: by name.
+        model_type: the family.
+        where: the directory, for error messages.
+
+    Raises:
+        InputError: some names have the prefix, and others not.
+    """
+    family = FAMILIES[model_type]
+    table = family.tensors.get(_TABLE, _TABLE) + ".weight"
+    before = [name.removesuffix(table) for name in tensors if f".{name}".endswith(f".{table}")]
+    if not before or {"", family.prefix} & {*before}:
+        return tensors
+    prefix = before[0].removesuffix(family.prefix)
+    others = [name for name in tensors if not name.startswith(prefix)]
+    if others:
+        raise InputError(
+            f"{where}: the names of the model's tensors begin with {prefix!r}, but {others[0]} is "
+            "another model's; save those of the model alone, each as "
+            f"name.removeprefix({prefix!r})"
+        )
+    return {name.removeprefix(prefix): value for name, value in tensors.items()}
+
+
+def to_bert(
+    tensors: Mapping[str, np.ndarray], model_type: str, offset: int
+) -> dict[str, np.ndarray]:
+    """A family's tensors by BERT's names, with or without the family's prefix.
+
+    Args:
+        tensors: by name.
+        model_type: the family.
+        offset: rows of the position table before that of the first token; they are left out.
+    """
+    family = FAMILIES[model_type]
+    names: dict[str, list[str]] = {}
+    for ours, theirs in {**family.tensors, **family.classifier}.items():
+        names.setdefault(theirs, []).append(ours)
+    renamed = {}
+    # A classifier's replacement of the pooler comes after the pooler and overwrites it.
+    for name in sorted(tensors, key=lambda name: _stem(name) in family.classifier.values()):
+        several = _translate(name.removeprefix(family.prefix), names)
+        value = tensors[name]
+        parts = np.array_split(value, len(several), axis=-1) if value.ndim else [value]
+        for ours, part in zip(several, parts):
+            renamed[ours] = _turned(part, ours, family)
+    if "embeddings.position_embeddings.weight" in renamed:
+        table = renamed["embeddings.position_embeddings.weight"]
+        renamed["embeddings.position_embeddings.weight"] = table[offset:]
+    if "classifier.weight" in renamed and not family.classifier_bias:
+        weight = renamed["classifier.weight"]
+        renamed["classifier.bias"] = np.zeros(weight.shape[:1], weight.dtype)
+    return renamed
+
+
+def from_bert(
+    tensors: Mapping[str, np.ndarray], model_type: str, offset: int, head: str
+) -> dict[str, np.ndarray]:
+    """The inverse of `to_bert`, for a class with a head; the left-out rows are zero.
+
+    Args:
+        tensors: by BERT's names, without a prefix.
+        model_type: the family.
+        offset: see `to_bert`.
+        head: "encoder", "masked_lm" or "classification".
+    """
+    family = FAMILIES[model_type]
+    of_head = family.classifier if head == "classification" else {}
+    names = {ours: [theirs] for ours, theirs in {**family.tensors, **of_head}.items()}
+    prefix = "" if head == "encoder" else family.prefix
+    parts_of: dict[str, list[np.ndarray]] = {}
+    for name, value in tensors.items():
+        if name == "classifier.bias" and not family.classifier_bias:
+            continue
+        if offset and name == "embeddings.position_embeddings.weight":
+            value = np.concatenate([np.zeros_like(value, shape=(offset, value.shape[1])), value])
+        outside = name.startswith(("cls.", "classifier.")) or _stem(name) in of_head
+        theirs = ("" if outside else prefix) + _translate(name, names)[0]
+        # Outside the layers two names hold one tensor twice: the bias of an untied decoder.
+        before = parts_of.get(theirs, []) if name.startswith("encoder.layer.") else []
+        parts_of[theirs] = [*before, _turned(value, name, family)]
+    # safetensors writes the memory of an array and ignores its strides.
+    return {
+        name: np.ascontiguousarray(np.concatenate(parts, axis=-1) if parts[1:] else parts[0])
+        for name, parts in parts_of.items()
+    }
+
+
+def _turned(value: np.ndarray, name: str, family: Family) -> np.ndarray:
+    """A tensor, by BERT's name, with its axes turned from BERT's order to the family's or back."""
+    kernel = name.startswith("encoder.layer.") and value.ndim == 2
+    return value.T if family.transposed and kernel else value
+
+
+def _translate(name: str, names: Mapping[str, list[str]]) -> list[str]:
+    """The names of a tensor in the other naming scheme; unknown names stay as they are."""
+    number = re.search(r"\.(\d+)\.", name)
+    general = name if number is None else f"{name[: number.start()]}.*.{name[number.end() :]}"
+    stem, _, kind = general.rpartition(".")
+    translated = names.get(general) or [f"{each}.{kind}" for each in names.get(stem, ())]
+    if not translated:
+        return [name]
+    return [each if number is None else each.replace("*", number[1]) for each in translated]
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
