@@ -1,5 +1,6 @@
 """Transformers as pure functions, read from and written to Hugging Face files."""
 
+from metajax.models.causal import causal_lm_loss
 from metajax.models.config import TransformerConfig
 from metajax.models.contracts import Outputs
 from metajax.models.files import hashes
@@ -26,6 +27,7 @@ __all__ = [
     "Outputs",
     "Transformer",
     "TransformerConfig",
+    "causal_lm_loss",
     "classification_loss",
     "compose",
     "from_pretrained",
