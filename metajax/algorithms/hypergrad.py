@@ -210,13 +210,17 @@ def _state_before(loop: _Loop, index: jax.Array, start: Any, kept: Any, constant
 def _without_closure(step: Step, state: Any) -> tuple[Callable[..., tuple[Any, Any]], list[Any]]:
     """Return `(state, index, constants) -> (state, seen)`, and the constants, from the closure."""
     traced, shapes = jax.make_jaxpr(step, return_shape=True)(state, jnp.int32(0))
-    treedef = jax.tree.structure(shapes)
+    treedef, consts = jax.tree.structure(shapes), traced.consts
+    # Nothing differentiates the others, such as an array in the code of a loss.
+    which = [isinstance(const, jax.core.Tracer) for const in consts]
 
     def open_step(state: Any, index: jax.Array, constants: list[Any]) -> tuple[Any, Any]:
-        closed = core.jaxpr_as_fun(core.ClosedJaxpr(traced.jaxpr, constants))
+        given = iter(constants)
+        filled = [next(given) if is_traced else const for is_traced, const in zip(which, consts)]
+        closed = core.jaxpr_as_fun(core.ClosedJaxpr(traced.jaxpr, filled))
         return jax.tree.unflatten(treedef, closed(*jax.tree.leaves((state, index))))
 
-    return open_step, traced.consts
+    return open_step, [const for is_traced, const in zip(which, consts) if is_traced]
 
 
 def _put(kept: Any, state: Any, index: jax.Array, spacing: int) -> Any:

@@ -40,6 +40,24 @@ def test_low_memory_is_exact(name, num_steps):
     np.testing.assert_allclose(found[1].query_loss, expected[1].query_loss, rtol=1e-12)
 
 
+def test_a_loss_may_have_an_array_in_its_code():
+    """Nothing differentiates a constant of the inner step."""
+    task, params = problems.one_task(), problems.mlp_params()
+    weights = np.linspace(0.5, 2.0, 3)
+
+    def loss_fn(params, batch, rng):
+        loss, aux = problems.mlp_loss(params, batch, rng)
+        return loss + weights @ weights[::-1] * jnp.sin(jnp.asarray(weights)).sum() * loss**2, aux
+
+    expected, found = (
+        jax.jit(metajax.maml(loss_fn, optax.sgd(0.05), 3, low_memory=low_memory).meta_grad)(
+            params, task, jax.random.key(0)
+        )[0]
+        for low_memory in (False, True)
+    )
+    assert problems.relative_gap(found, expected) < 1e-12
+
+
 @pytest.mark.parametrize("every", [3, 4])
 def test_a_replay_is_a_scan(every):
     """Of any number of steps; all that it gives, and what is closed over, is differentiated."""
