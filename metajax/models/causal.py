@@ -42,7 +42,7 @@ def causal_lm_loss(model: Transformer, *, chunk_tokens: int = 512) -> LossFn:
     Examples:
         >>> import jax, jax.numpy as jnp
         >>> from metajax.models import Transformer, TransformerConfig, causal_lm_loss
-        >>> config = TransformerConfig(9, hidden_size=12, num_hidden_layers=1, model_type="llama")
+        >>> config = TransformerConfig(9, 12, 1, 2, type_vocab_size=0, model_type="llama")
         >>> model = Transformer(config, head="causal_lm")
         >>> batch = {"input_ids": jnp.array([[1, 2, 3], [4, 5, 0]])}
         >>> batch["attention_mask"] = jnp.array([[1, 1, 1], [1, 1, 0]])
@@ -67,6 +67,11 @@ def causal_lm_loss(model: Transformer, *, chunk_tokens: int = 512) -> LossFn:
         weights_BxL = weights_BxL.astype(at_least_float32(hidden_BxLxH.dtype))
 
         def sums(hidden_CxH: jax.Array, targets_C: jax.Array, weights_C: jax.Array) -> jax.Array:
+            # Without the barrier, JAX computes what depends on targets only, `[C, V]` per chunk,
+            # once for all steps of an inner loop and keeps it.
+            hidden_CxH, targets_C, weights_C = jax.lax.optimization_barrier(
+                (hidden_CxH, targets_C, weights_C)
+            )
             logits_CxV = model.decode(params, hidden_CxH)
             losses_C = optax.softmax_cross_entropy_with_integer_labels(logits_CxV, targets_C)
             correct_C = logits_CxV.argmax(-1) == targets_C

@@ -70,7 +70,7 @@ REMOTE = {"auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
         (remove("config.json"), "config.json: missing; give a complete model directory"),
         (remove("model.safetensors"), "model: no weights"),
         (truncate, "model.safetensors: truncated or not safetensors"),
-        (configure(model_type="llama"), "config.json: model_type is 'llama'"),
+        (configure(model_type="phi3"), "config.json: model_type is 'phi3'"),
         (configure(hidden_size=32), r"^model: .*is \[.*16\], expected \[.*32\]"),
         (write("config.json", b"{\n!"), r"config.json:2: not JSON"),
         (

@@ -200,7 +200,7 @@ def test_logits_of_bfloat16_are_summed_and_kept_in_float32():
 
 def test_more_tokens_than_positions_are_refused():
     model = make_model("llama")
-    with pytest.raises(ValueError, match="input_ids are 17 long, the model has 16 positions"):
+    with pytest.raises(ValueError, match="input_ids are 17 long, but the model has 16 positions"):
         model(make_llama_params(model, jnp.float32), make_batch(length=17))
 
 

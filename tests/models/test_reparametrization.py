@@ -338,7 +338,7 @@ def test_lora_of_a_reduced_task(params):
 
 
 def test_what_cannot_be_reduced_is_refused():
-    with pytest.raises(ValueError, match="reads every row"):
+    with pytest.raises(ValueError, match="a language-model head needs every row"):
         mentioned_rows(Transformer(TINY, head="masked_lm"))
     with pytest.raises(ValueError, match="count is 2; the model has 2 blocks"):
         upper_layers(MODEL, 2)
