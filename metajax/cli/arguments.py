@@ -48,7 +48,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Keeps paragraphs apart, does not break flags at hyphens, and shows a switch once."""
+    """Formatter that separates paragraphs, does not break at hyphens, and shows a switch once."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if isinstance(action, argparse.BooleanOptionalAction):
@@ -61,9 +61,12 @@ class _Formatter(argparse.HelpFormatter):
             textwrap.fill(each, width, break_on_hyphens=False) for each in paragraphs
         )
 
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
 
 class _ListAction(argparse.Action):
-    """Stores the values of a list, which may be given once: argparse would keep the last ones."""
+    """Action that stores a list, and refuses a second one, which argparse would keep."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
         if hasattr(namespace, self.dest):
@@ -74,10 +77,10 @@ class _ListAction(argparse.Action):
 def build_parser(*, everything: bool = False) -> argparse.ArgumentParser:
     """Build the parser of all subcommands.
 
-    It leaves values as strings, and leaves out what is not given: `parse` checks both.
+    Its values are strings, and options that are not given have no value. `parse` checks both.
 
     Args:
-        everything: whether help explains the advanced settings, instead of only naming them.
+        everything: whether help explains the advanced settings or only names them.
     """
     parser = _Parser(
         prog="metajax",
@@ -160,7 +163,7 @@ def parse(arguments: Sequence[str] | None = None) -> Given:
     """Return the subcommand and its settings.
 
     Raises:
-        InputError: If they cannot be used.
+        InputError: the arguments cannot be used.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = arguments[0] if arguments else "--help"

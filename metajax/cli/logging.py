@@ -23,7 +23,7 @@ _BAD_PATH = {
 
 
 def input_error_line(error: BaseException) -> str | None:
-    """Return the line that says what is wrong with the input; None for other errors."""
+    """Return the line that says what is wrong with the input, or None for other errors."""
     if isinstance(error, InputError):
         return one_line(error)
     if isinstance(error, OSError) and error.errno in _BAD_PATH and error.filename:
@@ -33,14 +33,17 @@ def input_error_line(error: BaseException) -> str | None:
 
 
 class _OneLineFormatter(logging.Formatter):
-    """Formats a record as one printable line: it may quote the content of a file."""
+    """Formatter that prints a record as one line, because it may quote the content of a file."""
 
     def format(self, record: logging.LogRecord) -> str:
         return one_line(super().format(record))
 
 
 class _DeferredHandler(logging.handlers.MemoryHandler):
-    """Defers records until a command logs (INFO) that it begins: bad input gets one line."""
+    """Handler that defers records until a command logs (INFO) that it begins.
+
+    So bad input gets only one line.
+    """
 
     def shouldFlush(self, record: logging.LogRecord) -> bool:  # noqa: N802
         return record.levelno == logging.INFO

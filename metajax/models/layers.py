@@ -32,18 +32,19 @@ ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Set elements to zero at `rate` and scales the others up; without a key it returns x."""
+    """Set a fraction `rate` of the elements to zero, and scale the others up; None returns x."""
     if key is None or rate == 0:
         return x
     return jnp.where(keep_mask(key, x.shape, rate), x / (1 - rate), jnp.zeros((), x.dtype))
 
 
 def keep_mask(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
-    """Booleans of `shape`, each true with probability 1 - rate: a pure function of the key.
+    """Return booleans of `shape`, each true with probability 1 - rate.
 
-    Threefry would take as long as a block's products on a CPU, so the key only seeds a
-    counter-based hash (two rounds of Wellons' `lowbias32`), which fuses with its user. Unlike
-    `rng_bit_generator`, it gives the same under `vmap` over keys as in a loop.
+    The result is a pure function of the key. On a CPU, Threefry would take as long as the matrix
+    products of a block. So the key only seeds a counter-based hash (two rounds of Wellons'
+    `lowbias32`), which XLA fuses with its user. Unlike `rng_bit_generator`, it gives the same
+    result under `vmap` over keys as in a loop.
     """
     seed = jax.random.bits(key, (2,), jnp.uint32)
     index = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)

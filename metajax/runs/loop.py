@@ -46,15 +46,15 @@ class Stage(NamedTuple):
 
     Attributes:
         run: from `open_run`.
-        settings: the optimizer's, and how often to save.
+        settings: settings of the optimizer, and how often to save.
         model: the network that is trained.
-        algorithm: how it is trained: one, or a function of the outer step.
-        make_tasks: the tasks of step n, a function of n alone.
-        num_steps: outer steps in all.
+        algorithm: a MetaAlgorithm, or a function from the outer step to one.
+        make_tasks: function from a step's number to its tasks.
+        num_steps: number of outer steps.
         measure: `(params) -> JSON object`, called before the first step and after the last.
-        measured_on: what data that is, in words: of the training classes or of others?
+        measured_on: description of the data that `measure` uses.
         chunk_size: see `metajax.outer_loop`.
-        initialisation: the key of the model's parameters in what is trained; None: they are all.
+        initialisation: key of the network's parameters in the meta-parameters, or None.
         rates_factor: see `adamw`.
     """
 
@@ -72,11 +72,11 @@ class Stage(NamedTuple):
 
 
 def train(stage: Stage, params: Params) -> dict[str, Any]:
-    """Runs a stage from its start, or from its newest checkpoint.
+    """Run a stage from its start, or from its newest checkpoint.
 
     Args:
-        stage: what to run.
-        params: where a new run starts; used up.
+        stage: the stage.
+        params: initial parameters; their buffers are donated.
 
     Returns:
         The results of `measure` as `before` and `after`, and `measured_on`; also written to
@@ -123,10 +123,10 @@ def _outer_loop(stage: Stage) -> OuterLoop:
 def _train_from(
     state: OuterState, stage: Stage, outer: OuterLoop, checkpoints: Checkpoints, stop: Stop
 ) -> dict[str, Any]:
-    """Measures, takes the steps that are left, and measures again.
+    """Measure, take the remaining steps, and measure again.
 
     Raises:
-        InputError: the metrics lack what was measured before the first step.
+        InputError: the metrics do not have the measurement before the first step.
         StoppedError: see `_take_steps`.
     """
     run, settings, first = stage.run, stage.settings, distributed.is_first()
@@ -154,7 +154,7 @@ def _train_from(
 
 
 def compiler_options(settings: ModelSettings) -> dict[str, bool]:
-    """XLA's, for a step: where memory is to be saved, the order of operations that takes least."""
+    """Return XLA options that reduce the memory of a step, if the settings ask for it."""
     saves_memory = settings.remat or getattr(settings, "low_memory", False)
     if jax.default_backend() != "cpu" or not saves_memory:
         return {}
@@ -173,7 +173,7 @@ def _optimizer(stage: Stage) -> Any:
     schedule = learning_rate(
         settings.learning_rate, stage.num_steps, math.ceil(settings.warmup * stage.num_steps)
     )
-    # A pooler that the loss does not see would only shrink.
+    # Weight decay would shrink a pooler that the loss does not use.
     inside = "" if stage.initialisation is None else f"{stage.initialisation}/"
     fixed = () if stage.model.uses_pooler else (f"{inside}pooler/",)
     return adamw(
@@ -193,10 +193,10 @@ def _take_steps(
     checkpoints: Checkpoints,
     stop: Stop,
 ) -> OuterState:
-    """Takes the outer steps that are left, logging and saving on the way.
+    """Take the remaining outer steps. Log and save meanwhile.
 
     Raises:
-        StoppedError: a signal came, or too many steps in a row were not finite; it is all saved.
+        StoppedError: a signal came, or too many steps in a row were not finite; the state is saved.
     """
     first, save_every = int(state.step), stage.settings.save_every
     steps, shown = range(first, stage.num_steps), distributed.is_first()
@@ -235,13 +235,13 @@ def _take_steps(
 
 
 def _skipped_in_a_row(log: MetricsLog) -> int:
-    """How many steps up to the last one were not finite."""
+    """Return how many steps in a row were not finite, up to the last step."""
     steps = itertools.takewhile(lambda row: row.get("skipped"), reversed(log.rows))
     return sum(1 for _ in steps)
 
 
 def _diagnosis(stage: Stage, state: OuterState, step: int, tasks: Task, bad: int) -> str:
-    """Which of a step's tasks were not finite; the parameters are those that it began with."""
+    """Return a message that names the tasks of a step that were not finite."""
     first = distributed.local_slice(num_tasks(tasks) * jax.process_count()).start
     rng, params = (
         jax.random.wrap_key_data(distributed.all_gather(jax.random.key_data(state.rng))),
@@ -255,17 +255,17 @@ def _diagnosis(stage: Stage, state: OuterState, step: int, tasks: Task, bad: int
         return jnp.isfinite(info.query_loss) & jnp.isfinite(global_norm(grads))
 
     fine = np.asarray(jax.jit(lambda *each: jax.lax.map(finite, each))(tasks, keys))
-    which = ", ".join(map(str, first + np.flatnonzero(~fine))) or "none by itself"
+    named = ", ".join(map(str, first + np.flatnonzero(~fine)))
+    which = f"task {named}" if named else "no single task"
     return (
-        f"{bad} steps in a row had a loss or gradient that is not finite, and changed nothing; in "
-        f"step {step + 1} it was task {which} (of {first} to {first + len(fine) - 1}): all before "
-        "them is saved; lower --learning-rate or --inner-lr, or use --dtype float32, in a new "
-        "--workdir"
+        f"the last {bad} steps had a non-finite loss or gradient and were skipped (in step "
+        f"{step + 1}: {which} of {first} to {first + len(fine) - 1}); earlier steps are saved; use "
+        "a lower --learning-rate or --inner-lr, or --dtype float32, in a new --workdir"
     )
 
 
 def _prefetched(make_tasks: MakeTasks, steps: range, clock: Clock) -> Iterator[tuple[int, Task]]:
-    """Each step with its tasks; the next ones are made while this one runs."""
+    """Yield each step with its tasks. The tasks of the next step are made meanwhile."""
     with ThreadPoolExecutor(1, thread_name_prefix="data") as pool:
         coming = [pool.submit(make_tasks, step) for step in steps[:1]]
         for step in steps:

@@ -1,4 +1,4 @@
-"""What is measured of an outer step: losses, time and memory."""
+"""Measurements of an outer step: losses, time and memory."""
 
 import resource
 import sys
@@ -13,21 +13,21 @@ from metajax.training.outer import Metrics
 
 
 class Clock:
-    """Times a step, and how much of it was spent waiting for data."""
+    """A clock for the time of a step, and for the part of it that was spent waiting for data."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
         self._waited = 0.0
 
     def wait_for(self, result: Callable[[], Any]) -> Any:
-        """Returns a result, and counts the time until it is there as waiting for data."""
+        """Return a result, and count the time until then as waiting for data."""
         before = time.perf_counter()
         value = result()
         self._waited += time.perf_counter() - before
         return value
 
     def lap(self) -> dict[str, float]:
-        """Seconds since the last lap, and the share of them (0..1) spent waiting for data."""
+        """Return the seconds since the last lap, and the share of them (0..1) spent on waiting."""
         now = time.perf_counter()
         seconds, waited = now - self._start, self._waited
         self._start, self._waited = now, 0.0
@@ -35,7 +35,7 @@ class Clock:
 
 
 def metrics_row(step: int, metrics: Metrics) -> dict[str, Any]:
-    """Metrics as JSON: scalars by name, the support losses as a list."""
+    """Return metrics as JSON: scalars by name, and the support losses as a list."""
     host = jax.device_get(metrics)
     row: dict[str, Any] = {"step": step, "loss": _number(host.query_loss)}
     row |= {name: _number(value) for name, value in host.query_aux.items() if np.ndim(value) == 0}
@@ -46,12 +46,12 @@ def metrics_row(step: int, metrics: Metrics) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float | None:
-    """As JSON, which has no NaN."""
+    """Return a number as JSON, with None for NaN and infinity."""
     return float(value) if np.isfinite(value) else None
 
 
 def peak_memory() -> dict[str, int]:
-    """The most bytes this process has held and, if it has accelerators, the fullest of them."""
+    """Return the peak memory of the process and of the accelerator with the highest peak."""
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # In kilobytes, except on macOS.
     memory = {"peak_memory_bytes": resident if sys.platform == "darwin" else 1024 * resident}

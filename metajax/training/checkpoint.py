@@ -1,12 +1,12 @@
 """Orbax checkpoints of a run, and the record of how it was made.
 
-A checkpoint holds two items, so that a later stage can read the first alone:
+A checkpoint has two items, so that a later stage can read only the first one:
 
-- `params`: the meta-parameters;
-- `training`: the step, the outer optimizer's state and the run's key;
+- `params`: the meta-parameters.
+- `training`: the step, the outer optimizer's state and the run's key.
 
-and, as its metadata, the run's record (a JSON object: the stage, its settings, versions, and under
-`parent` the record of the run that it started from).
+Its metadata is the run's record, a JSON object: the stage, its settings, versions, and under
+`parent` the record of the run that it started from.
 """
 
 import contextlib
@@ -38,14 +38,14 @@ class Checkpoints:
     Saving is asynchronous and atomic: a directory named by a step's number is complete.
 
     Args:
-        directory: of the checkpoints; created if it does not exist.
-        keep: how many of the newest to keep.
+        directory: directory of the checkpoints; created if it does not exist.
+        keep: number of the newest checkpoints to keep.
         keep_every: also keep the checkpoints whose step is a multiple of this.
         record: the run's record, saved with each checkpoint.
 
     Raises:
-        StoppedError: Orbax cannot read the metadata of the directory or of a checkpoint in it; in
-            `save` and on leaving the context: a checkpoint could not be written.
+        StoppedError: Orbax cannot read the metadata of the directory or of a checkpoint in it. In
+            `save`, and on leaving the context: a checkpoint could not be written.
 
     Examples:
         >>> import tempfile
@@ -108,7 +108,7 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # A failed save or lost processes would be waited for in vain.
+        # After a failed save, or without the other processes, waiting would not end.
         alone = jax.process_count() > 1 and error is not None
         lost = alone and (not isinstance(error, StoppedError) or isinstance(error, LostError))
         if not self._failed and not lost:
@@ -118,12 +118,12 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """The newest checkpoint's step, if there is one."""
+        """Step of the newest checkpoint, or None."""
         latest = self._orbax.latest
         return None if latest is None else latest.step
 
     def save(self, state: OuterState) -> None:
-        """Starts saving; returns when the state's arrays may be overwritten."""
+        """Start saving. Return when the state's arrays may be overwritten."""
         training = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
         with self._explain_failures():
             self._wait()
@@ -135,14 +135,14 @@ class Checkpoints:
             )
 
     def _wait(self) -> None:
-        """Waits for the current save, with a time limit if it goes to a bucket."""
+        """Wait for the current save, with a time limit if it goes to a bucket."""
         if self._pending is not None:
             self._pending.result(None if isinstance(self._directory, Path) else _PATIENCE)
             self._pending, self._safe = None, self._saving
 
     @contextlib.contextmanager
     def _explain_failures(self) -> Iterator[None]:
-        """Reports what is saved if a save fails, which may have begun in an earlier call."""
+        """If a save fails, report what is saved. The save may have begun in an earlier call."""
         try:
             yield
         except Exception as error:
@@ -157,12 +157,12 @@ class Checkpoints:
             ) from error
 
     def restore(self, state: OuterState) -> OuterState:
-        """The newest checkpoint's state, placed like `state`; `state` itself if there is none.
+        """Read the newest checkpoint, placed like `state`. Without one, return `state`.
 
         Checkpoints that cannot be read are moved next to the directory.
 
         Raises:
-            StoppedError: none of the checkpoints can be read, or not even the directory.
+            StoppedError: none of the checkpoints can be read, or the directory cannot.
         """
         training = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
         wanted = {"params": state.meta_params, "training": training}
@@ -203,7 +203,7 @@ class Checkpoints:
         self._orbax.reload()
 
     def _remove_surplus(self) -> None:
-        """Removes surplus checkpoints that a killed run left, in case no save follows."""
+        """Remove surplus checkpoints that a killed run left, because no save may follow."""
         known = self._orbax.checkpoints
         context = ocp.training.preservation_policies.PreservationContext()
         preserved = self._policy.should_preserve(known, context=context)
@@ -229,7 +229,7 @@ def _unreachable(directory: Path, step: int | None, error: Exception | None) -> 
 
 
 def _all_agree(ours: bool) -> bool:
-    """Whether `ours` is true in all processes; each waits here for the others."""
+    """Return whether `ours` is true in all processes. Each process waits here for the others."""
     if jax.process_count() == 1:
         return ours
     return bool(multihost_utils.process_allgather(np.array(ours)).all())
@@ -250,7 +250,7 @@ class Saved(NamedTuple):
 
 
 def load(directory: Path) -> Saved:
-    """Reads the parameters of the newest checkpoint in a directory.
+    """Read the parameters of the newest checkpoint in a directory.
 
     Raises:
         InputError: there is none, or none can be read.
@@ -291,7 +291,7 @@ def _read(path: Path, step: int) -> Saved:
 
 
 def _steps(directory: Path) -> list[int]:
-    """The steps of the checkpoints; where Orbax refuses one's metadata, of all complete ones."""
+    """Return the steps of the checkpoints; if Orbax cannot read them, of all complete ones."""
     if not directory.is_dir():  # Orbax would create it.
         return []
     try:

@@ -6,7 +6,7 @@ from etils import epath
 
 
 def move(checkpoint: Path, aside: Path) -> None:
-    """Moves a checkpoint; if it is interrupted, at least one of the two places is complete."""
+    """Move a checkpoint. If this is interrupted, at least one of the two places is complete."""
     epath.Path(aside).rmtree(missing_ok=True)
     if isinstance(checkpoint, Path):
         checkpoint.rename(aside)
@@ -14,13 +14,13 @@ def move(checkpoint: Path, aside: Path) -> None:
     import fsspec
 
     fsspec.filesystem("gs").copy(str(checkpoint), str(aside), recursive=True)
-    # Without this file the rest is not a checkpoint, and never moved over the copy.
+    # Without this file the rest is not a checkpoint, so it is never moved over the copy.
     (checkpoint / "commit_success.txt").unlink()
     epath.Path(checkpoint).rmtree()
 
 
 def can_be_listed(directory: Path) -> bool:
-    """Whether a directory can be listed; if not, its checkpoints need not be damaged."""
+    """Return whether a directory can be listed. If not, its checkpoints need not be damaged."""
     try:
         return directory.is_dir() and bool(list(directory.iterdir()))
     except Exception:
@@ -28,12 +28,12 @@ def can_be_listed(directory: Path) -> bool:
 
 
 def absolute(directory: Path) -> Path:
-    """The absolute path for Orbax; a path in a bucket is absolute, and not a `pathlib.Path`."""
+    """Return the absolute path for Orbax. A path in a bucket is absolute, and no `pathlib.Path`."""
     return directory.absolute() if isinstance(directory, Path) else directory
 
 
 def whole_steps(directory: Path) -> list[int]:
-    """The steps of the complete checkpoints: an incomplete one has a longer name."""
+    """Return the steps of the complete checkpoints. An incomplete one has a longer name."""
     if not directory.is_dir():
         return []
     return [int(path.name) for path in directory.iterdir() if path.name.isdigit()]

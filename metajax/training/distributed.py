@@ -1,4 +1,4 @@
-"""One run on several hosts: how they connect, which of them writes, what each computes."""
+"""A run on several hosts: how they connect, which of them writes, and what each computes."""
 
 import contextlib
 import socket
@@ -13,22 +13,22 @@ from metajax.training.parallel import all_devices
 from metajax.types import PyTree
 
 _LONGEST_NAME = 64  # The limit of Linux.
-# Seconds without a sign of a host until the others give it up.
+# Seconds without a message from a host after which the others stop.
 _SILENCE = 30
 
 
 def init_distributed(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> None:
-    """Make this process one of several; call it before JAX computes anything.
+    """Make this process one of several. Call this before JAX computes anything.
 
     Args:
-        coordinator: address of the first host; None if the cluster tells it.
-        num_processes: number of processes, likewise.
-        process_id: index of this process from 0, likewise.
+        coordinator: address of the first host. None if the cluster gives all three values.
+        num_processes: number of processes, or None.
+        process_id: index of this process from 0, or None.
 
     Raises:
-        InputError: If the other processes cannot be reached.
+        InputError: the other processes cannot be reached.
     """
     try:
         jax.distributed.initialize(
@@ -42,18 +42,18 @@ def init_distributed(
 
 
 def is_first() -> bool:
-    """Whether this process writes the files that only one process writes."""
+    """Return whether this process writes the files that only one process writes."""
     return jax.process_index() == 0
 
 
 def local_slice(total: int) -> slice:
-    """The tasks of a step that this process computes: an equal share, in order."""
+    """Return the tasks of a step that this process computes: an equal share, in order."""
     count = total // jax.process_count()
     return slice(jax.process_index() * count, (jax.process_index() + 1) * count)
 
 
 def barrier() -> str:
-    """Waits for all processes; returns which host each of them is on."""
+    """Wait for all processes, and say on which host each of them is."""
     if jax.process_count() == 1:
         return "one process"
     own = socket.gethostname().encode()[:_LONGEST_NAME].ljust(_LONGEST_NAME, b"\0")
@@ -61,12 +61,12 @@ def barrier() -> str:
     hosts = (
         f"{number} on {bytes(name).rstrip(bytes(1)).decode()}" for number, name in enumerate(names)
     )
-    # JAX names a lost process by this number, as a task.
+    # In JAX's messages about a lost process, this number is that of a task.
     return f"processes (JAX's tasks): {', '.join(hosts)}"
 
 
 def all_gather(params: PyTree) -> PyTree:
-    """Parameters gathered on one device of this process."""
+    """Gather parameters on one device of this process."""
     if len(all_devices()) == 1:
         return params
     if jax.process_count() == 1:
@@ -75,13 +75,13 @@ def all_gather(params: PyTree) -> PyTree:
 
 
 def asked_to_stop(step: int) -> bool:
-    """Whether one of several hosts got a SIGTERM; the same answer on all of them."""
+    """Return whether one of several hosts got a SIGTERM. The answer is the same on all hosts."""
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 
 @contextlib.contextmanager
 def explain_host_errors() -> Iterator[None]:
-    """Explains errors in what several processes do together."""
+    """Explain errors of operations that several processes run together."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

@@ -31,7 +31,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Any) -> Estimate:
-    """The mean over the leading axis, with its 95% interval by Student's t.
+    """Compute the mean over the leading axis, with its 95% interval by Student's t.
 
     Args:
         values: [E, ...], one entry per episode. The interval of a single entry is infinite.
@@ -48,11 +48,11 @@ def estimate(values: Any) -> Estimate:
 
 @functools.lru_cache(maxsize=16)
 def _compiled(algorithm: MetaAlgorithm, chunk_size: int | None) -> Callable[..., MetaInfo]:
-    """Compiled `(meta_params, tasks, keys) -> MetaInfo [T, ...]`."""
+    """Compile `(meta_params, tasks, keys) -> MetaInfo [T, ...]`."""
 
     def run(meta_params: PyTree, tasks: Task, keys: Key) -> MetaInfo:
         def judge(task: Task, key: Key) -> tuple[None, MetaInfo]:
-            # The gradient goes unused, so the compiler leaves it out.
+            # The gradient is not used, so the compiler leaves it out.
             return None, algorithm.meta_grad(meta_params, task, key)[1]
 
         return map_tasks(judge, tasks, keys, chunk_size)[1]
@@ -69,14 +69,14 @@ def run_episodes(
     first: int = 0,
     chunk_size: int | None = None,
 ) -> MetaInfo:
-    """Adapts to each of T episodes and measures the loss on its query set.
+    """Adapt to each of T episodes, and measure the loss on its query set.
 
     Args:
         algorithm: as trained.
         meta_params: as trained.
         tasks: leaves [T, ...].
-        rng: the key of the whole evaluation.
-        first: the number of the first of these episodes within the evaluation.
+        rng: key of the whole evaluation.
+        first: number of the first of these episodes in the evaluation.
         chunk_size: as for `evaluate`.
 
     Returns:
@@ -94,7 +94,7 @@ def evaluate(
     *,
     chunk_size: int | None = None,
 ) -> MetaInfo:
-    """Returns the mean and 95% interval over episodes of everything in a MetaInfo.
+    """Compute the mean and the 95% interval over episodes of each array of a MetaInfo.
 
     Args:
         algorithm: as trained.
@@ -126,7 +126,7 @@ def evaluate(
 
 
 def nearest_prototype(features: np.ndarray, labels: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Labels each query by the nearest class mean (Snell et al. 2017, arXiv:1703.05175).
+    """Label each query by the nearest class mean (Snell et al. 2017, arXiv:1703.05175).
 
     Args:
         features: [S, H] of the support set.
@@ -134,19 +134,19 @@ def nearest_prototype(features: np.ndarray, labels: np.ndarray, query: np.ndarra
         query: [Q, H].
 
     Returns:
-        [Q] labels. Euclidean distance; on features of unit length.
+        [Q] labels. The distance is Euclidean, and features should have unit length.
     """
     head = prototype_head(features, {"labels": labels}, labels.max() + 1)
     return np.argmax(query @ head["kernel"] + head["bias"], 1)
 
 
 def nearest_neighbour(features: np.ndarray, labels: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Labels each query [Q, H] like the support example [S, H] of the largest inner product."""
+    """Label each query [Q, H] like the support example [S, H] with the largest inner product."""
     return labels[np.argmax(query @ features.T, 1)]
 
 
 def logistic_regression(features: np.ndarray, labels: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Labels each query [Q, H] by scikit-learn's logistic regression, at its defaults."""
+    """Label each query [Q, H] by scikit-learn's logistic regression, with its defaults."""
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(max_iter=1000).fit(features, labels).predict(query)

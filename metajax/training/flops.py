@@ -1,4 +1,4 @@
-"""The arithmetic of a function, counted without running it."""
+"""Count the arithmetic of a function without running it."""
 
 import math
 from collections.abc import Callable
@@ -10,23 +10,23 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any, while_length: float = 1) -> float:
-    """Counts the floating-point operations of a function's matrix products: 2 m n k each.
+    """Count the floating-point operations of a function's matrix products: 2 m n k each.
 
-    The body of a scan counts once per iteration, which XLA's own analysis ignores; of the branches
-    of a conditional the most expensive counts. Work that no result needs is left out, as a compiler
-    does, and so is elementwise work, as is usual for model FLOPs.
+    The body of a scan counts once per iteration. (XLA's own analysis counts it once.) Of the
+    branches of a conditional, the most expensive one counts. As in a compiler, work that no result
+    needs does not count. As is usual for model FLOPs, elementwise work does not count.
 
     Args:
-        function: anything that can be traced.
+        function: any function that JAX can trace.
         arguments: arrays or `jax.ShapeDtypeStruct`s.
-        while_length: iterations of a while loop on average, which a trace does not contain; see
+        while_length: mean number of iterations of a while loop, which a trace does not have; see
             `metajax.algorithms.inner_loop.mean_recomputed_steps`.
     """
     return count_traced_flops(jax.make_jaxpr(function)(*arguments).jaxpr, while_length)
 
 
 def count_traced_flops(jaxpr: core.Jaxpr, while_length: float = 1) -> float:
-    """`count_flops` of a traced function."""
+    """Like `count_flops`, for a traced function."""
     needed, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return sum(_count_equation(equation, while_length) for equation in needed.eqns)
 

@@ -70,14 +70,14 @@ def initial_state(
     rng: Key,
     frozen: Frozen = None,
 ) -> OuterState:
-    """The state before the first outer step."""
+    """Return the state before the first outer step."""
     meta_params = check_params(at_step(algorithm, jnp.int32(0)).init(check_params(params)))
     opt_state = optimizer.init(split_trained(meta_params, frozen)[0])
     return OuterState(jnp.int32(0), meta_params, opt_state, rng)
 
 
 class Metrics(NamedTuple):
-    """Means over the tasks of one outer step.
+    """The means over the tasks of one outer step.
 
     Attributes:
         query_loss: [] after adaptation.
@@ -85,7 +85,7 @@ class Metrics(NamedTuple):
         support_loss: [K] before each inner step.
         grad_norm: [] Euclidean norm of the mean meta-gradient.
         skipped: [] bool, whether the step was not taken because the loss or the norm is not finite:
-            too high an inner rate, or an inner Adam without `eps_root` (see `metajax.maml`).
+            the inner rate is too high, or an inner Adam has no `eps_root` (see `metajax.maml`).
 
     Examples:
         >>> import jax, jax.numpy as jnp, metajax, optax
@@ -106,7 +106,7 @@ class Metrics(NamedTuple):
 
 
 def num_tasks(tasks: Task) -> int:
-    """The number T of tasks in a batch: the leading axis of all leaves.
+    """Return the number T of tasks in a batch: the leading axis of all leaves.
 
     Raises:
         TypeError: the batch is not a Task.
@@ -121,7 +121,7 @@ def num_tasks(tasks: Task) -> int:
 
 
 def default_chunk_size(total: int) -> int:
-    """Tasks under one vmap: all on an accelerator; one on a CPU, where that is faster."""
+    """Return the number of tasks under one vmap: all, or on a CPU one, which is faster there."""
     return 1 if jax.default_backend() == "cpu" else total
 
 
@@ -131,7 +131,7 @@ def map_tasks(
     keys: Key,
     chunk_size: int | None,
 ) -> tuple[PyTree, PyTree]:
-    """Applies a function to T tasks, adding up its first result and stacking its second.
+    """Apply a function to T tasks. Sum its first results, and stack its second results.
 
     Only the results of one chunk exist at a time, so memory does not grow with the number of tasks.
 
@@ -161,7 +161,7 @@ def map_tasks(
 
     if chunk == total:
         return run_chunk((tasks, keys))
-    # The loop needs the shapes of the sums first; `jit` caches the trace.
+    # The loop needs the shapes of the sums first. `jit` caches the trace.
     traced_once = jax.jit(run_chunk, inline=True)
 
     def accumulate(total_sum: PyTree, inputs: tuple[Task, Key]) -> tuple[PyTree, PyTree]:
@@ -180,7 +180,7 @@ def map_tasks(
 
 
 def task_keys(rng: Key, first: int | jax.Array, count: int) -> Key:
-    """The keys [count] of the tasks numbered from `first`, the same on every device."""
+    """Return the keys [count] of the tasks from number `first`, the same on every device."""
     return jax.vmap(lambda index: jax.random.fold_in(rng, index))(first + jnp.arange(count))
 
 
@@ -192,9 +192,9 @@ def mean_meta_grad(
     chunk_size: int | None,
     frozen: Frozen = None,
 ) -> tuple[PyTree, MetaInfo]:
-    """The means over tasks of their meta-gradients and of their MetaInfo.
+    """Compute the means of the meta-gradients and of the MetaInfo over tasks.
 
-    Both are in at least float32; the gradient of leaves that are not floating-point is None.
+    Both are in at least float32. The gradient of leaves that are not floating-point is None.
     """
 
     def meta_grad(task: Task, key: Key) -> tuple[PyTree, MetaInfo]:
@@ -210,7 +210,7 @@ def mean_meta_grad(
 
 
 def global_norm(tree: PyTree) -> jax.Array:
-    """The Euclidean norm of a pytree of arrays, in at least float32."""
+    """Compute the Euclidean norm of a pytree of arrays, in at least float32."""
     return optax.tree.norm(widen(tree))
 
 
@@ -221,7 +221,7 @@ def apply_meta_grad(
     info: MetaInfo,
     frozen: Frozen = None,
 ) -> tuple[OuterState, Metrics]:
-    """Takes the outer step along a mean meta-gradient.
+    """Take the outer step along a mean meta-gradient.
 
     If the gradient or its loss is not finite, only the number of the step changes. The optimizer
     sees only floating-point parameters, and gradients in their dtypes.
@@ -249,13 +249,13 @@ def outer_step(
     axis_name: str | None = None,
     frozen: Frozen = None,
 ) -> Callable[[OuterState, Task], tuple[OuterState, Metrics]]:
-    """Makes one step of the outer loop, a pure function.
+    """Make one step of the outer loop, a pure function.
 
     Args:
         algorithm: an algorithm, or a function of the step that returns one.
         optimizer: the outer optimizer.
         chunk_size: see `map_tasks`.
-        axis_name: the axis over devices, each with an equal share of the tasks, in order.
+        axis_name: name of the axis over devices. Each device has an equal share of the tasks.
         frozen: see `metajax.outer_loop`.
 
     Returns:

@@ -67,13 +67,12 @@ def outer_loop(
     mesh: Mesh | None = None,
     frozen: Frozen = None,
 ) -> OuterLoop:
-    """Trains an algorithm's meta-parameters over batches of tasks.
+    """Make the outer loop, which trains an algorithm's meta-parameters on batches of tasks.
 
-    The tasks of a step are split over the devices by `jax.pmap` when there is more than one,
-    in order; the meta-gradients are averaged once. With a mesh, parameters and optimizer state are
-    sharded over its axis "params". The numbers do not depend on how many devices there are, nor on
-    the chunk size. The exception are random keys of JAX's kind `rbg`, not the default: under `vmap`
-    they give other numbers, so with them results depend on the chunk size.
+    With several devices, `jax.pmap` splits the tasks of a step over them in order, and the
+    meta-gradients are averaged once. With a mesh, parameters and optimizer state are sharded over
+    its axis "params". The results depend neither on the number of devices nor on the chunk size.
+    With `rbg` keys, results depend on the chunk size. (They are not JAX's default.)
 
     With several processes (`jax.distributed.initialize`), each calls `init` with the same params
     and `step` with its own share of the tasks: those of its devices, in the order of
@@ -118,7 +117,7 @@ def outer_loop(
     mesh = mesh or task_mesh(1, devices)
     donated = 0 if donate else ()
     options = dict(compiler_options or {})
-    # With several processes pmap would leave each a state of its own.
+    # With several processes, `pmap` would give each of them its own state.
     if jax.process_count() > 1 or mesh.shape[PARAMS] > 1:
         return _sharded(algorithm, outer_optimizer, mesh, chunk_size, donated, options, frozen)
     first, *others = mesh.devices.flat
@@ -168,7 +167,7 @@ def _one_device(
     """The outer loop under `jax.jit`."""
 
     def init(params: Params, rng: Key) -> OuterState:
-        # Where a step leaves the state. A state placed elsewhere would be compiled for again.
+        # Place the state where a step returns it; otherwise the second step compiles again.
         home = SingleDeviceSharding(device)
         return jax.device_put(initial_state(algorithm, optimizer, params, rng, frozen), home)
 
@@ -189,7 +188,7 @@ def _pmapped(
     frozen: Frozen,
 ) -> OuterLoop:
     """The outer loop under `jax.pmap`: each device has the whole state and its share of tasks."""
-    # Where a step leaves the state. A state placed elsewhere would be compiled for again.
+    # Place the state where a step returns it; otherwise the second step compiles again.
     home = NamedSharding(Mesh(np.array(devices), (_AXIS,)), PartitionSpec())
     # Replicated on the way in and out: the state looks the same on one device and on many.
     mapped = jax.pmap(
@@ -205,7 +204,7 @@ def _pmapped(
         return jax.device_put(initial_state(algorithm, optimizer, params, rng, frozen), home)
 
     def step(state: OuterState, tasks: Task) -> tuple[OuterState, Metrics]:
-        # Copies only a state from elsewhere: a checkpoint, another number of devices.
+        # This copies only a state from elsewhere, such as a checkpoint.
         return mapped(jax.device_put(state, home), split_tasks(tasks, len(devices)))
 
     return OuterLoop(
@@ -247,7 +246,7 @@ def _sharded(
 
 
 def _over_mesh(tasks: Task, mesh: Mesh) -> Task:
-    """This process's tasks as its part of arrays that are split over the mesh."""
+    """Make arrays that are split over the mesh, of which this process has its own tasks."""
     split_tasks(tasks, len(mesh.local_devices))  # Checks that they can be split.
     sharding = NamedSharding(mesh, PartitionSpec(MESH_AXES))
     return jax.tree.map(
@@ -256,7 +255,7 @@ def _over_mesh(tasks: Task, mesh: Mesh) -> Task:
 
 
 def split_tasks(tasks: Task, parts: int) -> Task:
-    """Reshapes leaves [T, ...] to [parts, T / parts, ...].
+    """Reshape leaves [T, ...] to [parts, T / parts, ...].
 
     Raises:
         ValueError: T is not a multiple of parts; the message names the nearest multiples.

@@ -33,10 +33,10 @@ def sharded_meta_grad(
     """`mean_meta_grad` of tasks split over a mesh; the gradients are sharded like the parameters.
 
     Args:
-        algorithm: whose meta-gradient to take.
+        algorithm: the algorithm.
         meta_params: sharded over the mesh.
         tasks: leaves [T, ...], split over all devices of the mesh.
-        key: the key of the step.
+        key: key of the step.
         mesh: from `task_mesh`.
         chunk_size: see `map_tasks`.
         frozen: see `metajax.outer_loop`.
@@ -59,18 +59,18 @@ def sharded_meta_grad(
         mesh=mesh,
         in_specs=(jax.tree.map(spec, meta_params), everywhere, PartitionSpec(MESH_AXES)),
         out_specs=(jax.tree.map(spec, trained), everywhere),
-        check_vma=False,  # Or gradients of replicated leaves would be summed one by one.
+        check_vma=False,  # With check_vma, JAX would add one all-reduce per replicated leaf.
     )(meta_params, key, tasks)
 
 
 def shardings(state: OuterState, mesh: Mesh) -> Any:
-    """The sharding of each leaf of a state."""
+    """Return the sharding of each leaf of a state."""
     parts = mesh.shape[PARAMS]
     return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(leaf, parts)), state)
 
 
 def put_state(state: OuterState, mesh: Mesh) -> OuterState:
-    """A state sharded over a mesh; with several processes, each passes the same state."""
+    """Shard a state over a mesh. With several processes, each passes the same state."""
     if jax.process_count() == 1:
         return jax.device_put(state, shardings(state, mesh))
 
@@ -88,19 +88,19 @@ def put_state(state: OuterState, mesh: Mesh) -> OuterState:
 
 
 def _sharded_axis(leaf: Any, parts: int) -> int | None:
-    """The largest axis that can be split evenly, if there is one."""
+    """Return the largest axis that can be split evenly, or None."""
     axes = [axis for axis, size in enumerate(leaf.shape) if parts > 1 and size % parts == 0]
     return max(axes, key=lambda axis: leaf.shape[axis], default=None)
 
 
 def _spec(leaf: Any, parts: int) -> PartitionSpec:
-    """How a leaf of the state is laid out over the mesh."""
+    """Return how a leaf of the state is split over the mesh."""
     axis = _sharded_axis(leaf, parts)
     return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, PARAMS)
 
 
 def _gather(shard: jax.Array, leaf: Any, parts: int) -> jax.Array:
-    """All of `leaf`, from each device's shard of it."""
+    """Gather all of `leaf` from the shards of the devices."""
     axis = _sharded_axis(leaf, parts)
     if axis is None:
         return shard
@@ -108,7 +108,7 @@ def _gather(shard: jax.Array, leaf: Any, parts: int) -> jax.Array:
 
 
 def _mean_shard(grad: jax.Array, leaf: Any, parts: int) -> jax.Array:
-    """Each device's shard of the mean over all devices of the gradients for `leaf`."""
+    """Average the gradients for `leaf` over all devices, and return each device's shard."""
     axis = _sharded_axis(leaf, parts)
     if axis is None:
         return jax.lax.pmean(grad, MESH_AXES)

@@ -245,8 +245,10 @@ def test_tasks_that_are_not_finite_are_skipped_and_named(make_stage, spoils_loss
     tasks = [np.flatnonzero(noise_of(step) > 0).tolist() for step in range(STEPS)]
     assert tasks[4] not in (tasks[3], tasks[5], [], list(range(TASKS)))
     named = ", ".join(map(str, tasks[4]))
-    assert "2 steps in a row had a loss or gradient that is not finite" in str(stopped.value)
-    assert f"in step 5 it was task {named} (of 0 to 3)" in str(stopped.value)
+    assert "the last 2 steps had a non-finite loss or gradient and were skipped" in str(
+        stopped.value
+    )
+    assert f"(in step 5: task {named} of 0 to 3)" in str(stopped.value)
 
     expected, _ = reference([0, 2])
     found = tiny.training_state(make_stage.workdir)
