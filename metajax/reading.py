@@ -25,7 +25,7 @@ def read_bytes(path: str | Path) -> bytes:
     """Return the content of a file; expand `~` in its path.
 
     Raises:
-        InputError: If it is missing, unreadable, or not a plain file. (A pipe may never end.)
+        InputError: it is missing, unreadable, or not a plain file. (A pipe may never end.)
     """
     path = Path(expand_home(str(path)))
     try:
@@ -45,11 +45,11 @@ def parse_json(text: str | bytes, *, unique: bool = False) -> Any:
     """Return the value of JSON text.
 
     Args:
-        text: The text.
-        unique: Whether to refuse an object with a repeated name. If not, the last value is used.
+        text: the text.
+        unique: whether to refuse an object with a repeated name. If not, the last value is used.
 
     Raises:
-        ValueError: If it is not JSON, is nested too deeply, or has a number of too many digits.
+        ValueError: it is not JSON, is nested too deeply, or has a number of too many digits.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique_names if unique else None)

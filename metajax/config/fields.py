@@ -79,7 +79,7 @@ class Settings:
     """Base class of all settings, which checks them.
 
     Raises:
-        InputError: If a value has the wrong type, is out of range or is not one of the choices.
+        InputError: a value has the wrong type, is out of range or is not one of the choices.
     """
 
     def __post_init__(self) -> None:
@@ -111,7 +111,7 @@ def check(setting: dataclasses.Field[Any], value: Any, name: str | None = None) 
         name: the setting's name in the message; its flag by default.
 
     Raises:
-        InputError: If the value has the wrong type, is out of range or is not one of the choices.
+        InputError: the value has the wrong type, is out of range or is not one of the choices.
     """
     name = name or flag(setting.name)
     types, is_tuple = value_types(setting)

@@ -29,7 +29,7 @@ def read_config(path: Path, settings: type[Settings]) -> dict[str, Any]:
         Values by the name of the setting, of the setting's type.
 
     Raises:
-        InputError: If the file cannot be read, or contains anything but valid settings.
+        InputError: the file cannot be read, or contains anything but valid settings.
     """
     fields = {field.name: field for field in dataclasses.fields(settings)}
     values: dict[str, Any] = {}

@@ -34,9 +34,9 @@ def supervised_batch(
     `shuffled_rows` defines the order.
 
     Args:
-        tasks: The data sets.
-        seed: The run's seed.
-        step: Number of the step.
+        tasks: the data sets.
+        seed: the run's seed.
+        step: number of the step.
         batch_size: B.
 
     Returns:
@@ -77,17 +77,17 @@ def plan_batches(
     """Choose the shapes to which `packed_parts` packs the batches of a run.
 
     Args:
-        tasks: The data sets.
-        seed: The run's seed.
+        tasks: the data sets.
+        seed: the run's seed.
         batch_size: B, a multiple of parts.
         parts: P, parts per batch.
-        steps: Steps of the run, as for `plan_episodes`.
+        steps: steps of the run, as for `plan_episodes`.
 
     Returns:
         At most three choices of one Shape each, the cheapest first. The last one fits every batch.
 
     Raises:
-        ValueError: If batch_size is not a multiple of parts.
+        ValueError: batch_size is not a multiple of parts.
 
     Examples:
         >>> import numpy as np
@@ -113,10 +113,10 @@ def packed_parts(
     """Split a batch into equal parts, and pack each part.
 
     Args:
-        batch: A batch from `supervised_batch`. B is a multiple of parts.
+        batch: a batch from `supervised_batch`. B is a multiple of parts.
         parts: P.
-        plan: From `plan_batches`.
-        own: Indices of the parts to return, by default all. The shapes are those of the whole
+        plan: from `plan_batches`.
+        own: indices of the parts to return, by default all. The shapes are those of the whole
             batch.
 
     Returns:
@@ -125,7 +125,7 @@ def packed_parts(
         `metajax.data.packing.pack`), the rest [P, B / P].
 
     Raises:
-        ValueError: If B is not a multiple of parts.
+        ValueError: B is not a multiple of parts.
 
     Examples:
         >>> import numpy as np
@@ -163,9 +163,9 @@ def supervised_eval_batches(
     """Yield a task's examples in order; repeat the last example to fill the last batch.
 
     Args:
-        task: The examples.
+        task: the examples.
         batch_size: B.
-        head: The task's index in `supervised_batch`.
+        head: the task's index in `supervised_batch`.
 
     Yields:
         Batches in the format of `supervised_batch`, but with labels of the task's type and with

@@ -22,7 +22,7 @@ def text_column(table: Table, column: str) -> list[str]:
     """Return a column's texts.
 
     Raises:
-        InputError: If a text is missing or empty, or a value is not text.
+        InputError: a text is missing or empty, or a value is not text.
     """
     values = table.column(column)
     for row, value in enumerate(values):
@@ -37,7 +37,7 @@ def label_column(table: Table, column: str) -> list[str]:
     Log which labels had several spellings, and which different labels look alike.
 
     Raises:
-        InputError: If a label is missing or empty, or neither text nor a whole number.
+        InputError: a label is missing or empty, or neither text nor a whole number.
     """
     written = []
     for row, value in enumerate(table.column(column)):
@@ -61,7 +61,7 @@ def score_column(table: Table, column: str) -> np.ndarray:
     """Return a column's numbers, float32 [N].
 
     Raises:
-        InputError: If a value is missing or not a finite number.
+        InputError: a value is missing or not a finite number.
     """
     scores = []
     for row, value in enumerate(table.column(column)):

@@ -44,16 +44,16 @@ def read_rows(
     """Read a table of text: a header, and rows with the same number of fields.
 
     Args:
-        path: The file's path, for messages.
-        text: The content of the file.
-        usual: The delimiter to use if the header contains it. If not, the most frequent delimiter
+        path: the file's path, for messages.
+        text: the content of the file.
+        usual: the delimiter to use if the header contains it. If not, the most frequent delimiter
             of the header is used.
 
     Returns:
         The columns' names, the rows, and the line on which each row starts.
 
     Raises:
-        InputError: If a row has more or fewer fields than the header, or a quotation is not closed.
+        InputError: a row has more or fewer fields than the header, or a quotation is not closed.
     """
     first = 1
     declared = _DECLARED.match(text)

@@ -18,9 +18,9 @@ class Draws(NamedTuple):
     """D draws of a task's support set.
 
     Attributes:
-        task: The task's examples, followed by the examples of the draws.
-        support: Rows of the examples of each draw, int64 [S_d].
-        query: Rows of the task's examples that are not in the draw, int64 [Q_d] per draw.
+        task: the task's examples, followed by the examples of the draws.
+        support: rows of the examples of each draw, int64 [S_d].
+        query: rows of the task's examples that are not in the draw, int64 [Q_d] per draw.
 
     Examples:
         >>> import numpy as np
@@ -41,14 +41,14 @@ def join_draws(task: TaskData, draws: Sequence[TaskData]) -> Draws:
     """Join a task and draws of its support set to one data set.
 
     Args:
-        task: The examples to classify. Those that a draw contains are not its queries.
-        draws: The support sets. They have the task's classes, in any order.
+        task: the examples to classify. Those that a draw contains are not its queries.
+        draws: the support sets. They have the task's classes, in any order.
 
     Returns:
         The N examples of the task followed by those of the draws, and the rows of each draw.
 
     Raises:
-        InputError: If a draw has other classes than the task, another number of texts per example,
+        InputError: a draw has other classes than the task, another number of texts per example,
             another label for a text, two labels for a text, the examples of another draw, or all
             examples of the task.
 

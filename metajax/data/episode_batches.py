@@ -22,11 +22,11 @@ def plan_episodes(
     """Choose the shapes to which the support and query sets of a run are packed.
 
     Args:
-        tasks: The data sets.
-        spec: The size of an episode.
-        seed: The run's seed.
+        tasks: the data sets.
+        spec: the size of an episode.
+        seed: the run's seed.
         count: T, episodes per step.
-        steps: Steps of the run. A further shape has to save more time than its compilation takes.
+        steps: steps of the run. A further shape has to save more time than its compilation takes.
 
     Returns:
         At most three pairs of shapes, the cheapest first. The last one fits every step.
@@ -50,9 +50,9 @@ def plan_drawn(
     """Choose the shapes for steps that are similar to some given steps.
 
     Args:
-        tasks: The data sets.
-        drawn: Episodes of each of the given steps.
-        steps: Steps of the run.
+        tasks: the data sets.
+        drawn: episodes of each of the given steps.
+        steps: steps of the run.
 
     Returns:
         Shapes as `plan_episodes` returns them.
@@ -74,9 +74,9 @@ def gather(tasks: Sequence[TokenizedTask], episodes: Episodes, plan: Sequence[Sh
     """Assemble the packed batches of T episodes.
 
     Args:
-        tasks: The data sets the episodes were drawn from.
-        episodes: The episodes to assemble.
-        plan: Shapes from `plan_episodes`. The first shapes that fit are used. A host that assembles
+        tasks: the data sets the episodes were drawn from.
+        episodes: the episodes to assemble.
+        plan: shapes from `plan_episodes`. The first shapes that fit are used. A host that assembles
             only its share of a step passes the shapes that `fit_episodes` returns for the whole
             step, because all hosts must use the same shapes.
 
@@ -111,9 +111,9 @@ def fit_episodes(
     """Return the first shapes of a plan that T episodes fit, or the last ones.
 
     Args:
-        tasks: The data sets the episodes were drawn from.
-        episodes: All episodes of a step.
-        plan: From `plan_episodes`.
+        tasks: the data sets the episodes were drawn from.
+        episodes: all episodes of a step.
+        plan: from `plan_episodes`.
 
     Examples:
         >>> import metajax.data as data, numpy as np

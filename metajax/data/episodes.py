@@ -16,10 +16,10 @@ class EpisodeSpec(NamedTuple):
     """The size of an episode.
 
     Attributes:
-        ways: Classes per episode. None means all classes of the data set (Bansal et al. 2020,
+        ways: classes per episode. None means all classes of the data set (Bansal et al. 2020,
             https://arxiv.org/abs/1911.03863).
-        shots: Support examples per class.
-        queries: Query examples per class.
+        shots: support examples per class.
+        queries: query examples per class.
 
     Examples:
         >>> import metajax.data as data
@@ -75,11 +75,11 @@ def check_episodes(tasks: Sequence[TaskData | TokenizedTask], spec: EpisodeSpec)
     """Check that each class of the tasks has enough examples for an episode.
 
     Args:
-        tasks: The data sets.
-        spec: The size of an episode.
+        tasks: the data sets.
+        spec: the size of an episode.
 
     Raises:
-        InputError: If a task is a regression, has fewer classes than ways, or has a class with
+        InputError: a task is a regression, has fewer classes than ways, or has a class with
             fewer examples than shots plus queries.
 
     Examples:
@@ -135,15 +135,15 @@ def sample_episodes(
     (Yin et al. 2020, https://arxiv.org/abs/1912.03820).
 
     Args:
-        tasks: The data sets. `check_episodes` accepts them.
-        spec: The size of an episode.
-        seed: The run's seed.
-        step: Number of the step.
+        tasks: the data sets. `check_episodes` accepts them.
+        spec: the size of an episode.
+        seed: the run's seed.
+        step: number of the step.
         count: T, number of episodes.
-        first: Number of the first episode within the step.
+        first: number of the first episode within the step.
 
     Raises:
-        ValueError: If a sampled class has fewer examples than shots plus queries.
+        ValueError: a sampled class has fewer examples than shots plus queries.
 
     Examples:
         >>> import metajax.data as data, numpy as np

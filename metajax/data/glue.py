@@ -15,14 +15,14 @@ class GlueTask(NamedTuple):
     """Layout of one GLUE task, in the classic files and in the hub's copy.
 
     Attributes:
-        directory: Its folder in the classic layout.
-        labels: Label names in their published order; empty for a regression.
-        columns: Columns of the text and of the second text (or None) in the files.
-        label: The label column in the files.
-        hub_columns: The same columns in the hub's copy, where the label column is "label".
-        names: The columns' names if the files have no header.
-        development: Name of the development split, in the files and on the hub.
-        drop_broken: Skip rows that lack a field instead of refusing the file.
+        directory: its folder in the classic layout.
+        labels: label names in their published order; empty for a regression.
+        columns: columns of the text and of the second text (or None) in the files.
+        label: the label column in the files.
+        hub_columns: the same columns in the hub's copy, where the label column is "label".
+        names: the columns' names if the files have no header.
+        development: name of the development split, in the files and on the hub.
+        drop_broken: whether to skip rows that lack a field instead of refusing the file.
     """
 
     directory: str
@@ -81,7 +81,7 @@ def glue_name(name: str) -> str:
     """Return a GLUE task's key; ignore case, hyphens and underscores.
 
     Raises:
-        InputError: If GLUE has no task of this name.
+        InputError: GLUE has no task of this name.
     """
     key = _plain(name)
     if key not in GLUE:
@@ -93,7 +93,7 @@ def glue_path(key: str, glue_dir: str | Path, split: str) -> Path:
     """Return the path of one split in the classic layout.
 
     Raises:
-        InputError: If the directory or the task's folder in it is missing.
+        InputError: the directory or the task's folder in it is missing.
     """
     try:
         folders = sorted(entry for entry in Path(glue_dir).iterdir() if entry.is_dir())
@@ -112,7 +112,7 @@ def read_glue(path: Path, task: GlueTask) -> Table:
     """Read a file of the classic layout.
 
     Raises:
-        InputError: If the file cannot be read, or a row has too many or too few fields.
+        InputError: the file cannot be read, or a row has too many or too few fields.
     """
     names = list(task.names)
     rows: list[list[str]] = []

@@ -14,7 +14,7 @@ def hub_address(spec: str, split: str) -> tuple[str, str | None, str]:
     """Return the repository, configuration and split that a glue: or hub: spec names.
 
     Raises:
-        InputError: If the spec has neither form.
+        InputError: the spec has neither form.
     """
     if spec.startswith("glue:"):
         key = glue_name(spec[5:])
@@ -35,7 +35,7 @@ def read_hub(
     This runs no code of the data set: `datasets` does not support it since version 4.
 
     Raises:
-        InputError: If it cannot be loaded for any reason.
+        InputError: it cannot be loaded for any reason.
     """
     import datasets
 
@@ -70,10 +70,10 @@ def has_split(spec: str, split: str) -> bool:
 
     Args:
         spec: "hub:OWNER/NAME[/CONFIG]" or "glue:NAME".
-        split: For example "train" or "validation".
+        split: for example "train" or "validation".
 
     Raises:
-        InputError: If the spec has neither form, or GLUE has no task of this name.
+        InputError: the spec has neither form, or GLUE has no task of this name.
 
     Examples:
         >>> from unittest import mock

@@ -14,10 +14,10 @@ class MaskRule(NamedTuple):
     """How tokens are hidden (Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
 
     Attributes:
-        mask_id: The mask token.
+        mask_id: the mask token.
         replacements: int32 [R]; tokens to choose random replacements from.
-        rate: The share of maskable tokens to choose.
-        whole_word: Choose whole words instead of tokens.
+        rate: the share of maskable tokens to choose.
+        whole_word: whether to choose whole words instead of tokens.
 
     Examples:
         >>> import numpy as np
@@ -37,12 +37,12 @@ def mask_rule(tokenizer: Any, *, rate: float = 0.15, whole_word: bool = False) -
     """Return the mask rule of a tokenizer. Random replacements are never special tokens.
 
     Args:
-        tokenizer: The model's tokenizer, from transformers.
-        rate: The share of maskable tokens to choose.
-        whole_word: Choose whole words instead of tokens.
+        tokenizer: the model's tokenizer, from transformers.
+        rate: the share of maskable tokens to choose.
+        whole_word: whether to choose whole words instead of tokens.
 
     Raises:
-        InputError: If the tokenizer has no mask token, or rate is not between 0 and 1.
+        InputError: the tokenizer has no mask token, or rate is not between 0 and 1.
 
     Examples:
         >>> from transformers import BertTokenizer
@@ -69,10 +69,10 @@ def mask_tokens(blocks: Blocks, rule: MaskRule, seed: int, step: int) -> dict[st
     words are chosen in random order as long as they fit into this number of tokens.
 
     Args:
-        blocks: The blocks.
-        rule: The rule from `mask_rule`.
-        seed: The run's seed.
-        step: Which step.
+        blocks: the blocks.
+        rule: the rule from `mask_rule`.
+        seed: the run's seed.
+        step: which step.
 
     Returns:
         input_ids, attention_mask, token_type_ids int32 [B, L]; positions and targets int32 [B, M]
@@ -123,9 +123,9 @@ def pretraining_batch(
 
     Args:
         blocks: N blocks of length L.
-        rule: The rule from `mask_rule`.
-        seed: The run's seed.
-        step: Which step.
+        rule: the rule from `mask_rule`.
+        seed: the run's seed.
+        step: which step.
         batch_size: B.
 
     Returns:
@@ -150,15 +150,15 @@ def held_out(blocks: Blocks, seed: int, share: float = 0.05) -> tuple[Blocks, Bl
 
     Args:
         blocks: N blocks of length L.
-        seed: The run's seed.
-        share: Share of blocks to hold out.
+        seed: the run's seed.
+        share: share of blocks to hold out.
 
     Returns:
         Training blocks [N - M, L] and evaluation blocks [M, L], in their order. M is N * share,
         rounded.
 
     Raises:
-        InputError: If there is only one block.
+        InputError: there is only one block.
 
     Examples:
         >>> import numpy as np
@@ -185,10 +185,10 @@ def take(blocks: Blocks, rows: np.ndarray | slice) -> Blocks:
 
     Args:
         blocks: N blocks.
-        rows: Rows to return: int [M], or a slice.
+        rows: rows to return: int [M], or a slice.
 
     Raises:
-        IndexError: If a row is N or more.
+        IndexError: a row is N or more.
 
     Examples:
         >>> import numpy as np

@@ -62,7 +62,7 @@ def place(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
 
     Args:
         lengths: int [B], at most width. A text of length 0 takes no room.
-        width: Tokens per row.
+        width: tokens per row.
 
     Returns:
         The row and the first column of each text, int64 [B]. This method (first-fit decreasing)
@@ -124,9 +124,9 @@ def plan_shapes(
     """Choose the few shapes to which the steps of a run are packed; each is compiled once.
 
     Args:
-        samples: Typical steps. For each part of a step, the lengths [T, B] of its texts.
-        longest: The longest possible text.
-        steps: Steps of the run.
+        samples: typical steps. For each part of a step, the lengths [T, B] of its texts.
+        longest: the longest possible text.
+        steps: steps of the run.
 
     Returns:
         At most three choices, the cheapest first: one that fits three quarters of the samples, if
@@ -147,8 +147,8 @@ def fit_shapes(parts: Sequence[np.ndarray], plan: Sequence[Shapes]) -> Shapes:
     """Return the first choice of a plan that fits the texts of a step.
 
     Args:
-        parts: For each part, the lengths [T, B] of its texts.
-        plan: Choices from `plan_shapes`. The last one is not checked.
+        parts: for each part, the lengths [T, B] of its texts.
+        plan: choices from `plan_shapes`. The last one is not checked.
     """
     for shapes in plan[:-1]:
         pairs = zip(parts, shapes, strict=True)

@@ -20,10 +20,10 @@ class Table(NamedTuple):
     """Named columns of one source.
 
     Attributes:
-        source: The name of the file or hub data set, for messages.
-        names: The columns' names, in the source's order.
-        column: Returns the values of a column; None where a row has no value.
-        place: Returns the place of a row ("data.csv:7"), for messages.
+        source: the name of the file or hub data set, for messages.
+        names: the columns' names, in the source's order.
+        column: returns the values of a column; None where a row has no value.
+        place: returns the place of a row ("data.csv:7"), for messages.
     """
 
     source: str
@@ -36,7 +36,7 @@ def read_text(path: str | Path) -> str:
     """Return a text file's content without byte-order mark; carriage returns may end lines.
 
     Raises:
-        InputError: If the file cannot be read, is not UTF-8, contains a NUL byte, or has only white
+        InputError: the file cannot be read, is not UTF-8, contains a NUL byte, or has only white
             space.
     """
     content = read_bytes(path).removeprefix(b"\xef\xbb\xbf")
@@ -71,10 +71,10 @@ def read_lines(paths: str | Path | Sequence[str | Path]) -> list[str]:
     r"""Return the lines of plain text files that are not blank, stripped.
 
     Args:
-        paths: One or more files, in this order.
+        paths: one or more files, in this order.
 
     Raises:
-        InputError: If a file is missing, empty, or not UTF-8 text.
+        InputError: a file is missing, empty, or not UTF-8 text.
 
     Examples:
         >>> import metajax.data as data, pathlib, tempfile
@@ -92,7 +92,7 @@ def read_table(path: str | Path) -> Table:
     """Read a CSV, TSV, JSON-lines or Parquet file; the extension decides.
 
     Raises:
-        InputError: If the file does not have the format that its extension says.
+        InputError: the file does not have the format that its extension says.
     """
     extension = Path(path).suffix.lower()
     if extension not in TABLES:
@@ -109,7 +109,7 @@ def rows_table(
     """Make a table from rows of text fields and the lines on which they start.
 
     Raises:
-        InputError: If two columns share a name or there are no rows.
+        InputError: two columns share a name or there are no rows.
     """
     _check_names(str(path), names)
     if not rows:
@@ -199,7 +199,7 @@ def _bounded_column(file: Any, name: str, most: int) -> list[Any]:
     """Return a column's values if they need at most `most` bytes.
 
     Raises:
-        ValueError: If they need more, or if their number is not the one in the file's metadata.
+        ValueError: they need more, or their number is not the one in the file's metadata.
     """
     metadata, values, size = file.metadata, [], 0
     # Not of the column alone: with damaged statistics, pyarrow would end the process.

@@ -26,10 +26,10 @@ def shuffled_rows(seed: int, step: int, batch_size: int, size: int) -> np.ndarra
     the number of rows.
 
     Args:
-        seed: The run's seed.
-        step: Number of the step.
-        batch_size: Number of rows to return.
-        size: Number of rows in an epoch.
+        seed: the run's seed.
+        step: number of the step.
+        batch_size: number of rows to return.
+        size: number of rows in an epoch.
 
     Returns:
         Rows Rows int64 [batch_size], each in range(size).

@@ -33,15 +33,15 @@ def hidden_words(path: str | Path, *, keep_duplicates: bool = False) -> list[tup
     is hidden everywhere.
 
     Args:
-        path: Plain text with one sentence or paragraph per line.
-        keep_duplicates: Keep repeated passages, and passages that fit several words.
+        path: plain text with one sentence or paragraph per line.
+        keep_duplicates: whether to keep repeated passages, and passages that fit several words.
 
     Returns:
         (passage, word) pairs in the order of the lines. At least two words have 20 passages or
         more.
 
     Raises:
-        InputError: If the text cannot be read or is too short.
+        InputError: the text cannot be read or is too short.
     """
     lines = [line for _, line in numbered_lines(path)]
     words = [[word.lower() for word in _WORD.findall(line)] for line in lines]

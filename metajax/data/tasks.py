@@ -23,13 +23,13 @@ class TaskData(NamedTuple):
     """A labelled data set of N examples.
 
     Attributes:
-        name: The spec that it was loaded from, with the usual spelling of GLUE names ("glue:mrpc").
+        name: the spec that it was loaded from, with the usual spelling of GLUE names ("glue:mrpc").
         texts: N texts.
         pairs: N second texts, or None for single texts.
         labels: int32 [N], indices into label_names; float32 [N] for a regression.
-        label_names: The classes in the order of their ids; empty for a regression.
-        hides_words: Whether "[MASK]" in the texts stands for a hidden word, as in `smlmt:` tasks.
-        keep_duplicates: Whether episodes use all examples. By default they use one example of each
+        label_names: the classes in the order of their ids; empty for a regression.
+        hides_words: whether "[MASK]" in the texts stands for a hidden word, as in `smlmt:` tasks.
+        keep_duplicates: whether episodes use all examples. By default they use one example of each
             text, and no text with several labels. Otherwise a text could be in both support and
             query set.
 
@@ -83,22 +83,22 @@ def load_tasks(
     of a hub data set that declares them, keep their published order.
 
     Args:
-        specs: Paths of CSV, TSV, JSON-lines or Parquet files, "glue:NAME",
+        specs: paths of CSV, TSV, JSON-lines or Parquet files, "glue:NAME",
             "hub:OWNER/NAME[/CONFIG]", or "smlmt:FILE" for plain text (see `hidden_words`).
-        glue_dir: Directory with GLUE's classic TSV layout. By default the hub's copy is used.
+        glue_dir: directory with GLUE's classic TSV layout. By default the hub's copy is used.
         split: "train" or "validation", for glue: and hub:. Files are always read completely.
-        text_column: The column of the text. The default is `text` if it exists, else `sentence`.
-        pair_column: The column of the second text. The default is `text_pair` if it exists.
-        label_column: The column of the label. The default is `label`.
-        classes: Files with the labels to keep, one per line. Examples with other labels are
+        text_column: the column of the text. The default is `text` if it exists, else `sentence`.
+        pair_column: the column of the second text. The default is `text_pair` if it exists.
+        label_column: the column of the label. The default is `label`.
+        classes: files with the labels to keep, one per line. Examples with other labels are
             removed. All words of "smlmt:" tasks are kept.
-        keep_duplicates: Whether an episode may contain a text several times (see `TaskData`).
+        keep_duplicates: whether an episode may contain a text several times (see `TaskData`).
 
     Returns:
         One TaskData per spec.
 
     Raises:
-        InputError: If something in the files cannot be used. The message says where.
+        InputError: something in the files cannot be used. The message says where.
 
     Examples:
         >>> import pathlib, tempfile
@@ -137,12 +137,12 @@ def load_texts(
     """Read the texts, and second texts if there are any, of a task file; ignore labels.
 
     Args:
-        path: A CSV, TSV, JSON-lines or Parquet file.
-        text: The column of the text, as for `load_tasks`.
-        pair: The column of the second text.
+        path: a CSV, TSV, JSON-lines or Parquet file.
+        text: the column of the text, as for `load_tasks`.
+        pair: the column of the second text.
 
     Raises:
-        InputError: If something in the file cannot be used. The message says where.
+        InputError: something in the file cannot be used. The message says where.
     """
     table = read_table(path)
     columns = _find_columns(table, _Columns(text, pair, None), labelled=False)
@@ -157,12 +157,12 @@ def fingerprint(spec: str, *, glue_dir: str | Path | None = None, split: str = "
     For a file it is the hash of its bytes. For a data set of the hub it is the hash of its rows.
 
     Args:
-        spec: A spec as for `load_tasks`, or a path.
-        glue_dir: As for `load_tasks`.
-        split: As for `load_tasks`.
+        spec: a spec as for `load_tasks`, or a path.
+        glue_dir: as for `load_tasks`.
+        split: as for `load_tasks`.
 
     Raises:
-        InputError: If the data cannot be read or do not exist.
+        InputError: the data cannot be read or do not exist.
 
     Examples:
         >>> import pathlib, tempfile

@@ -20,7 +20,7 @@ class Tokens(NamedTuple):
         input_ids: int32 [N, L].
         token_type_ids: int8 [N, L]; 1 in the second text of a pair.
         lengths: int32 [N]; number of tokens without padding.
-        truncated: Number of texts that were longer than the limit.
+        truncated: number of texts that were longer than the limit.
 
     Examples:
         >>> import metajax.data as data, numpy as np
@@ -40,11 +40,11 @@ class TokenizedTask(NamedTuple):
     """A tokenized task of N examples.
 
     Attributes:
-        name: The task's name.
-        tokens: The examples.
+        name: the task's name.
+        tokens: the examples.
         labels: int32 [N], or float32 [N] for a regression.
-        label_names: The classes in the order of their ids; empty for a regression.
-        rows_by_class: The rows of each class that episodes are sampled from, int64 [n_c].
+        label_names: the classes in the order of their ids; empty for a regression.
+        rows_by_class: the rows of each class that episodes are sampled from, int64 [n_c].
 
     Examples:
         >>> import metajax.data as data, numpy as np
@@ -94,16 +94,16 @@ def tokenize(
     Args:
         texts: N texts.
         pairs: N second texts, or None.
-        tokenizer: The model's fast tokenizer, of transformers.
-        max_length: Largest number of tokens per example. Longer texts lose their end; in a pair,
+        tokenizer: the model's fast tokenizer, of transformers.
+        max_length: largest number of tokens per example. Longer texts lose their end; in a pair,
             the longer text does.
 
     Returns:
         The tokens [N, L], padded to the longest example.
 
     Raises:
-        InputError: If max_length leaves room only for special tokens, if the tokenizer puts nothing
-            between the texts of a pair, or if it cannot split a text.
+        InputError: max_length leaves room only for special tokens; the tokenizer puts nothing
+            between the texts of a pair; or it cannot split a text.
 
     Examples:
         >>> import metajax.data as data, transformers
@@ -146,15 +146,14 @@ def tokenize_task(task: TaskData, tokenizer: Any, max_length: int) -> TokenizedT
 
     Args:
         task: N examples.
-        tokenizer: The model's fast tokenizer, of transformers.
-        max_length: Largest number of tokens per example.
+        tokenizer: the model's fast tokenizer, of transformers.
+        max_length: largest number of tokens per example.
 
     Returns:
         The tokenized task, with tokens [N, L].
 
     Raises:
-        InputError: As in `tokenize`, or if the task hides words and the tokenizer has no mask
-            token.
+        InputError: as in `tokenize`, or the task hides words and the tokenizer has no mask token.
 
     Examples:
         >>> import metajax.data as data, numpy as np, transformers
@@ -196,16 +195,16 @@ def pack_blocks(lines: Sequence[str], tokenizer: Any, block_length: int) -> Bloc
     section 4.2) without a separator between lines.
 
     Args:
-        lines: The lines of the text.
-        tokenizer: The model's fast tokenizer, of transformers.
+        lines: the lines of the text.
+        tokenizer: the model's fast tokenizer, of transformers.
         block_length: L, including special tokens.
 
     Returns:
         Blocks [N, L] with L - 2 tokens of text each.
 
     Raises:
-        InputError: If block_length leaves room only for [CLS] and [SEP], if the tokenizer lacks one
-            of these, or if the lines have no tokens.
+        InputError: block_length leaves room only for [CLS] and [SEP]; the tokenizer lacks one
+            of these; or the lines have no tokens.
 
     Examples:
         >>> import metajax.data as data, transformers
