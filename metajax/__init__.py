@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from metajax.algorithms.prototypes import leopard, proto_maml, protonet
     from metajax.algorithms.reptile import reptile
     from metajax.algorithms.supervised import supervised
+    from metajax.algorithms.test_time import test_time_training
     from metajax.errors import InputError
     from metajax.models import Bert, Transformer, from_pretrained, save_pretrained
     from metajax.training.evaluation import Estimate, evaluate
@@ -50,6 +51,7 @@ __all__ = [
     "save_pretrained",
     "supervised",
     "task_mesh",
+    "test_time_training",
 ]
 
 _MODULES = {
@@ -59,6 +61,7 @@ _MODULES = {
     "algorithms.prototypes": ("leopard", "proto_maml", "protonet"),
     "algorithms.reptile": ("reptile",),
     "algorithms.supervised": ("supervised",),
+    "algorithms.test_time": ("test_time_training",),
     "errors": ("InputError",),
     "models": ("Bert", "Transformer", "from_pretrained", "save_pretrained"),
     "training.evaluation": ("Estimate", "evaluate"),

@@ -75,6 +75,13 @@ def mlp_tasks(num_tasks=NUM_TASKS, seed=0):
     return metajax.Task(support=batch(), query=batch())
 
 
+def mlp_streams(num_tasks, num_steps, seed=0):
+    """The same with `num_steps` support batches per task: support leaves [T, K, 6, ...]."""
+    tasks = [mlp_tasks(num_tasks, seed + 9 * k) for k in range(num_steps)]
+    stack = lambda *leaves: jnp.stack(leaves, 1)  # noqa: E731
+    return tasks[0]._replace(support=jax.tree.map(stack, *(task.support for task in tasks)))
+
+
 def one_task(seed=0):
     return nth(mlp_tasks(1, seed), 0)
 

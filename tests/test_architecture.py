@@ -31,15 +31,16 @@ ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 # Within the algorithms: a family may not import another.
-FAMILIES = {"maml", "reptile", "meta_sgd", "imaml", "prototypes", "supervised"}
+FAMILIES = {"maml", "reptile", "meta_sgd", "imaml", "prototypes", "supervised", "test_time"}
 WITHIN_ALGORITHMS: dict[str, set[str]] = {
     "registry": set(),
     "checks": set(),
     "lora": set(),
     "hypergrad": set(),
-    "inner_loop": {"checks", "hypergrad"},
-    "adaptation": {"checks", "inner_loop", "hypergrad"},
-    **{name: {"checks", "inner_loop", "hypergrad", "adaptation"} for name in FAMILIES},
+    "streams": {"hypergrad"},
+    "inner_loop": {"checks", "hypergrad", "streams"},
+    "adaptation": {"checks", "inner_loop", "hypergrad", "streams"},
+    **{name: {"checks", "inner_loop", "hypergrad", "streams", "adaptation"} for name in FAMILIES},
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import benchmarks
-from benchmarks import faults, gpu, memory, peers, profile_step, scaling, steps
+from benchmarks import faults, gpu, memory, peers, profile_step, scaling, steps, streams
 
 
 @pytest.mark.slow
@@ -41,6 +41,21 @@ def test_steps(monkeypatch, capsys, tmp_path):
     assert len(row["all_seconds"]) == 1
     assert picture.stat().st_size > 1000
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_streams(monkeypatch, capsys, tmp_path):
+    output = tmp_path / "streams.json"
+    sizes = ["--width", "8", "--layers", "1", "--examples", "4", "--turns", "1"]
+    arguments = ["streams", "--engine", "low-memory", "first-order", "--steps", "2", *sizes]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--output", str(output)])
+    streams.main()
+    rows = json.loads(output.read_text())["rows"]
+    assert [(row["engine"], row["steps"]) for row in rows] == [
+        ("low-memory", 2),
+        ("first-order", 2),
+    ]
+    assert all(row["copies"] > 0 and row["seconds"] > 0 for row in rows)
+    assert len(capsys.readouterr().out.splitlines()) == 4
 
 
 @pytest.mark.slow

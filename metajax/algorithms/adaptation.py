@@ -13,6 +13,7 @@ import optax
 from metajax.algorithms.checks import check_params, check_task, loss_and_aux
 from metajax.algorithms.hypergrad import InnerLoss
 from metajax.algorithms.inner_loop import InnerLoop, fold_in, inner_loop
+from metajax.algorithms.streams import check_stream
 from metajax.dtypes import is_float, widen
 from metajax.tree import combine, path_name, paths, select
 from metajax.types import (
@@ -40,6 +41,8 @@ class Engine(TypedDict, total=False):
     first_order: bool
     low_memory: bool
     unroll: bool
+    stream: bool
+    micro_batches: int
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,13 @@ class Adaptation:
         trainable: predicate on a parameter's path; true if the inner loop updates it.
         reparametrize: function that expresses the task in fewer parameters.
         init_fn: start of the inner loop.
+        stream: whether the support set has one batch per inner step.
+        micro_batches: number of equal parts of a step's batch.
         make_loop: constructor of a different inner loop. None uses `inner_loop`.
 
     Raises:
-        ValueError: num_steps is below 0, or, when called, `trainable` is false for all parameters.
+        ValueError: num_steps is below 0 or micro_batches below 1, or, when called, `trainable` is
+            false for all parameters.
         TypeError: when called, loss_fn does not return a scalar loss and aux.
 
     Examples:
@@ -80,6 +86,8 @@ class Adaptation:
     trainable: Callable[[str], bool] | None = None
     reparametrize: Reparametrize | None = None
     init_fn: InitFn | None = None
+    stream: bool = False
+    micro_batches: int = 1
     make_loop: Callable[[InnerLoss], InnerLoop] | None = None
 
     def __post_init__(self) -> None:
@@ -147,6 +155,8 @@ class Adaptation:
             first_order=self.first_order,
             low_memory=self.low_memory,
             unroll=self.unroll,
+            stream=self.stream,
+            micro_batches=self.micro_batches,
         )
 
     def _solve(
@@ -157,6 +167,8 @@ class Adaptation:
         rng: Key | None,
         per_step_fn: Callable[[Params], Any] | None = None,
     ) -> tuple[Params, AdaptInfo, Any]:
+        if self.stream:
+            check_stream(support, self.num_steps)
         if self.init_fn is not None:
             init_fn = jax.checkpoint(self.init_fn) if self.low_memory else self.init_fn
             params = init_fn(params, support, fold_in(rng, INIT))

@@ -8,9 +8,12 @@ Both engines are exact. They differ in memory and time:
   cotangent v is a Hessian-vector product. One `jvp` of the gradient computes it (Pearlmutter 1994).
   This engine stores only the parameters of an inner step, and computes the gradient of the step
   twice. `checkpointed_scan` then stores the parameters of only a few steps.
+
+With either engine, `segmented_scan` stores about sqrt(K) of K steps.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,34 +32,42 @@ InnerLoss = Callable[[Params, Params, Batch, Key | None], jax.Array]
 InnerGrad = Callable[[Params, Params, Batch, Key | None], tuple[jax.Array, Params]]
 
 
-def reverse(loss_fn: InnerLoss) -> InnerGrad:
-    """Return the gradient by `jax.value_and_grad`, differentiated by JAX."""
+def reverse(loss_fn: InnerLoss, *, differentiable_loss: bool = False) -> InnerGrad:
+    """Return the gradient by `jax.value_and_grad`, differentiated by JAX.
+
+    Args:
+        loss_fn: `(adapted, frozen, batch, rng) -> loss`.
+        differentiable_loss: whether the returned loss is differentiable; otherwise it is a
+            constant.
+    """
     value_and_grad = jax.value_and_grad(loss_fn)
 
     def run(
         adapted: Params, frozen: Params, batch: Batch, rng: Key | None
     ) -> tuple[jax.Array, Params]:
         loss, grads = value_and_grad(adapted, frozen, batch, rng)
-        return jax.lax.stop_gradient(loss), grads
+        return loss if differentiable_loss else jax.lax.stop_gradient(loss), grads
 
     return run
 
 
-def forward_over_reverse(loss_fn: InnerLoss) -> InnerGrad:
+def forward_over_reverse(loss_fn: InnerLoss, *, differentiable_loss: bool = False) -> InnerGrad:
     """Return the same gradient with a custom backward pass: one `jvp` of the gradient.
 
     Args:
         loss_fn: `(adapted, frozen, batch, rng) -> loss`. It must not close over anything that is
             differentiated, because the meta-gradient reaches only its arguments (all
             floating-point arrays in them).
+        differentiable_loss: as for `reverse`. It costs nothing, because the `jvp` also returns the
+            gradient.
     """
 
     def run(
         adapted: Params, frozen: Params, batch: Batch, rng: Key | None
     ) -> tuple[jax.Array, Params]:
         floats, others = partition((frozen, batch, rng), is_float)
-        loss, grads = _value_and_grad(loss_fn, adapted, floats, others)
-        return jax.lax.stop_gradient(loss), grads
+        loss, grads = _value_and_grad(loss_fn, differentiable_loss, adapted, floats, others)
+        return loss if differentiable_loss else jax.lax.stop_gradient(loss), grads
 
     return run
 
@@ -76,8 +87,15 @@ def second_derivatives(
     Returns:
         The Hessian-vector product in `adapted`, and the mixed derivatives in `floats`.
     """
+    return _gradient_and_slope(loss_fn, adapted, floats, others, direction)[1]
+
+
+def _gradient_and_slope(
+    loss_fn: InnerLoss, adapted: Params, floats: Any, others: Any, direction: Params
+) -> tuple[Any, Any]:
+    """Return the gradient by (adapted, floats), and its derivative along a direction."""
     gradient = jax.grad(functools.partial(_loss_of, loss_fn), argnums=(0, 1))
-    return jax.jvp(lambda adapted: gradient(adapted, floats, others), (adapted,), (direction,))[1]
+    return jax.jvp(lambda adapted: gradient(adapted, floats, others), (adapted,), (direction,))
 
 
 def _loss_of(loss_fn: InnerLoss, adapted: Params, floats: Any, others: Any) -> jax.Array:
@@ -86,28 +104,69 @@ def _loss_of(loss_fn: InnerLoss, adapted: Params, floats: Any, others: Any) -> j
 
 
 def _plain(
-    loss_fn: InnerLoss, adapted: Params, floats: Any, others: Any
+    loss_fn: InnerLoss, differentiable_loss: bool, adapted: Params, floats: Any, others: Any
 ) -> tuple[jax.Array, Params]:
     return jax.value_and_grad(functools.partial(_loss_of, loss_fn))(adapted, floats, others)
 
 
-def _plain_fwd(loss_fn: InnerLoss, adapted: Params, floats: Any, others: Any) -> tuple[Any, Any]:
-    return _plain(loss_fn, adapted, floats, others), (adapted, floats, others)
+def _plain_fwd(
+    loss_fn: InnerLoss, differentiable_loss: bool, adapted: Params, floats: Any, others: Any
+) -> tuple[Any, Any]:
+    found = _plain(loss_fn, differentiable_loss, adapted, floats, others)
+    return found, (adapted, floats, others)
 
 
-def _plain_bwd(loss_fn: InnerLoss, residuals: Any, cotangents: Any) -> tuple[Params, Any, None]:
+def _plain_bwd(
+    loss_fn: InnerLoss, differentiable_loss: bool, residuals: Any, cotangents: Any
+) -> tuple[Params, Any, None]:
     adapted, floats, others = residuals
-    _, direction = cotangents  # The loss is only reported.
-    to_adapted, to_floats = second_derivatives(loss_fn, adapted, floats, others, direction)
+    to_loss, direction = cotangents
+    grads, slopes = _gradient_and_slope(loss_fn, adapted, floats, others, direction)
+    if differentiable_loss:  # Otherwise the loss is only reported.
+        slopes = jax.tree.map(lambda s, g: s + (to_loss * g).astype(s.dtype), slopes, grads)
+    to_adapted, to_floats = slopes
     return to_adapted, to_floats, None
 
 
-_value_and_grad = jax.custom_vjp(_plain, nondiff_argnums=(0,))
+_value_and_grad = jax.custom_vjp(_plain, nondiff_argnums=(0, 1))
 _value_and_grad.defvjp(_plain_fwd, _plain_bwd)
 
 
-# One step of a loop: (state, index) -> (state, seen).
-Step = Callable[[Any, jax.Array], tuple[Any, Any]]
+# One step of a loop: (state, input) -> (state, seen).
+Step = Callable[[Any, Any], tuple[Any, Any]]
+
+
+def segmented_scan(step: Step, state: Any, inputs: Any) -> tuple[Any, Any]:
+    """Run `jax.lax.scan` with about 2 sqrt(K) states stored for the backward pass.
+
+    It stores the states before segments of about sqrt(K) steps (Chen et al. 2016, arXiv:1604.06174,
+    section 4). The backward pass repeats one segment at a time, and stores its steps.
+
+    Args:
+        step: `(state, input) -> (state, seen)`.
+        state: the initial state.
+        inputs: leaves [K, ...], K > 0.
+
+    Returns:
+        The last state, and the stack of `seen`, [K, ...].
+    """
+    count = len(jax.tree.leaves(inputs)[0])
+    length = _segment_length(count)
+    whole = count // length * length
+    segment = jax.checkpoint(functools.partial(jax.lax.scan, step))
+    rows = lambda leaf: leaf[:whole].reshape(-1, length, *leaf.shape[1:])  # noqa: E731
+    state, seen = jax.lax.scan(segment, state, jax.tree.map(rows, inputs))
+    seen = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), seen)
+    if whole < count:
+        state, rest = segment(state, jax.tree.map(lambda leaf: leaf[whole:], inputs))
+        seen = jax.tree.map(lambda *parts: jnp.concatenate(parts), seen, rest)
+    return state, seen
+
+
+def _segment_length(count: int) -> int:
+    """Return about sqrt(count): a divisor if possible, so that all segments are equally long."""
+    root = math.isqrt(count)
+    return next((length for length in range(root, root // 2, -1) if count % length == 0), root)
 
 
 def checkpointed_scan(step: Step, state: Any, count: int, spacing: int) -> tuple[Any, Any]:
@@ -209,7 +268,7 @@ def _state_before(loop: _Loop, index: jax.Array, start: Any, kept: Any, constant
 
 def _without_closure(step: Step, state: Any) -> tuple[Callable[..., tuple[Any, Any]], list[Any]]:
     """Return `(state, index, constants) -> (state, seen)`, and the constants, from the closure."""
-    traced, shapes = jax.make_jaxpr(step, return_shape=True)(state, jnp.int32(0))
+    traced, shapes = jax.make_jaxpr(step, return_shape=True)(state, jnp.arange(1)[0])
     treedef, consts = jax.tree.structure(shapes), traced.consts
     # Nothing differentiates the others, such as an array in the code of a loss.
     which = [isinstance(const, jax.core.Tracer) for const in consts]

@@ -45,7 +45,8 @@ def imaml(
 
     The inner loop minimizes `support loss + prox_weight / 2 |params - start|^2` (equation 3). At
     the minimum the meta-gradient is `(I + H / prox_weight)^-1` times the gradient of the query
-    loss there (lemma 1), where H is the Hessian of the support loss. No inner step is stored.
+    loss there (lemma 1), where H is the Hessian of the support loss. No inner step is stored. All
+    steps see one support set: a stream has no minimum at which to differentiate.
 
     Args:
         loss_fn: `(params, batch, rng) -> (loss, aux)`.

@@ -20,6 +20,8 @@ def maml(
     trainable: Callable[[str], bool] | None = None,
     reparametrize: Reparametrize | None = None,
     init_fn: InitFn | None = None,
+    stream: bool = False,
+    micro_batches: int = 1,
 ) -> MetaAlgorithm:
     """MAML: learn an initialization from which a few gradient steps solve a task.
 
@@ -47,12 +49,22 @@ def maml(
         init_fn: `(params, support, rng) -> params`, the start of the inner loop. It can add a head
             made of class prototypes, for example. The meta-gradient passes through it. By default
             the inner loop starts at the meta-parameters.
+        stream: whether each inner step has its own batch. The leaves of the support set are then
+            [num_steps, ...], and step k takes batch k. `reparametrize` and `init_fn` are called
+            with the whole stream.
+        micro_batches: M, the number of equal parts of a step's batch. Their gradients are computed
+            one part at a time, in less memory, and averaged. All leaves of the batch must have the
+            examples as first axis. The result is exact for losses that are means over equally
+            weighted examples, and not exact if the parts have different amounts of padding. Each
+            part has its own random key.
 
     Returns:
         A MetaAlgorithm whose meta_params are the given params.
 
     Raises:
-        ValueError: num_steps is below 0, or, when called, `trainable` is false for all parameters.
+        ValueError: num_steps is below 0 or micro_batches below 1, or, when called, `trainable` is
+            false for all parameters, or the shape of a leaf of the support set does not fit
+            `stream` or `micro_batches`.
         TypeError: when called, loss_fn does not return a scalar loss and aux.
 
     Examples:
@@ -74,6 +86,8 @@ def maml(
         trainable=trainable,
         reparametrize=reparametrize,
         init_fn=init_fn,
+        stream=stream,
+        micro_batches=micro_batches,
     ).algorithm(inner_optimizer)
 
 
@@ -99,7 +113,8 @@ def anil(
         head: predicate on a parameter's path; true if it belongs to the head.
         reparametrize: as for `maml`.
         init_fn: as for `maml`.
-        **engine: `first_order`, `low_memory` and `unroll`, as for `maml`.
+        **engine: `first_order`, `low_memory`, `unroll`, `stream` and `micro_batches`, as for
+            `maml`.
 
     Returns:
         A MetaAlgorithm whose meta_params are the given params.

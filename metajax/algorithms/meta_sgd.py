@@ -43,7 +43,8 @@ def meta_sgd(
         trainable: as for `metajax.maml`.
         reparametrize: as for `metajax.maml`. It is also applied to the rates.
         init_fn: as for `metajax.maml`. It may add parameters, but must not move any.
-        **engine: `first_order`, `low_memory` and `unroll`, as for `metajax.maml`.
+        **engine: `first_order`, `low_memory`, `unroll`, `stream` and `micro_batches`, as for
+            `metajax.maml`.
 
     Returns:
         A MetaAlgorithm whose meta_params are `{"params", "rates"}`. The rates have the structure
@@ -95,6 +96,8 @@ def maml_plus_plus(
     unroll: bool = False,
     trainable: Callable[[str], bool] | None = None,
     init_fn: InitFn | None = None,
+    stream: bool = False,
+    micro_batches: int = 1,
 ) -> MetaAlgorithm:
     """MAML++ for networks without batch norm (Antoniou, Edwards & Storkey 2019, arXiv:1810.09502).
 
@@ -123,6 +126,8 @@ def maml_plus_plus(
         trainable: as for `metajax.maml`.
         init_fn: as for `meta_sgd`. (There is no `reparametrize`: the rate of a leaf is one number,
             so that it cannot be reduced to rows.)
+        stream: as for `metajax.maml`.
+        micro_batches: as for `metajax.maml`.
 
     Returns:
         A MetaAlgorithm whose meta_params are `{"params", "rates"}`. Each leaf of the params has one
@@ -163,7 +168,15 @@ def maml_plus_plus(
         """Make the algorithm for the outer steps from `begin`, where an annealing ends."""
         first_order = begin < first_order_until
         adaptation = Adaptation(
-            loss_fn, num_steps, first_order, low_memory, unroll, trainable, init_fn=init_fn
+            loss_fn,
+            num_steps,
+            first_order,
+            low_memory,
+            unroll,
+            trainable,
+            init_fn=init_fn,
+            stream=stream,
+            micro_batches=micro_batches,
         )
         weights = None
         if step is not None and begin < multi_step:

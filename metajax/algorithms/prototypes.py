@@ -71,7 +71,8 @@ def proto_maml(
         num_steps: K >= 0.
         trainable: as for `metajax.maml`. Paths begin with `encoder/` or `head/`.
         reparametrize: as for `metajax.maml`, but applied to the encoder's parameters.
-        **engine: `first_order`, `low_memory` and `unroll`, as for `metajax.maml`.
+        **engine: `first_order`, `low_memory`, `unroll`, `stream` and `micro_batches`, as for
+            `metajax.maml`. The head of a stream is computed from all its batches.
 
     Returns:
         A MetaAlgorithm whose meta_params are the given params. `adapt` returns `{"encoder",
@@ -89,9 +90,10 @@ def proto_maml(
         >>> float(info.query_aux["accuracy"])
         1.0
     """
+    stream = engine.get("stream", False)
 
     def init_fn(params: Params, support: Batch, rng: Key | None) -> Params:
-        features_BxD = features(params, support, rng)
+        features_BxD, support = _support_features(features, params, support, rng, stream)
         head = prototype_head(features_BxD, support, num_classes)
         head = {name: leaf.astype(features_BxD.dtype) for name, leaf in head.items()}
         return {"encoder": params, "head": head}
@@ -147,7 +149,8 @@ def leopard(
         rng: key for the initial weights of the two networks.
         trainable: as for `metajax.maml`. Paths begin with `encoder/`, `projection/` or `head/`.
         reparametrize: as for `metajax.maml`, but applied to the encoder's parameters.
-        **engine: `first_order`, `low_memory` and `unroll`, as for `metajax.maml`.
+        **engine: `first_order`, `low_memory`, `unroll`, `stream` and `micro_batches`, as for
+            `metajax.maml`. The head of a stream is computed from all its batches.
 
     Returns:
         A MetaAlgorithm whose meta_params are `{"encoder", "generator", "projection"}`. `adapt`
@@ -166,6 +169,7 @@ def leopard(
         >>> adapted["head"]["kernel"].shape
         (4, 2)
     """
+    stream = engine.get("stream", False)
 
     def init(params: Params) -> Params:
         keys = jax.random.split(rng)
@@ -176,7 +180,8 @@ def leopard(
         }
 
     def init_fn(params: Params, support: Batch, rng: Key | None) -> Params:
-        features_BxD = features(params["encoder"], support, rng)
+        encoder = params["encoder"]
+        features_BxD, support = _support_features(features, encoder, support, rng, stream)
         generated_BxW = _apply_two_layers(params["generator"], features_BxD)
         mean_CxW = class_means(generated_BxW, support, num_classes).astype(generated_BxW.dtype)
         head = {"kernel": mean_CxW[:, :-1].T, "bias": mean_CxW[:, -1]}
@@ -196,6 +201,18 @@ def leopard(
         init_fn=init_fn,
         **engine,
     ).algorithm(inner_optimizer, init)
+
+
+def _support_features(
+    features: Features, params: Params, support: Batch, rng: Key | None, stream: bool
+) -> tuple[jax.Array, Batch]:
+    """Return the features of a support set or of all batches of a stream, and their labels."""
+    if not stream:
+        return features(params, support, rng), support
+    features_KxBxD = jax.vmap(lambda batch: features(params, batch, rng))(support)
+    flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])  # noqa: E731
+    labelled = {key: support[key] for key in ("labels", "example_mask") if key in support}
+    return flat(features_KxBxD), jax.tree.map(flat, labelled)
 
 
 def _encoder_alone(reparametrize: Reparametrize, params: Params, task: Task) -> Reparametrized:

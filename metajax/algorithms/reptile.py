@@ -29,6 +29,8 @@ def reptile(
     unroll: bool = False,
     reparametrize: Reparametrize | None = None,
     init_fn: InitFn | None = None,
+    stream: bool = False,
+    micro_batches: int = 1,
 ) -> MetaAlgorithm:
     """Reptile: move the initialization towards the adapted parameters of each task.
 
@@ -43,12 +45,14 @@ def reptile(
         unroll: as for `metajax.maml`.
         reparametrize: as for `metajax.maml`.
         init_fn: as for `metajax.maml`. Parameters that it adds have no meta-gradient.
+        stream: as for `metajax.maml`.
+        micro_batches: as for `metajax.maml`.
 
     Returns:
         A MetaAlgorithm whose meta_params are the given params.
 
     Raises:
-        ValueError: num_steps is below 0.
+        ValueError: num_steps is below 0, or micro_batches below 1.
         TypeError: when called, loss_fn does not return a scalar loss and aux.
 
     Examples:
@@ -67,6 +71,8 @@ def reptile(
         unroll=unroll,
         reparametrize=reparametrize,
         init_fn=init_fn,
+        stream=stream,
+        micro_batches=micro_batches,
     )
     adapt = functools.partial(adaptation.adapt, inner_optimizer)
 

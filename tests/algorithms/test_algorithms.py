@@ -94,7 +94,7 @@ class Row(NamedTuple):
     """An algorithm, and what it does to a task.
 
     The defaults are those of plain MAML; `exact` says whether the meta-gradient is that of
-    `query_loss`.
+    `query_loss`, and `stream` whether step k takes batch k of the support set.
     """
 
     algorithm: MetaAlgorithm
@@ -106,6 +106,8 @@ class Row(NamedTuple):
     loss: LossFn = LOSS
     init_fn: InitFn = lambda params, support, rng: params
     params: Callable[[], Params] = problems.mlp_params
+    stream: bool = False
+    test_time: bool = False  # The meta-loss is the mean over all batches.
 
     @property
     def labelled(self):
@@ -121,6 +123,8 @@ OF_ADAPTERS = {
 }
 PROTOTYPES = {"loss": cross_entropy, "init_fn": prototypes}
 GENERATED = {"loss": cross_entropy, "init_fn": generated}
+STREAM = {"stream": True}
+TEST_TIME = {"stream": True, "test_time": True}
 ADAM = optax.adam(0.05, eps_root=1e-8)
 ANNEALED = {"step": 3, "multi_step": 9, "first_order_until": 2}
 TABLE = {
@@ -166,6 +170,32 @@ TABLE = {
         metajax.leopard(features, 4, CLASSES, SGD, 3, low_memory=True, **LEOPARD), **GENERATED
     ),
     "supervised": Row(metajax.supervised(LOSS), num_steps=0),
+    "maml of streams": Row(metajax.maml(LOSS, SGD, 3, stream=True), **STREAM),
+    "low-memory maml of streams": Row(
+        metajax.maml(LOSS, ADAM, 6, stream=True, low_memory=True),
+        num_steps=6,
+        optimizer=ADAM,
+        **STREAM,
+    ),
+    "fomaml of streams": Row(
+        metajax.maml(LOSS, SGD, 3, first_order=True, stream=True), exact=False, **STREAM
+    ),
+    "meta-sgd of streams": Row(metajax.meta_sgd(LOSS, 0.05, 3, stream=True), **STREAM),
+    "maml++ of streams": Row(metajax.maml_plus_plus(LOSS, 0.05, 3, stream=True), **STREAM),
+    "anil of streams": Row(
+        metajax.anil(LOSS, SGD, 3, head=head, stream=True), trainable=head, **STREAM
+    ),
+    "reptile of streams": Row(metajax.reptile(LOSS, SGD, 3, stream=True), exact=False, **STREAM),
+    "test-time training": Row(metajax.test_time_training(LOSS, SGD, 3), **TEST_TIME),
+    "low-memory test-time training": Row(
+        metajax.test_time_training(LOSS, SGD, 6, trainable=head, low_memory=True),
+        num_steps=6,
+        trainable=head,
+        **TEST_TIME,
+    ),
+    "truncated test-time training": Row(
+        metajax.test_time_training(LOSS, SGD, 3, truncate=1), exact=False, **TEST_TIME
+    ),
 }
 
 
@@ -184,6 +214,8 @@ TESTED_ELSEWHERE = {
     "low-memory maml of lora adapters",
     "low-memory annealed maml++",
 }
+# That an inner step takes its own batch: the rows of maml.
+TESTED_ELSEWHERE |= {f"{name} of streams" for name in ("meta-sgd", "maml++", "anil", "reptile")}
 
 
 @pytest.fixture(params=map(_row, TABLE))
@@ -210,7 +242,10 @@ def labelled_tasks(num_tasks=4, seed=0):
 
 def setting(name, num_tasks=4):
     row = TABLE[name]
-    tasks = labelled_tasks(num_tasks) if row.labelled else problems.mlp_tasks(num_tasks)
+    if row.stream:
+        tasks = problems.mlp_streams(num_tasks, row.num_steps)
+    else:
+        tasks = labelled_tasks(num_tasks) if row.labelled else problems.mlp_tasks(num_tasks)
     return row.algorithm, row.algorithm.init(row.params()), tasks
 
 
@@ -242,13 +277,15 @@ def written_out(name, meta_params, task, key):
     state, losses = row.optimizer.init(params), []
     for k in range(row.num_steps):
         step_key = jax.random.fold_in(jax.random.fold_in(key, 1), k)
-        (loss, _), grads = value_and_grad(row.loss)(params, task.support, step_key)
+        support = problems.nth(task.support, k) if row.stream else task.support
+        (loss, _), grads = value_and_grad(row.loss)(params, support, step_key)
         grads = jax.tree.map(lambda g, p, s: g + row.pull * (p - s), grads, params, start)
         updates, state = row.optimizer.update(grads, state, params)
         params = jax.tree.map(lambda p, u, kept: p if kept else p + u, params, updates, keep)
         losses.append(loss)
     query_key = jax.random.fold_in(key, 2)
-    return params, losses, *value_and_grad(row.loss)(params, task.query, query_key)[0]
+    loss, aux = value_and_grad(row.loss)(params, task.query, query_key)[0]
+    return params, losses, np.mean([*losses, loss]) if row.test_time else loss, aux
 
 
 def test_it_does_what_its_steps_written_out_do(x64, name):
@@ -339,7 +376,9 @@ def test_padding_is_ignored(x64, name):
         assert small.support["class_mask"].sum() == 2
         found = compiled(name)(meta_params, metajax.Task(*map(spoil, small)), key)
     else:
-        found = jax.jit(algorithm.meta_grad)(meta_params, metajax.Task(*map(pad, small)), key)
+        support = jax.vmap(pad)(small.support) if TABLE[name].stream else pad(small.support)
+        padded = metajax.Task(support, pad(small.query))
+        found = jax.jit(algorithm.meta_grad)(meta_params, padded, key)
     chex.assert_trees_all_close(found, expected, rtol=1e-11, atol=1e-13)
 
 
