@@ -28,7 +28,7 @@ _MEASURED_ON = "new episodes of the training classes (for unseen classes: metaja
 
 
 def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
-    """Train an initialisation that adapts to the tasks' episodes in a few gradient steps.
+    """Train an initialization that adapts to the tasks' episodes in a few gradient steps.
 
     Returns:
         `before` and `after`: mean query `accuracy` and its `ci95` (0..1) on new episodes of the

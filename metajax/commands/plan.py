@@ -29,7 +29,7 @@ from metajax.training.outer import default_chunk_size, initial_state, outer_step
 from metajax.types import Task
 
 _UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-# XLA assigns memory before it makes machine code, so the code need not be optimised.
+# XLA assigns memory before it makes machine code, so the code need not be optimized.
 _QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 _OUTER_STEPS = 100  # Enough to include all variants of an algorithm that changes during training.
 _MOST = 4096  # Limit of the search for episodes at once and for inner steps.

@@ -120,7 +120,7 @@ def read_texts(
     """Read the texts of a file or of standard input (`-`), and the second texts if there are any.
 
     Args:
-        source: path of a table, recognised by its extension, or of plain text.
+        source: path of a table, recognized by its extension, or of plain text.
         text_column: column of the texts in a table. None uses the default name.
         pair_column: column of the second texts in a table. None uses the default name.
 

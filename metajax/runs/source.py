@@ -81,14 +81,14 @@ def open_source(
         _log.warning("%s: is not finished; using the checkpoint of step %d", path, saved.step)
     _check_finite(saved.params, f"{path}: the checkpoint of step {saved.step}")
     model = _rebuild(path / "model", record["model"]).replace(**runtime)
-    params, learned = _initialisation(saved.params, saved.record)
+    params, learned = _initialization(saved.params, saved.record)
     if head:
         model, params = with_head(model, params, rng=rng, **head)
     parent = {"path": address(path), "step": saved.step, "record": saved.record}
     return Source(model, params, parent, learned)
 
 
-def _initialisation(
+def _initialization(
     meta_params: Params, record: dict[str, Any]
 ) -> tuple[Params, dict[str, Any] | None]:
     """Split meta-parameters into the network's parameters and the others."""
