@@ -33,7 +33,7 @@ def test_time_training(
     each before the step on it. For a pretrained model this loss is dynamic evaluation (Krause et
     al. 2018, arXiv:1709.07432). Test-time training learns the parameters through the steps (Sun et
     al. 2023, arXiv:2310.13807; Sun et al. 2024, arXiv:2407.04620). In these two papers the steps
-    minimise a self-supervised loss; here they minimise `loss_fn`.
+    minimize a self-supervised loss; here they minimize `loss_fn`.
 
     Args:
         loss_fn: `(params, batch, rng) -> (loss, aux)`.

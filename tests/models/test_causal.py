@@ -156,7 +156,7 @@ def twice(run):
     return jax.grad(lambda *args: sum(jnp.vdot(x, x) for x in jax.tree.leaves(run(*args))))
 
 
-@pytest.mark.usefixtures("optimised")
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("order", ["gradient", "second", "meta"])
 def test_memory_is_far_below_that_of_all_logits(order):
     """At V = 50,000; B L V floats would be 410 MB."""
