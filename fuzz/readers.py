@@ -139,6 +139,11 @@ def _few_shot(directory: Path, root: Path) -> None:
     open_few_shot(str(directory), ModelSettings(model="run"), InnerSettings(), 3)
 
 
+def _tensors(directory: Path, _: Path) -> None:
+    for tensor in files.read_weights(directory).values():
+        tensor.read()
+
+
 def _checkpoint(directory: Path, _: Path) -> None:
     files.tokenizer.cache_clear()
     classifier = source.open_classifier(str(directory), None)
@@ -159,8 +164,8 @@ READERS = {
     "config": Reader(100, seeds.config, lambda path, _: read_model(str(path), "classification")),
     "yaml": Reader(60, seeds.yaml, _config_file("run.yaml")),
     "toml": Reader(60, seeds.toml, _config_file("run.toml")),
-    "safetensors": Reader(100, seeds.weights, lambda path, _: files.read_weights(path)),
-    "pytorch": Reader(40, seeds.pytorch, lambda path, _: files.read_weights(path)),
+    "safetensors": Reader(100, seeds.weights, _tensors),
+    "pytorch": Reader(40, seeds.pytorch, _tensors),
     "model": Reader(4, seeds.weights, lambda path, _: from_pretrained(str(path))),
     "tokenizer": Reader(8, seeds.tokenizers, _tokenizer),
     "records": Reader(40, seeds.records, _records),

@@ -191,7 +191,7 @@ def pytorch(root: Path) -> Iterator[Files]:
     import torch
 
     tensors = files.read_weights(root / "bert")
-    state = {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}
+    state = {name: torch.from_numpy(value.read()) for name, value in tensors.items()}
     for zipped in (True, False):
         sink = io.BytesIO()
         torch.save(state, sink, _use_new_zipfile_serialization=zipped)

@@ -9,9 +9,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from metajax.errors import InputError
+from metajax.models.stored import Stored
 
 Path = tuple[str, ...]
 
@@ -87,14 +89,24 @@ def to_hugging_face(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return tensors
 
 
+class NotFiniteError(ValueError):
+    """A tensor has numbers that are not finite."""
+
+
 def from_hugging_face(
-    tensors: Mapping[str, np.ndarray], template: Mapping[str, Any], where: str
+    tensors: Mapping[str, Stored | np.ndarray],
+    template: Mapping[str, Any],
+    where: str,
+    dtype: Any = jnp.float32,
 ) -> dict[str, Any]:
     """Parameters from Hugging Face tensors; parts without tensors are left out.
+
+    Besides the parameters, memory holds one of them and one tensor at any time.
 
     Args:
         tensors: by BERT's names, old or new, with or without `bert.`.
         template: the shapes of the parameters wanted (arrays or `ShapeDtypeStruct`s).
+        dtype: of the parameters.
         where: the directory, for error messages.
 
     Returns:
@@ -103,6 +115,7 @@ def from_hugging_face(
 
     Raises:
         InputError: unexpected or missing tensors, or shapes that do not fit.
+        NotFiniteError: of a tensor that is used.
     """
     tensors = _modern_names(tensors)
     expected = _theirs(template)
@@ -132,13 +145,14 @@ def from_hugging_face(
         )
     absent = {groups[name] for name in (*missing, *unfit)}
     loaded: dict[str, Any] = {}
-    for path, names in expected.items():
+    for path, like in _leaves(template):
         if path[0] not in absent:
-            _put(loaded, path, _join(path, [tensors[name] for name in names]))
+            parts = [tensors[name] for name in expected[path]]
+            _put(loaded, path, jnp.asarray(_join(path, parts, like, dtype)))
     return loaded
 
 
-def _modern_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _modern_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """New names without prefix, a single head numbered, one name for the decoder's bias."""
     renamed = {}
     for name, value in tensors.items():
@@ -167,14 +181,18 @@ def _theirs(template: Mapping[str, Any]) -> dict[Path, dict[str, tuple[int, ...]
     return expected
 
 
-def _join(path: Path, parts: list[np.ndarray]) -> np.ndarray:
-    if path[-1] in _TRANSPOSED:
-        parts = [part.T for part in parts]
-    if path[0] not in _STACKED:
-        return parts[0]
-    width = len(_TABLE[path])
-    layers = [parts[i : i + width] for i in range(0, len(parts), width)]
-    return np.stack([np.concatenate(layer, axis=-1) for layer in layers])
+def _join(path: Path, parts: list[Stored | np.ndarray], like: Any, dtype: Any) -> np.ndarray:
+    """Read the tensors of a parameter into one array, in the shape of `like`."""
+    joined = np.empty(like.shape, dtype)
+    count = len(_TABLE[path])
+    layers = joined if path[0] in _STACKED else joined[None]
+    places = [place for layer in layers for place in np.split(layer, count, axis=-1)]
+    for place, part in zip(places, parts):
+        value = part.read() if isinstance(part, Stored) else part
+        if not np.isfinite(value).all():
+            raise NotFiniteError(path)
+        np.copyto(place, value.T if path[-1] in _TRANSPOSED else value, casting="unsafe")
+    return joined
 
 
 def _leaves(tree: Mapping[str, Any], path: Path = ()) -> Iterable[tuple[Path, Any]]:

@@ -7,14 +7,13 @@ import functools
 import hashlib
 import json
 import os
-import re
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
 from metajax.errors import InputError, reason_of
+from metajax.models.stored import BUFFER, Reader, Stored, read_safetensors, read_torch
 from metajax.reading import parse_json, read_bytes
 
 # Weights that transformers' classes have no place for are in files of their own.
@@ -33,13 +32,6 @@ _SMALL = ("config.json", "1_Pooling/config.json", *TOKENIZER_FILES)
 _SAFE = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors", *COMPANIONS)
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
 _HINT = "pass --model the path of a local directory with config.json and model.safetensors instead"
-
-# The names of safetensors and PyTorch.
-_FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
-# Not weights: positions from 0 on, and attention masks.
-_BUFFER = re.compile(r"(position_ids|token_type_ids|attn\.(masked_)?bias)$")
-
-Reader = Callable[[Path], dict[str, np.ndarray]]
 
 
 def resolve(name_or_path: str) -> Path:
@@ -161,8 +153,10 @@ def _digest(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def read_weights(directory: Path) -> dict[str, np.ndarray]:
+def read_weights(directory: Path) -> dict[str, Stored]:
     """All tensors of a directory by name, from safetensors or else PyTorch files.
+
+    Those of safetensors are read one by one, when they are used.
 
     Raises:
         InputError: there are none, or they cannot be read.
@@ -173,10 +167,11 @@ def read_weights(directory: Path) -> dict[str, np.ndarray]:
 
 def _weight_files(directory: Path) -> list[tuple[Path, Reader]]:
     """The files that hold a directory's weights, each with its reader."""
-    for name, read in (
-        ("model.safetensors", _read_safetensors),
-        ("pytorch_model.bin", _read_torch),
-    ):
+    readers: dict[str, Reader] = {
+        "model.safetensors": read_safetensors,
+        "pytorch_model.bin": read_torch,
+    }
+    for name, read in readers.items():
         if (directory / name).is_file():
             shards = [directory / name]
         elif (directory / f"{name}.index.json").exists():
@@ -184,7 +179,7 @@ def _weight_files(directory: Path) -> list[tuple[Path, Reader]]:
         else:
             continue
         extra = [directory / file for file in COMPANIONS if (directory / file).is_file()]
-        return [(path, read) for path in shards] + [(path, _read_safetensors) for path in extra]
+        return [(path, read) for path in shards] + [(path, read_safetensors) for path in extra]
     raise InputError(
         f"{directory}: no weights (model.safetensors or pytorch_model.bin); give a complete model "
         "directory"
@@ -208,53 +203,6 @@ def _shards(directory: Path, index: str) -> list[Path]:
     return [directory / name for name in sorted(set(names.values()))]
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    import safetensors
-
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            names = list(file.keys())
-            _check_types(path, {name: file.get_slice(name).get_dtype() for name in names})
-            return {name: file.get_tensor(name) for name in names}
-    except InputError:
-        raise
-    except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: truncated or not safetensors ({reason_of(error)}); fetch it again"
-        ) from error
-
-
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError(
-            f"{path}: needs PyTorch; install torch, or give the same model with model.safetensors"
-        ) from error
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-        types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
-        _check_types(path, types)
-        return {name: tensor.float().numpy() for name, tensor in tensors.items()}
-    except InputError:
-        raise
-    except Exception as error:  # torch.load raises whatever its parsers raise
-        raise InputError(
-            f"{path}: truncated, or holds more than plain tensors; fetch it again, or give "
-            "model.safetensors"
-        ) from error
-
-
-def _check_types(path: Path, types: Mapping[str, str]) -> None:
-    """Refuse dtypes other than plain floating-point, such as those of a quantized model."""
-    for name, kind in types.items():
-        if kind not in _FLOATS and not _BUFFER.search(name):
-            raise InputError(
-                f"{path}: the tensor {name} is of type {kind}, and only float64, float32, float16 "
-                "and bfloat16 are supported; give the weights of the model before quantization"
-            )
-
-
 def refuse_not_finite(directory: Path) -> NoReturn:
     """Name the weights that are not finite.
 
@@ -262,10 +210,10 @@ def refuse_not_finite(directory: Path) -> NoReturn:
         InputError: always.
     """
     path, name, finite = next(
-        (path, name, np.isfinite(value))
+        (path, name, finite)
         for path, read in _weight_files(directory)
         for name, value in read(path).items()
-        if not np.isfinite(value).all() and not _BUFFER.search(name)
+        if not (finite := np.isfinite(value.read())).all() and not BUFFER.search(name)
     )
     raise InputError(
         f"{path}: {np.sum(~finite)} of {finite.size} numbers of the tensor {name} are not finite; "

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from metajax.errors import InputError, reason_of
 from metajax.models.families import family_of
 from metajax.models.files import read_json, read_weights, resolve
 from metajax.models.renaming import to_bert, unwrapped
+from metajax.models.stored import Stored
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 # Endings of transformers' class names, and what these heads do.
@@ -240,7 +239,7 @@ def other_head(values: Mapping[str, Any]) -> str | None:
     return None
 
 
-def read_tensors(directory: Path, values: Mapping[str, Any], offset: int) -> dict[str, np.ndarray]:
+def read_tensors(directory: Path, values: Mapping[str, Any], offset: int) -> dict[str, Stored]:
     """Read the weights of a directory, by BERT's names; see `to_bert`.
 
     Raises:
@@ -250,10 +249,10 @@ def read_tensors(directory: Path, values: Mapping[str, Any], offset: int) -> dic
     return to_bert(unwrapped(read_weights(directory), kind, str(directory)), kind, offset)
 
 
-def classifier_rows(tensors: Mapping[str, np.ndarray]) -> list[int]:
+def classifier_rows(tensors: Mapping[str, Stored]) -> list[int]:
     """Return the number of classes of each classifier."""
     return [
-        len(tensor)
+        tensor.shape[0]
         for name, tensor in tensors.items()
         if re.fullmatch(r"classifier(\.\d+)?\.weight", name) and tensor.ndim
     ]

@@ -6,7 +6,6 @@ from typing import Any, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from metajax.errors import InputError
 from metajax.models import convert, files
@@ -95,10 +94,11 @@ def from_pretrained(
     metadata = read_head_metadata(directory, values, rows)
     model = _model(directory, values, config, metadata, *asked).replace(remat=remat, dtype=dtype)
     template = jax.eval_shape(model.init, jax.random.key(0))
-    loaded = convert.from_hugging_face(tensors, template, str(directory))
     if metadata.num_labels not in (None, model.num_labels) or other_head(values):
-        loaded.pop("classifier", None)  # other heads can have the same shape because of padding
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loaded)):
+        template.pop("classifier", None)  # Other heads can have the same shape because of padding.
+    try:
+        loaded = convert.from_hugging_face(tensors, template, str(directory), param_dtype)
+    except convert.NotFiniteError:
         files.refuse_not_finite(directory)
     for remark in metadata.remarks if "classifier" in loaded else ():
         _log.warning("%s: %s", directory / "config.json", remark)

@@ -2,18 +2,19 @@
 
 import re
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 
 from metajax.errors import InputError
 from metajax.models.families import FAMILIES, Family
+from metajax.models.stored import Stored
 
+Tensor = TypeVar("Tensor", np.ndarray, Stored)
 _TABLE = "embeddings.word_embeddings"  # Every model has one.
 
 
-def unwrapped(
-    tensors: Mapping[str, np.ndarray], model_type: str, where: str
-) -> Mapping[str, np.ndarray]:
+def unwrapped(tensors: Mapping[str, Stored], model_type: str, where: str) -> Mapping[str, Stored]:
     """The tensors without the prefix of a wrapper such as DistributedDataParallel in their names.
 
     Args:
@@ -40,9 +41,7 @@ def unwrapped(
     return {name.removeprefix(prefix): value for name, value in tensors.items()}
 
 
-def to_bert(
-    tensors: Mapping[str, np.ndarray], model_type: str, offset: int
-) -> dict[str, np.ndarray]:
+def to_bert(tensors: Mapping[str, Stored], model_type: str, offset: int) -> dict[str, Stored]:
     """A family's tensors by BERT's names, with or without the family's prefix.
 
     Args:
@@ -58,16 +57,14 @@ def to_bert(
     # A classifier's replacement of the pooler comes after the pooler and overwrites it.
     for name in sorted(tensors, key=lambda name: _stem(name) in family.classifier.values()):
         several = _translate(name.removeprefix(family.prefix), names)
-        value = tensors[name]
-        parts = np.array_split(value, len(several), axis=-1) if value.ndim else [value]
-        for ours, part in zip(several, parts):
+        for ours, part in zip(several, tensors[name].split(len(several))):
             renamed[ours] = _turned(part, ours, family)
     if "embeddings.position_embeddings.weight" in renamed:
         table = renamed["embeddings.position_embeddings.weight"]
-        renamed["embeddings.position_embeddings.weight"] = table[offset:]
+        renamed["embeddings.position_embeddings.weight"] = table.map(lambda rows: rows[offset:])
     if "classifier.weight" in renamed and not family.classifier_bias:
-        weight = renamed["classifier.weight"]
-        renamed["classifier.bias"] = np.zeros(weight.shape[:1], weight.dtype)
+        shape = renamed["classifier.weight"].shape[:1]
+        renamed["classifier.bias"] = Stored.of(np.zeros(shape, np.float32))
     return renamed
 
 
@@ -104,7 +101,7 @@ def from_bert(
     }
 
 
-def _turned(value: np.ndarray, name: str, family: Family) -> np.ndarray:
+def _turned(value: Tensor, name: str, family: Family) -> Tensor:
     """A tensor, by BERT's name, with its axes turned from BERT's order to the family's or back."""
     kernel = name.startswith("encoder.layer.") and value.ndim == 2
     return value.T if family.transposed and kernel else value
