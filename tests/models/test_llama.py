@@ -46,7 +46,7 @@ HEADS = ("encoder", "causal_lm", "classification")
 SCALINGS = {
     "linear": RopeScaling("linear", 3.0),
     # Of the three pairs of features one is fast, one slow and one between.
-    "llama3": RopeScaling("llama3", 8.0, 0.5, 2.0, 14),
+    "llama3": RopeScaling("llama3", 8.0, 0.05, 2.0, 14),
 }
 
 
