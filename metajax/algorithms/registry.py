@@ -18,6 +18,8 @@ class Entry(NamedTuple):
         initialisation: key of the network's parameters in the meta-parameters. None if the
             meta-parameters are the network's parameters.
         learned_rates: whether the outer loop trains the rates of the inner steps.
+        rates_per_step: whether each inner step has its own learned rates.
+        plain_sgd: whether its inner steps are SGD on the loss of the network.
     """
 
     constructor: str
@@ -27,11 +29,8 @@ class Entry(NamedTuple):
     least_steps: int = 0
     initialisation: str | None = None
     learned_rates: bool = False
-
-    @property
-    def own_steps(self) -> bool:
-        """Whether only its own `adapt` can take its steps, because they are not plain SGD."""
-        return self.initialisation is not None or self.constructor == "imaml"
+    rates_per_step: bool = False
+    plain_sgd: bool = True
 
 
 _GRADIENT = ("inner_steps", "inner_lr", "head", "layers", "lora")
@@ -47,10 +46,13 @@ ALGORITHMS = {
         ("prototypes",),
     ),
     "protonet": Entry(
-        "protonet", "no inner steps, labels by the nearest class prototype", (), ("prototypes",)
+        "protonet",
+        "takes no inner steps and predicts the class of the nearest prototype",
+        (),
+        ("prototypes",),
     ),
     "anil": Entry("anil", "inner steps on the head only"),
-    "reptile": Entry("reptile", "no gradient through the inner steps, needs several"),
+    "reptile": Entry("reptile", "takes several inner steps and does not differentiate them"),
     "meta-sgd": Entry(
         "meta_sgd",
         "learns one inner rate per parameter",
@@ -58,21 +60,25 @@ ALGORITHMS = {
         heads=("prototypes", "zero"),
         initialisation="params",
         learned_rates=True,
+        plain_sgd=False,
     ),
     "maml++": Entry(
         "maml_plus_plus",
         "learns one inner rate per layer and step",
         ("inner_steps", "inner_lr", "head", "low_memory", "rates_learning_rate"),
         least_steps=1,
+        rates_per_step=True,
         heads=("prototypes", "zero"),
         initialisation="params",
         learned_rates=True,
+        plain_sgd=False,
     ),
     "imaml": Entry(
         "imaml",
         "implicit gradient, for many inner steps",
         _GRADIENT,
         least_steps=1,
+        plain_sgd=False,
     ),
     "leopard": Entry(
         "leopard",
@@ -80,5 +86,6 @@ ALGORITHMS = {
         ("inner_steps", "inner_lr", "layers", "low_memory"),
         (),
         initialisation="encoder",
+        plain_sgd=False,
     ),
 }

@@ -186,7 +186,13 @@ def parse(arguments: Sequence[str] | None = None) -> Given:
     missing = [flag(key) for key in fields if is_required(fields[key]) and key not in given]
     if missing:
         raise InputError(f"{name}: required options are missing; add {', '.join(missing)}")
-    return Given(name, kind(**given), level)
+    try:
+        return Given(name, kind(**given), level)
+    except InputError as error:
+        # Of settings that exclude one another, some may be the file's.
+        if config is None:
+            raise
+        raise InputError(f"{config} and the command line: {error}") from None
 
 
 def _flags(fields: Collection[Any]) -> list[str]:

@@ -61,9 +61,10 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     dev = _load_dev(settings, task)
     few_shot = open_few_shot(settings.model, settings, settings, len(task.label_names))
     _warn_if_stepless(settings, few_shot)
-    # A rate that adapt chooses is not one of the run's settings.
-    is_rate_open = settings.inner_lr is None
-    inner = few_shot.inner_settings() | ({"inner_lr": None} if is_rate_open else {})
+    entry, inner = few_shot.entry, few_shot.inner_settings()
+    chooses = settings.inner_lr is None and entry.plain_sgd and few_shot.inner["inner_steps"] > 0
+    if chooses or entry.learned_rates:
+        inner["inner_lr"] = None  # No setting of the run: adapt chooses it, or it was learned.
     settings = dataclasses.replace(settings, **inner)
     few_shot = few_shot._replace(model=few_shot.model.replace(label_names=(task.label_names,)))
     model = adapted_model(few_shot.model, few_shot.inner)
@@ -78,15 +79,13 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     )
     run = open_run(settings.workdir, record)
 
-    entry = few_shot.entry
-    chooses = is_rate_open and not entry.own_steps and few_shot.inner["inner_steps"] > 0
     # Keep the choice of a finished run, because another machine might choose differently.
     known = _read_choice(run.path) if chooses else None
     _log.info("%s: compiling for %d examples", run.path, len(task.labels))
-    if entry.own_steps:
-        adapted = _adapt_whole(few_shot, examples)
-    else:
+    if entry.plain_sgd:
         adapted = _descend(few_shot, examples, chooses, known)
+    else:
+        adapted = _adapt_whole(few_shot, examples)
     _check_finite(adapted, settings.tasks[0])
     begin(run, lambda directory: save_config(directory, model))
     _save(run, adapted, settings.seed)

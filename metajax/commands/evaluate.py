@@ -46,6 +46,10 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
     tasks = load(settings, split="train")
     choice = choose_protocol(settings, tasks)
     few_shot = open_few_shot(settings.model, settings, settings, choice.ways)
+    if settings.curve is not None and not few_shot.entry.plain_sgd:
+        raise InputError(
+            f"--curve: not available for {few_shot.inner['algorithm']}; remove --curve"
+        )
     methods = _methods(settings, few_shot)
     plain = few_shot if methods == ("checkpoint",) else _plain(settings, few_shot, choice.ways)
     length = text_length(few_shot.model, settings.max_length)

@@ -90,6 +90,7 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
             report["largest"] = {
                 name: _largest(settings, name, memory, costs)
                 for name in ("chunk_size", "inner_steps")
+                if name == "chunk_size" or name in ALGORITHMS[settings.algorithm].settings
             }
     if output:
         write_atomically(output, json.dumps(report, indent=2) + "\n")
@@ -158,15 +159,13 @@ def _tasks(model: Transformer, settings: PlanSettings, count: int) -> Task:
 
 def _alternatives(settings: PlanSettings) -> Iterator[tuple[str, PlanSettings]]:
     """Yield changes of the settings that save memory: a name, and the changed settings."""
-    changes: list[dict[str, Any]] = [{"remat": True}, {"low_memory": True}]
-    changes += [{"remat": True, "low_memory": True}]
-    entry = ALGORITHMS[settings.algorithm]
-    if not entry.own_steps:
+    changes: list[dict[str, Any]] = [{"remat": True}]
+    if "low_memory" in ALGORITHMS[settings.algorithm].settings:
+        changes += [{"low_memory": True}, {"remat": True, "low_memory": True}]
+    if settings.algorithm in ("maml", "proto-maml"):
         changes += [{"algorithm": "fomaml", "low_memory": False}]
     if (settings.chunk_size or default_chunk_size(settings.meta_batch_size)) > 1:
         changes.append({"chunk_size": 1})
-    if "low_memory" not in entry.settings:
-        changes = [change for change in changes if "low_memory" not in change]
     known = {settings}
     for change in changes:
         changed = dataclasses.replace(settings, **change)
@@ -243,14 +242,14 @@ def summary(report: dict[str, Any]) -> str:
     lines += [f"  {name:23} {size / 1e9:9.2f} GB" for name, size in parts.items()]
     lines += [f"  arithmetic              {cost['flops'] / 1e12:9.2f} TFLOP per step"]
     if "largest" in report:
-        episodes, steps = (report["largest"][name] for name in ("chunk_size", "inner_steps"))
+        episodes, steps = (report["largest"].get(name) for name in ("chunk_size", "inner_steps"))
         lines += [
             f"fits in {report['memory'] / 1e9:g} GB:",
             f"  episodes at once        {episodes:6} (more per step with --chunk-size {episodes})"
             if episodes
             else "  no episode",
-            f"  or inner steps          {steps:6}",
         ]
+        lines += [] if steps is None else [f"  or inner steps          {steps:6}"]
     lines += ["", f"{'instead':30}        GB    TFLOP"]
     lines += [
         f"  {row['change']:28} {row['total'] / 1e9:9.2f} {row['flops'] / 1e12:8.2f}"
@@ -265,8 +264,9 @@ def advice(report: dict[str, Any]) -> str:
     if cost["total"] > memory:
         fitting = [row for row in rows if row["total"] <= memory]
         if not fitting:
-            return (
-                "does not fit, nor do the alternatives; shorten the texts, or adapt fewer --layers"
+            fewer = "layers" in ALGORITHMS[report["settings"]["algorithm"]].settings
+            return "does not fit, nor do the alternatives; shorten the texts" + (
+                ", or adapt fewer --layers" if fewer else ""
             )
         best = min(fitting, key=lambda row: row["flops"])
         times = best["flops"] / cost["flops"]

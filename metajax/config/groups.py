@@ -221,10 +221,14 @@ class BatchSettings(Settings):
 class InnerSettings(Settings):
     """The inner loop. By default it adapts as in the checkpoint's meta-training."""
 
-    inner_steps: int | None = option("inner gradient steps (default 3)", None, minimum=0)
-    inner_lr: float | None = option("learning rate of the inner SGD (default 0.1)", None, above=0)
+    inner_steps: int | None = option(
+        "inner gradient steps (default: as meta-trained, else 3)", None, minimum=0
+    )
+    inner_lr: float | None = option(
+        "learning rate of the inner SGD (default: as meta-trained, else 0.1)", None, above=0
+    )
     head: str | None = option(
-        "initial classification head (default prototypes)",
+        "initial classification head (default: as meta-trained, else prototypes)",
         None,
         choices=("prototypes", "zero", "checkpoint"),
         advanced=True,
@@ -236,7 +240,7 @@ class InnerSettings(Settings):
         advanced=True,
     )
     lora: int | None = option(
-        "rank of LoRA adapters (default: adapt the weights)",
+        "adapt LoRA adapters of this rank instead of the weights",
         None,
         minimum=1,
         metavar="RANK",
@@ -273,26 +277,39 @@ class AlgorithmSettings(InnerSettings):
         check_taken(self.algorithm, dataclasses.asdict(self))
 
 
-def check_taken(algorithm: str, given: Mapping[str, Any]) -> None:
-    """Checks that an algorithm takes the settings given; None and False are not given.
+def check_taken(algorithm: str, given: Mapping[str, Any], *, of_model: bool = False) -> None:
+    """Check that an algorithm takes the settings given; None and False are not given.
+
+    Args:
+        algorithm: a name in the registry.
+        given: settings by name.
+        of_model: whether the algorithm is the model's, so that `--algorithm` cannot change it.
 
     Raises:
         InputError: it does not take one of them.
     """
     entry = ALGORITHMS[algorithm]
-    every = dict.fromkeys(name for other in ALGORITHMS.values() for name in other.settings)
-    for name in every:
+    settings = dict.fromkeys(name for other in ALGORITHMS.values() for name in other.settings)
+    for name in settings:
         value = given.get(name)
-        if value is None or value is False:
+        untaken = name not in entry.settings
+        if value is None or value is False or (untaken and name == "inner_steps" and value == 0):
             continue
         shown = flag(name) if value is True else f"{flag(name)} {value}"
-        if name not in entry.settings:
+        if untaken and of_model:
+            raise InputError(
+                f"{shown}: the model was meta-trained with {algorithm}, which does not take it; "
+                f"remove {flag(name)}"
+            )
+        if untaken:
             takers = [other for other in ALGORITHMS if name in ALGORITHMS[other].settings]
             raise InputError(
                 f"{shown}: {algorithm} does not take it; remove it, or use --algorithm "
                 f"{' or '.join(takers[:3])}"
             )
         if name == "head" and value not in entry.heads:
-            raise InputError(f"{shown}: for {algorithm} choose {' or '.join(entry.heads)}")
+            raise InputError(
+                f"{shown}: {algorithm} does not take this value; choose {' or '.join(entry.heads)}"
+            )
         if name == "inner_steps" and value < entry.least_steps:
-            raise InputError(f"{shown}: {algorithm} needs at least {entry.least_steps}")
+            raise InputError(f"{shown}: too few for {algorithm}; give at least {entry.least_steps}")

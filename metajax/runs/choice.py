@@ -25,7 +25,8 @@ class Adapted(NamedTuple):
         params: all parameters. The functions of this module return them reparametrized by
             `Descent`.
         losses: loss on the examples before each step and after the last step.
-        rate: rate of the steps. None if the prototypes were kept, or if the rates are learned.
+        rate: rate of the steps. None if there is none: the prototypes were kept, the rates are
+            learned, or the algorithm takes no steps.
         left_out: result of the cross-validation, if there was one.
     """
 
@@ -80,7 +81,8 @@ def take_steps(few_shot: FewShot, descent: Descent) -> Adapted:
     """Take the steps at the rate of the settings."""
     rate = few_shot.inner["inner_lr"]
     if not few_shot.inner["inner_steps"]:
-        return _stay(descent, rate, None)
+        takes_rate = "inner_lr" in few_shot.entry.settings
+        return _stay(descent, rate if takes_rate else None, None)
     return _search(descent, (rate,))
 
 

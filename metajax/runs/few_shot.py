@@ -1,6 +1,7 @@
 """A network and an algorithm for few-shot tasks, for metatrain, plan, adapt and evaluate."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +18,8 @@ from metajax.models import Transformer
 from metajax.runs.learner import Learner, make_algorithm, make_learner, make_schedule
 from metajax.runs.source import Source, describe_source, open_source, pooling_of
 from metajax.types import MetaAlgorithm, Params, Task
+
+_log = logging.getLogger("metajax")
 
 # With features of this length, logits of prototypes are about 10 times a cosine. This is a common
 # temperature of few-shot classifiers on features of unit length.
@@ -75,11 +78,14 @@ class FewShot(NamedTuple):
     @property
     def meta_params(self) -> Params:
         """The meta-parameters of the algorithm, which may include learned rates, for example."""
-        if self.entry.initialisation is None:
-            return self.params
-        if self.learned:
-            return {self.entry.initialisation: self.params, **self.learned}
-        return self.algorithm().init(self.params)
+        return self._continued(self.algorithm()).init(self.params)
+
+    def _continued(self, algorithm: MetaAlgorithm) -> MetaAlgorithm:
+        """Let an algorithm begin with what the checkpoint has learned, if anything."""
+        key, learned = self.entry.initialisation, self.learned
+        if key is None or learned is None:
+            return algorithm
+        return algorithm._replace(init=lambda params: {key: params, **learned})
 
     def inner_settings(self) -> dict[str, Any]:
         """Return the fields of `InnerSettings`, with None for those the algorithm does not take."""
@@ -95,7 +101,10 @@ class FewShot(NamedTuple):
     ) -> MetaAlgorithm | Callable[[jax.Array], MetaAlgorithm]:
         """Make the algorithm for the outer loop, or a function from the outer step to it."""
         inner = self.inner | {"low_memory": low_memory}
-        return make_schedule(self.model, inner, jax.random.key(self.seed), num_outer_steps)
+        made = make_schedule(self.model, inner, jax.random.key(self.seed), num_outer_steps)
+        if isinstance(made, MetaAlgorithm):
+            return self._continued(made)
+        return lambda step: self._continued(made(step))
 
     def learner(self, **changes: Unpack[InnerChanges]) -> Learner:
         """Make the parts of the inner loop with these settings and some changes."""
@@ -104,13 +113,8 @@ class FewShot(NamedTuple):
     def curve(self, steps: int) -> Callable[[Params, Task], jax.Array]:
         """Compile `(params, tasks) -> [E, steps + 1]`, the query accuracy after 0, 1, ... steps.
 
-        Raises:
-            InputError: the algorithm's inner steps are not plain SGD.
+        For algorithms whose inner steps are plain SGD.
         """
-        if self.entry.own_steps:
-            raise InputError(
-                f"--curve: {self.inner['algorithm']} does not take plain SGD steps; remove --curve"
-            )
         loss_fn, optimizer, trainable, shared = self.learner()
         step = maml(loss_fn, optimizer, 1, trainable=trainable)
 
@@ -147,34 +151,30 @@ def open_few_shot(
         InputError: the model cannot be used, or has fewer blocks than `--layers` needs.
     """
     few_shot = _few_shot(open_source, spec, settings, partial(_resolve, inner), classes)
-    learned = few_shot.source.learned
-    if not learned or few_shot.inner["algorithm"] != _meta_settings(few_shot.source)["algorithm"]:
+    source, algorithm = few_shot.source, few_shot.inner["algorithm"]
+    if not source.learned or algorithm != source.meta_settings["algorithm"]:
         return few_shot
-    _check_learned(inner, few_shot)
-    return few_shot._replace(learned=learned)
+    problem = _unlike_learned_rates(inner, few_shot)
+    if problem is None:
+        return few_shot._replace(learned=source.learned)
+    if not isinstance(inner, AlgorithmSettings):
+        raise InputError(problem)
+    _log.warning("%s: the learned rates start again at %g", spec, few_shot.inner["inner_lr"])
+    return few_shot
 
 
-def _check_learned(inner: InnerSettings, few_shot: FewShot) -> None:
-    """Check that the settings of the inner loop agree with the learned rates."""
-    if not few_shot.entry.learned_rates or isinstance(inner, AlgorithmSettings):
-        return
-    algorithm = few_shot.inner["algorithm"]
-    learned_steps = _meta_settings(few_shot.source)["inner_steps"]
-    if inner.inner_lr is not None:
-        raise InputError(
-            f"--inner-lr {inner.inner_lr}: {algorithm} has learned rates; remove --inner-lr"
+def _unlike_learned_rates(inner: InnerSettings, few_shot: FewShot) -> str | None:
+    """Return why the learned rates of a checkpoint cannot be used with these settings, if so."""
+    algorithm, steps = few_shot.inner["algorithm"], few_shot.inner["inner_steps"]
+    learned_steps = few_shot.source.meta_settings["inner_steps"]
+    if few_shot.entry.learned_rates and inner.inner_lr is not None:
+        return f"--inner-lr {inner.inner_lr}: {algorithm} has learned rates; remove --inner-lr"
+    if few_shot.entry.rates_per_step and steps > learned_steps:
+        return (
+            f"--inner-steps {steps}: {algorithm} has learned rates for {learned_steps} steps; "
+            f"give at most {learned_steps}"
         )
-    if few_shot.entry.least_steps and few_shot.inner["inner_steps"] > learned_steps:
-        raise InputError(
-            f"--inner-steps {few_shot.inner['inner_steps']}: {algorithm} has learned rates for "
-            f"{learned_steps} steps; give at most {learned_steps}"
-        )
-
-
-def _meta_settings(source: Source) -> dict[str, Any]:
-    """Return the settings of the run that meta-trained the weights; empty if there is none."""
-    record = source.record.get("record", {})
-    return record["settings"] if record.get("stage") == "metatrain" else {}
+    return None
 
 
 def open_as_trained(spec: str, settings: ModelSettings, trained: FewShot, classes: int) -> FewShot:
@@ -205,7 +205,14 @@ def _few_shot(
     resolved = resolve(source)
     if resolved["head"] == "checkpoint":
         source = open_(spec, settings, head="classification", num_labels=(classes,), **features)
-    model = source.model.replace(head="classification", num_labels=(classes,), label_names=None)
+    if resolved["head"] == "checkpoint" and source.model.projection is not None:
+        raise InputError(
+            f"--head checkpoint: the head of {spec} reads a projection (leopard); choose "
+            "prototypes or zero"
+        )
+    model = source.model.replace(
+        head="classification", num_labels=(classes,), label_names=None, projection=None
+    )
     return FewShot(model, source.params, resolved, source, settings.seed)
 
 
@@ -215,12 +222,15 @@ def _resolve(inner: InnerSettings, source: Source) -> dict[str, Any]:
     Command-line settings override those of the run that meta-trained the weights, and these
     override the defaults.
     """
-    trained = _meta_settings(source)
+    trained = source.meta_settings
     given = {name: value for name, value in dataclasses.asdict(inner).items() if value is not None}
     algorithm = given.get("algorithm") or trained.get("algorithm") or "maml"
     if algorithm == "protonet" and given.get("inner_steps"):
         algorithm = "proto-maml"  # It takes inner steps from the same prototypes.
-    check_taken(algorithm, given)
+        _log.warning("--inner-steps: takes steps from the prototypes of protonet, as proto-maml")
+    check_taken(algorithm, given, of_model=True)
+    if (trained.get("inner_steps") or 0) < ALGORITHMS[algorithm].least_steps:
+        trained = trained | {"inner_steps": None}
     if trained.get("head") not in ALGORITHMS[algorithm].heads:
         trained = trained | {"head": None}
     if inner.layers is not None or inner.lora is not None:

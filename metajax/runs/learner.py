@@ -147,17 +147,19 @@ def make_algorithm(
                 unroll=shared.unroll,
                 reparametrize=shared.reparametrize,
             )
-    # ANIL, Proto-MAML and prototypical networks are MAML with other settings of trainable, init_fn
-    # and the number of steps.
-    return maml(
-        loss_fn,
-        optimizer,
-        steps,
-        first_order=inner["algorithm"] == "fomaml",
-        low_memory=low_memory,
-        trainable=trainable,
-        **shared._asdict(),
-    )
+        case "maml" | "anil" | "proto_maml" | "protonet":
+            # MAML with other settings of trainable, init_fn and the number of steps.
+            return maml(
+                loss_fn,
+                optimizer,
+                steps,
+                first_order=inner["algorithm"] == "fomaml",
+                low_memory=low_memory,
+                trainable=trainable,
+                **shared._asdict(),
+            )
+        case other:
+            raise NotImplementedError(f"{other}: add a case to make_algorithm")
 
 
 def make_schedule(

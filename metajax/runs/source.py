@@ -49,6 +49,15 @@ class Source(NamedTuple):
     record: dict[str, Any]
     learned: dict[str, Any] | None = None
 
+    @property
+    def meta_settings(self) -> dict[str, Any]:
+        """The settings of the run that meta-trained the weights; empty if there is none."""
+        return _meta_settings(self.record.get("record", {}))
+
+
+def _meta_settings(record: dict[str, Any]) -> dict[str, Any]:
+    return record["settings"] if record.get("stage") == "metatrain" else {}
+
 
 def open_source(
     spec: str, settings: ModelSettings | None = None, **head: Unpack[HeadOptions]
@@ -92,8 +101,7 @@ def _initialization(
     meta_params: Params, record: dict[str, Any]
 ) -> tuple[Params, dict[str, Any] | None]:
     """Split meta-parameters into the network's parameters and the others."""
-    algorithm = record["settings"].get("algorithm") if record["stage"] == "metatrain" else None
-    key = ALGORITHMS[algorithm].initialisation if algorithm is not None else None
+    key = ALGORITHMS[_meta_settings(record).get("algorithm") or "maml"].initialisation
     if key is None:
         return meta_params, None
     return meta_params[key], {name: leaf for name, leaf in meta_params.items() if name != key}

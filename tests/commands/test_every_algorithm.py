@@ -4,19 +4,24 @@ import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from metajax import data
 from metajax.algorithms import ALGORITHMS
+from metajax.commands.plan import plan, summary
 from metajax.config.groups import InnerSettings, ModelSettings
+from metajax.config.settings import MetatrainSettings, PlanSettings
 from metajax.errors import InputError
 from metajax.runs.few_shot import open_few_shot
 from metajax.runs.learner import as_classifier
 from metajax.runs.source import open_source
 from metajax.runs.task_data import tokenized
+from metajax.training.outer import initial_state
 from tests import tiny
 from tests.stage_commands import metatrain_command
 
+KEY = jax.random.key(0)
 QUICK = ("meta-sgd", "leopard")
 
 
@@ -62,7 +67,7 @@ def test_it_is_trained_evaluated_adapted_and_used(material, tmp_path, name):
     tiny.succeed("export", "--model", new, "--output", tmp_path / "exported")
     again = tiny.succeed("predict", "--model", tmp_path / "exported", "--input", texts)
     assert again == guesses
-    if ALGORITHMS[name].own_steps:
+    if not ALGORITHMS[name].plain_sgd:
         check_what_was_learned(opened(meta), material, new)
 
 
@@ -88,8 +93,9 @@ def test_what_an_algorithm_does_not_take_is_refused(material, tmp_path):
         "--algorithm anil --lora 2": "--lora 2: anil does not take it",
         "--algorithm fomaml --low-memory": "--low-memory: fomaml does not take it",
         "--algorithm proto-maml --head zero": "--head zero: proto-maml does not take it",
-        "--algorithm meta-sgd --head checkpoint": "--head checkpoint: for meta-sgd choose",
-        "--algorithm maml++ --inner-steps 0": "--inner-steps 0: maml++ needs at least 1",
+        "--algorithm meta-sgd --head checkpoint": "--head checkpoint: meta-sgd does not take this "
+        "value; choose prototypes or zero",
+        "--algorithm maml++ --inner-steps 0": "--inner-steps 0: too few for maml++; give at least",
         "--rates-learning-rate 1": "--rates-learning-rate 1.0: maml does not take it; remove it, "
         "or use --algorithm meta-sgd or maml++",
     }.items():
@@ -113,12 +119,53 @@ def test_learned_rates_are_those_of_the_steps_that_were_trained(material, tmp_pa
         *("evaluate", "--model", meta, "--tasks", material.intents, "--ways", 3, "--curve", 2)
     )
     assert done.status == 2
-    assert "--curve: maml++ does not take plain SGD steps" in done.err
+    assert "--curve: not available for maml++; remove --curve" in done.err
+
+
+def test_further_meta_training_begins_with_what_was_learned(material, tmp_path, caplog):
+    meta = tmp_path / "meta"
+    tiny.succeed(*command_of(material, meta, "maml++"))
+
+    def begun(**given):
+        settings = MetatrainSettings(
+            model=str(meta), tasks=("t",), workdir="w", algorithm="maml++", **given
+        )
+        few_shot = open_few_shot(settings.model, settings, settings, 3)
+        schedule = few_shot.schedule(40, low_memory=False)
+        state = initial_state(schedule, optax.sgd(1), few_shot.params, KEY)
+        return state.meta_params["rates"]["layers"]["qkv"]["kernel"]
+
+    learned = opened(meta).learned["rates"]["layers"]["qkv"]["kernel"]
+    np.testing.assert_array_equal(begun(), learned)
+    np.testing.assert_array_equal(begun(inner_lr=0.5), np.full_like(learned, 0.5))
+    assert "the learned rates start again at 0.5" in caplog.text
+    assert begun(inner_steps=3).shape == (3, 2)
 
 
 def test_a_prototypical_network_takes_steps_where_it_is_told_to(material, tmp_path):
     meta = tmp_path / "meta"
     tiny.succeed(*command_of(material, meta, "protonet"))
-    assert opened(meta).inner["algorithm"] == "protonet"
+    for given in ({}, {"inner_steps": 0}):
+        assert opened(meta, **given).inner["algorithm"] == "protonet"
+    for given in ({"inner_lr": 0.1}, {"lora": 2}):
+        with pytest.raises(InputError, match="was meta-trained with protonet, which does not take"):
+            opened(meta, **given)
     stepping = opened(meta, inner_steps=2).inner
     assert (stepping["algorithm"], stepping["inner_steps"]) == ("proto-maml", 2)
+    tiny.succeed("adapt", "--model", meta, "--tasks", material.new, "--workdir", tmp_path / "new")
+    assert json.loads((tmp_path / "new" / "results.json").read_text())["inner_lr"] is None
+    # Another algorithm takes at least as many steps as it needs, whatever the run before took.
+    settings = MetatrainSettings(model=str(meta), tasks=("t",), workdir="w", algorithm="imaml")
+    assert open_few_shot(str(meta), settings, settings, 3).inner["inner_steps"] == 3
+
+
+def test_plan_says_what_fits_for_every_algorithm(material):
+    """Of settings that the algorithm takes."""
+    for name in ("protonet", "leopard"):
+        settings = {"ways": 2, "queries": 1, "max_length": 4, "meta_batch_size": 1}
+        report = plan(
+            PlanSettings(model=str(material.bert), algorithm=name, memory="2MB", **settings)
+        )
+        takes_steps = "inner_steps" in ALGORITHMS[name].settings
+        assert ("inner_steps" in report["largest"]) == takes_steps
+        assert ("or inner steps" in summary(report)) == takes_steps

@@ -254,7 +254,7 @@ def test_settings_given_come_before_the_weights_own_and_these_before_the_default
     assert resolved(material.bert) == DEFAULTS
     for setting in dataclasses.fields(InnerSettings):
         default = DEFAULTS[setting.name]
-        assert default is None or f"(default {default})" in setting.metadata["help"]
+        assert default is None or f"else {default})" in setting.metadata["help"]
     other = {"inner_steps": 5, "inner_lr": 0.7, "head": "zero", "layers": 1, "lora": None}
     assert resolved(material.bert, **other) == other
     workdir = write_workdir(
