@@ -15,7 +15,7 @@ class Entry(NamedTuple):
         heads: allowed starts of the classification head, the default first. It is empty if the
             algorithm makes the head itself.
         least_steps: minimum of the inner steps, if it accepts inner steps.
-        initialisation: key of the network's parameters in the meta-parameters. None if the
+        initialization: key of the network's parameters in the meta-parameters. None if the
             meta-parameters are the network's parameters.
         learned_rates: whether the outer loop trains the rates of the inner steps.
         rates_per_step: whether each inner step has its own learned rates.
@@ -27,7 +27,7 @@ class Entry(NamedTuple):
     settings: tuple[str, ...] = ("inner_steps", "inner_lr", "head")
     heads: tuple[str, ...] = _HEADS
     least_steps: int = 0
-    initialisation: str | None = None
+    initialization: str | None = None
     learned_rates: bool = False
     rates_per_step: bool = False
     plain_sgd: bool = True
@@ -58,7 +58,7 @@ ALGORITHMS = {
         "learns one inner rate per parameter",
         ("inner_steps", "inner_lr", "head", "layers", "low_memory", "rates_learning_rate"),
         heads=("prototypes", "zero"),
-        initialisation="params",
+        initialization="params",
         learned_rates=True,
         plain_sgd=False,
     ),
@@ -69,7 +69,7 @@ ALGORITHMS = {
         least_steps=1,
         rates_per_step=True,
         heads=("prototypes", "zero"),
-        initialisation="params",
+        initialization="params",
         learned_rates=True,
         plain_sgd=False,
     ),
@@ -85,7 +85,7 @@ ALGORITHMS = {
         "generates the head from the support set",
         ("inner_steps", "inner_lr", "layers", "low_memory"),
         (),
-        initialisation="encoder",
+        initialization="encoder",
         plain_sgd=False,
     ),
 }

@@ -84,7 +84,7 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
             measure=measure,
             measured_on=_MEASURED_ON,
             chunk_size=settings.chunk_size,
-            initialisation=few_shot.entry.initialisation,
+            initialization=few_shot.entry.initialization,
             rates_factor=_rates_factor(settings),
         ),
         few_shot.params,

@@ -82,7 +82,7 @@ class FewShot(NamedTuple):
 
     def _continued(self, algorithm: MetaAlgorithm) -> MetaAlgorithm:
         """Let an algorithm begin with what the checkpoint has learned, if anything."""
-        key, learned = self.entry.initialisation, self.learned
+        key, learned = self.entry.initialization, self.learned
         if key is None or learned is None:
             return algorithm
         return algorithm._replace(init=lambda params: {key: params, **learned})

@@ -54,7 +54,7 @@ class Stage(NamedTuple):
         measure: `(params) -> JSON object`, called before the first step and after the last.
         measured_on: description of the data that `measure` uses.
         chunk_size: see `metajax.outer_loop`.
-        initialisation: key of the network's parameters in the meta-parameters, or None.
+        initialization: key of the network's parameters in the meta-parameters, or None.
         rates_factor: see `adamw`.
     """
 
@@ -67,7 +67,7 @@ class Stage(NamedTuple):
     measure: Callable[[Params], dict[str, Any]]
     measured_on: str
     chunk_size: int | None = None
-    initialisation: str | None = None
+    initialization: str | None = None
     rates_factor: float | None = None
 
 
@@ -174,7 +174,7 @@ def _optimizer(stage: Stage) -> Any:
         settings.learning_rate, stage.num_steps, math.ceil(settings.warmup * stage.num_steps)
     )
     # Weight decay would shrink a pooler that the loss does not use.
-    inside = "" if stage.initialisation is None else f"{stage.initialisation}/"
+    inside = "" if stage.initialization is None else f"{stage.initialization}/"
     fixed = () if stage.model.uses_pooler else (f"{inside}pooler/",)
     return adamw(
         schedule,

@@ -101,7 +101,7 @@ def _initialization(
     meta_params: Params, record: dict[str, Any]
 ) -> tuple[Params, dict[str, Any] | None]:
     """Split meta-parameters into the network's parameters and the others."""
-    key = ALGORITHMS[_meta_settings(record).get("algorithm") or "maml"].initialisation
+    key = ALGORITHMS[_meta_settings(record).get("algorithm") or "maml"].initialization
     if key is None:
         return meta_params, None
     return meta_params[key], {name: leaf for name, leaf in meta_params.items() if name != key}

@@ -73,7 +73,7 @@ def test_it_is_trained_evaluated_adapted_and_used(material, tmp_path, name):
 
 def check_what_was_learned(few_shot, material, new):
     """That it differs from what training began with, and that `adapt` has used it."""
-    algorithm, key = few_shot.algorithm(), few_shot.entry.initialisation
+    algorithm, key = few_shot.algorithm(), few_shot.entry.initialization
     if key is not None:
         begun = algorithm.init(few_shot.params)
         for name, leaf in few_shot.learned.items():
