@@ -30,7 +30,8 @@ class Small:
 
     head, remat, num_labels = "classification", False, (CLASSES,)
     problem_type = None
-    config = SimpleNamespace(hidden_size=HIDDEN, num_hidden_layers=BLOCKS)
+    family = SimpleNamespace(rotary=False)
+    config = SimpleNamespace(hidden_size=HIDDEN, num_hidden_layers=BLOCKS, family=family)
 
     def embed(self, params, batch):
         return params["embeddings"]["word"][batch["input_ids"]]
