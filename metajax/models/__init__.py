@@ -12,6 +12,7 @@ from metajax.models.losses import (
 )
 from metajax.models.metadata import has_classifier
 from metajax.models.model import Transformer
+from metajax.models.peft import load_adapters, save_adapters
 from metajax.models.pretrained import from_pretrained, read_model, with_head
 from metajax.models.reparametrization import (
     compose,
@@ -33,10 +34,12 @@ __all__ = [
     "from_pretrained",
     "has_classifier",
     "hashes",
+    "load_adapters",
     "masked_lm_loss",
     "mentioned_rows",
     "prototype_init",
     "read_model",
+    "save_adapters",
     "save_config",
     "save_pretrained",
     "separate_layers",

@@ -89,6 +89,11 @@ def to_hugging_face(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return tensors
 
 
+def tensor_names(path: Path) -> tuple[str, ...]:
+    """BERT's names of a parameter's tensors; `*` stands for the number of a layer or head."""
+    return _TABLE[path]
+
+
 class NotFiniteError(ValueError):
     """A tensor has numbers that are not finite."""
 
@@ -118,7 +123,7 @@ def from_hugging_face(
         NotFiniteError: of a tensor that is used.
     """
     tensors = _modern_names(tensors)
-    expected = _theirs(template)
+    expected = tensor_shapes(template)
     groups = {name: path[0] for path, names in expected.items() for name in names}
     unexpected = [name for name in tensors if name not in groups and not _IGNORED.match(name)]
     if unexpected:
@@ -167,7 +172,7 @@ def _modern_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def _theirs(template: Mapping[str, Any]) -> dict[Path, dict[str, tuple[int, ...]]]:
+def tensor_shapes(template: Mapping[str, Any]) -> dict[Path, dict[str, tuple[int, ...]]]:
     """The names and shapes of the Hugging Face tensors of each parameter, layer by layer."""
     expected = {}
     for path, leaf in _leaves(template):

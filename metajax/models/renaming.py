@@ -77,20 +77,16 @@ def from_bert(
         tensors: by BERT's names, without a prefix.
         model_type: the family.
         offset: see `to_bert`.
-        head: "encoder", "masked_lm" or "classification".
+        head: "encoder", "masked_lm", "causal_lm" or "classification".
     """
     family = FAMILIES[model_type]
-    of_head = family.classifier if head == "classification" else {}
-    names = {ours: [theirs] for ours, theirs in {**family.tensors, **of_head}.items()}
-    prefix = "" if head == "encoder" else family.prefix
     parts_of: dict[str, list[np.ndarray]] = {}
     for name, value in tensors.items():
         if name == "classifier.bias" and not family.classifier_bias:
             continue
         if offset and name == "embeddings.position_embeddings.weight":
             value = np.concatenate([np.zeros_like(value, shape=(offset, value.shape[1])), value])
-        outside = name.startswith(("cls.", "classifier.")) or _stem(name) in of_head
-        theirs = ("" if outside else prefix) + _translate(name, names)[0]
+        theirs = family_name(name, model_type, head)
         # Outside the layers two names hold one tensor twice: the bias of an untied decoder.
         before = parts_of.get(theirs, []) if name.startswith("encoder.layer.") else []
         parts_of[theirs] = [*before, _turned(value, name, family)]
@@ -99,6 +95,22 @@ def from_bert(
         name: np.ascontiguousarray(np.concatenate(parts, axis=-1) if parts[1:] else parts[0])
         for name, parts in parts_of.items()
     }
+
+
+def family_name(name: str, model_type: str, head: str) -> str:
+    """Return the name of a tensor in the family's class with a head.
+
+    Args:
+        name: BERT's name, without a prefix; `*` may stand for the number of the layer.
+        model_type: the family.
+        head: see `from_bert`.
+    """
+    family = FAMILIES[model_type]
+    of_head = family.classifier if head == "classification" else {}
+    names = {ours: [theirs] for ours, theirs in {**family.tensors, **of_head}.items()}
+    outside = name.startswith(("cls.", "classifier.")) or _stem(name) in of_head
+    prefix = "" if outside or head == "encoder" else family.prefix
+    return prefix + _translate(name, names)[0]
 
 
 def _turned(value: Tensor, name: str, family: Family) -> Tensor:

@@ -63,13 +63,13 @@ def save_pretrained(directory: str | os.PathLike[str], model: Transformer, param
     """
     target = Path(expand_home(os.fspath(directory)))
     target.mkdir(parents=True, exist_ok=True)
-    plain = _plain(model, params)
+    plain = is_plain(model, params)
     architecture, weights = _weights(model, params, plain=plain)
-    contents = {name: _safetensors(tensors) for name, tensors in weights.items()}
+    contents = {name: to_safetensors(tensors) for name, tensors in weights.items()}
     contents.update(_tokenizer_files(model))
     if model.pooling != "pooler":
-        contents["modules.json"] = _json(_MODULES)
-        contents["1_Pooling/config.json"] = _json(
+        contents["modules.json"] = to_json(_MODULES)
+        contents["1_Pooling/config.json"] = to_json(
             {
                 "word_embedding_dimension": model.config.hidden_size,
                 "pooling_mode_cls_token": model.pooling == "cls",
@@ -79,7 +79,7 @@ def save_pretrained(directory: str | os.PathLike[str], model: Transformer, param
             }
         )
     dtype = str(np.dtype(params["embeddings"]["word"].dtype))
-    contents["config.json"] = _json(_config(model, architecture, dtype, plain=plain))
+    contents["config.json"] = to_json(_config(model, architecture, dtype, plain=plain))
     _write(target, contents, with_tokenizer=model.source is not None)
 
 
@@ -105,7 +105,12 @@ def save_config(directory: str | os.PathLike[str], model: Transformer) -> None:
     """
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
-    contents = {**_tokenizer_files(model), "config.json": _json(model.config.to_dict())}
+    contents = {**_tokenizer_files(model), "config.json": to_json(model.config.to_dict())}
+    replace_files(target, contents)
+
+
+def replace_files(target: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files one after the other, each first under another name."""
     for name, content in contents.items():
         (target / f"{name}.tmp").write_bytes(content)
         os.replace(target / f"{name}.tmp", target / name)
@@ -136,7 +141,7 @@ def _take(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
 
 
-def _plain(model: Transformer, params: Params) -> bool:
+def is_plain(model: Transformer, params: Params) -> bool:
     """Return whether transformers' ForSequenceClassification supports a classifier."""
     if model.head != "classification" or model.pooling != "pooler":
         return False
@@ -177,13 +182,15 @@ def _tokenizer_files(model: Transformer) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in paths if path.exists()}
 
 
-def _safetensors(tensors: dict[str, np.ndarray]) -> bytes:
+def to_safetensors(tensors: dict[str, np.ndarray]) -> bytes:
+    """Return the content of a file of tensors."""
     import safetensors.numpy
 
     return safetensors.numpy.save(tensors, metadata={"format": "pt"})
 
 
-def _json(value: Any) -> bytes:
+def to_json(value: Any) -> bytes:
+    """Return the content of a JSON file."""
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
