@@ -123,7 +123,7 @@ def test_inner_adam_needs_eps_root_where_a_gradient_is_zero():
         return metajax.maml(loss_fn, optimizer, 2).meta_grad(jnp.zeros(2), task, None)[0]
 
     assert np.isfinite(meta_grad(INNER["adam"])).all()
-    with pytest.warns(UserWarning, match="give Adam eps_root"):
+    with pytest.warns(UserWarning, match="set eps_root of Adam"):
         assert np.isnan(meta_grad(optax.adam(RATE))[0])
 
 
