@@ -85,8 +85,8 @@ def make_learner(model: Transformer, inner: dict[str, Any]) -> Learner:
     if inner["lora"] is not None:
         # Keep the blocks stacked, because the adapters' initial factors depend on the shapes.
         reparametrize = compose(reparametrize, with_adapters(inner["lora"]))
-        loss_fn, trainable = lora.loss(loss_fn), _in_adapters
-        init_fn = init_fn and lora.init_fn(init_fn)
+        loss_fn, trainable = lora.loss(loss_fn, lora.attach), _in_adapters
+        init_fn = init_fn and lora.init_fn(init_fn, lora.attach)
     elif fast:
         reparametrize = compose(separate_layers(), reparametrize)
     unroll = fast and inner["inner_steps"] <= UNROLLED

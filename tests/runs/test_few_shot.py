@@ -41,7 +41,11 @@ class Small:
             count = len(layers["qkv"]["kernel"])
             layers = [jax.tree.map(lambda leaf: leaf[n], layers) for n in range(count)]  # noqa: B023
         for block in layers:
-            hidden = jnp.tanh(hidden @ block["qkv"]["kernel"] @ block["mlp"]["kernel"])
+            qkv = block["qkv"]
+            product = hidden @ qkv["kernel"]
+            if "down" in qkv:
+                product += hidden @ qkv["down"] @ qkv["up"]
+            hidden = jnp.tanh(product @ block["mlp"]["kernel"])
         return hidden
 
     def features(self, params, batch, rng=None):
