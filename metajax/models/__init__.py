@@ -13,6 +13,7 @@ from metajax.models.losses import (
 from metajax.models.metadata import has_classifier
 from metajax.models.model import Transformer
 from metajax.models.peft import load_adapters, save_adapters
+from metajax.models.prefix import init_prefix, is_prefix
 from metajax.models.pretrained import from_pretrained, read_model, with_head
 from metajax.models.reparametrization import (
     compose,
@@ -34,6 +35,8 @@ __all__ = [
     "from_pretrained",
     "has_classifier",
     "hashes",
+    "init_prefix",
+    "is_prefix",
     "load_adapters",
     "masked_lm_loss",
     "mentioned_rows",

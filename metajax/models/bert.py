@@ -16,6 +16,7 @@ from flax import nnx
 
 from metajax.models.config import TransformerConfig
 from metajax.models.layers import ACTIVATION, Dense, LayerNorm, dropout, normal
+from metajax.models.prefix import prepend
 
 
 class Embeddings(nnx.Module):
@@ -43,14 +44,24 @@ class Embeddings(nnx.Module):
             scale = config.initializer_range
             self.project = Dense(size, config.hidden_size, scale, rngs=rngs)
 
-    def __call__(self, batch: dict[str, jax.Array]) -> jax.Array:
-        """`input_ids`, `token_type_ids` and, if packed, `position_ids` `[B, L]` to `[B, L, H]`."""
-        length = batch["input_ids"].shape[1]
+    def __call__(
+        self, batch: dict[str, jax.Array], prefix_PxH: jax.Array | None = None
+    ) -> jax.Array:
+        """`input_ids`, `token_type_ids` and, if packed, `position_ids` `[B, L]` to `[B, L, H]`.
+
+        With vectors `[P, H]` in front, `[B, P + L, H]`.
+        """
+        count = 0 if prefix_PxH is None else len(prefix_PxH)
+        length = batch["input_ids"].shape[1] + count
         if length > self.positions:
+            before = f" after a prefix of {count}" if count else ""
             raise ValueError(
-                f"input_ids are {length} long, but the model has {self.positions} positions"
+                f"input_ids are {length - count} long{before}, but the model has {self.positions} "
+                "positions"
             )
         x_BxLxH = self.word[batch["input_ids"]]
+        if prefix_PxH is not None:
+            x_BxLxH, batch = prepend(prefix_PxH, x_BxLxH, batch)
         if hasattr(self, "position"):
             x_BxLxH = x_BxLxH + self.position[batch.get("position_ids", slice(length))]
         if hasattr(self, "token_type"):

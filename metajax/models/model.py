@@ -33,6 +33,7 @@ from metajax.models.layers import ACTIVATION, dropout
 from metajax.models.llama import rotation_of
 from metajax.models.metadata import check_labels
 from metajax.models.parts import adapters_in, graph_of, make_part
+from metajax.models.prefix import drop_prefix, show_prefix
 from metajax.reading import is_number
 
 
@@ -146,7 +147,7 @@ class Transformer:
         """Run the model: a pure function that can be differentiated any number of times.
 
         Args:
-            params: as `init` gives them.
+            params: as `init` gives them, or with vectors before the text (`init_prefix`).
             batch: `input_ids`, `attention_mask` (0 at padding) and `token_type_ids`, int `[B, L]`.
                 (The last one is ignored if `type_vocab_size` is 0.) Optional keys: `positions` int
                 `[B, M]`, the tokens for masked-LM logits; `task` int `[B]`, the classification head
@@ -210,13 +211,14 @@ class Transformer:
         return jnp.matmul(hidden, word_VxH.T, preferred_element_type=wide)
 
     def embed(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
-        """Return the input of the first block `[B, L, H]`.
+        """Return the input of the first block `[B, L, H]`, or `[B, P + L, H]` with a prefix.
 
         Raises:
+            InputError: the parameters have a prefix and the batch is packed.
             ValueError: rows are longer than the model has positions.
         """
         embeddings = nnx.merge(self._graph("embeddings"), params["embeddings"])
-        x = embeddings(batch)
+        x = embeddings(batch, params["prefix"]["vectors"] if "prefix" in params else None)
         x = x if self.dtype is None else x.astype(self.dtype)
         rate = self.config.embedding_dropout_prob
         x = dropout(x, self.config.hidden_dropout_prob if rate is None else rate, rng)
@@ -225,7 +227,8 @@ class Transformer:
     def run_layers(
         self, layers: Params, hidden: jax.Array, batch: Batch, rng: jax.Array | None = None
     ) -> jax.Array:
-        """Apply some blocks, stacked `[n, ...]` or in a list of n, to `[B, L, H]`."""
+        """Apply some blocks, stacked `[n, ...]` or in a list of n, to the result of `embed`."""
+        batch = show_prefix(batch, hidden)
         config, wide = self.config, at_least_float32(hidden.dtype)
         causal, window = config.family.decoder, config.sliding_window
         context: Any = attention_bias(batch, wide, causal=causal, window=window)
@@ -241,6 +244,7 @@ class Transformer:
         # If the first blocks are frozen, a batch may have their output.
         hidden = batch["hidden"] if "hidden" in batch else self.embed(params, batch, embed_rng)
         hidden = self.run_layers(params["layers"], hidden, batch, layers_rng)
+        hidden = drop_prefix(hidden, batch)
         if self.config.family.decoder:
             hidden = nnx.merge(self._graph("final_norm"), params["final_norm"])(hidden)
         return hidden, self._pool(params, hidden, batch)

@@ -198,8 +198,8 @@ def with_head(
 ) -> tuple[Transformer, Params]:
     """Move parameters to a model with another head.
 
-    Parts that fit (encoder, pooler, the same head) are kept. Missing parts are initialized, and a
-    log line names them. Parts that the new model does not have are dropped.
+    Parts that fit (encoder, prefix, pooler, the same head) are kept. Missing parts are initialized,
+    and a log line names them. Parts that the new model does not have are dropped.
 
     Args:
         model: the model that `params` belong to.
@@ -245,7 +245,9 @@ def with_head(
         for key, value in params.items()
         if key in wanted and (same or key != "classifier")
     }
-    return sibling, _complete(sibling, kept, rng, "with_head", params["embeddings"]["word"].dtype)
+    moved = _complete(sibling, kept, rng, "with_head", params["embeddings"]["word"].dtype)
+    prefix = {"prefix": params["prefix"]} if "prefix" in params else {}
+    return sibling, {**moved, **prefix}
 
 
 def _complete(

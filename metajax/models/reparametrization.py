@@ -160,11 +160,12 @@ def upper_layers(model: Transformer, count: int) -> Reparametrize:
 
     Returns:
         A reparametrization `(params, task) -> (params, task, undo)`. The parameters lose
-        `embeddings` and the first N - count blocks of `layers` (which then has leaves `[count,
-        ...]`, or is a list of count). In support and query set (either may be None), `hidden` `[B,
-        L, H]`, the output of the removed blocks, replaces `input_ids`, `token_type_ids` and
+        `embeddings`, a `prefix` and the first N - count blocks of `layers` (which then has leaves
+        `[count, ...]`, or is a list of count). In support and query set (either may be None),
+        `hidden` `[B, L, H]`, the output of the removed blocks (`[B, P + L, H]` with a prefix of P
+        vectors), replaces `input_ids`, `token_type_ids` and
         `position_ids`. A causal LM's loss needs `input_ids`, and rotary positions need
-        `position_ids`: there they stay. `undo(params)` puts embeddings and blocks back.
+        `position_ids`: there they stay. `undo(params)` puts them back.
 
     Raises:
         ValueError: a language-model head is tied to the embedding table, or count is out of range;
@@ -194,7 +195,8 @@ def upper_layers(model: Transformer, count: int) -> Reparametrize:
         raise ValueError(f"count is {count}; the model has {model.config.num_hidden_layers} blocks")
 
     def reparametrize(params: Params, task: Task) -> Reparametrized:
-        embeddings, (lower, upper) = params["embeddings"], _split(params["layers"], frozen)
+        lower, upper = _split(params["layers"], frozen)
+        below: Params = {key: params[key] for key in ("embeddings", "prefix") if key in params}
 
         def features(batch: Batch | None) -> Batch | None:
             if batch is None:
@@ -205,9 +207,9 @@ def upper_layers(model: Transformer, count: int) -> Reparametrize:
 
         def undo(params: Params) -> Params:
             layers = _join(lower, params["layers"])
-            return {**params, "embeddings": embeddings, "layers": layers}
+            return {**params, **below, "layers": layers}
 
-        small = {key: value for key, value in params.items() if key != "embeddings"}
+        small = {key: value for key, value in params.items() if key not in below}
         return (
             {**small, "layers": upper},
             Task(features(task.support), features(task.query)),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from metajax.errors import InputError
 from metajax.models import convert, files
 from metajax.models.contracts import Params
 from metajax.models.model import Transformer
@@ -45,6 +46,7 @@ def save_pretrained(directory: str | os.PathLike[str], model: Transformer, param
         params: its parameters. They are written exactly.
 
     Raises:
+        InputError: the parameters have a prefix.
         OSError: a file cannot be written.
 
     Examples:
@@ -61,6 +63,11 @@ def save_pretrained(directory: str | os.PathLike[str], model: Transformer, param
         ...     sorted(os.listdir(folder))
         ['config.json', 'model.safetensors']
     """
+    if "prefix" in params:
+        raise InputError(
+            f"{directory}: the format of Hugging Face has no place for params['prefix']; leave it "
+            "out, and save it separately"
+        )
     target = Path(expand_home(os.fspath(directory)))
     target.mkdir(parents=True, exist_ok=True)
     plain = is_plain(model, params)
