@@ -109,7 +109,7 @@ def test_what_the_demo_asks_of_each_stage(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(demo_module, name, run)
 
     before, after = {"perplexity": 4321.0}, {"perplexity": 123.0}
-    stage("pretrain", {"before": before, "after": after})
+    stage("pretrain", {"measured_on": "the held-out part", "before": before, "after": after})
     for name in ("metatrain", "adapt", "report"):
         stage(name)
     stage("evaluate", [SimpleNamespace(episodes=56)])
