@@ -25,7 +25,7 @@ EPISODES = 600  # Episodes of an evaluation, by default.
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings(TrainSettings, BatchSettings):
-    """Pretrain on plain text by masked-language modelling.
+    """Pretrain on plain text: an encoder guesses masked tokens, a decoder each next token.
 
     Example: metajax pretrain --model bert-base-uncased --text corpus.txt --workdir runs/pretrain
     """
@@ -33,8 +33,8 @@ class PretrainSettings(TrainSettings, BatchSettings):
     text: tuple[str, ...] = option("plain text files", metavar="FILE", affects_results=False)
     steps: int = option("optimizer steps", 1000, minimum=1)
     batch_size: int = option("blocks of --max-length tokens per step", 32, minimum=1)
-    mask_rate: float = option("fraction of tokens to predict", 0.15, above=0, maximum=0.9)
-    whole_word: bool = option("mask whole words instead of single tokens", False)
+    mask_rate: float = option("fraction of tokens to mask (encoders)", 0.15, above=0, maximum=0.9)
+    whole_word: bool = option("mask whole words instead of single tokens (encoders)", False)
     held_out: float = option(
         "fraction of the text held out to measure the loss", 0.05, above=0, maximum=0.5
     )

@@ -10,6 +10,12 @@ from metajax.data.batches import (
     supervised_batch,
     supervised_eval_batches,
 )
+from metajax.data.documents import (
+    Documents,
+    document_batch,
+    next_token_batch,
+    pack_documents,
+)
 from metajax.data.draws import Draws, fixed_episodes, join_draws
 from metajax.data.duplicates import Duplicates, find_duplicates
 from metajax.data.episode_batches import fit_episodes, gather, plan_drawn, plan_episodes
@@ -37,6 +43,7 @@ from metajax.data.text import (
 
 __all__ = [
     "Blocks",
+    "Documents",
     "Draws",
     "Duplicates",
     "EpisodeSpec",
@@ -48,6 +55,7 @@ __all__ = [
     "TokenizedTask",
     "Tokens",
     "check_episodes",
+    "document_batch",
     "find_duplicates",
     "fingerprint",
     "fit_episodes",
@@ -59,7 +67,9 @@ __all__ = [
     "load_tasks",
     "mask_rule",
     "mask_tokens",
+    "next_token_batch",
     "pack_blocks",
+    "pack_documents",
     "packed_parts",
     "plan_batches",
     "plan_drawn",

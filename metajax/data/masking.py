@@ -1,13 +1,16 @@
 """Masked language modelling: choose and hide tokens, at random in each step."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from metajax.data.documents import Documents
 from metajax.data.seeding import generator, shuffled_rows
 from metajax.data.text import Blocks
 from metajax.errors import InputError
+
+_Blocks = TypeVar("_Blocks", Blocks, Documents)
 
 
 class MaskRule(NamedTuple):
@@ -145,11 +148,11 @@ def pretraining_batch(
     return mask_tokens(take(blocks, rows), rule, seed, step)
 
 
-def held_out(blocks: Blocks, seed: int, share: float = 0.05) -> tuple[Blocks, Blocks]:
+def held_out(blocks: _Blocks, seed: int, share: float = 0.05) -> tuple[_Blocks, _Blocks]:
     """Split blocks into a training set and an evaluation set, with at least one block each.
 
     Args:
-        blocks: N blocks of length L.
+        blocks: N blocks of length L, of `pack_blocks` or `pack_documents`.
         seed: the run's seed.
         share: share of blocks to hold out.
 
@@ -180,11 +183,11 @@ def held_out(blocks: Blocks, seed: int, share: float = 0.05) -> tuple[Blocks, Bl
     return take(blocks, np.sort(order[count:])), take(blocks, np.sort(order[:count]))
 
 
-def take(blocks: Blocks, rows: np.ndarray | slice) -> Blocks:
+def take(blocks: _Blocks, rows: np.ndarray | slice) -> _Blocks:
     """Return some of N blocks.
 
     Args:
-        blocks: N blocks.
+        blocks: N blocks, of `pack_blocks` or `pack_documents`.
         rows: rows to return: int [M], or a slice.
 
     Raises:
@@ -198,7 +201,7 @@ def take(blocks: Blocks, rows: np.ndarray | slice) -> Blocks:
         >>> take(blocks, np.array([2, 0])).input_ids[:, 0].tolist()
         [16, 0]
     """
-    return Blocks(*(array[rows] for array in blocks))
+    return type(blocks)(*(array[rows] for array in blocks))
 
 
 def _choose_tokens(blocks: Blocks, scores: np.ndarray, count: np.ndarray, _: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Turn text into arrays of tokens with the model's fast tokenizer."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -295,14 +295,24 @@ def _stream(lines: Sequence[str], tokenizer: Any) -> tuple[np.ndarray, np.ndarra
     """Return the tokens of all lines, and which of them start a word."""
     ids: list[np.ndarray] = []
     starts: list[np.ndarray] = []
-    for begin in range(0, len(lines), _CHUNK):
-        chunk = lines[begin : begin + _CHUNK]
-        encoded = _encode(tokenizer, chunk, None, add_special_tokens=False)
-        for encoding in encoded.encodings:
-            # None stands for a special token that the text contains: a separate word.
-            words = np.array([-1 if x is None else x for x in encoding.word_ids], np.int32)
-            ids.append(np.array(encoding.ids, np.int32))
-            starts.append(np.diff(words, prepend=-2) != 0)
+    for encoding in encode_chunks(lines, tokenizer, special_tokens=False):
+        # None stands for a special token that the text contains: a separate word.
+        words = np.array([-1 if x is None else x for x in encoding.word_ids], np.int32)
+        ids.append(np.array(encoding.ids, np.int32))
+        starts.append(np.diff(words, prepend=-2) != 0)
     if not ids:
         return np.zeros(0, np.int32), np.zeros(0, bool)
     return np.concatenate(ids), np.concatenate(starts)
+
+
+def encode_chunks(
+    lines: Sequence[str], tokenizer: Any, *, special_tokens: bool = True
+) -> Iterator[Any]:
+    """Yield the encoding of each line, of the tokenizers package.
+
+    Raises:
+        InputError: the tokenizer cannot split a line.
+    """
+    for begin in range(0, len(lines), _CHUNK):
+        chunk = lines[begin : begin + _CHUNK]
+        yield from _encode(tokenizer, chunk, None, add_special_tokens=special_tokens).encodings

@@ -57,12 +57,11 @@ def causal_lm_loss(model: Transformer, *, chunk_tokens: int = 512) -> LossFn:
         )
     if chunk_tokens < 1:
         raise InputError(f"chunk_tokens is {chunk_tokens}; it has to be at least 1")
-    encoder = model.replace(head="encoder")
 
     def loss_fn(
         params: Params, batch: Batch, rng: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        hidden_BxLxH = encoder(params, batch, rng).last_hidden_state
+        hidden_BxLxH = model.hidden(params, batch, rng)
         targets_BxL, weights_BxL = next_tokens(batch)
         weights_BxL = weights_BxL.astype(at_least_float32(hidden_BxLxH.dtype))
 

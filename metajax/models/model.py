@@ -194,6 +194,19 @@ class Transformer:
         encoder_rng = None if rng is None else jax.random.split(rng)[0]
         return rescale(self._encode(params, batch, encoder_rng)[1], self.feature_norm)
 
+    def hidden(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
+        """Return a call's `last_hidden_state` `[B, L, H]`; a packed batch needs no `first_token`.
+
+        Args:
+            params: parameters from `init`, with or without a head.
+            batch: a batch as for a call.
+            rng: the key of dropout; None means none.
+
+        Raises:
+            ValueError: rows are longer than the model has positions.
+        """
+        return self._hidden(params, batch, None if rng is None else jax.random.split(rng)[0])
+
     def decode(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Return a causal-LM head's logits of the next tokens, in at least float32.
 
@@ -240,6 +253,10 @@ class Transformer:
     def _encode(
         self, params: Params, batch: Batch, rng: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
+        hidden = self._hidden(params, batch, rng)
+        return hidden, self._pool(params, hidden, batch)
+
+    def _hidden(self, params: Params, batch: Batch, rng: jax.Array | None) -> jax.Array:
         embed_rng, layers_rng = (None, None) if rng is None else jax.random.split(rng)
         # If the first blocks are frozen, a batch may have their output.
         hidden = batch["hidden"] if "hidden" in batch else self.embed(params, batch, embed_rng)
@@ -247,7 +264,7 @@ class Transformer:
         hidden = drop_prefix(hidden, batch)
         if self.config.family.decoder:
             hidden = nnx.merge(self._graph("final_norm"), params["final_norm"])(hidden)
-        return hidden, self._pool(params, hidden, batch)
+        return hidden
 
     def _pool(self, params: Params, hidden: jax.Array, batch: Batch) -> jax.Array:
         packed = "example_ids" in batch

@@ -126,6 +126,17 @@ def _for_tasks(model: Transformer, params: Params, rng: jax.Array) -> tuple[Tran
     return with_head(model, params, head="classification", rng=rng)
 
 
+def is_decoder(spec: str) -> bool:
+    """Return whether `--model` is a decoder, which predicts next tokens.
+
+    Raises:
+        InputError: the model cannot be used.
+    """
+    path, record = _find(spec)
+    model = read_model(spec) if record is None else _rebuild(path / "model", record["model"])
+    return model.config.family.decoder
+
+
 def pooling_of(spec: str, default: str) -> str:
     """Return the pooling of `--model`.
 

@@ -87,8 +87,8 @@ def test_padding_is_the_end_of_text(material, tmp_path):
 
 
 def test_what_makes_no_sense(refused, material):
-    where = ("--model", material.gpt2, "--workdir", "run")
-    refused("gpt2 has no masked-LM head", "pretrain", *where, "--text", material.text)
+    where = ("--model", material.gpt2, "--workdir", "run", "--text", material.text)
+    refused("a decoder predicts next tokens", "pretrain", *where, "--whole-word")
     refused("nothing between the two texts", *finetune_command(material, "run", material.gpt2))
 
 
