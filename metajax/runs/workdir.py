@@ -1,8 +1,11 @@
 """The working directory of a run: its files, and whether a run may resume there.
 
-run.json the record: see record.py config.yaml the settings again, for `--config` model/ the Hugging
-Face config and tokenizer checkpoints/ Orbax metrics.jsonl one JSON object per step results.json the
-results of a finished run
+- `run.json`: the record; see record.py.
+- `config.yaml`: the settings, for `--config`.
+- `model/`: the Hugging Face config and tokenizer.
+- `checkpoints/`: Orbax checkpoints.
+- `metrics.jsonl`: one JSON object per step.
+- `results.json`: the results of a finished run.
 """
 
 import contextlib
