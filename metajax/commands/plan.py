@@ -12,7 +12,7 @@ import numpy as np
 
 from metajax.algorithms import ALGORITHMS
 from metajax.algorithms.inner_loop import mean_recomputed_steps
-from metajax.config.fields import flag
+from metajax.config.fields import flag_and_value
 from metajax.config.settings import PlanSettings
 from metajax.errors import InputError
 from metajax.models import Transformer
@@ -171,11 +171,8 @@ def _alternatives(settings: PlanSettings) -> Iterator[tuple[str, PlanSettings]]:
         changed = dataclasses.replace(settings, **change)
         if changed not in known:
             known.add(changed)
-            shown = [(flag(name), value) for name, value in change.items() if value is not False]
-            yield (
-                " ".join(name if value is True else f"{name} {value}" for name, value in shown),
-                changed,
-            )
+            shown = [flag_and_value(*each) for each in change.items() if each[1] is not False]
+            yield " ".join(shown), changed
 
 
 def _largest(settings: PlanSettings, name: str, memory: float, costs: "_Costs") -> int:

@@ -14,7 +14,7 @@ import numpy as np
 
 from metajax import data
 from metajax.algorithms.supervised import split_batch, supervised
-from metajax.config.fields import flag
+from metajax.config.fields import flag, flag_and_value
 from metajax.config.settings import PretrainSettings
 from metajax.data.normalization import normalize
 from metajax.errors import InputError
@@ -111,10 +111,9 @@ def _refuse_masking(settings: PretrainSettings) -> None:
     for name in ("mask_rate", "whole_word"):
         value = getattr(settings, name)
         if value != getattr(PretrainSettings, name):
-            shown = flag(name) if value is True else f"{flag(name)} {value}"
             raise InputError(
-                f"{shown}: a decoder predicts next tokens and masks none; remove {flag(name)}, or "
-                "give an encoder such as a BERT"
+                f"{flag_and_value(name, value)}: a decoder predicts next tokens and masks none; "
+                f"remove {flag(name)}, or give an encoder such as a BERT"
             )
 
 

@@ -63,6 +63,11 @@ def flag(name: str, *, off: bool = False) -> str:
     return ("--no-" if off else "--") + name.replace("_", "-")
 
 
+def flag_and_value(name: str, value: Any) -> str:
+    """Return a setting as it is typed: `--lora 2`, or the flag alone for a switch turned on."""
+    return flag(name) if value is True else f"{flag(name)} {value}"
+
+
 def is_required(setting: dataclasses.Field[Any]) -> bool:
     """Tell whether a setting has no default."""
     return setting.default is dataclasses.MISSING

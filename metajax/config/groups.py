@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metajax.algorithms import ALGORITHMS
-from metajax.config.fields import Settings, flag, option
+from metajax.config.fields import Settings, flag, flag_and_value, option
 from metajax.errors import InputError
 
 RATES_LEARNING_RATE = 1e-3  # Adam's in Antoniou et al. 2019, section 5.
@@ -295,7 +295,7 @@ def check_taken(algorithm: str, given: Mapping[str, Any], *, of_model: bool = Fa
         untaken = name not in entry.settings
         if value is None or value is False or (untaken and name == "inner_steps" and value == 0):
             continue
-        shown = flag(name) if value is True else f"{flag(name)} {value}"
+        shown = flag_and_value(name, value)
         if untaken and of_model:
             raise InputError(
                 f"{shown}: the model was meta-trained with {algorithm}, which does not take it; "
