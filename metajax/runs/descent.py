@@ -103,9 +103,9 @@ class Descent:
         self._parts = [{k: leaf[p] for k, leaf in (rows | rest).items()} for p in range(count)]
         self._counts = rest["example_mask"].sum(1).astype(int)
 
-        merge = lora.merge if few_shot.inner["lora"] else (lambda params: params)
+        attach = lora.attach if few_shot.inner["lora"] else (lambda params: params)
         features = few_shot.model.features
-        self._features = jax.jit(lambda params, part: features(merge(params), part))
+        self._features = jax.jit(lambda params, part: features(attach(params), part))
         self._add_gradient = jax.jit(_adder(learner.loss_fn), donate_argnums=0)
         self._first = [self._features_of(self._params, part) for part in self.parts]
 

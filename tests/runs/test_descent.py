@@ -53,6 +53,8 @@ CASES = {
     "a block": {"layers": 1},
     "the head": {"layers": 0},
     "adapters": {"lora": 2},
+    # Adapters begin at zero. Only a large rate moves the features enough to show in the loss.
+    "adapters at a large rate": {"lora": 2, "inner_lr": 3.0},
     "a head of zeros": {"head": "zero"},
     "the checkpoint's head": {"head": "checkpoint"},
 }
@@ -67,7 +69,7 @@ def test_parts_of_the_examples_make_the_steps_that_all_make_at_once(
     parts, folds = fold(examples)
     assert (len(parts["labels"]), folds) == (8, 4)
     descent = Descent(few_shot, parts, folds)
-    found, losses = descent.descend(descent.begin(descent.parts), RATE)
+    found, losses = descent.descend(descent.begin(descent.parts), few_shot.inner["inner_lr"])
     wanted, before, logits = at_once(few_shot, examples)(np.arange(10))
     np.testing.assert_allclose(losses[:-1], before, rtol=1e-5)
     after = -np.asarray(jax.nn.log_softmax(logits))[np.arange(10), examples.labels].mean()
