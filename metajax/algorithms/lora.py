@@ -141,12 +141,8 @@ def _attach(base: Any, adapters: Any) -> Any:
         return [_attach(*each) for each in zip(base, adapters, strict=True)]
     if not isinstance(base, dict):
         return base
-    factors = adapters.get("kernel")
-    attached = {
-        key: _attach(leaf, adapters.get(key)) for key, leaf in base.items() if key != "kernel"
-    }
-    kernel = {"kernel": base["kernel"]} if "kernel" in base else {}
-    return attached | kernel | (factors or {})
+    attached = {key: _attach(leaf, adapters.get(key)) for key, leaf in base.items()}
+    return attached | (adapters.get("kernel") or {})
 
 
 def freeze(combine: _Combine, head: Callable[[str], bool] = lambda path: False) -> _Combine:

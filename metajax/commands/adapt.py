@@ -13,7 +13,7 @@ from metajax import data
 from metajax.commands.predict import label
 from metajax.config.settings import AdaptSettings, PredictSettings
 from metajax.errors import InputError
-from metajax.models import classification_loss, save_config
+from metajax.models import Transformer, classification_loss, save_config
 from metajax.reading import is_number
 from metajax.runs.choice import Adapted, choose, repeat, take_steps
 from metajax.runs.descent import Descent, fold, pack
@@ -85,7 +85,7 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     if entry.plain_sgd:
         adapted = _descend(few_shot, examples, chooses, known)
     else:
-        adapted = _adapt_whole(few_shot, examples)
+        adapted = _adapt_whole(few_shot, model, examples)
     _check_finite(adapted, settings.tasks[0])
     begin(run, lambda directory: save_config(directory, model))
     _save(run, adapted, settings.seed)
@@ -126,13 +126,13 @@ def _results(adapted: Adapted, task: data.TaskData) -> dict[str, Any]:
     return results if adapted.left_out is None else results | {"left_out": adapted.left_out}
 
 
-def _adapt_whole(few_shot: FewShot, examples: data.TokenizedTask) -> Adapted:
+def _adapt_whole(few_shot: FewShot, model: Transformer, examples: data.TokenizedTask) -> Adapted:
     """Adapt by the algorithm's `adapt`, on all examples at once."""
     support = jax.tree.map(lambda leaf: leaf[0], pack(examples, 1))
     adapt = jax.jit(few_shot.algorithm().adapt)
     adapted, info = adapt(few_shot.meta_params, support, None)
     params = as_classifier(adapted)
-    loss_fn = jax.jit(classification_loss(adapted_model(few_shot.model, few_shot.inner)))
+    loss_fn = jax.jit(classification_loss(model))
     losses = [*map(float, info.support_loss), float(loss_fn(params, support, None)[0])]
     rate = None if few_shot.entry.learned_rates else few_shot.inner["inner_lr"]
     return Adapted(params, losses, rate)

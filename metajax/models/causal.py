@@ -12,8 +12,8 @@ import optax
 from metajax.dtypes import at_least_float32
 from metajax.errors import InputError
 from metajax.models.contracts import Batch, Params
-from metajax.models.losses import LossFn
 from metajax.models.model import Transformer
+from metajax.types import LossFn
 
 
 def causal_lm_loss(model: Transformer, *, chunk_tokens: int = 512) -> LossFn:

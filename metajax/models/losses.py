@@ -1,6 +1,5 @@
 """Loss functions `(params, batch, rng) -> (loss, aux)`, and initial few-shot heads."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,9 +11,7 @@ from metajax.algorithms.prototypes import prototype_head
 from metajax.errors import InputError
 from metajax.models.contracts import Batch, Params
 from metajax.models.model import Transformer
-from metajax.types import InitFn
-
-LossFn = Callable[[Params, Batch, jax.Array | None], tuple[jax.Array, dict[str, Any]]]
+from metajax.types import InitFn, LossFn
 
 
 def masked_lm_loss(model: Transformer) -> LossFn:

@@ -205,11 +205,11 @@ def _few_shot(
     resolved = resolve(source)
     if resolved["head"] == "checkpoint":
         source = open_(spec, settings, head="classification", num_labels=(classes,), **features)
-    if resolved["head"] == "checkpoint" and source.model.projection is not None:
-        raise InputError(
-            f"--head checkpoint: the head of {spec} reads a projection (leopard); choose "
-            "prototypes or zero"
-        )
+        if source.model.projection is not None:
+            raise InputError(
+                f"--head checkpoint: the head of {spec} reads a projection (leopard); choose "
+                "prototypes or zero"
+            )
     model = source.model.replace(
         head="classification", num_labels=(classes,), label_names=None, projection=None
     )
