@@ -48,7 +48,7 @@ clean:  ## Remove the virtual environments and caches.
 	rm -rf .venv .venv-demo .venv-docs .venv-lowest dist site
 	rm -rf .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
-# Install PyTorch first, so that nothing else chooses another version of it.
+# Install PyTorch first, so that no other package selects a different version.
 .venv/stamp: pyproject.toml
 	$(VENV) .venv
 	.venv/bin/python $(INSTALL) torch==2.13.0
