@@ -14,7 +14,8 @@ from metajax import data
 from metajax.cli import main as cli
 from metajax.cli.arguments import parse
 from metajax.commands import predict
-from metajax.config.groups import InnerSettings, ModelSettings
+from metajax.config.groups import ModelSettings
+from metajax.config.inner import InnerSettings
 from metajax.config.settings import EvaluateSettings
 from metajax.errors import InputError
 from metajax.models import Transformer, files, from_pretrained, read_model

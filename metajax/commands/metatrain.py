@@ -8,7 +8,7 @@ import numpy as np
 
 from metajax import data
 from metajax.algorithms import ALGORITHMS
-from metajax.config.groups import RATES_LEARNING_RATE
+from metajax.config.inner import RATES_LEARNING_RATE
 from metajax.config.settings import MetatrainSettings
 from metajax.runs.episodes import episode_sampler, episode_spec
 from metajax.runs.few_shot import open_few_shot

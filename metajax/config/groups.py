@@ -1,16 +1,10 @@
 """Groups of settings that several commands share (see `metajax/config/settings.py`)."""
 
-import dataclasses
 import importlib.util
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from metajax.algorithms import ALGORITHMS
-from metajax.config.fields import Settings, flag, flag_and_value, option
+from metajax.config.fields import Settings, option
 from metajax.errors import InputError
-
-RATES_LEARNING_RATE = 1e-3  # Adam's in Antoniou et al. 2019, section 5.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,101 +209,3 @@ class BatchSettings(Settings):
         affects_results=False,
         advanced=True,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class InnerSettings(Settings):
-    """The inner loop. By default it adapts as in the checkpoint's meta-training."""
-
-    inner_steps: int | None = option(
-        "inner gradient steps (default: as meta-trained, else 3)", None, minimum=0
-    )
-    inner_lr: float | None = option(
-        "learning rate of the inner SGD (default: as meta-trained, else 0.1)", None, above=0
-    )
-    head: str | None = option(
-        "initial classification head (default: as meta-trained, else prototypes)",
-        None,
-        choices=("prototypes", "zero", "checkpoint"),
-        advanced=True,
-    )
-    layers: int | None = option(
-        "adapt only this many top blocks (default: all blocks and the embeddings)",
-        None,
-        minimum=0,
-        advanced=True,
-    )
-    lora: int | None = option(
-        "adapt LoRA adapters of this rank instead of the weights",
-        None,
-        minimum=1,
-        metavar="RANK",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlgorithmSettings(InnerSettings):
-    """How the meta-gradient is computed."""
-
-    algorithm: str = option(
-        f"{', '.join(ALGORITHMS)}; docs/guides/which-algorithm.md compares them",
-        "maml",
-        choices=tuple(ALGORITHMS),
-        metavar="NAME",
-    )
-    low_memory: bool = option("exact second order in less memory, but slower", False)
-    meta_batch_size: int = option("episodes per step", 4, minimum=1)
-    chunk_size: int | None = option(
-        "episodes computed at once on a device; fewer take less memory and more time",
-        None,
-        minimum=1,
-        advanced=True,
-    )
-    rates_learning_rate: float | None = option(
-        f"peak learning rate of AdamW for learned inner rates (default {RATES_LEARNING_RATE})",
-        None,
-        above=0,
-        advanced=True,
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_taken(self.algorithm, dataclasses.asdict(self))
-
-
-def check_taken(algorithm: str, given: Mapping[str, Any], *, of_model: bool = False) -> None:
-    """Check that an algorithm takes the settings given; None and False are not given.
-
-    Args:
-        algorithm: a name in the registry.
-        given: settings by name.
-        of_model: whether the algorithm is the model's, so that `--algorithm` cannot change it.
-
-    Raises:
-        InputError: it does not take one of them.
-    """
-    entry = ALGORITHMS[algorithm]
-    settings = dict.fromkeys(name for other in ALGORITHMS.values() for name in other.settings)
-    for name in settings:
-        value = given.get(name)
-        untaken = name not in entry.settings
-        if value is None or value is False or (untaken and name == "inner_steps" and value == 0):
-            continue
-        shown = flag_and_value(name, value)
-        if untaken and of_model:
-            raise InputError(
-                f"{shown}: the model was meta-trained with {algorithm}, which does not take it; "
-                f"remove {flag(name)}"
-            )
-        if untaken:
-            takers = [other for other in ALGORITHMS if name in ALGORITHMS[other].settings]
-            raise InputError(
-                f"{shown}: {algorithm} does not take it; remove it, or use --algorithm "
-                f"{' or '.join(takers[:3])}"
-            )
-        if name == "head" and value not in entry.heads:
-            raise InputError(
-                f"{shown}: {algorithm} does not take this value; choose {' or '.join(entry.heads)}"
-            )
-        if name == "inner_steps" and value < entry.least_steps:
-            raise InputError(f"{shown}: too few for {algorithm}; give at least {entry.least_steps}")

@@ -9,16 +9,15 @@ from dataclasses import dataclass
 
 from metajax.config.fields import Settings, option
 from metajax.config.groups import (
-    AlgorithmSettings,
     BatchSettings,
     DrawSettings,
     EpisodeSettings,
-    InnerSettings,
     ModelSettings,
     SizeSettings,
     TaskSettings,
     TrainSettings,
 )
+from metajax.config.inner import AlgorithmSettings, InnerSettings
 
 EPISODES = 600  # Episodes of an evaluation, by default.
 

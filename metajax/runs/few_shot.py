@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from metajax.algorithms import ALGORITHMS, Entry
 from metajax.algorithms.maml import maml
-from metajax.config.groups import AlgorithmSettings, InnerSettings, ModelSettings, check_taken
+from metajax.config.groups import ModelSettings
+from metajax.config.inner import AlgorithmSettings, InnerSettings, check_taken
 from metajax.errors import InputError
 from metajax.models import Transformer
 from metajax.runs.learner import Learner, make_algorithm, make_learner, make_schedule

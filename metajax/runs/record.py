@@ -11,7 +11,7 @@ from typing import Any
 import metajax
 from metajax.config import settings as all_settings
 from metajax.config.fields import Settings, check
-from metajax.config.groups import InnerSettings
+from metajax.config.inner import InnerSettings
 from metajax.errors import InputError
 from metajax.reading import parse_json
 

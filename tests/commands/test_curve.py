@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from metajax import data
-from metajax.config.groups import InnerSettings, ModelSettings
+from metajax.config.groups import ModelSettings
+from metajax.config.inner import InnerSettings
 from metajax.runs.few_shot import open_few_shot
 from metajax.runs.task_data import tokenized
 from metajax.training.evaluation import run_episodes

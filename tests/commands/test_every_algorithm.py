@@ -10,7 +10,8 @@ import pytest
 from metajax import data
 from metajax.algorithms import ALGORITHMS
 from metajax.commands.plan import plan, summary
-from metajax.config.groups import InnerSettings, ModelSettings
+from metajax.config.groups import ModelSettings
+from metajax.config.inner import InnerSettings
 from metajax.config.settings import MetatrainSettings, PlanSettings
 from metajax.errors import InputError
 from metajax.runs.few_shot import open_few_shot

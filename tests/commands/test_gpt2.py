@@ -9,7 +9,8 @@ import pytest
 import tiny
 
 from metajax import data
-from metajax.config.groups import InnerSettings, ModelSettings
+from metajax.config.groups import ModelSettings
+from metajax.config.inner import InnerSettings
 from metajax.errors import InputError
 from metajax.models import files
 from metajax.runs.few_shot import open_few_shot

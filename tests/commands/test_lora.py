@@ -5,7 +5,8 @@ import json
 import pytest
 import tiny
 
-from metajax.config.groups import InnerSettings, ModelSettings
+from metajax.config.groups import ModelSettings
+from metajax.config.inner import InnerSettings
 from metajax.errors import InputError
 from metajax.runs.few_shot import open_few_shot
 from tests.stage_commands import metatrain_command

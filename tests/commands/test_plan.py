@@ -11,7 +11,7 @@ import tiny
 
 from metajax.algorithms.inner_loop import mean_recomputed_steps
 from metajax.commands import plan
-from metajax.config.groups import InnerSettings
+from metajax.config.inner import InnerSettings
 from metajax.config.settings import PlanSettings
 from metajax.errors import InputError
 from metajax.models import read_model

@@ -6,7 +6,8 @@ import pytest
 import tiny
 
 from metajax import data
-from metajax.config.groups import InnerSettings, ModelSettings
+from metajax.config.groups import ModelSettings
+from metajax.config.inner import InnerSettings
 from metajax.runs import descent as descending
 from metajax.runs.descent import Descent, fold
 from metajax.runs.few_shot import open_few_shot

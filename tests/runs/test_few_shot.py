@@ -10,7 +10,8 @@ import pytest
 import tiny
 
 from metajax import data
-from metajax.config.groups import InnerSettings, ModelSettings
+from metajax.config.groups import ModelSettings
+from metajax.config.inner import InnerSettings
 from metajax.config.settings import MetatrainSettings
 from metajax.errors import InputError
 from metajax.runs.few_shot import FewShot, open_few_shot

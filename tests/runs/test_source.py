@@ -14,7 +14,8 @@ import metajax
 from metajax.commands import finetune as finetuning
 from metajax.commands.export import export
 from metajax.commands.lineage import entries, lineage
-from metajax.config.groups import InnerSettings, ModelSettings
+from metajax.config.groups import ModelSettings
+from metajax.config.inner import InnerSettings
 from metajax.config.settings import ExportSettings, FinetuneSettings, LineageSettings
 from metajax.errors import InputError
 from metajax.models import Transformer, hashes, save_config
