@@ -10,16 +10,30 @@ from metajax.data.batches import (
     supervised_batch,
     supervised_eval_batches,
 )
+from metajax.data.chunks import (
+    Chunks,
+    StreamSpec,
+    count_chunks,
+    cut_chunks,
+    sample_streams,
+    split_documents,
+    stream_tasks,
+    support_chunks,
+)
+from metajax.data.document_files import load_documents
 from metajax.data.documents import (
     Documents,
+    TokenizedDocument,
     document_batch,
     next_token_batch,
     pack_documents,
+    tokenize_documents,
 )
 from metajax.data.draws import Draws, fixed_episodes, join_draws
 from metajax.data.duplicates import Duplicates, find_duplicates
 from metajax.data.episode_batches import fit_episodes, gather, plan_drawn, plan_episodes
 from metajax.data.episodes import Episodes, EpisodeSpec, check_episodes, sample_episodes
+from metajax.data.fingerprints import fingerprint
 from metajax.data.hub import has_split
 from metajax.data.masking import (
     MaskRule,
@@ -31,7 +45,7 @@ from metajax.data.masking import (
 )
 from metajax.data.packing import Shape, Shapes
 from metajax.data.readers import read_lines
-from metajax.data.tasks import TaskData, fingerprint, load_tasks
+from metajax.data.tasks import TaskData, load_tasks
 from metajax.data.text import (
     Blocks,
     TokenizedTask,
@@ -43,6 +57,7 @@ from metajax.data.text import (
 
 __all__ = [
     "Blocks",
+    "Chunks",
     "Documents",
     "Draws",
     "Duplicates",
@@ -51,10 +66,14 @@ __all__ = [
     "MaskRule",
     "Shape",
     "Shapes",
+    "StreamSpec",
     "TaskData",
+    "TokenizedDocument",
     "TokenizedTask",
     "Tokens",
     "check_episodes",
+    "count_chunks",
+    "cut_chunks",
     "document_batch",
     "find_duplicates",
     "fingerprint",
@@ -64,6 +83,7 @@ __all__ = [
     "has_split",
     "held_out",
     "join_draws",
+    "load_documents",
     "load_tasks",
     "mask_rule",
     "mask_tokens",
@@ -77,9 +97,14 @@ __all__ = [
     "pretraining_batch",
     "read_lines",
     "sample_episodes",
+    "sample_streams",
+    "split_documents",
+    "stream_tasks",
     "supervised_batch",
     "supervised_eval_batches",
+    "support_chunks",
     "take",
     "tokenize",
+    "tokenize_documents",
     "tokenize_task",
 ]

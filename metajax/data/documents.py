@@ -1,6 +1,6 @@
-"""Pack documents into blocks for a decoder, which learns to predict each next token."""
+"""Tokenize documents for a decoder, which predicts each next token, and pack them into blocks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,6 +8,25 @@ import numpy as np
 from metajax.data.seeding import shuffled_rows
 from metajax.data.text import encode_chunks
 from metajax.errors import InputError
+
+
+class TokenizedDocument(NamedTuple):
+    """A document of n tokens.
+
+    Attributes:
+        input_ids: int32 [n].
+        num_bytes: int32 [n]; how many UTF-8 bytes of the text a token stands for. Special tokens
+            that the text does not contain have 0.
+
+    Examples:
+        >>> import metajax.data as data, numpy as np
+        >>> document = data.TokenizedDocument(np.array([6, 7, 3]), np.array([4, 5, 0]))
+        >>> int(document.num_bytes.sum())
+        9
+    """
+
+    input_ids: np.ndarray
+    num_bytes: np.ndarray
 
 
 class Documents(NamedTuple):
@@ -44,9 +63,8 @@ class Documents(NamedTuple):
 def pack_documents(lines: Sequence[str], tokenizer: Any, block_length: int) -> Documents:
     """Concatenate the documents, and cut their tokens into blocks.
 
-    A document has the special tokens that the tokenizer gives to a text, and ends with the
-    end-of-text token. A document that does not fit into the rest of a block continues in the next
-    block, as if it were another document. This is the packing of Llama 3 (Grattafiori et al. 2024,
+    A document that does not fit into the rest of a block continues in the next block, as if it were
+    another document. This is the packing of Llama 3 (Grattafiori et al. 2024,
     https://arxiv.org/abs/2407.21783, section 3.2), whose attention stays within a document.
 
     Args:
@@ -58,8 +76,7 @@ def pack_documents(lines: Sequence[str], tokenizer: Any, block_length: int) -> D
         Blocks [N, L].
 
     Raises:
-        InputError: block_length is below 2, the tokenizer has no end-of-text token, or the
-            documents have no tokens.
+        InputError: block_length is below 2, or as in `tokenize_documents`.
 
     Examples:
         >>> import metajax.data as data, tokenizers, transformers
@@ -76,14 +93,7 @@ def pack_documents(lines: Sequence[str], tokenizer: Any, block_length: int) -> D
         raise InputError(
             f"blocks of {block_length} tokens leave nothing to predict; give 2 or more"
         )
-    if tokenizer.eos_token_id is None:
-        raise InputError(
-            f"{tokenizer.name_or_path}: its tokenizer has no end-of-text token; set eos_token in "
-            "tokenizer_config.json"
-        )
-    documents = list(_tokenized(lines, tokenizer))
-    if not documents:
-        raise InputError("the text has no tokens; give text in the model's language")
+    documents = tokenize_documents(lines, tokenizer)
     ids, sizes = (np.concatenate(each) for each in zip(*documents))
     numbers = np.repeat(np.arange(len(documents)), [len(own) for own, _ in documents])
     shape = (-(-ids.size // block_length), block_length)
@@ -154,20 +164,60 @@ def next_token_batch(
     return document_batch(Documents(*(array[rows] for array in documents)))
 
 
-def _tokenized(lines: Sequence[str], tokenizer: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the ids of each document's tokens, and how many bytes of the text each stands for."""
-    for line, encoding in zip(lines, encode_chunks(lines, tokenizer)):
-        if all(encoding.special_tokens_mask):
-            continue
-        ids, ends = list(encoding.ids), [end for _, end in encoding.offsets]
-        if ids[-1] != tokenizer.eos_token_id:
-            ids.append(tokenizer.eos_token_id)
-            ends.append(0)
-        # Characters between two tokens belong to the second, and those after the last to the end. A
-        # character of several tokens belongs to the first of them.
-        ends[-1] = len(line)
-        points = np.frombuffer(line.encode("utf-32-le"), np.uint32)
-        widths = 1 + sum((points >= least).astype(int) for least in (0x80, 0x800, 0x10000))
-        bytes_before = np.concatenate([[0], np.cumsum(widths)])
-        covered = bytes_before[np.maximum.accumulate(ends)]
-        yield np.array(ids), np.diff(covered, prepend=0)
+def tokenize_documents(texts: Sequence[str], tokenizer: Any) -> list[TokenizedDocument]:
+    """Tokenize documents, and find the bytes of each token.
+
+    A document has the special tokens that the tokenizer gives to a text, and ends with the
+    end-of-text token. Texts without tokens are left out.
+
+    Args:
+        texts: the documents.
+        tokenizer: the model's fast tokenizer, of transformers.
+
+    Returns:
+        The documents that have tokens, in order. The bytes of a document add up to those of its
+        text.
+
+    Raises:
+        InputError: the tokenizer has no end-of-text token or cannot split a text, or the documents
+            have no tokens.
+
+    Examples:
+        >>> import metajax.data as data, tokenizers, transformers
+        >>> words = {"<end>": 0, "a": 1, "good": 2, "film": 3}
+        >>> fast = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<end>"))
+        >>> fast.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        >>> fast = transformers.PreTrainedTokenizerFast(tokenizer_object=fast, eos_token="<end>")
+        >>> [document] = data.tokenize_documents(["a good film"], fast)
+        >>> document.input_ids.tolist(), document.num_bytes.tolist()
+        ([1, 2, 3, 0], [1, 5, 5, 0])
+    """
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"{tokenizer.name_or_path}: its tokenizer has no end-of-text token; set eos_token in "
+            "tokenizer_config.json"
+        )
+    documents = [
+        _document(text, encoding, tokenizer.eos_token_id)
+        for text, encoding in zip(texts, encode_chunks(texts, tokenizer))
+        if not all(encoding.special_tokens_mask)
+    ]
+    if not documents:
+        raise InputError("the text has no tokens; give text in the model's language")
+    return documents
+
+
+def _document(text: str, encoding: Any, end_of_text: int) -> TokenizedDocument:
+    ids, ends = list(encoding.ids), [end for _, end in encoding.offsets]
+    if ids[-1] != end_of_text:
+        ids.append(end_of_text)
+        ends.append(0)
+    # Characters between two tokens belong to the second, and those after the last to the end. A
+    # character of several tokens belongs to the first of them.
+    ends[-1] = len(text)
+    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    widths = 1 + sum((points >= least).astype(int) for least in (0x80, 0x800, 0x10000))
+    bytes_before = np.concatenate([[0], np.cumsum(widths)])
+    covered = bytes_before[np.maximum.accumulate(ends)]
+    num_bytes = np.diff(covered, prepend=0)
+    return TokenizedDocument(np.array(ids, np.int32), num_bytes.astype(np.int32))

@@ -1,7 +1,5 @@
 """Load tasks from files, from GLUE's classic layout and from the hub."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +14,6 @@ from metajax.data.normalization import normalize
 from metajax.data.readers import Table, numbered_lines, read_table
 from metajax.data.smlmt import hidden_words
 from metajax.errors import InputError
-from metajax.reading import read_bytes
 
 
 class TaskData(NamedTuple):
@@ -149,41 +146,6 @@ def load_texts(
     assert columns.text is not None
     pairs = None if columns.pair is None else text_column(table, columns.pair)
     return text_column(table, columns.text), pairs
-
-
-def fingerprint(spec: str, *, glue_dir: str | Path | None = None, split: str = "train") -> str:
-    """Return the sha256 (hexadecimal) of the data of a spec, or of any file.
-
-    For a file it is the hash of its bytes. For a data set of the hub it is the hash of its rows.
-
-    Args:
-        spec: a spec as for `load_tasks`, or a path.
-        glue_dir: as for `load_tasks`.
-        split: as for `load_tasks`.
-
-    Raises:
-        InputError: the data cannot be read or do not exist.
-
-    Examples:
-        >>> import pathlib, tempfile
-        >>> from metajax.data import fingerprint
-        >>> with tempfile.TemporaryDirectory() as directory:
-        ...     path = pathlib.Path(directory, "text.txt")
-        ...     _ = path.write_text("good film")
-        ...     fingerprint(str(path))[:8]
-        '952317a5'
-    """
-    if spec.startswith("glue:") and glue_dir is not None:
-        return hashlib.sha256(
-            read_bytes(glue_path(glue_name(spec[5:]), glue_dir, split))
-        ).hexdigest()
-    if spec.startswith(("glue:", "hub:")):
-        table, _ = read_hub(*hub_address(spec, split))
-        digest = hashlib.sha256()
-        for name in table.names:
-            digest.update(json.dumps([name, table.column(name)], default=repr).encode())
-        return digest.hexdigest()
-    return hashlib.sha256(read_bytes(spec.removeprefix("smlmt:"))).hexdigest()
 
 
 def _load(

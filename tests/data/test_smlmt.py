@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from metajax.data import EpisodeSpec, TaskData, check_episodes, load_tasks, tokenize_task
+from metajax.data.fingerprints import fingerprint
 from metajax.data.smlmt import MASK, hidden_words
-from metajax.data.tasks import fingerprint
 from metajax.errors import InputError
 
 
