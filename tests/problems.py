@@ -53,10 +53,15 @@ def mlp_loss(params, batch, rng):
 
     A batch may have weights for its examples, 0 for padding.
     """
-    x, y, *weights = batch
-    hidden = jnp.tanh(x @ params["first"]["kernel"] + params["first"]["bias"])
+    hidden = jnp.tanh(batch[0] @ params["first"]["kernel"] + params["first"]["bias"])
+    return second_loss(params, hidden, batch, rng)
+
+
+def second_loss(params, hidden, batch, rng):
+    """The loss of `mlp_loss`, given the hidden layer."""
+    _, y, *weights = batch
     if rng is not None:
-        hidden = hidden * noise(rng, x.dtype)
+        hidden = hidden * noise(rng, hidden.dtype)
     error = (hidden @ params["second"]["kernel"] + params["second"]["bias"]) - y
     weights = weights[0][:, None] if weights else jnp.ones_like(error)
     loss = jnp.sum(weights * error**2) / jnp.sum(weights)

@@ -178,14 +178,17 @@ def is_base(path: str) -> bool:
     """Whether a path belongs to the base, for `frozen` of `metajax.outer_loop`.
 
     Args:
-        path: of a parameter in what `init` returns.
+        path: of a parameter in what `init` returns, or in the meta-parameters of an algorithm with
+            learned rates (`metajax.meta_sgd`), whose rates do not belong to the base.
 
     Examples:
         >>> from metajax.algorithms import lora
         >>> lora.is_base("adapters/kernel/up"), lora.is_base("base/kernel")
         (False, True)
+        >>> lora.is_base("params/base/kernel"), lora.is_base("rates/adapters/kernel/up")
+        (True, False)
     """
-    return path.startswith("base/")
+    return path.removeprefix("params/").startswith("base/")
 
 
 def loss(loss_fn: LossFn, combine: _Combine = merge) -> LossFn:

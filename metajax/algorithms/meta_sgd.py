@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax.algorithms.adaptation import Adaptation, Engine, meta_gradient
-from metajax.tree import extend, mask
+from metajax.tree import combine, extend, mask, select
 from metajax.types import (
     AdaptInfo,
     Batch,
@@ -48,7 +48,7 @@ def meta_sgd(
 
     Returns:
         A MetaAlgorithm whose meta_params are `{"params", "rates"}`. The rates have the structure
-        and shapes of the params.
+        and shapes of the params that the inner loop updates, and None for the others.
 
     Raises:
         ValueError: num_steps is below 0.
@@ -66,10 +66,13 @@ def meta_sgd(
     """
 
     def init(params: Params) -> Params:
-        return {"params": params, "rates": jax.tree.map(lambda p: jnp.full_like(p, rate), params)}
+        updated, _ = select(params, trainable or (lambda path: True))
+        return {"params": params, "rates": jax.tree.map(lambda p: jnp.full_like(p, rate), updated)}
 
-    def optimizer(rates: Params, task: Task) -> optax.GradientTransformation:
-        rates = rates if reparametrize is None else reparametrize(rates, task)[0]
+    def optimizer(meta_params: Params, task: Task) -> optax.GradientTransformation:
+        rates = meta_params["rates"]
+        if reparametrize is not None:  # It expects every leaf, but no other rate is used.
+            rates = reparametrize(combine(rates, meta_params["params"]), task)[0]
         return _descent(rates, rate)
 
     adaptation = Adaptation(
@@ -160,9 +163,9 @@ def maml_plus_plus(
         rates = jax.tree.map(functools.partial(_step_rates, rate, num_steps), params, layers)
         return {"params": params, "rates": rates}
 
-    def optimizer(rates: Params, task: Task) -> optax.GradientTransformation:
-        _check_steps(rates, num_steps)
-        return _descent(rates, rate, by_step=True)
+    def optimizer(meta_params: Params, task: Task) -> optax.GradientTransformation:
+        _check_steps(meta_params["rates"], num_steps)
+        return _descent(meta_params["rates"], rate, by_step=True)
 
     def variant(begin: int) -> MetaAlgorithm:
         """Make the algorithm for the outer steps from `begin`, where an annealing ends."""
@@ -220,15 +223,15 @@ def _with_rates(
     optimizer: Callable[[Params, Task], optax.GradientTransformation],
     step_weights: jax.Array | None = None,
 ) -> MetaAlgorithm:
-    """Make the algorithm that adapts `params` by the optimizer for `rates` and a task."""
+    """Make the algorithm that adapts `params` by the optimizer for a task."""
 
     def adapt(meta_params: Params, support: Batch, rng: Key | None) -> tuple[Params, AdaptInfo]:
-        params, rates = meta_params["params"], meta_params["rates"]
-        return adaptation.adapt(optimizer(rates, Task(support, None)), params, support, rng)
+        descent = optimizer(meta_params, Task(support, None))
+        return adaptation.adapt(descent, meta_params["params"], support, rng)
 
     def query_loss(meta_params: Params, task: Task, rng: Key | None) -> tuple[jax.Array, MetaInfo]:
-        params, rates = meta_params["params"], meta_params["rates"]
-        return adaptation.query_loss(optimizer(rates, task), params, task, rng, step_weights)
+        descent, params = optimizer(meta_params, task), meta_params["params"]
+        return adaptation.query_loss(descent, params, task, rng, step_weights)
 
     return MetaAlgorithm(init, adapt, meta_gradient(query_loss))
 

@@ -18,6 +18,7 @@ import pytest
 
 import metajax
 from metajax.algorithms import lora
+from metajax.models import is_prefix
 from metajax.tree import is_norm_or_bias, mask
 from metajax.types import InitFn, LossFn, MetaAlgorithm, Params
 
@@ -78,6 +79,26 @@ def squared_error_of_merged(params, batch, rng):
     return LOSS({**params["base"], "first": merged}, batch, rng)
 
 
+def attached_loss(params, batch, rng):
+    """Of a network that reads the factors that `lora.attach` puts next to a kernel."""
+    first, (x, *_) = params["first"], batch
+    hidden = jnp.tanh(x @ first["kernel"] + x @ first["down"] @ first["up"] + first["bias"])
+    return problems.second_loss(params, hidden, batch, rng)
+
+
+def prefix_loss(params, batch, rng):
+    """Attention from each example to the vectors changes the hidden layer."""
+    vectors = params["prefix"]["vectors"]
+    queries = batch[0] @ params["first"]["kernel"] + params["first"]["bias"]
+    hidden = jnp.tanh(queries + jax.nn.softmax(queries @ vectors.T) @ vectors)
+    return problems.second_loss(params, hidden, batch, rng)
+
+
+def with_prefix():
+    vectors = jnp.asarray(np.random.default_rng(3).normal(size=(2, 4)))
+    return {**problems.mlp_params(), "prefix": {"vectors": vectors}}
+
+
 def head(path):
     return path.startswith("second")
 
@@ -94,7 +115,8 @@ class Row(NamedTuple):
     """An algorithm, and what it does to a task.
 
     The defaults are those of plain MAML; `exact` says whether the meta-gradient is that of
-    `query_loss`, and `stream` whether step k takes batch k of the support set.
+    `query_loss`, `constant` of how many first steps the gradients are constants, `frozen` which
+    parameters get no meta-gradient, and `stream` whether step k takes batch k of the support set.
     """
 
     algorithm: MetaAlgorithm
@@ -102,6 +124,8 @@ class Row(NamedTuple):
     optimizer: optax.GradientTransformation = SGD
     trainable: Callable[[str], bool] = lambda path: True
     exact: bool = True
+    constant: int = 0
+    frozen: Callable[[str], bool] = lambda path: False
     pull: float = 0.0  # Implicit MAML's, back to the start.
     loss: LossFn = LOSS
     init_fn: InitFn = lambda params, support, rng: params
@@ -121,15 +145,22 @@ OF_ADAPTERS = {
     "loss": squared_error_of_merged,
     "params": with_adapters,
 }
+# Of the network that reads the factors, with a base that nobody changes.
+ATTACHED = (lora.loss(attached_loss, lora.freeze(lora.attach)),)
+OF_ATTACHED = {**OF_ADAPTERS, "frozen": lora.is_base}
+IN_ADAPTERS = {"trainable": lora.is_adapter}
+OF_PREFIX = {"trainable": is_prefix, "loss": prefix_loss, "params": with_prefix}
 PROTOTYPES = {"loss": cross_entropy, "init_fn": prototypes}
 GENERATED = {"loss": cross_entropy, "init_fn": generated}
 STREAM = {"stream": True}
 TEST_TIME = {"stream": True, "test_time": True}
 ADAM = optax.adam(0.05, eps_root=1e-8)
+MOMENTUM = optax.sgd(0.05, momentum=0.9)
+CLIPPED = optax.chain(optax.clip_by_global_norm(0.5), ADAM)
 ANNEALED = {"step": 3, "multi_step": 9, "first_order_until": 2}
 TABLE = {
     "maml": Row(metajax.maml(LOSS, SGD, 3)),
-    "fomaml": Row(metajax.maml(LOSS, SGD, 3, first_order=True), exact=False),
+    "fomaml": Row(metajax.maml(LOSS, SGD, 3, first_order=True), exact=False, constant=3),
     "low-memory maml": Row(metajax.maml(LOSS, SGD, 4, low_memory=True), num_steps=4),
     "maml with adam": Row(metajax.maml(LOSS, ADAM, 3), optimizer=ADAM),
     "anil": Row(metajax.anil(LOSS, SGD, 3, head=head), trainable=head),
@@ -144,6 +175,32 @@ TABLE = {
     "low-memory maml of lora adapters": Row(
         metajax.maml(lora.loss(LOSS), SGD, 3, trainable=lora.is_adapter, low_memory=True),
         **OF_ADAPTERS,
+    ),
+    "maml of attached adapters": Row(metajax.maml(*ATTACHED, SGD, 3, **IN_ADAPTERS), **OF_ATTACHED),
+    "low-memory maml of attached adapters": Row(
+        metajax.maml(*ATTACHED, SGD, 3, low_memory=True, **IN_ADAPTERS), **OF_ATTACHED
+    ),
+    "fomaml of attached adapters": Row(
+        metajax.maml(*ATTACHED, SGD, 3, first_order=True, **IN_ADAPTERS),
+        exact=False,
+        constant=3,
+        **OF_ATTACHED,
+    ),
+    "meta-sgd of attached adapters": Row(
+        metajax.meta_sgd(*ATTACHED, 0.05, 3, **IN_ADAPTERS), **OF_ATTACHED
+    ),
+    "maml++ of attached adapters": Row(
+        metajax.maml_plus_plus(*ATTACHED, 0.05, 3, **IN_ADAPTERS), **OF_ATTACHED
+    ),
+    "maml of a prefix": Row(metajax.maml(prefix_loss, SGD, 3, trainable=is_prefix), **OF_PREFIX),
+    "low-memory maml of a prefix": Row(
+        metajax.maml(prefix_loss, SGD, 3, trainable=is_prefix, low_memory=True), **OF_PREFIX
+    ),
+    "fomaml of a prefix": Row(
+        metajax.maml(prefix_loss, SGD, 3, trainable=is_prefix, first_order=True),
+        exact=False,
+        constant=3,
+        **OF_PREFIX,
     ),
     "reptile": Row(metajax.reptile(LOSS, SGD, 3), exact=False),
     "meta-sgd": Row(metajax.meta_sgd(LOSS, 0.05, 3)),
@@ -178,7 +235,26 @@ TABLE = {
         **STREAM,
     ),
     "fomaml of streams": Row(
-        metajax.maml(LOSS, SGD, 3, first_order=True, stream=True), exact=False, **STREAM
+        metajax.maml(LOSS, SGD, 3, first_order=True, stream=True),
+        exact=False,
+        constant=3,
+        **STREAM,
+    ),
+    "maml of streams with momentum": Row(
+        metajax.maml(LOSS, MOMENTUM, 3, stream=True), optimizer=MOMENTUM, **STREAM
+    ),
+    "low-memory maml of streams with momentum": Row(
+        metajax.maml(LOSS, MOMENTUM, 3, stream=True, low_memory=True),
+        optimizer=MOMENTUM,
+        **STREAM,
+    ),
+    "maml of streams with clipped adam": Row(
+        metajax.maml(LOSS, CLIPPED, 3, stream=True), optimizer=CLIPPED, **STREAM
+    ),
+    "low-memory maml of streams with clipped adam": Row(
+        metajax.maml(LOSS, CLIPPED, 3, stream=True, low_memory=True),
+        optimizer=CLIPPED,
+        **STREAM,
     ),
     "meta-sgd of streams": Row(metajax.meta_sgd(LOSS, 0.05, 3, stream=True), **STREAM),
     "maml++ of streams": Row(metajax.maml_plus_plus(LOSS, 0.05, 3, stream=True), **STREAM),
@@ -194,7 +270,19 @@ TABLE = {
         **TEST_TIME,
     ),
     "truncated test-time training": Row(
-        metajax.test_time_training(LOSS, SGD, 3, truncate=1), exact=False, **TEST_TIME
+        metajax.test_time_training(LOSS, SGD, 3, truncate=1),
+        exact=False,
+        constant=2,
+        **TEST_TIME,
+    ),
+    "first-order test-time training": Row(
+        metajax.test_time_training(LOSS, SGD, 3, truncate=0),
+        exact=False,
+        constant=3,
+        **TEST_TIME,
+    ),
+    "test-time training of attached adapters": Row(
+        metajax.test_time_training(*ATTACHED, SGD, 3, **IN_ADAPTERS), **OF_ATTACHED, **TEST_TIME
     ),
 }
 
@@ -216,6 +304,15 @@ TESTED_ELSEWHERE = {
 }
 # That an inner step takes its own batch: the rows of maml.
 TESTED_ELSEWHERE |= {f"{name} of streams" for name in ("meta-sgd", "maml++", "anil", "reptile")}
+# Their meta-gradient, and so all that low memory could change: the test of nested gradients.
+TESTED_ELSEWHERE |= {
+    "low-memory maml of attached adapters",
+    "low-memory maml of a prefix",
+    "low-memory maml of streams with momentum",
+    "low-memory maml of streams with clipped adam",
+    "fomaml of a prefix",
+    "first-order test-time training",
+}
 
 
 @pytest.fixture(params=map(_row, TABLE))
@@ -269,7 +366,8 @@ def value_and_grad(loss):
 def written_out(name, meta_params, task, key):
     """The adapted parameters, the losses before the steps, and the query set's loss and aux."""
     row = TABLE[name]
-    params = meta_params["params"] if "rates" in meta_params else meta_params
+    rates = meta_params.get("rates")
+    params = meta_params["params"] if rates else meta_params
     if name == "supervised":  # The query set is its only use of the key.
         return params, [], *row.loss(params, task.query, key)
     start = params = row.init_fn(params, task.support, jax.random.fold_in(key, 0))
@@ -279,13 +377,22 @@ def written_out(name, meta_params, task, key):
         step_key = jax.random.fold_in(jax.random.fold_in(key, 1), k)
         support = problems.nth(task.support, k) if row.stream else task.support
         (loss, _), grads = value_and_grad(row.loss)(params, support, step_key)
+        grads = jax.lax.stop_gradient(grads) if k < row.constant else grads
         grads = jax.tree.map(lambda g, p, s: g + row.pull * (p - s), grads, params, start)
         updates, state = row.optimizer.update(grads, state, params)
+        if rates:
+            updates = jax.tree.map(functools.partial(descent, name, k), grads, rates)
         params = jax.tree.map(lambda p, u, kept: p if kept else p + u, params, updates, keep)
         losses.append(loss)
     query_key = jax.random.fold_in(key, 2)
     loss, aux = value_and_grad(row.loss)(params, task.query, query_key)[0]
-    return params, losses, np.mean([*losses, loss]) if row.test_time else loss, aux
+    return params, losses, sum([*losses, loss]) / (1 + len(losses)) if row.test_time else loss, aux
+
+
+def descent(name, k, grad, rate):
+    """Of step k; MAML++ has a rate for each step. What is not adapted may have no rate."""
+    rate = rate[k] if "maml++" in name else rate
+    return grad * 0 if rate is None else -rate * grad
 
 
 def test_it_does_what_its_steps_written_out_do(x64, name):
@@ -308,6 +415,8 @@ def test_the_meta_gradient_is_the_slope_of_the_query_loss(x64, name):
     leaves, treedef = jax.tree.flatten(meta_params)
     draw = np.random.default_rng(2)
     direction = jax.tree.unflatten(treedef, [draw.normal(size=leaf.shape) for leaf in leaves])
+    frozen = mask(direction, TABLE[name].frozen)
+    direction = jax.tree.map(lambda leaf, fixed: leaf * (not fixed), direction, frozen)
 
     def query_loss(size):
         moved = optax.tree.add_scale(meta_params, size, direction)
@@ -318,6 +427,34 @@ def test_the_meta_gradient_is_the_slope_of_the_query_loss(x64, name):
     slope = optax.tree.vdot(compiled(name)(meta_params, task, key)[0], direction)
     is_slope = abs(slope - (8 * near - far) / 12 / h) < 1e-6 * abs(slope)
     assert is_slope == TABLE[name].exact
+
+
+def is_nested(row):
+    """Whether the meta-gradient is that of `written_out`, which has no annealed losses."""
+    return row.exact or row.constant > 0
+
+
+def of_language_models(name):
+    return any(word in name for word in ("attached", "prefix", "streams", "test-time"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if of_language_models(name) else [pytest.mark.slow])
+        for name, row in TABLE.items()
+        if is_nested(row)
+    ],
+)
+def test_the_meta_gradient_is_that_of_nested_gradients(x64, name):
+    """Of every number, by `jax.grad` of the steps written out; zero for what is frozen."""
+    _, meta_params, tasks = setting(name)
+    task, key = problems.nth(tasks, 1), jax.random.key(0)
+    grads, _ = compiled(name)(meta_params, task, key)
+    loss = lambda meta_params: written_out(name, meta_params, task, key)[2]  # noqa: E731
+    frozen = mask(meta_params, TABLE[name].frozen)
+    expected = jax.tree.map(lambda g, fixed: g * (not fixed), jax.grad(loss)(meta_params), frozen)
+    assert problems.relative_gap(grads, expected) < 1e-11
 
 
 def test_gradients_have_the_structure_of_the_meta_parameters(x64, name):
@@ -356,7 +493,7 @@ def test_it_is_traced_once_and_a_key_decides(x64, name):
 @pytest.mark.parametrize("name", [_row(name, slow=row.exact) for name, row in TABLE.items()])
 def test_an_outer_step_lowers_the_query_loss(x64, name):
     algorithm, _, tasks = setting(name)
-    outer = metajax.outer_loop(algorithm, optax.adam(1e-2))
+    outer = metajax.outer_loop(algorithm, optax.adam(1e-2), frozen=TABLE[name].frozen)
     state, losses = outer.init(TABLE[name].params(), jax.random.key(0)), []
     for _ in range(15):
         state, metrics = outer.step(state, tasks)

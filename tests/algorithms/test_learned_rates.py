@@ -11,6 +11,7 @@ import problems
 import pytest
 
 import metajax
+from metajax.algorithms import lora
 
 LOSS = problems.mlp_loss
 RATE = 0.05
@@ -53,6 +54,51 @@ def test_rates_are_reduced_like_the_parameters(x64):
     assert problems.relative_gap(found, expected) < 1e-12
     expected, found = (each.adapt(meta_params, task.support, None) for each in (plain, reduced))
     assert problems.relative_gap(found, expected) < 1e-12
+
+
+def test_only_what_the_inner_loop_updates_has_rates(x64):
+    """Also where a reparametrization reads all parameters."""
+
+    def loss_fn(params, batch, rng):
+        return jnp.mean((batch[0] @ params["kernel"] + params["bias"] - batch[1]) ** 2), {}
+
+    def doubled(params, task):
+        return {**params, "bias": 2 * params["bias"]}, task, lambda few: few
+
+    def run(rates, **settings):
+        algorithm = metajax.meta_sgd(loss_fn, RATE, 2, reparametrize=doubled, **settings)
+        meta_params = algorithm.init(params)
+        assert jax.tree.map(lambda rate: rate[0], meta_params["rates"]) == rates
+        return algorithm.meta_grad(meta_params, task, None)[0], meta_params["rates"]
+
+    params = {"kernel": jnp.arange(5.0), "bias": jnp.ones(1)}
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 5)))
+    task = metajax.Task(*((each, jnp.arange(6.0)) for each in x))
+    some, rates = run({"kernel": RATE, "bias": None}, trainable=lambda path: path == "kernel")
+    chex.assert_trees_all_equal_shapes(some["rates"], rates)
+    still = metajax.meta_sgd(loss_fn, RATE, 2, reparametrize=doubled)
+    fixed = {"params": params, "rates": {**rates, "bias": jnp.zeros(1)}}
+    expected, _ = still.meta_grad(fixed, task, None)
+    assert problems.relative_gap(some["params"], expected["params"]) < 1e-12
+    assert problems.relative_gap(some["rates"]["kernel"], expected["rates"]["kernel"]) < 1e-12
+    assert run({"kernel": RATE, "bias": RATE})[0]["rates"]["bias"].shape == (1,)
+
+
+def test_the_outer_loop_keeps_nothing_for_a_frozen_base(x64):
+    plain = {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros(3)}
+    params = lora.init(plain, rank=1, target=lambda path: path == "kernel", rng=jax.random.key(0))
+    factors = params["adapters"]["kernel"]
+    loss = lora.loss(lambda params, batch, rng: ((batch @ params["kernel"]).sum() ** 2, {}))
+    for make, rates in ((metajax.meta_sgd, 7), (metajax.maml_plus_plus, None)):
+        algorithm = make(loss, RATE, 2, trainable=lora.is_adapter)
+        outer = metajax.outer_loop(algorithm, optax.sgd(0.1, momentum=0.9), frozen=lora.is_base)
+        state = outer.init(params, jax.random.key(0))
+        if rates:
+            assert sum(leaf.size for leaf in jax.tree.leaves(state.meta_params["rates"])) == rates
+        trace = state.opt_state[0].trace
+        assert not jax.tree.leaves(trace["params"]["base"])
+        chex.assert_trees_all_equal_shapes(trace["params"]["adapters"]["kernel"], factors)
+        assert jax.tree.leaves(trace["rates"])
 
 
 def test_maml_plus_plus_has_a_rate_for_each_step(x64):
