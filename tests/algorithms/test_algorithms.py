@@ -399,6 +399,10 @@ def test_it_does_what_its_steps_written_out_do(x64, name):
     """Values here; their derivatives below."""
     algorithm, meta_params, tasks = setting(name)
     task, key = problems.nth(tasks, 0), jax.random.key(1)
+    if "rates" in meta_params:
+        assert {
+            rate for leaf in jax.tree.leaves(meta_params["rates"]) for rate in np.ravel(leaf)
+        } == {0.05}
     params, losses, loss, aux = written_out(name, meta_params, task, key)
     _, info = compiled(name)(meta_params, task, key)
     assert problems.relative_gap((info.query_loss, info.query_aux), (loss, aux)) < 1e-12
