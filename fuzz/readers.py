@@ -20,7 +20,7 @@ from metajax.config.settings import EvaluateSettings
 from metajax.errors import InputError
 from metajax.models import Transformer, files, from_pretrained, read_model
 from metajax.reporting import data as report_data
-from metajax.runs import source
+from metajax.runs import classifier
 from metajax.runs.eval_set import choose_protocol
 from metajax.runs.few_shot import describe_few_shot, open_few_shot
 from metajax.runs.metrics import MetricsLog
@@ -147,8 +147,8 @@ def _tensors(directory: Path, _: Path) -> None:
 
 def _checkpoint(directory: Path, _: Path) -> None:
     files.tokenizer.cache_clear()
-    classifier = source.open_classifier(str(directory), None)
-    list(predict.label(classifier, ["w1 w2"], None, 1))
+    opened = classifier.open_classifier(str(directory), None)
+    list(predict.label(opened, ["w1 w2"], None, 1))
 
 
 READERS = {

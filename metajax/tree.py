@@ -146,3 +146,45 @@ def extend(tree: PyTree, like: PyTree, value: Any) -> PyTree:
         else jax.tree.map(lambda _: value, below)
         for key, below in like.items()
     }
+
+
+def drop(tree: PyTree, predicate: Callable[[str], bool]) -> PyTree:
+    """Remove leaves, and the dicts that this empties.
+
+    Args:
+        tree: nested dicts.
+        predicate: predicate on the path of a leaf; true if it is removed.
+
+    Examples:
+        >>> from metajax.tree import drop
+        >>> drop({"base": {"kernel": 1}, "head": 2}, lambda path: path.startswith("base/"))
+        {'head': 2}
+    """
+
+    def keep(tree: PyTree, path: str) -> PyTree:
+        if not isinstance(tree, dict):
+            return None if predicate(path.removeprefix("/")) else tree
+        kept = {
+            name: keep(below, f"{path}/{name}" if path else name) for name, below in tree.items()
+        }
+        return {name: below for name, below in kept.items() if below is not None} or None
+
+    return keep(tree, "") or {}
+
+
+def overlay(tree: PyTree, other: PyTree) -> PyTree:
+    """Replace leaves by those of another pytree, and add those that are missing.
+
+    Args:
+        tree: nested dicts.
+        other: nested dicts.
+
+    Examples:
+        >>> from metajax.tree import overlay
+        >>> overlay({"norm": {"scale": 1, "bias": 2}}, {"norm": {"bias": 3}, "head": 4})
+        {'norm': {'scale': 1, 'bias': 3}, 'head': 4}
+    """
+    if not (isinstance(tree, dict) and isinstance(other, dict)):
+        return other
+    changed = {name: overlay(tree[name], other[name]) for name in tree if name in other}
+    return tree | changed | {name: leaf for name, leaf in other.items() if name not in tree}

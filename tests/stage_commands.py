@@ -1,6 +1,8 @@
 """The command of each training stage, with a few small steps."""
 
-from metajax.config.fields import flag
+import itertools
+
+from metajax.config.fields import flag_and_value
 
 
 def pretrain_command(material, workdir, **changes):
@@ -30,8 +32,8 @@ def finetune_command(material, workdir, model=None, **changes):
 
 
 def _command(stage, model, workdir, settings, *data):
-    given = [item for name, value in settings.items() for item in (flag(name), value)]
-    return [stage, "--model", model, "--workdir", workdir, *data, *given]
+    given = [flag_and_value(name, value).split() for name, value in settings.items()]
+    return [stage, "--model", model, "--workdir", workdir, *data, *itertools.chain(*given)]
 
 
 COMMANDS = {

@@ -36,6 +36,7 @@ WITHIN_ALGORITHMS: dict[str, set[str]] = {
     "registry": set(),
     "checks": set(),
     "lora": set(),
+    "clipping": set(),
     "hypergrad": set(),
     "streams": {"hypergrad"},
     "inner_loop": {"checks", "hypergrad", "streams"},

@@ -244,8 +244,9 @@ def init_fn(init_fn: InitFn, combine: _Combine = merge) -> InitFn:
     """
 
     def of_adapted(params: Params, support: Batch, rng: Key | None) -> Params:
-        plain = init_fn(combine(params), support, rng)
-        added = {key: value for key, value in plain.items() if key not in params["base"]}
+        whole = combine(params)
+        plain = init_fn(whole, support, rng)
+        added = {key: value for key, value in plain.items() if key not in whole}
         return {**params, "base": {**params["base"], **added}}
 
     return of_adapted

@@ -29,6 +29,7 @@ def meta_sgd(
     rate: float,
     num_steps: int,
     *,
+    direction: optax.GradientTransformation | None = None,
     trainable: Callable[[str], bool] | None = None,
     reparametrize: Reparametrize | None = None,
     init_fn: InitFn | None = None,
@@ -40,6 +41,9 @@ def meta_sgd(
         loss_fn: `(params, batch, rng) -> (loss, aux)`.
         rate: initial value of all rates, and the constant rate of parameters that `init_fn` adds.
         num_steps: K >= 0.
+        direction: transformation of the gradient, whose result the rates scale, such as
+            `optax.trace(0.9)` (momentum) or `optax.scale_by_adam(eps_root=1e-8)`. By default the
+            gradient is not changed.
         trainable: as for `metajax.maml`.
         reparametrize: as for `metajax.maml`. It is also applied to the rates.
         init_fn: as for `metajax.maml`. It may add parameters, but must not move any.
@@ -73,7 +77,7 @@ def meta_sgd(
         rates = meta_params["rates"]
         if reparametrize is not None:  # It expects every leaf, but no other rate is used.
             rates = reparametrize(combine(rates, meta_params["params"]), task)[0]
-        return _descent(rates, rate)
+        return optax.chain(direction or optax.identity(), _descent(rates, rate))
 
     adaptation = Adaptation(
         loss_fn,
@@ -97,6 +101,7 @@ def maml_plus_plus(
     stacked: Callable[[str], bool] = lambda path: False,
     low_memory: bool = False,
     unroll: bool = False,
+    direction: optax.GradientTransformation | None = None,
     trainable: Callable[[str], bool] | None = None,
     init_fn: InitFn | None = None,
     stream: bool = False,
@@ -126,6 +131,7 @@ def maml_plus_plus(
             separate rates. For `metajax.Transformer` use `lambda path: path.startswith("layers/")`.
         low_memory: as for `metajax.maml`.
         unroll: as for `metajax.maml`.
+        direction: as for `meta_sgd`.
         trainable: as for `metajax.maml`.
         init_fn: as for `meta_sgd`. (There is no `reparametrize`: the rate of a leaf is one number,
             so that it cannot be reduced to rows.)
@@ -134,8 +140,8 @@ def maml_plus_plus(
 
     Returns:
         A MetaAlgorithm whose meta_params are `{"params", "rates"}`. Each leaf of the params has one
-        rate per step, [K], or [K, N] for stacked layers. If the rates have more steps, the first K
-        are used.
+        rate per step, [K], or [K, N] for stacked layers; None for those that `trainable` excludes.
+        If the rates have more steps, the first K are used.
 
     Raises:
         ValueError: a number is out of bounds, or, when called, meta_params have rates for fewer
@@ -159,13 +165,15 @@ def maml_plus_plus(
             raise ValueError(f"{name} is {value}; give a number of outer steps >= 0")
 
     def init(params: Params) -> Params:
-        layers = mask(params, stacked)
-        rates = jax.tree.map(functools.partial(_step_rates, rate, num_steps), params, layers)
+        own, _ = select(params, trainable or (lambda path: True))
+        layers = mask(own, stacked)
+        rates = jax.tree.map(functools.partial(_step_rates, rate, num_steps), own, layers)
         return {"params": params, "rates": rates}
 
     def optimizer(meta_params: Params, task: Task) -> optax.GradientTransformation:
         _check_steps(meta_params["rates"], num_steps)
-        return _descent(meta_params["rates"], rate, by_step=True)
+        descent = _descent(meta_params["rates"], rate, by_step=True)
+        return optax.chain(direction or optax.identity(), descent)
 
     def variant(begin: int) -> MetaAlgorithm:
         """Make the algorithm for the outer steps from `begin`, where an annealing ends."""

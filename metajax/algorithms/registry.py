@@ -3,6 +3,8 @@
 from typing import NamedTuple
 
 _HEADS = ("prototypes", "zero", "checkpoint")
+_OPTIMIZER = ("inner_optimizer", "inner_clip_norm")
+_ADAPTERS = ("lora", "lora_kernels", "prefix", "trainable", "freeze")
 
 
 class Entry(NamedTuple):
@@ -19,21 +21,22 @@ class Entry(NamedTuple):
             meta-parameters are the network's parameters.
         learned_rates: whether the outer loop trains the rates of the inner steps.
         rates_per_step: whether each inner step has its own learned rates.
-        plain_sgd: whether its inner steps are SGD on the loss of the network.
+        plain_steps: whether its inner steps minimize the loss of the network by a given optimizer.
     """
 
     constructor: str
     use: str
-    settings: tuple[str, ...] = ("inner_steps", "inner_lr", "head")
+    settings: tuple[str, ...] = ("inner_steps", "inner_lr", "head", *_OPTIMIZER)
     heads: tuple[str, ...] = _HEADS
     least_steps: int = 0
     initialization: str | None = None
     learned_rates: bool = False
     rates_per_step: bool = False
-    plain_sgd: bool = True
+    plain_steps: bool = True
 
 
-_GRADIENT = ("inner_steps", "inner_lr", "head", "layers", "lora")
+_WHAT = ("layers", *_ADAPTERS)  # What adapts.
+_GRADIENT = ("inner_steps", "inner_lr", "head", *_WHAT, *_OPTIMIZER)
 
 # Keys are names on the command line. To add an algorithm, add one file and one row.
 ALGORITHMS = {
@@ -42,7 +45,7 @@ ALGORITHMS = {
     "proto-maml": Entry(
         "proto_maml",
         "maml from a head of class prototypes",
-        ("inner_steps", "inner_lr", "layers", "lora", "low_memory"),
+        ("inner_steps", "inner_lr", *_WHAT, *_OPTIMIZER, "low_memory"),
         ("prototypes",),
     ),
     "protonet": Entry(
@@ -56,36 +59,39 @@ ALGORITHMS = {
     "meta-sgd": Entry(
         "meta_sgd",
         "learns one inner rate per parameter",
-        ("inner_steps", "inner_lr", "head", "layers", "low_memory", "rates_learning_rate"),
+        (*_GRADIENT, "low_memory", "rates_learning_rate"),
         heads=("prototypes", "zero"),
         initialization="params",
         learned_rates=True,
-        plain_sgd=False,
+        plain_steps=False,
     ),
     "maml++": Entry(
         "maml_plus_plus",
         "learns one inner rate per layer and step",
-        ("inner_steps", "inner_lr", "head", "low_memory", "rates_learning_rate"),
+        (
+            *("inner_steps", "inner_lr", "head", *_ADAPTERS, *_OPTIMIZER),
+            *("low_memory", "rates_learning_rate"),
+        ),
         least_steps=1,
         rates_per_step=True,
         heads=("prototypes", "zero"),
         initialization="params",
         learned_rates=True,
-        plain_sgd=False,
+        plain_steps=False,
     ),
     "imaml": Entry(
         "imaml",
         "implicit gradient, for many inner steps",
         _GRADIENT,
         least_steps=1,
-        plain_sgd=False,
+        plain_steps=False,
     ),
     "leopard": Entry(
         "leopard",
         "generates the head from the support set",
-        ("inner_steps", "inner_lr", "layers", "low_memory"),
+        ("inner_steps", "inner_lr", "layers", *_OPTIMIZER, "low_memory"),
         (),
         initialization="encoder",
-        plain_sgd=False,
+        plain_steps=False,
     ),
 }

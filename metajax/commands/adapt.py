@@ -16,16 +16,17 @@ from metajax.errors import InputError
 from metajax.models import Transformer, classification_loss, save_config
 from metajax.reading import is_number
 from metajax.runs.choice import Adapted, choose, repeat, take_steps
+from metajax.runs.classifier import Classifier
 from metajax.runs.descent import Descent, fold, pack
 from metajax.runs.few_shot import FewShot, open_few_shot
 from metajax.runs.learner import adapted_model, as_classifier
 from metajax.runs.metrics import MetricsLog
 from metajax.runs.record import make_record
-from metajax.runs.source import Classifier, describe, text_length
+from metajax.runs.source import describe
 from metajax.runs.task_data import fingerprints, load, relabel, tokenized
 from metajax.runs.workdir import Run, begin, locked, open_run, read_results, write_results
 from metajax.training.checkpoint import Checkpoints
-from metajax.training.outer import OuterState
+from metajax.training.outer import Frozen, OuterState
 
 _log = logging.getLogger("metajax")
 
@@ -62,13 +63,13 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     few_shot = open_few_shot(settings.model, settings, settings, len(task.label_names))
     _warn_if_stepless(settings, few_shot)
     entry, inner = few_shot.entry, few_shot.inner_settings()
-    chooses = settings.inner_lr is None and entry.plain_sgd and few_shot.inner["inner_steps"] > 0
+    chooses = settings.inner_lr is None and entry.plain_steps and few_shot.inner["inner_steps"] > 0
     if chooses or entry.learned_rates:
         inner["inner_lr"] = None  # No setting of the run: adapt chooses it, or it was learned.
     settings = dataclasses.replace(settings, **inner)
     few_shot = few_shot._replace(model=few_shot.model.replace(label_names=(task.label_names,)))
     model = adapted_model(few_shot.model, few_shot.inner)
-    (examples,) = tokenized([task], model, text_length(model, settings.max_length))
+    (examples,) = tokenized([task], model, few_shot.text_length(settings.max_length))
     record = make_record(
         "adapt",
         settings,
@@ -82,30 +83,32 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     # Keep the choice of a finished run, because another machine might choose differently.
     known = _read_choice(run.path) if chooses else None
     _log.info("%s: compiling for %d examples", run.path, len(task.labels))
-    if entry.plain_sgd:
+    if entry.plain_steps:
         adapted = _descend(few_shot, examples, chooses, known)
     else:
         adapted = _adapt_whole(few_shot, model, examples)
     _check_finite(adapted, settings.tasks[0])
     begin(run, lambda directory: save_config(directory, model))
-    _save(run, adapted, settings.seed)
+    merged = few_shot.merge(adapted.params)
+    saved = merged if few_shot.frozen is None else adapted.params
+    _save(run, adapted._replace(params=saved), settings.seed, few_shot.frozen)
     results = _results(adapted, task)
     _warn_if_risen(adapted)
     if dev is not None:
-        classifier = Classifier(model, adapted.params, 0, settings.max_length, None)
+        classifier = Classifier(model, merged, 0, settings.max_length, None)
         results["dev"] = _judge(classifier, dev)
     write_results(run, results)
     return results
 
 
-def _save(run: Run, adapted: Adapted, seed: int) -> None:
-    """Write the checkpoint and the losses."""
+def _save(run: Run, adapted: Adapted, seed: int, frozen: Frozen) -> None:
+    """Write the checkpoint, without frozen parameters, and the losses."""
     losses, steps = adapted.losses, len(adapted.losses) - 1
     at = "" if adapted.rate is None else f" at rate {adapted.rate:g}"
     _log.info("%s: %d steps%s, loss %.3f -> %.3f", run.path, steps, at, losses[0], losses[-1])
     with (
         locked(run),
-        Checkpoints(run.checkpoints, keep=1, record=run.record) as checkpoints,
+        Checkpoints(run.checkpoints, keep=1, record=run.record, frozen=frozen) as checkpoints,
     ):
         if checkpoints.latest_step is None:
             state = OuterState(jnp.int32(steps), adapted.params, (), jax.random.key(seed))
@@ -133,7 +136,8 @@ def _adapt_whole(few_shot: FewShot, model: Transformer, examples: data.Tokenized
     adapted, info = adapt(few_shot.meta_params, support, None)
     params = as_classifier(adapted)
     loss_fn = jax.jit(classification_loss(model))
-    losses = [*map(float, info.support_loss), float(loss_fn(params, support, None)[0])]
+    after = float(loss_fn(few_shot.merge(params), support, None)[0])
+    losses = [*map(float, info.support_loss), after]
     rate = None if few_shot.entry.learned_rates else few_shot.inner["inner_lr"]
     return Adapted(params, losses, rate)
 

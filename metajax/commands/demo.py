@@ -23,9 +23,9 @@ from metajax.config.settings import (
 )
 from metajax.errors import InputError
 from metajax.reporting.plots import check_drawable
+from metajax.runs.classifier import open_classifier
 from metajax.runs.demo_data import DemoData, NewTask, fetch_weights, write_data, write_new_task
 from metajax.runs.paths import on_disk
-from metajax.runs.source import open_classifier
 from metajax.runs.workdir import cache_directory, check_writable
 
 _LENGTH = 24

@@ -17,7 +17,6 @@ from metajax.models import Transformer
 from metajax.runs.eval_set import EvalSet, Row, choose_protocol
 from metajax.runs.few_shot import FewShot, open_as_trained, open_few_shot
 from metajax.runs.record import identity
-from metajax.runs.source import text_length
 from metajax.runs.task_data import load
 from metajax.runs.workdir import writable, write_atomically
 from metajax.training.evaluation import BASELINES, estimate, run_episodes
@@ -46,13 +45,14 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
     tasks = load(settings, split="train")
     choice = choose_protocol(settings, tasks)
     few_shot = open_few_shot(settings.model, settings, settings, choice.ways)
-    if settings.curve is not None and not few_shot.entry.plain_sgd:
+    if settings.curve is not None and not few_shot.has_stateless_steps:
+        optimizer = few_shot.inner["inner_optimizer"]
         raise InputError(
-            f"--curve: not available for {few_shot.inner['algorithm']}; remove --curve"
+            f"--curve: not available for {optimizer or few_shot.inner['algorithm']}; remove --curve"
         )
     methods = _methods(settings, few_shot)
     plain = few_shot if methods == ("checkpoint",) else _plain(settings, few_shot, choice.ways)
-    length = text_length(few_shot.model, settings.max_length)
+    length = few_shot.text_length(settings.max_length)
     eval_set = choice.open(few_shot.model, length)
     features = _Features(plain.model, plain.params, eval_set.examples)
     begun = time.perf_counter()

@@ -10,9 +10,10 @@ from typing import Any
 from metajax.config.settings import ExportSettings
 from metajax.errors import InputError
 from metajax.models import Transformer, save_pretrained
+from metajax.runs.classifier import open_classifier
 from metajax.runs.paths import on_disk, to_path
 from metajax.runs.record import read_record
-from metajax.runs.source import open_classifier, open_source
+from metajax.runs.source import open_source
 from metajax.runs.workdir import check_writable
 from metajax.types import Params
 

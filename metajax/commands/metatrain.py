@@ -16,7 +16,7 @@ from metajax.runs.loop import Stage, train
 from metajax.runs.parts import check_split
 from metajax.runs.paths import to_path
 from metajax.runs.record import make_record, read_record, recorded
-from metajax.runs.source import describe, text_length
+from metajax.runs.source import describe
 from metajax.runs.task_data import fingerprints, load, tokenized
 from metajax.runs.workdir import open_run
 from metajax.training import distributed
@@ -46,7 +46,7 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
     few_shot = open_few_shot(settings.model, settings, settings, classes)
     model = few_shot.model
     settings = dataclasses.replace(settings, **few_shot.inner_settings())
-    examples = tokenized(tasks, model, text_length(model, settings.max_length))
+    examples = tokenized(tasks, model, few_shot.text_length(settings.max_length))
     record = make_record(
         "metatrain",
         settings,
@@ -86,8 +86,9 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
             chunk_size=settings.chunk_size,
             initialization=few_shot.entry.initialization,
             rates_factor=_rates_factor(settings),
+            frozen=few_shot.frozen,
         ),
-        few_shot.params,
+        few_shot.start,
     )
 
 

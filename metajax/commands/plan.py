@@ -15,18 +15,16 @@ from metajax.algorithms.inner_loop import mean_recomputed_steps
 from metajax.config.fields import flag_and_value
 from metajax.config.settings import PlanSettings
 from metajax.errors import InputError
-from metajax.models import Transformer
 from metajax.runs.few_shot import FewShot, describe_few_shot
 from metajax.runs.learner import UNROLLED
 from metajax.runs.loop import compiler_options
 from metajax.runs.parts import check_split
 from metajax.runs.progress import Progress
-from metajax.runs.source import text_length
 from metajax.runs.workdir import writable, write_atomically
 from metajax.training.flops import count_traced_flops
 from metajax.training.optimizer import adamw
-from metajax.training.outer import default_chunk_size, initial_state, outer_step
-from metajax.types import Task
+from metajax.training.outer import OuterState, default_chunk_size, initial_state, outer_step
+from metajax.types import Params, Task
 
 _UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 # XLA assigns memory before it makes machine code, so the code need not be optimized.
@@ -121,13 +119,15 @@ def measure(settings: PlanSettings) -> Cost:
     algorithm = few_shot.schedule(_OUTER_STEPS, low_memory=settings.low_memory)
     outer_optimizer = adamw(1.0, weight_decay=1.0, clip_norm=1.0)  # The values have no effect.
     count = settings.meta_batch_size // jax.local_device_count()
-    step = outer_step(algorithm, outer_optimizer, chunk_size=settings.chunk_size)
+    frozen = few_shot.frozen
+    step = outer_step(algorithm, outer_optimizer, chunk_size=settings.chunk_size, frozen=frozen)
 
-    state = jax.eval_shape(
-        lambda params: initial_state(algorithm, outer_optimizer, params, jax.random.key(0)),
-        few_shot.params,
-    )
-    tasks = _tasks(few_shot.model, settings, count)
+    def begin(params: Params) -> OuterState:
+        start = few_shot._replace(source=few_shot.source._replace(params=params), params=params)
+        return initial_state(algorithm, outer_optimizer, start.start, jax.random.key(0), frozen)
+
+    state = jax.eval_shape(begin, few_shot.params)
+    tasks = _tasks(few_shot, settings, count)
     traced = jax.jit(step, donate_argnums=0).trace(state, tasks)
     analysis = traced.lower().compile(_QUICKLY | compiler_options(settings)).memory_analysis()
     assert analysis is not None
@@ -141,9 +141,9 @@ def measure(settings: PlanSettings) -> Cost:
     return Cost(state_bytes, task_bytes, working, round(flops))
 
 
-def _tasks(model: Transformer, settings: PlanSettings, count: int) -> Task:
+def _tasks(few_shot: FewShot, settings: PlanSettings, count: int) -> Task:
     """Return the shapes of a batch of episodes, with one text per row."""
-    length = text_length(model, settings.max_length)
+    length = few_shot.text_length(settings.max_length)
 
     def batch(examples: int) -> dict[str, jax.ShapeDtypeStruct]:
         tokens = ("input_ids", "token_type_ids", "position_ids", "example_ids")

@@ -14,7 +14,9 @@ from metajax.config.settings import PredictSettings
 from metajax.data.readers import TABLES
 from metajax.data.tasks import load_texts
 from metajax.errors import InputError, printable
-from metajax.runs.source import Classifier, open_classifier, text_length
+from metajax.models.prefix import prefix_length
+from metajax.runs.classifier import Classifier, open_classifier
+from metajax.runs.source import text_length
 from metajax.runs.task_data import tokenized
 from metajax.runs.workdir import writable, write_atomically
 
@@ -87,7 +89,8 @@ def label(
             "separates the two texts of a pair)"
         )
     task = data.TaskData("the input", texts, pairs, np.zeros(len(texts), np.int32), ("",))
-    (examples,) = tokenized([task], model, text_length(model, max_length))
+    length = text_length(model, max_length, prefix=prefix_length(params))
+    (examples,) = tokenized([task], model, length)
     logits = jax.jit(lambda params, batch: model(params, batch).logits)
     count = model.num_labels[head]
     names = (model.label_names and model.label_names[head]) or [f"LABEL_{i}" for i in range(count)]

@@ -65,7 +65,8 @@ def flag(name: str, *, off: bool = False) -> str:
 
 def flag_and_value(name: str, value: Any) -> str:
     """Return a setting as it is typed: `--lora 2`, or the flag alone for a switch turned on."""
-    return flag(name) if value is True else f"{flag(name)} {value}"
+    shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+    return flag(name) if value is True else f"{flag(name)} {shown}"
 
 
 def is_required(setting: dataclasses.Field[Any]) -> bool:

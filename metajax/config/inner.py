@@ -20,7 +20,9 @@ class InnerSettings(Settings):
         "inner gradient steps (default: as meta-trained, else 3)", None, minimum=0
     )
     inner_lr: float | None = option(
-        "learning rate of the inner SGD (default: as meta-trained, else 0.1)", None, above=0
+        "learning rate of the inner steps (default: as meta-trained, else 0.1; with Adam 0.001)",
+        None,
+        above=0,
     )
     head: str | None = option(
         "initial classification head (default: as meta-trained, else prototypes)",
@@ -35,10 +37,48 @@ class InnerSettings(Settings):
         advanced=True,
     )
     lora: int | None = option(
-        "adapt LoRA adapters of this rank instead of the weights",
+        "adapt LoRA adapters of this rank, not the weights",
         None,
         minimum=1,
         metavar="RANK",
+    )
+    lora_kernels: tuple[str, ...] = option(
+        "kernels of each block that get a LoRA adapter (default: qkv, which is query, key and "
+        "value); a BERT or GPT-2 has qkv, out, up and down, a Llama query, key, value, out, gate, "
+        "up and down",
+        (),
+        choices=("qkv", "query", "key", "value", "out", "gate", "up", "down"),
+        metavar="KERNEL",
+        advanced=True,
+    )
+    prefix: int | None = option(
+        "adapt this many vectors before the text instead of the weights",
+        None,
+        minimum=1,
+        metavar="COUNT",
+        advanced=True,
+    )
+    trainable: str | None = option(
+        "adapt only these weights: norms (normalizations and biases) or mlps (feed-forward layers "
+        "of the last quarter of the blocks); all is the default",
+        None,
+        choices=("all", "norms", "mlps"),
+        advanced=True,
+    )
+    freeze: bool | None = option(
+        "meta-train only what adapts (with --lora, --prefix or --trainable)", None
+    )
+    inner_optimizer: str | None = option(
+        "optimizer of the inner steps (default: as meta-trained, else sgd); momentum is 0.9",
+        None,
+        choices=("sgd", "momentum", "adam"),
+        advanced=True,
+    )
+    inner_clip_norm: float | None = option(
+        "maximum norm of the gradient of an inner step (default: as meta-trained, else none)",
+        None,
+        above=0,
+        advanced=True,
     )
 
 
@@ -73,7 +113,7 @@ class AlgorithmSettings(InnerSettings):
 
 
 def check_taken(algorithm: str, given: Mapping[str, Any], *, of_model: bool = False) -> None:
-    """Check that an algorithm takes the settings given; None and False are not given.
+    """Check that an algorithm takes the settings given; None, False and () are not given.
 
     Args:
         algorithm: a name in the registry.
@@ -88,7 +128,9 @@ def check_taken(algorithm: str, given: Mapping[str, Any], *, of_model: bool = Fa
     for name in settings:
         value = given.get(name)
         untaken = name not in entry.settings
-        if value is None or value is False or (untaken and name == "inner_steps" and value == 0):
+        if value is None or value is False or value == ():
+            continue
+        if untaken and name == "inner_steps" and value == 0:
             continue
         shown = flag_and_value(name, value)
         if untaken and of_model:

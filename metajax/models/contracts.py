@@ -24,7 +24,7 @@ class Outputs(NamedTuple):
     """The outputs of a model.
 
     Attributes:
-        last_hidden_state: `[B, L, H]`, or `[R, L, H]` for a packed batch.
+        last_hidden_state: `[B, L, H]`, or `[R, L, H]` for a packed batch without a prefix.
         pooled: `[B, H]`, with the model's pooling.
         logits: classification `[B, C]`; masked LM `[B, M, V]` at the batch's positions, or `[B, L,
             V]`; causal LM `[B, L, V]`; None without a head. At least float32.

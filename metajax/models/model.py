@@ -33,7 +33,7 @@ from metajax.models.layers import ACTIVATION, dropout
 from metajax.models.llama import rotation_of
 from metajax.models.metadata import check_labels
 from metajax.models.parts import adapters_in, graph_of, make_part
-from metajax.models.prefix import drop_prefix, show_prefix
+from metajax.models.prefix import drop_prefix, show_prefix, unpack
 from metajax.reading import is_number
 
 
@@ -227,7 +227,7 @@ class Transformer:
         """Return the input of the first block `[B, L, H]`, or `[B, P + L, H]` with a prefix.
 
         Raises:
-            InputError: the parameters have a prefix and the batch is packed.
+            InputError: the parameters have a prefix, and the batch has packed documents.
             ValueError: rows are longer than the model has positions.
         """
         embeddings = nnx.merge(self._graph("embeddings"), params["embeddings"])
@@ -253,6 +253,8 @@ class Transformer:
     def _encode(
         self, params: Params, batch: Batch, rng: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
+        if "prefix" in params and "first_token" in batch:
+            batch = unpack(batch)
         hidden = self._hidden(params, batch, rng)
         return hidden, self._pool(params, hidden, batch)
 

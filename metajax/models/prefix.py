@@ -30,8 +30,8 @@ def init_prefix(params: Params, count: int, rng: jax.Array) -> Params:
         rng: key for the choice of tokens.
 
     Returns:
-        The parameters with `params["prefix"]["vectors"]` `[P, E]`. The model then refuses packed
-        batches.
+        The parameters with `params["prefix"]["vectors"]` `[P, E]`. The model then unpacks packed
+        batches, one text per row, because each text needs its own vectors.
 
     Raises:
         ValueError: count < 1.
@@ -70,6 +70,15 @@ def is_prefix(path: str) -> bool:
     return path.removeprefix("base/") == "prefix/vectors"
 
 
+def prefix_length(params: Params) -> int:
+    """Return P, the number of vectors before the text; 0 if there are none.
+
+    Args:
+        params: parameters of a `metajax.Transformer`.
+    """
+    return params["prefix"]["vectors"].shape[0] if "prefix" in params else 0
+
+
 def prepend(vectors_PxE: jax.Array, x_BxLxE: jax.Array, batch: Batch) -> tuple[jax.Array, Batch]:
     """Put vectors before the embeddings of tokens.
 
@@ -82,11 +91,12 @@ def prepend(vectors_PxE: jax.Array, x_BxLxE: jax.Array, batch: Batch) -> tuple[j
         `[B, P + L, E]`, and the batch with `token_type_ids` `[B, P + L]`, 0 for the vectors.
 
     Raises:
-        InputError: the batch is packed.
+        InputError: the batch is packed and cannot be unpacked.
     """
     if "example_ids" in batch:
         raise InputError(
-            "prefix: packed rows have no place for vectors before each text; give padded batches"
+            "prefix: rows of packed documents have no place for vectors before each text; give "
+            "padded batches"
         )
     count, width = vectors_PxE.shape
     shape = (x_BxLxE.shape[0], count, width)
@@ -95,6 +105,29 @@ def prepend(vectors_PxE: jax.Array, x_BxLxE: jax.Array, batch: Batch) -> tuple[j
         types = jnp.pad(batch["token_type_ids"], ((0, 0), (count, 0)))
         batch = {**batch, "token_type_ids": types}
     return jnp.concatenate([rows_BxPxE, x_BxLxE], axis=1), batch
+
+
+def unpack(batch: Batch) -> Batch:
+    """Return a batch with one text per row, from a packed batch `[R, L]`.
+
+    Args:
+        batch: a packed batch of a `metajax.Transformer`, with `first_token` `[B]`.
+
+    Returns:
+        The batch with `input_ids`, `attention_mask` and `token_type_ids` `[B, L]` in place of those
+        that describe the packing.
+    """
+    ids_RxL, first_B = batch["example_ids"], batch["first_token"]
+    # Of each text: its tokens, and then tokens of others, which are masked.
+    index_BxL = first_B[:, None] + jnp.arange(ids_RxL.shape[1])
+    index_BxL = jnp.minimum(index_BxL, ids_RxL.size - 1)
+    own_BxL = ids_RxL.reshape(-1)[index_BxL] == jnp.arange(len(first_B))[:, None]
+    unpacked = {"attention_mask": own_BxL.astype(jnp.int32)}
+    for name in ("input_ids", "token_type_ids"):
+        if name in batch:
+            unpacked[name] = jnp.where(own_BxL, batch[name].reshape(-1)[index_BxL], 0)
+    packed = ("input_ids", "token_type_ids", "position_ids", "example_ids", "first_token")
+    return {key: leaf for key, leaf in batch.items() if key not in packed} | unpacked
 
 
 def show_prefix(batch: Batch, hidden_BxLxH: jax.Array) -> Batch:

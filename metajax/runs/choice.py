@@ -16,6 +16,7 @@ _log = logging.getLogger("metajax")
 # 0.3. A plain pretrained BERT hardly tolerates 0.01.
 _RATES = (0.3, 0.1, 0.03, 0.01, 0.003)
 _LORA_RATES = (3.0, 1.0)  # Tried first for adapters, because they start at zero and change slowly.
+_ADAM_RATES = (0.03, 0.01, 0.003, 0.001, 0.0003)  # A step changes each parameter by the rate.
 
 
 class Adapted(NamedTuple):
@@ -97,6 +98,7 @@ def _stay(descent: Descent, rate: float | None, left_out: dict[str, Any] | None)
 def _rates(few_shot: FewShot) -> tuple[float, ...]:
     """Return the rates to try, in decreasing order, from the rate of meta-training if any."""
     rates = (*_LORA_RATES, *_RATES) if few_shot.inner["lora"] else _RATES
+    rates = _ADAM_RATES if few_shot.inner["inner_optimizer"] == "adam" else rates
     if not few_shot.is_meta_trained:
         return rates
     trained_rate = few_shot.inner["inner_lr"]

@@ -1,4 +1,4 @@
-"""The inner steps of `adapt`: SGD on one task's examples, one part of the examples at a time."""
+"""The inner steps of `adapt` on one task's examples, one part of the examples at a time."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,13 +10,13 @@ import numpy as np
 import scipy.special
 
 from metajax import data
-from metajax.algorithms import lora
 from metajax.algorithms.prototypes import prototype_head
 from metajax.data.batches import token_batch
 from metajax.data.packing import plan_shapes
 from metajax.runs.few_shot import FewShot
+from metajax.runs.learner import make_direction
 from metajax.tree import combine, select
-from metajax.types import Batch, InitFn, LossFn, Params, Task
+from metajax.types import Batch, LossFn, Params, Task
 
 _TOKENS = ("input_ids", "token_type_ids", "position_ids", "example_ids")
 # The number of folds keeps cross-validation about as fast as the steps on this many examples.
@@ -91,10 +91,10 @@ class Descent:
         count = len(parts["labels"])
         rows = {key: parts[key].reshape(-1, parts[key].shape[-1]) for key in _TOKENS}
         reparametrize = learner.shared.reparametrize
+        self._rows, self._origin = rows, few_shot.start
         self._params, task = jax.jit(
             lambda params, rows: reparametrize(params, Task(rows, None))[:2]
-        )(few_shot.params, rows)
-        self._rows = rows
+        )(self._origin, rows)
         self._undo = jax.jit(
             lambda params, rows, own: reparametrize(params, Task(rows, None))[2](own)
         )
@@ -103,9 +103,10 @@ class Descent:
         self._parts = [{k: leaf[p] for k, leaf in (rows | rest).items()} for p in range(count)]
         self._counts = rest["example_mask"].sum(1).astype(int)
 
-        attach = lora.attach if few_shot.inner["lora"] else (lambda params: params)
-        features = few_shot.model.features
+        features, attach = few_shot.model.features, learner.attach
         self._features = jax.jit(lambda params, part: features(attach(params), part))
+        self._direction = make_direction(few_shot.inner)
+        self._turn = self._direction and jax.jit(self._direction.update)
         self._add_gradient = jax.jit(_adder(learner.loss_fn), donate_argnums=0)
         self._first = [self._features_of(self._params, part) for part in self.parts]
 
@@ -121,16 +122,14 @@ class Descent:
 
     def start(self, use: Sequence[int]) -> Params:
         """Return the parameters before the steps on some parts."""
-        init_fn: InitFn | None = self._init_fn
         if self._few_shot.inner["head"] == "prototypes":
             features = np.concatenate([self._first[p] for p in use])
             labels = np.concatenate([self._labels(p) for p in use])
             classes = self._few_shot.model.num_labels[0]
             prototypes = prototype_head(features, {"labels": labels}, classes)
             head = {name: jnp.asarray(leaf)[None] for name, leaf in prototypes.items()}
-            init_fn = lambda params, support, rng: {**params, "classifier": head}  # noqa: E731
-            init_fn = lora.init_fn(init_fn) if self._few_shot.inner["lora"] else init_fn
-        return self._params if init_fn is None else init_fn(self._params, {}, None)
+            return _with_classifier(self._params, head)
+        return self._params if self._init_fn is None else self._init_fn(self._params, {}, None)
 
     def descend(
         self, begin: Point, rate: float, *, stop: bool = False, after: bool = True
@@ -139,7 +138,7 @@ class Descent:
 
         Args:
             begin: start of the steps.
-            rate: rate of SGD.
+            rate: rate of the steps.
             stop: whether to stop after the first step that increases the loss.
             after: whether to compute the loss after the last step.
 
@@ -148,8 +147,11 @@ class Descent:
         """
         use, params, loss, grads = begin
         steps, losses = self._few_shot.inner["inner_steps"], [loss]
+        state = self._direction and self._direction.init(grads)
         for number in range(1, steps + 1):
             changed, frozen = select(params, self._trainable)
+            if self._turn is not None:
+                grads, state = self._turn(grads, state)
             params = combine(jax.tree.map(partial(_move, rate), changed, grads), frozen)
             # The loss shows whether the first step is too long, in a quarter of a gradient's time.
             first = stop and 1 == number < steps
@@ -196,7 +198,7 @@ class Descent:
 
     def undo(self, params: Params) -> Params:
         """Undo the reparametrization, and return all parameters."""
-        return self._undo(self._few_shot.params, self._rows, params)
+        return self._undo(self._origin, self._rows, params)
 
     def _gradient(self, params: Params, use: Sequence[int]) -> tuple[float, Params]:
         changed, frozen = select(params, self._trainable)
@@ -231,6 +233,12 @@ class Descent:
 def _move(rate: float, leaf: jax.Array, grad: jax.Array) -> jax.Array:
     # This uses NumPy because XLA would compile one program per shape.
     return jax.device_put(np.asarray(leaf) - leaf.dtype.type(rate) * np.asarray(grad))
+
+
+def _with_classifier(params: Params, head: Params) -> Params:
+    if "base" in params:
+        return {**params, "base": _with_classifier(params["base"], head)}
+    return {**params, "classifier": head}
 
 
 def _headless(params: Params) -> Params:

@@ -1,6 +1,5 @@
 """A network and an algorithm for few-shot tasks, for metatrain, plan, adapt and evaluate."""
 
-import dataclasses
 import logging
 import math
 from collections.abc import Callable
@@ -12,12 +11,22 @@ import jax.numpy as jnp
 
 from metajax.algorithms import ALGORITHMS, Entry
 from metajax.algorithms.maml import maml
+from metajax.config.fields import flag, flag_and_value
 from metajax.config.groups import ModelSettings
-from metajax.config.inner import AlgorithmSettings, InnerSettings, check_taken
+from metajax.config.inner import AlgorithmSettings, InnerSettings
 from metajax.errors import InputError
 from metajax.models import Transformer
-from metajax.runs.learner import Learner, make_algorithm, make_learner, make_schedule
-from metajax.runs.source import Source, describe_source, open_source, pooling_of
+from metajax.models.prefix import prefix_length
+from metajax.runs.adapters import is_frozen, lora_kernels, make_adapters
+from metajax.runs.inner import DEFAULTS, WHAT, resolve
+from metajax.runs.learner import (
+    Learner,
+    keeps_adapters,
+    make_algorithm,
+    make_learner,
+    make_schedule,
+)
+from metajax.runs.source import Source, describe_source, open_source, pooling_of, text_length
 from metajax.types import MetaAlgorithm, Params, Task
 
 _log = logging.getLogger("metajax")
@@ -25,13 +34,6 @@ _log = logging.getLogger("metajax")
 # With features of this length, logits of prototypes are about 10 times a cosine. This is a common
 # temperature of few-shot classifiers on features of unit length.
 FEATURE_NORM = math.sqrt(10)
-_DEFAULTS = {
-    "inner_steps": 3,
-    "inner_lr": 0.1,
-    "head": "prototypes",
-    "layers": None,
-    "lora": None,
-}
 
 
 class InnerChanges(TypedDict, total=False):
@@ -53,10 +55,10 @@ class FewShot(NamedTuple):
         model: network with one head of C classes.
         params: its parameters. They have a classifier only if tasks start from the checkpoint's
             head.
-        inner: resolved `inner_steps`, `inner_lr`, `head`, `layers`, `lora` and `algorithm`.
+        inner: the resolved settings of `InnerSettings`, and `algorithm`.
         source: origin of the weights.
         seed: seed for weights that the algorithm adds.
-        learned: meta-parameters of the checkpoint besides `params`, or None.
+        learned: learned rates of the checkpoint, or None.
     """
 
     model: Transformer
@@ -77,9 +79,40 @@ class FewShot(NamedTuple):
         return self.source.record.get("record", {}).get("stage") == "metatrain"
 
     @property
+    def frozen(self) -> Callable[[str], bool] | None:
+        """The meta-parameters that no stage changes; see `metajax.outer_loop`."""
+        return is_frozen if self.inner["freeze"] else None
+
+    @property
+    def start(self) -> Params:
+        """The initialization that the algorithm trains: the network's parameters, or split."""
+        apart = self.has_adapters
+        return self.source.split_for(self.inner) if apart else self.params
+
+    def text_length(self, max_length: int) -> int:
+        """Limit the tokens per text to the positions of the model; see `text_length`."""
+        count = prefix_length(self.params) or self.inner["prefix"] or 0
+        return text_length(self.model, max_length, prefix=count)
+
+    def merge(self, params: Params) -> Params:
+        """Return the network's parameters from those that the algorithm has adapted."""
+        adapters = make_adapters(self.model, self.inner) if self.has_adapters else None
+        return params if adapters is None else adapters.merge(params)
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether the meta-parameters are `{"base", "adapters"}`."""
+        return keeps_adapters(self.inner)
+
+    @property
+    def has_stateless_steps(self) -> bool:
+        """Whether an inner step depends on the parameters alone, as one of SGD does."""
+        return self.entry.plain_steps and self.inner["inner_optimizer"] is None
+
+    @property
     def meta_params(self) -> Params:
         """The meta-parameters of the algorithm, which may include learned rates, for example."""
-        return self._continued(self.algorithm()).init(self.params)
+        return self._continued(self.algorithm()).init(self.start)
 
     def _continued(self, algorithm: MetaAlgorithm) -> MetaAlgorithm:
         """Let an algorithm begin with what the checkpoint has learned, if anything."""
@@ -89,9 +122,9 @@ class FewShot(NamedTuple):
         return algorithm._replace(init=lambda params: {key: params, **learned})
 
     def inner_settings(self) -> dict[str, Any]:
-        """Return the fields of `InnerSettings`, with None for those the algorithm does not take."""
-        taken = self.entry.settings
-        return {name: self.inner[name] if name in taken else None for name in _DEFAULTS}
+        """Return the fields of `InnerSettings`, not given where the algorithm does not take one."""
+        taken, absent = self.entry.settings, {"lora_kernels": ()}
+        return {name: self.inner[name] if name in taken else absent.get(name) for name in DEFAULTS}
 
     def algorithm(self, **changes: Unpack[InnerChanges]) -> MetaAlgorithm:
         """Make the algorithm with these settings and some changes."""
@@ -114,9 +147,9 @@ class FewShot(NamedTuple):
     def curve(self, steps: int) -> Callable[[Params, Task], jax.Array]:
         """Compile `(params, tasks) -> [E, steps + 1]`, the query accuracy after 0, 1, ... steps.
 
-        For algorithms whose inner steps are plain SGD.
+        For inner steps of plain SGD, which have no state.
         """
-        loss_fn, optimizer, trainable, shared = self.learner()
+        loss_fn, optimizer, trainable, shared, _ = self.learner()
         step = maml(loss_fn, optimizer, 1, trainable=trainable)
 
         def one(meta_params: Params, task: Task) -> jax.Array:
@@ -151,7 +184,7 @@ def open_few_shot(
     Raises:
         InputError: the model cannot be used, or has fewer blocks than `--layers` needs.
     """
-    few_shot = _few_shot(open_source, spec, settings, partial(_resolve, inner), classes)
+    few_shot = _few_shot(open_source, spec, settings, partial(resolve, inner), classes)
     source, algorithm = few_shot.source, few_shot.inner["algorithm"]
     if not source.learned or algorithm != source.meta_settings["algorithm"]:
         return few_shot
@@ -167,6 +200,12 @@ def open_few_shot(
 def _unlike_learned_rates(inner: InnerSettings, few_shot: FewShot) -> str | None:
     """Return why the learned rates of a checkpoint cannot be used with these settings, if so."""
     algorithm, steps = few_shot.inner["algorithm"], few_shot.inner["inner_steps"]
+    if not few_shot.source.continues(few_shot.inner):
+        given = next(name for name in (*WHAT, "lora_kernels") if getattr(inner, name))
+        return (
+            f"{flag_and_value(given, getattr(inner, given))}: {algorithm} has learned rates for "
+            f"other parameters; remove {flag(given)}"
+        )
     learned_steps = few_shot.source.meta_settings["inner_steps"]
     if few_shot.entry.learned_rates and inner.inner_lr is not None:
         return f"--inner-lr {inner.inner_lr}: {algorithm} has learned rates; remove --inner-lr"
@@ -191,19 +230,20 @@ def describe_few_shot(
     spec: str, settings: ModelSettings, inner: InnerSettings, classes: int
 ) -> FewShot:
     """Like `open_few_shot`, but without weights: the parameters are `jax.ShapeDtypeStruct`s."""
-    return _few_shot(describe_source, spec, settings, partial(_resolve, inner), classes)
+    return _few_shot(describe_source, spec, settings, partial(resolve, inner), classes)
 
 
 def _few_shot(
     open_: Callable[..., Source],
     spec: str,
     settings: ModelSettings,
-    resolve: Callable[[Source], dict[str, Any]],
+    inner_of: Callable[[Source], dict[str, Any]],
     classes: int,
 ) -> FewShot:
     features = {"pooling": pooling_of(spec, "mean"), "feature_norm": FEATURE_NORM}
     source = open_(spec, settings, head="encoder", **features)
-    resolved = resolve(source)
+    resolved = inner_of(source)
+    lora_kernels(source.params, resolved["lora_kernels"])  # The check.
     if resolved["head"] == "checkpoint":
         source = open_(spec, settings, head="classification", num_labels=(classes,), **features)
         if source.model.projection is not None:
@@ -215,58 +255,3 @@ def _few_shot(
         head="classification", num_labels=(classes,), label_names=None, projection=None
     )
     return FewShot(model, source.params, resolved, source, settings.seed)
-
-
-def _resolve(inner: InnerSettings, source: Source) -> dict[str, Any]:
-    """Resolve and check the settings of the inner loop.
-
-    Command-line settings override those of the run that meta-trained the weights, and these
-    override the defaults.
-    """
-    trained = source.meta_settings
-    given = {name: value for name, value in dataclasses.asdict(inner).items() if value is not None}
-    algorithm = given.get("algorithm") or trained.get("algorithm") or "maml"
-    if algorithm == "protonet" and given.get("inner_steps"):
-        algorithm = "proto-maml"  # It takes inner steps from the same prototypes.
-        _log.warning("--inner-steps: takes steps from the prototypes of protonet, as proto-maml")
-    check_taken(algorithm, given, of_model=True)
-    if (trained.get("inner_steps") or 0) < ALGORITHMS[algorithm].least_steps:
-        trained = trained | {"inner_steps": None}
-    if trained.get("head") not in ALGORITHMS[algorithm].heads:
-        trained = trained | {"head": None}
-    if inner.layers is not None or inner.lora is not None:
-        trained = trained | {"layers": None, "lora": None}  # --layers or --lora overrides both.
-    resolved = {
-        name: _first(given.get(name), trained.get(name), default)
-        if name in ALGORITHMS[algorithm].settings
-        else _fixed(algorithm, name)
-        for name, default in _DEFAULTS.items()
-    }
-    _check_layers(resolved, source.model.config.num_hidden_layers)
-    return resolved | {"algorithm": algorithm}
-
-
-def _first(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)
-
-
-def _fixed(algorithm: str, name: str) -> Any:
-    """Return the value of a setting that an algorithm does not take."""
-    heads = ALGORITHMS[algorithm].heads
-    return (_DEFAULTS | {"inner_steps": 0, "head": heads[0] if heads else None})[name]
-
-
-def _check_layers(inner: dict[str, Any], blocks: int) -> None:
-    """Check `--layers` against the number of blocks and `--lora`."""
-    layers = inner["layers"]
-    if layers is None:
-        return
-    if inner["lora"] is not None:
-        raise InputError(
-            f"--layers {layers}: with --lora the adapters of all blocks adapt; remove one of them"
-        )
-    if layers >= blocks:
-        raise InputError(
-            f"--layers {layers}: the model has {blocks} blocks; give a smaller number, or remove "
-            "--layers to adapt all blocks"
-        )

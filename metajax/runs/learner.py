@@ -7,6 +7,7 @@ import jax
 import optax
 
 from metajax.algorithms import ALGORITHMS, lora
+from metajax.algorithms.clipping import clip_by_global_norm
 from metajax.algorithms.imaml import imaml
 from metajax.algorithms.maml import maml
 from metajax.algorithms.meta_sgd import maml_plus_plus, meta_sgd
@@ -22,6 +23,7 @@ from metajax.models import (
     upper_layers,
     zero_init,
 )
+from metajax.runs.adapters import adapts, in_head, make_adapters
 from metajax.runs.source import without_dropout
 from metajax.types import (
     InitFn,
@@ -30,7 +32,6 @@ from metajax.types import (
     MetaAlgorithm,
     Params,
     Reparametrize,
-    Reparametrized,
     Task,
 )
 
@@ -39,15 +40,28 @@ UNROLLED = 5  # Maximum of the inner steps to compile one by one; more would tak
 # 2019, section 4; 15 of 150 epochs in their code). It does not begin with first order, which can
 # diverge with learned rates.
 _MULTI_STEP = 0.1
+_DIRECTIONS = {
+    "momentum": optax.trace(0.9),
+    "adam": optax.scale_by_adam(eps_root=1e-8),
+}
 
 
 class Learner(NamedTuple):
-    """The parts of an inner loop. `trainable` None updates all parameters."""
+    """The parts of an inner loop.
+
+    Attributes:
+        loss_fn: the loss of the parameters that the inner loop changes.
+        optimizer: the inner optimizer.
+        trainable: predicate on a path; None updates all parameters.
+        shared: the arguments that most algorithms share.
+        attach: from these parameters to those that the network reads.
+    """
 
     loss_fn: LossFn
     optimizer: optax.GradientTransformation
     trainable: Callable[[str], bool] | None
     shared: "Shared"
+    attach: Callable[[Params], Params]
 
 
 class Shared(NamedTuple):
@@ -81,17 +95,66 @@ def make_learner(model: Transformer, inner: dict[str, Any]) -> Learner:
     if inner["layers"] is not None:
         reparametrize = upper_layers(model, inner["layers"])
     if inner["algorithm"] == "anil":
-        reparametrize, trainable = upper_layers(model, 0), _in_head
-    if inner["lora"] is not None:
-        # Keep the blocks stacked, because the adapters' initial factors depend on the shapes.
-        reparametrize = compose(reparametrize, with_adapters(inner["lora"]))
-        loss_fn, trainable = lora.loss(loss_fn, lora.attach), _in_adapters
-        init_fn = init_fn and lora.init_fn(init_fn, lora.attach)
+        reparametrize, trainable = upper_layers(model, 0), in_head
+    adapters = make_adapters(model, inner)
+    attach: Callable[[Params], Params] = _unchanged
+    if adapters is not None:
+        attach = adapters.attach
+        if keeps_adapters(inner):
+            # No inner step changes the base, so that no smaller form is needed.
+            reparametrize = compose()
+            attach = lora.freeze(attach, in_head) if inner["freeze"] else attach
+            attach = _separately(attach) if fast else attach
+        else:
+            # Keep the blocks stacked, because initial factors depend on the shapes.
+            reparametrize = compose(adapters.reparametrize, lora.reparametrize(reparametrize))
+        loss_fn, trainable = lora.loss(loss_fn, attach), adapts
+        init_fn = init_fn and lora.init_fn(init_fn, attach)
     elif fast:
         reparametrize = compose(separate_layers(), reparametrize)
     unroll = fast and inner["inner_steps"] <= UNROLLED
-    optimizer = optax.sgd(inner["inner_lr"])
-    return Learner(loss_fn, optimizer, trainable, Shared(unroll, reparametrize, init_fn))
+    optimizer = _inner_optimizer(inner)
+    shared = Shared(unroll, reparametrize, init_fn)
+    return Learner(loss_fn, optimizer, trainable, shared, attach)
+
+
+def _unchanged(params: Params) -> Params:
+    return params
+
+
+def keeps_adapters(inner: dict[str, Any]) -> bool:
+    """Whether the meta-parameters are `{"base", "adapters"}`.
+
+    They are if the base is frozen, or if adapters have learned rates.
+    """
+    has_adapters = any(inner[name] is not None for name in ("lora", "prefix", "trainable"))
+    return has_adapters and bool(inner["freeze"] or ALGORITHMS[inner["algorithm"]].learned_rates)
+
+
+def make_direction(inner: dict[str, Any]) -> optax.GradientTransformation | None:
+    """Make what the inner optimizer does to a gradient before the rate. None: it is plain SGD."""
+    direction = _DIRECTIONS.get(inner["inner_optimizer"])
+    if inner["inner_clip_norm"] is None:
+        return direction
+    clip = clip_by_global_norm(inner["inner_clip_norm"])
+    return clip if direction is None else optax.chain(clip, direction)
+
+
+def _inner_optimizer(inner: dict[str, Any]) -> optax.GradientTransformation:
+    direction, descent = make_direction(inner), optax.sgd(inner["inner_lr"])
+    return descent if direction is None else optax.chain(direction, descent)
+
+
+def _separately(attach: Callable[[Params], Params]) -> Callable[[Params], Params]:
+    """Separate the blocks of what the network reads; see `separate_layers`."""
+
+    def attach_separately(params: Params) -> Params:
+        attached = attach(params)
+        if isinstance(attached["layers"], list):
+            return attached
+        return separate_layers()(attached, Task(None, None))[0]
+
+    return attach_separately
 
 
 def make_algorithm(
@@ -111,7 +174,7 @@ def make_algorithm(
         step: outer step, for MAML++ only; see `metajax.maml_plus_plus`.
         multi_step: number of outer steps with all losses, for MAML++ only.
     """
-    loss_fn, optimizer, trainable, shared = make_learner(model, inner)
+    loss_fn, optimizer, trainable, shared, _ = make_learner(model, inner)
     steps, low_memory = inner["inner_steps"], inner.get("low_memory", False)
     match ALGORITHMS[inner["algorithm"]].constructor:
         case "reptile":
@@ -120,14 +183,22 @@ def make_algorithm(
             return imaml(loss_fn, optimizer, steps, trainable=trainable, **shared._asdict())
         case "meta_sgd":
             return meta_sgd(
-                loss_fn, inner["inner_lr"], steps, low_memory=low_memory, **shared._asdict()
+                loss_fn,
+                inner["inner_lr"],
+                steps,
+                direction=make_direction(inner),
+                trainable=trainable,
+                low_memory=low_memory,
+                **shared._asdict(),
             )
         case "maml_plus_plus":
             return maml_plus_plus(
                 loss_fn,
                 inner["inner_lr"],
                 steps,
-                stacked=lambda path: path.startswith("layers/"),
+                stacked=lambda path: path.removeprefix("adapters/").startswith("layers/"),
+                direction=make_direction(inner),
+                trainable=trainable,
                 low_memory=low_memory,
                 unroll=shared.unroll,
                 init_fn=shared.init_fn,
@@ -184,28 +255,3 @@ def as_classifier(adapted: Params) -> Params:
         return adapted
     head = {name: leaf[None] for name, leaf in adapted["head"].items()}
     return {**adapted["encoder"], "projection": adapted["projection"], "classifier": head}
-
-
-def with_adapters(rank: int) -> Reparametrize:
-    """Reparametrize tasks by low-rank adapters on the attention kernels, and merge them at the end.
-
-    The initial factors are not meta-trained. They are the same in all tasks and runs, so that only
-    the plain parameters are saved.
-    """
-
-    def reparametrize(params: Params, task: Task) -> Reparametrized:
-        rng = jax.random.key(0)
-        adapted = lora.init(
-            params, rank=rank, target=lambda path: path.endswith("qkv/kernel"), rng=rng
-        )
-        return adapted, task, lora.merge
-
-    return reparametrize
-
-
-def _in_head(path: str) -> bool:
-    return path.startswith("classifier")
-
-
-def _in_adapters(path: str) -> bool:
-    return lora.is_adapter(path) or path.startswith("base/classifier")

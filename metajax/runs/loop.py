@@ -27,6 +27,7 @@ from metajax.training.checkpoint import Checkpoints
 from metajax.training.optimizer import adamw, learning_rate
 from metajax.training.outer import (
     AlgorithmOrSchedule,
+    Frozen,
     OuterState,
     at_step,
     global_norm,
@@ -56,6 +57,7 @@ class Stage(NamedTuple):
         chunk_size: see `metajax.outer_loop`.
         initialization: key of the network's parameters in the meta-parameters, or None.
         rates_factor: see `adamw`.
+        frozen: see `metajax.outer_loop`.
     """
 
     run: Run
@@ -69,6 +71,7 @@ class Stage(NamedTuple):
     chunk_size: int | None = None
     initialization: str | None = None
     rates_factor: float | None = None
+    frozen: Frozen = None
 
 
 def train(stage: Stage, params: Params) -> dict[str, Any]:
@@ -93,7 +96,11 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
         locked(run) if first else contextlib.nullcontext(),
         handle_signals() as stop,
         Checkpoints(
-            run.checkpoints, keep=settings.keep, keep_every=settings.keep_every, record=run.record
+            run.checkpoints,
+            keep=settings.keep,
+            keep_every=settings.keep_every,
+            record=run.record,
+            frozen=stage.frozen,
         ) as checkpoints,
         distributed.explain_host_errors(),
     ):
@@ -117,6 +124,7 @@ def _outer_loop(stage: Stage) -> OuterLoop:
         donate=True,
         compiler_options=compiler_options(stage.settings),
         mesh=_mesh(stage.settings.shards),
+        frozen=stage.frozen,
     )
 
 
@@ -175,7 +183,8 @@ def _optimizer(stage: Stage) -> Any:
     )
     # Weight decay would shrink a pooler that the loss does not use.
     inside = "" if stage.initialization is None else f"{stage.initialization}/"
-    fixed = () if stage.model.uses_pooler else (f"{inside}pooler/",)
+    poolers = (f"{inside}pooler/", f"{inside}base/pooler/")
+    fixed = () if stage.model.uses_pooler else poolers
     return adamw(
         schedule,
         weight_decay=settings.weight_decay,

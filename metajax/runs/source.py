@@ -1,7 +1,9 @@
 """`--model`: a hub id, a Hugging Face directory, or the workdir of an earlier stage."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -19,17 +21,20 @@ from metajax.models import (
     read_model,
     with_head,
 )
+from metajax.models.contracts import HEAD_KEY, Head
 from metajax.models.files import read_json
-from metajax.models.metadata import named_pooling, no_classifier
+from metajax.models.metadata import named_pooling
 from metajax.models.pretrained import HeadOptions
+from metajax.runs.adapters import ADAPTER_SETTINGS, adapter_kind, make_adapters
 from metajax.runs.paths import address, in_bucket, local, to_path
-from metajax.runs.record import check_record, read_record
+from metajax.runs.record import check_record, identity, read_record
 from metajax.training import checkpoint
-from metajax.tree import path_name
+from metajax.tree import overlay, path_name
 from metajax.types import LossFn, Params
 
 _log = logging.getLogger("metajax")
 
+_HEADS = (*HEAD_KEY.values(), "projection")  # Keys of parameters that belong to a head.
 _DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
 
@@ -42,17 +47,33 @@ class Source(NamedTuple):
         record: `parent` in the record of a run that starts from the weights. For Hugging Face
             weights, their address and hashes. For a workdir, its path, step and record.
         learned: other meta-trained parameters, such as the rates of the inner steps, or None.
+        split: `{"base", "adapters"}`, which `params` merges, or None if there are no adapters.
+        adapter_settings: the settings that describe the adapters; empty if there are none.
     """
 
     model: Transformer
     params: Params
     record: dict[str, Any]
     learned: dict[str, Any] | None = None
+    split: Params | None = None
+    adapter_settings: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def meta_settings(self) -> dict[str, Any]:
         """The settings of the run that meta-trained the weights; empty if there is none."""
         return _meta_settings(self.record.get("record", {}))
+
+    def continues(self, inner: Mapping[str, Any]) -> bool:
+        """Whether the settings of an inner loop ask for the adapters that the weights have."""
+        return adapter_kind(self.adapter_settings) == adapter_kind(inner)
+
+    def split_for(self, inner: Mapping[str, Any]) -> Params:
+        """Return `{"base", "adapters"}` for an inner loop: as learned, or with new adapters."""
+        if self.split is not None and self.continues(inner):
+            return self.split
+        adapters = make_adapters(self.model, inner)
+        assert adapters is not None
+        return adapters.split(self.params)
 
 
 def _meta_settings(record: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +94,7 @@ def open_source(
     Raises:
         InputError: the model cannot be used.
     """
-    path, record = _find(spec)
+    path, record = find(spec)
     rng, runtime = jax.random.key(0), {}
     if settings is not None:
         rng = jax.random.key(settings.seed)
@@ -91,10 +112,70 @@ def open_source(
     _check_finite(saved.params, f"{path}: the checkpoint of step {saved.step}")
     model = _rebuild(path / "model", record["model"]).replace(**runtime)
     params, learned = _initialization(saved.params, saved.record)
+    parent = {"path": address(path), "step": saved.step, "record": saved.record}
+    if "adapters" in params:
+        of_run = saved.record["settings"]
+        inner = {name: of_run.get(name) for name in ADAPTER_SETTINGS}
+        base = params.get("base", {})
+        if inner["freeze"]:
+            base = overlay(_frozen_base(path, saved.record, inner), base)
+        source = Source(model, base, parent, learned)
+        return _with_adapters(source, params["adapters"], inner, rng, head)
     if head:
         model, params = with_head(model, params, rng=rng, **head)
-    parent = {"path": address(path), "step": saved.step, "record": saved.record}
     return Source(model, params, parent, learned)
+
+
+def _with_adapters(
+    base: Source, learned: Params, inner: dict[str, Any], rng: jax.Array, head: HeadOptions
+) -> Source:
+    """Return the source with adapters on its parameters.
+
+    Args:
+        base: the source of the other parameters.
+        learned: the adapters.
+        inner: settings that describe the adapters, and `freeze`.
+        rng: key for parts of the head that the base lacks.
+        head: as for `open_source`.
+    """
+    adapters = make_adapters(base.model, inner)
+    assert adapters is not None  # The settings are those of a run that had them.
+    split = {"base": base.params, "adapters": learned}
+    model, params = base.model, adapters.merge(split)
+    if head:
+        model, params = with_head(model, params, rng=rng, **head)
+        own = {key: leaf for key, leaf in base.params.items() if key not in _HEADS}
+        rest = {key: own.get(key, leaf) for key, leaf in params.items() if key != "prefix"}
+        split["base"] = rest
+    return base._replace(model=model, params=params, split=split, adapter_settings=inner)
+
+
+def _frozen_base(path: Path, record: dict[str, Any], inner: dict[str, Any]) -> Params:
+    """Read the base that a run kept frozen, from where the run read it.
+
+    Args:
+        path: the run.
+        record: its record.
+        inner: settings that describe its adapters.
+
+    Raises:
+        InputError: they cannot be read, or are other weights now.
+    """
+    parent = record["parent"]
+    settings = ModelSettings(model=parent["path"], seed=record["settings"]["seed"])
+    try:
+        head: Head = "causal_lm" if record["model"]["head"] == "causal_lm" else "encoder"
+        source = open_source(parent["path"], settings, head=head)
+    except InputError as error:
+        raise InputError(
+            f"{path}: its frozen weights cannot be read ({error}); restore them at this place"
+        ) from None
+    if identity(source.record) != identity(parent):
+        raise InputError(
+            f"{path}: the frozen weights at {parent['path']} have changed since; restore the old "
+            "ones"
+        )
+    return source.split_for(inner)["base"]
 
 
 def _initialization(
@@ -132,7 +213,7 @@ def is_decoder(spec: str) -> bool:
     Raises:
         InputError: the model cannot be used.
     """
-    path, record = _find(spec)
+    path, record = find(spec)
     model = read_model(spec) if record is None else _rebuild(path / "model", record["model"])
     return model.config.family.decoder
 
@@ -148,7 +229,7 @@ def pooling_of(spec: str, default: str) -> str:
     Raises:
         InputError: the model cannot be used, or its pooling is not supported.
     """
-    _, record = _find(spec)
+    _, record = find(spec)
     if record is None:
         pooling = named_pooling(spec)
         if pooling is None:
@@ -164,7 +245,7 @@ def describe_source(spec: str, settings: ModelSettings, **head: Unpack[HeadOptio
     Raises:
         InputError: the model cannot be used.
     """
-    path, record = _find(spec)
+    path, record = find(spec)
     if record is None:
         model = read_model(spec, **head).replace(problem_type=None)
     else:
@@ -175,7 +256,7 @@ def describe_source(spec: str, settings: ModelSettings, **head: Unpack[HeadOptio
     return Source(model, jax.eval_shape(model.init, jax.random.key(0)), {"record": record or {}})
 
 
-def _find(spec: str) -> tuple[Path, dict[str, Any] | None]:
+def find(spec: str) -> tuple[Path, dict[str, Any] | None]:
     """Return the path of `--model`, and the record of the run there if there is one."""
     path = to_path(spec)
     record = read_record(path)
@@ -208,66 +289,11 @@ def describe(model: Transformer) -> dict[str, Any]:
     return {name: getattr(model, name) for name in names}
 
 
-def text_length(model: Transformer, max_length: int) -> int:
-    """Limit the tokens per text to the positions of the model."""
-    return min(max_length, model.config.max_position_embeddings)
+def text_length(model: Transformer, max_length: int, *, prefix: int = 0) -> int:
+    """Limit the tokens per text to the positions of the model, without those of a prefix."""
+    return min(max_length, model.config.max_position_embeddings - prefix)
 
 
 def without_dropout(loss_fn: LossFn) -> LossFn:
     """Return the loss without a key, so that the network does not use dropout."""
     return lambda params, batch, rng: loss_fn(params, batch, None)
-
-
-class Classifier(NamedTuple):
-    """A model that can label text.
-
-    Attributes:
-        model: the network.
-        params: its parameters.
-        head: number of the head to use.
-        max_length: maximum tokens per text in its run.
-        pairs: whether its run used pairs of texts. None if unknown.
-        columns: columns of the texts and the second texts in the run's files. None for the default
-            name.
-    """
-
-    model: Transformer
-    params: Params
-    head: int
-    max_length: int
-    pairs: bool | None
-    columns: tuple[str | None, str | None] = (None, None)
-
-
-def open_classifier(spec: str, task: str | None) -> Classifier:
-    """Open a model that can label text.
-
-    Args:
-        spec: workdir of adapt or finetune, or a Hugging Face classifier.
-        task: name of a task of finetune. It may be None if there is only one task.
-
-    Raises:
-        InputError: the model has no classification head, or no head for this task.
-    """
-    record = _find(spec)[1]
-    problem = no_classifier(spec) if record is None else None
-    if problem is not None:
-        raise InputError(f"{spec}: {problem}; run finetune or adapt on it first")
-    if record is not None and record["stage"] not in ("adapt", "finetune"):
-        raise InputError(
-            f"{spec}: is a {record['stage']} run without labels; run adapt on it first"
-        )
-    source = open_source(spec) if record else open_source(spec, head="classification")
-    names = list(record["settings"]["tasks"]) if record else [spec]
-    if task is None and len(names) == 1:
-        task = names[0]
-    if task not in names:
-        problem = "--task: is missing" if task is None else f"--task {task}: unknown task"
-        raise InputError(f"{problem}; choose from {', '.join(names)}")
-    head, model, params = names.index(task), source.model, source.params
-    if record is None:
-        return Classifier(model, params, head, ModelSettings.max_length, None)
-    run_settings = record["settings"]
-    pairs = dict(zip(names, record.get("pairs", ()))).get(task)
-    columns = (run_settings.get("text_column"), run_settings.get("pair_column"))
-    return Classifier(model, params, head, run_settings["max_length"], pairs, columns)

@@ -23,7 +23,8 @@ from jax.experimental import multihost_utils
 
 from metajax.errors import InputError, LostError, StoppedError, reason_of
 from metajax.training.directories import absolute, can_be_listed, move, whole_steps
-from metajax.training.outer import OuterState
+from metajax.training.outer import Frozen, OuterState
+from metajax.tree import drop, overlay
 from metajax.types import PyTree
 
 _log = logging.getLogger("metajax")
@@ -41,6 +42,8 @@ class Checkpoints:
         directory: directory of the checkpoints; created if it does not exist.
         keep: number of the newest checkpoints to keep.
         keep_every: also keep the checkpoints whose step is a multiple of this.
+        frozen: as for `metajax.outer_loop`: these meta-parameters are not saved. All are then
+            nested dicts.
         record: the run's record, saved with each checkpoint.
 
     Raises:
@@ -70,9 +73,15 @@ class Checkpoints:
     """
 
     def __init__(
-        self, directory: Path, *, keep: int, record: dict[str, Any], keep_every: int | None = None
+        self,
+        directory: Path,
+        *,
+        keep: int,
+        record: dict[str, Any],
+        keep_every: int | None = None,
+        frozen: Frozen = None,
     ) -> None:
-        self._record = record
+        self._record, self._frozen = record, frozen
         self._directory = directory
         self._failed = False
         self._pending: Any = None  # The current save,
@@ -130,9 +139,13 @@ class Checkpoints:
             self._saving = int(state.step)
             self._pending = self._orbax.save_checkpointables_async(
                 int(state.step),
-                {"params": state.meta_params, "training": training},
+                {"params": self._saved(state.meta_params), "training": training},
                 custom_metadata=self._record,
             )
+
+    def _saved(self, meta_params: PyTree) -> PyTree:
+        """Return the meta-parameters without those that are frozen."""
+        return meta_params if self._frozen is None else drop(meta_params, self._frozen)
 
     def _wait(self) -> None:
         """Wait for the current save, with a time limit if it goes to a bucket."""
@@ -165,7 +178,7 @@ class Checkpoints:
             StoppedError: none of the checkpoints can be read, or the directory cannot.
         """
         training = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
-        wanted = {"params": state.meta_params, "training": training}
+        wanted = {"params": self._saved(state.meta_params), "training": training}
         damaged: dict[int, Exception] = {}
         for known in reversed(self._orbax.checkpoints):
             for _ in range(_TRIES):
@@ -186,7 +199,9 @@ class Checkpoints:
                 self._set_aside(step, reason)
             self._remove_surplus()
             self._safe = known.step
-            return OuterState(meta_params=restored["params"], **restored["training"])
+            whole = restored["params"]
+            whole = whole if self._frozen is None else overlay(state.meta_params, whole)
+            return OuterState(meta_params=whole, **restored["training"])
         if damaged:
             raise StoppedError(_none_readable(self._directory, damaged))
         return state
@@ -213,10 +228,8 @@ class Checkpoints:
             try:
                 self._orbax.delete(checkpoint.step)
             except OSError as error:
-                _log.warning(
-                    "%s: checkpoint %d cannot be removed (%s); remove it yourself",
-                    *(self._directory, checkpoint.step, error.strerror),
-                )
+                at = self._directory, checkpoint.step, error.strerror
+                _log.warning("%s: checkpoint %d cannot be removed (%s); remove it yourself", *at)
 
 
 def _unreachable(directory: Path, step: int | None, error: Exception | None) -> str:
@@ -266,10 +279,8 @@ def load(directory: Path) -> Saved:
             damaged[step] = error
             continue
         for lost, reason in damaged.items():
-            _log.warning(
-                "%s: checkpoint %d cannot be read (%s); the one before it is used",
-                *(directory, lost, reason_of(reason)),
-            )
+            at = directory, lost, reason_of(reason)
+            _log.warning("%s: checkpoint %d cannot be read (%s); the one before it is used", *at)
         return saved
     if damaged:
         raise InputError(_none_readable(directory, damaged))

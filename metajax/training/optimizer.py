@@ -1,11 +1,9 @@
 """AdamW as used to train BERT."""
 
-from typing import Any
-
 import jax
 import optax
 
-from metajax.dtypes import narrow, widen
+from metajax.algorithms.clipping import clip_by_global_norm
 from metajax.tree import is_norm_or_bias, mask
 from metajax.types import Params
 
@@ -19,17 +17,6 @@ def learning_rate(peak: float, num_steps: int, warmup_steps: int) -> optax.Sched
         ],
         [warmup_steps],
     )
-
-
-def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """Optax's clipping, with the norm in at least float32: float16 overflows at 65,504."""
-    clip = optax.clip_by_global_norm(max_norm)
-
-    def update(grads: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
-        clipped, state = clip.update(widen(grads), state, params)
-        return narrow(clipped, grads), state
-
-    return optax.GradientTransformation(clip.init, update)
 
 
 def adamw(

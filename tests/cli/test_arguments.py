@@ -56,7 +56,7 @@ def test_the_version(capsys):
 def shown(command, setting):
     """What help calls a setting that it explains."""
     kind = get_type_hints(COMMANDS[command])[setting.name]
-    return flag(setting.name).replace("--", "--[no-]" if kind is bool else "--", 1)
+    return flag(setting.name).replace("--", "--[no-]" if kind in (bool, bool | None) else "--", 1)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

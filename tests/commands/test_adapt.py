@@ -12,9 +12,11 @@ from metajax import data
 from metajax.commands import adapt
 from metajax.config.settings import AdaptSettings
 from metajax.runs import choice
+from metajax.runs.classifier import open_classifier
 from metajax.runs.descent import Descent
 from metajax.runs.few_shot import FewShot
-from metajax.runs.source import Source, open_classifier, open_source
+from metajax.runs.inner import DEFAULTS
+from metajax.runs.source import Source, open_source
 from metajax.runs.task_data import tokenized
 from metajax.training import checkpoint
 from tests.workdirs import write_workdir
@@ -195,10 +197,11 @@ def test_the_steps_are_taken_where_no_example_can_be_left_out(material, tmp_path
 def test_meta_trained_weights_try_their_own_rate_first_and_adapters_larger_ones():
     def rates(stage, **inner):
         source = Source(None, None, {"record": {"stage": stage}})
-        return choice._rates(FewShot(None, None, {"inner_lr": 0.05, "lora": None} | inner, source))
+        return choice._rates(FewShot(None, None, DEFAULTS | {"inner_lr": 0.05} | inner, source))
 
     assert rates("pretrain") == (0.3, 0.1, 0.03, 0.01, 0.003)
     assert rates("pretrain", lora=8) == (3, 1, 0.3, 0.1, 0.03, 0.01, 0.003)
+    assert rates("pretrain", inner_optimizer="adam") == (0.03, 0.01, 0.003, 0.001, 0.0003)
     assert rates("metatrain") == (0.05, 0.03, 0.01, 0.003)
     assert rates("metatrain", inner_lr=2, lora=8) == (2, 1, 0.3, 0.1, 0.03, 0.01, 0.003)
 

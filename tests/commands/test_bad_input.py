@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from metajax.commands.predict import label
 from metajax.errors import InputError
-from metajax.runs.source import open_classifier
+from metajax.runs.classifier import open_classifier
 from metajax.runs.workdir import check_writable, writable
 from tests.stage_commands import finetune_command, metatrain_command, pretrain_command
 

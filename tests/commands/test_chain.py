@@ -19,7 +19,8 @@ import metajax
 from metajax.cli import main as cli
 from metajax.commands import metatrain as training
 from metajax.models import hashes
-from metajax.runs.source import open_classifier, open_source
+from metajax.runs.classifier import open_classifier
+from metajax.runs.source import open_source
 from metajax.training import checkpoint
 from tests.stage_commands import metatrain_command
 

@@ -68,7 +68,7 @@ def test_it_is_trained_evaluated_adapted_and_used(material, tmp_path, name):
     tiny.succeed("export", "--model", new, "--output", tmp_path / "exported")
     again = tiny.succeed("predict", "--model", tmp_path / "exported", "--input", texts)
     assert again == guesses
-    if not ALGORITHMS[name].plain_sgd:
+    if not ALGORITHMS[name].plain_steps:
         check_what_was_learned(opened(meta), material, new)
 
 

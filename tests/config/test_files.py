@@ -75,7 +75,9 @@ COLUMNS = dict.fromkeys(("text_column", "pair_column", "label_column"))
 TASKS = {"glue_dir": None, **COLUMNS, "classes": None}
 DEVICES = {"shards": 1, "distributed": False}
 DEVICES |= dict.fromkeys(("coordinator", "num_processes", "process_id"))
-INNER = dict.fromkeys(("inner_steps", "inner_lr", "head", "layers", "lora"))
+INNER = {"lora_kernels": (), "prefix": None, "trainable": None, "freeze": None}
+INNER |= dict.fromkeys(("inner_steps", "inner_lr", "head", "layers", "lora"))
+INNER |= dict.fromkeys(("inner_optimizer", "inner_clip_norm"))
 SIZES = {"ways": 5, "shots": 1, "queries": 5}
 TRAINING = MODEL | DEVICES
 TRAINING |= {"learning_rate": 5e-5, "warmup": 0.1, "weight_decay": 0.01, "clip_norm": 1.0}
@@ -146,6 +148,8 @@ BOUNDS = {
         "inner_lr": (1e-9, 0.0),
         "layers": (0, -1),
         "lora": (1, 0),
+        "prefix": (1, 0),
+        "inner_clip_norm": (1e-9, 0.0),
         "meta_batch_size": (1, 0),
     },
     "finetune": {"epochs": (0.01, 0.0), "batch_size": (1, 0), "steps": (1, 0)},

@@ -15,7 +15,7 @@ from metajax.commands.predict import label, read_texts
 from metajax.data import TaskData, held_out, load_tasks, pack_blocks, read_lines
 from metajax.errors import InputError
 from metajax.models import Transformer
-from metajax.runs.source import Classifier
+from metajax.runs.classifier import Classifier
 from metajax.runs.task_data import relabel
 
 ROW = b'{"text": "w1", "label": "a"}\n'

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import metajax
+from metajax.data.packing import Shape, pack
 from metajax.errors import InputError
 from metajax.models import (
     Transformer,
@@ -148,12 +149,24 @@ def test_another_head_keeps_it():
     assert_equal(moved["prefix"], params["prefix"])
 
 
+@pytest.mark.parametrize(("model_type", "pooling"), [("bert", "mean"), ("llama", "pooler")])
+@pytest.mark.parametrize("shape", [Shape(2, 9), Shape(3, 7)])
+def test_packed_texts_have_vectors_each_of_its_own(model_type, pooling, shape, x64):
+    model = make_model(model_type, "classification", pooling)
+    params, _ = with_prefix(model)
+    plain = make_batch()
+    packed = pack({key: np.asarray(value) for key, value in plain.items()}, shape)
+    found, expected = (model(params, batch) for batch in (packed, plain))
+    np.testing.assert_allclose(found.pooled, expected.pooled, atol=1e-12)
+    np.testing.assert_allclose(found.logits, expected.logits, atol=1e-12)
+
+
 def test_what_has_no_place_for_it_is_refused(tmp_path):
     params, _ = with_prefix(BERT, jnp.float32)
     batch = make_batch()
-    packed = {**batch, "example_ids": batch["input_ids"], "first_token": jnp.zeros(3, int)}
-    with pytest.raises(InputError, match=r"^prefix: packed rows [^\n]*; give padded batches$"):
-        BERT(params, packed)
+    packed = {**batch, "example_ids": batch["input_ids"]}
+    with pytest.raises(InputError, match=r"^prefix: rows of packed [^\n]*; give padded batches$"):
+        BERT.hidden(params, packed)
     with pytest.raises(InputError, match=r"no place for params\['prefix'\]; leave it out"):
         save_pretrained(tmp_path, BERT, params)
     with pytest.raises(ValueError, match=r"are 14 long after a prefix of 3, but .* 16 positions"):

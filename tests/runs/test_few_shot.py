@@ -15,6 +15,7 @@ from metajax.config.inner import InnerSettings
 from metajax.config.settings import MetatrainSettings
 from metajax.errors import InputError
 from metajax.runs.few_shot import FewShot, open_few_shot
+from metajax.runs.inner import DEFAULTS
 from metajax.runs.source import Source, open_source
 from metajax.runs.task_data import tokenized
 from metajax.types import Task
@@ -23,7 +24,7 @@ from tests.workdirs import write_workdir
 WORDS, HIDDEN, BLOCKS, CLASSES, RATE = 100, 4, 2, 3, 0.7
 LABELS = np.array([0, 0, 1, 2, 1, 2])
 PLAIN = {"inner_steps": 1, "inner_lr": RATE, "head": "prototypes", "algorithm": "maml"}
-PLAIN |= {"layers": None, "lora": None}
+PLAIN = DEFAULTS | PLAIN
 
 
 class Small:
@@ -251,17 +252,15 @@ def resolved(spec, **given):
     return opened(spec, **given).inner_settings()
 
 
-DEFAULTS = {"inner_steps": 3, "inner_lr": 0.1, "head": "prototypes", "layers": None, "lora": None}
-
-
 def test_settings_given_come_before_the_weights_own_and_these_before_the_defaults(
     material, tmp_path
 ):
     assert resolved(material.bert) == DEFAULTS
+    assert resolved(material.bert, inner_optimizer="adam")["inner_lr"] == 0.001
     for setting in dataclasses.fields(InnerSettings):
         default = DEFAULTS[setting.name]
-        assert default is None or f"else {default})" in setting.metadata["help"]
-    other = {"inner_steps": 5, "inner_lr": 0.7, "head": "zero", "layers": 1, "lora": None}
+        assert default in (None, ()) or f"else {default}" in setting.metadata["help"]
+    other = DEFAULTS | {"inner_steps": 5, "inner_lr": 0.7, "head": "zero", "layers": 1}
     assert resolved(material.bert, **other) == other
     workdir = write_workdir(
         tmp_path / "run", material.bert, "metatrain", network=ENCODER, algorithm="fomaml", **other

@@ -8,6 +8,7 @@ import pytest
 import metajax
 from metajax.algorithms import ALGORITHMS
 from metajax.models import Transformer, classification_loss, prototype_init
+from metajax.runs.inner import DEFAULTS
 from metajax.runs.learner import (
     adapted_model,
     as_classifier,
@@ -20,7 +21,7 @@ from tests import tiny
 MODEL = Transformer(
     tiny.CONFIG, head="classification", num_labels=(3,), pooling="mean", feature_norm=2.0
 )
-INNER = {"inner_steps": 2, "inner_lr": 0.1, "head": "prototypes", "layers": None, "lora": None}
+INNER = DEFAULTS | {"inner_steps": 2}
 KEY = jax.random.key(3)
 
 
