@@ -4,10 +4,13 @@
     python -m benchmarks.parity bert-base my-encoder  # directories of weights
 
 Prints the largest difference on texts of unequal lengths, relative to the largest output, in
-float32 and in float64. --output writes it as JSON. This needs PyTorch.
+float32 and in float64. For a directory the outputs are hidden states, or a decoder's logits.
+--output writes it as JSON. This needs PyTorch.
 """
 
 import argparse
+import contextlib
+import importlib
 import json
 import logging
 import sys
@@ -86,17 +89,56 @@ def make_batch(config: TransformerConfig) -> dict[str, np.ndarray]:
     return {"input_ids": np.where(mask, ids, config.pad_token_id), "attention_mask": mask}
 
 
+class Float64Torch:
+    """PyTorch with float64 for float32, which transformers' norms and rotations insist on."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Return float64 for float32, and everything else as it is."""
+        return torch.float64 if name in ("float32", "float") else getattr(torch, name)
+
+
+@contextlib.contextmanager
+def float64_rotations(kind: Any) -> Iterator[None]:
+    """Let transformers load and run a network of Llama's shape in float64 throughout."""
+    names = (kind.__module__, "transformers.modeling_rope_utils")
+    modules: list[Any] = [importlib.import_module(name) for name in names]
+    try:
+        for module in modules:
+            module.torch = Float64Torch()
+        yield
+    finally:
+        for module in modules:
+            module.torch = torch
+
+
+def widen_rotation(theirs: Any) -> None:
+    """Compute the frequencies again, within `float64_rotations`: loading narrows them."""
+    rotary = getattr(theirs, "model", theirs).rotary_emb
+    scaled = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS
+    compute = scaled.get(rotary.rope_type, rotary.compute_default_rope_parameters)
+    rotary.inv_freq = compute(theirs.config)[0]
+
+
+def run_theirs(kind: Any, directory: str, bits: int, batch: dict[str, torch.Tensor]) -> Any:
+    """Return the outputs of transformers' network."""
+    theirs = kind.from_pretrained(directory, dtype=getattr(torch, f"float{bits}")).eval()
+    if bits == 64 and FAMILIES[theirs.config.model_type].rotary:
+        widen_rotation(theirs)
+    with torch.no_grad():
+        return theirs(**batch)
+
+
 def difference(directory: str, head: str, bits: int) -> float:
     """Return the largest difference of the outputs, relative to their largest output."""
     with jax.enable_x64(bits == 64):
         model, params = from_pretrained(directory, head)
         batch = make_batch(model.config)
         kind = class_of(model.config.model_type, head)
-        theirs = kind.from_pretrained(directory, dtype=getattr(torch, f"float{bits}")).eval()
-        with torch.no_grad():
-            given = {key: torch.tensor(value).long() for key, value in batch.items()}
-            name = "last_hidden_state" if head == "encoder" else "logits"
-            expected = theirs(**given)[name].numpy()
+        given = {key: torch.tensor(value).long() for key, value in batch.items()}
+        name = "last_hidden_state" if head == "encoder" else "logits"
+        wide = bits == 64 and model.config.family.rotary
+        with float64_rotations(kind) if wide else contextlib.nullcontext():
+            expected = run_theirs(kind, directory, bits, given)[name].numpy()
         params = jax.tree.map(lambda leaf: leaf.astype(f"float{bits}"), params)
         model = model.replace(dtype=jnp.dtype(f"float{bits}"))
         batch["token_type_ids"] = np.zeros_like(batch["input_ids"])
@@ -110,7 +152,8 @@ def rows(directories: list[str], layers: int, hidden: int) -> Iterator[dict[str,
     """Yield name, head and differences of each comparison."""
     if directories:
         for directory in directories:
-            yield row(directory, directory, "encoder")
+            decoder = from_pretrained(directory)[0].config.family.decoder
+            yield row(directory, directory, "causal_lm" if decoder else "encoder")
         return
     for model_type in FAMILIES:
         for head in heads_of(model_type):

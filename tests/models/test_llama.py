@@ -50,13 +50,6 @@ SCALINGS = {
 }
 
 
-class Float64Torch:
-    """PyTorch with float64 for float32, which transformers' norms and rotations insist on."""
-
-    def __getattr__(self, name):
-        return torch.float64 if name in ("float32", "float") else getattr(torch, name)
-
-
 def make_model(model_type, head="encoder", **changes):
     config = dataclasses.replace(TINY, layer_norm_eps=0.05, **llama_settings(model_type))
     config = dataclasses.replace(config, **changes)
@@ -76,16 +69,13 @@ def load_theirs(model, params, directory, monkeypatch):
     save_pretrained(directory, model, params)
     kind = parity.class_of(model.config.model_type, model.head)
     for name in (kind.__module__, "transformers.modeling_rope_utils"):
-        monkeypatch.setattr(importlib.import_module(name), "torch", Float64Torch())
+        monkeypatch.setattr(importlib.import_module(name), "torch", parity.Float64Torch())
     theirs, info = kind.from_pretrained(
         directory, output_loading_info=True, dtype=torch.float64, attn_implementation="eager"
     )
     assert not any(info.values()), info
-    rotary = getattr(theirs, "model", theirs).rotary_emb
-    default = rotary.compute_default_rope_parameters
-    scaled = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS
-    rotary.inv_freq = scaled.get(rotary.rope_type, default)(theirs.config)[0]
-    assert rotary.inv_freq.dtype == torch.float64
+    parity.widen_rotation(theirs)
+    assert getattr(theirs, "model", theirs).rotary_emb.inv_freq.dtype == torch.float64
     return theirs.eval()
 
 
