@@ -7,9 +7,9 @@ import optax
 import pytest
 
 import metajax
+from metajax.algorithms.clipping import clip_by_global_norm
 from metajax.algorithms.prototypes import class_means, classify
 from metajax.models import Transformer, TransformerConfig, classification_loss
-from metajax.training.optimizer import clip_by_global_norm
 from metajax.training.outer import global_norm
 from metajax.training.parallel import task_mesh
 
@@ -92,6 +92,23 @@ def test_float64_stays_float64(x64):
     params, metrics = step(jnp.asarray(slopes), **PLACES["one by one"])
     np.testing.assert_allclose(params, -slopes.mean(), rtol=1e-13)
     assert metrics.query_aux["slope"].dtype == metrics.grad_norm.dtype == jnp.float64
+
+
+def test_clipping_is_that_of_optax_and_has_a_derivative_at_zero(x64):
+    """Finite, where that of optax is not, and that of optax elsewhere."""
+    ours, theirs = clip_by_global_norm(2.0), optax.clip_by_global_norm(2.0)
+
+    def clipped(by, grads):
+        return by.update(grads, optax.EmptyState())[0]
+
+    for scale in (0.5, 3.0):
+        grads = {"w": scale * jnp.array([1.0, -2.0]), "b": scale * jnp.ones(())}
+        slopes = [jax.jacobian(lambda g, by=by: clipped(by, g))(grads) for by in (ours, theirs)]
+        found, wanted = clipped(ours, grads), clipped(theirs, grads)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-14), found, wanted)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-14), *slopes)
+    zero = jax.jacobian(lambda g: clipped(ours, g))(jnp.zeros(2))
+    np.testing.assert_array_equal(zero, np.eye(2))
 
 
 @pytest.mark.parametrize(("entry", "clipped"), [(300, 0.5), (40_000, 0.5), (0.25, 0.25)])

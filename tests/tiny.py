@@ -47,10 +47,10 @@ class Harm:
         return exec, (HARM,)
 
 
-def write_model(directory: Path, head="masked_lm", **changes) -> Path:
+def write_model(directory: Path, head="masked_lm", seed=7, **changes) -> Path:
     """A random BERT in Hugging Face format, with a tokenizer."""
     model = Transformer(config=CONFIG, head=head, **changes)
-    save_pretrained(directory, model, model.init(jax.random.key(7)))
+    save_pretrained(directory, model, model.init(jax.random.key(seed)))
     (directory / "vocab.txt").write_text("\n".join(SPECIAL + WORDS) + "\n")
     (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     return directory

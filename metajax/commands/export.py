@@ -2,20 +2,25 @@
 
 import errno
 import json
+import logging
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from metajax.config.settings import ExportSettings
 from metajax.errors import InputError
-from metajax.models import Transformer, save_pretrained
+from metajax.models import Transformer, save_adapters, save_pretrained
 from metajax.runs.classifier import open_classifier
 from metajax.runs.paths import on_disk, to_path
 from metajax.runs.record import read_record
-from metajax.runs.source import open_source
+from metajax.runs.source import Source, open_source
 from metajax.runs.workdir import check_writable
 from metajax.types import Params
+
+_log = logging.getLogger("metajax")
 
 
 def export(settings: ExportSettings) -> dict[str, Any]:
@@ -23,8 +28,8 @@ def export(settings: ExportSettings) -> dict[str, Any]:
 
     Returns:
         `output`: the directory. `head`: the model's head. `loads_in`: the class of transformers
-        that reads the directory. For a head on mean pooling this is the encoder's class; the head
-        is in classifier.safetensors, which only metajax reads.
+        or PEFT that reads the directory. For a head on mean pooling this is the encoder's class;
+        the head is in classifier.safetensors, which only metajax reads.
 
     Raises:
         InputError: the workdir has no checkpoint, or the directory is not empty.
@@ -36,16 +41,23 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     record = read_record(to_path(settings.model))
     if record is None:
         raise InputError(f"{settings.model}: is not the working directory of a run; give one")
+    if settings.format == "peft":
+        return _export_adapters(output, settings.model)
     if record["stage"] in ("adapt", "finetune"):
         model, params = _with_one_head(settings)
     else:
         source = open_source(settings.model)
-        model, params = source.model, source.params
-        if model.head == "classification" and "classifier" not in params:
-            model = model.replace(head="encoder")  # Each task has a separate head.
-    _save(output, model, params)
+        model, params = _as_saved(source), source.params
+    _write(output, partial(save_pretrained, model=model, params=params))
     (loads_in,) = json.loads((output / "config.json").read_text())["architectures"]
     return {"output": str(output), "head": model.head, "loads_in": loads_in}
+
+
+def _as_saved(source: Source) -> Transformer:
+    """Return the model with the head that its parameters have."""
+    if source.model.head == "classification" and "classifier" not in source.params:
+        return source.model.replace(head="encoder")  # Each task has a separate head.
+    return source.model
 
 
 def _with_one_head(settings: ExportSettings) -> tuple[Transformer, Params]:
@@ -61,15 +73,40 @@ def _with_one_head(settings: ExportSettings) -> tuple[Transformer, Params]:
     return model, params | {"classifier": classifier}
 
 
-def _save(output: Path, model: Transformer, params: Params) -> None:
-    """Write the directory under a temporary name, and rename it when it is complete."""
-    partial = output.with_name(f".{output.name}.part")
+def _export_adapters(output: Path, spec: str) -> dict[str, Any]:
+    """Write the adapters of a run in PEFT's format.
+
+    Raises:
+        InputError: the run has no LoRA adapters on a frozen base.
+    """
+    source = open_source(spec)
+    if source.split is None or source.base is None or not source.adapter_settings["lora"]:
+        raise InputError(
+            f"--format peft: {spec} has no LoRA adapters on frozen weights; train it with "
+            "--lora RANK --freeze, or export it without --format"
+        )
+    if read_record(to_path(source.base)) is not None:
+        _log.warning(
+            "%s: is the base of the adapters; export it too (metajax export --model %s), and write "
+            "its new directory into %s as base_model_name_or_path",
+            *(source.base, source.base, output / "adapter_config.json"),
+        )
+    model = _as_saved(source).replace(source=source.base)
+    if "classifier" in source.params:
+        _log.warning("%s: PEFT's format has no place for its head; predict reads the run", spec)
+    _write(output, partial(save_adapters, model=model, params=source.split))
+    return {"output": str(output), "head": model.head, "loads_in": "peft.PeftModel"}
+
+
+def _write(output: Path, save: Callable[[Path], None]) -> None:
+    """Write a directory under a temporary name, and rename it when it is complete."""
+    unfinished = output.with_name(f".{output.name}.part")
     try:
-        save_pretrained(partial, model, params)
-        os.replace(partial, output)
+        save(unfinished)
+        os.replace(unfinished, output)
     except OSError as error:
         if error.errno not in (errno.EBUSY, errno.EXDEV):
             raise
         raise InputError(f"{output}: is a mount point; give a directory in it") from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -15,10 +15,11 @@ from metajax.config.settings import FinetuneSettings
 from metajax.errors import InputError
 from metajax.models import classification_loss
 from metajax.models.contracts import Pooling
+from metajax.runs.described import pooling_of
 from metajax.runs.loop import Stage, train
 from metajax.runs.parts import with_parts
 from metajax.runs.record import make_record
-from metajax.runs.source import Source, describe, open_source, pooling_of, text_length
+from metajax.runs.source import Source, describe, open_source, text_length
 from metajax.runs.task_data import fingerprints, load, relabel, tokenized
 from metajax.runs.workdir import open_run
 from metajax.training import distributed

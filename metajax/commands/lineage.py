@@ -50,7 +50,7 @@ def entries(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
         changed = _changed(row["stage"], row["settings"])
         values = {"seed": row["settings"]["seed"], **changed, **_short(row["data"])}
         listed.append((f"{row['stage']}  {row['path']}{at}", values))
-    weights = _short({k: v for k, v in rows[-1].items() if k not in ("stage", "path")})
+    weights = _short({k: v for k, v in rows[-1].items() if isinstance(v, str) and k != "path"})
     return [*listed, (f"Hugging Face weights  {rows[-1].get('path', '')}", weights)]
 
 

@@ -19,16 +19,11 @@ from metajax.config.settings import PretrainSettings
 from metajax.data.normalization import normalize
 from metajax.errors import InputError
 from metajax.models import Transformer, causal_lm_loss, masked_lm_loss
+from metajax.runs.described import is_decoder
 from metajax.runs.loop import Stage, train
 from metajax.runs.parts import with_parts
 from metajax.runs.record import make_record
-from metajax.runs.source import (
-    describe,
-    is_decoder,
-    open_source,
-    text_length,
-    without_dropout,
-)
+from metajax.runs.source import describe, open_source, text_length, without_dropout
 from metajax.runs.workdir import open_run
 from metajax.training import distributed
 from metajax.training.evaluation import run_episodes

@@ -187,6 +187,11 @@ class ExportSettings(Settings):
 
     model: str = option("workdir of any stage")
     output: str = option("new or empty directory to write", metavar="DIR")
+    format: str = option(
+        "huggingface: the whole model; peft: the LoRA adapters of --lora with --freeze alone",
+        "huggingface",
+        choices=("huggingface", "peft"),
+    )
     task: str | None = option("which head to use, if finetune trained several", None)
 
 

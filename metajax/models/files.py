@@ -27,6 +27,8 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+# Adapters in PEFT's format.
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 _SMALL = ("config.json", "1_Pooling/config.json", *TOKENIZER_FILES)
 _SAFE = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors", *COMPANIONS)
@@ -142,15 +144,40 @@ def hashes(name_or_path: str) -> dict[str, str]:
     directory = resolve(name_or_path)
     small = [directory / name for name in _SMALL if (directory / name).is_file()]
     weights = [path for path, _ in _weight_files(directory)]
-    return {"sha256": _digest(weights), "config_sha256": _digest(small)}
+    return {"sha256": digest(weights), "config_sha256": digest(small)}
 
 
-def _digest(paths: list[Path]) -> str:
-    digest = hashlib.sha256()
+def digest(paths: list[Path]) -> str:
+    """Return the sha256 (hexadecimal) of the files' sha256s."""
+    whole = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
+
+
+def base_of(directory: Path) -> str | None:
+    """Return the base that a directory of adapters names; None if it is not such a directory.
+
+    Raises:
+        InputError: the directory does not name its base.
+    """
+    path = directory / ADAPTER_CONFIG
+    if not path.is_file() or (directory / "config.json").is_file():
+        return None
+    base = read_json(path).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise InputError(
+            f"{path}: base_model_name_or_path is {base!r}; write the directory or hub id of the "
+            "base there"
+        )
+    return base
+
+
+def adapter_hashes(directory: Path) -> dict[str, str]:
+    """Return the hashes of a directory of adapters; see `metajax.models.hashes`."""
+    names = {"sha256": ADAPTER_WEIGHTS, "config_sha256": ADAPTER_CONFIG}
+    return {key: digest([directory / name]) for key, name in names.items()}
 
 
 def read_weights(directory: Path) -> dict[str, Stored]:

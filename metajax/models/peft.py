@@ -25,7 +25,7 @@ from metajax.models.stored import Stored, read_safetensors
 from metajax.reading import expand_home, is_number
 from metajax.tree import path_name, select
 
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_CONFIG, _WEIGHTS = files.ADAPTER_CONFIG, files.ADAPTER_WEIGHTS
 _PREFIX = "base_model.model."
 # PEFT's class for SEQ_CLS expects a classifier among the adapters, which is in the base here.
 _TASK_TYPE = {"encoder": "FEATURE_EXTRACTION", "causal_lm": "CAUSAL_LM"}
@@ -83,7 +83,7 @@ def save_adapters(directory: str | os.PathLike[str], model: Transformer, params:
     adapted = {
         name: factors
         for name in modules
-        if (factors := adapters["layers"][name]["kernel"]) is not None
+        if (factors := adapters["layers"].get(name, {}).get("kernel")) is not None
     }
     if len(jax.tree.leaves(adapters)) != 2 * len(adapted) or not adapted:
         raise InputError(

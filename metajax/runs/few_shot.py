@@ -18,6 +18,7 @@ from metajax.errors import InputError
 from metajax.models import Transformer
 from metajax.models.prefix import prefix_length
 from metajax.runs.adapters import is_frozen, lora_kernels, make_adapters
+from metajax.runs.described import describe_source, pooling_of
 from metajax.runs.inner import DEFAULTS, WHAT, resolve
 from metajax.runs.learner import (
     Learner,
@@ -26,7 +27,7 @@ from metajax.runs.learner import (
     make_learner,
     make_schedule,
 )
-from metajax.runs.source import Source, describe_source, open_source, pooling_of, text_length
+from metajax.runs.source import Source, open_source, text_length
 from metajax.types import MetaAlgorithm, Params, Task
 
 _log = logging.getLogger("metajax")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.algorithms import ALGORITHMS
+from metajax.algorithms import ALGORITHMS, lora
 from metajax.config.groups import ModelSettings
 from metajax.errors import InputError
 from metajax.models import (
@@ -18,12 +18,11 @@ from metajax.models import (
     TransformerConfig,
     from_pretrained,
     hashes,
-    read_model,
+    load_adapters,
     with_head,
 )
 from metajax.models.contracts import HEAD_KEY, Head
-from metajax.models.files import read_json
-from metajax.models.metadata import named_pooling
+from metajax.models.files import adapter_hashes, base_of, read_json
 from metajax.models.pretrained import HeadOptions
 from metajax.runs.adapters import ADAPTER_SETTINGS, adapter_kind, make_adapters
 from metajax.runs.paths import address, in_bucket, local, to_path
@@ -35,7 +34,7 @@ from metajax.types import LossFn, Params
 _log = logging.getLogger("metajax")
 
 _HEADS = (*HEAD_KEY.values(), "projection")  # Keys of parameters that belong to a head.
-_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
+DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
 
 class Source(NamedTuple):
@@ -49,6 +48,7 @@ class Source(NamedTuple):
         learned: other meta-trained parameters, such as the rates of the inner steps, or None.
         split: `{"base", "adapters"}`, which `params` merges, or None if there are no adapters.
         adapter_settings: the settings that describe the adapters; empty if there are none.
+        base: address of the frozen base of the adapters, or None.
     """
 
     model: Transformer
@@ -57,6 +57,7 @@ class Source(NamedTuple):
     learned: dict[str, Any] | None = None
     split: Params | None = None
     adapter_settings: Mapping[str, Any] = MappingProxyType({})
+    base: str | None = None
 
     @property
     def meta_settings(self) -> dict[str, Any]:
@@ -95,10 +96,12 @@ def open_source(
         InputError: the model cannot be used.
     """
     path, record = find(spec)
+    if record is None and (base := base_of(path)) is not None:
+        return _open_peft(path, _open_base(path, base, settings, **head))
     rng, runtime = jax.random.key(0), {}
     if settings is not None:
         rng = jax.random.key(settings.seed)
-        runtime = {"remat": settings.remat, "dtype": _DTYPES[settings.dtype]}
+        runtime = {"remat": settings.remat, "dtype": DTYPES[settings.dtype]}
     if record is None:
         model, params = from_pretrained(spec, rng=rng, **runtime, **head)
         if "num_labels" in head:
@@ -110,16 +113,16 @@ def open_source(
     if not (path / "results.json").is_file():
         _log.warning("%s: is not finished; using the checkpoint of step %d", path, saved.step)
     _check_finite(saved.params, f"{path}: the checkpoint of step {saved.step}")
-    model = _rebuild(path / "model", record["model"]).replace(**runtime)
+    model = rebuild(path / "model", record["model"]).replace(**runtime)
     params, learned = _initialization(saved.params, saved.record)
     parent = {"path": address(path), "step": saved.step, "record": saved.record}
     if "adapters" in params:
         of_run = saved.record["settings"]
         inner = {name: of_run.get(name) for name in ADAPTER_SETTINGS}
-        base = params.get("base", {})
+        source = Source(model, params.get("base", {}), parent, learned)
         if inner["freeze"]:
-            base = overlay(_frozen_base(path, saved.record, inner), base)
-        source = Source(model, base, parent, learned)
+            base, where = _frozen_base(path, saved.record, inner)
+            source = source._replace(params=overlay(base, source.params), base=where)
         return _with_adapters(source, params["adapters"], inner, rng, head)
     if head:
         model, params = with_head(model, params, rng=rng, **head)
@@ -150,8 +153,8 @@ def _with_adapters(
     return base._replace(model=model, params=params, split=split, adapter_settings=inner)
 
 
-def _frozen_base(path: Path, record: dict[str, Any], inner: dict[str, Any]) -> Params:
-    """Read the base that a run kept frozen, from where the run read it.
+def _frozen_base(path: Path, record: dict[str, Any], inner: dict[str, Any]) -> tuple[Params, str]:
+    """Read the base that a run kept frozen, from where the run read it. Return its address too.
 
     Args:
         path: the run.
@@ -163,19 +166,53 @@ def _frozen_base(path: Path, record: dict[str, Any], inner: dict[str, Any]) -> P
     """
     parent = record["parent"]
     settings = ModelSettings(model=parent["path"], seed=record["settings"]["seed"])
-    try:
-        head: Head = "causal_lm" if record["model"]["head"] == "causal_lm" else "encoder"
-        source = open_source(parent["path"], settings, head=head)
-    except InputError as error:
-        raise InputError(
-            f"{path}: its frozen weights cannot be read ({error}); restore them at this place"
-        ) from None
+    head: Head = "causal_lm" if record["model"]["head"] == "causal_lm" else "encoder"
+    source = _open_base(path, parent["path"], settings, head=head)
     if identity(source.record) != identity(parent):
         raise InputError(
             f"{path}: the frozen weights at {parent['path']} have changed since; restore the old "
             "ones"
         )
-    return source.split_for(inner)["base"]
+    where = source.base if source.continues(inner) else None
+    return source.split_for(inner)["base"], where or parent["path"]
+
+
+def _open_base(
+    path: Path, base: str, settings: ModelSettings | None, **head: Unpack[HeadOptions]
+) -> Source:
+    """Open the base of adapters.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    try:
+        return open_source(base, settings, **head)
+    except InputError as error:
+        raise InputError(
+            f"{path}: the base of its adapters cannot be read ({error}); restore it at this place"
+        ) from None
+
+
+def _open_peft(path: Path, base: Source) -> Source:
+    """Open a directory of LoRA adapters in PEFT's format."""
+    split = load_adapters(path, base.model, base.params)
+    record = {"path": address(path), **adapter_hashes(path), "base": identity(base.record)}
+    return Source(
+        base.model,
+        lora.merge(split),
+        record,
+        split=split,
+        adapter_settings=lora_settings(split),
+        base=base.record["path"],
+    )
+
+
+def lora_settings(split: Params) -> dict[str, Any]:
+    """Return the settings that describe LoRA adapters."""
+    blocks = split["adapters"]["layers"]
+    downs = {name: kernel["down"] for name in blocks if (kernel := blocks[name].get("kernel"))}
+    rank = max(down.shape[-1] for down in downs.values())
+    return {"lora": rank, "lora_kernels": tuple(downs), "freeze": True}
 
 
 def _initialization(
@@ -207,55 +244,6 @@ def _for_tasks(model: Transformer, params: Params, rng: jax.Array) -> tuple[Tran
     return with_head(model, params, head="classification", rng=rng)
 
 
-def is_decoder(spec: str) -> bool:
-    """Return whether `--model` is a decoder, which predicts next tokens.
-
-    Raises:
-        InputError: the model cannot be used.
-    """
-    path, record = find(spec)
-    model = read_model(spec) if record is None else _rebuild(path / "model", record["model"])
-    return model.config.family.decoder
-
-
-def pooling_of(spec: str, default: str) -> str:
-    """Return the pooling of `--model`.
-
-    Args:
-        spec: `--model`.
-        default: pooling of weights that do not define it. It also replaces BERT's pooler in runs
-            other than metatrain, because such a run may not have chosen the pooler.
-
-    Raises:
-        InputError: the model cannot be used, or its pooling is not supported.
-    """
-    _, record = find(spec)
-    if record is None:
-        pooling = named_pooling(spec)
-        if pooling is None:
-            _log.warning("%s: names no pooling (1_Pooling); %s is used", spec, default)
-        return pooling or default
-    pooling = record["model"].get("pooling", "pooler")
-    return default if pooling == "pooler" and record["stage"] != "metatrain" else pooling
-
-
-def describe_source(spec: str, settings: ModelSettings, **head: Unpack[HeadOptions]) -> Source:
-    """Like `open_source`, but without weights: the parameters are `jax.ShapeDtypeStruct`s.
-
-    Raises:
-        InputError: the model cannot be used.
-    """
-    path, record = find(spec)
-    if record is None:
-        model = read_model(spec, **head).replace(problem_type=None)
-    else:
-        # The label names of the run do not apply to another head.
-        changes: dict[str, Any] = {"label_names": None, **head}
-        model = _rebuild(path / "model", record["model"]).replace(**changes)
-    model = model.replace(remat=settings.remat, dtype=_DTYPES[settings.dtype])
-    return Source(model, jax.eval_shape(model.init, jax.random.key(0)), {"record": record or {}})
-
-
 def find(spec: str) -> tuple[Path, dict[str, Any] | None]:
     """Return the path of `--model`, and the record of the run there if there is one."""
     path = to_path(spec)
@@ -265,7 +253,7 @@ def find(spec: str) -> tuple[Path, dict[str, Any] | None]:
     return path, record
 
 
-def _rebuild(directory: Path, described: dict[str, Any]) -> Transformer:
+def rebuild(directory: Path, described: dict[str, Any]) -> Transformer:
     """Build the model from the files of `save_config` and the values of `describe`."""
     directory = local(directory)
     file = directory / "config.json"

@@ -38,8 +38,9 @@ def at_once(few_shot, examples):
     @jax.jit
     def run(weights):
         support = batch | {"example_mask": weights}
-        adapted, info = few_shot.algorithm().adapt(few_shot.params, support, None)
-        return adapted, info.support_loss, few_shot.model(adapted, batch).logits
+        adapted, info = few_shot.algorithm().adapt(few_shot.start, support, None)
+        logits = few_shot.model(few_shot.merge(adapted), batch).logits
+        return adapted, info.support_loss, logits
 
     return lambda rows: run(np.isin(np.arange(len(batch["labels"])), rows).astype(np.float32))
 
@@ -56,6 +57,12 @@ CASES = {
     "adapters": {"lora": 2},
     # Adapters begin at zero. Only a large rate moves the features enough to show in the loss.
     "adapters at a large rate": {"lora": 2, "inner_lr": 3.0},
+    "adapters on a frozen base": {"lora": 2, "inner_lr": 3.0, "freeze": True},
+    "a prefix": {"prefix": 2, "inner_lr": 0.5},
+    "norms and biases": {"trainable": "norms"},
+    "upper MLPs on a frozen base": {"trainable": "mlps", "freeze": True},
+    "momentum": {"inner_optimizer": "momentum", "inner_steps": 3},
+    "adam": {"inner_optimizer": "adam", "inner_clip_norm": 0.5},
     "a head of zeros": {"head": "zero"},
     "the checkpoint's head": {"head": "checkpoint"},
 }

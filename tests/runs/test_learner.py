@@ -112,3 +112,19 @@ def test_each_name_is_its_constructor(params):
     learner = make_learner(MODEL, INNER | {"algorithm": "imaml"})
     implicit = metajax.imaml(learner.loss_fn, learner.optimizer, 2, **learner.shared._asdict())
     assert programs["imaml"] == str(jax.make_jaxpr(implicit.meta_grad)(params, task, None))
+
+
+def test_the_inner_optimizers():
+    """After two equal gradients of norm 5, clipped to 1, at rate 0.1."""
+    grads, moved = {"w": jnp.array([3.0, -4.0])}, {}
+    for name in (None, "momentum", "adam"):
+        inner = INNER | {"algorithm": "maml", "inner_optimizer": name, "inner_clip_norm": 1.0}
+        optimizer = make_learner(MODEL, inner).optimizer
+        state = optimizer.init(grads)
+        for _ in range(2):
+            updates, state = optimizer.update(grads, state)
+        moved[name] = updates["w"]
+    unit = np.array([0.6, -0.8])
+    np.testing.assert_allclose(moved[None], -0.1 * unit, rtol=1e-6)
+    np.testing.assert_allclose(moved["momentum"], -0.19 * unit, rtol=1e-6)
+    np.testing.assert_allclose(moved["adam"], [-0.1, 0.1], rtol=1e-4)

@@ -20,9 +20,10 @@ from metajax.config.settings import ExportSettings, FinetuneSettings, LineageSet
 from metajax.errors import InputError
 from metajax.models import Transformer, hashes, save_config
 from metajax.runs.classifier import open_classifier
+from metajax.runs.described import describe_source
 from metajax.runs.few_shot import describe_few_shot, open_few_shot
 from metajax.runs.record import make_record
-from metajax.runs.source import describe, describe_source, open_source, text_length
+from metajax.runs.source import describe, open_source, text_length
 from metajax.runs.workdir import begin, open_run, write_results
 from metajax.training import checkpoint
 from metajax.training.checkpoint import Checkpoints

@@ -51,6 +51,25 @@ def advance(outer, state, steps):
     return state
 
 
+def test_what_is_frozen_is_not_saved_and_comes_from_the_state(tmp_path):
+    frozen = lambda path: path.endswith("bias")  # noqa: E731
+    optimizer = optax.adam(0.1)
+    outer = outer_loop(supervised(loss_fn), optimizer, devices=jax.devices()[:1], frozen=frozen)
+    key = jax.random.key(5)
+    states = [advance(outer, outer.init(make_params(), key), range(count)) for count in (2, 5)]
+    settings = {"keep": 3, "record": RECORD, "frozen": frozen}
+    with Checkpoints(tmp_path / "c", **settings) as checkpoints:
+        checkpoints.save(states[0])
+    saved = checkpoint.load(tmp_path / "c").params
+    assert saved.keys() == {"layer"}
+    assert saved["layer"].keys() == {"kernel"}
+    with Checkpoints(tmp_path / "c", **settings) as checkpoints:
+        restored = checkpoints.restore(outer.init(make_params(), key))
+    assert np.array_equal(restored.meta_params["layer"]["bias"], make_params()["layer"]["bias"])
+    again = advance(outer, restored, range(2, 5))
+    jax.tree.map(np.testing.assert_array_equal, host(again), host(states[1]))
+
+
 @pytest.mark.parametrize("count", [1, 8])
 def test_saving_is_safe_while_the_next_step_overwrites_the_state(tmp_path, count):
     outer = make_loop(jax.devices()[:count])
