@@ -61,6 +61,7 @@ class Adaptation:
         stream: whether the support set has one batch per inner step.
         micro_batches: number of equal parts of a step's batch.
         make_loop: constructor of a different inner loop. None uses `inner_loop`.
+        frozen: predicate on a parameter's path; true if nothing updates it.
 
     Raises:
         ValueError: num_steps is below 0 or micro_batches below 1, or, when called, `trainable` is
@@ -89,6 +90,7 @@ class Adaptation:
     stream: bool = False
     micro_batches: int = 1
     make_loop: Callable[[InnerLoss], InnerLoop] | None = None
+    frozen: Callable[[str], bool] | None = None
 
     def __post_init__(self) -> None:
         self._loop()  # This call checks the number of steps.
@@ -97,6 +99,7 @@ class Adaptation:
         self, optimizer: Optimizer, params: Params, support: Batch, rng: Key | None
     ) -> tuple[Params, AdaptInfo]:
         """Return the parameters after the inner steps, and the loss before each step."""
+        params = self._hold(params)
         if self.reparametrize is None:
             return self._solve(optimizer, params, support, rng)[:2]
         params, task, undo = self.reparametrize(params, Task(support, None))
@@ -115,6 +118,7 @@ class Adaptation:
 
         With `step_weights` [K], return the weighted sum of the losses after each step.
         """
+        params = self._hold(params)
         if self.reparametrize is not None:
             params, task, _ = self.reparametrize(params, task)
 
@@ -142,6 +146,18 @@ class Adaptation:
                 through=optimizer if differentiated else None,
             ),
         )
+
+    def _hold(self, params: Params) -> Params:
+        """Let no gradient pass to frozen parameters."""
+        if self.frozen is None:
+            return params
+        frozen, others = select(params, self.frozen)
+        return combine(jax.lax.stop_gradient(frozen), others)
+
+    def _updates(self, path: str) -> bool:
+        """Whether the inner loop updates a parameter."""
+        frozen = self.frozen is not None and self.frozen(path)
+        return not frozen and (self.trainable is None or self.trainable(path))
 
     def _loop(self) -> InnerLoop:
         def inner_loss(updated: Params, rest: Params, batch: Batch, rng: Key | None) -> jax.Array:
@@ -173,7 +189,7 @@ class Adaptation:
             init_fn = jax.checkpoint(self.init_fn) if self.low_memory else self.init_fn
             params = init_fn(params, support, fold_in(rng, INIT))
         params = check_params(params)
-        updated, rest = select(params, self.trainable or (lambda path: True))
+        updated, rest = select(params, self._updates)
         if self.num_steps:
             _check_trainable(updated, params)
         updated, info, seen = self._loop()(

@@ -18,6 +18,7 @@ def maml(
     low_memory: bool = False,
     unroll: bool = False,
     trainable: Callable[[str], bool] | None = None,
+    frozen: Callable[[str], bool] | None = None,
     reparametrize: Reparametrize | None = None,
     init_fn: InitFn | None = None,
     stream: bool = False,
@@ -41,8 +42,11 @@ def maml(
         unroll: whether to compile the inner steps one after the other instead of a loop. This is
             10% faster on a CPU, but takes longer to compile.
         trainable: predicate on a parameter's path (`layers/qkv/kernel`); true if the inner loop
-            updates it. By default the inner loop updates all parameters. The outer loop always
-            trains all parameters.
+            updates it. By default the inner loop updates all parameters. The outer loop also trains
+            those that the inner loop does not update.
+        frozen: predicate on a parameter's path; true if neither loop updates it. Its meta-gradient
+            is zero. Pass the same predicate to `metajax.outer_loop`, which then has no optimizer
+            state for it. By default no parameter is frozen.
         reparametrize: `(params, task) -> (params, task, undo)`. It expresses the task in fewer
             parameters, so that results that do not depend on the inner steps are computed once.
             `undo(params)` returns the original parameters.
@@ -63,8 +67,8 @@ def maml(
 
     Raises:
         ValueError: num_steps is below 0 or micro_batches below 1, or, when called, `trainable` is
-            false for all parameters, or the shape of a leaf of the support set does not fit
-            `stream` or `micro_batches`.
+            false for all parameters that are not frozen, or the shape of a leaf of the support set
+            does not fit `stream` or `micro_batches`.
         TypeError: when called, loss_fn does not return a scalar loss and aux.
 
     Examples:
@@ -84,6 +88,7 @@ def maml(
         low_memory=low_memory,
         unroll=unroll,
         trainable=trainable,
+        frozen=frozen,
         reparametrize=reparametrize,
         init_fn=init_fn,
         stream=stream,

@@ -24,6 +24,7 @@ def test_time_training(
     unroll: bool = False,
     micro_batches: int = 1,
     trainable: Callable[[str], bool] | None = None,
+    frozen: Callable[[str], bool] | None = None,
     reparametrize: Reparametrize | None = None,
     init_fn: InitFn | None = None,
 ) -> MetaAlgorithm:
@@ -46,6 +47,7 @@ def test_time_training(
         unroll: as for `metajax.maml`.
         micro_batches: as for `metajax.maml`, but applied to a chunk.
         trainable: as for `metajax.maml`.
+        frozen: as for `metajax.maml`.
         reparametrize: as for `metajax.maml`. It is called with the whole stream.
         init_fn: as for `metajax.maml`. It is called with the whole stream.
 
@@ -91,6 +93,7 @@ def test_time_training(
         num_steps,
         low_memory=low_memory,
         trainable=trainable,
+        frozen=frozen,
         reparametrize=reparametrize,
         init_fn=init_fn,
         stream=True,

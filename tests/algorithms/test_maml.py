@@ -235,3 +235,27 @@ def test_a_loss_without_auxiliary_output_is_refused(algorithm):
     task = metajax.Task(jnp.ones(2), jnp.ones(2))
     with pytest.raises(TypeError, match=r"returned float32\[\]; return \(loss, aux\)"):
         algorithm.meta_grad(jnp.zeros(2), task, None)
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_what_is_frozen_has_no_meta_gradient_and_does_not_adapt(low_memory, x64):
+    """As if it were a constant of the loss."""
+    params, task, key = problems.mlp_params(), problems.one_task(), jax.random.key(1)
+    loss_fn, inner = problems.mlp_loss, INNER["sgd"]
+    frozen = lambda path: path.startswith("first/")  # noqa: E731
+    found = metajax.maml(loss_fn, inner, 3, low_memory=low_memory, frozen=frozen)
+
+    def loss_of_second(second, batch, rng):
+        return loss_fn({**params, "second": second}, batch, rng)
+
+    wanted = metajax.maml(loss_of_second, inner, 3)
+    for name, part in found.meta_grad(params, task, key)[0].items():
+        expected = wanted.meta_grad(params["second"], task, key)[0]
+        expected = jax.tree.map(jnp.zeros_like, part) if name == "first" else expected
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), part, expected)
+    adapted, _ = found.adapt(params, task.support, key)
+    jax.tree.map(np.testing.assert_array_equal, adapted["first"], params["first"])
+    with pytest.raises(ValueError, match="false for all parameters"):
+        metajax.maml(loss_fn, inner, 3, trainable=frozen, frozen=frozen).adapt(
+            params, task.support, key
+        )
