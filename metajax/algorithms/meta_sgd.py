@@ -76,6 +76,8 @@ def meta_sgd(
     def optimizer(meta_params: Params, task: Task) -> optax.GradientTransformation:
         rates = meta_params["rates"]
         if reparametrize is not None:  # It expects every leaf, but no other rate is used.
+            # A checkpoint has no place for the rates that are None.
+            rates = extend(rates, meta_params["params"], None)
             rates = reparametrize(combine(rates, meta_params["params"]), task)[0]
         return optax.chain(direction or optax.identity(), _descent(rates, rate))
 
