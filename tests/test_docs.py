@@ -34,6 +34,7 @@ import metajax
 from docs import pictures
 from experiments import sinusoid
 from metajax.cli.arguments import parse
+from tests.commands.test_decoders import write_llama
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md"] + [
@@ -52,6 +53,11 @@ SMALL = {
     " --learning-rate 1e-3",
     "finetune": "--steps 1 --batch-size 4 --max-length 16 --pooling pooler",
     "evaluate": f"--episodes 2 --methods checkpoint {_EPISODES}",
+}
+SMALL_DOCUMENTS = {
+    "metatrain": "--steps 1 --meta-batch-size 1 --inner-steps 1 --queries 1 --max-length 8",
+    "evaluate": "--methods none --queries 1 --max-length 8",
+    "adapt": "--inner-steps 2 --max-length 8",
 }
 PARSED = {"demo", "plan"}  # They take minutes; tests/commands/test_plan.py runs plan.
 
@@ -116,6 +122,8 @@ def run_command(words: list[str], piped: bytes, run: bool) -> str:
         small = SMALL.get(arguments[0], "").split()
         if "--splits" in arguments:  # The draws have their own sizes.
             small = ["--methods", "knn", "--max-length", "16"]
+        if any(word.startswith("documents:") for word in arguments):
+            small = SMALL_DOCUMENTS[arguments[0]].split()
         small += ["--curve", "1"] if "--curve" in arguments else []
         return tiny.succeed(*arguments, *small, stdin=piped)
     if program == "echo":
@@ -203,6 +211,10 @@ def desk(tmp_path, monkeypatch, compiled):
     tiny.write_model(
         tmp_path / "sentence-transformers/all-MiniLM-L6-v2", head="encoder", pooling="mean"
     )
+    write_llama(tmp_path / "HuggingFaceTB/SmolLM2-135M")
+    for number in range(3):
+        (tmp_path / "notes").mkdir(exist_ok=True)
+        tiny.write_text(tmp_path / "notes" / f"{number}.txt", lines=3, seed=number)
     tiny.write_passages(tmp_path / "corpus.txt")
     tiny.write_rows(tmp_path / "intents.jsonl", tiny.examples(8, 6))
     for name, classes in {"train.txt": range(4), "test.txt": range(4, 8)}.items():

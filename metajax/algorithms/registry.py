@@ -22,6 +22,9 @@ class Entry(NamedTuple):
         learned_rates: whether the outer loop trains the rates of the inner steps.
         rates_per_step: whether each inner step has its own learned rates.
         plain_steps: whether its inner steps minimize the loss of the network by a given optimizer.
+        documents: whether it takes documents: a stream of text, one chunk per inner step.
+        tests_on_stream: whether it tests on the stream that it adapts to, so that it does not take
+            labelled tasks.
     """
 
     constructor: str
@@ -33,6 +36,8 @@ class Entry(NamedTuple):
     learned_rates: bool = False
     rates_per_step: bool = False
     plain_steps: bool = True
+    documents: bool = False
+    tests_on_stream: bool = False
 
 
 _WHAT = ("layers", *_ADAPTERS)  # What adapts.
@@ -40,8 +45,10 @@ _GRADIENT = ("inner_steps", "inner_lr", "head", *_WHAT, *_OPTIMIZER)
 
 # Keys are names on the command line. To add an algorithm, add one file and one row.
 ALGORITHMS = {
-    "maml": Entry("maml", "exact second order", (*_GRADIENT, "low_memory")),
-    "fomaml": Entry("maml", "first order, about as good in a third of the time", _GRADIENT),
+    "maml": Entry("maml", "exact second order", (*_GRADIENT, "low_memory"), documents=True),
+    "fomaml": Entry(
+        "maml", "first order, about as good in a third of the time", _GRADIENT, documents=True
+    ),
     "proto-maml": Entry(
         "proto_maml",
         "maml from a head of class prototypes",
@@ -55,7 +62,9 @@ ALGORITHMS = {
         ("prototypes",),
     ),
     "anil": Entry("anil", "inner steps on the head only"),
-    "reptile": Entry("reptile", "takes several inner steps and does not differentiate them"),
+    "reptile": Entry(
+        "reptile", "takes several inner steps and does not differentiate them", documents=True
+    ),
     "meta-sgd": Entry(
         "meta_sgd",
         "learns one inner rate per parameter",
@@ -64,6 +73,7 @@ ALGORITHMS = {
         initialization="params",
         learned_rates=True,
         plain_steps=False,
+        documents=True,
     ),
     "maml++": Entry(
         "maml_plus_plus",
@@ -78,6 +88,7 @@ ALGORITHMS = {
         initialization="params",
         learned_rates=True,
         plain_steps=False,
+        documents=True,
     ),
     "imaml": Entry(
         "imaml",
@@ -93,5 +104,14 @@ ALGORITHMS = {
         (),
         initialization="encoder",
         plain_steps=False,
+    ),
+    "test-time-training": Entry(
+        "test_time_training",
+        "adapts to a document while it is tested on it",
+        ("inner_steps", "inner_lr", *_ADAPTERS, *_OPTIMIZER, "low_memory"),
+        (),
+        least_steps=1,
+        documents=True,
+        tests_on_stream=True,
     ),
 }

@@ -18,6 +18,8 @@ from metajax.reading import is_number
 from metajax.runs.choice import Adapted, choose, repeat, take_steps
 from metajax.runs.classifier import Classifier
 from metajax.runs.descent import Descent, fold, pack
+from metajax.runs.document_stream import adapt_to_stream, open_stream, steps_on
+from metajax.runs.document_tasks import are_documents
 from metajax.runs.few_shot import FewShot, open_few_shot
 from metajax.runs.learner import adapted_model, as_classifier
 from metajax.runs.metrics import MetricsLog
@@ -47,9 +49,15 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         - `dev`, with `settings.dev`: number of `examples` of the dev set, `accuracy` (0..1), and
           `confusion` matrix (rows are true labels, columns are predicted labels).
 
+        Of documents: number of `documents` and `chunks`; `inner_lr`; `before` and `after` the
+        steps, the `loss` (nats per token) and `bits_per_byte` of the `tasks` and of `dev`; the same
+        of the `stream`, each chunk before the step on it.
+
     Raises:
         InputError: the input cannot be used.
     """
+    if are_documents(settings):
+        return _adapt_to_documents(settings)
     if len(settings.tasks) != 1:
         raise InputError(
             f"--tasks: {len(settings.tasks)} tasks given, but adapt takes one; give one task"
@@ -97,6 +105,43 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     if dev is not None:
         classifier = Classifier(model, merged, 0, settings.max_length, None)
         results["dev"] = _judge(classifier, dev)
+    write_results(run, results)
+    return results
+
+
+def _adapt_to_documents(settings: AdaptSettings) -> dict[str, Any]:
+    few_shot = open_few_shot(settings.model, settings, settings, None)
+    length = few_shot.text_length(settings.max_length)
+    stream = open_stream(settings.tasks, few_shot, length)
+    dev = None if settings.dev is None else open_stream((settings.dev,), few_shot, length)
+    inner = few_shot.inner | {"inner_steps": steps_on(few_shot, settings, stream.chunks)}
+    few_shot = few_shot._replace(inner=inner)
+    rate = None if few_shot.entry.learned_rates else few_shot.inner["inner_lr"]
+    settings = dataclasses.replace(settings, **few_shot.inner_settings() | {"inner_lr": rate})
+    record = make_record(
+        "adapt",
+        settings,
+        data=fingerprints(settings),
+        parent=few_shot.source.record,
+        model=describe(few_shot.model),
+    )
+    run = open_run(settings.workdir, record)
+    streamed = adapt_to_stream(few_shot, stream, dev)
+    losses = [*streamed.losses, streamed.after["tasks"]["loss"]]
+    adapted = Adapted(streamed.params, losses, rate)
+    _check_finite(adapted, settings.tasks[0])
+    begin(run, lambda directory: save_config(directory, few_shot.model))
+    saved = few_shot.merge(adapted.params) if few_shot.frozen is None else adapted.params
+    _save(run, adapted._replace(params=saved), settings.seed, few_shot.frozen)
+    _warn_if_risen(adapted._replace(losses=[streamed.before["tasks"]["loss"], losses[-1]]))
+    results = {
+        "documents": stream.documents,
+        "chunks": stream.chunks,
+        "inner_lr": rate,
+        "before": streamed.before,
+        "after": streamed.after,
+        "stream": streamed.stream,
+    }
     write_results(run, results)
     return results
 

@@ -3,7 +3,7 @@
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 
@@ -25,6 +25,7 @@ from metajax.errors import InputError
 from metajax.reporting.plots import check_drawable
 from metajax.runs.classifier import open_classifier
 from metajax.runs.demo_data import DemoData, NewTask, fetch_weights, write_data, write_new_task
+from metajax.runs.eval_set import Row
 from metajax.runs.paths import on_disk
 from metajax.runs.workdir import cache_directory, check_writable
 
@@ -65,7 +66,7 @@ def demo(settings: DemoSettings) -> None:
     _say(2, "metatrain: learn to tell modules apart from one docstring each")
     metatrain(_metatrain_settings(settings, files, places))
     _say(3, f"evaluate: the same on {classes} modules whose labels no stage has seen")
-    rows = evaluate(_evaluate_settings(settings, files, places))
+    rows = cast(list[Row], evaluate(_evaluate_settings(settings, files, places)))
     _say(4, "adapt: a new task of five held-out modules, from a few docstrings each")
     new = write_new_task(root / "data", files, _SHOTS)
     adapt(_adapt_settings(new, places))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import jax
 import numpy as np
@@ -14,6 +15,9 @@ from metajax import data
 from metajax.config.settings import EvaluateSettings
 from metajax.errors import InputError, printable
 from metajax.models import Transformer
+from metajax.runs.document_eval import DocumentRow, choose_methods, compare, open_eval_windows
+from metajax.runs.document_eval import table as document_table
+from metajax.runs.document_tasks import are_documents
 from metajax.runs.eval_set import EvalSet, Row, choose_protocol
 from metajax.runs.few_shot import FewShot, open_as_trained, open_few_shot
 from metajax.runs.record import identity
@@ -25,12 +29,13 @@ from metajax.types import Params, Task
 _FEATURE_BATCH = 64
 
 
-def evaluate(settings: EvaluateSettings) -> list[Row]:
-    """Run each method on the same episodes.
+def evaluate(settings: EvaluateSettings) -> list[Row] | list[DocumentRow]:
+    """Run each method on the same episodes, or on the same windows of documents.
 
     `checkpoint` adapts the meta-parameters of the checkpoint. The other methods start from the
     weights from before meta-training: `same-steps` adapts them in the same way; `prototypes`,
-    `linear` and `knn` classify on their frozen features, scaled to unit length.
+    `linear` and `knn` classify on their frozen features, scaled to unit length. On documents,
+    `none` does not adapt them, and `context` reads the stream before the text to predict.
 
     Returns:
         One row per method, in the order of the settings.
@@ -38,10 +43,26 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
     Raises:
         InputError: the input cannot be used.
     """
-    inputs = [task.removeprefix("smlmt:") for task in settings.tasks] + [settings.classes or ""]
+    inputs = [task.removeprefix("smlmt:").removeprefix("documents:") for task in settings.tasks]
+    inputs += [settings.classes or ""]
     if settings.splits:
         inputs += map(str, Path(settings.splits).glob("*"))
     output = writable(settings.output, *inputs) if settings.output else None
+    rows = (_on_documents if are_documents(settings) else _on_episodes)(settings)
+    if output:
+        write_atomically(output, json.dumps([row._asdict() for row in rows], indent=2) + "\n")
+    return rows
+
+
+def _on_documents(settings: EvaluateSettings) -> list[DocumentRow]:
+    few_shot = open_few_shot(settings.model, settings, settings, None)
+    windows = open_eval_windows(settings, few_shot)
+    methods = choose_methods(settings, few_shot, windows.spec)
+    plain = few_shot if methods == ("checkpoint",) else _plain(settings, few_shot, None)
+    return compare(settings, few_shot, plain, windows, methods)
+
+
+def _on_episodes(settings: EvaluateSettings) -> list[Row]:
     tasks = load(settings, split="train")
     choice = choose_protocol(settings, tasks)
     few_shot = open_few_shot(settings.model, settings, settings, choice.ways)
@@ -81,8 +102,6 @@ def evaluate(settings: EvaluateSettings) -> list[Row]:
                 curve=tuple(map(float, by_step.mean)), curve_ci95=tuple(map(float, by_step.ci95))
             )
         rows.append(row)
-    if output:
-        write_atomically(output, json.dumps([row._asdict() for row in rows], indent=2) + "\n")
     return rows
 
 
@@ -113,7 +132,7 @@ def _row(
     )
 
 
-def _plain(settings: EvaluateSettings, few_shot: FewShot, classes: int) -> FewShot:
+def _plain(settings: EvaluateSettings, few_shot: FewShot, classes: int | None) -> FewShot:
     """Open the weights from before meta-training, or the model itself if not meta-trained."""
     if not few_shot.is_meta_trained:
         return few_shot
@@ -136,6 +155,11 @@ def _plain(settings: EvaluateSettings, few_shot: FewShot, classes: int) -> FewSh
 
 def _methods(settings: EvaluateSettings, few_shot: FewShot) -> tuple[str, ...]:
     trained = few_shot.is_meta_trained
+    for method in ("none", "context"):
+        if method in settings.methods:
+            raise InputError(
+                f"--methods {method}: needs documents; remove it, or give --tasks documents:PATH"
+            )
     if settings.methods:
         if "checkpoint" in settings.methods and not trained:
             raise InputError(
@@ -215,8 +239,14 @@ class _Features:
         return features
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Row] | Sequence[DocumentRow]) -> str:
     """Format the rows as text, best first, with the lead of the first method over the others."""
+    if isinstance(rows[0], DocumentRow):
+        return document_table(cast(Sequence[DocumentRow], rows))
+    return _episode_table(cast(Sequence[Row], rows))
+
+
+def _episode_table(rows: Sequence[Row]) -> str:
     best_first = sorted(rows, key=lambda row: -row.accuracy)
     return "\n".join(
         [

@@ -43,7 +43,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
         raise InputError(f"{settings.model}: is not the working directory of a run; give one")
     if settings.format == "peft":
         return _export_adapters(output, settings.model)
-    if record["stage"] in ("adapt", "finetune"):
+    if record["stage"] in ("adapt", "finetune") and record["model"].get("head") != "causal_lm":
         model, params = _with_one_head(settings)
     else:
         source = open_source(settings.model)

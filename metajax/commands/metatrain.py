@@ -1,7 +1,8 @@
-"""Stage 2: meta-training on episodes of many tasks."""
+"""Stage 2: meta-training on episodes of many tasks, or on streams of documents."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,8 +11,16 @@ from metajax import data
 from metajax.algorithms import ALGORITHMS
 from metajax.config.inner import RATES_LEARNING_RATE
 from metajax.config.settings import MetatrainSettings
+from metajax.runs.document_losses import adapted_losses
+from metajax.runs.document_tasks import (
+    are_documents,
+    hold_out,
+    load_streams,
+    open_windows,
+    stream_spec,
+)
 from metajax.runs.episodes import episode_sampler, episode_spec
-from metajax.runs.few_shot import open_few_shot
+from metajax.runs.few_shot import FewShot, open_few_shot
 from metajax.runs.loop import Stage, train
 from metajax.runs.parts import check_split
 from metajax.runs.paths import to_path
@@ -21,39 +30,77 @@ from metajax.runs.task_data import fingerprints, load, tokenized
 from metajax.runs.workdir import open_run
 from metajax.training import distributed
 from metajax.training.evaluation import estimate, run_episodes
-from metajax.types import Params
+from metajax.types import Params, Task
 
 _MEASURED_EPISODES = 32
 _MEASURED_ON = "new episodes of the training classes (for unseen classes: metajax evaluate)"
 
 
+class _Tasks(NamedTuple):
+    """What a run trains on.
+
+    Attributes:
+        few_shot: the network and its inner loop.
+        make_tasks: function from a step's number to its local tasks.
+        measure: see `Stage`.
+        measured_on: see `Stage`.
+    """
+
+    few_shot: FewShot
+    make_tasks: Callable[[int], Task]
+    measure: Callable[[Params], dict[str, float]]
+    measured_on: str
+
+
 def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
-    """Train an initialization that adapts to the tasks' episodes in a few gradient steps.
+    """Train an initialization that adapts to the tasks in a few gradient steps.
 
     Returns:
-        `before` and `after`: mean query `accuracy` and its `ci95` (0..1) on new episodes of the
-        training classes. No step trains on these episodes.
+        `before` and `after`. Of labelled tasks: mean query `accuracy` and its `ci95` (0..1) on new
+        episodes of the training classes, on which no step trains. Of documents: `loss` (nats per
+        token) and `bits_per_byte` on held-out documents.
 
     Raises:
         InputError: the input cannot be used.
     """
     check_split("--meta-batch-size", settings.meta_batch_size, settings.chunk_size)
     settings = _with_draws(settings)
-    tasks = load(settings, split="train")
-    spec = episode_spec(settings)
-    data.check_episodes(tasks, spec)
-    classes = spec.ways or max(len(task.label_names) for task in tasks)
-    few_shot = open_few_shot(settings.model, settings, settings, classes)
-    model = few_shot.model
+    tasks = (_documents if are_documents(settings) else _episodes)(settings)
+    few_shot = tasks.few_shot
     settings = dataclasses.replace(settings, **few_shot.inner_settings())
-    examples = tokenized(tasks, model, few_shot.text_length(settings.max_length))
     record = make_record(
         "metatrain",
         settings,
         data=fingerprints(settings),
         parent=few_shot.source.record,
-        model=describe(model),
+        model=describe(few_shot.model),
     )
+    return train(
+        Stage(
+            run=open_run(settings.workdir, record),
+            settings=settings,
+            model=few_shot.model,
+            algorithm=few_shot.schedule(settings.steps, low_memory=settings.low_memory),
+            make_tasks=tasks.make_tasks,
+            num_steps=settings.steps,
+            measure=tasks.measure,
+            measured_on=tasks.measured_on,
+            chunk_size=settings.chunk_size,
+            initialization=few_shot.entry.initialization,
+            rates_factor=_rates_factor(settings),
+            frozen=few_shot.frozen,
+        ),
+        few_shot.start,
+    )
+
+
+def _episodes(settings: MetatrainSettings) -> _Tasks:
+    tasks = load(settings, split="train")
+    spec = episode_spec(settings)
+    data.check_episodes(tasks, spec)
+    classes = spec.ways or max(len(task.label_names) for task in tasks)
+    few_shot = open_few_shot(settings.model, settings, settings, classes)
+    examples = tokenized(tasks, few_shot.model, few_shot.text_length(settings.max_length))
     algorithm = few_shot.algorithm(low_memory=settings.low_memory)
 
     def measure(params: Params) -> dict[str, float]:
@@ -66,30 +113,35 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
         accuracy = estimate(np.asarray(infos.query_aux["accuracy"]))
         return {"accuracy": float(accuracy.mean), "ci95": float(accuracy.ci95)}
 
-    return train(
-        Stage(
-            run=open_run(settings.workdir, record),
-            settings=settings,
-            model=model,
-            algorithm=few_shot.schedule(settings.steps, low_memory=settings.low_memory),
-            make_tasks=episode_sampler(
-                examples,
-                spec,
-                settings.seed,
-                settings.meta_batch_size,
-                settings.steps,
-                distributed.local_slice(settings.meta_batch_size),
-            ),
-            num_steps=settings.steps,
-            measure=measure,
-            measured_on=_MEASURED_ON,
-            chunk_size=settings.chunk_size,
-            initialization=few_shot.entry.initialization,
-            rates_factor=_rates_factor(settings),
-            frozen=few_shot.frozen,
-        ),
-        few_shot.start,
+    make_tasks = episode_sampler(
+        examples,
+        spec,
+        settings.seed,
+        settings.meta_batch_size,
+        settings.steps,
+        distributed.local_slice(settings.meta_batch_size),
     )
+    return _Tasks(few_shot, make_tasks, measure, _MEASURED_ON)
+
+
+def _documents(settings: MetatrainSettings) -> _Tasks:
+    few_shot = open_few_shot(settings.model, settings, settings, None)
+    model = few_shot.model
+    spec = stream_spec(few_shot, settings.queries, settings.max_length)
+    documents = load_streams(settings, model, spec.length)
+    training, held_out = hold_out(settings, documents)
+    windows = open_windows(held_out, spec, "the held-out documents")
+    losses = adapted_losses(model, few_shot.algorithm(), few_shot.merge)
+
+    def measure(params: Params) -> dict[str, float]:
+        return windows.results(losses("held-out documents", windows, params))
+
+    def make_tasks(step: int) -> Task:
+        count = settings.meta_batch_size
+        local = distributed.local_slice(count)
+        return data.sample_streams(training, spec, settings.seed, step, count, local)
+
+    return _Tasks(few_shot, make_tasks, measure, f"{len(held_out)} held-out documents")
 
 
 def _rates_factor(settings: MetatrainSettings) -> float | None:

@@ -15,6 +15,7 @@ from metajax.reporting.plots import (
     Series,
     adaptation_curves,
     check_drawable,
+    chunk_losses,
     confusion_matrix,
     inline_svg,
     learning_curves,
@@ -62,6 +63,7 @@ def report(settings: ReportSettings) -> dict[str, Any]:
         "Learning curves": _by_stage(runs, "loss", "learning", learning_curves, draw),
         "Before and after": _before_and_after(runs),
         "Adaptation curves": _adaptation(groups, draw),
+        **_by_chunk(groups, draw),
         "Methods": _methods(groups),
         "Confusion": _confusion(runs, draw),
         "Step time and memory": _by_stage(runs, "seconds", "time", step_times, draw) + _cost(runs),
@@ -135,13 +137,23 @@ def _adaptation(groups: Sequence[Comparison], draw: _Draw) -> str:
     for group in groups:
         curves = {
             row.method: Estimate(np.array(row.curve), np.array(row.curve_ci95))
-            for row in group.rows
+            for row in group.episodes
             if row.curve
         }
         if curves:
             name = f"adaptation-{len(drawn) + 1}"
             drawn[f"{group.caption}; 95% intervals"] = draw(name, adaptation_curves, curves)
     return figures(drawn) if drawn else note("None: evaluate draws them with --curve STEPS.")
+
+
+def _by_chunk(groups: Sequence[Comparison], draw: _Draw) -> dict[str, str]:
+    """Draw the losses on documents by chunk, in a section of their own, if there are any."""
+    drawn: dict[str, str] = {}
+    for group in groups:
+        if group.documents:
+            losses = {row.method: row.chunks for row in group.documents}
+            drawn[group.caption] = draw(f"chunks-{len(drawn) + 1}", chunk_losses, losses)
+    return {"Loss by chunk": figures(drawn)} if drawn else {}
 
 
 def _methods(groups: Sequence[Comparison]) -> str:
@@ -151,7 +163,30 @@ def _methods(groups: Sequence[Comparison]) -> str:
 
 
 def _method_table(group: Comparison) -> str:
-    first = group.rows[0]
+    return _document_table(group) if group.documents else _episode_table(group)
+
+
+def _document_table(group: Comparison) -> str:
+    first = group.documents[0]
+    return table(
+        ("method", "nats/token", f"behind {first.method}", "bits/byte", "inner steps", "seconds"),
+        [
+            (
+                row.method,
+                f"{row.loss:.4f} ± {row.ci95:.4f}",
+                "" if row is first else f"{row.behind:.4f} ± {row.behind_ci95:.4f}",
+                f"{row.bits_per_byte:.4f}",
+                row.inner_steps,
+                f"{row.seconds:.1f}",
+            )
+            for row in sorted(group.documents, key=lambda row: row.loss)
+        ],
+        f"{group.caption}; mean and 95% interval, of the difference document by document",
+    )
+
+
+def _episode_table(group: Comparison) -> str:
+    first = group.episodes[0]
     return table(
         ("method", "accuracy (%)", f"behind {first.method} (%)", "inner steps", "seconds"),
         [
@@ -162,7 +197,7 @@ def _method_table(group: Comparison) -> str:
                 row.inner_steps,
                 f"{row.seconds:.1f}",
             )
-            for row in sorted(group.rows, key=lambda row: -row.accuracy)
+            for row in sorted(group.episodes, key=lambda row: -row.accuracy)
         ],
         f"{group.caption}; mean and 95% interval, of the difference episode by episode",
     )

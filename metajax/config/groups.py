@@ -32,7 +32,7 @@ class TaskSettings(Settings):
 
     tasks: tuple[str, ...] = option(
         "CSV, TSV, JSON Lines or Parquet files; glue:NAME; hub:OWNER/NAME[/CONFIG]; smlmt:FILE "
-        "(plain text)",
+        "(plain text); documents:PATH (text files, for a decoder)",
         metavar="TASK",
         affects_results=False,
     )
@@ -63,7 +63,7 @@ class SizeSettings(Settings):
 
     ways: int = option("classes per episode", 5, minimum=2)
     shots: int = option("support examples per class", 1, minimum=1)
-    queries: int = option("query examples per class", 5, minimum=1)
+    queries: int = option("query examples per class, or chunks", 5, minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)

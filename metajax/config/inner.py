@@ -87,7 +87,7 @@ class AlgorithmSettings(InnerSettings):
     """How the meta-gradient is computed."""
 
     algorithm: str = option(
-        f"{', '.join(ALGORITHMS)}; docs/guides/which-algorithm.md compares them",
+        f"{', '.join(ALGORITHMS)}; see docs/guides/which-algorithm.md",
         "maml",
         choices=tuple(ALGORITHMS),
         metavar="NAME",

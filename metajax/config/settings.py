@@ -147,9 +147,10 @@ class EvaluateSettings(ModelSettings, TaskSettings, DrawSettings, InnerSettings)
 
     methods: tuple[str, ...] = option(
         "checkpoint: the given model; baselines without meta-training: same-steps (the same "
-        "adaptation), prototypes, linear, knn (default: all that apply)",
+        "adaptation), prototypes, linear, knn; on documents: none (no adaptation), context (no "
+        "adaptation, but the model reads the stream too) (default: all that apply)",
         (),
-        choices=("checkpoint", "same-steps", "prototypes", "linear", "knn"),
+        choices=("checkpoint", "same-steps", "prototypes", "linear", "knn", "none", "context"),
         metavar="METHOD",
     )
     # None means not given: the files of --splits have their own sizes.
@@ -160,7 +161,9 @@ class EvaluateSettings(ModelSettings, TaskSettings, DrawSettings, InnerSettings)
         f"support examples per class (default {EpisodeSettings.shots})", None, minimum=1
     )
     queries: int | None = option(
-        f"query examples per class (default {EpisodeSettings.queries})", None, minimum=1
+        f"query examples per class, or chunks (default {EpisodeSettings.queries})",
+        None,
+        minimum=1,
     )
     episodes: int | None = option(f"number of episodes (default {EPISODES})", None, minimum=2)
     splits: str | None = option(

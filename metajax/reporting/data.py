@@ -10,6 +10,7 @@ import numpy as np
 from metajax.errors import InputError
 from metajax.reading import is_number
 from metajax.reporting.plots import Series
+from metajax.runs.document_eval import DocumentRow
 from metajax.runs.eval_set import Row
 from metajax.runs.metrics import are_measures, read_metrics
 from metajax.runs.paths import address, to_path
@@ -20,6 +21,11 @@ _BOUNDS = {
     **dict.fromkeys(("accuracy", "accuracies", "curve"), (0, 1)),
     "behind": (-1, 1),
     **dict.fromkeys(("ci95", "behind_ci95", "curve_ci95", "seconds"), (0, np.inf)),
+}
+_DOCUMENT_BOUNDS = {
+    **dict.fromkeys(("loss", "ci95", "bits_per_byte", "losses", "chunks"), (0, np.inf)),
+    **dict.fromkeys(("behind_ci95", "seconds"), (0, np.inf)),
+    "behind": (-np.inf, np.inf),
 }
 _ROUNDING = 1e-6  # A mean of ones may be a little above one.
 
@@ -55,10 +61,17 @@ class Run(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Methods that were evaluated on the same episodes."""
+    """Methods that were evaluated on the same episodes, or on the same documents.
+
+    Attributes:
+        caption: the file, the tasks and the protocol.
+        episodes: the rows of methods on episodes.
+        documents: the rows of methods on documents; either of the two is empty.
+    """
 
     caption: str
-    rows: list[Row]
+    episodes: list[Row]
+    documents: list[DocumentRow]
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
@@ -116,7 +129,7 @@ def read_evaluation(path: Path) -> list[Comparison]:
         raise InputError(f"{path}: {problem}; give a file that evaluate --output wrote")
     values = read_json(path)
     try:
-        rows = [Row(**row) for row in values]
+        rows = [(DocumentRow if "bits_per_byte" in row else Row)(**row) for row in values]
         if not rows or not all(map(_is_sound, rows)):
             raise TypeError
     except TypeError:
@@ -127,15 +140,20 @@ def read_evaluation(path: Path) -> list[Comparison]:
         fault = _fault(row)
         if fault:
             raise InputError(f"{path}: row {number}: {fault}; restore it, or evaluate again")
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, Comparison] = {}
     for row in rows:
-        groups.setdefault(f"{path}: {row.tasks}: {row.protocol}", []).append(row)
-    return [Comparison(caption, rows) for caption, rows in groups.items()]
+        caption = f"{path}: {row.tasks}: {row.protocol}"
+        group = groups.setdefault(caption, Comparison(caption, [], []))
+        if isinstance(row, DocumentRow):
+            group.documents.append(row)
+        else:
+            group.episodes.append(row)
+    return list(groups.values())
 
 
-def _is_sound(row: Row) -> bool:
+def _is_sound(row: Row | DocumentRow) -> bool:
     """Return whether each value has its type."""
-    for name, kind in typing.get_type_hints(Row).items():
+    for name, kind in typing.get_type_hints(type(row)).items():
         value = getattr(row, name)
         many = typing.get_origin(kind) is tuple
         if many and not isinstance(value, list | tuple):
@@ -145,15 +163,19 @@ def _is_sound(row: Row) -> bool:
                 return False
             if kind is not str and not is_number(item, finite=False):
                 return False
-    return len(row.curve) == len(row.curve_ci95)
+    return isinstance(row, DocumentRow) or len(row.curve) == len(row.curve_ci95)
 
 
-def _fault(row: Row) -> str | None:
+def _fault(row: Row | DocumentRow) -> str | None:
     """Return a value that is impossible for an evaluation, or None."""
-    for name, (low, high) in _BOUNDS.items():
+    on_documents = isinstance(row, DocumentRow)
+    for name, (low, high) in (_DOCUMENT_BOUNDS if on_documents else _BOUNDS).items():
         for value in np.ravel(getattr(row, name)):
             if not low - _ROUNDING <= value <= high + _ROUNDING:  # This also refuses NaN.
                 return f"{name}: {value:g} is not from {low} to {high}"
-    if not row.episodes == len(row.accuracies) > 0:
+    if isinstance(row, DocumentRow):
+        if not row.documents == len(row.losses) > 0:
+            return f"has {row.documents} documents but {len(row.losses)} losses"
+    elif not row.episodes == len(row.accuracies) > 0:
         return f"has {row.episodes} episodes but {len(row.accuracies)} accuracies"
     return None

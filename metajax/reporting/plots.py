@@ -172,6 +172,22 @@ def adaptation_curves(path: Path, curves: Mapping[str, Estimate]) -> None:
         _legend(axes)
 
 
+def chunk_losses(path: Path, curves: Mapping[str, Sequence[float]]) -> None:
+    """Draw the loss by position of the chunk in a document.
+
+    Args:
+        path: path of both files; its suffix is replaced.
+        curves: losses of the first chunks, by label.
+    """
+    with _picture(path) as axes:
+        for look, (label, losses) in zip(itertools.cycle(_LOOKS), curves.items()):
+            chunks = np.arange(1, len(losses) + 1)
+            axes.plot(chunks, losses, **_sparse(look, chunks), label=_short(label))
+        _whole_numbers(axes.xaxis)
+        axes.set(xlabel="chunk of the document", ylabel="loss (nats per token)")
+        _legend(axes)
+
+
 def compared_accuracies(path: Path, methods: Mapping[str, Estimate]) -> None:
     """Draw the accuracies of methods with 95% intervals, the best on top.
 

@@ -49,6 +49,10 @@ def open_classifier(spec: str, task: str | None) -> Classifier:
         raise InputError(
             f"{spec}: is a {record['stage']} run without labels; run adapt on it first"
         )
+    if record is not None and record["model"].get("head") == "causal_lm":
+        raise InputError(
+            f"{spec}: has adapted to documents without labels; run adapt on labelled tasks first"
+        )
     source = open_source(spec) if record else open_source(spec, head="classification")
     names = list(record["settings"]["tasks"]) if record else [spec]
     if task is None and len(names) == 1:

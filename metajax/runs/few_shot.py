@@ -50,10 +50,10 @@ class InnerChanges(TypedDict, total=False):
 
 
 class FewShot(NamedTuple):
-    """A network for tasks of C classes, with the settings of its inner loop.
+    """A network for tasks of C classes or for documents, with the settings of its inner loop.
 
     Attributes:
-        model: network with one head of C classes.
+        model: network with one head of C classes, or with a causal-LM head for documents.
         params: its parameters. They have a classifier only if tasks start from the checkpoint's
             head.
         inner: the resolved settings of `InnerSettings`, and `algorithm`.
@@ -172,20 +172,21 @@ class FewShot(NamedTuple):
 
 
 def open_few_shot(
-    spec: str, settings: ModelSettings, inner: InnerSettings, classes: int
+    spec: str, settings: ModelSettings, inner: InnerSettings, classes: int | None
 ) -> FewShot:
-    """Open `--model` for tasks of C classes.
+    """Open `--model` for tasks of C classes, or for documents.
 
     Args:
         spec: `--model`.
         settings: seed, dtype and remat.
         inner: settings that override the settings of the run that trained the weights.
-        classes: C.
+        classes: C; None for documents.
 
     Raises:
         InputError: the model cannot be used, or has fewer blocks than `--layers` needs.
     """
-    few_shot = _few_shot(open_source, spec, settings, partial(resolve, inner), classes)
+    resolved = partial(resolve, inner, documents=classes is None)
+    few_shot = _few_shot(open_source, spec, settings, resolved, classes)
     source, algorithm = few_shot.source, few_shot.inner["algorithm"]
     if not source.learned or algorithm != source.meta_settings["algorithm"]:
         return few_shot
@@ -218,7 +219,9 @@ def _unlike_learned_rates(inner: InnerSettings, few_shot: FewShot) -> str | None
     return None
 
 
-def open_as_trained(spec: str, settings: ModelSettings, trained: FewShot, classes: int) -> FewShot:
+def open_as_trained(
+    spec: str, settings: ModelSettings, trained: FewShot, classes: int | None
+) -> FewShot:
     """Open the weights from before meta-training, with the inner loop of the meta-trained model.
 
     Raises:
@@ -239,8 +242,13 @@ def _few_shot(
     spec: str,
     settings: ModelSettings,
     inner_of: Callable[[Source], dict[str, Any]],
-    classes: int,
+    classes: int | None,
 ) -> FewShot:
+    if classes is None:
+        source = open_(spec, settings, head="causal_lm")
+        resolved = inner_of(source)
+        lora_kernels(source.params, resolved["lora_kernels"])  # The check.
+        return FewShot(source.model, source.params, resolved, source, settings.seed)
     features = {"pooling": pooling_of(spec, "mean"), "feature_norm": FEATURE_NORM}
     source = open_(spec, settings, head="encoder", **features)
     resolved = inner_of(source)

@@ -30,7 +30,7 @@ _ADAM_RATE = 1e-3
 WHAT = ("layers", "lora", "prefix", "trainable")  # Only one of them chooses what adapts.
 
 
-def resolve(inner: InnerSettings, source: Source) -> dict[str, Any]:
+def resolve(inner: InnerSettings, source: Source, *, documents: bool = False) -> dict[str, Any]:
     """Resolve and check the settings of the inner loop.
 
     Command-line settings override those of the run that meta-trained the weights, and these
@@ -39,6 +39,7 @@ def resolve(inner: InnerSettings, source: Source) -> dict[str, Any]:
     Args:
         inner: settings that are given.
         source: the weights.
+        documents: whether the tasks are documents.
 
     Returns:
         The settings of `InnerSettings` by name, and `algorithm`. Those that are not given and those
@@ -58,6 +59,7 @@ def resolve(inner: InnerSettings, source: Source) -> dict[str, Any]:
         algorithm = "proto-maml"  # It takes inner steps from the same prototypes.
         _log.warning("--inner-steps: takes steps from the prototypes of protonet, as proto-maml")
     check_taken(algorithm, given, of_model=True)
+    _check_tasks(algorithm, documents)
     trained = _applicable(trained, given, algorithm)
     defaults = DEFAULTS
     if (given.get("inner_optimizer") or trained.get("inner_optimizer")) == "adam":
@@ -68,6 +70,8 @@ def resolve(inner: InnerSettings, source: Source) -> dict[str, Any]:
         else _fixed(algorithm, name)
         for name, default in defaults.items()
     }
+    if documents:
+        resolved |= {"head": None, "layers": None}
     resolved["lora_kernels"] = tuple(resolved["lora_kernels"])
     for name, default in {"trainable": "all", "inner_optimizer": "sgd", "freeze": False}.items():
         resolved[name] = None if resolved[name] == default else resolved[name]
@@ -88,6 +92,22 @@ def _applicable(trained: dict[str, Any], given: dict[str, Any], algorithm: str) 
     if optimizer is not None and optimizer != (trained.get("inner_optimizer") or "sgd"):
         dropped |= {"inner_optimizer", "inner_lr", "inner_clip_norm"}
     return {name: value for name, value in trained.items() if name not in dropped}
+
+
+def _check_tasks(algorithm: str, documents: bool) -> None:
+    """Check that an algorithm takes documents, or labelled tasks."""
+    entry = ALGORITHMS[algorithm]
+    if documents and not entry.documents:
+        takers = [name for name, other in ALGORITHMS.items() if other.documents]
+        raise InputError(
+            f"{algorithm}: takes labelled tasks and no documents; use --algorithm "
+            f"{' or '.join(takers)}"
+        )
+    if not documents and entry.tests_on_stream:
+        raise InputError(
+            f"{algorithm}: takes documents and no labelled tasks; give --tasks documents:PATH, or "
+            "another algorithm"
+        )
 
 
 def _first(*values: Any) -> Any:

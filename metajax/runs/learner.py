@@ -13,8 +13,10 @@ from metajax.algorithms.maml import maml
 from metajax.algorithms.meta_sgd import maml_plus_plus, meta_sgd
 from metajax.algorithms.prototypes import leopard
 from metajax.algorithms.reptile import reptile
+from metajax.algorithms.test_time import test_time_training
 from metajax.models import (
     Transformer,
+    causal_lm_loss,
     classification_loss,
     compose,
     mentioned_rows,
@@ -76,10 +78,11 @@ def make_learner(model: Transformer, inner: dict[str, Any]) -> Learner:
     """Make the parts of the inner loop.
 
     Args:
-        model: network with one head of C classes.
+        model: network with one head of C classes, or with a causal-LM head for streams of text.
         inner: resolved settings of the inner loop; see `FewShot.inner`.
     """
-    loss_fn = without_dropout(classification_loss(model))
+    documents = model.head == "causal_lm"
+    loss_fn = without_dropout((causal_lm_loss if documents else classification_loss)(model))
     prototypes = prototype_init(model)
     # Prototypes are computed without dropout, like the loss.
     starts = {
@@ -91,7 +94,8 @@ def make_learner(model: Transformer, inner: dict[str, Any]) -> Learner:
     # A loop needs less memory and compiles faster.
     slim = inner.get("low_memory", False) or model.remat
     fast = jax.default_backend() == "cpu" and not slim
-    reparametrize = mentioned_rows(model)
+    # A language model predicts tokens of the whole table.
+    reparametrize = compose() if documents else mentioned_rows(model)
     if inner["layers"] is not None:
         reparametrize = upper_layers(model, inner["layers"])
     if inner["algorithm"] == "anil":
@@ -176,21 +180,17 @@ def make_algorithm(
     """
     loss_fn, optimizer, trainable, shared, _ = make_learner(model, inner)
     steps, low_memory = inner["inner_steps"], inner.get("low_memory", False)
+    stream = model.head == "causal_lm"  # Of documents.
+    common: dict[str, Any] = shared._asdict()
+    exact = common | {"low_memory": low_memory, "trainable": trainable}
     match ALGORITHMS[inner["algorithm"]].constructor:
         case "reptile":
-            return reptile(loss_fn, optimizer, steps, **shared._asdict())
+            return reptile(loss_fn, optimizer, steps, stream=stream, **common)
         case "imaml":
-            return imaml(loss_fn, optimizer, steps, trainable=trainable, **shared._asdict())
+            return imaml(loss_fn, optimizer, steps, trainable=trainable, **common)
         case "meta_sgd":
-            return meta_sgd(
-                loss_fn,
-                inner["inner_lr"],
-                steps,
-                direction=make_direction(inner),
-                trainable=trainable,
-                low_memory=low_memory,
-                **shared._asdict(),
-            )
+            rate, direction = inner["inner_lr"], make_direction(inner)
+            return meta_sgd(loss_fn, rate, steps, direction=direction, stream=stream, **exact)
         case "maml_plus_plus":
             return maml_plus_plus(
                 loss_fn,
@@ -202,9 +202,12 @@ def make_algorithm(
                 low_memory=low_memory,
                 unroll=shared.unroll,
                 init_fn=shared.init_fn,
+                stream=stream,
                 step=step,
                 multi_step=multi_step,
             )
+        case "test_time_training":
+            return test_time_training(loss_fn, optimizer, steps, **exact)
         case "leopard":
             return leopard(
                 lambda params, batch, rng: model.features(params, batch),
@@ -220,15 +223,8 @@ def make_algorithm(
             )
         case "maml" | "anil" | "proto_maml" | "protonet":
             # MAML with other settings of trainable, init_fn and the number of steps.
-            return maml(
-                loss_fn,
-                optimizer,
-                steps,
-                first_order=inner["algorithm"] == "fomaml",
-                low_memory=low_memory,
-                trainable=trainable,
-                **shared._asdict(),
-            )
+            first_order = inner["algorithm"] == "fomaml"
+            return maml(loss_fn, optimizer, steps, first_order=first_order, stream=stream, **exact)
         case other:
             raise NotImplementedError(f"{other}: add a case to make_algorithm")
 

@@ -46,6 +46,33 @@ def estimate(values: Any) -> Estimate:
     return Estimate(values.mean(0), stats.t.ppf(0.975, count - 1) * error)
 
 
+def ratio_estimate(totals: Any, weights: Any) -> Estimate:
+    """Compute the weighted mean of means, such as the loss per token, with its 95% interval.
+
+    Episodes have different weights, such as numbers of tokens. The interval is that of a ratio of
+    two means over independent episodes (Cochran 1977, Sampling Techniques, section 2.11), by
+    Student's t. With equal weights it is that of `estimate`.
+
+    Args:
+        totals: [E], the sum of each episode, such as its loss in nats.
+        weights: [E], the weight of each episode, such as its number of tokens. Not all are 0.
+
+    Returns:
+        The ratio of the sums, and half the width of its interval. The interval of a single episode
+        is infinite.
+
+    Examples:
+        >>> from metajax.training.evaluation import ratio_estimate
+        >>> result = ratio_estimate([2.0, 6.0], [1, 3])
+        >>> float(result.mean), float(result.ci95)
+        (2.0, 0.0)
+    """
+    totals, weights = np.asarray(totals, np.float64), np.asarray(weights, np.float64)
+    mean = totals.sum() / weights.sum()
+    residuals = (totals - mean * weights) / weights.mean()
+    return Estimate(mean, estimate(residuals).ci95)
+
+
 @functools.lru_cache(maxsize=16)
 def _compiled(algorithm: MetaAlgorithm, chunk_size: int | None) -> Callable[..., MetaInfo]:
     """Compile `(meta_params, tasks, keys) -> MetaInfo [T, ...]`."""

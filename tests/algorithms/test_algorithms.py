@@ -262,7 +262,7 @@ TABLE = {
         metajax.anil(LOSS, SGD, 3, head=head, stream=True), trainable=head, **STREAM
     ),
     "reptile of streams": Row(metajax.reptile(LOSS, SGD, 3, stream=True), exact=False, **STREAM),
-    "test-time training": Row(metajax.test_time_training(LOSS, SGD, 3), **TEST_TIME),
+    "test-time-training": Row(metajax.test_time_training(LOSS, SGD, 3), **TEST_TIME),
     "low-memory test-time training": Row(
         metajax.test_time_training(LOSS, SGD, 6, trainable=head, low_memory=True),
         num_steps=6,

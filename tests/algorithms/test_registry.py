@@ -7,9 +7,8 @@ from metajax.algorithms import ALGORITHMS
 from tests.algorithms.test_algorithms import TABLE
 
 PAGE = Path(__file__).parents[2] / "docs/guides/which-algorithm.md"
-# Not an inner loop, but ordinary training under the same interface. And test-time training needs
-# streams of documents: no command makes them yet.
-OUTSIDE = {"supervised", "test_time_training"}
+# Not an inner loop, but ordinary training under the same interface.
+OUTSIDE = {"supervised"}
 
 
 def test_every_algorithm_of_the_library_is_in_it():

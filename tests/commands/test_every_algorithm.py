@@ -24,6 +24,8 @@ from tests.stage_commands import metatrain_command
 
 KEY = jax.random.key(0)
 QUICK = ("meta-sgd", "leopard")
+# The others take documents only; see test_documents.py.
+LABELLED = [name for name, entry in ALGORITHMS.items() if not entry.tests_on_stream]
 
 
 def command_of(material, workdir, name):
@@ -44,7 +46,7 @@ def opened(workdir, **inner):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in ALGORITHMS]
+    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in LABELLED]
 )
 def test_it_is_trained_evaluated_adapted_and_used(material, tmp_path, name):
     meta, new = tmp_path / "meta", tmp_path / "new"

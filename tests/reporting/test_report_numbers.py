@@ -205,7 +205,7 @@ def test_methods_are_compared_within_their_protocol_best_first(made):
     ]
     groups = read_evaluation(path)
     assert [group.caption for group in groups] == [f"{path}: t: first", f"{path}: t: second"]
-    assert [[row.method for row in group.rows] for group in groups] == [
+    assert [[row.method for row in group.episodes] for group in groups] == [
         ["maml", "knn", "linear"],
         ["finetune"],
     ]

@@ -1,5 +1,7 @@
 """An algorithm for each outer step, and the network that an adapted one becomes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from metajax.runs.learner import (
     make_schedule,
 )
 from tests import tiny
+from tests.models.helpers import llama_settings
 
 MODEL = Transformer(
     tiny.CONFIG, head="classification", num_labels=(3,), pooling="mean", feature_norm=2.0
@@ -101,7 +104,8 @@ def test_each_name_is_its_constructor(params):
     Heads start from prototypes here, so that MAML is Proto-MAML.
     """
     task, programs = metajax.Task(batch(1), batch(2)), {}
-    for name, entry in ALGORITHMS.items():
+    labelled = {name: entry for name, entry in ALGORITHMS.items() if not entry.tests_on_stream}
+    for name, entry in labelled.items():
         head, steps = (*entry.heads, None)[0], 2 * ("inner_steps" in entry.settings)
         inner = INNER | {"algorithm": name, "inner_steps": steps, "head": head}
         algorithm = make_algorithm(MODEL, inner, KEY)
@@ -128,3 +132,28 @@ def test_the_inner_optimizers():
     np.testing.assert_allclose(moved[None], -0.1 * unit, rtol=1e-6)
     np.testing.assert_allclose(moved["momentum"], -0.19 * unit, rtol=1e-6)
     np.testing.assert_allclose(moved["adam"], [-0.1, 0.1], rtol=1e-4)
+
+
+def test_each_algorithm_for_documents_takes_one_chunk_a_step():
+    """Its programs differ from the others', and test-time training is that of the library."""
+    config = dataclasses.replace(tiny.CONFIG, **llama_settings("llama"))
+    model = Transformer(config, head="causal_lm")
+    params = jax.eval_shape(model.init, KEY)
+    ids = jnp.ones((2, 1, 5), int)
+    support = {"input_ids": ids, "attention_mask": ids}
+    programs = {}
+    for name, entry in ALGORITHMS.items():
+        if entry.documents:
+            query = None if entry.tests_on_stream else jax.tree.map(lambda leaf: leaf[0], support)
+            algorithm = make_algorithm(model, INNER | {"algorithm": name, "head": None}, KEY)
+            own = jax.eval_shape(algorithm.init, params)
+            task = metajax.Task(support, query)
+            programs[name] = str(jax.make_jaxpr(algorithm.meta_grad)(own, task, None))
+            _, info = jax.eval_shape(algorithm.adapt, own, support, None)
+            assert info.support_loss.shape == (2,)
+    assert len(programs) == len(set(programs.values())) == 6
+    learner = make_learner(model, INNER | {"algorithm": "test-time-training", "head": None})
+    options = {name: getattr(learner.shared, name) for name in ("unroll", "reparametrize")}
+    online = metajax.test_time_training(learner.loss_fn, learner.optimizer, 2, **options)
+    known = str(jax.make_jaxpr(online.meta_grad)(params, metajax.Task(support, None), None))
+    assert programs["test-time-training"] == known

@@ -10,7 +10,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
 import metajax
-from metajax.training.evaluation import BASELINES, Estimate, _compiled, estimate, run_episodes
+from metajax.training.evaluation import (
+    BASELINES,
+    Estimate,
+    _compiled,
+    estimate,
+    ratio_estimate,
+    run_episodes,
+)
 from metajax.training.outer import map_tasks
 
 MAML = metajax.maml(problems.mlp_loss, optax.sgd(0.1), 2)
@@ -35,6 +42,21 @@ def test_the_interval_covers_the_truth_95_times_in_100():
 def test_one_episode_tells_nothing_about_the_error():
     assert estimate([2.0]) == Estimate(2.0, np.inf)
     assert estimate([1.0, 3.0]) == pytest.approx((2.0, stats.t.ppf(0.975, 1)))
+
+
+def test_a_ratio_of_sums_has_the_interval_of_its_residuals():
+    """Against a simulation: the standard error of the ratio over repeated samples."""
+    rng = np.random.default_rng(0)
+    weights = rng.integers(1, 9, (1000, 50))
+    totals = weights * 2.0 + rng.normal(size=weights.shape) * weights
+    found = [ratio_estimate(*pair) for pair in zip(totals, weights)]
+    ratios = totals.sum(1) / weights.sum(1)
+    np.testing.assert_allclose([each.mean for each in found], ratios)
+    width = np.mean([each.ci95 for each in found]) / stats.t.ppf(0.975, 49)
+    assert width == pytest.approx(ratios.std(), rel=0.07)
+    same = ratio_estimate([3.0, 5.0, 10.0], [2, 2, 2])
+    assert same == pytest.approx(estimate([1.5, 2.5, 5.0]))
+    assert ratio_estimate([3.0], [2]) == Estimate(1.5, np.inf)
 
 
 def test_evaluate_is_the_mean_over_adapted_episodes(x64):
