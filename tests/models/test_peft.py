@@ -327,7 +327,8 @@ def test_adapters_of_other_layers_cannot_be_written(tmp_path):
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 @pytest.mark.parametrize(("model_type", "head"), MODELS)
 def test_peft_loads_it_with_the_same_logits(model_type, head, tmp_path, x64, monkeypatch):
-    peft = pytest.importorskip("peft")
+    import peft  # takes seconds
+
     model = make_model(model_type, head)
     params = with_adapters(model)
     theirs = theirs_with(model, params["base"], tmp_path / "base", monkeypatch)
