@@ -248,7 +248,13 @@ def check_exported(names: dict) -> None:
 # These pages run whole stages. So does the README, which always runs.
 LONG = tuple(
     f"docs/{page}.md"
-    for page in ("tutorial", "guides/own-csv", "guides/unlabelled", "guides/export")
+    for page in (
+        "tutorial",
+        "guides/own-csv",
+        "guides/unlabelled",
+        "guides/documents",
+        "guides/export",
+    )
 )
 
 # Checks of the names that a page defined.

@@ -389,3 +389,35 @@ def test_the_report_shows_the_losses_by_chunk(refused, llama, folder, trained, t
     ):
         file.write_text(json.dumps([none | change]))
         refused(line, *command[:-1], tmp_path / "other.html")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--lora", 2, "--freeze", "--algorithm", "test-time-training"),
+        ("--prefix", 3, "--algorithm", "test-time-training", "--low-memory"),
+        ("--trainable", "norms", "--inner-optimizer", "adam"),
+        ("--algorithm", "maml++"),
+        ("--algorithm", "meta-sgd", "--lora", 2),
+        ("--algorithm", "reptile"),
+    ],
+    ids=lambda given: " ".join(map(str, given)),
+)
+def test_what_adapts_and_how_can_be_chosen(llama, folder, tmp_path, given):
+    """The adaptation lowers the loss, and the checkpoint adapts as it was trained."""
+    meta, run = tmp_path / "meta", tmp_path / "run"
+    size = ("--max-length", LENGTH)
+    queries = () if "test-time-training" in given else ("--queries", QUERIES)
+    tasks = ("--tasks", f"documents:{folder}", *size)
+    more = ("--steps", 6, "--inner-steps", STEPS, "--learning-rate", 0.01, *queries, *given)
+    tiny.succeed("metatrain", "--model", llama, "--workdir", meta, *tasks, *more)
+    rows = evaluate(meta, folder, tmp_path / "rows.json", queries=QUERIES if queries else None)
+    assert rows["checkpoint"]["loss"] < rows["same-steps"]["loss"] < rows["none"]["loss"]
+    tiny.succeed("adapt", "--model", meta, "--workdir", run, *tasks)
+    found = results_of(run)
+    assert found["after"]["tasks"]["loss"] < found["before"]["tasks"]["loss"]
+    if "--freeze" in given:
+        exported = tmp_path / "adapters"
+        tiny.succeed("export", "--model", run, "--format", "peft", "--output", exported)
+        assert (exported / "adapter_model.safetensors").is_file()
