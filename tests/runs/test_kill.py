@@ -3,13 +3,28 @@
 import random
 import subprocess
 import time
+import types
 
 import pytest
 import tiny
 
+from tests.commands import test_documents
+from tests.commands.test_decoders import write_llama
 from tests.stage_commands import COMMANDS
 
-STEPS = {"pretrain": 8, "metatrain": 6}
+# "documents" meta-trains LoRA adapters of a frozen decoder; its checkpoints have the adapters.
+STEPS = {"pretrain": 8, "metatrain": 6, "documents": 6}
+
+
+@pytest.fixture(scope="module")
+def material(material, tmp_path_factory):
+    """Also a random Llama and a folder of documents."""
+    llama = write_llama(tmp_path_factory.mktemp("models") / "llama")
+    documents = tmp_path_factory.mktemp("documents")
+    for number in range(6):
+        words = random.Random(number).choices(tiny.WORDS, k=30)
+        (documents / f"{number}.txt").write_text(" ".join(words))
+    return types.SimpleNamespace(**vars(material), llama=llama, documents=documents)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +61,11 @@ def seconds(material, compiled, tmp_path_factory):
 
 def command(stage, material, workdir):
     # A checkpoint at each step, because a kill disturbs a save most.
+    if stage == "documents":
+        settings = {"algorithm": "test-time-training", "queries": None, "lora": 2}
+        settings |= {"steps": STEPS[stage], "save_every": 1}
+        llama, documents = material.llama, material.documents
+        return [*test_documents.metatrain(llama, documents, workdir, **settings), "--freeze"]
     quick = {"algorithm": "fomaml"} if stage == "metatrain" else {}
     return COMMANDS[stage](material, workdir, steps=STEPS[stage], save_every=1, **quick)
 
@@ -95,6 +115,8 @@ def assert_ends_alike(stage, material, workdir, expected):
     [
         ("pretrain", "after a step"),
         pytest.param("metatrain", "while saving", marks=pytest.mark.slow),
+        pytest.param("documents", "after a step", marks=pytest.mark.slow),
+        pytest.param("documents", "while saving", marks=pytest.mark.slow),
     ],
 )
 def test_killed_and_run_again(material, compiled, undisturbed, tmp_path, stage, moment):
@@ -114,7 +136,7 @@ def test_killed_and_run_again(material, compiled, undisturbed, tmp_path, stage, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["pretrain", "metatrain"])
+@pytest.mark.parametrize("stage", STEPS)
 @pytest.mark.parametrize("number", range(20))
 def test_killed_at_a_random_moment(
     material, compiled, undisturbed, seconds, tmp_path, stage, number
