@@ -124,6 +124,8 @@ def run_command(words: list[str], piped: bytes, run: bool) -> str:
             small = ["--methods", "knn", "--max-length", "16"]
         if any(word.startswith("documents:") for word in arguments):
             small = SMALL_DOCUMENTS[arguments[0]].split()
+        if "--lora" in arguments:  # ANIL has no adapters.
+            small = [word.replace("anil", "fomaml") for word in small]
         small += ["--curve", "1"] if "--curve" in arguments else []
         return tiny.succeed(*arguments, *small, stdin=piped)
     if program == "echo":
@@ -253,12 +255,21 @@ LONG = tuple(
         "guides/own-csv",
         "guides/unlabelled",
         "guides/documents",
+        "guides/decoder-lora",
         "guides/export",
     )
 )
 
+def check_adapters(names: dict) -> None:
+    np.testing.assert_allclose(names["ours"], names["logits"], atol=1e-5)
+    with names["adapted"].disable_adapter():  # It has learned something.
+        without = names["adapted"](**names["batch"]).logits.detach()
+    assert abs(without - names["logits"]).max() > 1e-4
+
+
 # Checks of the names that a page defined.
 CHECKS = {
+    "docs/guides/decoder-lora.md": check_adapters,
     "docs/algorithms.md": check_algorithm,
     "docs/guides/export.md": check_exported,
 }
@@ -270,6 +281,7 @@ def code_of(page: str) -> list[Block]:
 
 
 @pytest.mark.xdist_group("docs")  # One worker compiles for all pages.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT uses it.
 @pytest.mark.parametrize(
     "page",
     [

@@ -66,7 +66,7 @@ class InnerSettings(Settings):
         advanced=True,
     )
     freeze: bool | None = option(
-        "meta-train only what adapts (with --lora, --prefix or --trainable)", None
+        "train and save only what adapts (with --lora, --prefix or --trainable)", None
     )
     inner_optimizer: str | None = option(
         "optimizer of the inner steps (default: as meta-trained, else sgd); momentum is 0.9",
