@@ -391,8 +391,9 @@ def written_out(name, meta_params, task, key):
 
 def descent(name, k, grad, rate):
     """Of step k; MAML++ has a rate for each step. What is not adapted may have no rate."""
-    rate = rate[k] if "maml++" in name else rate
-    return grad * 0 if rate is None else -rate * grad
+    if rate is None:
+        return grad * 0
+    return -(rate[k] if "maml++" in name else rate) * grad
 
 
 def test_it_does_what_its_steps_written_out_do(x64, name):
