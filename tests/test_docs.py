@@ -260,6 +260,7 @@ LONG = tuple(
     )
 )
 
+
 def check_adapters(names: dict) -> None:
     np.testing.assert_allclose(names["ours"], names["logits"], atol=1e-5)
     with names["adapted"].disable_adapter():  # It has learned something.
