@@ -59,7 +59,7 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
         InputError: the input cannot be used.
     """
     settings, parts = with_parts(settings)
-    lines = data.read_lines(settings.text)
+    lines = _read(settings.text)
     _report_repeated(lines)
     causal = is_decoder(settings.model)
     if causal:
@@ -95,6 +95,15 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
         ),
         source.params,
     )
+
+
+def _read(specs: Sequence[str]) -> list[str]:
+    """Return the documents of `--text`: the lines of plain text files, or those of documents."""
+    texts: list[str] = []
+    for spec in specs:
+        path = spec.removeprefix("documents:")
+        texts += data.read_lines(path) if path == spec else data.load_documents(path)
+    return texts
 
 
 def _refuse_masking(settings: PretrainSettings) -> None:
@@ -169,7 +178,7 @@ def _report_repeated(lines: Sequence[str]) -> None:
     repeated = len(lines) - len(set(map(normalize, lines)))
     if repeated:
         _log.warning(
-            "%d of %d lines of the text are repeated, so measurements on held-out text may be too "
+            "%d of %d lines or documents are repeated, so measurements on held-out text may be too "
             "good",
             *(repeated, len(lines)),
         )

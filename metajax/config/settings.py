@@ -29,7 +29,11 @@ class PretrainSettings(TrainSettings, BatchSettings):
     Example: metajax pretrain --model bert-base-uncased --text corpus.txt --workdir runs/pretrain
     """
 
-    text: tuple[str, ...] = option("plain text files", metavar="FILE", affects_results=False)
+    text: tuple[str, ...] = option(
+        "plain text files, a document per line; or documents:PATH (text files, a document each)",
+        metavar="FILE",
+        affects_results=False,
+    )
     steps: int = option("optimizer steps", 1000, minimum=1)
     batch_size: int = option("blocks of --max-length tokens per step", 32, minimum=1)
     mask_rate: float = option("fraction of tokens to mask (encoders)", 0.15, above=0, maximum=0.9)

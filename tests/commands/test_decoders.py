@@ -119,6 +119,22 @@ def pretrained(models, material, compiled, tmp_path_factory):
     return workdir
 
 
+def test_documents_of_a_folder_are_text(models, material, tmp_path):
+    """Also with newlines, which are predicted too. A document per line is the same."""
+    for number, text in enumerate(["w1 w2 w3 w4\nw5", "w6 w7"]):
+        (tmp_path / f"{number}.txt").write_text(text)
+    rows = [{"text": "w1 w2 w3 w4\nw5"}, {"text": "w6 w7"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert pretrain._read([f"documents:{tmp_path / 'rows.jsonl'}"]) == [r["text"] for r in rows]
+    (folder := tmp_path / "folder").mkdir()
+    for number in range(2):
+        (tmp_path / f"{number}.txt").rename(folder / f"{number}.txt")
+    assert pretrain._read([f"documents:{folder}"]) == [row["text"] for row in rows]
+    given = command(material, models["llama"], tmp_path / "run", steps=1, held_out=0.5)
+    given[given.index("--text") + 1] = f"documents:{folder}"
+    tiny.succeed(*given, "--max-length", 6)
+
+
 def test_pretraining_reports_and_lowers_the_loss(pretrained):
     results = json.loads((pretrained / "results.json").read_text())
     names = ["loss", "perplexity", "accuracy", "bits_per_byte"]

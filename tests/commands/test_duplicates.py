@@ -140,7 +140,7 @@ def test_lines_that_come_again_are_reported(caplog):
     caplog.set_level(logging.INFO)
     _report_repeated(["w1 w2", "w3", "w1  w2", "w1 w2", "w4"])
     (message,) = caplog.messages
-    assert message.startswith("2 of 5 lines of the text are repeated")
+    assert message.startswith("2 of 5 lines or documents are repeated")
     caplog.clear()
     _report_repeated(["w1", "w2"])
     assert not caplog.messages
