@@ -1,6 +1,7 @@
 """Test-time training: meta-learning for parameters that adapt to a stream."""
 # ruff: noqa: PT028 -- the name of the method begins like that of a test.
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -11,14 +12,25 @@ from metajax.algorithms.adaptation import Adaptation, meta_gradient
 from metajax.algorithms.hypergrad import InnerLoss
 from metajax.algorithms.inner_loop import InnerLoop, inner_loop
 from metajax.dtypes import widen
-from metajax.types import InitFn, Key, LossFn, MetaAlgorithm, MetaInfo, Params, Reparametrize, Task
+from metajax.types import (
+    Batch,
+    InitFn,
+    Key,
+    LossFn,
+    MetaAlgorithm,
+    MetaInfo,
+    Params,
+    Reparametrize,
+    Task,
+)
 
 
 def test_time_training(
     loss_fn: LossFn,
     inner_optimizer: optax.GradientTransformation,
-    num_steps: int,
+    num_steps: int | None = None,
     *,
+    first_order: bool = False,
     truncate: int | None = None,
     low_memory: bool = False,
     unroll: bool = False,
@@ -39,10 +51,11 @@ def test_time_training(
     Args:
         loss_fn: `(params, batch, rng) -> (loss, aux)`.
         inner_optimizer: as for `metajax.maml`.
-        num_steps: K >= 1, the number of chunks.
+        num_steps: K >= 1, the number of chunks. None: that of each support set.
+        first_order: whether to omit the second derivatives, as for `metajax.maml`.
         truncate: T: gradients pass through the last T steps only. The gradients of earlier steps
             are constants. The meta-gradient is then not exact, but needs less time and memory. 0 is
-            first order. None: exact.
+            first order. None: exact, unless first_order.
         low_memory: as for `metajax.maml`.
         unroll: as for `metajax.maml`.
         micro_batches: as for `metajax.maml`, but applied to a chunk.
@@ -58,9 +71,9 @@ def test_time_training(
         the steps, `query_loss` is the meta-loss, and `query_aux` is that of the query set, or {}.
 
     Raises:
-        ValueError: num_steps or micro_batches is below 1, or truncate below 0, or, when
-            called, a leaf of the support set is not [K, ...], or `trainable` is false for all
-            parameters.
+        ValueError: num_steps or micro_batches is below 1, or truncate below 0 or given with
+            first_order, or, when called, a leaf of the support set is not [K, ...], or `trainable`
+            is false for all parameters.
         TypeError: when called, loss_fn does not return a scalar loss and aux.
 
     Examples:
@@ -73,6 +86,55 @@ def test_time_training(
         >>> info.support_loss.tolist(), float(info.query_loss), grads.tolist()
         ([0.5, 1.125], 0.8125, [-0.875])
     """
+    if first_order and truncate is not None:
+        raise ValueError(f"first_order=True is truncate=0, but truncate is {truncate}; give one")
+    make = functools.partial(
+        _of_length,
+        loss_fn,
+        inner_optimizer,
+        truncate=0 if first_order else truncate,
+        low_memory=low_memory,
+        unroll=unroll,
+        micro_batches=micro_batches,
+        trainable=trainable,
+        frozen=frozen,
+        reparametrize=reparametrize,
+        init_fn=init_fn,
+    )
+    if num_steps is not None:
+        return make(num_steps)
+    return MetaAlgorithm(
+        init=lambda params: params,
+        adapt=lambda params, support, rng: make(_length(support)).adapt(params, support, rng),
+        meta_grad=lambda params, task, rng: make(_length(task.support)).meta_grad(
+            params, task, rng
+        ),
+    )
+
+
+def _length(support: Batch) -> int:
+    """Return K of a stream."""
+    sizes = [jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(support)]
+    if not sizes or sizes[0] == ():
+        raise ValueError("support: is not a stream; give leaves [K, ...], one chunk per inner step")
+    return sizes[0][0]
+
+
+def _of_length(
+    loss_fn: LossFn,
+    inner_optimizer: optax.GradientTransformation,
+    num_steps: int,
+    *,
+    truncate: int | None,
+    low_memory: bool,
+    unroll: bool,
+    micro_batches: int,
+    trainable: Callable[[str], bool] | None,
+    frozen: Callable[[str], bool] | None,
+    reparametrize: Reparametrize | None,
+    init_fn: InitFn | None,
+) -> MetaAlgorithm:
+    """Make the algorithm for streams of K chunks."""
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; give a number of chunks >= 1")
 

@@ -333,5 +333,25 @@ def test_what_does_not_fit_is_refused():
         inner_loop(lambda *inputs: 0.0, 3, truncate=-1)
     with pytest.raises(ValueError, match="num_steps is 0; give a number of chunks"):
         metajax.test_time_training(LOSS, SGD, 0)
+    with pytest.raises(ValueError, match="first_order=True is truncate=0, but truncate is 2"):
+        metajax.test_time_training(LOSS, SGD, 3, first_order=True, truncate=2)
+    with pytest.raises(ValueError, match="support: is not a stream; give leaves"):
+        metajax.test_time_training(LOSS, SGD).adapt(problems.mlp_params(), jnp.ones(()), None)
     with pytest.raises(TypeError, match="stream"):
         metajax.imaml(LOSS, SGD, 3, stream=True)
+
+
+def test_a_stream_tells_its_length(x64):
+    """Of first order, and of any length."""
+    params, key = problems.mlp_params(), jax.random.key(2)
+    for steps in (2, 3):
+        stream = problems.nth(problems.mlp_streams(1, steps), 0)
+        for first_order in (False, True):
+            found = metajax.test_time_training(LOSS, SGD, first_order=first_order)
+            truncate = 0 if first_order else None
+            wanted = metajax.test_time_training(LOSS, SGD, steps, truncate=truncate)
+            results = [
+                (each.meta_grad(params, stream, key), each.adapt(params, stream.support, key))
+                for each in (found, wanted)
+            ]
+            jax.tree.map(np.testing.assert_array_equal, *results)
