@@ -33,6 +33,7 @@ from metajax.config.settings import (
 from metajax.errors import InputError, StoppedError, one_line
 from metajax.models import files
 from metajax.reporting.plots import compared_accuracies
+from metajax.runs.document_eval import DocumentRow
 from metajax.runs.eval_set import Row
 from metajax.training.evaluation import Estimate, estimate
 
@@ -130,19 +131,26 @@ def exported(run: Trained) -> str:
 
 
 def judged(root: Path, model: str, *methods: str, **settings: Any) -> list[Result]:
-    """Evaluate methods on the same episodes; keep the results in `root`.
+    """Evaluate methods on the same episodes; see `evaluated`.
 
     Two calls with the same tasks, sizes and seed have the same episodes.
     """
+    rows = evaluated(root, model, *methods, **settings)
+    return [Result(np.array(row.accuracies), row.seconds) for row in rows]
+
+
+def evaluated(root: Path, model: str, *methods: str, **settings: Any) -> list[Any]:
+    """Run `metajax evaluate`; keep the rows in `root`."""
     settings = {"model": model, "methods": methods, **settings}
-    read = [data.fingerprint(path) for path in (*settings["tasks"], settings["classes"])]
+    files_read = [*settings["tasks"], *filter(None, [settings.get("classes")])]
+    read = [data.fingerprint(path) for path in files_read]
     key = _digest({**settings, "read": [*read, _identity(Path(model))]})
     file = root / f"{'-'.join(methods)}-{key}.json"
     if not file.is_file():
         print(f"evaluate {' '.join(methods)} of {model}", flush=True)
         evaluate(EvaluateSettings(output=str(file), **settings))
-    rows = [Row(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
-    return [Result(np.array(row.accuracies), row.seconds) for row in rows]
+    kind = DocumentRow if settings["tasks"][0].startswith("documents:") else Row
+    return [kind(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
 
 
 def _identity(model: Path) -> Any:

@@ -1,6 +1,7 @@
 """Each experiment runs for one step, so that it keeps working."""
 
 import importlib
+import itertools
 import json
 from argparse import Namespace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import tiny
 
 import metajax
-from experiments import intents, navigation, runs, sinusoid, stages, unlabelled, unseen
+from experiments import documents, intents, navigation, runs, sinusoid, stages, unlabelled, unseen
 from metajax import Estimate
 from metajax.commands.evaluate import Row
 from metajax.config.settings import EvaluateSettings
@@ -136,6 +137,40 @@ def material(tmp_path):
     (tmp_path / "intents").symlink_to(tmp_path)
     with tiny.one_quick_device(tmp_path / "xla"):
         yield SimpleNamespace(root=tmp_path, given=given)
+
+
+@pytest.mark.slow
+def test_documents_take_a_step(tmp_path, capsys, monkeypatch):
+    """On packages of tiny files, of which each part has two."""
+    files = [(f"package{number}", f"def f{number}(x):\n    return x\n" * 9) for number in range(40)]
+    monkeypatch.setattr(documents, "sources", lambda: iter(files))
+    monkeypatch.setattr(documents, "LENGTH", 12)
+    monkeypatch.setattr(documents, "QUERIES", 2)
+    sizes = {"vocabulary": 300, "width": 16, "blocks": 2, "pretraining": 1, "batch-size": 2}
+    sizes |= {"steps": 1, "tasks": 1, "inner-steps": 2}
+    given = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
+    for _ in range(2):  # The second time all is there.
+        with tiny.one_quick_device(tmp_path / "xla"):
+            documents.main(["--root", str(tmp_path / "runs"), "--seeds", "3", *given])
+        lines = capsys.readouterr().out.splitlines()
+        table = lines[
+            lines.index(next(x for x in lines if x.startswith("test packages, seed 3"))) :
+        ]
+        names = {line[:40].strip() for line in table[1:9]}
+        kinds = ("", ", in context", ", dynamic evaluation")
+        plain = {f"{name}{kind}" for name in ("pretrained", "pretrained longer") for kind in kinds}
+        assert names == plain | {"second order", "first order"}
+        [ours] = [line for line in table[1:9] if line.startswith("second order")]
+        assert ours.endswith("0.0000 ± 0.0000")
+        assert len(table[-1].removeprefix("pretrained longer, dynamic evaluation").split()) == 4
+
+
+def test_packages_are_in_one_part_each():
+    found = {
+        name: documents.part_of(name) for name, _ in itertools.islice(documents.sources(), 300)
+    }
+    assert set(found.values()) <= {"train", "valid", "test"}
+    assert len(found) > 10
 
 
 @pytest.mark.slow
