@@ -127,13 +127,13 @@ def _adapt_to_documents(settings: AdaptSettings) -> dict[str, Any]:
     )
     run = open_run(settings.workdir, record)
     streamed = adapt_to_stream(few_shot, stream, dev)
-    losses = [*streamed.losses, streamed.after["tasks"]["loss"]]
-    adapted = Adapted(streamed.params, losses, rate)
+    before, after = (each["tasks"]["loss"] for each in (streamed.before, streamed.after))
+    adapted = Adapted(streamed.params, [*streamed.losses, after], rate)
     _check_finite(adapted, settings.tasks[0])
     begin(run, lambda directory: save_config(directory, few_shot.model))
     saved = few_shot.merge(adapted.params) if few_shot.frozen is None else adapted.params
-    _save(run, adapted._replace(params=saved), settings.seed, few_shot.frozen)
-    _warn_if_risen(adapted._replace(losses=[streamed.before["tasks"]["loss"], losses[-1]]))
+    _save(run, adapted._replace(params=saved), settings.seed, few_shot.frozen, before)
+    _warn_if_risen(adapted._replace(losses=[before, after]))
     results = {
         "documents": stream.documents,
         "chunks": stream.chunks,
@@ -146,11 +146,22 @@ def _adapt_to_documents(settings: AdaptSettings) -> dict[str, Any]:
     return results
 
 
-def _save(run: Run, adapted: Adapted, seed: int, frozen: Frozen) -> None:
-    """Write the checkpoint, without frozen parameters, and the losses."""
+def _save(
+    run: Run, adapted: Adapted, seed: int, frozen: Frozen, before: float | None = None
+) -> None:
+    """Write the checkpoint, without frozen parameters, and the losses.
+
+    Args:
+        run: where to write.
+        adapted: the result of the steps.
+        seed: the run's seed.
+        frozen: as for `Checkpoints`.
+        before: loss on all examples before the steps, if steps have examples of their own.
+    """
     losses, steps = adapted.losses, len(adapted.losses) - 1
+    before = losses[0] if before is None else before
     at = "" if adapted.rate is None else f" at rate {adapted.rate:g}"
-    _log.info("%s: %d steps%s, loss %.3f -> %.3f", run.path, steps, at, losses[0], losses[-1])
+    _log.info("%s: %d steps%s, loss %.3f -> %.3f", run.path, steps, at, before, losses[-1])
     with (
         locked(run),
         Checkpoints(run.checkpoints, keep=1, record=run.record, frozen=frozen) as checkpoints,

@@ -159,6 +159,8 @@ def _load(
         return _load_glue(glue_name(spec[5:]), glue_dir, split)
     if spec.startswith("smlmt:"):
         return _hidden_words(spec, keep_duplicates)
+    if spec.startswith("documents:"):
+        raise InputError(f"{spec}: documents have no labels; give a labelled task")
     order: tuple[str, ...] | None = None
     if spec.startswith("hub:"):
         columns = columns._replace(label=columns.label or "label")

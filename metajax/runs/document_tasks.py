@@ -64,6 +64,8 @@ def load_documents(specs: Sequence[str], model: Transformer) -> list[data.Tokeni
     Raises:
         InputError: they cannot be read, or have no tokens.
     """
+    if _PREFIX in specs:
+        raise InputError(f"{_PREFIX} names no path; give documents:PATH")
     paths = [spec.removeprefix(_PREFIX) for spec in specs]
     texts = [text for path in paths for text in data.load_documents(path)]
     repeated = len(texts) - len(set(map(normalize, texts)))

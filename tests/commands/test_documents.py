@@ -252,10 +252,12 @@ def test_adapt_takes_one_pass_over_all_chunks(llama, folder, tmp_path):
 
 def test_inner_steps_limit_the_steps_of_adapt(llama, folder, tmp_path):
     where = ("--model", llama, "--workdir", tmp_path / "run", "--max-length", LENGTH)
-    tiny.succeed("adapt", *where, "--tasks", f"documents:{folder}", "--inner-steps", 2)
+    done = tiny.run("adapt", *where, "--tasks", f"documents:{folder}", "--inner-steps", 2)
     losses = [row["loss"] for row in tiny.rows_of(tmp_path / "run") if "loss" in row]
     assert len(losses) == 2
     found = results_of(tmp_path / "run")
+    before, after = (found[when]["tasks"]["loss"] for when in ("before", "after"))
+    assert f"2 steps at rate 0.1, loss {before:.3f} -> {after:.3f}" in done.err
     assert found["chunks"] > 2
     assert found["stream"]["loss"] == pytest.approx(sum(losses) / 2)
 
@@ -304,6 +306,17 @@ def test_documents_and_labels_are_not_mixed(refused, llama, folder, material, tm
 def test_documents_need_a_decoder(refused, material, folder, tmp_path):
     message = "a model of type bert has no causal-LM head; give a decoder, such as a Llama"
     refused(message, *metatrain(material.bert, folder, tmp_path / "run"))
+
+
+def test_documents_without_a_path_or_for_another_stage(refused, llama, folder, tmp_path):
+    where = ("--model", llama, "--workdir", tmp_path / "run")
+    refused(
+        "documents: names no path; give documents:PATH", "adapt", *where, "--tasks", "documents:"
+    )
+    refused(
+        f"documents:{folder}: documents have no labels; give a labelled task",
+        *("finetune", *where, "--tasks", f"documents:{folder}"),
+    )
 
 
 def test_documents_that_are_too_few(refused, llama, folder, tmp_path):
