@@ -5,6 +5,7 @@ from typing import NamedTuple
 from metajax.config.groups import ModelSettings
 from metajax.errors import InputError
 from metajax.models import Transformer
+from metajax.models.files import base_of
 from metajax.models.metadata import no_classifier
 from metajax.runs.source import find, open_source
 from metajax.types import Params
@@ -41,8 +42,10 @@ def open_classifier(spec: str, task: str | None) -> Classifier:
     Raises:
         InputError: the model has no classification head, or no head for this task.
     """
-    record = find(spec)[1]
-    problem = no_classifier(spec) if record is None else None
+    path, record = find(spec)
+    problem = None
+    if record is None:
+        problem = "has adapters and no head" if base_of(path) else no_classifier(spec)
     if problem is not None:
         raise InputError(f"{spec}: {problem}; run finetune or adapt on it first")
     if record is not None and record["stage"] not in ("adapt", "finetune"):

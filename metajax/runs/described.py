@@ -10,6 +10,7 @@ from metajax.models import load_adapters, read_model
 from metajax.models.files import base_of
 from metajax.models.metadata import named_pooling
 from metajax.models.pretrained import HeadOptions
+from metajax.runs.adapters import ADAPTER_SETTINGS
 from metajax.runs.source import DTYPES, Source, find, lora_settings, rebuild
 
 _log = logging.getLogger("metajax")
@@ -62,11 +63,15 @@ def describe_source(spec: str, settings: ModelSettings, **head: Unpack[HeadOptio
         described = describe_source(base, settings, **head)
         split = load_adapters(path, described.model, described.params)
         return described._replace(adapter_settings=lora_settings(split))
+    adapters: dict[str, Any] = {}
     if record is None:
         model = read_model(spec, **head).replace(problem_type=None)
     else:
+        if record["settings"].get("freeze"):
+            adapters = {name: record["settings"].get(name) for name in ADAPTER_SETTINGS}
         # The label names of the run do not apply to another head.
         changes: dict[str, Any] = {"label_names": None, **head}
         model = rebuild(path / "model", record["model"]).replace(**changes)
     model = model.replace(remat=settings.remat, dtype=DTYPES[settings.dtype])
-    return Source(model, jax.eval_shape(model.init, jax.random.key(0)), {"record": record or {}})
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return Source(model, shapes, {"record": record or {}}, adapter_settings=adapters)

@@ -203,12 +203,19 @@ def _unlike_learned_rates(inner: InnerSettings, few_shot: FewShot) -> str | None
     """Return why the learned rates of a checkpoint cannot be used with these settings, if so."""
     algorithm, steps = few_shot.inner["algorithm"], few_shot.inner["inner_steps"]
     if not few_shot.source.continues(few_shot.inner):
-        given = next(name for name in (*WHAT, "lora_kernels") if getattr(inner, name))
+        names = (*WHAT, "lora_kernels")
+        given = next(name for name in names if getattr(inner, name) not in (None, ()))
         return (
             f"{flag_and_value(given, getattr(inner, given))}: {algorithm} has learned rates for "
             f"other parameters; remove {flag(given)}"
         )
-    learned_steps = few_shot.source.meta_settings["inner_steps"]
+    trained = few_shot.source.meta_settings
+    learned_steps, optimizer = trained["inner_steps"], trained.get("inner_optimizer")
+    if few_shot.entry.learned_rates and few_shot.inner["inner_optimizer"] != optimizer:
+        return (
+            f"--inner-optimizer {inner.inner_optimizer}: {algorithm} has learned rates for "
+            f"{optimizer or 'sgd'}; remove --inner-optimizer"
+        )
     if few_shot.entry.learned_rates and inner.inner_lr is not None:
         return f"--inner-lr {inner.inner_lr}: {algorithm} has learned rates; remove --inner-lr"
     if few_shot.entry.rates_per_step and steps > learned_steps:

@@ -9,6 +9,7 @@ from metajax.config.fields import flag_and_value
 from metajax.config.inner import InnerSettings, check_taken
 from metajax.errors import InputError
 from metajax.models import TransformerConfig
+from metajax.models.prefix import prefix_length
 from metajax.runs.source import Source
 
 _log = logging.getLogger("metajax")
@@ -75,7 +76,7 @@ def resolve(inner: InnerSettings, source: Source, *, documents: bool = False) ->
     resolved["lora_kernels"] = tuple(resolved["lora_kernels"])
     for name, default in {"trainable": "all", "inner_optimizer": "sgd", "freeze": False}.items():
         resolved[name] = None if resolved[name] == default else resolved[name]
-    _check_what(resolved, source.model.config)
+    _check_what(resolved, source.model.config, prefix_length(source.params))
     return resolved | {"algorithm": algorithm}
 
 
@@ -86,7 +87,8 @@ def _applicable(trained: dict[str, Any], given: dict[str, Any], algorithm: str) 
         dropped.add("inner_steps")
     if trained.get("head") not in ALGORITHMS[algorithm].heads:
         dropped.add("head")
-    if any(name in given for name in WHAT):  # One of them overrides all.
+    # One of them overrides all.
+    if any(given[name] != trained.get(name) for name in WHAT if name in given):
         dropped |= {*WHAT, "lora_kernels", "freeze"}
     optimizer = given.get("inner_optimizer")
     if optimizer is not None and optimizer != (trained.get("inner_optimizer") or "sgd"):
@@ -120,8 +122,8 @@ def _fixed(algorithm: str, name: str) -> Any:
     return (DEFAULTS | {"inner_steps": 0, "head": heads[0] if heads else None})[name]
 
 
-def _check_what(inner: dict[str, Any], config: TransformerConfig) -> None:
-    """Check the settings that choose what adapts."""
+def _check_what(inner: dict[str, Any], config: TransformerConfig, vectors: int) -> None:
+    """Check the settings that choose what adapts; the model has some vectors before the text."""
     blocks, positions = config.num_hidden_layers, config.max_position_embeddings
     given = [name for name in WHAT if inner[name] is not None]
     if len(given) > 1:
@@ -137,6 +139,11 @@ def _check_what(inner: dict[str, Any], config: TransformerConfig) -> None:
         raise InputError(
             f"--prefix {inner['prefix']}: leaves no place for text, because the model has "
             f"{positions} positions; give fewer vectors"
+        )
+    if vectors and inner["prefix"] not in (None, vectors):
+        raise InputError(
+            f"--prefix {inner['prefix']}: the model has {vectors} vectors before the text; give "
+            f"--prefix {vectors}"
         )
     if inner["lora_kernels"] and inner["lora"] is None:
         raise InputError(

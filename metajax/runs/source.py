@@ -148,7 +148,9 @@ def _with_adapters(
     if head:
         model, params = with_head(model, params, rng=rng, **head)
         own = {key: leaf for key, leaf in base.params.items() if key not in _HEADS}
-        rest = {key: own.get(key, leaf) for key, leaf in params.items() if key != "prefix"}
+        # The head, if the base lacks it, but nothing that the adapters have.
+        kept = (key for key in params if key in own or key not in learned)
+        rest = {key: own.get(key, params[key]) for key in kept}
         split["base"] = rest
     return base._replace(model=model, params=params, split=split, adapter_settings=inner)
 

@@ -123,6 +123,8 @@ def test_adapters_in_the_format_of_peft_are_a_starting_point(frozen, material, t
     settings = json.loads((tmp_path / "peft" / "run.json").read_text())["settings"]
     assert (settings["lora"], settings["lora_kernels"], settings["freeze"]) == (2, ["qkv"], True)
     tiny.succeed("lineage", "--model", tmp_path / "peft")
+    done = tiny.run("predict", "--model", frozen / "peft")
+    assert (done.status, "peft: has adapters and no head; run finetune or" in done.err) == (2, True)
 
 
 def test_the_base_must_be_there_and_unchanged(frozen, material, tmp_path):

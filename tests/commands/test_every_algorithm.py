@@ -118,6 +118,8 @@ def test_learned_rates_are_those_of_the_steps_that_were_trained(material, tmp_pa
         opened(meta, inner_steps=3)
     with pytest.raises(InputError, match=r"--inner-lr 0.5: maml\+\+ has learned rates"):
         opened(meta, inner_lr=0.5)
+    with pytest.raises(InputError, match=r"optimizer adam: maml\+\+ has learned rates for sgd"):
+        opened(meta, inner_optimizer="adam")
     done = tiny.run(
         *("evaluate", "--model", meta, "--tasks", material.intents, "--ways", 3, "--curve", 2)
     )
