@@ -14,7 +14,17 @@ import pytest
 import tiny
 
 import metajax
-from experiments import documents, intents, navigation, runs, sinusoid, stages, unlabelled, unseen
+from experiments import (
+    documents,
+    gradmem,
+    intents,
+    navigation,
+    runs,
+    sinusoid,
+    stages,
+    unlabelled,
+    unseen,
+)
 from metajax import Estimate
 from metajax.commands.evaluate import Row
 from metajax.config.settings import EvaluateSettings
@@ -92,12 +102,62 @@ def test_sinusoid_judges_at_learned_rates_alone(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "names",
+    [
+        ["no inner steps"],
+        pytest.param([], marks=pytest.mark.slow, id="all"),  # The tests below trace these.
+    ],
+)
+def test_gradmem_takes_a_step(capsys, names):
+    given = ["--methods", *names] if names else []
+    sizes = ["--pairs", "2", "--vectors", "1", "--inner-steps", "1", "--steps", "1"]
+    gradmem.main(["--seed", "7", "--episodes", "2", *sizes, *given])
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split()[-1] == "training"
+    assert [row[:16].strip() for row in rows] == (names or list(gradmem.METHODS))
+    assert [row.count("±") for row in rows] == ([2] if names else [2, 3, 3])
+
+
+SIZES = gradmem.Sizes(pairs=3, vectors=2, inner_steps=2, inner_lr=1.0)
+
+
+@pytest.mark.parametrize("method", gradmem.METHODS)
+def test_every_gradmem_method_trains(method):
+    """Only traced, because compiling takes half a minute."""
+    outer = gradmem.trainer(SIZES, method)
+    trained = jax.eval_shape(lambda: gradmem.train(outer, SIZES, 0, 1))
+    assert trained["prefix"]["vectors"].shape == (2, 64)
+
+
+def test_gradmem_tests_on_tasks_that_training_never_draws():
+    tasks = [
+        gradmem.draw(jax.random.key(1), 50, 5, held_out=held_out) for held_out in (True, False)
+    ]
+    for task, held_out in zip(tasks, (True, False)):
+        pairs = task.query["input_ids"]
+        keys, values = pairs[..., 0], pairs[..., 1] - 10
+        assert pairs.shape == (50, 5, 2)
+        np.testing.assert_array_equal(task.support["input_ids"], pairs.reshape(50, 1, 10))
+        assert all(len(set(row)) == 5 and max(row) < 10 for row in keys.tolist())
+        assert values.min() >= 0
+        assert values.max() < gradmem.VALUES
+        assert ((values.sum(1) % gradmem.VALUES == 0) == held_out).all()
+        # The loss is on the values alone.
+        np.testing.assert_array_equal(task.query["loss_mask"], (pairs >= 10).astype(int))
+        assert task.support["loss_mask"].sum() == 50 * 5
+
+
+@pytest.mark.parametrize(
     ("experiment", "given", "said"),
     [
         (sinusoid, "--episodes 150", "--episodes 150: give a multiple of 100"),
         (sinusoid, "--episodes 0", "--episodes 0: give a multiple of 100"),
         (sinusoid, "--steps 0", "--steps 0: give 1 or more"),
         (sinusoid, "--seed -1", "--seed -1: give a number from 0 to 4294967295"),
+        (gradmem, "--pairs 16 1", "--pairs 1: give 2 or more"),
+        (gradmem, "--inner-steps 0", "--inner-steps 0: give 1 or more"),
+        (gradmem, "--inner-lr nan", "--inner-lr nan: give a number above 0"),
+        (gradmem, "--seed 0 -1", "--seed -1: give a number from 0 to 4294967295"),
         (navigation, "--episodes 0", "--episodes 0: give 1 or more"),
         (navigation, "--trajectories 20 0", "--trajectories 0: give 1 or more"),
         (navigation, "--steps -3", "--steps -3: give 1 or more"),
