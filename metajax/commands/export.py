@@ -13,6 +13,8 @@ from typing import Any
 from metajax.config.settings import ExportSettings
 from metajax.errors import InputError
 from metajax.models import Transformer, save_adapters, save_pretrained
+from metajax.models.files import base_of
+from metajax.models.prefix import prefix_length
 from metajax.runs.classifier import open_classifier
 from metajax.runs.paths import on_disk, to_path
 from metajax.runs.record import read_record
@@ -32,7 +34,8 @@ def export(settings: ExportSettings) -> dict[str, Any]:
         the head is in classifier.safetensors, which only metajax reads.
 
     Raises:
-        InputError: the workdir has no checkpoint, or the directory is not empty.
+        InputError: the workdir has no checkpoint, its model has no place in the format, or the
+            directory is not empty.
     """
     output = Path(os.path.abspath(on_disk(settings.output)))  # A name with a parent, even for "."
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
@@ -48,6 +51,11 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     else:
         source = open_source(settings.model)
         model, params = _as_saved(source), source.params
+    if prefix_length(params):
+        raise InputError(
+            f"{settings.model}: has vectors before the text (--prefix), which have no place in "
+            "Hugging Face's format; use the run itself"
+        )
     _write(output, partial(save_pretrained, model=model, params=params))
     (loads_in,) = json.loads((output / "config.json").read_text())["architectures"]
     return {"output": str(output), "head": model.head, "loads_in": loads_in}
@@ -77,13 +85,18 @@ def _export_adapters(output: Path, spec: str) -> dict[str, Any]:
     """Write the adapters of a run in PEFT's format.
 
     Raises:
-        InputError: the run has no LoRA adapters on a frozen base.
+        InputError: the run has no LoRA adapters on a frozen base, or this base has adapters.
     """
     source = open_source(spec)
     if source.split is None or source.base is None or not source.adapter_settings["lora"]:
         raise InputError(
             f"--format peft: {spec} has no LoRA adapters on frozen weights; train it with "
             "--lora RANK --freeze, or export it without --format"
+        )
+    if base_of(to_path(source.base)) is not None:
+        raise InputError(
+            f"--format peft: {source.base}, the base of {spec}, has adapters of its own; export it "
+            "without --format"
         )
     if read_record(to_path(source.base)) is not None:
         _log.warning(

@@ -68,7 +68,11 @@ def test_a_frozen_base_is_trained_evaluated_adapted_and_used(kind, material, tmp
     texts = tmp_path / "texts.txt"
     texts.write_text("".join(f"{text}\n" for text, _ in tiny.examples(3, 2, seed=7, first=8)))
     guesses = tiny.succeed("predict", "--model", new, "--input", texts)
-    if kind != "prefix":
+    if kind == "prefix":
+        done = tiny.run("export", "--model", new, "--output", tmp_path / "exported")
+        line = f"{new}: has vectors before the text (--prefix), which have no place in Hugging Face"
+        assert (done.status, line in done.err) == (2, True)
+    else:
         tiny.succeed("export", "--model", new, "--output", tmp_path / "exported")
         again = tiny.succeed("predict", "--model", tmp_path / "exported", "--input", texts)
         assert again == guesses
@@ -125,6 +129,31 @@ def test_adapters_in_the_format_of_peft_are_a_starting_point(frozen, material, t
     tiny.succeed("lineage", "--model", tmp_path / "peft")
     done = tiny.run("predict", "--model", frozen / "peft")
     assert (done.status, "peft: has adapters and no head; run finetune or" in done.err) == (2, True)
+
+
+def test_peft_has_no_adapters_on_adapters(frozen, material, tmp_path):
+    """PEFT would load one of the two."""
+    run = tmp_path / "run"
+    new = ("--lora", 3, "--freeze", "--inner-steps", 0)
+    tiny.succeed(
+        "adapt", "--model", frozen / "peft", "--tasks", material.new, "--workdir", run, *new
+    )
+    done = tiny.run("export", "--model", run, "--format", "peft", "--output", tmp_path / "out")
+    assert done.status == 2
+    assert f"{frozen / 'peft'}, the base of {run}, has adapters of its own; export it" in done.err
+    tiny.succeed("export", "--model", run, "--output", tmp_path / "out")
+
+
+def test_adapters_do_not_name_themselves_as_their_base(frozen, tmp_path):
+    peft = shutil.copytree(frozen / "peft", tmp_path / "peft")
+    file = peft / "adapter_config.json"
+    config = json.loads(file.read_text()) | {"base_model_name_or_path": str(peft)}
+    file.write_text(json.dumps(config))
+    done = tiny.run("plan", "--model", peft)
+    assert (done.status, "base_model_name_or_path is this directory; write" in done.err) == (
+        2,
+        True,
+    )
 
 
 def test_the_base_must_be_there_and_unchanged(frozen, material, tmp_path):
