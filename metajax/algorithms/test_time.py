@@ -35,6 +35,7 @@ def test_time_training(
     low_memory: bool = False,
     unroll: bool = False,
     micro_batches: int = 1,
+    chunk_weights: Callable[[Batch], jax.Array] | None = None,
     trainable: Callable[[str], bool] | None = None,
     frozen: Callable[[str], bool] | None = None,
     reparametrize: Reparametrize | None = None,
@@ -59,6 +60,8 @@ def test_time_training(
         low_memory: as for `metajax.maml`.
         unroll: as for `metajax.maml`.
         micro_batches: as for `metajax.maml`, but applied to a chunk.
+        chunk_weights: `(chunks) -> [K]` from leaves [K, ...], the weights of the chunks' losses in
+            the mean, such as their numbers of tokens. By default they are equal.
         trainable: as for `metajax.maml`.
         frozen: as for `metajax.maml`.
         reparametrize: as for `metajax.maml`. It is called with the whole stream.
@@ -96,6 +99,7 @@ def test_time_training(
         low_memory=low_memory,
         unroll=unroll,
         micro_batches=micro_batches,
+        chunk_weights=chunk_weights,
         trainable=trainable,
         frozen=frozen,
         reparametrize=reparametrize,
@@ -129,6 +133,7 @@ def _of_length(
     low_memory: bool,
     unroll: bool,
     micro_batches: int,
+    chunk_weights: Callable[[Batch], jax.Array] | None,
     trainable: Callable[[str], bool] | None,
     frozen: Callable[[str], bool] | None,
     reparametrize: Reparametrize | None,
@@ -162,13 +167,21 @@ def _of_length(
         make_loop=make_loop,
     )
 
+    def mean_of(losses: jax.Array, *chunks: Batch) -> jax.Array:
+        wide = widen(losses)
+        if chunk_weights is None:
+            return wide.mean()
+        weights = jnp.concatenate(list(map(chunk_weights, chunks))).astype(wide.dtype)
+        return (weights * wide).sum() / jnp.maximum(weights.sum(), 1e-12)
+
     def meta_loss(params: Params, task: Task, rng: Key | None) -> tuple[jax.Array, MetaInfo]:
         if task.query is None:
             losses = adaptation.adapt(inner_optimizer, params, task.support, rng)[1].support_loss
-            mean = widen(losses).mean()
+            mean = mean_of(losses, task.support)
             return mean, MetaInfo(mean, {}, losses)
         loss, info = adaptation.query_loss(inner_optimizer, params, task, rng)
-        mean = widen(jnp.append(info.support_loss, loss)).mean()
+        last = jax.tree.map(lambda leaf: leaf[None], task.query)
+        mean = mean_of(jnp.append(info.support_loss, loss), task.support, last)
         return mean, info._replace(query_loss=mean)
 
     through = None if truncate == 0 else inner_optimizer

@@ -104,12 +104,13 @@ class AdaptSettings(ModelSettings, TaskSettings, InnerSettings):
 
     inner_lr: float | None = option(
         "learning rate of SGD (default: the largest that does not raise the loss of any step; no "
-        "steps at all if prototypes alone classify more left-out examples correctly)",
+        "steps at all if prototypes alone classify more left-out examples correctly; on documents: "
+        "as meta-trained, else 0.1)",
         None,
         above=0,
     )
     dev: str | None = option(
-        "other labelled examples of the task, to report the accuracy on",
+        "other examples of the task, to report the accuracy on, or other documents",
         None,
         metavar="TASK",
         affects_results=False,

@@ -160,7 +160,7 @@ def base_of(directory: Path) -> str | None:
     """Return the base that a directory of adapters names; None if it is not such a directory.
 
     Raises:
-        InputError: the directory does not name its base, or names itself.
+        InputError: the directory does not name its base, or names one of adapters only.
     """
     path = directory / ADAPTER_CONFIG
     if not path.is_file() or (directory / "config.json").is_file():
@@ -171,8 +171,12 @@ def base_of(directory: Path) -> str | None:
             f"{path}: base_model_name_or_path is {base!r}; write the directory or hub id of the "
             "base there"
         )
-    if Path(base).resolve() == directory.resolve():
-        raise InputError(f"{path}: base_model_name_or_path is this directory; write the base there")
+    own = Path(base)
+    if (own / ADAPTER_CONFIG).is_file() and not (own / "config.json").is_file():
+        raise InputError(
+            f"{path}: base_model_name_or_path is {base}, which has adapters only; write a whole "
+            "model there"
+        )
     return base
 
 

@@ -20,6 +20,7 @@ from metajax.types import Params, Reparametrized, Task
 # The settings that describe adapters.
 ADAPTER_SETTINGS = ("lora", "lora_kernels", "prefix", "trainable", "freeze")
 _QUERY_KEY_VALUE = ("qkv", "query", "key", "value")
+_THREE = set(_QUERY_KEY_VALUE[1:])
 _MLP = ("gate", "up", "down")
 
 
@@ -59,8 +60,10 @@ def is_frozen(path: str) -> bool:
 
 def adapter_kind(inner: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return the settings that describe the adapters, to compare those of two runs."""
-    kernels = tuple(inner.get("lora_kernels") or ())
-    return (*(inner.get(name) for name in ("lora", "prefix", "trainable")), kernels)
+    kernels = set(inner.get("lora_kernels") or ("qkv",))
+    # In a Llama, qkv is short for the three.
+    kernels = {"qkv"} | kernels - set(_QUERY_KEY_VALUE) if kernels >= _THREE else kernels
+    return (*(inner.get(name) for name in ("lora", "prefix", "trainable")), frozenset(kernels))
 
 
 def make_adapters(model: Transformer, inner: Mapping[str, Any]) -> Adapters | None:

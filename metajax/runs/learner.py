@@ -28,6 +28,7 @@ from metajax.models import (
 from metajax.runs.adapters import adapts, in_head, make_adapters
 from metajax.runs.source import without_dropout
 from metajax.types import (
+    Batch,
     InitFn,
     Key,
     LossFn,
@@ -207,7 +208,9 @@ def make_algorithm(
                 multi_step=multi_step,
             )
         case "test_time_training":
-            return test_time_training(loss_fn, optimizer, steps, **exact)
+            return test_time_training(
+                loss_fn, optimizer, steps, chunk_weights=_predicted_tokens, **exact
+            )
         case "leopard":
             return leopard(
                 lambda params, batch, rng: model.features(params, batch),
@@ -227,6 +230,11 @@ def make_algorithm(
             return maml(loss_fn, optimizer, steps, first_order=first_order, stream=stream, **exact)
         case other:
             raise NotImplementedError(f"{other}: add a case to make_algorithm")
+
+
+def _predicted_tokens(chunks: Batch) -> jax.Array:
+    """Return how many tokens each chunk [K, B, L] predicts, so that padding does not count."""
+    return chunks["loss_mask"].sum((1, 2))
 
 
 def make_schedule(

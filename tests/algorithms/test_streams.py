@@ -355,3 +355,26 @@ def test_a_stream_tells_its_length(x64):
                 for each in (found, wanted)
             ]
             jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_chunks_count_by_their_weights(x64, low_memory):
+    """Also the query set; a chunk of weight 0 does not count."""
+    task, params, weights = stream_task(4), problems.mlp_params(), jnp.array([0.0, 3.0, 1.0, 2.0])
+    whole = jnp.append(weights, 4.0)
+
+    def chunk_weights(chunks):
+        return whole[:4] if len(jax.tree.leaves(chunks)[0]) == 4 else whole[4:]
+
+    def loss(params):
+        losses, last = written_out(4, task, params)
+        return (whole * jnp.append(losses, last)).sum() / 10
+
+    algorithm = metajax.test_time_training(
+        LOSS, SGD, 4, low_memory=low_memory, chunk_weights=chunk_weights
+    )
+    grads, info = meta_grad(algorithm, task)
+    assert problems.relative_gap(grads, jax.grad(loss)(params)) < 1e-12
+    online = task._replace(query=None)
+    found = meta_grad(algorithm, online)[1].query_loss
+    np.testing.assert_allclose(found, (weights * info.support_loss).sum() / 6, rtol=1e-12)

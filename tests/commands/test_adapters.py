@@ -150,7 +150,7 @@ def test_adapters_do_not_name_themselves_as_their_base(frozen, tmp_path):
     config = json.loads(file.read_text()) | {"base_model_name_or_path": str(peft)}
     file.write_text(json.dumps(config))
     done = tiny.run("plan", "--model", peft)
-    assert (done.status, "base_model_name_or_path is this directory; write" in done.err) == (
+    assert (done.status, "which has adapters only; write a whole model" in done.err) == (
         2,
         True,
     )

@@ -11,7 +11,14 @@ from metajax.config.inner import InnerSettings
 from metajax.config.settings import PlanSettings
 from metajax.errors import InputError
 from metajax.models import Transformer
-from metajax.runs.adapters import adapts, is_frozen, lora_kernels, make_adapters, upper_mlps
+from metajax.runs.adapters import (
+    adapter_kind,
+    adapts,
+    is_frozen,
+    lora_kernels,
+    make_adapters,
+    upper_mlps,
+)
 from metajax.runs.few_shot import describe_few_shot, open_few_shot
 from metajax.runs.inner import DEFAULTS
 from metajax.runs.source import open_source
@@ -146,3 +153,13 @@ def test_learned_rates_of_adapters_are_for_these_adapters(bert, tmp_path):
         shown = f"--{name.replace('_', '-')} {value if name != 'lora_kernels' else 'out'}"
         with pytest.raises(InputError, match=f"{shown}: meta-sgd has learned rates for other par"):
             opened(run, **{name: value})
+
+
+def test_names_of_the_same_kernels_are_the_same_adapters():
+    kinds = [
+        adapter_kind({"lora": 2, "lora_kernels": kernels})
+        for kernels in (None, (), ["qkv"], ("value", "query", "key"))
+    ]
+    assert len(set(kinds)) == 1
+    assert adapter_kind({"lora": 2, "lora_kernels": ("query",)}) not in kinds
+    assert adapter_kind({"lora": 2, "lora_kernels": ("qkv", "up")}) not in kinds
