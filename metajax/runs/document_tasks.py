@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from metajax.config.settings import MetatrainSettings
 from metajax.data.normalization import normalize
 from metajax.errors import InputError
 from metajax.models import Transformer
+from metajax.reading import expand_home
 from metajax.runs.few_shot import FewShot
 from metajax.types import Task
 
@@ -48,6 +50,7 @@ def are_documents(settings: TaskSettings) -> bool:
         raise InputError(
             f"--dev {dev}: is a labelled task, but --tasks has documents; give documents:PATH"
         )
+    _check_workdir(settings)
     for setting in dataclasses.fields(settings):
         value = getattr(settings, setting.name)
         if setting.name in _OF_LABELS and value != setting.default:
@@ -56,6 +59,20 @@ def are_documents(settings: TaskSettings) -> bool:
                 f"{flag(setting.name)}"
             )
     return True
+
+
+def _check_workdir(settings: TaskSettings) -> None:
+    """Refuse a workdir whose files would become documents."""
+    workdir: str | None = getattr(settings, "workdir", None)
+    if workdir is None or "://" in workdir:
+        return
+    for path in (spec.removeprefix(_PREFIX) for spec in settings.tasks):
+        folder = Path(expand_home(path)).resolve()
+        if path and Path(workdir).resolve().is_relative_to(folder):
+            raise InputError(
+                f"--workdir {workdir}: is in the folder of the documents, so that its files would "
+                "become documents; give a directory elsewhere"
+            )
 
 
 def load_documents(specs: Sequence[str], model: Transformer) -> list[data.TokenizedDocument]:

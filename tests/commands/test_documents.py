@@ -313,6 +313,12 @@ def test_documents_without_a_path_or_for_another_stage(refused, llama, folder, t
     refused(
         "documents: names no path; give documents:PATH", "adapt", *where, "--tasks", "documents:"
     )
+    inside = folder / "runs" / "new"
+    refused(
+        f"--workdir {inside}: is in the folder of the documents, so that its files would become",
+        *("adapt", "--model", llama, "--workdir", inside, "--tasks", f"documents:{folder}"),
+    )
+    assert not inside.parent.exists()
     refused(
         f"documents:{folder}: documents have no labels; give a labelled task",
         *("finetune", *where, "--tasks", f"documents:{folder}"),
