@@ -234,7 +234,7 @@ def make_algorithm(
 
 def _predicted_tokens(chunks: Batch) -> jax.Array:
     """Return how many tokens each chunk [K, B, L] predicts, so that padding does not count."""
-    return chunks["loss_mask"].sum((1, 2))
+    return (chunks["attention_mask"][..., 1:] > 0).sum((1, 2))
 
 
 def make_schedule(

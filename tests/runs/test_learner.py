@@ -140,7 +140,7 @@ def test_each_algorithm_for_documents_takes_one_chunk_a_step():
     model = Transformer(config, head="causal_lm")
     params = jax.eval_shape(model.init, KEY)
     ids = jnp.ones((2, 1, 5), int)
-    support = {"input_ids": ids, "attention_mask": ids, "loss_mask": ids}
+    support = {"input_ids": ids, "attention_mask": ids}
     programs = {}
     for name, entry in ALGORITHMS.items():
         if entry.documents:
@@ -154,7 +154,7 @@ def test_each_algorithm_for_documents_takes_one_chunk_a_step():
     assert len(programs) == len(set(programs.values())) == 6
     learner = make_learner(model, INNER | {"algorithm": "test-time-training", "head": None})
     options = {name: getattr(learner.shared, name) for name in ("unroll", "reparametrize")}
-    options["chunk_weights"] = lambda chunks: chunks["loss_mask"].sum((1, 2))
+    options["chunk_weights"] = lambda chunks: (chunks["attention_mask"][..., 1:] > 0).sum((1, 2))
     online = metajax.test_time_training(learner.loss_fn, learner.optimizer, 2, **options)
     known = str(jax.make_jaxpr(online.meta_grad)(params, metajax.Task(support, None), None))
     assert programs["test-time-training"] == known
