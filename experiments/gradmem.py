@@ -4,9 +4,10 @@ Claim: after two inner steps, second order retrieves most of 16 pairs from 4 vec
 does not, and a model that was trained without inner steps guesses.
 Paper: GradMem, Kuratov et al. 2026 (arXiv:2603.13875), associative key-value retrieval.
 Command: XLA_FLAGS=--xla_cpu_multi_thread_eigen=false python -m experiments.gradmem
-Hardware and time: one CPU core, while other jobs run: per seed 610 s for second order, 175 s for
-first order, 118 s without inner steps. The first two take about 220 and 100 s of CPU time.
-Expect: 95, 51 and 4% after two inner steps (seed 0). RESULTS.md and logs/gradmem.md have the rest.
+Hardware and time: one CPU core, while other jobs run: per seed 10 to 21 minutes for second order, 3
+to 4 for first order, 2 to 3 without inner steps. The first two take 220 and 100 s of CPU time.
+Expect: 95 to 98% for second order, 45 to 55% for first order, 4 to 6% without inner steps. With
+`--vectors 1`: 57 and 15%. RESULTS.md has the table.
 
 A task has N pairs of a key and a value. Inner loop: K steps of SGD on the vectors before the text
 `k1 v1 k2 v2 ...`, with the loss on the values. The network does not change. Then the text is
