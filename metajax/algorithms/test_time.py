@@ -3,14 +3,14 @@
 
 import functools
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from metajax.algorithms.adaptation import Adaptation, meta_gradient
-from metajax.algorithms.hypergrad import InnerLoss
-from metajax.algorithms.inner_loop import InnerLoop, inner_loop
+from metajax.algorithms.inner_loop import inner_loop
 from metajax.dtypes import widen
 from metajax.types import (
     Batch,
@@ -24,6 +24,9 @@ from metajax.types import (
     Task,
 )
 
+# From leaves [K, ...] to the weights of K chunks.
+ChunkWeights: TypeAlias = Callable[[Batch], jax.Array]
+
 
 def test_time_training(
     loss_fn: LossFn,
@@ -35,7 +38,7 @@ def test_time_training(
     low_memory: bool = False,
     unroll: bool = False,
     micro_batches: int = 1,
-    chunk_weights: Callable[[Batch], jax.Array] | None = None,
+    chunk_weights: ChunkWeights | None = None,
     trainable: Callable[[str], bool] | None = None,
     frozen: Callable[[str], bool] | None = None,
     reparametrize: Reparametrize | None = None,
@@ -91,20 +94,37 @@ def test_time_training(
     """
     if first_order and truncate is not None:
         raise ValueError(f"first_order=True is truncate=0, but truncate is {truncate}; give one")
-    make = functools.partial(
-        _of_length,
-        loss_fn,
-        inner_optimizer,
-        truncate=0 if first_order else truncate,
-        low_memory=low_memory,
-        unroll=unroll,
-        micro_batches=micro_batches,
-        chunk_weights=chunk_weights,
-        trainable=trainable,
-        frozen=frozen,
-        reparametrize=reparametrize,
-        init_fn=init_fn,
-    )
+
+    def make(num_steps: int) -> MetaAlgorithm:
+        if num_steps < 1:
+            raise ValueError(f"num_steps is {num_steps}; give a number of chunks >= 1")
+        constant = 0 if first_order else truncate
+        make_loop = functools.partial(
+            inner_loop,
+            num_steps=num_steps,
+            low_memory=low_memory,
+            unroll=unroll,
+            stream=True,
+            micro_batches=micro_batches,
+            differentiable_loss=True,
+            truncate=constant,
+        )
+        adaptation = Adaptation(
+            loss_fn,
+            num_steps,
+            low_memory=low_memory,
+            trainable=trainable,
+            frozen=frozen,
+            reparametrize=reparametrize,
+            init_fn=init_fn,
+            stream=True,
+            make_loop=make_loop,
+        )
+        meta_loss = functools.partial(_meta_loss, adaptation, inner_optimizer, chunk_weights)
+        through = None if constant == 0 else inner_optimizer
+        algorithm = adaptation.algorithm(inner_optimizer)
+        return algorithm._replace(meta_grad=meta_gradient(meta_loss, through=through))
+
     if num_steps is not None:
         return make(num_steps)
     return MetaAlgorithm(
@@ -124,66 +144,28 @@ def _length(support: Batch) -> int:
     return sizes[0][0]
 
 
-def _of_length(
-    loss_fn: LossFn,
+def _meta_loss(
+    adaptation: Adaptation,
     inner_optimizer: optax.GradientTransformation,
-    num_steps: int,
-    *,
-    truncate: int | None,
-    low_memory: bool,
-    unroll: bool,
-    micro_batches: int,
-    chunk_weights: Callable[[Batch], jax.Array] | None,
-    trainable: Callable[[str], bool] | None,
-    frozen: Callable[[str], bool] | None,
-    reparametrize: Reparametrize | None,
-    init_fn: InitFn | None,
-) -> MetaAlgorithm:
-    """Make the algorithm for streams of K chunks."""
-    if num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps}; give a number of chunks >= 1")
+    chunk_weights: ChunkWeights | None,
+    params: Params,
+    task: Task,
+    rng: Key | None,
+) -> tuple[jax.Array, MetaInfo]:
+    """Return the mean loss on the chunks before the steps, and on the query set after all."""
+    if task.query is None:
+        losses = adaptation.adapt(inner_optimizer, params, task.support, rng)[1].support_loss
+        mean = _mean_of(chunk_weights, losses, task.support)
+        return mean, MetaInfo(mean, {}, losses)
+    loss, info = adaptation.query_loss(inner_optimizer, params, task, rng)
+    last = jax.tree.map(lambda leaf: leaf[None], task.query)
+    mean = _mean_of(chunk_weights, jnp.append(info.support_loss, loss), task.support, last)
+    return mean, info._replace(query_loss=mean)
 
-    def make_loop(inner_loss: InnerLoss) -> InnerLoop:
-        return inner_loop(
-            inner_loss,
-            num_steps,
-            low_memory=low_memory,
-            unroll=unroll,
-            stream=True,
-            micro_batches=micro_batches,
-            differentiable_loss=True,
-            truncate=truncate,
-        )
 
-    adaptation = Adaptation(
-        loss_fn,
-        num_steps,
-        low_memory=low_memory,
-        trainable=trainable,
-        frozen=frozen,
-        reparametrize=reparametrize,
-        init_fn=init_fn,
-        stream=True,
-        make_loop=make_loop,
-    )
-
-    def mean_of(losses: jax.Array, *chunks: Batch) -> jax.Array:
-        wide = widen(losses)
-        if chunk_weights is None:
-            return wide.mean()
-        weights = jnp.concatenate(list(map(chunk_weights, chunks))).astype(wide.dtype)
-        return (weights * wide).sum() / jnp.maximum(weights.sum(), 1e-12)
-
-    def meta_loss(params: Params, task: Task, rng: Key | None) -> tuple[jax.Array, MetaInfo]:
-        if task.query is None:
-            losses = adaptation.adapt(inner_optimizer, params, task.support, rng)[1].support_loss
-            mean = mean_of(losses, task.support)
-            return mean, MetaInfo(mean, {}, losses)
-        loss, info = adaptation.query_loss(inner_optimizer, params, task, rng)
-        last = jax.tree.map(lambda leaf: leaf[None], task.query)
-        mean = mean_of(jnp.append(info.support_loss, loss), task.support, last)
-        return mean, info._replace(query_loss=mean)
-
-    through = None if truncate == 0 else inner_optimizer
-    algorithm = adaptation.algorithm(inner_optimizer)
-    return algorithm._replace(meta_grad=meta_gradient(meta_loss, through=through))
+def _mean_of(chunk_weights: ChunkWeights | None, losses: jax.Array, *chunks: Batch) -> jax.Array:
+    wide = widen(losses)
+    if chunk_weights is None:
+        return wide.mean()
+    weights = jnp.concatenate(list(map(chunk_weights, chunks))).astype(wide.dtype)
+    return (weights * wide).sum() / jnp.maximum(weights.sum(), 1e-12)
