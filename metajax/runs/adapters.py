@@ -4,7 +4,7 @@ The parameters are then `{"base", "adapters"}`, as those of `metajax.lora`. The 
 of a LoRA, vectors before the text, or a copy of some of the network's own parameters.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,10 +17,7 @@ from metajax.models import Transformer, init_prefix, separate_layers
 from metajax.tree import drop, is_norm_or_bias, overlay
 from metajax.types import Params, Reparametrized, Task
 
-# The settings that describe adapters.
-ADAPTER_SETTINGS = ("lora", "lora_kernels", "prefix", "trainable", "freeze")
-_QUERY_KEY_VALUE = ("qkv", "query", "key", "value")
-_THREE = set(_QUERY_KEY_VALUE[1:])
+_QUERY_KEY_VALUE = {"query", "key", "value"}
 _MLP = ("gate", "up", "down")
 
 
@@ -58,12 +55,16 @@ def is_frozen(path: str) -> bool:
     return lora.is_base(path) and not adapts(path)
 
 
+def adapter_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those settings of a run that describe its adapters; None if the run is older."""
+    names = ("lora", "lora_kernels", "prefix", "trainable", "freeze")
+    return {name: settings.get(name) for name in names}
+
+
 def adapter_kind(inner: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return the settings that describe the adapters, to compare those of two runs."""
-    kernels = set(inner.get("lora_kernels") or ("qkv",))
-    # In a Llama, qkv is short for the three.
-    kernels = {"qkv"} | kernels - set(_QUERY_KEY_VALUE) if kernels >= _THREE else kernels
-    return (*(inner.get(name) for name in ("lora", "prefix", "trainable")), frozenset(kernels))
+    kernels = frozenset(_kernel_names(inner.get("lora_kernels") or ()))
+    return (*(inner.get(name) for name in ("lora", "prefix", "trainable")), kernels)
 
 
 def make_adapters(model: Transformer, inner: Mapping[str, Any]) -> Adapters | None:
@@ -116,9 +117,15 @@ def lora_kernels(params: Params, names: tuple[str, ...]) -> set[str]:
                 f"--lora-kernels {name}: the blocks of the model have no such kernel; choose from "
                 f"{' '.join(sorted(known))}"
             )
-    wanted = set(names or ("qkv",))
-    wanted |= set(_QUERY_KEY_VALUE) if "qkv" in wanted else set()
-    return {f"layers/{name}/kernel" for name in wanted & known}
+    return {f"layers/{name}/kernel" for name in _kernel_names(names) & known}
+
+
+def _kernel_names(names: Iterable[str]) -> set[str]:
+    """Return the kernels that `--lora-kernels` names: qkv stands for query, key and value."""
+    wanted = set(names) or {"qkv"}
+    if "qkv" in wanted or wanted >= _QUERY_KEY_VALUE:
+        wanted |= {"qkv", *_QUERY_KEY_VALUE}
+    return wanted
 
 
 def _split_lora(rank: int, names: tuple[str, ...], rng: jax.Array, params: Params) -> Params:

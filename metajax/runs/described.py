@@ -10,7 +10,7 @@ from metajax.models import load_adapters, read_model
 from metajax.models.files import base_of
 from metajax.models.metadata import named_pooling
 from metajax.models.pretrained import HeadOptions
-from metajax.runs.adapters import ADAPTER_SETTINGS
+from metajax.runs.adapters import adapter_settings
 from metajax.runs.source import DTYPES, Source, find, lora_settings, rebuild
 
 _log = logging.getLogger("metajax")
@@ -68,7 +68,7 @@ def describe_source(spec: str, settings: ModelSettings, **head: Unpack[HeadOptio
         model = read_model(spec, **head).replace(problem_type=None)
     else:
         if record["settings"].get("freeze"):
-            adapters = {name: record["settings"].get(name) for name in ADAPTER_SETTINGS}
+            adapters = adapter_settings(record["settings"])
         # The label names of the run do not apply to another head.
         changes: dict[str, Any] = {"label_names": None, **head}
         model = rebuild(path / "model", record["model"]).replace(**changes)

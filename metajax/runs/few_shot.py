@@ -87,8 +87,7 @@ class FewShot(NamedTuple):
     @property
     def start(self) -> Params:
         """The initialization that the algorithm trains: the network's parameters, or split."""
-        apart = self.has_adapters
-        return self.source.split_for(self.inner) if apart else self.params
+        return self.source.split_for(self.inner) if self.has_adapters else self.params
 
     def text_length(self, max_length: int) -> int:
         """Limit the tokens per text to the positions of the model; see `text_length`."""

@@ -24,7 +24,7 @@ from metajax.models import (
 from metajax.models.contracts import HEAD_KEY, Head
 from metajax.models.files import adapter_hashes, base_of, read_json
 from metajax.models.pretrained import HeadOptions
-from metajax.runs.adapters import ADAPTER_SETTINGS, adapter_kind, make_adapters
+from metajax.runs.adapters import adapter_kind, adapter_settings, make_adapters
 from metajax.runs.paths import address, in_bucket, local, to_path
 from metajax.runs.record import check_record, identity, read_record
 from metajax.training import checkpoint
@@ -117,8 +117,7 @@ def open_source(
     params, learned = _initialization(saved.params, saved.record)
     parent = {"path": address(path), "step": saved.step, "record": saved.record}
     if "adapters" in params:
-        of_run = saved.record["settings"]
-        inner = {name: of_run.get(name) for name in ADAPTER_SETTINGS}
+        inner = adapter_settings(saved.record["settings"])
         source = Source(model, params.get("base", {}), parent, learned)
         if inner["freeze"]:
             base, where = _frozen_base(path, saved.record, inner)
