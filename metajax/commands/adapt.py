@@ -28,7 +28,7 @@ from metajax.runs.source import describe
 from metajax.runs.task_data import fingerprints, load, relabel, tokenized
 from metajax.runs.workdir import Run, begin, locked, open_run, read_results, write_results
 from metajax.training.checkpoint import Checkpoints
-from metajax.training.outer import Frozen, OuterState
+from metajax.training.outer import OuterState
 
 _log = logging.getLogger("metajax")
 
@@ -97,13 +97,12 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         adapted = _adapt_whole(few_shot, model, examples)
     _check_finite(adapted, settings.tasks[0])
     begin(run, lambda directory: save_config(directory, model))
-    merged = few_shot.merge(adapted.params)
-    saved = merged if few_shot.frozen is None else adapted.params
-    _save(run, adapted._replace(params=saved), settings.seed, few_shot.frozen)
+    _save(run, few_shot, adapted)
     results = _results(adapted, task)
     _warn_if_risen(adapted)
     if dev is not None:
-        classifier = Classifier(model, merged, 0, settings.max_length, None)
+        params = few_shot.merge(adapted.params)
+        classifier = Classifier(model, params, 0, settings.max_length, None)
         results["dev"] = _judge(classifier, dev)
     write_results(run, results)
     return results
@@ -131,8 +130,7 @@ def _adapt_to_documents(settings: AdaptSettings) -> dict[str, Any]:
     adapted = Adapted(streamed.params, [*streamed.losses, after], rate)
     _check_finite(adapted, settings.tasks[0])
     begin(run, lambda directory: save_config(directory, few_shot.model))
-    saved = few_shot.merge(adapted.params) if few_shot.frozen is None else adapted.params
-    _save(run, adapted._replace(params=saved), settings.seed, few_shot.frozen, before)
+    _save(run, few_shot, adapted, before)
     _warn_if_risen(adapted._replace(losses=[before, after]))
     results = {
         "documents": stream.documents,
@@ -146,19 +144,17 @@ def _adapt_to_documents(settings: AdaptSettings) -> dict[str, Any]:
     return results
 
 
-def _save(
-    run: Run, adapted: Adapted, seed: int, frozen: Frozen, before: float | None = None
-) -> None:
+def _save(run: Run, few_shot: FewShot, adapted: Adapted, before: float | None = None) -> None:
     """Write the checkpoint, without frozen parameters, and the losses.
 
     Args:
         run: where to write.
+        few_shot: the network and its inner loop.
         adapted: the result of the steps.
-        seed: the run's seed.
-        frozen: as for `Checkpoints`.
         before: loss on all examples before the steps, if steps have examples of their own.
     """
-    losses, steps = adapted.losses, len(adapted.losses) - 1
+    losses, steps, frozen = adapted.losses, len(adapted.losses) - 1, few_shot.frozen
+    params = few_shot.merge(adapted.params) if frozen is None else adapted.params
     before = losses[0] if before is None else before
     at = "" if adapted.rate is None else f" at rate {adapted.rate:g}"
     _log.info("%s: %d steps%s, loss %.3f -> %.3f", run.path, steps, at, before, losses[-1])
@@ -167,7 +163,7 @@ def _save(
         Checkpoints(run.checkpoints, keep=1, record=run.record, frozen=frozen) as checkpoints,
     ):
         if checkpoints.latest_step is None:
-            state = OuterState(jnp.int32(steps), adapted.params, (), jax.random.key(seed))
+            state = OuterState(jnp.int32(steps), params, (), jax.random.key(few_shot.seed))
             checkpoints.save(state)
         with MetricsLog(run, 0) as log:
             for step, loss in enumerate(losses[:-1], start=1):

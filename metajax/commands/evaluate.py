@@ -19,7 +19,7 @@ from metajax.runs.document_eval import DocumentRow, choose_methods, compare, ope
 from metajax.runs.document_eval import table as document_table
 from metajax.runs.document_tasks import are_documents
 from metajax.runs.eval_set import EvalSet, Row, choose_protocol
-from metajax.runs.few_shot import FewShot, open_as_trained, open_few_shot
+from metajax.runs.few_shot import FewShot, not_meta_trained, open_as_trained, open_few_shot
 from metajax.runs.record import identity
 from metajax.runs.task_data import load
 from metajax.runs.workdir import writable, write_atomically
@@ -162,11 +162,7 @@ def _methods(settings: EvaluateSettings, few_shot: FewShot) -> tuple[str, ...]:
             )
     if settings.methods:
         if "checkpoint" in settings.methods and not trained:
-            raise InputError(
-                f"{settings.model}: is not meta-trained, but the method checkpoint needs a "
-                "meta-trained model; give the workdir of metatrain, or remove checkpoint from "
-                "--methods"
-            )
+            raise InputError(not_meta_trained(settings.model))
         return tuple(dict.fromkeys(settings.methods))
     return ("checkpoint", "same-steps", *BASELINES) if trained else ("same-steps", *BASELINES)
 

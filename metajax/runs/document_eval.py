@@ -11,7 +11,7 @@ from metajax.config.settings import EvaluateSettings
 from metajax.errors import InputError, printable
 from metajax.runs.document_losses import adapted_losses, context_length, plain_losses
 from metajax.runs.document_tasks import Windows, load_streams, open_windows, stream_spec
-from metajax.runs.few_shot import FewShot
+from metajax.runs.few_shot import FewShot, not_meta_trained
 from metajax.training.evaluation import ratio_estimate
 
 METHODS = ("checkpoint", "same-steps", "none", "context")
@@ -63,10 +63,7 @@ def choose_methods(
     wanted, positions = context_length(spec), few_shot.model.config.max_position_embeddings
     wrong = {}
     if not few_shot.is_meta_trained:
-        wrong["checkpoint"] = (
-            f"{settings.model}: is not meta-trained, but the method checkpoint needs a "
-            "meta-trained model; give the workdir of metatrain, or remove checkpoint from --methods"
-        )
+        wrong["checkpoint"] = not_meta_trained(settings.model)
     if wanted > positions:
         wrong["context"] = (
             f"--methods context: the stream and a chunk have {wanted} tokens, and the model "

@@ -170,6 +170,14 @@ class FewShot(NamedTuple):
         return jax.jit(lambda params, tasks: jax.lax.map(partial(one, params), tasks))
 
 
+def not_meta_trained(spec: str) -> str:
+    """Return the message for a model without the method checkpoint of `evaluate`."""
+    return (
+        f"{spec}: is not meta-trained, but the method checkpoint needs a meta-trained model; give "
+        "the workdir of metatrain, or remove checkpoint from --methods"
+    )
+
+
 def open_few_shot(
     spec: str, settings: ModelSettings, inner: InnerSettings, classes: int | None
 ) -> FewShot:
