@@ -16,7 +16,7 @@ from metajax import data
 from metajax.algorithms.supervised import split_batch, supervised
 from metajax.config.fields import flag, flag_and_value
 from metajax.config.settings import PretrainSettings
-from metajax.data.normalization import normalize
+from metajax.data.duplicates import count_repeated
 from metajax.errors import InputError
 from metajax.models import Transformer, causal_lm_loss, masked_lm_loss
 from metajax.runs.described import is_decoder
@@ -175,7 +175,7 @@ def _split(blocks: data.Blocks, settings: PretrainSettings) -> tuple[data.Blocks
 
 def _report_repeated(lines: Sequence[str]) -> None:
     """Warn of repeated lines, because one copy may be trained on and another held out."""
-    repeated = len(lines) - len(set(map(normalize, lines)))
+    repeated = count_repeated(lines)
     if repeated:
         _log.warning(
             "%d of %d lines or documents are repeated, so measurements on held-out text may be too "

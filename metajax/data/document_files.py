@@ -1,8 +1,8 @@
 """Read documents: the text files of a directory, one text file, or the rows of a table."""
 
+import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 from metajax.data.readers import TABLES, read_text
@@ -38,6 +38,8 @@ def load_documents(path: str | Path) -> list[str]:
         ...     data.load_documents(directory)
         ['This is a.md.\n', 'This is b.txt.\n']
     """
+    if path == "":
+        raise InputError("documents: names no path; give documents:PATH")
     texts, left_out = _read(Path(expand_home(str(path))))
     if left_out:
         _log.warning(
@@ -63,14 +65,12 @@ def _read(path: Path) -> tuple[list[str], int]:
     """Return the documents of a path, and how many files have none."""
     if not path.is_dir():
         return load_texts(path)[0] if path.suffix.lower() in TABLES else [read_text(path)], 0
-    texts, left_out = [], 0
-    for file in _files(path):
-        try:
-            if any(part.startswith(".") for part in file.relative_to(path).parts):
-                raise InputError(f"{file}: is hidden; rename it")
-            texts.append(read_text(file))
-        except InputError:
-            left_out += 1
+    texts, files = [], _files(path)
+    for file in files:
+        if not any(part.startswith(".") for part in file.relative_to(path).parts):
+            with contextlib.suppress(InputError):
+                texts.append(read_text(file))
+    left_out = len(files) - len(texts)
     if not texts:
         raise InputError(
             f"{path}: has no text file, and {left_out} files that are hidden, empty or not UTF-8 "
@@ -79,7 +79,7 @@ def _read(path: Path) -> tuple[list[str], int]:
     return texts, left_out
 
 
-def _files(directory: Path) -> Iterator[Path]:
+def _files(directory: Path) -> list[Path]:
     """Return the plain files of a directory and those below, in the order of their paths."""
     files = (file for file in directory.rglob("*") if file.is_file())
-    return iter(sorted(files, key=lambda file: file.relative_to(directory).as_posix()))
+    return sorted(files, key=lambda file: file.relative_to(directory).as_posix())

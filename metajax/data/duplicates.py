@@ -71,3 +71,8 @@ def examples(texts: Sequence[str], pairs: Sequence[str] | None) -> list[Example]
     """Return a key for each example; equal texts have equal keys."""
     others = [""] * len(texts) if pairs is None else map(normalize, pairs)
     return list(zip(map(normalize, texts), others))
+
+
+def count_repeated(texts: Sequence[str]) -> int:
+    """Return how many texts are repetitions of an earlier one; see `Duplicates`."""
+    return len(texts) - len(set(map(normalize, texts)))

@@ -13,7 +13,7 @@ from metajax import data
 from metajax.config.fields import flag, flag_and_value
 from metajax.config.groups import EpisodeSettings, TaskSettings
 from metajax.config.settings import MetatrainSettings
-from metajax.data.normalization import normalize
+from metajax.data.duplicates import count_repeated
 from metajax.errors import InputError
 from metajax.models import Transformer
 from metajax.reading import expand_home
@@ -81,11 +81,9 @@ def load_documents(specs: Sequence[str], model: Transformer) -> list[data.Tokeni
     Raises:
         InputError: they cannot be read, or have no tokens.
     """
-    if _PREFIX in specs:
-        raise InputError(f"{_PREFIX} names no path; give documents:PATH")
     paths = [spec.removeprefix(_PREFIX) for spec in specs]
     texts = [text for path in paths for text in data.load_documents(path)]
-    repeated = len(texts) - len(set(map(normalize, texts)))
+    repeated = count_repeated(texts)
     if repeated:
         _log.warning(
             "%d of %d documents are repeated, so measurements on other documents may be too good",

@@ -313,6 +313,10 @@ def test_documents_without_a_path_or_for_another_stage(refused, llama, folder, t
     refused(
         "documents: names no path; give documents:PATH", "adapt", *where, "--tasks", "documents:"
     )
+    refused(
+        "documents: names no path; give documents:PATH",
+        *("pretrain", *where, "--text", "documents:"),
+    )
     inside = folder / "runs" / "new"
     refused(
         f"--workdir {inside}: is in the folder of the documents, so that its files would become",
