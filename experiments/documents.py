@@ -83,8 +83,8 @@ def write_texts(root: Path) -> None:
         print(f"{part}: {len(kept)} files", flush=True)
 
 
-def write_model(root: Path, options: argparse.Namespace) -> str:
-    """Write a random Llama and its vocabulary, in Hugging Face format."""
+def write_model(root: Path, options: argparse.Namespace) -> tuple[str, Transformer]:
+    """Write a random Llama and its vocabulary, in Hugging Face format; return where, and it."""
     rows = (root / "train.jsonl").read_text(encoding="utf-8").splitlines()
     pairs = tokenizers.ByteLevelBPETokenizer()
     texts = (json.loads(row)["text"] for row in rows)
@@ -115,7 +115,7 @@ def write_model(root: Path, options: argparse.Namespace) -> str:
     pairs.save(str(directory / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
-    return str(directory)
+    return str(directory), model
 
 
 class Costs(NamedTuple):
@@ -160,15 +160,12 @@ def costs(model: Transformer, options: argparse.Namespace) -> Costs:
 
 def run_seed(root: Path, options: argparse.Namespace) -> dict[str, DocumentRow]:
     """Train all models with one seed, and return their rows on the test packages."""
-    directory = write_model(root, options)
+    directory, model = write_model(root, options)
     train = f"documents:{root / 'train.jsonl'}"
     shared = {"seed": options.seed, "max_length": LENGTH}
     text = {"text": (train,), "batch_size": options.batch_size, "learning_rate": 2e-3, **shared}
     base = trained(root, "base", "pretrain", model=directory, steps=options.pretraining, **text)
-    config = TransformerConfig.from_dict(
-        json.loads((Path(directory) / "config.json").read_text()), directory
-    )
-    cost = costs(Transformer(config, head="causal_lm"), options)
+    cost = costs(model, options)
     budget = options.steps * options.tasks * cost.second
     longer = round(budget / (options.batch_size * cost.pretrain))
     more = trained(root, "longer", "pretrain", model=base.path, steps=longer, **text)
