@@ -10,12 +10,13 @@ MAX_LINES = 320
 # Of the functions: lines of a body without its docstring, and functions within one.
 MEDIAN_BODY, MAX_BODY, MAX_NESTED = 8, 60, 3
 
-CONTRACTS = {"errors", "reading", "types", "tree", "dtypes"}
+CONTRACTS = {"errors", "reading", "types", "tree", "dtypes", "platforms"}
 LIBRARY = {*CONTRACTS, "algorithms", "training", "models", "data"}
 # What each part may import besides itself.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
+    "platforms": set(),
     "reading": {"errors"},
     "tree": {"types"},
     "dtypes": {"types"},
@@ -110,6 +111,12 @@ def test_files_stay_short():
     lines = {name_of(path): len(path.read_text().splitlines()) for path in FILES}
     long = {name: count for name, count in lines.items() if count > MAX_LINES}
     assert not long, "they want to be two files each"
+
+
+def test_choices_follow_the_platform_that_is_compiled_for():
+    """Nothing but `metajax.platforms` asks for JAX's default backend."""
+    asking = [name_of(path) for path in FILES if "default_backend" in path.read_text()]
+    assert asking == ["metajax/platforms.py"]
 
 
 def functions_in(node):

@@ -17,6 +17,7 @@ from flax import nnx
 from metajax.models.config import TransformerConfig
 from metajax.models.layers import ACTIVATION, Dense, LayerNorm, dropout, normal
 from metajax.models.prefix import prepend
+from metajax.platforms import target_platform
 
 
 class Embeddings(nnx.Module):
@@ -156,7 +157,7 @@ def run_blocks(
 
     def run(x_BxLxH: jax.Array, layer: Any) -> tuple[jax.Array, None]:
         B, L, _ = x_BxLxH.shape
-        most = _CHUNK_TOKENS.get(jax.default_backend(), _CHUNK_TOKENS_ELSEWHERE)
+        most = _CHUNK_TOKENS.get(target_platform(), _CHUNK_TOKENS_ELSEWHERE)
         # Dropout draws masks for the whole batch.
         if not remat or keys is not None or most >= B * L:
             return block(layer, x_BxLxH, context), None

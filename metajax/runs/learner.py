@@ -25,6 +25,7 @@ from metajax.models import (
     upper_layers,
     zero_init,
 )
+from metajax.platforms import target_platform
 from metajax.runs.adapters import adapts, in_head, make_adapters
 from metajax.runs.source import without_dropout
 from metajax.types import (
@@ -94,7 +95,7 @@ def make_learner(model: Transformer, inner: dict[str, Any]) -> Learner:
     trainable = None
     # A loop needs less memory and compiles faster.
     slim = inner.get("low_memory", False) or model.remat
-    fast = jax.default_backend() == "cpu" and not slim
+    fast = target_platform() == "cpu" and not slim
     # A language model predicts tokens of the whole table.
     reparametrize = compose() if documents else mentioned_rows(model)
     if inner["layers"] is not None:

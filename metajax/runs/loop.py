@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from metajax.config.groups import ModelSettings, TrainSettings
 from metajax.errors import InputError, StoppedError
 from metajax.models import Transformer, save_config
+from metajax.platforms import target_platform
 from metajax.runs.measurements import Clock, metrics_row, peak_memory
 from metajax.runs.metrics import MetricsLog
 from metajax.runs.progress import Progress
@@ -164,7 +165,7 @@ def _train_from(
 def compiler_options(settings: ModelSettings) -> dict[str, bool]:
     """Return XLA options that reduce the memory of a step, if the settings ask for it."""
     saves_memory = settings.remat or getattr(settings, "low_memory", False)
-    if jax.default_backend() != "cpu" or not saves_memory:
+    if target_platform() != "cpu" or not saves_memory:
         return {}
     return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 

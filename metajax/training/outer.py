@@ -9,6 +9,7 @@ import optax
 
 from metajax.algorithms.checks import check_params, check_task
 from metajax.dtypes import at_least_float32, is_float, narrow, widen
+from metajax.platforms import target_platform
 from metajax.tree import combine, partition, select
 from metajax.types import Key, MetaAlgorithm, MetaInfo, PyTree, Task
 
@@ -122,7 +123,7 @@ def num_tasks(tasks: Task) -> int:
 
 def default_chunk_size(total: int) -> int:
     """Return the number of tasks under one vmap: all, or on a CPU one, which is faster there."""
-    return 1 if jax.default_backend() == "cpu" else total
+    return 1 if target_platform() == "cpu" else total
 
 
 def map_tasks(

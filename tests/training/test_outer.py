@@ -6,6 +6,7 @@ import problems
 import pytest
 
 import metajax
+from metajax.platforms import compiling_for
 from metajax.training.outer import (
     OuterState,
     apply_meta_grad,
@@ -128,10 +129,10 @@ def test_tasks_need_one_leading_axis(tasks):
         num_tasks(tasks)
 
 
-def test_default_chunk_is_one_task_on_a_cpu_and_all_elsewhere(monkeypatch):
+def test_default_chunk_is_one_task_on_a_cpu_and_all_elsewhere():
     assert default_chunk_size(12) == 1
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert default_chunk_size(12) == 12
+    with compiling_for("gpu"):
+        assert default_chunk_size(12) == 12
 
 
 def test_same_key_same_result_and_another_key_another():

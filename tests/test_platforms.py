@@ -1,0 +1,68 @@
+"""A program that is traced for another platform makes that platform's choices."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import metajax
+from metajax.config.settings import MetatrainSettings
+from metajax.models import Transformer
+from metajax.platforms import compiling_for, target_platform
+from metajax.runs import loop
+from metajax.runs.inner import DEFAULTS
+from metajax.runs.learner import make_learner
+from metajax.training.outer import map_tasks
+from tests.models.helpers import TINY
+
+INNER = DEFAULTS | {"algorithm": "maml", "inner_steps": 2}
+
+
+def num_scans(function, *arguments):
+    return str(jax.jit(function).trace(*arguments).jaxpr).count("scan[")
+
+
+def test_the_default_is_the_backend_and_contexts_nest():
+    assert target_platform() == jax.default_backend()
+    with compiling_for("tpu"):
+        assert target_platform() == "tpu"
+        with compiling_for("gpu"):
+            assert target_platform() == "gpu"
+        assert target_platform() == "tpu"
+    assert target_platform() == jax.default_backend()
+
+
+@pytest.mark.parametrize(("platform", "loops"), [("cpu", 1), ("gpu", 0), ("tpu", 0)])
+def test_tasks_at_once(platform, loops):
+    """The same functions for all platforms: caches of `jax.jit` tell them apart."""
+    tasks, keys = metajax.Task(None, jnp.ones(3)), jax.random.split(jax.random.key(0), 3)
+
+    def total(tasks, keys):
+        return map_tasks(lambda task, _: (task.query, None), tasks, keys, None)[0]
+
+    for wanted, expected in (("cpu", 1), (platform, loops), ("cpu", 1)):
+        with compiling_for(wanted):
+            assert num_scans(total, tasks, keys) == expected
+
+
+@pytest.mark.parametrize(("platform", "loops"), [("cpu", 2), ("gpu", 1), ("tpu", 1)])
+def test_tokens_at_once(platform, loops):
+    """The blocks are a loop; within it, on a CPU, is one over rows of 256 tokens in all."""
+    model = Transformer(TINY, remat=True)
+    params, ids = jax.eval_shape(model.init, jax.random.key(0)), jnp.ones((32, 12), jnp.int32)
+    batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids}
+    with compiling_for(platform):
+        assert num_scans(lambda p: model(p, batch, None).last_hidden_state, params) == loops
+
+
+@pytest.mark.parametrize(("platform", "unrolled"), [("cpu", True), ("gpu", False), ("tpu", False)])
+def test_inner_steps_and_blocks_are_unrolled_on_a_cpu(platform, unrolled):
+    model = Transformer(TINY, head="classification", num_labels=(3,))
+    with compiling_for(platform):
+        assert make_learner(model, INNER).shared.unroll == unrolled
+
+
+@pytest.mark.parametrize(("platform", "count"), [("cpu", 1), ("gpu", 0), ("tpu", 0)])
+def test_options_of_the_cpu_compiler(platform, count):
+    settings = MetatrainSettings(model="m", tasks=("t",), workdir="w", low_memory=True)
+    with compiling_for(platform):
+        assert len(loop.compiler_options(settings)) == count
