@@ -13,7 +13,8 @@ from metajax.runs.document_tasks import Windows
 from metajax.runs.progress import progress
 from metajax.types import Batch, MetaAlgorithm, Params, Task
 
-_GROUP = 8  # Documents that are computed at once.
+_GROUP = 8  # Documents that are adapted to at once.
+_ROWS = 64  # Chunks that are read at once without adaptation.
 
 # (what, windows, parameters) -> [D, C], the summed loss of each chunk in nats.
 ChunkLosses = Callable[[str, Windows, Params], np.ndarray]
@@ -45,7 +46,9 @@ def adapted_losses(
         return jax.lax.map(one, tasks)
 
     def losses(what: str, windows: Windows, meta_params: Params) -> np.ndarray:
-        means = _in_groups(what, windows, lambda part: run(meta_params, windows.task(part)))
+        means = _in_groups(
+            what, len(windows.chunks), _GROUP, lambda part: run(meta_params, windows.task(part))
+        )
         nats = np.zeros(windows.counts.shape)
         for document, own in enumerate(windows.chunks):
             # The stream of a short document has padding before it.
@@ -70,12 +73,14 @@ def plain_losses(model: Transformer, *, with_context: bool = False) -> ChunkLoss
     run = jax.jit(lambda params, rows: row_losses(model, params, rows))
 
     def losses(what: str, windows: Windows, params: Params) -> np.ndarray:
-        def of(part: slice) -> jax.Array:
-            rows = [_rows(windows, n, with_context) for n in range(len(windows.chunks))[part]]
-            stacked = {name: np.concatenate([each[name] for each in rows]) for name in rows[0]}
-            return run(params, stacked).reshape(-1, windows.spec.chunks)
+        places = list(np.ndindex(windows.counts.shape))
 
-        return _in_groups(what, windows, of) * windows.counts
+        def of(part: slice) -> jax.Array:
+            rows = [_row(windows, row, chunk, with_context) for row, chunk in places[part]]
+            return run(params, jax.tree.map(lambda *leaves: np.stack(leaves), *rows))
+
+        means = _in_groups(what, len(places), _ROWS, of)
+        return means.reshape(windows.counts.shape) * windows.counts
 
     return losses
 
@@ -96,32 +101,31 @@ def row_losses(model: Transformer, params: Params, batch: Batch) -> jax.Array:
     return jax.lax.map(one, batch)
 
 
-def _in_groups(what: str, windows: Windows, function: Callable[[slice], Any]) -> np.ndarray:
-    """Compute results [T, C] of groups of documents; [D, C] in float64."""
-    total = len(windows.chunks)
-    size = min(_GROUP, total)
-    results = np.zeros(windows.counts.shape)
+def _in_groups(what: str, total: int, size: int, function: Callable[[slice], Any]) -> np.ndarray:
+    """Compute results [total, ...] in float64, from those [size, ...] of groups."""
+    size = min(size, total)
+    results: list[np.ndarray] = []
     for first in progress(range(0, total, size), what, "batch"):
         # The last group overlaps the one before, so that one shape is compiled.
         begin = min(first, total - size)
-        part = slice(begin, begin + size)
-        results[part] = np.asarray(function(part), np.float64)
-    return results
+        group = np.asarray(function(slice(begin, begin + size)), np.float64)
+        results.append(group[first - begin :])
+    return np.concatenate(results)
 
 
-def _rows(windows: Windows, document: int, with_context: bool) -> dict[str, np.ndarray]:
-    """Return a row for each of C chunks of a document: [C, L], or [C, W] with context."""
+def _row(windows: Windows, document: int, number: int, with_context: bool) -> dict[str, np.ndarray]:
+    """Return the row of a chunk of a document: [L], or [W] with context; empty if it has none."""
     own, spec = windows.chunks[document], windows.spec
     width = context_length(spec) if with_context else spec.length
     names = ("input_ids", "attention_mask", "loss_mask")
-    rows = {name: np.zeros((spec.chunks, width), np.int32) for name in names}
-    for number in range(len(own.input_ids)):
+    row = {name: np.zeros(width, np.int32) for name in names}
+    if number < len(own.input_ids):
         before = min(number, windows.support(document)) if with_context else 0
         begin = before * (spec.length - 1)
-        place = number, slice(begin, begin + spec.length)
+        place = slice(begin, begin + spec.length)
         for name in names[:2]:
             array = getattr(own, name)
-            rows[name][number, :begin] = array[:before, :-1].reshape(-1)
-            rows[name][place] = array[number]
-        rows["loss_mask"][place] = own.predicted[number]
-    return rows
+            row[name][:begin] = array[:before, :-1].reshape(-1)
+            row[name][place] = array[number]
+        row["loss_mask"][place] = own.predicted[number]
+    return row

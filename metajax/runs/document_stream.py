@@ -12,6 +12,7 @@ from metajax.errors import InputError
 from metajax.runs.document_losses import plain_losses
 from metajax.runs.document_tasks import Windows, as_windows, check_steps, load_documents
 from metajax.runs.few_shot import FewShot
+from metajax.runs.progress import Progress
 from metajax.types import Params
 
 
@@ -104,7 +105,10 @@ def adapt_to_stream(few_shot: FewShot, stream: Stream, dev: Stream | None) -> St
     steps = few_shot.inner["inner_steps"]
     task = stream.windows.task(slice(None))
     support = jax.tree.map(lambda leaf: leaf[0, :steps], task.support)
-    params, info = jax.jit(few_shot.algorithm().adapt)(few_shot.meta_params, support, None)
+    with Progress(f"adapt in {steps} steps", "pass") as bar:
+        bar.compiling()
+        adapt = jax.jit(few_shot.algorithm().adapt)
+        params, info = jax.block_until_ready(adapt(few_shot.meta_params, support, None))
     each = np.asarray(info.support_loss, np.float64)
     return Streamed(
         params,

@@ -119,8 +119,9 @@ def trained(llama, folder, compiled, tmp_path_factory):
 def test_losses_are_those_of_plain_gradient_steps(
     llama, folder, trained, tmp_path, monkeypatch, name
 ):
-    """Three documents at a time, so that the last group overlaps the one before."""
+    """Three documents or chunks at a time, so that the last group overlaps the one before."""
     monkeypatch.setattr(document_losses, "_GROUP", 3)
+    monkeypatch.setattr(document_losses, "_ROWS", 3)
     on_stream = name == "test-time-training"
     rows = evaluate(
         trained[name], folder, tmp_path / "rows.json", queries=None if on_stream else QUERIES

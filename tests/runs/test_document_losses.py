@@ -100,8 +100,9 @@ def losses_of(method, on_stream):
 @pytest.mark.parametrize("kind", SPECS)
 @pytest.mark.parametrize("method", ["adapted", "none", "context"])
 def test_each_chunk_has_the_loss_of_its_definition(params, monkeypatch, kind, method):
-    """Three documents at a time, so that the last group overlaps the one before."""
+    """Three documents or chunks at a time, so that the last group overlaps the one before."""
     monkeypatch.setattr(document_losses, "_GROUP", 3)
+    monkeypatch.setattr(document_losses, "_ROWS", 3)
     on_stream, documents = kind == "stream", make_documents()
     windows = open_windows(documents, SPECS[kind], "here")
     nats = losses_of(method, on_stream)("what", windows, params)
