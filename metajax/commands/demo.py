@@ -1,9 +1,9 @@
-"""A demo of the three stages, with a small public model and Python's own docstrings."""
+"""A demo of the stages, on Python's own docstrings and source files."""
 
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple, Self, cast
 
 import jax
 
@@ -25,12 +25,16 @@ from metajax.errors import InputError
 from metajax.reporting.plots import check_drawable
 from metajax.runs.classifier import open_classifier
 from metajax.runs.demo_data import DemoData, NewTask, fetch_weights, write_data, write_new_task
+from metajax.runs.demo_documents import DocumentData, write_documents
+from metajax.runs.document_eval import DocumentRow
 from metajax.runs.eval_set import Row
 from metajax.runs.paths import on_disk
 from metajax.runs.workdir import cache_directory, check_writable
 
 _LENGTH = 24
 _SHOTS = 5
+_CHUNK = 64  # Tokens of a chunk of a document.
+_METHODS = ("checkpoint", "same-steps", "none")
 
 
 class _Places(NamedTuple):
@@ -39,12 +43,26 @@ class _Places(NamedTuple):
     pretrain: str
     metatrain: str
     adapt: str
+    pretrain_decoder: str
+    metatrain_decoder: str
     evaluation: str
+    documents: str
     report: str
+
+    @classmethod
+    def of(cls, root: Path) -> Self:
+        runs = ("pretrain", "metatrain", "adapt", "pretrain-decoder", "metatrain-decoder")
+        files = ("evaluation.json", "documents.json", "report.html")
+        return cls(*(str(root / name) for name in (*runs, *files)))
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """The working directories."""
+        return self[:5]
 
 
 def demo(settings: DemoSettings) -> None:
-    """Run pretrain, metatrain and adapt, and compare the result with no meta-training.
+    """Run the stages on docstrings and on documents, and compare with no meta-training.
 
     Raises:
         InputError: the weights cannot be downloaded, or the workdir cannot be used.
@@ -56,40 +74,61 @@ def demo(settings: DemoSettings) -> None:
     _check_own(root)
     weights = settings.model or str(fetch_weights(cache_directory()))
     files = write_data(root / "data", settings.seed)
-    names = ("pretrain", "metatrain", "adapt", "evaluation.json", "report.html")
-    places = _Places(*(str(root / name) for name in names))
-    classes = len(files.test_classes.read_text().split())
-    _say(1, "pretrain: guess hidden words in Python's own docstrings")
-    results = _pretrain(settings, weights, files, places)
-    before, after = (results[name]["perplexity"] for name in ("before", "after"))
-    print(f"perplexity on held-out docstrings: {before:,.0f} -> {after:,.0f}")
-    _say(2, "metatrain: learn to tell modules apart from one docstring each")
-    metatrain(_metatrain_settings(settings, files, places))
-    _say(3, f"evaluate: the same on {classes} modules whose labels no stage has seen")
-    rows = cast(list[Row], evaluate(_evaluate_settings(settings, files, places)))
-    _say(4, "adapt: a new task of five held-out modules, from a few docstrings each")
-    new = write_new_task(root / "data", files, _SHOTS)
-    adapt(_adapt_settings(new, places))
-    _show_predictions(places, new.questions)
+    documents = write_documents(root / "data", files, settings.seed)
+    places = _Places.of(root)
+    rows = _label_docstrings(settings, weights, files, places)
+    read = _read_documents(settings, documents, places)
     report(
         ReportSettings(
-            runs=(places.pretrain, places.metatrain, places.adapt),
-            evaluations=(places.evaluation,),
+            runs=places.runs,
+            evaluations=(places.documents, places.evaluation),
             output=places.report,
         )
     )
     print(f"\n5-way 1-shot accuracy on held-out modules, {rows[0].episodes} episodes:\n")
     print(table(rows))
+    print("\nloss on source files of held-out modules, with an inner step after each chunk:\n")
+    print(table(read))
     print(_closing(places, (time.perf_counter() - begun) / 60))
+
+
+def _label_docstrings(
+    settings: DemoSettings, weights: str, files: DemoData, places: _Places
+) -> list[Row]:
+    """Run the stages of an encoder that labels docstrings with their modules."""
+    _say(1, "pretrain: guess hidden words in Python's own docstrings")
+    _pretrain_on("docstrings", _pretrain_settings(settings, weights, files, places))
+    _say(2, "metatrain: learn to tell modules apart from one docstring each")
+    metatrain(_metatrain_settings(settings, files, places))
+    classes = len(files.test_classes.read_text().split())
+    _say(3, f"evaluate: the same on {classes} modules whose labels no stage has seen")
+    rows = cast(list[Row], evaluate(_evaluate_settings(settings, files, places)))
+    _say(4, "adapt: a new task of five held-out modules, from a few docstrings each")
+    new = write_new_task(files.text.parent, files, _SHOTS)
+    adapt(_adapt_settings(new, places))
+    _show_predictions(places, new.questions)
+    return rows
+
+
+def _read_documents(
+    settings: DemoSettings, files: DocumentData, places: _Places
+) -> list[DocumentRow]:
+    """Run the stages of a decoder that adapts to a source file while it reads it."""
+    _say(5, "pretrain: a small decoder from scratch on source files of Python")
+    _pretrain_on("source files", _pretrain_decoder_settings(settings, files, places))
+    _say(6, "metatrain: learn to adapt to a source file, with a step after each chunk")
+    metatrain(_metatrain_decoder_settings(settings, files, places))
+    _say(7, "evaluate: the same on source files of the held-out modules")
+    return cast(list[DocumentRow], evaluate(_evaluate_decoder_settings(settings, files, places)))
 
 
 def _closing(places: _Places, minutes: float) -> str:
     """Return the last lines of the output: the paths of the results, and a next step."""
     return (
         "\ncheckpoint is the meta-trained model; the other methods start from the same weights "
-        "without meta-training.\n"
-        f"report       {places.report}  (learning curves, accuracy against inner steps)\n"
-        f"checkpoints  {places.pretrain}, {places.metatrain}, {places.adapt}\n"
+        "without meta-training. none does not adapt.\n"
+        f"report       {places.report}  (learning curves, loss by chunk)\n"
+        f"checkpoints  {', '.join(places.runs)}\n"
         f"took         {minutes:.1f} minutes\n\n"
         "next: label a text of your own\n"
         "  echo 'Open a network connection.' | "
@@ -108,25 +147,29 @@ def _check_own(root: Path) -> None:
 
 
 def _say(number: int, text: str) -> None:
-    print(f"\n[{number}/4] {text}", flush=True)
+    print(f"\n[{number}/7] {text}", flush=True)
 
 
-def _pretrain(
+def _pretrain_on(texts: str, settings: PretrainSettings) -> None:
+    results = pretrain(settings)
+    before, after = (results[name]["perplexity"] for name in ("before", "after"))
+    print(f"perplexity on held-out {texts}: {before:,.0f} -> {after:,.0f}")
+
+
+def _pretrain_settings(
     settings: DemoSettings, weights: str, files: DemoData, places: _Places
-) -> dict[str, dict[str, float]]:
-    return pretrain(
-        PretrainSettings(
-            model=weights,
-            text=(str(files.text),),
-            workdir=places.pretrain,
-            seed=settings.seed,
-            steps=40,
-            batch_size=_for_all_devices(16),
-            max_length=64,
-            # A low rate, so that the new masked-LM head does not spoil the sentence encoder.
-            learning_rate=2e-5,
-            save_every=20,
-        )
+) -> PretrainSettings:
+    return PretrainSettings(
+        model=weights,
+        text=(str(files.text),),
+        workdir=places.pretrain,
+        seed=settings.seed,
+        steps=40,
+        batch_size=_for_all_devices(16),
+        max_length=64,
+        # A low rate, so that the new masked-LM head does not spoil the sentence encoder.
+        learning_rate=2e-5,
+        save_every=20,
     )
 
 
@@ -172,8 +215,58 @@ def _evaluate_settings(
         seed=settings.seed,
         max_length=_LENGTH,
         episodes=56,
-        curve=3,
         output=places.evaluation,
+    )
+
+
+def _pretrain_decoder_settings(
+    settings: DemoSettings, files: DocumentData, places: _Places
+) -> PretrainSettings:
+    return PretrainSettings(
+        model=str(files.decoder),
+        text=(f"documents:{files.train}",),
+        workdir=places.pretrain_decoder,
+        seed=settings.seed,
+        steps=600,
+        batch_size=_for_all_devices(16),
+        max_length=_CHUNK,
+        learning_rate=5e-3,
+        held_out=0.02,
+        save_every=300,
+    )
+
+
+def _metatrain_decoder_settings(
+    settings: DemoSettings, files: DocumentData, places: _Places
+) -> MetatrainSettings:
+    return MetatrainSettings(
+        model=places.pretrain_decoder,
+        tasks=(f"documents:{files.train}",),
+        workdir=places.metatrain_decoder,
+        algorithm="test-time-training",
+        seed=settings.seed,
+        max_length=_CHUNK,
+        inner_steps=16,
+        inner_lr=1.0,
+        inner_clip_norm=1.0,
+        trainable="mlps",
+        steps=80,
+        meta_batch_size=_for_all_devices(4),
+        learning_rate=4e-3,
+        save_every=40,
+    )
+
+
+def _evaluate_decoder_settings(
+    settings: DemoSettings, files: DocumentData, places: _Places
+) -> EvaluateSettings:
+    return EvaluateSettings(
+        model=places.metatrain_decoder,
+        tasks=(f"documents:{files.test}",),
+        methods=_METHODS,
+        seed=settings.seed,
+        max_length=_CHUNK,
+        output=places.documents,
     )
 
 

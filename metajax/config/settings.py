@@ -216,7 +216,7 @@ class LineageSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings(Settings):
-    """Run all stages on a small pretrained model and the docstrings of Python.
+    """Run all stages on the docstrings of Python, and on its source files as documents.
 
     Example: metajax demo
     """

@@ -169,24 +169,30 @@ def _write_csv(path: Path, texts: dict[str, list[str]]) -> Path:
     return path
 
 
-def _docstrings() -> dict[str, list[str]]:
-    """Return the first paragraphs of docstrings, by module, for Python and some packages.
-
-    A paragraph that several modules have is not used.
-    """
+def module_files() -> Iterator[tuple[str, Path]]:
+    """Yield the public modules of Python and of some packages, with each of their files."""
     library = Path(sysconfig.get_path("stdlib"))
-    openings: dict[str, dict[str, None]] = {}
     for path in _sources(library):
         name = path.relative_to(library).parts[0].removesuffix(".py")
         if not name.startswith("_"):
-            openings.setdefault(name, {}).update(_openings(path))
+            yield name, path
     for package in _PACKAGES:
         root = Path(sysconfig.get_path("purelib")) / package
         for path in _sources(root):
             parts = path.relative_to(root).with_suffix("").parts
             public = [part for part in parts if not part.startswith("_")]
             if public:
-                openings.setdefault(f"{package}.{public[0]}", {}).update(_openings(path))
+                yield f"{package}.{public[0]}", path
+
+
+def _docstrings() -> dict[str, list[str]]:
+    """Return the first paragraphs of docstrings, by module, for Python and some packages.
+
+    A paragraph that several modules have is not used.
+    """
+    openings: dict[str, dict[str, None]] = {}
+    for name, path in module_files():
+        openings.setdefault(name, {}).update(_openings(path))
     owners = Counter(line for lines in openings.values() for line in lines)
     return {name: [line for line in lines if owners[line] == 1] for name, lines in openings.items()}
 

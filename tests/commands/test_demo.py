@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from metajax.commands import demo as demo_module
 from metajax.commands.demo import demo
 from metajax.config.settings import DemoSettings
-from metajax.runs import demo_data
+from metajax.models import from_pretrained
+from metajax.runs import demo_data, demo_documents
 
 MODULES, EXAMPLES = 46, 22
 
@@ -97,30 +99,120 @@ def test_the_demos_new_task_is_of_five_modules_held_out(tmp_path):
     assert [label for _, label in new.questions] == list(dict.fromkeys(label for _, label in rows))
 
 
-def test_what_the_demo_asks_of_each_stage(tmp_path, monkeypatch, capsys):
-    """Meta-training sees the training modules, and the evaluation those held out."""
-    asked = {}
+def source(module, number, length):
+    return f"# {module}, file {number}.\n".ljust(length, ".")
 
-    def stage(name, result=None):
+
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    """Source files of modules, three of which are held out: held, out and two."""
+    folder, listed = tmp_path / "sources", []
+    folder.mkdir()
+
+    def add(module, name, text):
+        path = folder / f"{module}-{name}"
+        path.write_text(text)
+        listed.append((module, path))
+
+    for module in ("a", "b", "c", "held", "out"):
+        for number in range(14):
+            add(module, number, source(module, number, 4000))
+        add(module, "short", source(module, 99, 3999))
+    add("long", 0, source("long", 0, 6001))
+    for module in ("one", "two"):
+        for number in range(3):
+            add(module, number, source("both", number, 4000))
+    monkeypatch.setattr(demo_documents, "module_files", lambda: iter(listed))
+    files = demo_data.DemoData.of(tmp_path)
+    files.test_classes.write_text("held\nout\ntwo\n")
+    return files
+
+
+def texts_of(path):
+    return [json.loads(line)["text"] for line in lines_of(path)]
+
+
+def test_the_demos_documents_are_files_of_modules_held_out_or_not(tmp_path, sources):
+    files = demo_documents.write_documents(tmp_path / "data", sources, 0)
+    train, test = texts_of(files.train), texts_of(files.test)
+    assert len({*train, *test}) == len(train) + len(test)
+    counts = {
+        part: Counter(text.split(",")[0].removeprefix("# ") for text in texts)
+        for part, texts in (("train", train), ("test", test))
+    }
+    both = [counts[part].pop("both", 0) for part in counts]
+    assert sum(both) == 3
+    assert counts == {
+        "train": {"a": 12, "b": 12, "c": 12, "long": 1},
+        "test": {"held": 4, "out": 4},
+    }
+    assert {len(text) for text in (*train, *test)} == {4000, 6000}
+    other = demo_documents.write_documents(tmp_path / "other", sources, 1)
+    assert set(texts_of(other.test)) != set(test)
+    # Existing files are kept.
+    before = files.decoder.joinpath("model.safetensors").read_bytes()
+    assert demo_documents.write_documents(tmp_path / "data", sources, 1) == files
+    assert files.decoder.joinpath("model.safetensors").read_bytes() == before
+    assert texts_of(files.test) == test
+
+
+def test_the_demo_tests_on_at_most_so_many_files(tmp_path, sources, monkeypatch):
+    monkeypatch.setattr(demo_documents, "_TEST_FILES", 3)
+    assert len(texts_of(demo_documents.write_documents(tmp_path, sources, 0).test)) == 3
+
+
+def test_the_demos_decoder_is_random_and_knows_the_characters_of_its_texts(tmp_path):
+    texts = [source("a", number, 40) for number in range(4)]
+    decoders = [tmp_path / str(seed) for seed in (0, 1)]
+    for seed, decoder in enumerate(decoders):
+        demo_documents._write_decoder(decoder, texts, seed)
+    weights = [decoder.joinpath("model.safetensors").read_bytes() for decoder in decoders]
+    assert len(weights[0]) == len(weights[1])
+    assert weights[0] != weights[1]
+    model, _ = from_pretrained(str(decoders[0]), "causal_lm")
+    assert model.config.model_type == "llama"
+    text = source("a", 3, 40) + "é"
+    ids = model.tokenizer.encode(text)
+    assert model.tokenizer.decode(ids) == text
+    assert len(ids) < len(text)
+    assert max(ids) < model.config.vocab_size <= 512
+
+
+def test_what_the_demo_asks_of_each_stage(tmp_path, monkeypatch, capsys, sources):
+    """Meta-training sees the training modules, and the evaluation those held out."""
+    asked, results = {}, {}
+
+    def stage(name, *outcomes):
+        asked[name], results[name] = [], iter(outcomes)
+
         def run(settings):
-            asked[name] = settings
-            return result
+            asked[name].append(settings)
+            return next(results[name])
 
         monkeypatch.setattr(demo_module, name, run)
 
-    before, after = {"perplexity": 4321.0}, {"perplexity": 123.0}
-    stage("pretrain", {"measured_on": "the held-out part", "before": before, "after": after})
-    for name in ("metatrain", "adapt", "report"):
-        stage(name)
-    stage("evaluate", [SimpleNamespace(episodes=56)])
-    monkeypatch.setattr(demo_module, "table", lambda rows: "THE TABLE")
+    perplexities = [{"perplexity": value} for value in (4321.0, 123.0, 501.0, 30.0)]
+    stage(
+        "pretrain",
+        *({"before": b, "after": a} for b, a in (perplexities[:2], perplexities[2:])),
+    )
+    stage("metatrain", None, None)
+    stage("adapt", None)
+    stage("report", None)
+    stage("evaluate", [SimpleNamespace(episodes=56)], ["rows of documents"])
+    monkeypatch.setattr(
+        demo_module,
+        "table",
+        lambda rows: "BY CHUNK" if rows == ["rows of documents"] else "THE TABLE",
+    )
     monkeypatch.setattr(demo_module, "_show_predictions", lambda *given: None)
     library = {f"m{n}": [sentence(n, k) for k in range(22)] for n in range(46)}
     monkeypatch.setattr(demo_data, "_docstrings", lambda: library)
     demo(DemoSettings(workdir=str(tmp_path / "demo"), model="weights", seed=3))
     files = demo_data.DemoData.of(tmp_path / "demo" / "data")
+    documents = demo_documents.DocumentData.of(tmp_path / "demo" / "data")
     pretrain, metatrain, evaluate, adapt, report = (
-        asked[name] for name in ("pretrain", "metatrain", "evaluate", "adapt", "report")
+        asked[name][0] for name in ("pretrain", "metatrain", "evaluate", "adapt", "report")
     )
     assert pretrain.model == "weights"
     assert metatrain.model == pretrain.workdir
@@ -135,12 +227,29 @@ def test_what_the_demo_asks_of_each_stage(tmp_path, monkeypatch, capsys):
     assert [each.max_length for each in (metatrain, evaluate, adapt)] == [24, 24, 24]
     assert (evaluate.episodes, evaluate.ways, evaluate.shots) == (56, None, None)
     assert metatrain.meta_batch_size % 2 == pretrain.batch_size % 16 == 0
-    assert report.runs == (pretrain.workdir, metatrain.workdir, adapt.workdir)
-    assert report.evaluations == (evaluate.output,)
+    own_pretrain, own_metatrain, own_evaluate = (
+        asked[name][1] for name in ("pretrain", "metatrain", "evaluate")
+    )
+    assert own_pretrain.model == str(documents.decoder)
+    assert own_metatrain.model == own_pretrain.workdir
+    assert own_evaluate.model == own_metatrain.workdir
+    assert own_pretrain.text == own_metatrain.tasks == (f"documents:{documents.train}",)
+    assert own_evaluate.tasks == (f"documents:{documents.test}",)
+    assert own_evaluate.methods == ("checkpoint", "same-steps", "none")
+    own = (own_pretrain, own_metatrain, own_evaluate)
+    assert [each.seed for each in own] == [3, 3, 3]
+    assert [each.max_length for each in own] == [64, 64, 64]
+    workdirs = [run.workdir for run in (pretrain, metatrain, adapt, own_pretrain, own_metatrain)]
+    assert len(set(workdirs)) == 5
+    assert report.runs == tuple(workdirs)
+    assert report.evaluations == (own_evaluate.output, evaluate.output)
     out = capsys.readouterr().out
     assert "perplexity on held-out docstrings: 4,321 -> 123" in out
+    assert "perplexity on held-out source files: 501 -> 30" in out
     assert "the same on 40 modules" in out
     assert "56 episodes:\n\nTHE TABLE\n" in out
+    assert "after each chunk:\n\nBY CHUNK\n" in out
+    assert all(workdir in out for workdir in workdirs)
 
 
 @pytest.mark.parametrize(("devices", "size"), [(1, 16), (3, 18), (32, 32)])
