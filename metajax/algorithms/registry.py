@@ -117,4 +117,13 @@ ALGORITHMS = {
         documents=True,
         tests_on_stream=True,
     ),
+    "first-order-test-time-training": Entry(
+        "test_time_training",
+        "the same without second derivatives",
+        ("inner_steps", "inner_lr", *_ADAPTERS, *_OPTIMIZER),
+        (),
+        least_steps=1,
+        documents=True,
+        tests_on_stream=True,
+    ),
 }

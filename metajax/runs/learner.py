@@ -209,8 +209,10 @@ def make_algorithm(
                 multi_step=multi_step,
             )
         case "test_time_training":
+            first_order = inner["algorithm"] == "first-order-test-time-training"
+            weights = _predicted_tokens
             return test_time_training(
-                loss_fn, optimizer, steps, chunk_weights=_predicted_tokens, **exact
+                loss_fn, optimizer, steps, first_order=first_order, chunk_weights=weights, **exact
             )
         case "leopard":
             return leopard(

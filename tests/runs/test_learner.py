@@ -151,10 +151,13 @@ def test_each_algorithm_for_documents_takes_one_chunk_a_step():
             programs[name] = str(jax.make_jaxpr(algorithm.meta_grad)(own, task, None))
             _, info = jax.eval_shape(algorithm.adapt, own, support, None)
             assert info.support_loss.shape == (2,)
-    assert len(programs) == len(set(programs.values())) == 6
+    assert len(programs) == len(set(programs.values())) == 7
     learner = make_learner(model, INNER | {"algorithm": "test-time-training", "head": None})
     options = {name: getattr(learner.shared, name) for name in ("unroll", "reparametrize")}
     options["chunk_weights"] = lambda chunks: (chunks["attention_mask"][..., 1:] > 0).sum((1, 2))
-    online = metajax.test_time_training(learner.loss_fn, learner.optimizer, 2, **options)
-    known = str(jax.make_jaxpr(online.meta_grad)(params, metajax.Task(support, None), None))
-    assert programs["test-time-training"] == known
+    for prefix in ("", "first-order-"):
+        online = metajax.test_time_training(
+            learner.loss_fn, learner.optimizer, 2, first_order=bool(prefix), **options
+        )
+        known = str(jax.make_jaxpr(online.meta_grad)(params, metajax.Task(support, None), None))
+        assert programs[f"{prefix}test-time-training"] == known
