@@ -166,9 +166,10 @@ class EvaluateSettings(ModelSettings, TaskSettings, DrawSettings, InnerSettings)
         f"support examples per class (default {EpisodeSettings.shots})", None, minimum=1
     )
     queries: int | None = option(
-        f"query examples per class, or chunks (default {EpisodeSettings.queries})",
+        f"query examples per class, or chunks; 0: test each chunk of the stream before the step on "
+        f"it (default {EpisodeSettings.queries})",
         None,
-        minimum=1,
+        minimum=0,
     )
     episodes: int | None = option(f"number of episodes (default {EPISODES})", None, minimum=2)
     splits: str | None = option(

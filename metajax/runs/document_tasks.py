@@ -136,6 +136,8 @@ def hold_out(
 def stream_spec(few_shot: FewShot, queries: int | None, max_length: int) -> data.StreamSpec:
     """Return the size of a task: a chunk per inner step, and `--queries` chunks to test on.
 
+    With no queries the stream itself is tested on.
+
     Raises:
         InputError: the algorithm tests on the stream itself and `--queries` is given, or there are
             no inner steps.
@@ -144,8 +146,8 @@ def stream_spec(few_shot: FewShot, queries: int | None, max_length: int) -> data
     steps, algorithm = few_shot.inner["inner_steps"], few_shot.inner["algorithm"]
     check_steps(steps)
     if not few_shot.entry.tests_on_stream:
-        return data.StreamSpec(steps, queries or _QUERIES, length)
-    if queries not in (None, _QUERIES):
+        return data.StreamSpec(steps, _QUERIES if queries is None else queries, length)
+    if queries not in (None, 0, _QUERIES):
         raise InputError(
             f"--queries {queries}: {algorithm} tests on the chunks that it adapts to; remove it"
         )

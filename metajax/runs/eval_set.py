@@ -143,6 +143,8 @@ def choose_protocol(settings: EvaluateSettings, tasks: Sequence[data.TaskData]) 
     Raises:
         InputError: the episodes cannot be drawn from the tasks, or the draws cannot be used.
     """
+    if settings.queries == 0:
+        raise InputError("--queries 0: labelled tasks need queries to classify; give 1 or more")
     if settings.splits is not None:
         return _published(settings, tasks)
     given = {name: getattr(settings, name) for name in ("ways", "shots", "queries")}

@@ -115,17 +115,17 @@ def trained(llama, folder, compiled, tmp_path_factory):
     return workdirs
 
 
-@pytest.mark.parametrize("name", ["maml", "test-time-training"])
+@pytest.mark.parametrize(
+    ("name", "queries"), [("maml", QUERIES), ("maml", 0), ("test-time-training", None)]
+)
 def test_losses_are_those_of_plain_gradient_steps(
-    llama, folder, trained, tmp_path, monkeypatch, name
+    llama, folder, trained, tmp_path, monkeypatch, name, queries
 ):
     """Three documents or chunks at a time, so that the last group overlaps the one before."""
     monkeypatch.setattr(document_losses, "_GROUP", 3)
     monkeypatch.setattr(document_losses, "_ROWS", 3)
-    on_stream = name == "test-time-training"
-    rows = evaluate(
-        trained[name], folder, tmp_path / "rows.json", queries=None if on_stream else QUERIES
-    )
+    on_stream = not queries
+    rows = evaluate(trained[name], folder, tmp_path / "rows.json", queries=queries)
     assert list(rows) == ["checkpoint", "same-steps", "none", "context"]
     meta, plain = opened(trained[name]), opened(llama)
     documents = documents_of(folder, meta.model)
@@ -301,6 +301,10 @@ def test_documents_and_labels_are_not_mixed(refused, llama, folder, material, tm
     refused(
         "--methods context: needs documents",
         *("evaluate", "--model", llama, "--tasks", material.intents, "--methods", "context"),
+    )
+    refused(
+        "--queries 0: labelled tasks need queries to classify; give 1 or more",
+        *("evaluate", "--model", llama, "--tasks", material.intents, "--queries", 0),
     )
 
 
