@@ -1,9 +1,9 @@
 r"""Adapt a decoder to source files while it reads them: what meta-training adds.
 
-Claim: on files of packages that no training has seen, a small decoder that was meta-trained to
-adapt (second order) has a lower loss after its steps than the same decoder with the same steps and
-without meta-training, than first order, and than longer pretraining, at equal arithmetic. The
-interval of each difference excludes zero.
+Claim: on files of packages that no training has seen, a small decoder that is meta-trained to adapt
+while it reads (second order) has a lower loss than the same decoder with the same steps after
+longer pretraining (dynamic evaluation), than first order, and than longer pretraining with four
+times the context, at equal arithmetic. The interval of each difference excludes zero.
 Paper: dynamic evaluation, Krause et al. 2018 (arXiv:1709.07432); meta-learned test-time training
 of a decoder's upper feed-forward layers, TTT-E2E (arXiv:2512.23675).
 Command: python -m experiments.documents --root runs/documents
@@ -12,11 +12,10 @@ Expect: see RESULTS.md. The text is what is installed, so that numbers differ be
 
 The text is the Python source of the standard library and of the installed packages: a file is a
 document, and each package is for training, validation or testing as a whole. A byte-pair
-vocabulary and a Llama of 4 blocks are made from scratch. All runs begin with the same pretraining.
-Then either pretraining continues, or the model is meta-trained: K chunks of a file are the stream,
-one inner step each, and the following chunks are the query set. The inner steps change the
-feed-forward layers of the last quarter of the blocks. Methods have equal arithmetic (matrix
-products, counted) after the first pretraining. `--valid` tests on the validation packages.
+vocabulary and a Llama are made from scratch. All runs begin with the same pretraining. Then they
+go on with equal arithmetic (matrix products, counted). K chunks of a file are the stream: the loss
+on each is measured before the inner step on it, which changes the feed-forward layers of the last
+quarter of the blocks. `--valid` tests on the validation packages.
 """
 
 import argparse
@@ -25,7 +24,7 @@ import json
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -44,7 +43,12 @@ PARTS = ("train", "valid", "test")
 FILES = 40  # Of a package, at most.
 TESTED = 80  # Files to validate or test on, at most.
 LONGEST = 20_000  # Characters of a file that are read.
-QUERIES, LENGTH, END = 4, 128, "<|end|>"
+LENGTH, END = 128, "<|end|>"
+WIDE = 4  # Chunks that a decoder with more context reads at once.
+ORDERS = {
+    "second order": "test-time-training",
+    "first order": "first-order-test-time-training",
+}
 
 
 def sources() -> Iterator[tuple[str, str]]:
@@ -122,104 +126,122 @@ class Costs(NamedTuple):
     """The arithmetic of a step, in floating-point operations.
 
     Attributes:
-        pretrain: of a block of pretraining.
-        second: of a task of second-order meta-training.
-        first: of a task of first-order meta-training.
+        pretrain: of a row of pretraining.
+        wide: of a row of pretraining with more context.
+        second: of a document in second-order test-time training.
+        first: of a document in first-order test-time training.
     """
 
     pretrain: float
+    wide: float
     second: float
     first: float
 
 
 def costs(model: Transformer, options: argparse.Namespace) -> Costs:
-    """Count the arithmetic of a block of pretraining and of a task of meta-training."""
+    """Count the arithmetic of rows of pretraining and of documents of meta-training."""
     params = jax.eval_shape(model.init, jax.random.key(0))
 
     def rows(*shape: int) -> dict[str, jax.ShapeDtypeStruct]:
         names = ("input_ids", "attention_mask", "loss_mask")
-        return {name: jax.ShapeDtypeStruct((*shape, LENGTH), np.int32) for name in names}
+        return {name: jax.ShapeDtypeStruct(shape, np.int32) for name in names}
 
     loss = causal_lm_loss(model)
     gradient = jax.grad(lambda params, batch: loss(params, batch, None)[0])
-    task = Task(rows(options.inner_steps, 1), rows(QUERIES))
+    of_rows = [count_flops(gradient, params, rows(1, length)) for length in (LENGTH, wide())]
+    document = Task(rows(options.inner_steps, 1, LENGTH), None)
     own = {"inner_steps": options.inner_steps, "trainable": "mlps", "head": None}
-    of_task = [
+    of_documents = [
         count_flops(
             lambda params, task, algorithm=algorithm: algorithm.meta_grad(params, task, None)[0],
             params,
-            task,
+            document,
         )
         for algorithm in (
             make_algorithm(model, DEFAULTS | own | {"algorithm": name}, jax.random.key(0))
-            for name in ("maml", "fomaml")
+            for name in ORDERS.values()
         )
     ]
-    return Costs(count_flops(gradient, params, rows(1)), *of_task)
+    return Costs(*of_rows, *of_documents)
+
+
+def wide() -> int:
+    """Return the number of tokens of several chunks, which overlap by one."""
+    return WIDE * (LENGTH - 1) + 1
 
 
 def run_seed(root: Path, options: argparse.Namespace) -> dict[str, DocumentRow]:
     """Train all models with one seed, and return their rows on the test packages."""
     directory, model = write_model(root, options)
-    train = f"documents:{root / 'train.jsonl'}"
-    shared = {"seed": options.seed, "max_length": LENGTH}
-    text = {"text": (train,), "batch_size": options.batch_size, "learning_rate": 2e-3, **shared}
-    base = trained(root, "base", "pretrain", model=directory, steps=options.pretraining, **text)
-    cost = costs(model, options)
-    budget = options.steps * options.tasks * cost.second
-    longer = round(budget / (options.batch_size * cost.pretrain))
-    more = trained(root, "longer", "pretrain", model=base.path, steps=longer, **text)
-    inner = {
+    train = (f"documents:{root / 'train.jsonl'}",)
+    tested = (f"documents:{root / ('valid' if options.valid else 'test')}.jsonl",)
+    shared: dict[str, Any] = {
         "inner_steps": options.inner_steps,
         "inner_lr": options.inner_lr,
         "inner_clip_norm": 1.0,
         "trainable": "mlps",
+        "seed": options.seed,
+        "max_length": LENGTH,
     }
-    test = {
-        "tasks": (f"documents:{root / ('valid' if options.valid else 'test')}.jsonl",),
-        "queries": QUERIES,
-        **shared,
-    }
-    rows: dict[str, DocumentRow] = {}
-    for name, order, steps in (
-        ("second order", "maml", options.steps),
-        ("first order", "fomaml", round(budget / (options.tasks * cost.first))),
-    ):
+
+    def pretrained(name: str, start: str, steps: float, rows: int, length: int) -> str:
+        return trained(
+            root,
+            name,
+            "pretrain",
+            model=start,
+            text=train,
+            steps=round(steps),
+            batch_size=rows,
+            max_length=length,
+            learning_rate=options.pretraining_rate,
+            seed=options.seed,
+        ).path
+
+    def results(model: str, *methods: str, **changes: Any) -> list[DocumentRow]:
+        return evaluated(root, model, *methods, tasks=tested, queries=0, **shared | changes)
+
+    rows, cost = options.batch_size, costs(model, options)
+    budget = options.steps * options.tasks * cost.second
+    base = pretrained("base", directory, options.pretraining, rows, LENGTH)
+    longer = pretrained("longer", base, budget / (rows * cost.pretrain), rows, LENGTH)
+    few = rows // WIDE
+    more = pretrained("wide", base, budget / (few * cost.wide), few, wide())
+    names = ("pretrained longer", "pretrained longer, dynamic evaluation")
+    found = dict(zip(names, results(longer, "none", "same-steps")))
+    # The same tokens in fewer chunks.
+    changes = {"inner_steps": options.inner_steps // WIDE, "max_length": wide()}
+    [found[f"pretrained longer, context of {wide()} tokens"]] = results(more, "none", **changes)
+    for (name, algorithm), each in zip(ORDERS.items(), (cost.second, cost.first)):
         run = trained(
             root,
-            order,
+            algorithm,
             "metatrain",
-            model=base.path,
-            tasks=(train,),
-            algorithm=order,
-            steps=steps,
+            model=base,
+            tasks=train,
+            algorithm=algorithm,
+            steps=round(budget / (options.tasks * each)),
             meta_batch_size=options.tasks,
-            queries=QUERIES,
             learning_rate=options.learning_rate,
-            **inner,
             **shared,
         )
-        [rows[name]] = evaluated(root, run.path, "checkpoint", **test)
-    for name, run in (("pretrained", base), ("pretrained longer", more)):
-        found = evaluated(root, run.path, "none", "context", "same-steps", **inner, **test)
-        kinds = ("", ", in context", ", dynamic evaluation")
-        rows |= {f"{name}{kind}": row for kind, row in zip(kinds, found)}
-    return rows
+        [found[name]] = results(run.path, "checkpoint")
+    return found
 
 
 def show(rows: dict[str, DocumentRow], title: str) -> None:
     """Print the losses, the best first, and how far the second order is ahead, file by file."""
     ours = np.array(rows["second order"].losses)
-    print(f"{title:<40}{'nats/token':>12}{'bits/byte':>12}{'second order ahead by':>26}")
+    print(f"{title:<44}{'nats/token':>12}{'bits/byte':>12}{'second order ahead by':>26}")
     for name, row in sorted(rows.items(), key=lambda item: item[1].loss):
         ahead = estimate(np.array(row.losses) - ours)
         print(
-            f"{name:<40}{row.loss:>12.4f}{row.bits_per_byte:>12.4f}"
+            f"{name:<44}{row.loss:>12.4f}{row.bits_per_byte:>12.4f}"
             f"{f'{ahead.mean:.4f} ± {ahead.ci95:.4f}':>26}",
             flush=True,
         )
     for name, row in rows.items():
-        print(f"{name:<40}" + " ".join(f"{loss:.3f}" for loss in row.chunks))
+        print(f"{name:<44}" + " ".join(f"{loss:.3f}" for loss in row.chunks))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -228,13 +250,12 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("--root", default="runs/documents", help="the folder of the runs")
     made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     made.add_argument("--valid", action="store_true", help="test on the validation packages")
-    for name, default in {
-        **{"vocabulary": 2048, "width": 128, "blocks": 4, "pretraining": 1500, "batch-size": 16},
-        **{"steps": 300, "tasks": 4, "inner-steps": 12},
-    }.items():
-        made.add_argument(f"--{name}", type=int, default=default)
-    made.add_argument("--inner-lr", type=float, default=0.5)
-    made.add_argument("--learning-rate", type=float, default=5e-4)
+    sizes = {"vocabulary": 1024, "width": 64, "blocks": 3, "pretraining": 4000, "batch-size": 16}
+    for name, size in (sizes | {"steps": 180, "tasks": 4, "inner-steps": 12}).items():
+        made.add_argument(f"--{name}", type=int, default=size)
+    rates = {"pretraining-rate": 4e-3, "learning-rate": 2e-3, "inner-lr": 2.0}
+    for name, rate in rates.items():
+        made.add_argument(f"--{name}", type=float, default=rate)
     options = made.parse_args(arguments)
     root = Path(options.root)
     root.mkdir(parents=True, exist_ok=True)
