@@ -35,6 +35,8 @@ STYLE = {
 # The colours of Okabe and Ito, which colour-blind people can distinguish.
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#8c959f"
 
+DOCUMENTS = "python -m experiments.documents"  # The first seed.
+
 
 def printed(log: Path, command: str) -> list[str]:
     """Return the lines that a command printed, from its log.
@@ -61,6 +63,33 @@ def stages(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         compared_accuracies(Path(folder, path.name), shares)
         Path(folder, path.name).replace(path)
+
+
+def documents(path: Path) -> None:
+    """Draw how much lower the loss is than without adaptation, by number of steps before it."""
+    log = ROOT / "experiments/logs/documents.md"
+    lines = (
+        re.fullmatch(r"(\S.*?)((?: +\d\.\d{3}){8,})", line) for line in printed(log, DOCUMENTS)
+    )
+    losses = {line[1].strip(): np.array(line[2].split(), float) for line in lines if line}
+    unadapted = losses.pop("pretrained longer")
+    styles = {
+        "second order": (BLUE, "meta-trained (second order)"),
+        "first order": (GREEN, "meta-trained (first order)"),
+        "pretrained longer, dynamic evaluation": (ORANGE, "without meta-training, the same steps"),
+    }
+    figure = Figure(figsize=(6.2, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0, color=GREY)
+    axes.annotate(
+        "no adaptation", (len(unadapted) - 1, 0), (0, 4), textcoords="offset points", ha="right"
+    )
+    for name, (colour, label) in styles.items():
+        axes.plot(unadapted - losses[name], "o-", color=colour, label=label, markersize=4)
+    axes.set_xlabel("gradient steps on the text before")
+    axes.set_ylabel("gain (nats per token)")
+    axes.legend(loc="lower right")
+    save(figure, path)
 
 
 def speed(path: Path) -> None:
@@ -130,7 +159,13 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
 
 
-PICTURES = {"waves": waves, "stages": stages, "speed": speed, "memory": memory}
+PICTURES = {
+    "waves": waves,
+    "documents": documents,
+    "stages": stages,
+    "speed": speed,
+    "memory": memory,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -28,10 +28,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tokenizers
 
 from experiments.runs import command, evaluated, trained
-from metajax.models import Transformer, TransformerConfig, causal_lm_loss, save_pretrained
+from metajax.models import Transformer, causal_lm_loss
+from metajax.runs.demo_documents import write_decoder
 from metajax.runs.document_eval import DocumentRow
 from metajax.runs.inner import DEFAULTS
 from metajax.runs.learner import make_algorithm
@@ -43,7 +43,7 @@ PARTS = ("train", "valid", "test")
 FILES = 40  # Of a package, at most.
 TESTED = 80  # Files to validate or test on, at most.
 LONGEST = 20_000  # Characters of a file that are read.
-LENGTH, END = 128, "<|end|>"
+LENGTH = 128
 WIDE = 4  # Chunks that a decoder with more context reads at once.
 ORDERS = {
     "second order": "test-time-training",
@@ -90,35 +90,15 @@ def write_texts(root: Path) -> None:
 def write_model(root: Path, options: argparse.Namespace) -> tuple[str, Transformer]:
     """Write a random Llama and its vocabulary, in Hugging Face format; return where, and it."""
     rows = (root / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    pairs = tokenizers.ByteLevelBPETokenizer()
-    texts = (json.loads(row)["text"] for row in rows)
-    pairs.train_from_iterator(texts, options.vocabulary, special_tokens=[END], show_progress=False)
     directory = root / f"model-{options.seed}"
-    model = Transformer(
-        TransformerConfig(
-            model_type="llama",
-            vocab_size=pairs.get_vocab_size(),
-            hidden_size=options.width,
-            num_hidden_layers=options.blocks,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            intermediate_size=3 * options.width,
-            max_position_embeddings=2048,
-            type_vocab_size=0,
-            layer_norm_eps=1e-5,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            hidden_act="silu",
-            tie_word_embeddings=True,
-            bos_token_id=0,
-            eos_token_id=0,
-        ),
-        head="causal_lm",
+    model = write_decoder(
+        directory,
+        (json.loads(row)["text"] for row in rows),
+        options.seed,
+        vocabulary=options.vocabulary,
+        width=options.width,
+        blocks=options.blocks,
     )
-    save_pretrained(directory, model, model.init(jax.random.key(options.seed)))
-    pairs.save(str(directory / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END}
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     return str(directory), model
 
 

@@ -17,7 +17,7 @@ from metajax.runs.workdir import write_atomically
 _LEAST, _MOST = 4000, 6000  # Characters of a file: shorter ones are not used, longer ones are cut.
 _OF_MODULE = {"train": 12, "test": 4}  # Files of a module, at most.
 _TEST_FILES = 100
-_VOCABULARY, _WIDTH, _BLOCKS, _HEADS = 512, 64, 2, 4
+_HEADS = 4
 _END = "<|end|>"
 
 
@@ -52,7 +52,7 @@ def write_documents(folder: Path, data: DemoData, seed: int) -> DocumentData:
     if files.test.is_file():
         return files
     texts = _sources(set(data.test_classes.read_text().split()), seed)
-    _write_decoder(files.decoder, texts["train"], seed)
+    write_decoder(files.decoder, texts["train"], seed, vocabulary=512, width=64, blocks=2)
     files.train.write_text(_as_rows(texts["train"]))
     # Written last and atomically: if it exists, the other files are complete.
     write_atomically(files.test, _as_rows(texts["test"][:_TEST_FILES]))
@@ -81,18 +81,29 @@ def _as_rows(texts: Iterable[str]) -> str:
     return "".join(json.dumps({"text": text}) + "\n" for text in texts)
 
 
-def _write_decoder(directory: Path, texts: Iterable[str], seed: int) -> None:
-    """Write a random Llama, and a byte-pair vocabulary of some texts."""
+def write_decoder(
+    directory: Path, texts: Iterable[str], seed: int, *, vocabulary: int, width: int, blocks: int
+) -> Transformer:
+    """Write a random Llama with a byte-pair vocabulary of some texts, in Hugging Face format.
+
+    Args:
+        directory: the directory to write to.
+        texts: what the vocabulary is made from.
+        seed: determines the weights.
+        vocabulary: number of tokens, at most.
+        width: features of the model.
+        blocks: number of blocks.
+    """
     pairs = tokenizers.ByteLevelBPETokenizer()
-    pairs.train_from_iterator(texts, _VOCABULARY, special_tokens=[_END], show_progress=False)
+    pairs.train_from_iterator(texts, vocabulary, special_tokens=[_END], show_progress=False)
     config = TransformerConfig(
         model_type="llama",
         vocab_size=pairs.get_vocab_size(),
-        hidden_size=_WIDTH,
-        num_hidden_layers=_BLOCKS,
+        hidden_size=width,
+        num_hidden_layers=blocks,
         num_attention_heads=_HEADS,
         num_key_value_heads=_HEADS,
-        intermediate_size=3 * _WIDTH,
+        intermediate_size=3 * width,
         max_position_embeddings=2048,
         type_vocab_size=0,
         layer_norm_eps=1e-5,
@@ -108,3 +119,4 @@ def _write_decoder(directory: Path, texts: Iterable[str], seed: int) -> None:
     pairs.save(str(directory / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": _END}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return model

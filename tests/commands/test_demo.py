@@ -165,7 +165,7 @@ def test_the_demos_decoder_is_random_and_knows_the_characters_of_its_texts(tmp_p
     texts = [source("a", number, 40) for number in range(4)]
     decoders = [tmp_path / str(seed) for seed in (0, 1)]
     for seed, decoder in enumerate(decoders):
-        demo_documents._write_decoder(decoder, texts, seed)
+        demo_documents.write_decoder(decoder, texts, seed, vocabulary=300, width=16, blocks=1)
     weights = [decoder.joinpath("model.safetensors").read_bytes() for decoder in decoders]
     assert len(weights[0]) == len(weights[1])
     assert weights[0] != weights[1]
