@@ -15,6 +15,7 @@ from metajax.reporting.plots import (
     Series,
     adaptation_curves,
     check_drawable,
+    chunk_gains,
     chunk_losses,
     confusion_matrix,
     inline_svg,
@@ -152,7 +153,11 @@ def _by_chunk(groups: Sequence[Comparison], draw: _Draw) -> dict[str, str]:
     for group in groups:
         if group.documents:
             losses = {row.method: row.chunks for row in group.documents}
-            drawn[group.caption] = draw(f"chunks-{len(drawn) + 1}", chunk_losses, losses)
+            number = len(drawn) + 1
+            drawn[group.caption] = draw(f"chunks-{number}", chunk_losses, losses)
+            if "none" in losses:
+                caption = f"{group.caption}; gain over no adaptation"
+                drawn[caption] = draw(f"gains-{number}", chunk_gains, losses, "none")
     return {"Loss by chunk": figures(drawn)} if drawn else {}
 
 

@@ -179,12 +179,29 @@ def chunk_losses(path: Path, curves: Mapping[str, Sequence[float]]) -> None:
         path: path of both files; its suffix is replaced.
         curves: losses of the first chunks, by label.
     """
+    _by_chunk(path, curves, "loss (nats per token)")
+
+
+def chunk_gains(path: Path, curves: Mapping[str, Sequence[float]], without: str) -> None:
+    """Draw how much lower the loss is than without adaptation, by position of the chunk.
+
+    Args:
+        path: path of both files; its suffix is replaced.
+        curves: losses of the first chunks, by label.
+        without: label of the losses without adaptation.
+    """
+    base = np.array(curves[without])
+    gains = {label: base - np.array(losses) for label, losses in curves.items()}
+    _by_chunk(path, gains, f"gain over {without} (nats per token)")
+
+
+def _by_chunk(path: Path, curves: Mapping[str, Any], quantity: str) -> None:
     with _picture(path) as axes:
-        for look, (label, losses) in zip(itertools.cycle(_LOOKS), curves.items()):
-            chunks = np.arange(1, len(losses) + 1)
-            axes.plot(chunks, losses, **_sparse(look, chunks), label=_short(label))
+        for look, (label, values) in zip(itertools.cycle(_LOOKS), curves.items()):
+            chunks = np.arange(1, len(values) + 1)
+            axes.plot(chunks, values, **_sparse(look, chunks), label=_short(label))
         _whole_numbers(axes.xaxis)
-        axes.set(xlabel="chunk of the document", ylabel="loss (nats per token)")
+        axes.set(xlabel="chunk of the document", ylabel=quantity)
         _legend(axes)
 
 

@@ -399,7 +399,8 @@ def test_the_report_shows_the_losses_by_chunk(refused, llama, folder, trained, t
     )
     command = ("report", "--runs", trained["maml"], "--evaluations", file, "--output", page)
     made = json.loads(tiny.succeed(*command))
-    assert str(tmp_path / "page" / "chunks-1.svg") in made["pictures"]
+    for name in ("chunks-1.svg", "gains-1.svg"):
+        assert str(tmp_path / "page" / name) in made["pictures"]
     text = page.read_text()
     none = rows["none"]
     for shown in (
