@@ -4,54 +4,28 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
-import numpy as np
+from typing import Any
 
 from metajax.algorithms import ALGORITHMS
-from metajax.algorithms.inner_loop import mean_recomputed_steps
 from metajax.config.fields import flag_and_value
 from metajax.config.settings import PlanSettings
 from metajax.errors import InputError
-from metajax.runs.few_shot import FewShot, describe_few_shot
+from metajax.runs.cost import (
+    Cost,
+    count_parameters,
+    measure,
+    num_devices,
+    target_of,
+    tracing_for,
+)
 from metajax.runs.learner import UNROLLED
-from metajax.runs.loop import compiler_options
 from metajax.runs.parts import check_split
 from metajax.runs.progress import Progress
 from metajax.runs.workdir import writable, write_atomically
-from metajax.training.flops import count_traced_flops
-from metajax.training.optimizer import adamw
-from metajax.training.outer import OuterState, default_chunk_size, initial_state, outer_step
-from metajax.types import Params, Task
+from metajax.training.outer import default_chunk_size
 
 _UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-# XLA assigns memory before it makes machine code, so the code need not be optimized.
-_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-_OUTER_STEPS = 100  # Enough to include all variants of an algorithm that changes during training.
 _MOST = 4096  # Limit of the search for episodes at once and for inner steps.
-
-
-class Cost(NamedTuple):
-    """The cost of a step on each device. Memory is in bytes.
-
-    Attributes:
-        state: memory of the parameters and of the outer optimizer's two moments.
-        tasks: memory of the batch.
-        working: memory of activations, adapted parameters and gradients during the step.
-        flops: floating-point operations of matrix products.
-    """
-
-    state: int
-    tasks: int
-    working: int
-    flops: int
-
-    @property
-    def total(self) -> int:
-        """The total memory."""
-        return self.state + self.tasks + self.working
 
 
 def plan(settings: PlanSettings) -> dict[str, Any]:
@@ -62,27 +36,30 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
 
     Returns:
         `parameters` (their number), `cost`, `alternatives` (the cost after each change of
-        settings), and with `--memory` also `largest`: the maximum of episodes at once and of inner
-        steps that fit.
+        settings), and with `--memory` or `--target` also `largest`: the maximum of episodes at once
+        and of inner steps that fit.
 
     Raises:
         InputError: the input cannot be used.
     """
     output = writable(settings.output) if settings.output else None
-    check_split("--meta-batch-size", settings.meta_batch_size, settings.chunk_size)
-    memory = None if settings.memory is None else parse_memory(settings.memory)
-    with Progress("plan", "program") as progress:
+    devices = num_devices(settings)
+    check_split("--meta-batch-size", settings.meta_batch_size, settings.chunk_size, devices)
+    memory = _memory(settings)
+    with Progress("plan", "program") as progress, tracing_for(settings):
         costs = _Costs(progress)
         cost = costs.of(settings)
         report: dict[str, Any] = {
             "settings": dataclasses.asdict(settings),
-            "parameters": _count_parameters(settings),
-            "cost": _as_json(cost),
+            "parameters": count_parameters(settings),
+            "cost": cost.as_json(),
             "alternatives": [
-                {"change": name, **_as_json(costs.of(changed))}
+                {"change": name, **costs.of(changed).as_json()}
                 for name, changed in _alternatives(settings)
             ],
         }
+        if settings.target is not None:
+            report["devices"] = devices
         if memory is not None:
             report["memory"] = memory
             report["largest"] = {
@@ -93,6 +70,14 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
     if output:
         write_atomically(output, json.dumps(report, indent=2) + "\n")
     return report
+
+
+def _memory(settings: PlanSettings) -> float | None:
+    """Return the bytes of a device, if known."""
+    if settings.memory is not None:
+        return parse_memory(settings.memory)
+    target = target_of(settings)
+    return None if target is None else target.chip.memory
 
 
 def parse_memory(text: str) -> float:
@@ -113,50 +98,6 @@ def parse_memory(text: str) -> float:
     return size
 
 
-def measure(settings: PlanSettings) -> Cost:
-    """Compile one device's share of a step, and return its cost."""
-    few_shot = describe_few_shot(settings.model, settings, settings, settings.ways)
-    algorithm = few_shot.schedule(_OUTER_STEPS, low_memory=settings.low_memory)
-    outer_optimizer = adamw(1.0, weight_decay=1.0, clip_norm=1.0)  # The values have no effect.
-    count = settings.meta_batch_size // jax.local_device_count()
-    frozen = few_shot.frozen
-    step = outer_step(algorithm, outer_optimizer, chunk_size=settings.chunk_size, frozen=frozen)
-
-    def begin(params: Params) -> OuterState:
-        start = few_shot._replace(source=few_shot.source._replace(params=params), params=params)
-        return initial_state(algorithm, outer_optimizer, start.start, jax.random.key(0), frozen)
-
-    state = jax.eval_shape(begin, few_shot.params)
-    tasks = _tasks(few_shot, settings, count)
-    traced = jax.jit(step, donate_argnums=0).trace(state, tasks)
-    analysis = traced.lower().compile(_QUICKLY | compiler_options(settings)).memory_analysis()
-    assert analysis is not None
-    state_bytes, task_bytes = _bytes(state), _bytes(tasks)
-    # The rest is results that do not overwrite an argument, and the compiler's buffers.
-    beyond = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    working = analysis.temp_size_in_bytes + max(0, beyond)
-    flops = count_traced_flops(
-        traced.jaxpr.jaxpr, mean_recomputed_steps(few_shot.inner["inner_steps"])
-    )
-    return Cost(state_bytes, task_bytes, working, round(flops))
-
-
-def _tasks(few_shot: FewShot, settings: PlanSettings, count: int) -> Task:
-    """Return the shapes of a batch of episodes, with one text per row."""
-    length = few_shot.text_length(settings.max_length)
-
-    def batch(examples: int) -> dict[str, jax.ShapeDtypeStruct]:
-        tokens = ("input_ids", "token_type_ids", "position_ids", "example_ids")
-        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(tokens, (count, examples, length))
-        shapes |= {"first_token": (count, examples), "labels": (count, examples)}
-        masks = {"example_mask": (count, examples), "class_mask": (count, settings.ways)}
-        return {key: jax.ShapeDtypeStruct(shape, jnp.int32) for key, shape in shapes.items()} | {
-            key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in masks.items()
-        }
-
-    return Task(batch(settings.ways * settings.shots), batch(settings.ways * settings.queries))
-
-
 def _alternatives(settings: PlanSettings) -> Iterator[tuple[str, PlanSettings]]:
     """Yield changes of the settings that save memory: a name, and the changed settings."""
     changes: list[dict[str, Any]] = [{"remat": True}]
@@ -164,7 +105,8 @@ def _alternatives(settings: PlanSettings) -> Iterator[tuple[str, PlanSettings]]:
         changes += [{"low_memory": True}, {"remat": True, "low_memory": True}]
     if settings.algorithm in ("maml", "proto-maml"):
         changes += [{"algorithm": "fomaml", "low_memory": False}]
-    if (settings.chunk_size or default_chunk_size(settings.meta_batch_size)) > 1:
+    share = settings.meta_batch_size // num_devices(settings)
+    if (settings.chunk_size or default_chunk_size(share)) > 1:
         changes.append({"chunk_size": 1})
     known = {settings}
     for change in changes:
@@ -185,7 +127,7 @@ def _largest(settings: PlanSettings, name: str, memory: float, costs: "_Costs") 
     def total(value: int) -> int:
         changes: dict[str, Any] = {name: value}
         if name == "chunk_size":
-            changes["meta_batch_size"] = value * jax.local_device_count()
+            changes["meta_batch_size"] = value * num_devices(settings)
         return costs.of(dataclasses.replace(settings, **changes)).total
 
     # A loop of many steps may need less memory than a few unrolled steps.
@@ -234,10 +176,11 @@ def summary(report: dict[str, Any]) -> str:
     }
     lines = [
         f"parameters                {report['parameters'] / 1e6:9.1f} million",
-        "on each device:",
+        f"on each of {report['devices']} devices:" if "devices" in report else "on each device:",
     ]
     lines += [f"  {name:23} {size / 1e9:9.2f} GB" for name, size in parts.items()]
     lines += [f"  arithmetic              {cost['flops'] / 1e12:9.2f} TFLOP per step"]
+    lines += _estimate_lines(cost)
     if "largest" in report:
         episodes, steps = (report["largest"].get(name) for name in ("chunk_size", "inner_steps"))
         lines += [
@@ -253,6 +196,21 @@ def summary(report: dict[str, Any]) -> str:
         for row in report["alternatives"]
     ]
     return "\n".join([*lines, "", advice(report)])
+
+
+def _estimate_lines(cost: dict[str, Any]) -> list[str]:
+    """Format what a target's program does."""
+    if "seconds" not in cost:
+        return []
+    return [
+        f"  memory traffic          {cost['moved'] / 1e9:9.2f} GB per step, "
+        f"{cost['kernels']} kernels",
+        *(
+            f"  {kind:23} {found['bytes'] / 1e9:9.2f} GB per step, {found['count']} in all"
+            for kind, found in cost["collectives"].items()
+        ),
+        f"  time, estimated         {cost['seconds']:9.3f} s per step",
+    ]
 
 
 def advice(report: dict[str, Any]) -> str:
@@ -274,16 +232,3 @@ def advice(report: dict[str, Any]) -> str:
     if settings["low_memory"]:
         return "forward over reverse: exact; recomputes activations instead of storing them"
     return "reverse over reverse: the fastest exact engine; --low-memory is exact and the smallest"
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _count_parameters(settings: PlanSettings) -> int:
-    few_shot: FewShot = describe_few_shot(settings.model, settings, settings, settings.ways)
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(few_shot.params))
-
-
-def _as_json(cost: Cost) -> dict[str, int]:
-    return cost._asdict() | {"total": cost.total}

@@ -87,8 +87,8 @@ class EpisodeSettings(DrawSettings, SizeSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeviceSettings(Settings):
-    """The devices of a run, on one host or several. They do not change its results."""
+class ShardSettings(Settings):
+    """How devices share the state of a run."""
 
     shards: int = option(
         "devices to shard parameters and optimizer state over (1: no sharding)",
@@ -97,6 +97,12 @@ class DeviceSettings(Settings):
         affects_results=False,
         advanced=True,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSettings(ShardSettings):
+    """The devices of a run, on one host or several. They do not change its results."""
+
     distributed: bool = option(
         "this is one of several hosts that run the same command; TPU VMs, Slurm and Open MPI need "
         "no other flag",

@@ -13,11 +13,13 @@ from metajax.config.groups import (
     DrawSettings,
     EpisodeSettings,
     ModelSettings,
+    ShardSettings,
     SizeSettings,
     TaskSettings,
     TrainSettings,
 )
 from metajax.config.inner import AlgorithmSettings, InnerSettings
+from metajax.errors import InputError
 
 EPISODES = 600  # Episodes of an evaluation, by default.
 
@@ -79,20 +81,34 @@ class MetatrainSettings(TrainSettings, TaskSettings, EpisodeSettings, AlgorithmS
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanSettings(ModelSettings, SizeSettings, AlgorithmSettings):
+class PlanSettings(ModelSettings, SizeSettings, AlgorithmSettings, ShardSettings):
     """Estimate memory and FLOPs of a metatrain step before a run.
 
-    The numbers come from the compiler. Nothing runs and no weights are read.
+    The numbers come from the compiler. Nothing runs and no weights are read. With --target they
+    are those of another machine, by its own compiler. Its time is the products at the chip's peak
+    plus the bytes that the program moves at the memory's bandwidth. A run may take longer.
 
     Example: metajax plan --model bert-base-uncased --shots 5 --low-memory --remat --memory 16GB
     """
 
     memory: str | None = option(
-        "memory of a device, such as 16GB or 15.5GiB: report which settings fit",
+        "memory of a device, such as 16GB or 15.5GiB: report which settings fit (default: that of "
+        "--target)",
         None,
         metavar="SIZE",
     )
+    target: str | None = option(
+        "machine to compile for: v4, v5e, v5p, v6e, tpu7x (needs the extra plan-tpu), a100, h100, "
+        "h200 or b200 (plan-cuda); several chips: v5e:2x4, h100:8 (default: this machine)",
+        None,
+        metavar="CHIP[:TOPOLOGY]",
+    )
     output: str | None = option("write the numbers to this JSON file", None, metavar="FILE")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shards > 1 and self.target is None:
+            raise InputError(f"--shards {self.shards}: needs --target; add it")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from metajax.config.groups import ModelSettings, TrainSettings
 from metajax.errors import InputError, StoppedError
@@ -19,6 +18,7 @@ from metajax.models import Transformer, save_config
 from metajax.platforms import target_platform
 from metajax.runs.measurements import Clock, metrics_row, peak_memory
 from metajax.runs.metrics import MetricsLog
+from metajax.runs.parts import make_mesh
 from metajax.runs.progress import Progress
 from metajax.runs.signals import Stop, handle_signals
 from metajax.runs.trackers import Profile, tracking
@@ -35,7 +35,7 @@ from metajax.training.outer import (
     num_tasks,
     task_keys,
 )
-from metajax.training.parallel import OuterLoop, outer_loop, task_mesh
+from metajax.training.parallel import OuterLoop, outer_loop
 from metajax.types import Key, Params, Task
 
 _log = logging.getLogger("metajax")
@@ -124,7 +124,7 @@ def _outer_loop(stage: Stage) -> OuterLoop:
         chunk_size=stage.chunk_size,
         donate=True,
         compiler_options=compiler_options(stage.settings),
-        mesh=_mesh(stage.settings.shards),
+        mesh=make_mesh(stage.settings.shards),
         frozen=stage.frozen,
     )
 
@@ -168,13 +168,6 @@ def compiler_options(settings: ModelSettings) -> dict[str, bool]:
     if target_platform() != "cpu" or not saves_memory:
         return {}
     return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-
-
-def _mesh(shards: int) -> Mesh:
-    try:
-        return task_mesh(shards)
-    except ValueError as error:
-        raise InputError(f"--shards {shards}: {error}") from error
 
 
 def _optimizer(stage: Stage) -> Any:

@@ -2,13 +2,17 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from typing import TypeVar
+
+import jax
+from jax.sharding import Mesh
 
 from metajax.config.settings import FinetuneSettings, PretrainSettings
 from metajax.errors import InputError
 from metajax.runs.paths import to_path
 from metajax.runs.record import read_record
-from metajax.training.parallel import all_devices
+from metajax.training.parallel import all_devices, task_mesh
 
 _log = logging.getLogger("metajax")
 _Settings = TypeVar("_Settings", PretrainSettings, FinetuneSettings)
@@ -40,18 +44,32 @@ def with_parts(settings: _Settings) -> tuple[_Settings, int]:
     return dataclasses.replace(settings, parts=parts), parts
 
 
+def make_mesh(shards: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Return the mesh of a run, by default of all devices.
+
+    Raises:
+        InputError: the devices cannot be split into groups of `shards`.
+    """
+    try:
+        return task_mesh(shards, devices)
+    except ValueError as error:
+        raise InputError(f"--shards {shards}: {error}") from error
+
+
 def _nearest(size: int, parts: int) -> str:
     below = size - size % parts
     return f"use {below} or {below + parts}" if below else f"use {parts}"
 
 
-def check_split(name: str, size: int, chunk_size: int | None = None) -> None:
-    """Check that all devices get the same amount of work.
+def check_split(
+    name: str, size: int, chunk_size: int | None = None, devices: int | None = None
+) -> None:
+    """Check that all devices, by default those of this run, get the same amount of work.
 
     Raises:
         InputError: they do not.
     """
-    devices = len(all_devices())
+    devices = devices or len(all_devices())
     if size % devices:
         raise InputError(
             f"{name} {size}: is not a multiple of {devices}, the number of devices; "

@@ -27,7 +27,7 @@ from metajax.training.sharding import (
     sharded_meta_grad,
     shardings,
 )
-from metajax.types import Key, Params, Task
+from metajax.types import Key, Params, PyTree, Task
 
 _AXIS = "devices"
 
@@ -38,7 +38,8 @@ class OuterLoop(NamedTuple):
     Attributes:
         init: `(params, rng) -> OuterState`.
         step: `(state, tasks) -> (state, Metrics)`, compiled; the leaves of tasks are [T, ...].
-        lower: `(state, tasks) -> jax.stages.Lowered`, the step as a program to inspect.
+        lower: `(state, tasks) -> jax.stages.Lowered`, the step as a program to inspect. Both may be
+            `jax.ShapeDtypeStruct`s, and the devices only descriptions.
 
     Examples:
         >>> import jax, jax.numpy as jnp, metajax, optax
@@ -118,7 +119,7 @@ def outer_loop(
     donated = 0 if donate else ()
     options = dict(compiler_options or {})
     # With several processes, `pmap` would give each of them its own state.
-    if jax.process_count() > 1 or mesh.shape[PARAMS] > 1:
+    if jax.process_count() > 1 or _num_processes(mesh) > 1 or mesh.shape[PARAMS] > 1:
         return _sharded(algorithm, outer_optimizer, mesh, chunk_size, donated, options, frozen)
     first, *others = mesh.devices.flat
     if others:
@@ -165,10 +166,10 @@ def _one_device(
     frozen: Frozen,
 ) -> OuterLoop:
     """The outer loop under `jax.jit`."""
+    home = SingleDeviceSharding(device)
 
     def init(params: Params, rng: Key) -> OuterState:
         # Place the state where a step returns it; otherwise the second step compiles again.
-        home = SingleDeviceSharding(device)
         return jax.device_put(initial_state(algorithm, optimizer, params, rng, frozen), home)
 
     step = jax.jit(
@@ -176,7 +177,7 @@ def _one_device(
         donate_argnums=donated,
         compiler_options=options,
     )
-    return OuterLoop(init, step, step.lower)
+    return OuterLoop(init, step, lambda *each: step.lower(*_shapes(each, home)))
 
 
 def _pmapped(
@@ -207,9 +208,10 @@ def _pmapped(
         # This copies only a state from elsewhere, such as a checkpoint.
         return mapped(jax.device_put(state, home), split_tasks(tasks, len(devices)))
 
-    return OuterLoop(
-        init, step, lambda state, tasks: mapped.lower(state, split_tasks(tasks, len(devices)))
-    )
+    def lower(state: OuterState, tasks: Task) -> jax.stages.Lowered:
+        return mapped.lower(state, jax.eval_shape(lambda t: split_tasks(t, len(devices)), tasks))
+
+    return OuterLoop(init, step, lower)
 
 
 def _sharded(
@@ -238,10 +240,32 @@ def _sharded(
         state, metrics = apply_meta_grad(optimizer, state, *mean, frozen)
         return jax.lax.with_sharding_constraint(state, shardings(state, mesh)), metrics
 
+    def lower(state: OuterState, tasks: Task) -> jax.stages.Lowered:
+        split, processes = NamedSharding(mesh, PartitionSpec(MESH_AXES)), _num_processes(mesh)
+        every = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                (leaf.shape[0] * processes, *leaf.shape[1:]), leaf.dtype
+            ),
+            tasks,
+        )
+        return step.lower(_shapes(state, shardings(state, mesh)), _shapes(every, split))
+
     return OuterLoop(
-        init,
-        lambda state, tasks: step(put_state(state, mesh), _over_mesh(tasks, mesh)),
-        lambda state, tasks: step.lower(state, _over_mesh(tasks, mesh)),
+        init, lambda state, tasks: step(put_state(state, mesh), _over_mesh(tasks, mesh)), lower
+    )
+
+
+def _num_processes(mesh: Mesh) -> int:
+    return len({device.process_index for device in mesh.devices.flat})
+
+
+def _shapes(tree: PyTree, placed: PyTree) -> PyTree:
+    """Describe arrays with a sharding, or with one for each."""
+    if isinstance(placed, jax.sharding.Sharding):
+        placed = jax.tree.map(lambda _: placed, tree)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        *(tree, placed),
     )
 
 

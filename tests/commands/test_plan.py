@@ -146,7 +146,8 @@ def test_each_alternative_has_the_cost_of_its_own_settings(material, monkeypatch
     found = plan.plan(settings)
 
     def row(cost):
-        return cost._asdict() | {"total": cost.state + cost.tasks + cost.working}
+        parts = dict(zip(("state", "tasks", "working", "flops"), cost))
+        return parts | {"total": cost.state + cost.tasks + cost.working}
 
     assert found["cost"] == row(measure(settings))
     assert found["settings"] == dataclasses.asdict(settings)
@@ -295,6 +296,6 @@ def test_another_number_of_classes_than_a_run_has(chain):
     """The head is then a new one, as in metatrain."""
     settings = PlanSettings(model=str(chain.adapt), head="checkpoint", **SMALL | {"ways": 5})
     headless = dataclasses.replace(settings, head="zero")
-    counts = [plan._count_parameters(each) for each in (settings, headless)]
+    counts = [plan.count_parameters(each) for each in (settings, headless)]
     assert counts[0] - counts[1] == 5 * (tiny.CONFIG.hidden_size + 1)
     assert plan.measure(settings).state > 3 * 4 * counts[0]

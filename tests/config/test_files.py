@@ -107,7 +107,11 @@ DEFAULTS = {
     | {"whole_tasks": False, "keep_duplicates": False, "learning_rate": 2e-5, "steps": 300},
     "adapt": MODEL | TASKS | INNER | {"dev": None},
     "predict": {"input": "-", "output": "-", "task": None, "batch_size": 64, "max_length": None},
-    "plan": MODEL | SIZES | INNER | ALGORITHM | {"memory": None, "output": None},
+    "plan": MODEL
+    | SIZES
+    | INNER
+    | ALGORITHM
+    | {"memory": None, "output": None, "target": None, "shards": 1},
 }
 # Where the work is done and what is kept of it: a run may be resumed with others.
 FREE = {"model", "workdir", "tasks", "classes", "glue_dir", "text", "dev", "parts", *DEVICES}

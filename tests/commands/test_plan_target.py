@@ -1,0 +1,97 @@
+"""`plan --target`: the program, the report and what is refused, with devices of this machine."""
+
+import dataclasses
+
+import jax
+import pytest
+import tiny
+
+from metajax.commands import plan
+from metajax.config.settings import PlanSettings
+from metajax.errors import InputError
+from metajax.runs import cost
+from metajax.training.targets import CHIPS, Target
+from tests.commands.test_plan import SMALL, command
+
+FULL = "RESOURCE_EXHAUSTED: the memory for HLO temporaries (32.5G) exceeds available HBM (15.75G)."
+
+
+@pytest.fixture
+def two_devices(monkeypatch):
+    """Any target is two devices of this machine, with the numbers of an H100."""
+    target = Target(CHIPS["h100"], jax.devices()[:2])
+    monkeypatch.setattr(cost, "find_target", lambda text: target)
+
+
+@pytest.fixture
+def settings(material):
+    given = SMALL | {"meta_batch_size": 4, "target": "h100:2"}
+    return PlanSettings(model=str(material.bert), **given)
+
+
+@pytest.mark.usefixtures("two_devices")
+def test_the_cost_of_a_program_on_two_devices(settings):
+    found = cost.measure(settings)
+    (kind, collective), *others = found.estimate.collectives.items()
+    assert (kind, others) == ("all-reduce", [])
+    assert collective["count"] == 1
+    # Means of the gradients and of three numbers to report. The pooler has no gradient.
+    pooler = 16 * 16 + 16
+    assert collective["bytes"] == 4 * (cost.count_parameters(settings) - pooler + 3)
+    assert found.estimate.seconds == CHIPS["h100"].seconds(
+        found.flops, found.estimate.moved, "float32"
+    )
+    assert found.estimate.moved > found.state
+    whole = cost.measure(dataclasses.replace(settings, meta_batch_size=8))
+    assert (whole.state, whole.tasks) == (found.state, 2 * found.tasks)
+    assert whole.flops == 2 * found.flops
+    split = cost.measure(dataclasses.replace(settings, shards=2))
+    assert split.state == pytest.approx(found.state / 2, rel=0.02)
+    assert split.flops == found.flops
+    assert "all-gather" in split.estimate.collectives
+
+
+@pytest.mark.usefixtures("two_devices")
+def test_the_report(settings, monkeypatch):
+    measured = plan.Cost(1, 1, 1, 10**12, cost.Estimate(10**9, 50, 0.25, {}))
+    monkeypatch.setattr(plan, "measure", lambda _: measured)
+    monkeypatch.setattr(plan, "_largest", lambda *_: 7)
+    found = plan.plan(settings)
+    assert (found["devices"], found["memory"]) == (2, 80e9)
+    assert plan.plan(dataclasses.replace(settings, memory="5GB"))["memory"] == 5e9
+    found["cost"]["collectives"] = {"all-reduce": {"count": 3, "bytes": 2 * 10**9}}
+    lines = [" ".join(line.split()) for line in plan.summary(found).splitlines()]
+    assert lines[1] == "on each of 2 devices:"
+    assert lines[7:10] == [
+        "memory traffic 1.00 GB per step, 50 kernels",
+        "all-reduce 2.00 GB per step, 3 in all",
+        "time, estimated 0.250 s per step",
+    ]
+    assert "fits in 80 GB:" in lines
+
+
+@pytest.mark.usefixtures("two_devices")
+def test_a_program_that_the_compiler_refuses_does_not_fit(settings, monkeypatch):
+    def refuse(lowered):
+        raise jax.errors.JaxRuntimeError(FULL)
+
+    monkeypatch.setattr(cost, "compile_for_target", refuse)
+    found = cost.measure(settings)
+    assert (found.working, found.estimate) == (round(32.5 * 2**30), None)
+    assert "seconds" not in found.as_json()
+
+
+@pytest.mark.usefixtures("two_devices")
+def test_sizes_that_the_target_cannot_share(settings):
+    with pytest.raises(InputError, match="--meta-batch-size 3: is not a multiple of 2"):
+        plan.plan(dataclasses.replace(settings, meta_batch_size=3))
+    with pytest.raises(InputError, match="--shards 3: a state cannot be sharded over 3 of 2"):
+        plan.plan(dataclasses.replace(settings, shards=3))
+
+
+def test_what_is_refused(material):
+    with pytest.raises(InputError, match="--shards 2: needs --target; add it"):
+        PlanSettings(model="m", shards=2)
+    done = tiny.run(*command(material.bert, target="v9"))
+    assert done.status == 2
+    assert "--target v9: is not a known chip; choose from v4" in done.err
