@@ -23,17 +23,23 @@ import argparse
 import hashlib
 import json
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from experiments.orders import cosine, cosine_line
 from experiments.runs import command, evaluated, trained
+from metajax import data
+from metajax.config.groups import ModelSettings, TaskSettings
+from metajax.config.inner import InnerSettings
 from metajax.models import Transformer, causal_lm_loss
 from metajax.runs.demo_documents import write_decoder
 from metajax.runs.document_eval import DocumentRow
+from metajax.runs.document_tasks import load_streams
+from metajax.runs.few_shot import open_few_shot
 from metajax.runs.inner import DEFAULTS
 from metajax.runs.learner import make_algorithm
 from metajax.training.evaluation import estimate
@@ -148,18 +154,47 @@ def wide() -> int:
     return WIDE * (LENGTH - 1) + 1
 
 
+def agreement(runs: Sequence[str], spec: str, options: argparse.Namespace) -> str:
+    """Return a line on the cosine between the meta-gradients in second and first order.
+
+    Args:
+        runs: the workdirs of the weights before and after meta-training.
+        spec: `--tasks`; 32 of these documents are used.
+        options: of the experiment.
+    """
+    cosines = []
+    for run in runs:
+        few_shot = open_few_shot(run, ModelSettings(model=run), inner_settings(options), None)
+        documents = load_streams(TaskSettings(tasks=(spec,)), few_shot.model, LENGTH)
+        size = data.StreamSpec(options.inner_steps, 0, LENGTH)
+        tasks = data.sample_streams(documents, size, options.seed, 0, 32)
+        second, first = (
+            make_algorithm(few_shot.model, few_shot.inner | {"algorithm": name}, jax.random.key(0))
+            for name in (SECOND, FIRST)
+        )
+        cosines.append(cosine(second, first, few_shot.params, tasks))
+    return cosine_line(*cosines)
+
+
+def inner_settings(options: argparse.Namespace) -> InnerSettings:
+    """Return the settings of the steps on a document."""
+    return InnerSettings(
+        inner_steps=options.inner_steps,
+        inner_lr=options.inner_lr,
+        inner_clip_norm=1.0,
+        trainable="mlps",
+    )
+
+
 def run_seed(root: Path, options: argparse.Namespace) -> dict[str, DocumentRow]:
     """Train all models with one seed, and return their rows on the test packages."""
     directory, model = write_model(root, options)
     train = (f"documents:{root / 'train.jsonl'}",)
     tested = (f"documents:{root / ('valid' if options.valid else 'test')}.jsonl",)
-    shared: dict[str, Any] = {
-        "inner_steps": options.inner_steps,
-        "inner_lr": options.inner_lr,
-        "inner_clip_norm": 1.0,
-        "trainable": "mlps",
-        "seed": options.seed,
-        "max_length": LENGTH,
+    steps_on_documents = inner_settings(options)
+    shared: dict[str, Any] = {"seed": options.seed, "max_length": LENGTH} | {
+        name: getattr(steps_on_documents, name)
+        for name in ("inner_steps", "inner_lr", "inner_clip_norm", "trainable")
     }
 
     def pretrained(name: str, start: str, steps: float, rows: int, length: int) -> str:
@@ -208,6 +243,9 @@ def run_seed(root: Path, options: argparse.Namespace) -> dict[str, DocumentRow]:
             **shared,
         )
         [found[name]] = results(run.path, "checkpoint")
+        if name == "second order":
+            line = agreement((base, run.path), train[0], options)
+    print(f"seed {options.seed}: {line}", flush=True)
     return found
 
 

@@ -37,6 +37,7 @@ import optax
 
 import metajax
 from experiments.numbers import check_numbers, steps_header
+from experiments.orders import cosine, cosine_line
 from experiments.runs import percent
 from metajax import MetaAlgorithm
 from metajax.models import TransformerConfig, causal_lm_loss, init_prefix, is_prefix
@@ -163,6 +164,7 @@ def compare(sizes: Sizes, settings: argparse.Namespace) -> None:
     """Train with each method and seed, and print a row for each."""
     judges = [writer(sizes, k) for k in sorted({0, 1, sizes.inner_steps})]
     best: dict[int, np.ndarray] = {}  # By seed.
+    cosines: list[str] = []
     for method in settings.methods:
         outer = trainer(sizes, method)
         for seed in settings.seed:
@@ -173,12 +175,23 @@ def compare(sizes: Sizes, settings: argparse.Namespace) -> None:
             exact = [judge(each, meta_params, sizes, seed, settings.episodes) for each in judges]
             if method == "second order":
                 best[seed] = exact[-1]
+                start = train(outer, sizes, seed, 0)
+                cosines.append(f"seed {seed}: {agreement(sizes, start, meta_params)}")
             ahead = "-"
             if seed in best and method != "second order":
                 ahead = percent(estimate(best[seed] - exact[-1]))
             cells = "".join(f"{percent(estimate(values)):>16}" for values in exact)
             row = f"{method:<16}{sizes.pairs:>6}{seed:>6}{cells}{ahead:>22}{seconds:>12}"
             print(row, flush=True)
+    for line in cosines:
+        print(line, flush=True)
+
+
+def agreement(sizes: Sizes, start: Params, end: Params) -> str:
+    """Return a line on the cosine between the meta-gradients in second and first order."""
+    second, first = (writer(sizes, sizes.inner_steps, first_order=order == 1) for order in (2, 1))
+    tasks = draw(jax.random.key(2026), 32, sizes.pairs, held_out=True)
+    return cosine_line(*(cosine(second, first, params, tasks) for params in (start, end)))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 
@@ -19,6 +20,7 @@ from experiments import (
     gradmem,
     intents,
     navigation,
+    orders,
     runs,
     sinusoid,
     stages,
@@ -30,7 +32,7 @@ from metajax.commands.evaluate import Row
 from metajax.config.settings import EvaluateSettings
 
 ROOT = Path(__file__).parents[1]
-SHARED = {"numbers", "runs"}
+SHARED = {"numbers", "orders", "runs"}
 NAMES = sorted({path.stem for path in (ROOT / "experiments").glob("[!_]*.py")} - SHARED)
 
 
@@ -114,11 +116,32 @@ def test_gradmem_takes_a_step(capsys, names):
     gradmem.main(["--seed", "7", "--episodes", "2", *sizes, *given])
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split()[-1] == "training"
+    if not names:
+        assert rows.pop().startswith("seed 7: cosine between the meta-gradients of a task")
     assert [row[:16].strip() for row in rows] == (names or list(gradmem.METHODS))
     assert [row.count("±") for row in rows] == ([2] if names else [2, 3, 3])
 
 
 SIZES = gradmem.Sizes(pairs=3, vectors=2, inner_steps=2, inner_lr=1.0)
+
+
+def test_the_cosine_between_orders_is_that_of_a_quadratic():
+    """After one step on half the weighted squared distance."""
+
+    def loss_fn(params, batch, rng):
+        return jnp.sum(batch["scale"] * (params - batch["target"]) ** 2) / 2, {}
+
+    second, first = (
+        metajax.maml(loss_fn, optax.sgd(0.5), 1, first_order=flag) for flag in (False, True)
+    )
+    scale = jnp.array([[1.0, 4.0], [1.0, 3.0]])
+    batch = {"scale": scale, "target": jnp.zeros((2, 2))}
+    found = orders.cosine(second, first, jnp.array([1.0, 1.0]), metajax.Task(batch, batch))
+    # Adapted: 1 - scale / 2. First order: scale times this. Second: (1 - scale / 2) times that.
+    adapted = 1 - np.asarray(scale) / 2
+    pair = np.asarray(scale) * adapted, np.asarray(scale) * adapted**2
+    known = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(*pair)]
+    assert found.mean == pytest.approx(np.mean(known), rel=1e-5)
 
 
 @pytest.mark.parametrize("method", gradmem.METHODS)
