@@ -35,7 +35,7 @@ STYLE = {
 # The colours of Okabe and Ito, which colour-blind people can distinguish.
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#8c959f"
 
-DOCUMENTS = "python -m experiments.documents"  # The first seed.
+DOCUMENTS = "python -m experiments.documents --seeds 0"
 
 
 def printed(log: Path, command: str) -> list[str]:

@@ -250,13 +250,19 @@ def run_seed(root: Path, options: argparse.Namespace) -> dict[str, DocumentRow]:
 
 
 def show(rows: dict[str, DocumentRow], title: str) -> None:
-    """Print the losses, the best first, and how far the second order is ahead, file by file."""
-    ours = np.array(rows["second order"].losses)
-    print(f"{title:<44}{'nats/token':>12}{'bits/byte':>12}{'second order ahead by':>26}")
-    for name, row in sorted(rows.items(), key=lambda item: item[1].loss):
-        ahead = estimate(np.array(row.losses) - ours)
+    """Print the losses, the best first, and differences of the losses file by file."""
+    ranked = sorted(rows.items(), key=lambda item: item[1].loss)
+    head = f"{title:<44}{'nats/token':>12}{'bits/byte':>12}{'behind the best':>22}"
+    print(head + f"{'second order ahead by':>26}")
+    for name, row in ranked:
+        losses = np.array(row.losses)
+        behind, ahead = (
+            estimate(losses - np.array(other.losses))
+            for other in (ranked[0][1], rows["second order"])
+        )
         print(
             f"{name:<44}{row.loss:>12.4f}{row.bits_per_byte:>12.4f}"
+            f"{f'{behind.mean:.4f} ± {behind.ci95:.4f}':>22}"
             f"{f'{ahead.mean:.4f} ± {ahead.ci95:.4f}':>26}",
             flush=True,
         )
