@@ -88,7 +88,7 @@ def documents(path: Path) -> None:
         axes.plot(unadapted - losses[name], "o-", color=colour, label=label, markersize=4)
     axes.set_xlabel("gradient steps on the text before")
     axes.set_ylabel("gain (nats per token)")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper left")
     save(figure, path)
 
 
