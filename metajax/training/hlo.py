@@ -35,7 +35,8 @@ class Instruction(NamedTuple):
         name: its name in the text.
         opcode: `fusion`, `dot`, ...
         arrays: its results.
-        operands: names of instructions; of a parameter, its number.
+        operands: names of instructions; of a parameter, its number; of a constant,
+            its value.
         attributes: the rest of its line.
     """
 
@@ -112,7 +113,8 @@ def _instruction(name: str, rest: str) -> Instruction:
     closing = _closing(rest, opening)
     inside = rest[opening + 1 : closing - 1]
     opcode = rest[:opening]
-    operands = [inside] if opcode == "parameter" else re.findall(r"%([\w.\-]+)", inside)
+    literal = opcode in ("parameter", "constant")
+    operands = [inside] if literal else re.findall(r"%([\w.\-]+)", inside)
     return Instruction(name, opcode, _arrays(type_), operands, rest[closing:])
 
 

@@ -28,6 +28,7 @@ _SLICES = {"dynamic-slice", "slice", "gather"}
 
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|(?:true|false)_computation=([^,\s]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 
@@ -122,8 +123,7 @@ def _walk(
     for each in computation.instructions.values():
         match each.opcode:
             case "while":
-                trips = _TRIPS.search(each.attributes)
-                count = float(trips[1]) if trips else while_length
+                count = _iterations(program, each) or while_length
                 yield from _walk(program, str(each.called), times * count, while_length)
             case "call" | "async-start":
                 yield from _walk(program, str(each.called), times, while_length)
@@ -137,6 +137,20 @@ def _walk(
                     _kernel(program, computation, each, times),
                     list(_collectives(program, computation, each, times)),
                 )
+
+
+def _iterations(program: Program, loop: Instruction) -> float | None:
+    """Return how often a loop runs, if the text tells it."""
+    known = _TRIPS.search(loop.attributes)
+    if known:
+        return float(known[1])
+    # A TPU's text has the condition alone. JAX's loops count from zero by ones.
+    name = _CONDITION.search(loop.attributes)
+    condition = program[name[1]] if name else None
+    if condition is None or "direction=LT" not in condition.roots[0].attributes:
+        return None
+    limit = condition.instructions[condition.roots[0].operands[-1]]
+    return float(limit.operands[0]) if limit.opcode == "constant" else None
 
 
 def _is_free(each: Instruction) -> bool:
@@ -184,8 +198,8 @@ def _used_by(program: Program, computation: Computation, user: Instruction, valu
         if user.opcode == "fusion":
             inner = program[str(user.called)]
             used += _used_within(program, inner, inner.parameters[position])
-        elif user.opcode in _SLICES and position == 0:
-            used += user.arrays[0].length
+        elif user.opcode.removesuffix("-start") in _SLICES and position == 0:
+            used += _results(user)[0].length
         elif user.opcode == "scatter" and position < len(user.arrays):
             used += computation.instructions[user.operands[-1]].arrays[0].length
         elif user.opcode != "dynamic-update-slice" or position:  # In place.

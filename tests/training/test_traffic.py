@@ -157,6 +157,42 @@ def test_a_program_for_a_gpu():
     assert traffic.launches == 3 * 12 + 1
 
 
+TPU_LOOP = """HloModule jit_step, is_scheduled=true
+
+%body (carry: (s32[], f32[12,8,128])) -> (s32[], f32[12,8,128]) {
+  %carry = (s32[]{:T(128)}, f32[12,8,128]{2,1,0:T(8,128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%carry), index=0
+  %stack = f32[12,8,128]{2,1,0:T(8,128)} get-tuple-element(%carry), index=1
+  %slice-start = ((f32[12,8,128]{2,1,0:T(8,128)}), f32[1,8,128]{2,1,0:T(8,128)S(1)}, s32[1]{0:S(2)}) slice-start(%stack), slice={[0:1], [0:8], [0:128]}
+  %slice-done = f32[1,8,128]{2,1,0:T(8,128)S(1)} slice-done(%slice-start)
+  ROOT %next = (s32[]{:T(128)}, f32[12,8,128]{2,1,0:T(8,128)}) tuple(%i, %stack)
+}
+
+%condition (carry.1: (s32[], f32[12,8,128])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(12), metadata={op_name="jit(step)/while"}
+  %carry.1 = (s32[]{:T(128)}, f32[12,8,128]{2,1,0:T(8,128)}) parameter(0)
+  %i.1 = s32[]{:T(128)} get-tuple-element(%carry.1), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i.1, %limit), direction=LT
+}
+
+ENTRY %main (x: f32[12,8,128]) -> f32[12,8,128] {
+  %x = f32[12,8,128]{2,1,0:T(8,128)} parameter(0)
+  %zero = s32[]{:T(128)} constant(0)
+  %start = (s32[]{:T(128)}, f32[12,8,128]{2,1,0:T(8,128)}) tuple(%zero, %x)
+  %loop = (s32[]{:T(128)}, f32[12,8,128]{2,1,0:T(8,128)}) while(%start), condition=%condition, body=%body
+  ROOT %y = f32[12,8,128]{2,1,0:T(8,128)} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_a_loop_on_a_tpu_runs_as_often_as_its_condition_says():
+    """A slice that is copied to on-chip memory, twelve times; TPUs do not print a trip count."""
+    (copied,) = read_traffic(TPU_LOOP, 1.5).kernels
+    assert (copied.read, copied.written, copied.times) == (8 * 128 * 4, 0, 12)
+    unknown = TPU_LOOP.replace("compare(%i.1, %limit)", "compare(%i.1, %i.1)")
+    assert read_traffic(unknown, 1.5).kernels[0].times == 1.5
+
+
 def test_a_program_for_a_tpu():
     """What is in on-chip memory does not count; a fusion may have a collective inside."""
     traffic, size = read_traffic(TPU), 8 * 128 * 4
