@@ -10,6 +10,7 @@ from metajax.commands import plan
 from metajax.config.settings import PlanSettings
 from metajax.errors import InputError
 from metajax.runs import cost
+from metajax.runs.few_shot import describe_few_shot
 from metajax.training.targets import CHIPS, Target
 from tests.commands.test_plan import SMALL, command
 
@@ -42,6 +43,8 @@ def test_the_cost_of_a_program_on_two_devices(settings):
         found.flops, found.estimate.moved, "float32"
     )
     assert found.estimate.moved > found.state
+    few_shot = describe_few_shot(settings.model, settings, settings, 2)
+    assert found.tasks == cost._bytes(cost._tasks(few_shot, settings, 2))
     whole = cost.measure(dataclasses.replace(settings, meta_batch_size=8))
     assert (whole.state, whole.tasks) == (found.state, 2 * found.tasks)
     assert whole.flops == 2 * found.flops
