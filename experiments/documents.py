@@ -51,6 +51,7 @@ PARTS = ("train", "valid", "test")
 FILES = 40  # Of a package, at most.
 TESTED = 80  # Files to validate or test on, at most.
 LONGEST = 20_000  # Characters of a file that are read.
+COPIED = 0.3  # The part of a tested file's lines that training files may have, at most.
 LENGTH = 128
 WIDE = 4  # Chunks that a decoder with more context reads at once.
 SECOND, FIRST = "test-time-training", "first-order-test-time-training"
@@ -86,10 +87,29 @@ def write_texts(root: Path) -> None:
     for package, text in sources():
         texts[part_of(package)].append(text)
     for part, own in texts.items():
-        kept = sorted(dict.fromkeys(own), key=_number)[: None if part == "train" else TESTED]
+        kept = sorted(dict.fromkeys(own), key=_number)
+        if part != "train":
+            kept = without_copies(kept[:TESTED], texts["train"])
         lines = (json.dumps({"text": text}) + "\n" for text in kept)
         (root / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
         print(f"{part}: {len(kept)} files", flush=True)
+
+
+def without_copies(texts: Sequence[str], train: Sequence[str]) -> list[str]:
+    """Return the texts of which at most a part of the lines is in training files.
+
+    Packages contain copies of other packages.
+    """
+    known = {line for text in train for line in _lines(text)}
+    return [
+        text
+        for text in texts
+        if sum(line in known for line in _lines(text)) <= COPIED * len(_lines(text))
+    ]
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if len(line.strip()) > 10]
 
 
 def write_model(root: Path, options: argparse.Namespace) -> tuple[str, Transformer]:
@@ -217,6 +237,8 @@ def run_seed(root: Path, options: argparse.Namespace) -> dict[str, DocumentRow]:
 
     rows, cost = options.batch_size, costs(model, options)
     budget = options.steps * options.tasks * cost.second
+    parts = (f"{name} {each / 1e9:.3f}" for name, each in cost._asdict().items())
+    print(f"GFLOP: {', '.join(parts)}, all steps after the base {budget / 1e9:.0f}", flush=True)
     base = pretrained("base", directory, options.pretraining, rows, LENGTH)
     longer = pretrained("longer", base, budget / (rows * cost.pretrain), rows, LENGTH)
     few = rows // WIDE

@@ -242,9 +242,21 @@ def test_documents_take_a_step(tmp_path, capsys, monkeypatch):
         names = {f"pretrained longer{kind}" for kind in kinds}
         names |= {"second order", "first order", "first order, as many steps"}
         assert {line[:44].strip() for line in table[1:7]} == names
+        [counted] = [line for line in lines if line.startswith("GFLOP: ")]
+        cost = {word.split()[-2]: float(word.split()[-1]) for word in counted.split(",")}
+        assert cost["second"] > cost["first"] > cost["pretrain"] > 0
+        assert cost["wide"] > documents.WIDE * cost["pretrain"]
         [ours] = [line for line in table[1:7] if line.startswith("second order")]
         assert ours.endswith("0.0000 ± 0.0000")
         assert len(table[-1].removeprefix("first order, as many steps").split()) == 4
+
+
+def test_copies_of_training_files_are_not_tested_on():
+    train = ["first long line\nsecond long line\n", "third long line\nshort\n"]
+    new = [f"new long line {number}" for number in range(7)]
+    own = "\n".join([*new, "first long line", "  second long line", "third long line"])
+    copied = "\n".join([*new[:6], "first long line", "second long line", "third long line"])
+    assert documents.without_copies([own, copied], train) == [own]
 
 
 def test_packages_are_in_one_part_each():

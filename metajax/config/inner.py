@@ -17,7 +17,7 @@ class InnerSettings(Settings):
     """The inner loop. By default it adapts as in the checkpoint's meta-training."""
 
     inner_steps: int | None = option(
-        "inner gradient steps (default: as meta-trained, else 3)", None, minimum=0
+        "inner steps (default: as meta-trained, else 3)", None, minimum=0
     )
     inner_lr: float | None = option(
         "learning rate of the inner steps (default: as meta-trained, else 0.1; with Adam 0.001)",

@@ -190,8 +190,11 @@ def chunk_gains(path: Path, curves: Mapping[str, Sequence[float]], without: str)
         curves: losses of the first chunks, by label.
         without: label of the losses without adaptation.
     """
-    base = np.array(curves[without])
-    gains = {label: base - np.array(losses) for label, losses in curves.items()}
+    base = curves[without]
+    gains = {
+        label: [before - after for before, after in zip(base, losses)]
+        for label, losses in curves.items()
+    }
     _by_chunk(path, gains, f"gain over {without} (nats per token)")
 
 

@@ -139,7 +139,7 @@ def test_a_large_confusion_has_no_numbers(tmp_path, monkeypatch):
 
 def test_the_loss_of_each_chunk_and_what_the_steps_gain(tmp_path, monkeypatch):
     figures = drawn(monkeypatch, saved=False)
-    losses = {"checkpoint": (3.5, 3.0, 2.5), "none": (3.25, 3.5, 4.0)}
+    losses = {"checkpoint": (3.5, 3.0, 2.5), "none": (3.25, 3.5, 4.0), "shorter": (3.0,)}
     report.chunk_losses(tmp_path / "losses", losses)
     report.chunk_gains(tmp_path / "gains", losses, "none")
     lines = [
@@ -149,3 +149,4 @@ def test_the_loss_of_each_chunk_and_what_the_steps_gain(tmp_path, monkeypatch):
     assert lines[0]["checkpoint"] == [[1, 3.5], [2, 3.0], [3, 2.5]]
     assert lines[1]["checkpoint"] == [[1, -0.25], [2, 0.5], [3, 1.5]]
     assert lines[1]["none"] == [[1, 0], [2, 0], [3, 0]]
+    assert lines[1]["shorter"] == [[1, 0.25]]
