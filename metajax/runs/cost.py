@@ -19,7 +19,7 @@ from metajax.runs.parts import make_mesh
 from metajax.training.flops import count_traced_flops
 from metajax.training.optimizer import adamw
 from metajax.training.outer import AlgorithmOrSchedule, OuterState, initial_state, outer_step
-from metajax.training.parallel import outer_loop
+from metajax.training.parallel import all_devices, outer_loop
 from metajax.training.sharding import shardings
 from metajax.training.targets import Target, compile_for_target, find_target
 from metajax.training.traffic import Collective, read_traffic
@@ -87,7 +87,7 @@ def target_of(settings: PlanSettings) -> Target | None:
 def num_devices(settings: PlanSettings) -> int:
     """Return how many devices share the tasks of a step."""
     target = target_of(settings)
-    return jax.local_device_count() if target is None else len(target.devices)
+    return len(all_devices() if target is None else target.devices)
 
 
 def tracing_for(settings: PlanSettings) -> AbstractContextManager[None]:

@@ -275,7 +275,7 @@ TABLE = {
         constant=2,
         **TEST_TIME,
     ),
-    "first-order test-time training": Row(
+    "first-order-test-time-training": Row(
         metajax.test_time_training(LOSS, SGD, 3, truncate=0),
         exact=False,
         constant=3,
@@ -311,7 +311,7 @@ TESTED_ELSEWHERE |= {
     "low-memory maml of streams with momentum",
     "low-memory maml of streams with clipped adam",
     "fomaml of a prefix",
-    "first-order test-time training",
+    "first-order-test-time-training",
 }
 
 

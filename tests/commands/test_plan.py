@@ -58,7 +58,7 @@ LITTLE = {
 def test_the_cost_is_that_of_the_step_that_a_run_compiles(material, monkeypatch, changes):
     """On each of two devices, which share the episodes."""
     with monkeypatch.context() as patch:
-        patch.setattr(jax, "local_device_count", lambda: 2)
+        patch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
         given = SMALL | {"meta_batch_size": 4} | changes
         settings = PlanSettings(model=str(material.bert), **given)
         cost = plan.measure(settings)
@@ -193,7 +193,7 @@ def test_more_steps_may_take_less_than_unrolled_ones(material, monkeypatch):
 
 def test_the_largest_that_fits(material, monkeypatch):
     """On each of two devices, with memory that grows as expected; the rest is tested above."""
-    monkeypatch.setattr(jax, "local_device_count", lambda: 2)
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
 
     def measure(settings):
         assert settings.meta_batch_size == 2 * (settings.chunk_size or 1)
