@@ -183,12 +183,13 @@ def agreement(runs: Sequence[str], spec: str, options: argparse.Namespace) -> st
         spec: `--tasks`; 32 of these documents are used.
         options: of the experiment.
     """
+    inner = inner_settings(options)
+    opened = [open_few_shot(run, ModelSettings(model=run), inner, None) for run in runs]
+    documents = load_streams(TaskSettings(tasks=(spec,)), opened[0].model, LENGTH)
+    size = data.StreamSpec(options.inner_steps, 0, LENGTH)
+    tasks = data.sample_streams(documents, size, options.seed, 0, 32)
     cosines = []
-    for run in runs:
-        few_shot = open_few_shot(run, ModelSettings(model=run), inner_settings(options), None)
-        documents = load_streams(TaskSettings(tasks=(spec,)), few_shot.model, LENGTH)
-        size = data.StreamSpec(options.inner_steps, 0, LENGTH)
-        tasks = data.sample_streams(documents, size, options.seed, 0, 32)
+    for few_shot in opened:
         second, first = (
             make_algorithm(few_shot.model, few_shot.inner | {"algorithm": name}, jax.random.key(0))
             for name in (SECOND, FIRST)
@@ -237,7 +238,7 @@ def run_seed(root: Path, options: argparse.Namespace) -> dict[str, DocumentRow]:
 
     rows, cost = options.batch_size, costs(model, options)
     budget = options.steps * options.tasks * cost.second
-    parts = (f"{name} {each / 1e9:.3f}" for name, each in cost._asdict().items())
+    parts = (f"{name} {each / 1e9:.4g}" for name, each in cost._asdict().items())
     print(f"GFLOP: {', '.join(parts)}, all steps after the base {budget / 1e9:.0f}", flush=True)
     base = pretrained("base", directory, options.pretraining, rows, LENGTH)
     longer = pretrained("longer", base, budget / (rows * cost.pretrain), rows, LENGTH)
