@@ -1,15 +1,18 @@
 """Predict the memory and arithmetic of meta-training by compiling a step, without a run."""
 
+import contextlib
 import dataclasses
 import json
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from metajax.algorithms import ALGORITHMS
 from metajax.config.fields import flag_and_value
 from metajax.config.settings import PlanSettings
 from metajax.errors import InputError
+from metajax.platforms import target_platform
 from metajax.runs.cost import (
     Cost,
     count_parameters,
@@ -18,12 +21,14 @@ from metajax.runs.cost import (
     target_of,
     tracing_for,
 )
+from metajax.runs.few_shot import describe_few_shot
 from metajax.runs.learner import UNROLLED
 from metajax.runs.parts import check_split
 from metajax.runs.progress import Progress
 from metajax.runs.workdir import writable, write_atomically
 from metajax.training.outer import default_chunk_size
 
+_log = logging.getLogger("metajax")
 _UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _MOST = 4096  # Limit of the search for episodes at once and for inner steps.
 
@@ -46,15 +51,16 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
     devices = num_devices(settings)
     check_split("--meta-batch-size", settings.meta_batch_size, settings.chunk_size, devices)
     memory = _memory(settings)
-    with Progress("plan", "program") as progress, tracing_for(settings):
-        costs = _Costs(progress)
-        cost = costs.of(settings)
+    with Progress("plan", "program") as progress, tracing_for(settings), _each_warning_once():
+        few_shot = describe_few_shot(settings.model, settings, settings, settings.ways)
+        costs = _Costs(progress, few_shot.inner["inner_steps"])
+        cost = costs.of(settings, "as given")
         report: dict[str, Any] = {
             "settings": dataclasses.asdict(settings),
             "parameters": count_parameters(settings),
             "cost": cost.as_json(),
             "alternatives": [
-                {"change": name, **costs.of(changed).as_json()}
+                {"change": name, **costs.of(changed, name).as_json()}
                 for name, changed in _alternatives(settings)
             ],
         }
@@ -70,6 +76,24 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
     if output:
         write_atomically(output, json.dumps(report, indent=2) + "\n")
     return report
+
+
+@contextlib.contextmanager
+def _each_warning_once() -> Iterator[None]:
+    """Leave out repeated warnings: each program describes the same model."""
+    shown: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        repeated = record.levelno >= logging.WARNING and message in shown
+        shown.add(message)
+        return not repeated
+
+    _log.addFilter(is_new)
+    try:
+        yield
+    finally:
+        _log.removeFilter(is_new)
 
 
 def _memory(settings: PlanSettings) -> float | None:
@@ -118,51 +142,88 @@ def _alternatives(settings: PlanSettings) -> Iterator[tuple[str, PlanSettings]]:
 
 
 def _largest(settings: PlanSettings, name: str, memory: float, costs: "_Costs") -> int:
-    """Find the largest value of a setting with which a step fits; 0 if no value fits.
-
-    The result is exact to 5%. The search compiles steps. Memory grows almost linearly with the
-    value, so the search follows the secant through the known points.
-    """
+    """Find the largest value of a setting with which a step fits; 0 if no value fits."""
 
     def total(value: int) -> int:
         changes: dict[str, Any] = {name: value}
         if name == "chunk_size":
             changes["meta_batch_size"] = value * num_devices(settings)
-        return costs.of(dataclasses.replace(settings, **changes)).total
+        return costs.of(dataclasses.replace(settings, **changes), flag_and_value(name, value)).total
 
+    start = max(1, getattr(costs.program(settings), name))
     # A loop of many steps may need less memory than a few unrolled steps.
-    start = UNROLLED + 1 if name == "inner_steps" and total(UNROLLED + 1) <= memory else 1
-    first = total(start)
-    if first > memory:
-        return 0
-    fits, fails, probe, stride = start, _MOST + 1, start + 1, 1
-    while fails - fits > 1 + fits // 20:
-        size = total(probe)
-        if size <= memory:
-            fits = probe
-        else:
-            fails = probe
-        slope = max(1.0, (size - first) / (probe - start))
-        guess = start + int((memory - first) / slope)
-        if not fits < guess < fails:
-            guess = fits + stride if fails > _MOST else (fits + fails) // 2
-            stride *= 2
-        probe = min(guess, fails - 1)
-    return fits
+    unrolls = name == "inner_steps" and target_platform() == "cpu"
+    if unrolls and total(UNROLLED + 1) <= memory:
+        start = max(start, UNROLLED + 1)
+    return largest_fitting(total, start, memory)
+
+
+def largest_fitting(total: Callable[[int], int], start: int, memory: float) -> int:
+    """Find the largest value whose total fits into the memory; 0 if none fits.
+
+    If the total is linear in the value, the result is exact to 5%. The search follows the line
+    through two known totals. It stops when this line leaves no room for a value 5% larger than the
+    largest that is known to fit.
+
+    Args:
+        total: memory by value, which grows with the value.
+        start: the first value to try.
+        memory: the limit.
+    """
+    totals: dict[int, int] = {}
+    probe = start
+    while True:
+        totals[probe] = total(probe)
+        fitting = sorted(value for value in totals if totals[value] <= memory)
+        failing = sorted(value for value in totals if totals[value] > memory)
+        fits, fails = max(fitting, default=0), min(failing, default=_MOST + 1)
+        nearest = fitting[-2:] if len(fitting) > 1 else (fitting + failing)[:2]
+        limit, larger = _crossing(totals, nearest, memory), fits + 1 + fits // 20
+        if fails <= larger or (fits and len(nearest) > 1 and limit < larger):
+            return fits
+        if failing and limit >= fails:
+            limit = _crossing(totals, [fits, fails], memory)
+        # A bracket loses an eighth at least, however far the totals are from a line.
+        margin = (fails - fits) // 8 if fits and failing else 0
+        limit = min(max(limit, fits + margin), fails - margin)
+        probe = int(min(max(limit, fits + 1), fails - 1))
+
+
+def _crossing(totals: dict[int, int], values: list[int], memory: float) -> float:
+    """Return where the line through two totals reaches the memory. One total: from the origin."""
+    low, high = values if len(values) > 1 else (0, values[0])
+    base = totals.get(low, 0)
+    rise = totals[high] - base
+    return low + (memory - base) * (high - low) / rise if rise > 0 else 2.0 * high
 
 
 class _Costs:
-    """Costs by settings. Each program is compiled once, with progress."""
+    """Costs by program. Each is compiled once, with progress.
 
-    def __init__(self, progress: Progress) -> None:
+    Args:
+        progress: counts the programs.
+        inner_steps: number of inner steps if the settings do not give it.
+    """
+
+    def __init__(self, progress: Progress, inner_steps: int) -> None:
         self._known: dict[PlanSettings, Cost] = {}
-        self._progress = progress
+        self._progress, self._inner_steps = progress, inner_steps
 
-    def of(self, settings: PlanSettings) -> Cost:
-        if settings not in self._known:
-            self._known[settings] = measure(settings)
-            self._progress.update()
-        return self._known[settings]
+    def program(self, settings: PlanSettings) -> PlanSettings:
+        """Fill in the defaults, so that equal programs have equal settings."""
+        steps = self._inner_steps if settings.inner_steps is None else settings.inner_steps
+        chunk = settings.chunk_size or default_chunk_size(
+            settings.meta_batch_size // num_devices(settings)
+        )
+        return dataclasses.replace(settings, chunk_size=chunk, inner_steps=steps)
+
+    def of(self, settings: PlanSettings, name: str) -> Cost:
+        """Compile a program, if it is new; the progress line has its name and total memory."""
+        program = self.program(settings)
+        if program not in self._known:
+            cost = self._known[program] = measure(settings)
+            self._progress.update(f"{name} needs {cost.total / 1e9:.2f} GB")
+        return self._known[program]
 
 
 def summary(report: dict[str, Any]) -> str:

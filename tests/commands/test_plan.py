@@ -165,6 +165,46 @@ def test_it_reads_no_weights_and_takes_a_workdir(chain, monkeypatch):
     assert plan.measure(settings).total > 0
 
 
+@pytest.mark.parametrize("start", [1, 8, 500])
+@pytest.mark.parametrize("most", [1, 2, 3, 7, 40, 300])
+@pytest.mark.parametrize(
+    ("grow", "compiled"),
+    [
+        (lambda k: 40 * k, 2),
+        (lambda k: 4000 + 40 * k, 3),
+        (lambda k: 4000 + 40 * k + k * k // 50, 4),
+        (lambda k: 1000 * k**0.5, 7),
+        (lambda k: 40 * (k + (k > 1) * 9), 6),
+    ],
+    ids=["proportional", "linear", "slightly convex", "concave", "with a jump"],
+)
+def test_few_programs_find_the_largest_to_five_percent(start, most, grow, compiled):
+    asked = []
+
+    def total(value):
+        asked.append(value)
+        return round(grow(value))
+
+    found = plan.largest_fitting(total, start, grow(most) + 1)
+    assert most / 1.05 - 1 < found <= most
+    assert len(asked) == len(set(asked)) <= compiled
+
+
+@pytest.mark.parametrize("start", [1, 8, 500])
+def test_nothing_fits(start):
+    asked = []
+    assert plan.largest_fitting(lambda k: asked.append(k) or 90 + 40 * k, start, 100) == 0
+    assert len(asked) <= 3
+
+
+@pytest.mark.parametrize("end", [60, 5000])
+def test_memory_that_does_not_grow_or_jumps(end):
+    asked = []
+    found = plan.largest_fitting(lambda k: asked.append(k) or 10 + 10**9 * (k > end), 1, 100)
+    assert len(asked) < 25
+    assert min(end, plan._MOST) / 1.05 - 1 < found <= min(end, plan._MOST)
+
+
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 40, 300])
 @pytest.mark.parametrize("grow", [lambda k: k, lambda k: k**0.5, lambda k: (k > 1) * 9 + k])
 def test_the_largest_is_found_to_five_percent(material, monkeypatch, most, grow):
@@ -179,6 +219,40 @@ def test_the_largest_is_found_to_five_percent(material, monkeypatch, most, grow)
     settings = PlanSettings(model=str(material.bert), memory=memory, **SMALL)
     found = plan.plan(settings)["largest"]["chunk_size"]
     assert 0.95 * most - 1 <= found <= most
+
+
+def test_each_program_is_compiled_once(material, monkeypatch):
+    """Also if the settings name it in two ways: the default number of steps, and the same given."""
+    compiled = []
+
+    def measure(settings):
+        compiled.append((settings.inner_steps or 3, settings.chunk_size or 1))
+        return plan.Cost(0, 0, compiled[-1][0] * 10, 1)
+
+    monkeypatch.setattr(plan, "measure", measure)
+    given = SMALL | {"inner_steps": None, "meta_batch_size": 1, "remat": True}
+    settings = PlanSettings(model=str(material.bert), memory="0.0000001GB", **given)
+    assert plan.plan(settings)["largest"]["inner_steps"] == 10
+    assert compiled[0] == (3, 1)
+    assert len(compiled) == len(set(compiled))
+
+
+def test_progress_names_each_program_and_its_memory(material, monkeypatch):
+    notes = []
+    monkeypatch.setattr(plan.Progress, "update", lambda self, note: notes.append(note))
+    monkeypatch.setattr(plan, "measure", lambda settings: plan.Cost(10**9, 0, 5 * 10**8, 1))
+    plan.plan(PlanSettings(model=str(material.bert), memory="2GB", **SMALL))
+    assert notes[:2] == ["as given needs 1.50 GB", "--remat needs 1.50 GB"]
+    assert notes[2].startswith("--chunk-size ")
+
+
+def test_a_warning_is_printed_once(material, monkeypatch, caplog):
+    """Each of the programs describes the model, which names no pooling."""
+    for _ in range(2):
+        caplog.clear()
+        plan.plan(PlanSettings(model=str(material.bert), **SMALL))
+        assert [record.message for record in caplog.records].count(caplog.messages[0]) == 1
+        assert "names no pooling" in caplog.messages[0]
 
 
 def test_more_steps_may_take_less_than_unrolled_ones(material, monkeypatch):
