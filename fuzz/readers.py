@@ -155,6 +155,7 @@ READERS = {
     "csv": Reader(100, seeds.csv, _tasks("tasks.csv")),
     "tsv": Reader(100, seeds.tsv, _tasks("tasks.tsv")),
     "jsonl": Reader(120, seeds.jsonl, _tasks("tasks.jsonl")),
+    "json": Reader(80, seeds.json_array, _tasks("tasks.json")),
     "parquet": Reader(100, seeds.parquet, _tasks("tasks.parquet")),
     "glue": Reader(80, seeds.glue, _glue),
     "smlmt": Reader(40, seeds.passages, _tasks("smlmt:text.txt")),

@@ -82,6 +82,12 @@ def jsonl(_: Path) -> Iterator[Files]:
     yield {"tasks.jsonl": _json_lines()}
 
 
+def json_array(_: Path) -> Iterator[Files]:
+    """Return JSON files with an array of objects."""
+    rows = [{"text": text, "label": n} for text, n in _ROWS]
+    yield {"tasks.json": json.dumps(rows, indent=1).encode()}
+
+
 def parquet(_: Path) -> Iterator[Files]:
     """Return Parquet files with several types of columns and several codecs."""
     import pyarrow as pa

@@ -53,7 +53,7 @@ def read_or_refused(read, *arguments):
         return None
 
 
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json"])
 @CHECKED
 @hypothesis.given(content=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 def test_bytes_as_tasks(tmp_path, suffix, content):

@@ -1,4 +1,4 @@
-"""Read CSV, TSV, JSON-lines and Parquet files as tables that know the place of each row."""
+"""Read CSV, TSV, JSON and Parquet files as tables that know the place of each row."""
 
 import collections
 from collections.abc import Callable, Iterator, Sequence
@@ -91,6 +91,8 @@ def read_lines(paths: str | Path | Sequence[str | Path]) -> list[str]:
 def read_table(path: str | Path) -> Table:
     """Read a CSV, TSV, JSON-lines or Parquet file; the extension decides.
 
+    A `.json` file may also be one array of objects.
+
     Raises:
         InputError: the file does not have the format that its extension says.
     """
@@ -132,7 +134,6 @@ def _check_names(source: str, names: list[str]) -> None:
 def _read_json_lines(path: str | Path) -> Table:
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
-    names: dict[str, None] = {}
     for number, line in numbered_lines(path):
         try:
             row = parse_json(line, unique=True)
@@ -147,13 +148,35 @@ def _read_json_lines(path: str | Path) -> Table:
             )
         rows.append(row)
         lines.append(number)
-        names.update(dict.fromkeys(row))
-    return Table(
-        str(path),
-        tuple(names),
-        lambda name: [row.get(name) for row in rows],
-        lambda row: f"{path}:{lines[row]}",
-    )
+    return _objects_table(path, rows, lambda row: f"{path}:{lines[row]}")
+
+
+def _read_json(path: str | Path) -> Table:
+    """Read an array of objects, or JSON lines."""
+    text = read_text(path)
+    if not text.lstrip().startswith("["):
+        return _read_json_lines(path)
+    try:
+        rows = parse_json(text, unique=True)
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON ({error}); write one array of objects") from None
+    if not rows:
+        raise InputError(f"{path}: has no rows; add examples")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise InputError(
+                f"{path} row {number}: is not a JSON object; write an array of objects, "
+                'such as [{"text": "...", "label": "..."}]'
+            )
+    return _objects_table(path, rows, lambda row: f"{path} row {row + 1}")
+
+
+def _objects_table(
+    path: str | Path, rows: list[dict[str, Any]], place: Callable[[int], str]
+) -> Table:
+    """Make a table of objects; a row may lack columns that others have."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return Table(str(path), tuple(names), lambda name: [row.get(name) for row in rows], place)
 
 
 def _read_parquet(path: str | Path) -> Table:
@@ -236,7 +259,7 @@ TABLES: dict[str, Callable[[str | Path], Table]] = {
     ".csv": lambda path: rows_table(path, *read_rows(path, read_text(path), ",")),
     ".tsv": lambda path: rows_table(path, *read_rows(path, read_text(path), "\t")),
     ".jsonl": _read_json_lines,
-    ".json": _read_json_lines,
+    ".json": _read_json,
     ".ndjson": _read_json_lines,
     ".parquet": _read_parquet,
 }
