@@ -143,6 +143,8 @@ def evaluated(root: Path, model: str, *methods: str, **settings: Any) -> list[An
     """Run `metajax evaluate`; keep the rows in `root`."""
     settings = {"model": model, "methods": methods, **settings}
     files_read = [*settings["tasks"], *filter(None, [settings.get("classes")])]
+    if settings.get("splits"):
+        files_read += sorted(map(str, Path(settings["splits"]).iterdir()))
     read = [data.fingerprint(path) for path in files_read]
     key = _digest({**settings, "read": [*read, _identity(Path(model))]})
     file = root / f"{'-'.join(methods)}-{key}.json"

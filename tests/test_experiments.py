@@ -19,6 +19,7 @@ from experiments import (
     documents,
     gradmem,
     intents,
+    leopard,
     navigation,
     orders,
     runs,
@@ -29,7 +30,10 @@ from experiments import (
 )
 from metajax import Estimate
 from metajax.commands.evaluate import Row
-from metajax.config.settings import EvaluateSettings
+from metajax.config.files import read_config
+from metajax.config.settings import EvaluateSettings, MetatrainSettings, PlanSettings
+from metajax.data import TaskData, load_tasks
+from metajax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 SHARED = {"numbers", "orders", "runs"}
@@ -412,10 +416,16 @@ def test_other_settings_data_or_weights_are_judged_anew(material, monkeypatch, t
         file.write("topic0\n")
     runs.judged(tmp_path, str(model), "knn", **asked)
     assert len(judged) == 5
+    draws = tmp_path / "draws"
+    draws.mkdir()
+    for text in ("w1", "w2"):
+        (draws / "0.txt").write_text(text)
+        runs.judged(tmp_path, str(model), "knn", **asked, splits=str(draws))
+    assert len(judged) == 7
     for seconds in (1, 2):  # The same run, made again.
         (model / "metrics.jsonl").write_text(f'{{"seconds": {seconds}}}\n')
         runs.judged(tmp_path, str(model), "knn", **asked)
-    assert len(judged) == 7
+    assert len(judged) == 9
 
 
 def test_methods_are_compared_episode_by_episode(capsys, tmp_path):
@@ -499,3 +509,121 @@ def test_unseen_and_stages_take_a_step(material, capsys, monkeypatch):
     assert out.count("fine-tuned on GLUE, prototypes") == 2
     unseen.main([*material.given, "--data", str(material.root), *sizes, "--set", "docstrings"])
     assert "docstrings, 3-way 4-shot" in capsys.readouterr().out
+
+
+@pytest.fixture
+def published(tmp_path):
+    """GLUE with MRPC and MNLI, support sets in LEOPARD's format, a model and a config, all tiny."""
+    glue = tiny.write_glue(tmp_path / "glue")
+    (glue / "MNLI").mkdir()
+    labels = itertools.cycle(("entailment", "neutral", "contradiction"))
+    rows = [(*text.split(" ", 1), next(labels)) for text, _ in tiny.examples(1, 24)]
+    lines = ["sentence1\tsentence2\tgold_label", *map("\t".join, rows)]
+    (glue / "MNLI" / "train.tsv").write_text("\n".join(lines) + "\n")
+    for task, classes in {"pairs": 2, "texts": 4}.items():
+        folder = tmp_path / "json" / task
+        folder.mkdir(parents=True)
+        for name, first in (("train_0_4", 1), ("train_1_4", 2), ("train_0_16", 3), ("eval", 4)):
+            rows = [
+                {"sentence1": text, "label": label, "processed_sent": "[CLS]"}
+                | ({"sentence2": "w3 w4"} if task == "pairs" else {})
+                for text, label in tiny.examples(classes, 3, seed=first)
+            ]
+            (folder / f"{task}_c_{name}.json").write_text(json.dumps(rows))
+    settings = {"inner_steps": 1, "ways": 3, "shots": 1, "queries": 1, "meta_batch_size": 2}
+    settings |= {"algorithm": "fomaml", "max_length": 16}
+    lines = [f"{name}: {value}" for name, value in settings.items()]
+    (tmp_path / "step.yaml").write_text("\n".join(lines) + "\n")
+    given = ["--model", tiny.write_model(tmp_path / "bert"), "--draws", tmp_path / "json"]
+    given += ["--config", tmp_path / "step.yaml", "--glue", "mrpc", "mnli", "--glue-dir", glue]
+    given += ["--tasks", "pairs", "texts", "--shots", "4", "--steps", "1", "--test-steps", "1"]
+    return SimpleNamespace(root=tmp_path, given=[*map(str, given), "--root", f"{tmp_path}/runs"])
+
+
+def test_leopard_takes_a_step(published, capsys):
+    with tiny.one_quick_device(published.root / "xla"):
+        leopard.main([*published.given, "--tasks", "pairs"])
+    *_, task, mean, _, _ = capsys.readouterr().out.splitlines()
+    assert task.startswith("pairs")
+    assert mean.startswith("mean over 1 tasks")
+    assert 0 <= float(task[28:]) == float(mean[28:]) <= 100
+
+
+def test_leopard_asks_for_the_same_again(published, monkeypatch, capsys):
+    asked, accuracies = [], {"pairs": (0.5, 0.25), "texts": (1.0, 0.75)}
+
+    def train(root, name, stage, **settings):
+        runs._STAGES[stage][1](workdir="w", **settings)
+        asked.append((stage, settings))
+        return runs.Trained(str(root / name), 1.0)
+
+    def judge(root, model, method, **settings):
+        EvaluateSettings(model=model, methods=(method,), **settings)
+        asked.append((method, settings))
+        return [SimpleNamespace(accuracies=accuracies[Path(settings["tasks"][0]).parent.name])]
+
+    monkeypatch.setattr(leopard, "trained", train)
+    monkeypatch.setattr(leopard, "evaluated", judge)
+    text = str(tiny.write_text(published.root / "text.txt"))
+    for _ in range(2):
+        leopard.main([*published.given, "--text", text])
+        head, *rows = capsys.readouterr().out.splitlines()
+        assert head.split() == ["accuracy", "4", "examples"]
+        assert {row[:28].strip(): float(row[28:]) for row in rows} == {
+            "pairs": 37.5,
+            "texts": 87.5,
+            "mean over 2 tasks": 62.5,
+            "MAML (PACMAML's paper)": 48.21,
+            "PACMAML": 51.58,
+        }
+    (_, pretraining), (_, training), (_, pairs), (_, texts) = asked[:4]
+    assert asked[4:] == asked[:4]
+    assert pretraining["model"] == str(published.root / "bert")
+    assert pretraining["text"] == (text,)
+    assert training["model"] == str(published.root / "runs" / "pretrain")
+    assert training["whole_tasks"]
+    loaded = load_tasks(training["tasks"], glue_dir=training["glue_dir"])
+    assert [len(task.label_names) for task in loaded] == [2, 3, 2, 2, 2]
+    columns = {"text_column": "sentence1"}
+    assert columns.items() <= texts.items()
+    assert "pair_column" not in texts
+    assert (columns | {"pair_column": "sentence2"}).items() <= pairs.items()
+    names = sorted(file.name for file in Path(pairs["splits"]).iterdir())
+    assert names == ["pairs_c_train_0_4.json", "pairs_c_train_1_4.json"]
+    assert pairs["tasks"] == (str(published.root / "json" / "pairs" / "pairs_c_eval.json"),)
+    assert {"inner_steps": 1, "max_length": 16}.items() <= pairs.items()
+
+
+def test_each_pair_of_classes_is_a_task_of_leopard(tmp_path):
+    names = ("-", "contradiction", "entailment", "neutral")
+    snli = TaskData(
+        "snli", ["a", "b", "c", "d"], ["p", "q", "r", "s"], np.array([3, 0, 1, 2]), names
+    )
+    tasks = load_tasks(leopard.sub_tasks(snli, tmp_path / "snli"))
+    assert [(task.texts, task.pairs, task.label_names) for task in tasks] == [
+        (["a", "c", "d"], ["p", "r", "s"], names[1:]),
+        (["c", "d"], ["r", "s"], ("contradiction", "entailment")),
+        (["a", "c"], ["p", "r"], ("contradiction", "neutral")),
+        (["a", "d"], ["p", "s"], ("entailment", "neutral")),
+    ]
+
+
+def test_leopard_reads_all_support_sets_before_it_trains(published, monkeypatch):
+    monkeypatch.setattr(leopard, "trained", None)
+    message = r"json/nope: has 0 files \*_eval.json and 0 files \*_train_\*_4.json; give --draws"
+    with pytest.raises(InputError, match=message):
+        leopard.main([*published.given, "--tasks", "pairs", "nope"])
+    file = published.root / "json" / "texts" / "texts_c_train_1_4.json"
+    file.write_text(file.read_text().replace("topic3", "topic2"))
+    with pytest.raises(InputError, match=r"texts_c_train_1_4.json: has other classes than"):
+        leopard.main(published.given)
+
+
+@pytest.mark.parametrize("machine", ["h100", "v5e-8"])
+def test_the_plan_of_leopard_is_of_the_step_that_it_trains(machine):
+    file = ROOT / "experiments" / f"leopard-{machine}.yaml"
+    planned = read_config(file, PlanSettings)
+    assert planned == read_config(file, MetatrainSettings)
+    PlanSettings(model="m", **planned)
+    assert planned["ways"] == 3  # The classes of MNLI and SNLI, with --whole-tasks.
+    assert planned["meta_batch_size"] % 8 == 0
