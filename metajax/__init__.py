@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from metajax.algorithms.test_time import test_time_training
     from metajax.errors import InputError
     from metajax.models import Bert, Transformer, from_pretrained, save_pretrained
+    from metajax.runs.planning import plan
     from metajax.training.evaluation import Estimate, evaluate
     from metajax.training.outer import Metrics, OuterState
     from metajax.training.parallel import OuterLoop, outer_loop, task_mesh
@@ -45,6 +46,7 @@ __all__ = [
     "maml_plus_plus",
     "meta_sgd",
     "outer_loop",
+    "plan",
     "proto_maml",
     "protonet",
     "reptile",
@@ -64,6 +66,7 @@ _MODULES = {
     "algorithms.test_time": ("test_time_training",),
     "errors": ("InputError",),
     "models": ("Bert", "Transformer", "from_pretrained", "save_pretrained"),
+    "runs.planning": ("plan",),
     "training.evaluation": ("Estimate", "evaluate"),
     "training.outer": ("Metrics", "OuterState"),
     "training.parallel": ("OuterLoop", "outer_loop", "task_mesh"),

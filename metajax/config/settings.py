@@ -5,9 +5,11 @@ its metadata (see `option`). Fields with `affects_results=False` may change when
 because they do not change the results. The files that they name are compared by their hashes.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
-from metajax.config.fields import Settings, option
+from metajax.algorithms import ALGORITHMS
+from metajax.config.fields import Settings, flag_and_value, option
 from metajax.config.groups import (
     BatchSettings,
     DrawSettings,
@@ -80,17 +82,41 @@ class MetatrainSettings(TrainSettings, TaskSettings, EpisodeSettings, AlgorithmS
     steps: int = option("outer steps", 300, minimum=1)
 
 
+# Settings of `plan` that only some stages have; all have the others.
+_METATRAIN = [field.name for field in dataclasses.fields(AlgorithmSettings)]
+_ADAPT = [field.name for field in dataclasses.fields(InnerSettings)]
+_STAGES = {
+    "pretrain": ("batch_size", "shards"),
+    "finetune": ("batch_size", "shards", "ways"),
+    "metatrain": (*_METATRAIN, "ways", "shots", "queries", "shards", "documents"),
+    "adapt": (*_ADAPT, "ways", "shots", "documents"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings(ModelSettings, SizeSettings, AlgorithmSettings, ShardSettings):
-    """Estimate memory and FLOPs of a metatrain step before a run.
+    """Estimate memory and FLOPs of a step before a run.
 
-    The numbers come from the compiler. Nothing runs and no weights are read. With --target they
-    are those of another machine, by its own compiler. Its time is the products at the chip's peak
-    plus the bytes that the program moves at the memory's bandwidth. A run may take longer.
+    The numbers come from the compiler. Nothing runs and no weights or texts are read: all texts are
+    assumed to have --max-length tokens. With --target they are those of another machine, by its own
+    compiler. Its time is the products at the chip's peak plus the bytes that the program moves at
+    the memory's bandwidth. A run may take longer. A step of adapt is the gradient on one part of
+    the examples, or with --documents and some algorithms all inner steps.
 
     Example: metajax plan --model bert-base-uncased --shots 5 --low-memory --remat --memory 16GB
     """
 
+    stage: str = option("stage to plan", "metatrain", choices=tuple(_STAGES))
+    batch_size: int | None = option(
+        "blocks or examples per step of pretrain and finetune (default "
+        f"{PretrainSettings.batch_size})",
+        None,
+        minimum=1,
+    )
+    documents: bool = option(
+        "tasks are documents (metatrain, adapt): a chunk of --max-length tokens per inner step",
+        False,
+    )
     memory: str | None = option(
         "memory of a device, such as 16GB or 15.5GiB: report which settings fit (default: that of "
         "--target)",
@@ -109,6 +135,29 @@ class PlanSettings(ModelSettings, SizeSettings, AlgorithmSettings, ShardSettings
         super().__post_init__()
         if self.shards > 1 and self.target is None:
             raise InputError(f"--shards {self.shards}: needs --target; add it")
+        only_some = {name for names in _STAGES.values() for name in names}
+        for setting in dataclasses.fields(self):
+            name, value = setting.name, getattr(self, setting.name)
+            if value == setting.default or name not in only_some:
+                continue
+            if name not in _STAGES[self.stage]:
+                raise InputError(
+                    f"{flag_and_value(name, value)}: {self.stage} does not take it; remove it"
+                )
+            if self.on_documents and name in ("ways", "shots", "head", "layers"):
+                raise InputError(
+                    f"{flag_and_value(name, value)}: does not apply to documents; remove it"
+                )
+
+    @property
+    def on_documents(self) -> bool:
+        """Whether the tasks are documents."""
+        return self.documents or ALGORITHMS[self.algorithm].tests_on_stream
+
+    @property
+    def rows(self) -> int:
+        """The number of blocks or examples per step of pretrain and finetune."""
+        return self.batch_size or PretrainSettings.batch_size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,19 +6,23 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
+from jax.sharding import SingleDeviceSharding
 
-from metajax.algorithms.inner_loop import mean_recomputed_steps
 from metajax.config.settings import PlanSettings
 from metajax.platforms import compiling_for
-from metajax.runs.few_shot import FewShot, describe_few_shot
 from metajax.runs.loop import compiler_options
 from metajax.runs.parts import make_mesh
+from metajax.runs.programs import (
+    Adaptation,
+    Training,
+    describe_adaptation,
+    describe_training,
+    described,
+)
 from metajax.training.flops import count_traced_flops
 from metajax.training.optimizer import adamw
-from metajax.training.outer import AlgorithmOrSchedule, OuterState, initial_state, outer_step
+from metajax.training.outer import OuterState, initial_state, outer_step
 from metajax.training.parallel import all_devices, outer_loop
 from metajax.training.sharding import shardings
 from metajax.training.targets import Target, compile_for_target, find_target
@@ -27,7 +31,6 @@ from metajax.types import Params, Task
 
 # A CPU's compiler assigns memory before it makes machine code, so the code need not be optimized.
 _QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-_OUTER_STEPS = 100  # Enough to include all variants of an algorithm that changes during training.
 _POWERS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -87,6 +90,8 @@ def target_of(settings: PlanSettings) -> Target | None:
 def num_devices(settings: PlanSettings) -> int:
     """Return how many devices share the tasks of a step."""
     target = target_of(settings)
+    if settings.stage == "adapt":
+        return 1
     return len(all_devices() if target is None else target.devices)
 
 
@@ -100,105 +105,107 @@ def measure(settings: PlanSettings) -> Cost:
     """Compile a step, and return its cost on each device."""
     target = target_of(settings)
     with tracing_for(settings):
-        program = _describe(settings)
+        if settings.stage == "adapt":
+            return _cost_of_adaptation(describe_adaptation(settings), target, settings)
+        program = _Program(describe_training(settings, num_devices(settings)))
         return program.cost_here(settings) if target is None else program.cost_on(target, settings)
 
 
-class _Program(NamedTuple):
-    """A step, from shapes."""
+class _Program:
+    """A step of an outer loop, from shapes."""
 
-    few_shot: FewShot
-    algorithm: AlgorithmOrSchedule
-    optimizer: optax.GradientTransformation
-    state: OuterState
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        # The values have no effect.
+        self.optimizer = adamw(1.0, weight_decay=1.0, clip_norm=1.0)
+        self.state: OuterState = jax.eval_shape(self._begin, training.params)
 
-    def trace(self, settings: PlanSettings, tasks: Task) -> tuple[jax.stages.Traced, int]:
+    def _begin(self, params: Params) -> OuterState:
+        start, key = self.training.start(params), jax.random.key(0)
+        training = self.training
+        return initial_state(training.algorithm, self.optimizer, start, key, training.frozen)
+
+    def trace(self, tasks: Task) -> tuple[jax.stages.Traced, int]:
         """Trace a step of one device, and count its arithmetic."""
         step = outer_step(
-            self.algorithm,
+            self.training.algorithm,
             self.optimizer,
-            chunk_size=settings.chunk_size,
-            frozen=self.few_shot.frozen,
+            chunk_size=self.training.chunk_size,
+            frozen=self.training.frozen,
         )
         traced = jax.jit(step, donate_argnums=0).trace(self.state, tasks)
-        return traced, round(count_traced_flops(traced.jaxpr.jaxpr, self.repeated_steps))
-
-    @property
-    def repeated_steps(self) -> float:
-        return mean_recomputed_steps(self.few_shot.inner["inner_steps"])
+        repeated = self.training.repeated_steps
+        return traced, round(count_traced_flops(traced.jaxpr.jaxpr, repeated))
 
     def cost_here(self, settings: PlanSettings) -> Cost:
         """Compile the share of one of this machine's devices."""
-        tasks = _tasks(self.few_shot, settings, settings.meta_batch_size // num_devices(settings))
-        traced, flops = self.trace(settings, tasks)
+        tasks = self.training.tasks(self.training.num_tasks // num_devices(settings))
+        traced, flops = self.trace(tasks)
         compiled = traced.lower().compile(_QUICKLY | compiler_options(settings))
         return Cost(_bytes(self.state), _bytes(tasks), _working(compiled), flops)
 
     def cost_on(self, target: Target, settings: PlanSettings) -> Cost:
         """Compile the program that a run on the target compiles."""
-        mesh, count = make_mesh(settings.shards, target.devices), settings.meta_batch_size
+        mesh, count = make_mesh(settings.shards, target.devices), self.training.num_tasks
         outer = outer_loop(
-            self.algorithm,
+            self.training.algorithm,
             self.optimizer,
-            chunk_size=settings.chunk_size,
+            chunk_size=self.training.chunk_size,
             donate=True,
             mesh=mesh,
-            frozen=self.few_shot.frozen,
+            frozen=self.training.frozen,
         )
-        share = _tasks(self.few_shot, settings, count // len(target.devices))
-        flops = self.trace(settings, share)[1]
+        share = self.training.tasks(count // len(target.devices))
+        flops = self.trace(share)[1]
         shards = jax.tree.map(
             lambda leaf, sharding: leaf.update(shape=sharding.shard_shape(leaf.shape)),
             *(self.state, shardings(self.state, mesh)),
         )
-        per_process = _tasks(self.few_shot, settings, count // target.num_processes)
-        lowered = outer.lower(self.state, per_process)
-        memory = (_bytes(shards), _bytes(share))
-        try:
-            compiled = compile_for_target(lowered)
-        except jax.errors.JaxRuntimeError as error:
-            return Cost(*memory, _needed(error), flops)
-        traffic = read_traffic(compiled.as_text() or "", self.repeated_steps)
-        seconds = target.chip.seconds(flops, traffic.bytes, settings.dtype)
-        found = Estimate(
-            round(traffic.bytes), round(traffic.launches), seconds, _by_kind(traffic.collectives)
-        )
-        return Cost(*memory, _working(compiled), flops, found)
+        lowered = outer.lower(self.state, self.training.tasks(count // target.num_processes))
+        cost = Cost(_bytes(shards), _bytes(share), 0, flops)
+        return _on_target(cost, lowered, target, settings.dtype, self.training.repeated_steps)
 
 
-def _describe(settings: PlanSettings) -> _Program:
-    few_shot = describe_few_shot(settings.model, settings, settings, settings.ways)
-    algorithm = few_shot.schedule(_OUTER_STEPS, low_memory=settings.low_memory)
-    optimizer = adamw(1.0, weight_decay=1.0, clip_norm=1.0)  # The values have no effect.
+def _cost_of_adaptation(
+    adaptation: Adaptation, target: Target | None, settings: PlanSettings
+) -> Cost:
+    """Compile what adapt compiles, for one device."""
+    arguments = adaptation.arguments
+    if target is not None:
+        home = SingleDeviceSharding(target.devices[0])
+        arguments = jax.tree.map(lambda leaf: leaf.update(sharding=home), arguments)
+    donated = 0 if adaptation.donates else ()
+    traced = jax.jit(adaptation.function, donate_argnums=donated).trace(*arguments)
+    flops = round(count_traced_flops(traced.jaxpr.jaxpr, 1))
+    cost = Cost(_bytes(adaptation.kept), _bytes(adaptation.examples), 0, flops)
+    if target is not None:
+        return _on_target(cost, traced.lower(), target, settings.dtype, 1)
+    return cost._replace(working=_working(traced.lower().compile(_QUICKLY)))
 
-    def begin(params: Params) -> OuterState:
-        source = few_shot.source._replace(params=params)
-        start = few_shot._replace(source=source, params=params).start
-        return initial_state(algorithm, optimizer, start, jax.random.key(0), few_shot.frozen)
 
-    return _Program(few_shot, algorithm, optimizer, jax.eval_shape(begin, few_shot.params))
-
-
-def _tasks(few_shot: FewShot, settings: PlanSettings, count: int) -> Task:
-    """Return the shapes of a batch of episodes, with one text per row."""
-    length = few_shot.text_length(settings.max_length)
-
-    def batch(examples: int) -> dict[str, jax.ShapeDtypeStruct]:
-        tokens = ("input_ids", "token_type_ids", "position_ids", "example_ids")
-        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(tokens, (count, examples, length))
-        shapes |= {"first_token": (count, examples), "labels": (count, examples)}
-        masks = {"example_mask": (count, examples), "class_mask": (count, settings.ways)}
-        return {key: jax.ShapeDtypeStruct(shape, jnp.int32) for key, shape in shapes.items()} | {
-            key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in masks.items()
-        }
-
-    return Task(batch(settings.ways * settings.shots), batch(settings.ways * settings.queries))
+def _on_target(
+    cost: Cost, lowered: jax.stages.Lowered, target: Target, dtype: str, repeated_steps: float
+) -> Cost:
+    """Compile a program for a target, and add what it needs and does to a cost."""
+    try:
+        compiled = compile_for_target(lowered)
+    except jax.errors.JaxRuntimeError as error:
+        return cost._replace(working=_needed(error))
+    traffic = read_traffic(compiled.as_text() or "", repeated_steps)
+    seconds = target.chip.seconds(cost.flops, traffic.bytes, dtype)
+    found = Estimate(
+        round(traffic.bytes), round(traffic.launches), seconds, _by_kind(traffic.collectives)
+    )
+    return cost._replace(working=_working(compiled), estimate=found)
 
 
 def count_parameters(settings: PlanSettings) -> int:
     """Return how many parameters the model has."""
-    few_shot: FewShot = describe_few_shot(settings.model, settings, settings, settings.ways)
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(few_shot.params))
+    if settings.stage == "adapt":
+        params = described(settings).params
+    else:
+        params = describe_training(settings, num_devices(settings)).params
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
 
 
 def _working(compiled: jax.stages.Compiled) -> int:

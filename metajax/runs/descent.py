@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -228,6 +228,49 @@ class Descent:
     def _logits(self, params: Params, features: np.ndarray) -> np.ndarray:
         head = params.get("base", params)["classifier"]
         return features @ np.asarray(head["kernel"][0]) + np.asarray(head["bias"][0])
+
+
+def describe_gradient(
+    few_shot: FewShot, parts: Batch
+) -> tuple[Callable[..., Any], tuple[Any, ...], Any]:
+    """Describe the gradient that a `Descent` compiles, from shapes.
+
+    Args:
+        few_shot: a network from `describe_few_shot`, and the settings of its inner loop.
+        parts: the examples, from `fold`.
+
+    Returns:
+        The function; its arguments, of which it overwrites the first; and what a step keeps in
+        memory besides the examples: the weights, those before and after the step, and the gradient.
+    """
+    learner, count = few_shot.learner(low_memory=True), len(parts["labels"])
+    rows = {key: parts[key].reshape(-1, parts[key].shape[-1]) for key in _TOKENS}
+
+    def begin(weights: Params, rows: Batch) -> tuple[Params, Params, Batch]:
+        source = few_shot.source._replace(params=weights)
+        origin = few_shot._replace(source=source, params=weights).start
+        params, task = learner.shared.reparametrize(origin, Task(rows, None))[:2]
+        if few_shot.inner["head"] == "prototypes":
+            size, classes = few_shot.model.config.hidden_size, few_shot.model.num_labels[0]
+            head = {"kernel": jnp.zeros((1, size, classes)), "bias": jnp.zeros((1, classes))}
+            params = _with_classifier(params, head)
+        elif learner.shared.init_fn is not None:
+            params = learner.shared.init_fn(params, {}, None)
+        return origin, params, task.support
+
+    origin, params, tokens = jax.eval_shape(begin, few_shot.params, rows)
+    changed, frozen = select(params, learner.trainable or (lambda path: True))
+    part = {
+        key: leaf.update(shape=(leaf.shape[0] // count, *leaf.shape[1:]))
+        for key, leaf in tokens.items()
+    } | {
+        key: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+        for key, leaf in parts.items()
+        if key not in _TOKENS
+    }
+    share = jax.ShapeDtypeStruct((), jnp.float32)
+    arguments = (changed, changed, frozen, part, share)
+    return _adder(learner.loss_fn), arguments, (origin, params, changed, changed)
 
 
 def _move(rate: float, leaf: jax.Array, grad: jax.Array) -> jax.Array:

@@ -245,10 +245,11 @@ def open_as_trained(
 
 
 def describe_few_shot(
-    spec: str, settings: ModelSettings, inner: InnerSettings, classes: int
+    spec: str, settings: ModelSettings, inner: InnerSettings, classes: int | None
 ) -> FewShot:
     """Like `open_few_shot`, but without weights: the parameters are `jax.ShapeDtypeStruct`s."""
-    return _few_shot(describe_source, spec, settings, partial(resolve, inner), classes)
+    resolved = partial(resolve, inner, documents=classes is None)
+    return _few_shot(describe_source, spec, settings, resolved, classes)
 
 
 def _few_shot(

@@ -15,6 +15,8 @@ from metajax.config.inner import InnerSettings
 from metajax.config.settings import PlanSettings
 from metajax.errors import InputError
 from metajax.models import read_model
+from metajax.runs import fitting, planning
+from metajax.runs.cost import Cost, count_parameters, measure
 from metajax.runs.few_shot import open_few_shot
 from metajax.runs.loop import compiler_options
 from metajax.training.flops import count_flops
@@ -30,6 +32,9 @@ SMALL = {
     "inner_steps": 1,
     "algorithm": "fomaml",
 }
+
+
+STAGE = {"stage": "metatrain", "documents": False}
 
 
 def command(model, **changes):
@@ -61,7 +66,7 @@ def test_the_cost_is_that_of_the_step_that_a_run_compiles(material, monkeypatch,
         patch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
         given = SMALL | {"meta_batch_size": 4} | changes
         settings = PlanSettings(model=str(material.bert), **given)
-        cost = plan.measure(settings)
+        cost = measure(settings)
     steps = settings.inner_steps
     few_shot = open_few_shot(settings.model, settings, InnerSettings(inner_steps=steps), 2)
     algorithm = few_shot.algorithm(
@@ -139,9 +144,9 @@ def test_each_alternative_has_the_cost_of_its_own_settings(material, monkeypatch
     def measure(settings):
         few = settings.algorithm == "fomaml"
         each = (settings.remat, settings.low_memory, few, settings.chunk_size == 1)
-        return plan.Cost(*(10 ** sum(each[:n]) for n in range(1, 5)))
+        return Cost(*(10 ** sum(each[:n]) for n in range(1, 5)))
 
-    monkeypatch.setattr(plan, "measure", measure)
+    monkeypatch.setattr(planning, "measure", measure)
     settings = PlanSettings(model=str(material.bert), **SMALL | given)
     found = plan.plan(settings)
 
@@ -162,7 +167,7 @@ def test_each_alternative_has_the_cost_of_its_own_settings(material, monkeypatch
 def test_it_reads_no_weights_and_takes_a_workdir(chain, monkeypatch):
     monkeypatch.setattr("metajax.runs.source.checkpoint.load", None)
     settings = PlanSettings(model=str(chain.metatrain), **SMALL)
-    assert plan.measure(settings).total > 0
+    assert measure(settings).total > 0
 
 
 @pytest.mark.parametrize("start", [1, 8, 500])
@@ -185,7 +190,7 @@ def test_few_programs_find_the_largest_to_five_percent(start, most, grow, compil
         asked.append(value)
         return round(grow(value))
 
-    found = plan.largest_fitting(total, start, grow(most) + 1)
+    found = fitting.largest_fitting(total, start, grow(most) + 1)
     assert most / 1.05 - 1 < found <= most
     assert len(asked) == len(set(asked)) <= compiled
 
@@ -193,16 +198,16 @@ def test_few_programs_find_the_largest_to_five_percent(start, most, grow, compil
 @pytest.mark.parametrize("start", [1, 8, 500])
 def test_nothing_fits(start):
     asked = []
-    assert plan.largest_fitting(lambda k: asked.append(k) or 90 + 40 * k, start, 100) == 0
+    assert fitting.largest_fitting(lambda k: asked.append(k) or 90 + 40 * k, start, 100) == 0
     assert len(asked) <= 3
 
 
 @pytest.mark.parametrize("end", [60, 5000])
 def test_memory_that_does_not_grow_or_jumps(end):
     asked = []
-    found = plan.largest_fitting(lambda k: asked.append(k) or 10 + 10**9 * (k > end), 1, 100)
+    found = fitting.largest_fitting(lambda k: asked.append(k) or 10 + 10**9 * (k > end), 1, 100)
     assert len(asked) < 25
-    assert min(end, plan._MOST) / 1.05 - 1 < found <= min(end, plan._MOST)
+    assert min(end, fitting._MOST) / 1.05 - 1 < found <= min(end, fitting._MOST)
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 40, 300])
@@ -210,12 +215,12 @@ def test_memory_that_does_not_grow_or_jumps(end):
 def test_the_largest_is_found_to_five_percent(material, monkeypatch, most, grow):
     def measure(settings):
         if settings.chunk_size is None:
-            return plan.Cost(0, 0, 1, 1)
-        return plan.Cost(0, 0, round(1000 * grow(settings.chunk_size)), 1)
+            return Cost(0, 0, 1, 1)
+        return Cost(0, 0, round(1000 * grow(settings.chunk_size)), 1)
 
-    monkeypatch.setattr(plan, "measure", measure)
+    monkeypatch.setattr(planning, "measure", measure)
     memory = str(round(1000 * grow(most)) + 1)
-    monkeypatch.setattr(plan, "parse_memory", float)
+    monkeypatch.setattr(planning, "parse_memory", float)
     settings = PlanSettings(model=str(material.bert), memory=memory, **SMALL)
     found = plan.plan(settings)["largest"]["chunk_size"]
     assert 0.95 * most - 1 <= found <= most
@@ -227,9 +232,9 @@ def test_each_program_is_compiled_once(material, monkeypatch):
 
     def measure(settings):
         compiled.append((settings.inner_steps or 3, settings.chunk_size or 1))
-        return plan.Cost(0, 0, compiled[-1][0] * 10, 1)
+        return Cost(0, 0, compiled[-1][0] * 10, 1)
 
-    monkeypatch.setattr(plan, "measure", measure)
+    monkeypatch.setattr(planning, "measure", measure)
     given = SMALL | {"inner_steps": None, "meta_batch_size": 1, "remat": True}
     settings = PlanSettings(model=str(material.bert), memory="0.0000001GB", **given)
     assert plan.plan(settings)["largest"]["inner_steps"] == 10
@@ -239,8 +244,8 @@ def test_each_program_is_compiled_once(material, monkeypatch):
 
 def test_progress_names_each_program_and_its_memory(material, monkeypatch):
     notes = []
-    monkeypatch.setattr(plan.Progress, "update", lambda self, note: notes.append(note))
-    monkeypatch.setattr(plan, "measure", lambda settings: plan.Cost(10**9, 0, 5 * 10**8, 1))
+    monkeypatch.setattr(planning.Progress, "update", lambda self, note: notes.append(note))
+    monkeypatch.setattr(planning, "measure", lambda settings: Cost(10**9, 0, 5 * 10**8, 1))
     plan.plan(PlanSettings(model=str(material.bert), memory="2GB", **SMALL))
     assert notes[:2] == ["as given needs 1.50 GB", "--remat needs 1.50 GB"]
     assert notes[2].startswith("--chunk-size ")
@@ -258,9 +263,9 @@ def test_a_warning_is_printed_once(material, monkeypatch, caplog):
 def test_more_steps_may_take_less_than_unrolled_ones(material, monkeypatch):
     def measure(settings):
         steps = settings.inner_steps
-        return plan.Cost(0, 0, 100 * steps if steps <= 5 else 200 + 10 * steps, 1)
+        return Cost(0, 0, 100 * steps if steps <= 5 else 200 + 10 * steps, 1)
 
-    monkeypatch.setattr(plan, "measure", measure)
+    monkeypatch.setattr(planning, "measure", measure)
     settings = PlanSettings(model=str(material.bert), memory="0.0000003GB", **SMALL)
     assert plan.plan(settings)["largest"]["inner_steps"] == 10
 
@@ -272,9 +277,9 @@ def test_the_largest_that_fits(material, monkeypatch):
     def measure(settings):
         assert settings.meta_batch_size == 2 * (settings.chunk_size or 1)
         step = settings.inner_steps * 7 + 2 * (settings.inner_steps > 4)
-        return plan.Cost(100, settings.chunk_size or 1, step * (settings.chunk_size or 1), 1)
+        return Cost(100, settings.chunk_size or 1, step * (settings.chunk_size or 1), 1)
 
-    monkeypatch.setattr(plan, "measure", measure)
+    monkeypatch.setattr(planning, "measure", measure)
     settings = PlanSettings(model=str(material.bert), memory="0.00000020GB", **SMALL)
     found = plan.plan(settings)
     assert found["largest"] == {"chunk_size": 12, "inner_steps": 13}
@@ -287,7 +292,7 @@ def test_the_advice():
     cost = {"total": 10e9, "flops": 100}
     small = {"change": "--remat", "total": 5e9, "flops": 120}
     smaller = {"change": "--low-memory", "total": 4e9, "flops": 150}
-    settings = {"algorithm": "maml", "low_memory": False}
+    settings = STAGE | {"algorithm": "maml", "low_memory": False}
     found = {"cost": cost, "alternatives": [smaller, small], "settings": settings}
     assert "the fastest exact engine" in plan.advice(found)
     assert plan.advice(found | {"memory": 6e9}) == (
@@ -297,16 +302,16 @@ def test_the_advice():
     assert "nor do the alternatives" in plan.advice(found | {"memory": 1e9})
     assert "the fastest exact engine" in plan.advice(found | {"memory": 10e9})
     assert "--low-memory fits" in plan.advice(found | {"memory": 4e9})
-    low = {"settings": {"algorithm": "maml", "low_memory": True}}
+    low = {"settings": STAGE | {"algorithm": "maml", "low_memory": True}}
     assert "forward over reverse" in plan.advice(found | low)
-    other = {"settings": {"algorithm": "anil", "low_memory": False}}
+    other = {"settings": STAGE | {"algorithm": "anil", "low_memory": False}}
     assert "anil has one engine" in plan.advice(found | other)
 
 
 def test_the_summary_is_in_billions_of_bytes_and_operations():
     cost = {"state": 1.5e9, "tasks": 0.25e9, "working": 2e9, "total": 3.75e9, "flops": 2.5e12}
     found = {
-        "settings": {"algorithm": "maml", "low_memory": False},
+        "settings": STAGE | {"algorithm": "maml", "low_memory": False},
         "parameters": 33_400_000,
         "cost": cost,
         "memory": 15.5e9,
@@ -338,7 +343,7 @@ def test_the_summary_is_in_billions_of_bytes_and_operations():
 )
 def test_nonsense_amounts_of_memory(text):
     with pytest.raises(InputError, match="give one such as 16GB"):
-        plan.parse_memory(text)
+        planning.parse_memory(text)
 
 
 @pytest.mark.parametrize(
@@ -354,7 +359,7 @@ def test_nonsense_amounts_of_memory(text):
     ],
 )
 def test_amounts_of_memory(text, size):
-    assert plan.parse_memory(text) == size
+    assert planning.parse_memory(text) == size
 
 
 def test_layers_that_are_not_there(material):
@@ -370,6 +375,6 @@ def test_another_number_of_classes_than_a_run_has(chain):
     """The head is then a new one, as in metatrain."""
     settings = PlanSettings(model=str(chain.adapt), head="checkpoint", **SMALL | {"ways": 5})
     headless = dataclasses.replace(settings, head="zero")
-    counts = [plan.count_parameters(each) for each in (settings, headless)]
+    counts = [count_parameters(each) for each in (settings, headless)]
     assert counts[0] - counts[1] == 5 * (tiny.CONFIG.hidden_size + 1)
-    assert plan.measure(settings).state > 3 * 4 * counts[0]
+    assert measure(settings).state > 3 * 4 * counts[0]

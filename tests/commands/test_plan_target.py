@@ -9,8 +9,8 @@ import tiny
 from metajax.commands import plan
 from metajax.config.settings import PlanSettings
 from metajax.errors import InputError
-from metajax.runs import cost
-from metajax.runs.few_shot import describe_few_shot
+from metajax.runs import cost, planning
+from metajax.runs.programs import describe_training
 from metajax.training.targets import CHIPS, Target
 from tests.commands.test_plan import SMALL, command
 
@@ -43,8 +43,7 @@ def test_the_cost_of_a_program_on_two_devices(settings):
         found.flops, found.estimate.moved, "float32"
     )
     assert found.estimate.moved > found.state
-    few_shot = describe_few_shot(settings.model, settings, settings, 2)
-    assert found.tasks == cost._bytes(cost._tasks(few_shot, settings, 2))
+    assert found.tasks == cost._bytes(describe_training(settings, 2).tasks(2))
     whole = cost.measure(dataclasses.replace(settings, meta_batch_size=8))
     assert (whole.state, whole.tasks) == (found.state, 2 * found.tasks)
     assert whole.flops == 2 * found.flops
@@ -56,9 +55,9 @@ def test_the_cost_of_a_program_on_two_devices(settings):
 
 @pytest.mark.usefixtures("two_devices")
 def test_the_report(settings, monkeypatch):
-    measured = plan.Cost(1, 1, 1, 10**12, cost.Estimate(10**9, 50, 0.25, {}))
-    monkeypatch.setattr(plan, "measure", lambda _: measured)
-    monkeypatch.setattr(plan, "_largest", lambda *_: 7)
+    measured = cost.Cost(1, 1, 1, 10**12, cost.Estimate(10**9, 50, 0.25, {}))
+    monkeypatch.setattr(planning, "measure", lambda _: measured)
+    monkeypatch.setattr(planning, "_largest", lambda *_: 7)
     found = plan.plan(settings)
     assert (found["devices"], found["memory"]) == (2, 80e9)
     assert plan.plan(dataclasses.replace(settings, memory="5GB"))["memory"] == 5e9
