@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
 
-demo: .venv-demo/stamp  ## Run the three stages on real weights and real text.
+demo: .venv-demo/stamp  ## Train, adapt and compare on real text, for about five minutes.
 	.venv-demo/bin/metajax demo
 
 test: .venv/stamp  ## Run the tests, except the slow ones.
