@@ -38,9 +38,11 @@ WITHIN_ALGORITHMS: dict[str, set[str]] = {
     "checks": set(),
     "lora": set(),
     "clipping": set(),
-    "hypergrad": set(),
+    "closures": set(),
+    "hypergrad": {"closures"},
+    "scans": {"closures"},
     "streams": {"hypergrad"},
-    "inner_loop": {"checks", "hypergrad", "streams"},
+    "inner_loop": {"checks", "hypergrad", "scans", "streams"},
     "adaptation": {"checks", "inner_loop", "hypergrad", "streams"},
     **{name: {"checks", "inner_loop", "hypergrad", "streams", "adaptation"} for name in FAMILIES},
 }

@@ -55,10 +55,23 @@ def test_tokens_at_once(platform, loops):
 
 
 @pytest.mark.parametrize(("platform", "unrolled"), [("cpu", True), ("gpu", False), ("tpu", False)])
-def test_inner_steps_and_blocks_are_unrolled_on_a_cpu(platform, unrolled):
+def test_inner_steps_are_unrolled_on_a_cpu(platform, unrolled):
     model = Transformer(TINY, head="classification", num_labels=(3,))
     with compiling_for(platform):
         assert make_learner(model, INNER).shared.unroll == unrolled
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize(("slim", "in_a_list"), [(False, True), (True, False)])
+def test_blocks_are_unrolled_unless_memory_is_saved(platform, slim, in_a_list):
+    model = Transformer(TINY, head="classification", num_labels=(3,), remat=slim)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    ids = jnp.ones((2, 4), jnp.int32)
+    task = metajax.Task({"input_ids": ids, "attention_mask": ids, "token_type_ids": ids}, None)
+    with compiling_for(platform):
+        reparametrize = make_learner(model, INNER).shared.reparametrize
+        blocks = jax.eval_shape(lambda params: reparametrize(params, task)[0], params)["layers"]
+    assert isinstance(blocks, list) == in_a_list
 
 
 @pytest.mark.parametrize(("platform", "count"), [("cpu", 1), ("gpu", 0), ("tpu", 0)])

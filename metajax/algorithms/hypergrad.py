@@ -1,27 +1,27 @@
-"""Two engines that differentiate through the gradient of an inner step.
+"""Three engines that differentiate through the gradient of an inner step.
 
-Both engines are exact. They differ in memory and time:
+All are exact. They differ in memory and time:
 
 - reverse: JAX differentiates the backward pass of the inner gradient. It stores the activations of
   all inner steps, forward and backward.
 - forward over reverse: the Hessian is symmetric, so the derivative of an inner gradient along a
   cotangent v is a Hessian-vector product. One `jvp` of the gradient computes it (Pearlmutter 1994).
   This engine stores only the parameters of an inner step, and computes the gradient of the step
-  twice. `checkpointed_scan` then stores the parameters of only a few steps.
+  twice. `scans.checkpointed_scan` then stores the parameters of only a few steps.
+- linearized: the same Hessian-vector product, by the linear map that `jax.linearize` returns with
+  the gradient. This engine stores the results of a step's matrix products, forward and backward,
+  and computes no product twice. What lies between products is computed again.
 
-With either engine, `segmented_scan` stores about sqrt(K) of K steps.
+With any engine, `scans.segmented_scan` stores about sqrt(K) of K steps.
 """
 
 import functools
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.extend import core
 
+from metajax.algorithms.closures import without_closure
 from metajax.dtypes import is_float
 from metajax.tree import combine, partition
 from metajax.types import Batch, Key, Params
@@ -67,6 +67,24 @@ def forward_over_reverse(loss_fn: InnerLoss, *, differentiable_loss: bool = Fals
     ) -> tuple[jax.Array, Params]:
         floats, others = partition((frozen, batch, rng), is_float)
         loss, grads = _value_and_grad(loss_fn, differentiable_loss, adapted, floats, others)
+        return loss if differentiable_loss else jax.lax.stop_gradient(loss), grads
+
+    return run
+
+
+def linearized(loss_fn: InnerLoss, *, differentiable_loss: bool = False) -> InnerGrad:
+    """Return the same gradient, with its linearization as the backward pass.
+
+    Args:
+        loss_fn: as for `forward_over_reverse`.
+        differentiable_loss: as for `reverse`. It stores the gradient too.
+    """
+
+    def run(
+        adapted: Params, frozen: Params, batch: Batch, rng: Key | None
+    ) -> tuple[jax.Array, Params]:
+        floats, others = partition((frozen, batch, rng), is_float)
+        loss, grads = _linearizable(loss_fn, differentiable_loss, adapted, floats, others)
         return loss if differentiable_loss else jax.lax.stop_gradient(loss), grads
 
     return run
@@ -123,168 +141,45 @@ def _plain_bwd(
     to_loss, direction = cotangents
     grads, slopes = _gradient_and_slope(loss_fn, adapted, floats, others, direction)
     if differentiable_loss:  # Otherwise the loss is only reported.
-        slopes = jax.tree.map(lambda s, g: s + (to_loss * g).astype(s.dtype), slopes, grads)
-    to_adapted, to_floats = slopes
-    return to_adapted, to_floats, None
+        slopes = _add_scaled(slopes, to_loss, grads)
+    return (*slopes, None)
+
+
+def _add_scaled(slopes: Any, to_loss: jax.Array, grads: Any) -> Any:
+    return jax.tree.map(lambda s, g: s + (to_loss * g).astype(s.dtype), slopes, grads)
 
 
 _value_and_grad = jax.custom_vjp(_plain, nondiff_argnums=(0, 1))
 _value_and_grad.defvjp(_plain_fwd, _plain_bwd)
 
 
-# One step of a loop: (state, input) -> (state, seen).
-Step = Callable[[Any, Any], tuple[Any, Any]]
-
-
-def segmented_scan(step: Step, state: Any, inputs: Any) -> tuple[Any, Any]:
-    """Run `jax.lax.scan` with about 2 sqrt(K) states stored for the backward pass.
-
-    It stores the states before segments of about sqrt(K) steps (Chen et al. 2016, arXiv:1604.06174,
-    section 4). The backward pass repeats one segment at a time, and stores its steps.
-
-    Args:
-        step: `(state, input) -> (state, seen)`.
-        state: the initial state.
-        inputs: leaves [K, ...], K > 0.
-
-    Returns:
-        The last state, and the stack of `seen`, [K, ...].
-    """
-    count = len(jax.tree.leaves(inputs)[0])
-    length = _segment_length(count)
-    whole = count // length * length
-    segment = jax.checkpoint(functools.partial(jax.lax.scan, step))
-    rows = lambda leaf: leaf[:whole].reshape(-1, length, *leaf.shape[1:])  # noqa: E731
-    state, seen = jax.lax.scan(segment, state, jax.tree.map(rows, inputs))
-    seen = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), seen)
-    if whole < count:
-        state, rest = segment(state, jax.tree.map(lambda leaf: leaf[whole:], inputs))
-        seen = jax.tree.map(lambda *parts: jnp.concatenate(parts), seen, rest)
-    return state, seen
-
-
-def _segment_length(count: int) -> int:
-    """Return about sqrt(count): a divisor if possible, so that all segments are equally long."""
-    root = math.isqrt(count)
-    return next((length for length in range(root, root // 2, -1) if count % length == 0), root)
-
-
-def checkpointed_scan(step: Step, state: Any, count: int, spacing: int) -> tuple[Any, Any]:
-    """Run `jax.lax.scan` over 0 .. count - 1, with few states stored for the backward pass.
-
-    It stores the first state and the states before the steps `spacing`, 2 `spacing`, ... The
-    backward pass repeats the steps since the last stored state: on average (spacing - 1) / 2
-    repeated steps per step. Nested scans would repeat fewer steps, but store more copies.
-
-    Args:
-        step: `(state, index) -> (state, seen)`. It may close over arrays that are differentiated.
-        state: the first state.
-        count: number of steps, > 0.
-        spacing: distance between stored states, in steps.
-
-    Returns:
-        The last state, and the stacked `seen`, [count, ...]. Differentiable once, in reverse mode.
-    """
-    open_step, constants = _without_closure(step, state)
-    return _scan(_Loop(open_step, count, spacing), *partition((state, constants), is_float))
-
-
-@dataclass(frozen=True)
-class _Loop:
-    """The steps of a `checkpointed_scan`.
-
-    Attributes:
-        open_step: `(state, index, constants) -> (state, seen)`.
-        count: number of steps.
-        spacing: distance between stored states, in steps.
-    """
-
-    open_step: Callable[..., tuple[Any, Any]]
-    count: int
-    spacing: int
-
-    @property
-    def kept_count(self) -> int:
-        """The number of stored states besides the first."""
-        return (self.count - 1) // self.spacing
-
-
-def _scan_fwd(loop: _Loop, floats: Any, others: Any) -> tuple[Any, Any]:
-    start, constants = combine(floats, others)
-
-    def body(carry: Any, index: jax.Array) -> tuple[Any, Any]:
-        state, kept = carry
-        if loop.kept_count:
-            kept = _put(kept, state, index, loop.spacing)
-        state, seen = loop.open_step(state, index, constants)
-        return (state, kept), seen
-
-    kept = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (loop.kept_count, *leaf.shape)), start)
-    (state, kept), seen = jax.lax.scan(body, (start, kept), jnp.arange(loop.count))
-    return (state, seen), (floats, others, kept)
-
-
-def _scan_bwd(loop: _Loop, residuals: Any, cotangents: Any) -> tuple[Any, None]:
-    (floats, constant_floats), others, kept = residuals
-    start, constants = combine((floats, constant_floats), others)
-
-    def back(carry: Any, inputs: Any) -> tuple[Any, None]:
-        (to_state, to_constants), (index, to_seen) = carry, inputs
-        state = _state_before(loop, index, start, kept, constants)
-        point, fixed = partition(state, is_float)
-
-        def floats_of_step(point: Any, constant_floats: Any) -> Any:
-            state, constants = combine((point, constant_floats), (fixed, others[1]))
-            return partition(loop.open_step(state, index, constants), is_float)[0]
-
-        _, pull = jax.vjp(floats_of_step, point, constant_floats)
-        to_state, more = pull((to_state, to_seen))
-        return (to_state, jax.tree.map(jnp.add, to_constants, more)), None
-
-    to_state, to_seen = partition(cotangents, is_float)[0]
-    carry = (to_state, jax.tree.map(jnp.zeros_like, constant_floats))
-    return jax.lax.scan(back, carry, (jnp.arange(loop.count), to_seen), reverse=True)[0], None
-
-
-_scan = jax.custom_vjp(
-    lambda loop, floats, others: _scan_fwd(loop, floats, others)[0], nondiff_argnums=(0,)
-)
-_scan.defvjp(_scan_fwd, _scan_bwd)
-
-
-def _state_before(loop: _Loop, index: jax.Array, start: Any, kept: Any, constants: Any) -> Any:
-    """Compute the state before a step by repeating the steps since the last stored state."""
-    first = index // loop.spacing * loop.spacing
-    state = start
-    if loop.kept_count:
-        state = jax.tree.map(
-            lambda at_0, later: jnp.where(first > 0, later[first // loop.spacing - 1], at_0),
-            start,
-            kept,
-        )
-    again = lambda i, state: loop.open_step(state, i, constants)[0]  # noqa: E731
-    return jax.lax.fori_loop(first, index, again, state)
-
-
-def _without_closure(step: Step, state: Any) -> tuple[Callable[..., tuple[Any, Any]], list[Any]]:
-    """Return `(state, index, constants) -> (state, seen)`, and the constants, from the closure."""
-    traced, shapes = jax.make_jaxpr(step, return_shape=True)(state, jnp.arange(1)[0])
-    treedef, consts = jax.tree.structure(shapes), traced.consts
-    # Nothing differentiates the others, such as an array in the code of a loss.
-    which = [isinstance(const, jax.core.Tracer) for const in consts]
-
-    def open_step(state: Any, index: jax.Array, constants: list[Any]) -> tuple[Any, Any]:
-        given = iter(constants)
-        filled = [next(given) if is_traced else const for is_traced, const in zip(which, consts)]
-        closed = core.jaxpr_as_fun(core.ClosedJaxpr(traced.jaxpr, filled))
-        return jax.tree.unflatten(treedef, closed(*jax.tree.leaves((state, index))))
-
-    return open_step, [const for is_traced, const in zip(which, consts) if is_traced]
-
-
-def _put(kept: Any, state: Any, index: jax.Array, spacing: int) -> Any:
-    """Store the state in `kept` if `index` is a positive multiple of `spacing`."""
-    place, is_stored = jnp.maximum(index // spacing - 1, 0), (index > 0) & (index % spacing == 0)
-    return jax.tree.map(
-        lambda rows, leaf: rows.at[place].set(jnp.where(is_stored, leaf, rows[place])), kept, state
+def _linearize(
+    loss_fn: InnerLoss, differentiable_loss: bool, adapted: Params, floats: Any, others: Any
+) -> tuple[Any, Any]:
+    # Otherwise `linearize` would store what lies between the products, too.
+    @functools.partial(
+        jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False
     )
+    def gradient(adapted: Params) -> tuple[Any, jax.Array]:
+        loss_of = functools.partial(_loss_of, loss_fn)
+        loss, grads = jax.value_and_grad(loss_of, argnums=(0, 1))(adapted, floats, others)
+        return grads, loss
+
+    grads, slopes_along, loss = jax.linearize(gradient, adapted, has_aux=True)
+    slopes, constants = without_closure(slopes_along, adapted)
+    stored = grads if differentiable_loss else None
+    return (loss, grads[0]), (jax.tree_util.Partial(slopes, constants), stored)
+
+
+def _apply_linearization(
+    loss_fn: InnerLoss, differentiable_loss: bool, residuals: Any, cotangents: Any
+) -> tuple[Params, Any, None]:
+    (slopes_along, grads), (to_loss, direction) = residuals, cotangents
+    slopes = slopes_along(direction)
+    if differentiable_loss:
+        slopes = _add_scaled(slopes, to_loss, grads)
+    return (*slopes, None)
+
+
+_linearizable = jax.custom_vjp(_plain, nondiff_argnums=(0, 1))
+_linearizable.defvjp(_linearize, _apply_linearization)

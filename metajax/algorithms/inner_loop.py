@@ -11,13 +11,14 @@ import optax
 from metajax.algorithms.hypergrad import (
     InnerGrad,
     InnerLoss,
-    checkpointed_scan,
     forward_over_reverse,
+    linearized,
     reverse,
-    segmented_scan,
 )
+from metajax.algorithms.scans import checkpointed_scan, segmented_scan
 from metajax.algorithms.streams import check_stream, loss_slopes, micro_batched
 from metajax.dtypes import is_float, widen
+from metajax.platforms import target_platform
 from metajax.tree import partition
 from metajax.types import AdaptInfo, Batch, Key, Params
 
@@ -74,6 +75,10 @@ def inner_loop(
 
     More than 16 steps (64 with `low_memory`) are differentiated in segments of about sqrt(K) steps,
     which the backward pass repeats once. Memory then grows with sqrt(K), and time with K.
+
+    By default, second order is computed reverse over reverse on a CPU and by linearized gradients
+    on an accelerator, where that moves half the bytes through memory. There the loop cannot be
+    differentiated twice in reverse mode.
 
     Args:
         loss_fn: `(adapted, frozen, batch, rng) -> loss`, minimized over `adapted`.
@@ -163,7 +168,9 @@ class _Engine:
 
     def gradient(self, constant: bool) -> InnerGrad:
         """Return the gradient function of a step; `constant`: with first order."""
-        make = forward_over_reverse if self.low_memory and not constant else reverse
+        fastest = reverse if target_platform() == "cpu" else linearized
+        exact = forward_over_reverse if self.low_memory else fastest
+        make = reverse if constant else exact
         gradient = make(self.loss_fn, differentiable_loss=self.differentiable_loss)
         return micro_batched(gradient, self.micro_batches)
 

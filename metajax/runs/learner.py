@@ -93,9 +93,8 @@ def make_learner(model: Transformer, inner: dict[str, Any]) -> Learner:
     }
     init_fn: Any = starts.get(inner["head"])
     trainable = None
-    # A loop needs less memory and compiles faster.
-    slim = inner.get("low_memory", False) or model.remat
-    fast = target_platform() == "cpu" and not slim
+    # A loop needs less memory and compiles faster, but copies what it keeps of each block.
+    fast = not (inner.get("low_memory", False) or model.remat)
     # A language model predicts tokens of the whole table.
     reparametrize = compose() if documents else mentioned_rows(model)
     if inner["layers"] is not None:
@@ -118,7 +117,7 @@ def make_learner(model: Transformer, inner: dict[str, Any]) -> Learner:
         init_fn = init_fn and lora.init_fn(init_fn, attach)
     elif fast:
         reparametrize = compose(separate_layers(), reparametrize)
-    unroll = fast and inner["inner_steps"] <= UNROLLED
+    unroll = fast and target_platform() == "cpu" and inner["inner_steps"] <= UNROLLED
     optimizer = _inner_optimizer(inner)
     shared = Shared(unroll, reparametrize, init_fn)
     return Learner(loss_fn, optimizer, trainable, shared, attach)

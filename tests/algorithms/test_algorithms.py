@@ -19,6 +19,7 @@ import pytest
 import metajax
 from metajax.algorithms import lora
 from metajax.models import is_prefix
+from metajax.platforms import compiling_for
 from metajax.tree import is_norm_or_bias, mask
 from metajax.types import InitFn, LossFn, MetaAlgorithm, Params
 
@@ -460,6 +461,25 @@ def test_the_meta_gradient_is_that_of_nested_gradients(x64, name):
     frozen = mask(meta_params, TABLE[name].frozen)
     expected = jax.tree.map(lambda g, fixed: g * (not fixed), jax.grad(loss)(meta_params), frozen)
     assert problems.relative_gap(grads, expected) < 1e-11
+
+
+# With first order there is one engine for all platforms.
+@pytest.mark.parametrize(
+    "name",
+    [
+        _row(name, slow=name not in ("test-time-training", "meta-sgd", "maml of attached adapters"))
+        for name, row in TABLE.items()
+        if row.exact and not name.startswith("low-memory")
+    ],
+)
+def test_on_an_accelerator_the_meta_gradient_is_the_same(x64, name):
+    algorithm, meta_params, tasks = setting(name)
+    task, key = problems.nth(tasks, 1), jax.random.key(0)
+    with compiling_for("gpu"):
+        found, info = jax.jit(algorithm.meta_grad)(meta_params, task, key)
+    expected, on_cpu = compiled(name)(meta_params, task, key)
+    assert problems.relative_gap(found, expected) < 1e-11
+    np.testing.assert_allclose(info.query_loss, on_cpu.query_loss, rtol=1e-12)
 
 
 def test_gradients_have_the_structure_of_the_meta_parameters(x64, name):

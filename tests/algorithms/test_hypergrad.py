@@ -8,7 +8,10 @@ import problems
 import pytest
 
 import metajax
-from metajax.algorithms.hypergrad import checkpointed_scan, forward_over_reverse, reverse
+from metajax.algorithms.hypergrad import forward_over_reverse, linearized, reverse
+from metajax.algorithms.scans import checkpointed_scan
+from metajax.platforms import compiling_for
+from metajax.training.flops import count_flops
 from metajax.training.outer import map_tasks, task_keys
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -20,21 +23,27 @@ OPTIMIZERS = {
 }
 
 
+# By platform and low_memory: the engines reverse, forward over reverse, and linearized.
+REVERSE, FORWARD, LINEARIZED = ("cpu", False), ("cpu", True), ("gpu", False)
+
+
+@pytest.mark.parametrize("engine", [FORWARD, LINEARIZED])
 @pytest.mark.parametrize(
     ("name", "num_steps"),
-    [("sgd", 0), ("adam", 7), ("momentum", 9)],
+    [("sgd", 0), ("adam", 7), ("momentum", 9), pytest.param("sgd", 20, marks=pytest.mark.slow)],
 )
-def test_low_memory_is_exact(name, num_steps):
+def test_engines_are_exact(name, num_steps, engine):
     task, key = problems.one_task(), jax.random.key(0)
     params = problems.mlp_params()
 
-    def run(low_memory):
+    def run(platform, low_memory):
         algorithm = metajax.maml(
             problems.mlp_loss, OPTIMIZERS[name], num_steps, low_memory=low_memory
         )
-        return jax.jit(algorithm.meta_grad)(params, task, key)
+        with compiling_for(platform):
+            return jax.jit(algorithm.meta_grad)(params, task, key)
 
-    expected, found = run(False), run(True)
+    expected, found = run(*REVERSE), run(*engine)
     assert problems.relative_gap(found[0], expected[0]) < 1e-12
     np.testing.assert_allclose(found[1].support_loss, expected[1].support_loss, rtol=1e-12)
     np.testing.assert_allclose(found[1].query_loss, expected[1].query_loss, rtol=1e-12)
@@ -49,13 +58,13 @@ def test_a_loss_may_have_an_array_in_its_code():
         loss, aux = problems.mlp_loss(params, batch, rng)
         return loss + weights @ weights[::-1] * jnp.sin(jnp.asarray(weights)).sum() * loss**2, aux
 
-    expected, found = (
-        jax.jit(metajax.maml(loss_fn, optax.sgd(0.05), 3, low_memory=low_memory).meta_grad)(
-            params, task, jax.random.key(0)
-        )[0]
-        for low_memory in (False, True)
-    )
-    assert problems.relative_gap(found, expected) < 1e-12
+    def run(platform, low_memory):
+        algorithm = metajax.maml(loss_fn, optax.sgd(0.05), 3, low_memory=low_memory)
+        with compiling_for(platform):
+            return jax.jit(algorithm.meta_grad)(params, task, jax.random.key(0))[0]
+
+    for engine in (FORWARD, LINEARIZED):
+        assert problems.relative_gap(run(*engine), run(*REVERSE)) < 1e-12
 
 
 @pytest.mark.parametrize("every", [3, 4])
@@ -162,6 +171,7 @@ def test_batches_are_differentiated_too():
     expected = outer(reverse)
     assert all(np.abs(leaf).max() > 0.1 for leaf in expected)
     assert problems.relative_gap(outer(forward_over_reverse), expected) < 1e-14
+    assert problems.relative_gap(outer(linearized), expected) < 1e-14
 
 
 def deep_loss(params, batch, rng):
@@ -170,10 +180,11 @@ def deep_loss(params, batch, rng):
     return jnp.mean(batch**2), {}
 
 
-def megabytes(algorithm):
+def megabytes(algorithm, platform):
     params, batch = algorithm.init(jnp.zeros((64, 64))), jnp.ones((2000, 64))
-    compiled = jax.jit(algorithm.meta_grad).lower(params, metajax.Task(batch, batch), None)
-    return compiled.compile().memory_analysis().temp_size_in_bytes / 1e6
+    with compiling_for(platform):
+        lowered = jax.jit(algorithm.meta_grad).lower(params, metajax.Task(batch, batch), None)
+    return lowered.compile().memory_analysis().temp_size_in_bytes / 1e6
 
 
 def maml_of_steps(num_steps, low_memory):
@@ -186,12 +197,38 @@ def maml_plus_plus_of_steps(num_steps, low_memory):
     return metajax.maml_plus_plus(deep_loss, 0.1, num_steps, low_memory=low_memory, **annealing)
 
 
+def growth(make, platform, low_memory):
+    """The memory that six more steps take."""
+    return megabytes(make(9, low_memory), platform) - megabytes(make(3, low_memory), platform)
+
+
 @pytest.mark.parametrize("make", [maml_of_steps, maml_plus_plus_of_steps])
-def test_memory_does_not_grow_with_the_activations_of_the_steps(make):
-    growth = [megabytes(make(9, low)) - megabytes(make(3, low)) for low in (False, True)]
-    # A copy of the parameters is 0.033 MB, the activations of a step are 6 MB at least.
-    assert growth[0] > 6 * 6
-    assert growth[1] < 6 * 0.033 / 2
+def test_memory_of_a_step(make):
+    # A copy of the parameters is 0.033 MB, the result of a product 1.024 MB.
+    assert growth(make, *REVERSE) > 6 * 6
+    assert growth(make, *FORWARD) < 6 * 0.033 / 2
+
+
+def test_low_memory_needs_less_for_one_step_too():
+    reverse_within = 23 * 1.024
+    assert megabytes(maml_of_steps(3, low_memory=True), "cpu") < 0.7 * reverse_within
+
+
+def test_on_an_accelerator_a_step_stores_the_results_of_its_products_alone():
+    """Six of the forward pass, and five of the backward pass, towards the inputs."""
+    assert 6 * 11 <= growth(maml_of_steps, *LINEARIZED) / 1.024 < 6 * 12
+    assert growth(maml_of_steps, *REVERSE) / 1.024 > 6 * 20
+
+
+def test_no_product_is_computed_twice_on_an_accelerator():
+    params, batch = jnp.zeros((64, 64)), jnp.ones((2000, 64))
+
+    def flops(platform, low_memory):
+        meta_grad = maml_of_steps(4, low_memory).meta_grad
+        with compiling_for(platform):
+            return count_flops(meta_grad, params, metajax.Task(batch, batch), None)
+
+    assert flops(*LINEARIZED) == flops(*REVERSE) < flops(*FORWARD)
 
 
 @pytest.mark.parametrize(("low_memory", "chunk_size"), [(False, 8), (True, 1), (True, 2)])

@@ -10,7 +10,7 @@ import problems
 import pytest
 
 import metajax
-from metajax.algorithms.hypergrad import segmented_scan
+from metajax.algorithms.scans import segmented_scan
 from metajax.algorithms.inner_loop import inner_loop
 
 SGD = optax.sgd(0.05)
