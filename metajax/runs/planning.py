@@ -206,19 +206,22 @@ def _alternatives(settings: PlanSettings) -> Iterator[tuple[str, PlanSettings]]:
 
 def _largest(settings: PlanSettings, name: str, memory: float, costs: "_Costs") -> int:
     """Find the largest value of a setting with which a step fits; 0 if no value fits."""
+    devices = num_devices(settings)
+    unit = devices if name == "batch_size" else 1  # The devices share a batch evenly.
 
     def total(value: int) -> int:
-        changes: dict[str, Any] = {name: value}
+        changes: dict[str, Any] = {name: unit * value}
         if name == "chunk_size":
-            changes["meta_batch_size"] = value * num_devices(settings)
-        return costs.of(dataclasses.replace(settings, **changes), flag_and_value(name, value)).total
+            changes["meta_batch_size"] = value * devices
+        shown = flag_and_value(name, unit * value)
+        return costs.of(dataclasses.replace(settings, **changes), shown).total
 
-    start = max(1, getattr(costs.program(settings), name))
+    start = max(1, getattr(costs.program(settings), name) // unit)
     # A loop of many steps may need less memory than a few unrolled steps.
     unrolls = name == "inner_steps" and target_platform() == "cpu"
     if unrolls and total(UNROLLED + 1) <= memory:
         start = max(start, UNROLLED + 1)
-    return largest_fitting(total, start, memory)
+    return unit * largest_fitting(total, start, memory)
 
 
 class _Costs:
