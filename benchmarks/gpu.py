@@ -9,9 +9,9 @@ this.) Then each row is timed alone. One step is the mean meta-gradient of --tas
 vmap, or of --chunk tasks at a time. The texts are random and have --length tokens. The inner loop
 is SGD on all blocks and the embeddings. Each row runs in a separate process, to measure its own
 peak memory. Utilization counts the products of the plain algorithm, without what an engine computes
-again, relative to --peak-tflops (known for some GPUs). All engines except plain checkpoint the
-blocks. The peer's parameters have the dtype of its computation; ours are float32. Rows that run out
-of memory are marked. Prints a table and, with --output, writes it as JSON.
+again, relative to --peak-tflops (known for some GPUs). The engines remat and low-memory checkpoint
+the blocks. The peer's parameters have the dtype of its computation; ours are float32. Rows that run
+out of memory are marked. Prints a table and, with --output, writes it as JSON.
 """
 
 import argparse
@@ -31,7 +31,13 @@ from typing import Any
 
 from benchmarks.peers import Case, Contender, write_case
 
-ENGINES = ("plain", "remat", "low-memory", "first-order")
+# For each engine: remat, low_memory, first_order.
+ENGINES = {
+    "default": (False, False, False),
+    "remat": (True, False, False),
+    "low-memory": (True, True, False),
+    "first-order": (False, False, True),
+}
 # Dense products in TFLOP/s, from data sheets. Float32 means TF32, JAX's default.
 PEAKS = {
     "H200": {"bfloat16": 989.0, "float32": 494.0},
@@ -41,42 +47,48 @@ PEAKS = {
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "OutOfMemoryError")
 
 
+def meta_gradient(shape: str, engine: str, dtype: str, options: argparse.Namespace) -> Any:
+    """Return `(params, tasks) -> mean meta-gradient` with the choices that `metatrain` makes."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    import metajax
+    from benchmarks.memory import bert
+    from metajax.models import classification_loss, compose, mentioned_rows, separate_layers
+    from metajax.training.outer import map_tasks, task_keys
+
+    remat, low_memory, first_order = ENGINES[engine]
+    model = bert(shape, remat).replace(dtype=jnp.dtype(dtype))
+    loss_fn, rows = classification_loss(model), mentioned_rows(model)
+    algorithm = metajax.maml(
+        lambda params, batch, rng: loss_fn(params, batch, None),
+        optax.sgd(0.01),
+        options.steps,
+        first_order=first_order,
+        low_memory=low_memory,
+        reparametrize=rows if remat else compose(separate_layers(), rows),
+    )
+
+    def meta_grad(params: Any, tasks: Any) -> Any:
+        keys = task_keys(jax.random.key(0), 0, options.tasks)
+        one = lambda task, key: algorithm.meta_grad(params, task, key)  # noqa: E731
+        return map_tasks(one, tasks, keys, options.chunk or options.tasks)[0]
+
+    return meta_grad
+
+
 def work(options: argparse.Namespace) -> None:
     """Measure one row in this process: compile, report this, and measure when asked."""
     import jax
-    import jax.numpy as jnp
     import numpy as np
-    import optax
 
     import metajax
     from benchmarks.memory import CLASSES, bert
     from benchmarks.peers import random_texts
-    from metajax.models import classification_loss, mentioned_rows
     from metajax.training.flops import count_flops
-    from metajax.training.outer import map_tasks, task_keys
 
     (shape,), (engine,), (dtype,) = options.model, options.engine, options.dtype
-    low_memory = engine == "low-memory"
-
-    def step(remat: bool, low_memory: bool) -> Any:
-        model = bert(shape, remat).replace(dtype=jnp.dtype(dtype))
-        loss_fn = classification_loss(model)
-        algorithm = metajax.maml(
-            lambda params, batch, rng: loss_fn(params, batch, None),
-            optax.sgd(0.01),
-            options.steps,
-            first_order=engine == "first-order",
-            low_memory=low_memory,
-            reparametrize=mentioned_rows(model),
-        )
-
-        def meta_grad(params: Any, tasks: Any) -> Any:
-            keys = task_keys(jax.random.key(0), 0, options.tasks)
-            one = lambda task, key: algorithm.meta_grad(params, task, key)  # noqa: E731
-            return map_tasks(one, tasks, keys, options.chunk or options.tasks)[0]
-
-        return meta_grad
-
     model = bert(shape, False)
     sizes = {
         part: (options.tasks, count, options.length)
@@ -90,9 +102,10 @@ def work(options: argparse.Namespace) -> None:
     # Keep nothing on the device while another row is measured.
     init = jax.jit(model.init).lower(jax.random.key(0)).compile()
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    flops = count_flops(step(False, False), shapes, tasks)
+    exact = "first-order" if engine == "first-order" else "default"
+    flops = count_flops(meta_gradient(shape, exact, dtype, options), shapes, tasks)
     begun = time.perf_counter()
-    run = jax.jit(step(engine != "plain", low_memory)).lower(shapes, tasks).compile()
+    run = jax.jit(meta_gradient(shape, engine, dtype, options)).lower(shapes, tasks).compile()
     print(json.dumps({"compile_seconds": time.perf_counter() - begun, "flops": flops}), flush=True)
     sys.stdin.readline()
     params, tasks = init(jax.random.key(0)), jax.device_put(tasks)
@@ -197,21 +210,26 @@ def line(row: dict[str, Any], tasks: int) -> str:
     )
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    shapes = ("tiny", "minilm", "base", "large")
-    parser.add_argument("--model", nargs="+", choices=shapes, default=["base", "large"])
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the meta-gradient's shape."""
     parser.add_argument("--engine", nargs="+", choices=ENGINES, default=list(ENGINES))
-    dtypes = ["bfloat16", "float32"]
-    parser.add_argument("--dtype", nargs="+", choices=dtypes, default=dtypes)
     parser.add_argument("--support", type=int, default=16)
     parser.add_argument("--query", type=int, default=48)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--tasks", type=int, default=4)
     parser.add_argument("--chunk", type=int, help="tasks at once")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    shapes = ("tiny", "minilm", "base", "large")
+    parser.add_argument("--model", nargs="+", choices=shapes, default=["base", "large"])
+    dtypes = ["bfloat16", "float32"]
+    parser.add_argument("--dtype", nargs="+", choices=dtypes, default=dtypes)
+    add_sizes(parser)
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=4, help="number of rows that compile at once")
     parser.add_argument("--peak-tflops", type=float)

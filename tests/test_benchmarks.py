@@ -5,10 +5,24 @@ import json
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import benchmarks
-from benchmarks import faults, gpu, memory, peers, profile_step, scaling, steps, streams
+from benchmarks import (
+    faults,
+    gpu,
+    memory,
+    peers,
+    profile_step,
+    scaling,
+    steps,
+    streams,
+    traffic,
+)
+from metajax.training.hlo import parse
+from metajax.training.traffic import read_traffic
 
 
 @pytest.mark.slow
@@ -149,6 +163,39 @@ def test_scaling(monkeypatch, capsys, tmp_path):
     size = group["bytes"] / 2 * 256 / 255
     assert two["traffic_seconds"] == pytest.approx(within + size / 800e9)
     assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_kernels_by_kind():
+    """Of a product, a slice of a stack, a copy in another order, and a sum."""
+
+    def step(x, stack, index):
+        return x @ x, stack.at[index].set(x), jnp.tanh(x).sum(), stack.T
+
+    x, stack = jnp.ones((8, 8)), jnp.ones((3, 8, 8))
+    text = jax.jit(step, donate_argnums=1).lower(x, stack, 1).compile().as_text()
+    program, _ = parse(text)
+    named = {name: each for one in program.values() for name, each in one.instructions.items()}
+    kinds = [traffic.kind_of(program, named[each.name]) for each in read_traffic(text).kernels]
+    assert set(kinds) >= {"products", "stacks of blocks or steps", "elementwise and sums"}
+    assert kinds.count("products") == 1
+
+
+@pytest.mark.slow
+def test_traffic(monkeypatch, capsys, tmp_path):
+    pytest.importorskip("jax_cuda13_plugin")
+    output = tmp_path / "traffic.json"
+    command = ["traffic", "--model", "tiny", "--support", "4", "--query", "4", "--length", "8"]
+    command += ["--steps", "2", "--tasks", "2", "--engine", "default", "low-memory"]
+    monkeypatch.setattr(sys, "argv", [*command, "--kernels", "3", "--output", str(output)])
+    traffic.main()
+    rows = json.loads(output.read_text())["rows"]
+    for row in rows:
+        assert sum(row["kinds"].values()) == pytest.approx(row["bytes"])
+        assert sum(row["operations"].values()) == pytest.approx(row["bytes"])
+    default, low_memory = rows
+    assert default["flops"] < low_memory["flops"]
+    assert default["kernels"] < low_memory["kernels"]
+    assert "products" in capsys.readouterr().out
 
 
 def test_parity(monkeypatch, capsys, tmp_path):

@@ -95,6 +95,7 @@ class Block(nnx.Module):
         x_BxLxH = self.attention_norm(x_BxLxH + dropout(attended, rate, keys[1]))
         return self.output_norm(x_BxLxH + dropout(self.feed_forward(x_BxLxH), rate, keys[2]))
 
+    @jax.named_scope("attention")
     def attend(self, x_BxLxH: jax.Array, bias: jax.Array, key: jax.Array | None) -> jax.Array:
         """Return the attended values of all heads `[B, L, H]`, before the output layer."""
         B, L, H = x_BxLxH.shape
@@ -110,6 +111,7 @@ class Block(nnx.Module):
         mixed_BxNxLxD = jnp.einsum("bnqk,bnkd->bnqd", probs_BxNxLxL, v_BxNxLxD)
         return mixed_BxNxLxD.transpose(0, 2, 1, 3).reshape(B, L, H)
 
+    @jax.named_scope("feed_forward")
     def feed_forward(self, x_BxLxH: jax.Array) -> jax.Array:
         """Apply the feed-forward layer to each token of `[B, L, H]`."""
         return self.down(ACTIVATION[self.config.hidden_act](self.up(x_BxLxH)))

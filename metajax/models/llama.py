@@ -50,6 +50,7 @@ class LlamaBlock(nnx.Module):
         x_BxLxH = x_BxLxH + self.out(attended)
         return x_BxLxH + self.feed_forward(self.output_norm(x_BxLxH))
 
+    @jax.named_scope("attention")
     def attend(self, x_BxLxH: jax.Array, context: Context, key: jax.Array | None) -> jax.Array:
         """Return the attended values of all heads `[B, L, N D]`, before the output layer."""
         bias_Bx1xLxL, *rotation = context
@@ -71,6 +72,7 @@ class LlamaBlock(nnx.Module):
         mixed_BxKxGxLxD = jnp.einsum("bkgqc,bkcd->bkgqd", probs, v_BxKxLxD)
         return mixed_BxKxGxLxD.transpose(0, 3, 1, 2, 4).reshape(B, L, -1)
 
+    @jax.named_scope("feed_forward")
     def feed_forward(self, x_BxLxH: jax.Array) -> jax.Array:
         """Apply SwiGLU (Shazeer 2020, arXiv:2002.05202) to each token of `[B, L, H]`."""
         activation = ACTIVATION[self.config.hidden_act]

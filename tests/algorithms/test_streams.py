@@ -10,8 +10,8 @@ import problems
 import pytest
 
 import metajax
-from metajax.algorithms.scans import segmented_scan
 from metajax.algorithms.inner_loop import inner_loop
+from metajax.algorithms.scans import segmented_scan
 
 SGD = optax.sgd(0.05)
 LOSS = problems.mlp_loss

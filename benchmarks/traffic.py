@@ -1,0 +1,140 @@
+"""Count what a meta-gradient moves through an accelerator's memory. No accelerator is needed.
+
+    python -m benchmarks.traffic                           # BERT-base on an H100, every engine
+    python -m benchmarks.traffic --target v5e --engine default --chunk 1
+    python -m benchmarks.traffic --engine default --kernels 20
+
+The meta-gradient is that of `benchmarks.gpu`. The target's own compiler compiles it (extras
+plan-cuda and plan-tpu), and the bytes are counted in the compiled text: what each kernel reads and
+writes. The table has, for each engine and for all tasks, the temporary memory of the program, the
+arithmetic of its products, bytes, kernels, and the estimated time: the products at the chip's peak
+plus the bytes at its memory's bandwidth. Below are the bytes by kind of kernel. --kernels also
+lists the JAX operations whose kernels move the most. Prints tables and, with --output, writes them
+as JSON.
+"""
+
+import argparse
+import collections
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+import metajax
+from benchmarks.gpu import add_sizes, meta_gradient
+from benchmarks.memory import SHAPES, batch, bert
+from metajax.algorithms.inner_loop import mean_recomputed_steps
+from metajax.platforms import compiling_for
+from metajax.training.flops import count_traced_flops
+from metajax.training.hlo import Instruction, Program, parse
+from metajax.training.targets import CHIPS, Target, compile_for_target, find_target
+from metajax.training.traffic import Kernel, read_traffic
+
+_PRODUCTS = {"dot", "convolution"}
+_STACKS = {"dynamic-slice", "dynamic-update-slice"}
+_PARTS = {"attention", "feed_forward", "norm"}
+_COPIES = {"copy", "copy-start", "broadcast", "pad", "concatenate", "transpose"}
+
+
+def kind_of(program: Program, each: Instruction) -> str:
+    """Return which kind of work a kernel does."""
+    fused = program[str(each.called)] if each.opcode == "fusion" else None
+    opcodes = {one.opcode for one in (fused.instructions.values() if fused else [each])}
+    if opcodes & _PRODUCTS or "__cublas" in each.attributes:
+        return "products"
+    results = {one.opcode for one in fused.roots} if fused else opcodes
+    if results & _STACKS:
+        return "stacks of blocks or steps"
+    return "copies and fills" if results <= _COPIES else "elementwise and sums"
+
+
+def compiled_for(target: Target, shape: str, engine: str, options: Any) -> dict[str, Any]:
+    """Compile a meta-gradient for one device of a target; return the row, with its kernels."""
+    here = SingleDeviceSharding(target.devices[0])
+
+    def placed(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=here)
+
+    one = metajax.Task(*(batch(n, options.length) for n in (options.support, options.query)))
+    tasks = jax.tree.map(lambda leaf: placed(options.tasks, *leaf.shape), one)
+    shapes = jax.eval_shape(bert(shape, remat=False).init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: placed(*leaf.shape, dtype=leaf.dtype), shapes)
+    repeated = mean_recomputed_steps(options.steps)
+    with compiling_for(target.chip.platform):
+        traced = jax.jit(meta_gradient(shape, engine, options.dtype, options)).trace(params, tasks)
+        flops = count_traced_flops(traced.jaxpr.jaxpr, repeated)
+        begun = time.perf_counter()
+        compiled = compile_for_target(traced.lower())
+    seconds, text = time.perf_counter() - begun, compiled.as_text() or ""
+    traffic = read_traffic(text, repeated)
+    program, _ = parse(text)
+    named = {name: each for one in program.values() for name, each in one.instructions.items()}
+    kinds: dict[str, float] = collections.Counter()
+    for kernel in traffic.kernels:
+        kinds[kind_of(program, named[kernel.name])] += kernel.bytes
+    return {
+        "engine": engine,
+        "memory": compiled.memory_analysis().temp_size_in_bytes,
+        "flops": flops,
+        "bytes": traffic.bytes,
+        "kernels": round(traffic.launches),
+        "seconds": target.chip.seconds(flops, traffic.bytes, options.dtype),
+        "compile_seconds": seconds,
+        "kinds": dict(kinds),
+        "operations": by_operation(traffic.kernels),
+    }
+
+
+def by_operation(kernels: tuple[Kernel, ...]) -> dict[str, float]:
+    """Return the bytes by JAX operation, with the part of the model that it is from."""
+    found: dict[str, float] = collections.Counter()
+    for kernel in kernels:
+        parts = re.split("[/()]", kernel.op_name)
+        known = [part for part in parts if part in _PARTS]
+        found["/".join([*known[-1:], parts[-1] or kernel.opcode])] += kernel.bytes
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def show(row: dict[str, Any], kernels: int) -> None:
+    """Print a row, and under it the bytes by kind and by operation."""
+    print(
+        f"{row['engine']:12} {row['memory'] / 1e9:8.2f} {row['flops'] / 1e12:8.1f} "
+        f"{row['bytes'] / 1e9:8.0f} {row['kernels']:9} {row['seconds']:9.3f} "
+        f"{row['compile_seconds']:9.0f}",
+        flush=True,
+    )
+    largest = list(row["operations"].items())[:kernels]
+    for name, size in [*sorted(row["kinds"].items(), key=lambda item: -item[1]), *largest]:
+        print(f"  {size / 1e9:8.0f} GB {100 * size / row['bytes']:5.1f}%  {name}")
+
+
+def main() -> None:
+    """Print a table for each engine."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--target", default="h100", help=f"one of {', '.join(CHIPS)}")
+    parser.add_argument("--model", choices=SHAPES, default="base")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--kernels", type=int, default=0, help="number of operations to list")
+    parser.add_argument("--output", help="write the rows as JSON")
+    add_sizes(parser)
+    options = parser.parse_args()
+    target = find_target(options.target)
+    print("engine             GB    TFLOP GB moved   kernels   seconds  to compile")
+    rows = []
+    for engine in options.engine:
+        rows.append(compiled_for(target, options.model, engine, options))
+        show(rows[-1], options.kernels)
+    if options.output:
+        report = {"settings": vars(options), "jax": jax.__version__, "rows": rows}
+        Path(options.output).write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
