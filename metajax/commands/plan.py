@@ -28,7 +28,7 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
 
 def summary(report: dict[str, Any]) -> str:
     """Format the report of `plan` as text."""
-    cost = report["cost"]
+    cost, devices = report["cost"], report.get("devices", 1)
     parts = {
         "parameters and optimizer": cost["state"],
         "tasks": cost["tasks"],
@@ -37,7 +37,7 @@ def summary(report: dict[str, Any]) -> str:
     }
     lines = [
         f"parameters                {report['parameters'] / 1e6:9.1f} million",
-        f"on each of {report['devices']} devices:" if "devices" in report else "on each device:",
+        f"on each of {devices} devices:" if devices > 1 else "on each device:",
     ]
     lines += [f"  {name:23} {size / 1e9:9.2f} GB" for name, size in parts.items()]
     lines += [f"  arithmetic              {cost['flops'] / 1e12:9.2f} TFLOP per step"]

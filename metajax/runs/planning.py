@@ -59,7 +59,9 @@ def plan(model: str, **settings: Value) -> dict[str, Any]:
           With `target` also `moved` (bytes through memory), `kernels`, `seconds` (an estimate) and
           `collectives` (for each kind their `count` and `bytes`).
         - `alternatives`: the cost after each `change` of settings.
-        - with `target`: the number of `devices`.
+        - with `target`: the number of `devices`, also as `chips`; `fits`, whether a step fits; and
+          from `cost` the `flops`, the `collectives`, and the memory as `argument_bytes` (state and
+          batch), `temporary_bytes` and `output_bytes` (the new state, which overwrites the old).
         - with `memory` or `target`: the `memory` of a device in bytes, and the `largest` values
           that fit: `chunk_size` (episodes at once on a device) and `inner_steps` of metatrain,
           `batch_size` of pretrain and finetune.
@@ -104,13 +106,29 @@ def make_report(settings: PlanSettings) -> dict[str, Any]:
             ],
         }
         if settings.target is not None:
-            report["devices"] = devices
+            report |= {"devices": devices, **_summarized(settings, cost, devices, memory)}
         if memory is not None:
             report["memory"] = memory
             report["largest"] = {
                 name: _largest(settings, name, memory, costs) for name in _searched(settings)
             }
     return report
+
+
+def _summarized(
+    settings: PlanSettings, cost: Cost, devices: int, memory: float | None
+) -> dict[str, Any]:
+    """Return the numbers of a target under the names of XLA's memory analysis."""
+    return {
+        "target": settings.target,
+        "chips": devices,
+        "argument_bytes": cost.state + cost.tasks,
+        "temporary_bytes": cost.working,
+        "output_bytes": cost.state,  # It overwrites the arguments.
+        "fits": memory is None or cost.total <= memory,
+        "flops": cost.flops,
+        "collectives": {} if cost.estimate is None else cost.estimate.collectives,
+    }
 
 
 def _check_devices(settings: PlanSettings, devices: int) -> None:

@@ -61,6 +61,10 @@ def test_the_report(settings, monkeypatch):
     found = plan.plan(settings)
     assert (found["devices"], found["memory"]) == (2, 80e9)
     assert plan.plan(dataclasses.replace(settings, memory="5GB"))["memory"] == 5e9
+    summarized = {"target": "h100:2", "chips": 2, "argument_bytes": 2, "temporary_bytes": 1}
+    summarized |= {"output_bytes": 1, "fits": True, "flops": 10**12, "collectives": {}}
+    assert summarized.items() <= found.items()
+    assert not plan.plan(dataclasses.replace(settings, memory="0.000000002GB"))["fits"]
     found["cost"]["collectives"] = {"all-reduce": {"count": 3, "bytes": 2 * 10**9}}
     lines = [" ".join(line.split()) for line in plan.summary(found).splitlines()]
     assert lines[1] == "on each of 2 devices:"
