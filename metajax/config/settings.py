@@ -95,37 +95,37 @@ _STAGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings(ModelSettings, SizeSettings, AlgorithmSettings, ShardSettings):
-    """Estimate memory and FLOPs of a step before a run.
+    """Estimate memory and FLOPs of a step before a run, by compiling it.
 
-    The numbers come from the compiler. Nothing runs and no weights or texts are read: all texts are
-    assumed to have --max-length tokens. With --target they are those of another machine, by its own
-    compiler. Its time is the products at the chip's peak plus the bytes that the program moves at
-    the memory's bandwidth. A run may take longer. A step of adapt is the gradient on one part of
-    the examples, or with --documents and some algorithms all inner steps.
+    All texts are assumed to have --max-length tokens; none is read. The time on a --target is a
+    lower estimate. A step of adapt is one gradient, or of documents all inner steps.
 
     Example: metajax plan --model bert-base-uncased --shots 5 --low-memory --remat --memory 16GB
     """
 
-    stage: str = option("stage to plan", "metatrain", choices=tuple(_STAGES))
+    stage: str = option(
+        "pretrain, finetune, metatrain or adapt",
+        "metatrain",
+        choices=tuple(_STAGES),
+        metavar="STAGE",
+    )
     batch_size: int | None = option(
-        "blocks or examples per step of pretrain and finetune (default "
-        f"{PretrainSettings.batch_size})",
+        f"rows per step of pretrain and finetune (default {PretrainSettings.batch_size})",
         None,
         minimum=1,
     )
     documents: bool = option(
-        "tasks are documents (metatrain, adapt): a chunk of --max-length tokens per inner step",
+        "tasks are documents, a chunk per inner step",
         False,
     )
     memory: str | None = option(
-        "memory of a device, such as 16GB or 15.5GiB: report which settings fit (default: that of "
-        "--target)",
+        "memory of a device, such as 16GB: report what fits (default: that of --target)",
         None,
         metavar="SIZE",
     )
     target: str | None = option(
-        "machine to compile for: v4, v5e, v5p, v6e, tpu7x (needs the extra plan-tpu), a100, h100, "
-        "h200 or b200 (plan-cuda); several chips: v5e:2x4, h100:8 (default: this machine)",
+        "machine to compile for (default: this one): v4, v5e, v5p, v6e, tpu7x (needs the extra "
+        "plan-tpu), a100, h100, h200, b200 (plan-cuda); several: v5e:2x4, h100:8",
         None,
         metavar="CHIP[:TOPOLOGY]",
     )

@@ -111,7 +111,8 @@ DEFAULTS = {
     | SIZES
     | INNER
     | ALGORITHM
-    | {"memory": None, "output": None, "target": None, "shards": 1},
+    | {"memory": None, "output": None, "target": None, "shards": 1}
+    | {"stage": "metatrain", "batch_size": None, "documents": False},
 }
 # Where the work is done and what is kept of it: a run may be resumed with others.
 FREE = {"model", "workdir", "tasks", "classes", "glue_dir", "text", "dev", "parts", *DEVICES}
