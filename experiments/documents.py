@@ -115,7 +115,10 @@ def _lines(text: str) -> list[str]:
 def write_model(root: Path, options: argparse.Namespace) -> tuple[str, Transformer]:
     """Write a random Llama and its vocabulary, in Hugging Face format; return where, and it."""
     rows = (root / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    directory = root / f"model-{options.seed}"
+    size = (
+        f"{options.blocks}x{options.width}-{options.vocabulary}"  # Else it would replace another.
+    )
+    directory = root / f"model-{size}-{options.seed}"
     model = write_decoder(
         directory,
         (json.loads(row)["text"] for row in rows),
