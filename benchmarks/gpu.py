@@ -9,9 +9,9 @@ this.) Then each row is timed alone. One step is the mean meta-gradient of --tas
 vmap, or of --chunk tasks at a time. The texts are random and have --length tokens. The inner loop
 is SGD on all blocks and the embeddings. Each row runs in a separate process, to measure its own
 peak memory. Utilization counts the products of the plain algorithm, without what an engine computes
-again, relative to --peak-tflops (known for some GPUs). The engines remat and low-memory checkpoint
-the blocks. The peer's parameters have the dtype of its computation; ours are float32. Rows that run
-out of memory are marked. Prints a table and, with --output, writes it as JSON.
+again, relative to --peak-tflops (known for some GPUs). The engine low-memory also checkpoints the
+blocks. The peer's parameters have the dtype of its computation; ours are float32. Rows that run out
+of memory are marked. Prints a table and, with --output, writes it as JSON.
 """
 
 import argparse
@@ -31,12 +31,11 @@ from typing import Any
 
 from benchmarks.peers import Case, Contender, write_case
 
-# For each engine: remat, low_memory, first_order.
+# For each engine: low_memory with checkpointed blocks, first_order.
 ENGINES = {
-    "default": (False, False, False),
-    "remat": (True, False, False),
-    "low-memory": (True, True, False),
-    "first-order": (False, False, True),
+    "default": (False, False),
+    "low-memory": (True, False),
+    "first-order": (False, True),
 }
 # Dense products in TFLOP/s, from data sheets. Float32 means TF32, JAX's default.
 PEAKS = {
@@ -58,8 +57,8 @@ def meta_gradient(shape: str, engine: str, dtype: str, options: argparse.Namespa
     from metajax.models import classification_loss, compose, mentioned_rows, separate_layers
     from metajax.training.outer import map_tasks, task_keys
 
-    remat, low_memory, first_order = ENGINES[engine]
-    model = bert(shape, remat).replace(dtype=jnp.dtype(dtype))
+    low_memory, first_order = ENGINES[engine]
+    model = bert(shape, remat=low_memory).replace(dtype=jnp.dtype(dtype))
     loss_fn, rows = classification_loss(model), mentioned_rows(model)
     algorithm = metajax.maml(
         lambda params, batch, rng: loss_fn(params, batch, None),
@@ -67,7 +66,7 @@ def meta_gradient(shape: str, engine: str, dtype: str, options: argparse.Namespa
         options.steps,
         first_order=first_order,
         low_memory=low_memory,
-        reparametrize=rows if remat else compose(separate_layers(), rows),
+        reparametrize=rows if low_memory else compose(separate_layers(), rows),
     )
 
     def meta_grad(params: Any, tasks: Any) -> Any:

@@ -10,7 +10,8 @@ from metajax.models import Transformer
 from metajax.platforms import compiling_for, target_platform
 from metajax.runs import loop
 from metajax.runs.inner import DEFAULTS
-from metajax.runs.learner import make_learner
+from metajax.runs.learner import make_algorithm, make_learner
+from metajax.training.flops import count_traced_flops
 from metajax.training.outer import map_tasks
 from tests.models.helpers import TINY
 
@@ -72,6 +73,23 @@ def test_blocks_are_unrolled_unless_memory_is_saved(platform, slim, in_a_list):
         reparametrize = make_learner(model, INNER).shared.reparametrize
         blocks = jax.eval_shape(lambda params: reparametrize(params, task)[0], params)["layers"]
     assert isinstance(blocks, list) == in_a_list
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_on_an_accelerator_remat_implies_low_memory(platform):
+    model = Transformer(TINY, head="classification", num_labels=(3,), remat=True)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    ids, labels = jnp.ones((2, 4), jnp.int32), jnp.zeros(2, jnp.int32)
+    batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids, "labels": labels}
+
+    def program(low_memory):
+        inner = INNER | {"low_memory": low_memory}
+        with compiling_for(platform):
+            algorithm = make_algorithm(model, inner, jax.random.key(0))
+            traced = jax.jit(algorithm.meta_grad).trace(shapes, metajax.Task(batch, batch), None)
+        return count_traced_flops(traced.jaxpr.jaxpr, 1)
+
+    assert (program(False) == program(True)) == (platform == "gpu")
 
 
 @pytest.mark.parametrize(("platform", "count"), [("cpu", 1), ("gpu", 0), ("tpu", 0)])

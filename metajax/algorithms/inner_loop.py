@@ -78,7 +78,8 @@ def inner_loop(
 
     By default, second order is computed reverse over reverse on a CPU and by linearized gradients
     on an accelerator, where that moves half the bytes through memory. There the loop cannot be
-    differentiated twice in reverse mode.
+    differentiated twice in reverse mode, and stores the results of all matrix products, also of
+    those in a `jax.checkpoint` of the loss.
 
     Args:
         loss_fn: `(adapted, frozen, batch, rng) -> loss`, minimized over `adapted`.

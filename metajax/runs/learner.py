@@ -181,6 +181,8 @@ def make_algorithm(
     """
     loss_fn, optimizer, trainable, shared, _ = make_learner(model, inner)
     steps, low_memory = inner["inner_steps"], inner.get("low_memory", False)
+    if model.remat and target_platform() != "cpu":
+        low_memory = True  # Otherwise what a block drops is stored for the second derivatives.
     stream = model.head == "causal_lm"  # Of documents.
     common: dict[str, Any] = shared._asdict()
     exact = common | {"low_memory": low_memory, "trainable": trainable}
