@@ -46,6 +46,7 @@ class Progress:
         self._what, self._unit, self._total, self._done = what, unit, total, done
         self._last_logged = self._last = time.monotonic()
         self._compiles = False
+        self._compiled_in: float | None = None  # Seconds that the last item that compiled took.
         self._seconds = self._timed = 0.0  # Of items that did not compile, and their number.
 
     def __enter__(self) -> Self:
@@ -59,12 +60,15 @@ class Progress:
         self._compiles = True
         self._bar.set_postfix_str("compiling")
         if self._lines:
-            _log.info("%s: compiling for %s %d", self._what, self._unit, self._done + 1)
+            last = "" if self._compiled_in is None else f" (last: {self._compiled_in:.0f} s)"
+            _log.info("%s: compiling for %s %d%s", self._what, self._unit, self._done + 1, last)
 
     def update(self, note: str = "") -> None:
         """Count one more item; `note` describes it."""
         now = time.monotonic()
-        if not self._compiles:
+        if self._compiles:
+            self._compiled_in = now - self._last
+        else:
             self._seconds, self._timed = self._seconds + now - self._last, self._timed + 1
         self._last, self._compiles, self._done = now, False, self._done + 1
         left = self._left()

@@ -123,7 +123,7 @@ def test_where_there_is_no_terminal_a_line_comes_now_and_then(caplog, monkeypatc
         "train: compiling for step 2",
         "train: step 2 of 9, loss 5",
         "train: step 4 of 9 (01:15 left), loss 3",
-        "train: compiling for step 5",
+        "train: compiling for step 5 (last: 31 s)",
         "train: step 5 of 9 (01:00 left), loss 2",
         "train: step 6 of 9 (01:00 left), loss 1",
     ]
