@@ -102,7 +102,7 @@ def make_report(settings: PlanSettings) -> dict[str, Any]:
             "cost": cost.as_json(),
             "alternatives": [
                 {"change": name, **costs.of(changed, name).as_json()}
-                for name, changed in _alternatives(settings)
+                for name, changed in _alternatives(settings, costs)
             ],
         }
         if settings.target is not None:
@@ -201,7 +201,7 @@ def parse_memory(text: str) -> float:
     return size
 
 
-def _alternatives(settings: PlanSettings) -> Iterator[tuple[str, PlanSettings]]:
+def _alternatives(settings: PlanSettings, costs: "_Costs") -> Iterator[tuple[str, PlanSettings]]:
     """Yield changes of the settings that save memory: a name, and the changed settings."""
     changes: list[dict[str, Any]] = [{"remat": True}]
     if settings.stage == "metatrain":
@@ -213,11 +213,11 @@ def _alternatives(settings: PlanSettings) -> Iterator[tuple[str, PlanSettings]]:
         share = settings.meta_batch_size // num_devices(settings)
         if (settings.chunk_size or default_chunk_size(share)) > 1:
             changes.append({"chunk_size": 1})
-    known = {settings}
+    known = {costs.program(settings)}
     for change in changes:
         changed = dataclasses.replace(settings, **change)
-        if changed not in known:
-            known.add(changed)
+        if costs.program(changed) not in known:
+            known.add(costs.program(changed))
             shown = [flag_and_value(*each) for each in change.items() if each[1] is not False]
             yield " ".join(shown), changed
 
@@ -263,7 +263,12 @@ class _Costs:
         steps = self._inner_steps if settings.inner_steps is None else settings.inner_steps
         share = settings.meta_batch_size // num_devices(settings)
         chunk = settings.chunk_size or default_chunk_size(share)
-        return dataclasses.replace(settings, chunk_size=chunk, inner_steps=steps)
+        low_memory = settings.low_memory
+        if settings.remat and target_platform() != "cpu":  # It includes the other.
+            low_memory = "low_memory" in ALGORITHMS[settings.algorithm].settings
+        return dataclasses.replace(
+            settings, chunk_size=chunk, inner_steps=steps, low_memory=low_memory
+        )
 
     def of(self, settings: PlanSettings, name: str) -> Cost:
         """Compile a program, if it is new; the progress line has its name and total memory."""

@@ -77,6 +77,20 @@ def test_the_report(settings, monkeypatch):
 
 
 @pytest.mark.usefixtures("two_devices")
+def test_recomputing_includes_low_memory_on_accelerators(settings, monkeypatch):
+    """So that they are one program, which is named once."""
+    monkeypatch.setattr(planning, "measure", lambda _: cost.Cost(1, 1, 1, 1))
+    monkeypatch.setattr(planning, "_largest", lambda *_: 7)
+    exact = dataclasses.replace(settings, algorithm="maml", chunk_size=1)
+    named = [row["change"] for row in plan.plan(exact)["alternatives"]]
+    assert named == ["--remat", "--low-memory", "--algorithm fomaml"]
+    named = [
+        row["change"] for row in plan.plan(dataclasses.replace(exact, remat=True))["alternatives"]
+    ]
+    assert named == ["--algorithm fomaml"]
+
+
+@pytest.mark.usefixtures("two_devices")
 def test_a_program_that_the_compiler_refuses_does_not_fit(settings, monkeypatch):
     def refuse(lowered):
         raise jax.errors.JaxRuntimeError(FULL)
