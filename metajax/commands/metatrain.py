@@ -22,12 +22,13 @@ from metajax.runs.document_tasks import (
 from metajax.runs.episodes import episode_sampler, episode_spec
 from metajax.runs.few_shot import FewShot, open_few_shot
 from metajax.runs.loop import Stage, train
+from metajax.runs.memory_plan import choose_plan, device_memory, step_memory, with_plan
 from metajax.runs.parts import check_split
 from metajax.runs.paths import to_path
 from metajax.runs.record import make_record, read_record, recorded
 from metajax.runs.source import describe
 from metajax.runs.task_data import fingerprints, load, tokenized
-from metajax.runs.workdir import open_run
+from metajax.runs.workdir import Run, open_run
 from metajax.training import distributed
 from metajax.training.evaluation import estimate, run_episodes
 from metajax.types import Params, Task
@@ -42,13 +43,13 @@ class _Tasks(NamedTuple):
     Attributes:
         few_shot: the network and its inner loop.
         make_tasks: function from a step's number to its local tasks.
-        measure: see `Stage`.
+        measure: function from `few_shot`, perhaps with other engines, to `measure` of a `Stage`.
         measured_on: see `Stage`.
     """
 
     few_shot: FewShot
     make_tasks: Callable[[int], Task]
-    measure: Callable[[Params], dict[str, float]]
+    measure: Callable[[FewShot], Callable[[Params], dict[str, float]]]
     measured_on: str
 
 
@@ -65,6 +66,7 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
     """
     check_split("--meta-batch-size", settings.meta_batch_size, settings.chunk_size)
     settings = _with_draws(settings)
+    memory = device_memory(settings)
     tasks = (_documents if are_documents(settings) else _episodes)(settings)
     few_shot = tasks.few_shot
     settings = dataclasses.replace(settings, **few_shot.inner_settings())
@@ -75,22 +77,38 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
         parent=few_shot.source.record,
         model=describe(few_shot.model),
     )
-    return train(
-        Stage(
-            run=open_run(settings.workdir, record),
-            settings=settings,
-            model=few_shot.model,
-            algorithm=few_shot.schedule(settings.steps, low_memory=settings.low_memory),
-            make_tasks=tasks.make_tasks,
-            num_steps=settings.steps,
-            measure=tasks.measure,
-            measured_on=tasks.measured_on,
-            chunk_size=settings.chunk_size,
-            initialization=few_shot.entry.initialization,
-            rates_factor=_rates_factor(settings),
-            frozen=few_shot.frozen,
-        ),
-        few_shot.start,
+    run = open_run(settings.workdir, record)
+    start, plan = few_shot.start, run.record.get("plan", {})
+
+    def memory_of(settings: MetatrainSettings) -> int:
+        return step_memory(_stage(run, settings, tasks), start)
+
+    if memory is not None and run.record is record:  # A run that resumes keeps its plan.
+        with distributed.explain_host_errors():
+            plan = choose_plan(settings, few_shot.inner["algorithm"], memory, memory_of)
+        run = run._replace(record=record | {"plan": plan})
+    return train(_stage(run, with_plan(settings, plan), tasks), start)
+
+
+def _stage(run: Run, settings: MetatrainSettings, tasks: _Tasks) -> Stage:
+    few_shot = tasks.few_shot
+    few_shot = few_shot._replace(
+        model=few_shot.model.replace(remat=settings.remat),
+        inner=few_shot.inner | {"low_memory": settings.low_memory},
+    )
+    return Stage(
+        run=run,
+        settings=settings,
+        model=few_shot.model,
+        algorithm=few_shot.schedule(settings.steps, low_memory=settings.low_memory),
+        make_tasks=tasks.make_tasks,
+        num_steps=settings.steps,
+        measure=tasks.measure(few_shot),
+        measured_on=tasks.measured_on,
+        chunk_size=settings.chunk_size,
+        initialization=few_shot.entry.initialization,
+        rates_factor=_rates_factor(settings),
+        frozen=few_shot.frozen,
     )
 
 
@@ -101,17 +119,21 @@ def _episodes(settings: MetatrainSettings) -> _Tasks:
     classes = spec.ways or max(len(task.label_names) for task in tasks)
     few_shot = open_few_shot(settings.model, settings, settings, classes)
     examples = tokenized(tasks, few_shot.model, few_shot.text_length(settings.max_length))
-    algorithm = few_shot.algorithm(low_memory=settings.low_memory)
 
-    def measure(params: Params) -> dict[str, float]:
-        all_episodes = slice(0, _MEASURED_EPISODES)
-        count, twice = _MEASURED_EPISODES, 2  # Before and after.
-        sampler = episode_sampler(examples, spec, settings.seed, count, twice, all_episodes)
-        # Training never takes the step after the last, so these episodes are new.
-        tasks = sampler(settings.steps)
-        infos = run_episodes(algorithm, params, tasks, jax.random.key(settings.seed))
-        accuracy = estimate(np.asarray(infos.query_aux["accuracy"]))
-        return {"accuracy": float(accuracy.mean), "ci95": float(accuracy.ci95)}
+    def measure_with(few_shot: FewShot) -> Callable[[Params], dict[str, float]]:
+        algorithm = few_shot.algorithm()
+
+        def measure(params: Params) -> dict[str, float]:
+            all_episodes = slice(0, _MEASURED_EPISODES)
+            count, twice = _MEASURED_EPISODES, 2  # Before and after.
+            sampler = episode_sampler(examples, spec, settings.seed, count, twice, all_episodes)
+            # Training never takes the step after the last, so these episodes are new.
+            tasks = sampler(settings.steps)
+            infos = run_episodes(algorithm, params, tasks, jax.random.key(settings.seed))
+            accuracy = estimate(np.asarray(infos.query_aux["accuracy"]))
+            return {"accuracy": float(accuracy.mean), "ci95": float(accuracy.ci95)}
+
+        return measure
 
     make_tasks = episode_sampler(
         examples,
@@ -121,7 +143,7 @@ def _episodes(settings: MetatrainSettings) -> _Tasks:
         settings.steps,
         distributed.local_slice(settings.meta_batch_size),
     )
-    return _Tasks(few_shot, make_tasks, measure, _MEASURED_ON)
+    return _Tasks(few_shot, make_tasks, measure_with, _MEASURED_ON)
 
 
 def _documents(settings: MetatrainSettings) -> _Tasks:
@@ -131,17 +153,18 @@ def _documents(settings: MetatrainSettings) -> _Tasks:
     documents = load_streams(settings, model, spec.length)
     training, held_out = hold_out(settings, documents)
     windows = open_windows(held_out, spec, "the held-out documents")
-    losses = adapted_losses(model, few_shot.algorithm(), few_shot.merge)
 
-    def measure(params: Params) -> dict[str, float]:
-        return windows.results(losses("held-out documents", windows, params))
+    def measure_with(few_shot: FewShot) -> Callable[[Params], dict[str, float]]:
+        algorithm = few_shot.algorithm(low_memory=False)
+        losses = adapted_losses(few_shot.model, algorithm, few_shot.merge)
+        return lambda params: windows.results(losses("held-out documents", windows, params))
 
     def make_tasks(step: int) -> Task:
         count = settings.meta_batch_size
         local = distributed.local_slice(count)
         return data.sample_streams(training, spec, settings.seed, step, count, local)
 
-    return _Tasks(few_shot, make_tasks, measure, f"{len(held_out)} held-out documents")
+    return _Tasks(few_shot, make_tasks, measure_with, f"{len(held_out)} held-out documents")
 
 
 def _rates_factor(settings: MetatrainSettings) -> float | None:

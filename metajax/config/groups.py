@@ -215,3 +215,17 @@ class BatchSettings(Settings):
         affects_results=False,
         advanced=True,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySettings(Settings):
+    """How much memory a step may use."""
+
+    memory: str | None = option(
+        "memory of a device, such as 16GB: a new run takes --chunk-size, --low-memory and --remat "
+        "as far as needed to fit (default: that of the device; on a CPU, no limit)",
+        None,
+        metavar="SIZE",
+        affects_results=False,
+        advanced=True,
+    )

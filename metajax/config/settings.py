@@ -14,6 +14,7 @@ from metajax.config.groups import (
     BatchSettings,
     DrawSettings,
     EpisodeSettings,
+    MemorySettings,
     ModelSettings,
     ShardSettings,
     SizeSettings,
@@ -72,7 +73,9 @@ class FinetuneSettings(TrainSettings, TaskSettings, BatchSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetatrainSettings(TrainSettings, TaskSettings, EpisodeSettings, AlgorithmSettings):
+class MetatrainSettings(
+    TrainSettings, TaskSettings, EpisodeSettings, AlgorithmSettings, MemorySettings
+):
     """Meta-train an initialization that adapts in a few gradient steps.
 
     Example: metajax metatrain --model runs/pretrain --tasks intents.jsonl --workdir runs/maml

@@ -32,6 +32,7 @@ from metajax.training.outer import (
     OuterState,
     at_step,
     global_norm,
+    initial_state,
     num_tasks,
     task_keys,
 )
@@ -115,6 +116,16 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
     if first:
         write_results(run, results)
     return results
+
+
+def lower_step(stage: Stage, params: Params) -> jax.stages.Lowered:
+    """Lower the first step of a stage, as `train` does, from arrays or their shapes."""
+    optimizer, key = _optimizer(stage), jax.random.key(stage.settings.seed)
+
+    def begin(params: Params) -> OuterState:
+        return initial_state(stage.algorithm, optimizer, params, key, stage.frozen)
+
+    return _outer_loop(stage).lower(jax.eval_shape(begin, params), stage.make_tasks(0))
 
 
 def _outer_loop(stage: Stage) -> OuterLoop:

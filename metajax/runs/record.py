@@ -98,13 +98,19 @@ def check_record(record: Any, where: Path) -> dict[str, Any]:
 def _check_record(record: Any) -> None:
     """Raise InputError, KeyError or TypeError if a record is not valid."""
     parts = [record[name] for name in ("settings", "data", "parent", "model", "versions")]
-    if record["stage"] not in SETTINGS or not all(isinstance(part, dict) for part in parts):
+    plan = record.get("plan", {})
+    if record["stage"] not in SETTINGS or not all(
+        isinstance(part, dict) for part in (*parts, plan)
+    ):
         raise TypeError
     settings = record["settings"]
-    for setting in dataclasses.fields(SETTINGS[record["stage"]]):
-        if setting.name in _NEEDED or (setting.name in _READ and setting.name in settings):
-            value = settings[setting.name]
+    fields = {setting.name: setting for setting in dataclasses.fields(SETTINGS[record["stage"]])}
+    for name, setting in fields.items():
+        if name in _NEEDED or (name in _READ and name in settings):
+            value = settings[name]
             check(setting, tuple(value) if isinstance(value, list) else value)
+    for name, value in plan.items():
+        check(fields[name], value)
     if not all(isinstance(each, bool) for each in record.get("pairs", ())):
         raise TypeError
     if "record" in record["parent"]:

@@ -79,6 +79,13 @@ def asked_to_stop(step: int) -> bool:
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 
+def largest(value: float) -> float:
+    """Return the largest of the values that the processes give, on all of them."""
+    if jax.process_count() == 1:
+        return value
+    return float(np.max(multihost_utils.process_allgather(np.float32(value))))
+
+
 @contextlib.contextmanager
 def explain_host_errors() -> Iterator[None]:
     """Explain errors of operations that several processes run together."""

@@ -177,7 +177,12 @@ def _one_device(
         donate_argnums=donated,
         compiler_options=options,
     )
-    return OuterLoop(init, step, lambda *each: step.lower(*_shapes(each, home)))
+
+    def lower(state: OuterState, tasks: Task) -> jax.stages.Lowered:
+        # Tasks come from the host. With a sharding they would make it another program.
+        return step.lower(_shapes(state, home), jax.eval_shape(lambda t: t, tasks))
+
+    return OuterLoop(init, step, lower)
 
 
 def _pmapped(

@@ -104,7 +104,8 @@ DEFAULTS = {
     | SIZES
     | INNER
     | ALGORITHM
-    | {"whole_tasks": False, "keep_duplicates": False, "learning_rate": 2e-5, "steps": 300},
+    | {"whole_tasks": False, "keep_duplicates": False, "learning_rate": 2e-5, "steps": 300}
+    | {"memory": None},
     "adapt": MODEL | TASKS | INNER | {"dev": None},
     "predict": {"input": "-", "output": "-", "task": None, "batch_size": 64, "max_length": None},
     "plan": MODEL
@@ -116,7 +117,7 @@ DEFAULTS = {
 }
 # Where the work is done and what is kept of it: a run may be resumed with others.
 FREE = {"model", "workdir", "tasks", "classes", "glue_dir", "text", "dev", "parts", *DEVICES}
-FREE |= {"save_every", "keep", "keep_every", "track", "profile", "max_skipped"}
+FREE |= {"save_every", "keep", "keep_every", "track", "profile", "max_skipped", "memory"}
 
 
 @pytest.mark.parametrize("command", DEFAULTS)
