@@ -75,6 +75,7 @@ def test_the_fastest_plan_that_fits_is_found_in_few_programs(memory, plan, progr
     [
         (32, {"meta_batch_size": 6, "chunk_size": 6}, {"chunk_size": 3}),
         (20, {"meta_batch_size": 6, "chunk_size": 6}, {"chunk_size": 2}),
+        (49, {"meta_batch_size": 12, "chunk_size": 6}, {"chunk_size": 3}),  # At most half.
         (40, {"chunk_size": 4}, {}),
         (20, {"chunk_size": 4}, {"chunk_size": 2}),
         (6, {"low_memory": True}, {"chunk_size": 2}),
@@ -157,30 +158,24 @@ def test_a_plan_divides_the_share_of_more_devices(monkeypatch):
 
 @pytest.fixture
 def stage(material, tmp_path, monkeypatch):
-    """A stage whose program no other test compiles, and its parameters."""
+    """A stage and its parameters."""
     caught = []
     with monkeypatch.context() as patch:
         patch.setattr(metatrain, "train", lambda *given: caught.append(given) or {})
-        tiny.succeed(*metatrain_command(material, tmp_path / "run", inner_lr=0.07))
+        tiny.succeed(*metatrain_command(material, tmp_path / "run"))
     return caught[0]
 
 
-def test_the_program_that_is_measured_is_the_one_that_runs(stage, compiled):
+def test_the_program_that_is_measured_is_the_one_that_runs(stage, tmp_path):
     """The run loads it from JAX's cache."""
     stage, params = stage
-
-    def programs():
-        return set(compiled.glob("jit_step-*-cache"))
-
-    known = programs()
-    size = step_memory(stage, params)
-    measured = programs() - known
-    outer = loop._outer_loop(stage)
-    state, tasks = outer.init(params, jax.random.key(stage.settings.seed)), stage.make_tasks(0)
-    found = outer.lower(state, tasks).compile().memory_analysis()
-    outer.step(state, tasks)
-    assert len(measured) == 1
-    assert programs() - known == measured
+    with tiny.one_quick_device(tmp_path / "xla"):
+        size = step_memory(stage, params)
+        outer = loop._outer_loop(stage)
+        state, tasks = outer.init(params, jax.random.key(stage.settings.seed)), stage.make_tasks(0)
+        found = outer.lower(state, tasks).compile().memory_analysis()
+        outer.step(state, tasks)
+    assert len(list((tmp_path / "xla").glob("jit_step-*-cache"))) == 1
     results = found.output_size_in_bytes - found.alias_size_in_bytes
     assert size == found.argument_size_in_bytes + found.temp_size_in_bytes + results
 
