@@ -8,9 +8,9 @@ The meta-gradient is that of `benchmarks.gpu`. The target's own compiler compile
 plan-cuda and plan-tpu), and the bytes are counted in the compiled text: what each kernel reads and
 writes. The table has, for each engine and for all tasks, the temporary memory of the program, the
 arithmetic of its products, bytes, kernels, and the estimated time: the products at the chip's peak
-plus the bytes at its memory's bandwidth. Below are the bytes by kind of kernel. --kernels also
-lists the JAX operations whose kernels move the most. Prints tables and, with --output, writes them
-as JSON.
+plus the bytes at its memory's bandwidth. Below are the bytes by kind of kernel and by part of the
+model. --kernels also lists the JAX operations whose kernels move the most. Prints tables and, with
+--output, writes them as JSON.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from metajax.training.traffic import Kernel, read_traffic
 
 _PRODUCTS = {"dot", "convolution"}
 _STACKS = {"dynamic-slice", "dynamic-update-slice"}
-_PARTS = {"attention", "feed_forward", "norm"}
+_PARTS = {"attention", "feed_forward", "layer_norm"}
 _COPIES = {"copy", "copy-start", "broadcast", "pad", "concatenate", "transpose"}
 
 
@@ -50,7 +50,7 @@ def kind_of(program: Program, each: Instruction) -> str:
     results = {one.opcode for one in fused.roots} if fused else opcodes
     if results & _STACKS:
         return "stacks of blocks or steps"
-    return "copies and fills" if results <= _COPIES else "elementwise and sums"
+    return "copies and fills" if results <= _COPIES else "elementwise, sums and others"
 
 
 def compiled_for(target: Target, shape: str, engine: str, options: Any) -> dict[str, Any]:
@@ -75,8 +75,10 @@ def compiled_for(target: Target, shape: str, engine: str, options: Any) -> dict[
     program, _ = parse(text)
     named = {name: each for one in program.values() for name, each in one.instructions.items()}
     kinds: dict[str, float] = collections.Counter()
+    parts: dict[str, float] = collections.Counter()
     for kernel in traffic.kernels:
         kinds[kind_of(program, named[kernel.name])] += kernel.bytes
+        parts[part_of(kernel)] += kernel.bytes
     return {
         "engine": engine,
         "memory": compiled.memory_analysis().temp_size_in_bytes,
@@ -86,18 +88,24 @@ def compiled_for(target: Target, shape: str, engine: str, options: Any) -> dict[
         "seconds": target.chip.seconds(flops, traffic.bytes, options.dtype),
         "compile_seconds": seconds,
         "kinds": dict(kinds),
+        "parts": dict(parts),
         "operations": by_operation(traffic.kernels),
     }
 
 
+def part_of(kernel: Kernel) -> str:
+    """Return the part of the model that a kernel belongs to: that of its last operation."""
+    known = [part for part in re.split("[/()]", kernel.op_name) if part in _PARTS]
+    return known[-1] if known else "the rest"
+
+
 def by_operation(kernels: tuple[Kernel, ...]) -> dict[str, float]:
-    """Return the bytes by JAX operation, with the part of the model that it is from."""
-    found: dict[str, float] = collections.Counter()
+    """Return the bytes by part of the model and JAX operation."""
+    totals: dict[str, float] = collections.Counter()
     for kernel in kernels:
-        parts = re.split("[/()]", kernel.op_name)
-        known = [part for part in parts if part in _PARTS]
-        found["/".join([*known[-1:], parts[-1] or kernel.opcode])] += kernel.bytes
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+        operation = re.split("[/()]", kernel.op_name)[-1] or kernel.opcode
+        totals[f"{part_of(kernel)}: {operation}"] += kernel.bytes
+    return dict(sorted(totals.items(), key=lambda item: -item[1]))
 
 
 def show(row: dict[str, Any], kernels: int) -> None:
@@ -109,7 +117,8 @@ def show(row: dict[str, Any], kernels: int) -> None:
         flush=True,
     )
     largest = list(row["operations"].items())[:kernels]
-    for name, size in [*sorted(row["kinds"].items(), key=lambda item: -item[1]), *largest]:
+    by_size = [sorted(row[name].items(), key=lambda item: -item[1]) for name in ("kinds", "parts")]
+    for name, size in [*by_size[0], *by_size[1], *largest]:
         print(f"  {size / 1e9:8.0f} GB {100 * size / row['bytes']:5.1f}%  {name}")
 
 

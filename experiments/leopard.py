@@ -184,6 +184,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = made.parse_args(arguments)
     root = Path(options.root)
     config = read_config(Path(options.config), MetatrainSettings)
+    for name in ("steps", "learning_rate", "seed"):
+        if name in config:
+            made.error(f"{options.config}: {name}: give --{name.replace('_', '-')} instead")
     sizes = list(itertools.product(options.tasks, options.shots))
     asked = {size: published(options, *size) for size in sizes}
     run = meta_trained(options, config, root)

@@ -176,7 +176,7 @@ def test_kernels_by_kind():
     program, _ = parse(text)
     named = {name: each for one in program.values() for name, each in one.instructions.items()}
     kinds = [traffic.kind_of(program, named[each.name]) for each in read_traffic(text).kernels]
-    assert set(kinds) >= {"products", "stacks of blocks or steps", "elementwise and sums"}
+    assert set(kinds) >= {"products", "stacks of blocks or steps", "elementwise, sums and others"}
     assert kinds.count("products") == 1
 
 
@@ -191,7 +191,9 @@ def test_traffic(monkeypatch, capsys, tmp_path):
     rows = json.loads(output.read_text())["rows"]
     for row in rows:
         assert sum(row["kinds"].values()) == pytest.approx(row["bytes"])
+        assert sum(row["parts"].values()) == pytest.approx(row["bytes"])
         assert sum(row["operations"].values()) == pytest.approx(row["bytes"])
+        assert set(row["parts"]) == {"attention", "feed_forward", "layer_norm", "the rest"}
     default, low_memory = rows
     assert default["flops"] < low_memory["flops"]
     assert default["kernels"] < low_memory["kernels"]

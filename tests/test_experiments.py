@@ -531,7 +531,7 @@ def published(tmp_path):
             ]
             (folder / f"{task}_c_{name}.json").write_text(json.dumps(rows))
     settings = {"inner_steps": 1, "ways": 3, "shots": 1, "queries": 1, "meta_batch_size": 2}
-    settings |= {"algorithm": "fomaml", "max_length": 16}
+    settings |= {"algorithm": "maml", "max_length": 16}
     lines = [f"{name}: {value}" for name, value in settings.items()]
     (tmp_path / "step.yaml").write_text("\n".join(lines) + "\n")
     given = ["--model", tiny.write_model(tmp_path / "bert"), "--draws", tmp_path / "json"]
@@ -540,6 +540,7 @@ def published(tmp_path):
     return SimpleNamespace(root=tmp_path, given=[*map(str, given), "--root", f"{tmp_path}/runs"])
 
 
+@pytest.mark.slow
 def test_leopard_takes_a_step(published, capsys):
     with tiny.one_quick_device(published.root / "xla"):
         leopard.main([*published.given, "--tasks", "pairs"])
@@ -547,6 +548,15 @@ def test_leopard_takes_a_step(published, capsys):
     assert task.startswith("pairs")
     assert mean.startswith("mean over 1 tasks")
     assert 0 <= float(task[28:]) == float(mean[28:]) <= 100
+
+
+def test_leopard_takes_the_number_of_steps_from_the_command_line(published, capsys):
+    config = published.root / "step.yaml"
+    config.write_text(config.read_text() + "steps: 500\n")
+    with pytest.raises(SystemExit) as end:
+        leopard.main(published.given)
+    assert end.value.code == 2
+    assert f"{config}: steps: give --steps instead" in capsys.readouterr().err
 
 
 def test_leopard_asks_for_the_same_again(published, monkeypatch, capsys):

@@ -12,7 +12,6 @@ from metajax.algorithms.hypergrad import (
     InnerGrad,
     InnerLoss,
     forward_over_reverse,
-    linearized,
     reverse,
 )
 from metajax.algorithms.scans import checkpointed_scan, segmented_scan
@@ -76,10 +75,9 @@ def inner_loop(
     More than 16 steps (64 with `low_memory`) are differentiated in segments of about sqrt(K) steps,
     which the backward pass repeats once. Memory then grows with sqrt(K), and time with K.
 
-    By default, second order is computed reverse over reverse on a CPU and by linearized gradients
-    on an accelerator, where that moves half the bytes through memory. There the loop cannot be
-    differentiated twice in reverse mode, and stores the results of all matrix products, also of
-    those in a `jax.checkpoint` of the loss.
+    On an accelerator, reverse over reverse stores only the results of the matrix products of a
+    step. Elementwise operations are then computed again, which there costs less than memory
+    traffic.
 
     Args:
         loss_fn: `(adapted, frozen, batch, rng) -> loss`, minimized over `adapted`.
@@ -169,10 +167,17 @@ class _Engine:
 
     def gradient(self, constant: bool) -> InnerGrad:
         """Return the gradient function of a step; `constant`: with first order."""
-        fastest = reverse if target_platform() == "cpu" else linearized
-        exact = forward_over_reverse if self.low_memory else fastest
-        make = reverse if constant else exact
-        gradient = make(self.loss_fn, differentiable_loss=self.differentiable_loss)
+        if self.low_memory and not constant:
+            gradient = forward_over_reverse(
+                self.loss_fn, differentiable_loss=self.differentiable_loss
+            )
+        else:
+            gradient = reverse(
+                self.loss_fn,
+                differentiable_loss=self.differentiable_loss,
+                products_only=target_platform() != "cpu" and not constant,
+                unrolled=self.unroll,
+            )
         return micro_batched(gradient, self.micro_batches)
 
 

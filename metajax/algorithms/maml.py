@@ -37,8 +37,9 @@ def maml(
         num_steps: inner steps, K >= 0.
         first_order: whether to omit the second derivatives (FOMAML, section 5.2).
         low_memory: whether to store less per inner step (see `metajax.algorithms.inner_loop`). The
-            result is exact too, at about half the speed. `loss_fn` must not close over anything
-            that depends on the meta-parameters.
+            result is exact too, at about half the speed on a CPU. `loss_fn` must not close over
+            anything that depends on the meta-parameters, and its gradient must be that of a
+            function (no clipping on the way back, say).
         unroll: whether to compile the inner steps one after the other instead of a loop. This is
             10% faster on a CPU, but takes longer to compile.
         trainable: predicate on a parameter's path (`layers/qkv/kernel`); true if the inner loop

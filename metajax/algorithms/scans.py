@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 
-from metajax.algorithms.closures import without_closure
 from metajax.dtypes import is_float
 from metajax.tree import combine, partition
 
@@ -66,7 +66,7 @@ def checkpointed_scan(step: Step, state: Any, count: int, spacing: int) -> tuple
     Returns:
         The last state, and the stacked `seen`, [count, ...]. Differentiable once, in reverse mode.
     """
-    open_step, constants = without_closure(step, state, jnp.arange(1)[0])
+    open_step, constants = _without_closure(step, state, jnp.arange(1)[0])
     return _scan(_Loop(open_step, count, spacing), *partition((state, constants), is_float))
 
 
@@ -145,6 +145,32 @@ def _state_before(loop: _Loop, index: jax.Array, start: Any, kept: Any, constant
         )
     again = lambda i, state: loop.open_step(constants, state, i)[0]  # noqa: E731
     return jax.lax.fori_loop(first, index, again, state)
+
+
+def _without_closure(
+    function: Callable[..., Any], *example: Any
+) -> tuple[Callable[..., Any], list[Any]]:
+    """Trace a function, and make the traced arrays in its closure arguments.
+
+    Args:
+        function: `(*arguments) -> result`.
+        *example: arguments, or their shapes.
+
+    Returns:
+        `(constants, *arguments) -> result`, and the constants.
+    """
+    traced, shapes = jax.make_jaxpr(function, return_shape=True)(*example)
+    treedef, consts = jax.tree.structure(shapes), traced.consts
+    # Nothing differentiates the others, such as an array in the code of a loss.
+    which = [isinstance(const, jax.core.Tracer) for const in consts]
+
+    def open_function(constants: list[Any], *arguments: Any) -> Any:
+        given = iter(constants)
+        filled = [next(given) if is_traced else const for is_traced, const in zip(which, consts)]
+        closed = core.jaxpr_as_fun(core.ClosedJaxpr(traced.jaxpr, filled))
+        return jax.tree.unflatten(treedef, closed(*jax.tree.leaves(arguments)))
+
+    return open_function, [const for is_traced, const in zip(which, consts) if is_traced]
 
 
 def _put(kept: Any, state: Any, index: jax.Array, spacing: int) -> Any:

@@ -101,7 +101,7 @@ class LayerNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(size, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(size, jnp.float32))
 
-    @jax.named_scope("norm")
+    @jax.named_scope("layer_norm")
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., size]` to the same."""
         wide = x.astype(at_least_float32(x.dtype))
@@ -119,7 +119,7 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
         self.scale = nnx.Param(jnp.ones(size, jnp.float32))
 
-    @jax.named_scope("norm")
+    @jax.named_scope("layer_norm")
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., size]` to the same."""
         wide = x.astype(at_least_float32(x.dtype))

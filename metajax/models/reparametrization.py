@@ -76,8 +76,9 @@ def mentioned_rows(model: Transformer) -> Reparametrize:
 def separate_layers() -> Reparametrize:
     """Split the stacked blocks to a list `params["layers"]`. The model then loops over blocks.
 
-    On a CPU this is a fifth faster than a scan, which copies each block's parameters out of the
-    stack and its gradients into it. A scan compiles faster. The path of a parameter has the number
+    A scan copies each block's parameters out of the stack, and its gradients and activations into
+    it: a fifth of the time on a CPU, a third of the memory traffic on a GPU. A scan compiles
+    faster. The path of a parameter has the number
     of its block: `layers/0/qkv/kernel`. Reparametrizations after this one get the list:
     `compose(separate_layers(), upper_layers(model, 3))`.
 

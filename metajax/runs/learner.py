@@ -93,7 +93,7 @@ def make_learner(model: Transformer, inner: dict[str, Any]) -> Learner:
     }
     init_fn: Any = starts.get(inner["head"])
     trainable = None
-    # A loop needs less memory and compiles faster, but copies what it keeps of each block.
+    # A loop needs less memory and compiles faster, but copies the activations of each block.
     fast = not (inner.get("low_memory", False) or model.remat)
     # A language model predicts tokens of the whole table.
     reparametrize = compose() if documents else mentioned_rows(model)
@@ -182,7 +182,7 @@ def make_algorithm(
     loss_fn, optimizer, trainable, shared, _ = make_learner(model, inner)
     steps, low_memory = inner["inner_steps"], inner.get("low_memory", False)
     if model.remat and target_platform() != "cpu":
-        low_memory = True  # Otherwise what a block drops is stored for the second derivatives.
+        low_memory = True  # Otherwise the second derivatives store the products in a block.
     stream = model.head == "causal_lm"  # Of documents.
     common: dict[str, Any] = shared._asdict()
     exact = common | {"low_memory": low_memory, "trainable": trainable}
