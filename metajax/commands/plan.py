@@ -104,6 +104,8 @@ def advice(report: dict[str, Any]) -> str:
         return f"{settings['algorithm']} has one engine, which needs little memory"
     if settings["low_memory"]:
         return "forward over reverse: exact; recomputes activations instead of storing them"
+    if settings["remat"]:
+        return "exact; computes blocks again; without --remat it is faster"
     return "reverse over reverse: the fastest exact engine; --low-memory is exact and the smallest"
 
 

@@ -142,7 +142,7 @@ class _Program:
         tasks = self.training.tasks(self.training.num_tasks // num_devices(settings))
         traced, flops = self.trace(tasks)
         compiled = traced.lower().compile(_QUICKLY | compiler_options(settings))
-        return Cost(_bytes(self.state), _bytes(tasks), _working(compiled), flops)
+        return Cost(_bytes(self.state), _bytes(tasks), working_bytes(compiled), flops)
 
     def cost_on(self, target: Target, settings: PlanSettings) -> Cost:
         """Compile the program that a run on the target compiles."""
@@ -180,7 +180,7 @@ def _cost_of_adaptation(
     cost = Cost(_bytes(adaptation.kept), _bytes(adaptation.examples), 0, flops)
     if target is not None:
         return _on_target(cost, traced.lower(), target, settings.dtype, 1)
-    return cost._replace(working=_working(traced.lower().compile(_QUICKLY)))
+    return cost._replace(working=working_bytes(traced.lower().compile(_QUICKLY)))
 
 
 def _on_target(
@@ -190,13 +190,13 @@ def _on_target(
     try:
         compiled = compile_for_target(lowered)
     except jax.errors.JaxRuntimeError as error:
-        return cost._replace(working=_needed(error))
+        return cost._replace(working=needed_bytes(error))
     traffic = read_traffic(compiled.as_text() or "", repeated_steps)
     seconds = target.chip.seconds(cost.flops, traffic.bytes, dtype)
     found = Estimate(
         round(traffic.bytes), round(traffic.launches), seconds, _by_kind(traffic.collectives)
     )
-    return cost._replace(working=_working(compiled), estimate=found)
+    return cost._replace(working=working_bytes(compiled), estimate=found)
 
 
 def count_parameters(settings: PlanSettings) -> int:
@@ -208,7 +208,7 @@ def count_parameters(settings: PlanSettings) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
 
 
-def _working(compiled: jax.stages.Compiled) -> int:
+def working_bytes(compiled: jax.stages.Compiled) -> int:
     """Return the bytes that a compiled step needs besides its arguments."""
     analysis = compiled.memory_analysis()
     assert analysis is not None
@@ -217,7 +217,7 @@ def _working(compiled: jax.stages.Compiled) -> int:
     return int(analysis.temp_size_in_bytes + max(0, beyond))
 
 
-def _needed(error: jax.errors.JaxRuntimeError) -> int:
+def needed_bytes(error: jax.errors.JaxRuntimeError) -> int:
     """Return the bytes of a program that a TPU's compiler refuses, because they do not fit."""
     found = re.search(r"RESOURCE_EXHAUSTED.*?([\d.]+)([KMGT])\b", str(error), re.DOTALL)
     if found is None:

@@ -12,7 +12,7 @@ from metajax.algorithms import ALGORITHMS
 from metajax.config.fields import flag_and_value
 from metajax.config.settings import MetatrainSettings
 from metajax.errors import InputError
-from metajax.runs.cost import _needed, _working
+from metajax.runs.cost import needed_bytes, working_bytes
 from metajax.runs.document_tasks import are_documents
 from metajax.runs.loop import Stage, lower_step
 from metajax.runs.planning import parse_memory
@@ -105,10 +105,10 @@ def step_memory(stage: Stage, params: Params) -> int:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         leaves = jax.tree.leaves(lowered.in_avals)
-        return _needed(error) + sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        return needed_bytes(error) + sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     analysis = compiled.memory_analysis()
     assert analysis is not None
-    return int(analysis.argument_size_in_bytes) + _working(compiled)
+    return int(analysis.argument_size_in_bytes) + working_bytes(compiled)
 
 
 def _switches(settings: MetatrainSettings, algorithm: str) -> list[str]:
