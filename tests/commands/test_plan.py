@@ -292,7 +292,7 @@ def test_the_advice():
     cost = {"total": 10e9, "flops": 100}
     small = {"change": "--remat", "total": 5e9, "flops": 120}
     smaller = {"change": "--low-memory", "total": 4e9, "flops": 150}
-    settings = STAGE | {"algorithm": "maml", "low_memory": False}
+    settings = STAGE | {"algorithm": "maml", "low_memory": False, "remat": False}
     found = {"cost": cost, "alternatives": [smaller, small], "settings": settings}
     assert "the fastest exact engine" in plan.advice(found)
     assert plan.advice(found | {"memory": 6e9}) == (
@@ -304,6 +304,8 @@ def test_the_advice():
     assert "--low-memory fits" in plan.advice(found | {"memory": 4e9})
     low = {"settings": STAGE | {"algorithm": "maml", "low_memory": True}}
     assert "forward over reverse" in plan.advice(found | low)
+    remat = {"settings": settings | {"remat": True}}
+    assert "without --remat it is faster" in plan.advice(found | remat)
     other = {"settings": STAGE | {"algorithm": "anil", "low_memory": False}}
     assert "anil has one engine" in plan.advice(found | other)
 
@@ -311,7 +313,7 @@ def test_the_advice():
 def test_the_summary_is_in_billions_of_bytes_and_operations():
     cost = {"state": 1.5e9, "tasks": 0.25e9, "working": 2e9, "total": 3.75e9, "flops": 2.5e12}
     found = {
-        "settings": STAGE | {"algorithm": "maml", "low_memory": False},
+        "settings": STAGE | {"algorithm": "maml", "low_memory": False, "remat": False},
         "parameters": 33_400_000,
         "cost": cost,
         "memory": 15.5e9,

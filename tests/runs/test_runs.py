@@ -109,7 +109,7 @@ TRAINING = {
 MAY_DIFFER = {
     "pretrain": TRAINING | {"text", "parts"},
     "finetune": TRAINING | {"tasks", "glue_dir", "classes", "dev", "parts"},
-    "metatrain": TRAINING | {"tasks", "glue_dir", "classes"},
+    "metatrain": TRAINING | {"tasks", "glue_dir", "classes", "memory"},
     "adapt": {"model", "workdir", "tasks", "glue_dir", "classes", "dev"},
 }
 
