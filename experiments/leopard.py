@@ -8,9 +8,9 @@ to compare with: Ding et al. 2021 (PACMAML, arXiv:2105.14099), table 2, top.
 Command: python -m experiments.leopard --model bert-base-cased --draws leopard/data/json \
     --config experiments/leopard-h100.yaml --root runs/leopard
 Hardware and time: one H100 with 80 GB, or eight v5e chips with leopard-v5e-8.yaml. Not run yet. As
-estimated by `metajax plan`, meta-training takes 51 minutes on the H100 and 18 on the v5e, without
-compilation. The test on 360 support sets uses one device. Its time is not known; half an hour on an
-H100 is a guess.
+estimated by `metajax plan`, meta-training takes at least 29 minutes on the H100 and 18 on the v5e,
+without compilation. The test on 360 support sets uses one device. Its time is not known; half an
+hour on an H100 is a guess.
 Expect: at 4, 8 and 16 examples MAML has 48.21, 53.52 and 57.38 there, PACMAML 51.58, 55.68 and
 59.18, and H-SMLMT (arXiv:2009.08445) 48.61, 52.92 and 57.90.
 
