@@ -62,7 +62,11 @@ def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     Only line feeds end a line. str.splitlines would also split at characters inside sentences, such
     as U+2028, and all later line numbers would be wrong.
     """
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    yield from _numbered(read_text(path))
+
+
+def _numbered(text: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(text.split("\n"), start=1):
         if line := line.strip():
             yield number, line
 
@@ -132,9 +136,13 @@ def _check_names(source: str, names: list[str]) -> None:
 
 
 def _read_json_lines(path: str | Path) -> Table:
+    return _json_lines_table(path, read_text(path))
+
+
+def _json_lines_table(path: str | Path, text: str) -> Table:
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
-    for number, line in numbered_lines(path):
+    for number, line in _numbered(text):
         try:
             row = parse_json(line, unique=True)
         except ValueError as error:
@@ -155,7 +163,7 @@ def _read_json(path: str | Path) -> Table:
     """Read an array of objects, or JSON lines."""
     text = read_text(path)
     if not text.lstrip().startswith("["):
-        return _read_json_lines(path)
+        return _json_lines_table(path, text)
     try:
         rows = parse_json(text, unique=True)
     except ValueError as error:
