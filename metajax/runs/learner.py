@@ -123,6 +123,14 @@ def make_learner(model: Transformer, inner: dict[str, Any]) -> Learner:
     return Learner(loss_fn, optimizer, trainable, shared, attach)
 
 
+def takes_low_memory(low_memory: bool, *, remat: bool) -> bool:
+    """Whether the inner loop has `low_memory`: if asked for, and on an accelerator with remat.
+
+    Without it, the second derivatives would store the products in a block there.
+    """
+    return low_memory or (remat and target_platform() != "cpu")
+
+
 def _unchanged(params: Params) -> Params:
     return params
 
@@ -180,9 +188,8 @@ def make_algorithm(
         multi_step: number of outer steps with all losses, for MAML++ only.
     """
     loss_fn, optimizer, trainable, shared, _ = make_learner(model, inner)
-    steps, low_memory = inner["inner_steps"], inner.get("low_memory", False)
-    if model.remat and target_platform() != "cpu":
-        low_memory = True  # Otherwise the second derivatives store the products in a block.
+    steps = inner["inner_steps"]
+    low_memory = takes_low_memory(inner.get("low_memory", False), remat=model.remat)
     stream = model.head == "causal_lm"  # Of documents.
     common: dict[str, Any] = shared._asdict()
     exact = common | {"low_memory": low_memory, "trainable": trainable}

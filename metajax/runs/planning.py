@@ -21,7 +21,7 @@ from metajax.runs.cost import (
     tracing_for,
 )
 from metajax.runs.fitting import largest_fitting
-from metajax.runs.learner import UNROLLED
+from metajax.runs.learner import UNROLLED, takes_low_memory
 from metajax.runs.parts import check_split
 from metajax.runs.programs import described
 from metajax.runs.progress import Progress
@@ -210,8 +210,7 @@ def _alternatives(settings: PlanSettings, costs: "_Costs") -> Iterator[tuple[str
         if settings.algorithm in _FIRST_ORDER:
             first_order = _FIRST_ORDER[settings.algorithm]
             changes += [{"algorithm": first_order, "low_memory": False}]
-        share = settings.meta_batch_size // num_devices(settings)
-        if (settings.chunk_size or default_chunk_size(share)) > 1:
+        if (costs.program(settings).chunk_size or 1) > 1:
             changes.append({"chunk_size": 1})
     known = {costs.program(settings)}
     for change in changes:
@@ -263,9 +262,9 @@ class _Costs:
         steps = self._inner_steps if settings.inner_steps is None else settings.inner_steps
         share = settings.meta_batch_size // num_devices(settings)
         chunk = settings.chunk_size or default_chunk_size(share)
-        low_memory = settings.low_memory
-        if settings.remat and target_platform() != "cpu":  # It includes the other.
-            low_memory = "low_memory" in ALGORITHMS[settings.algorithm].settings
+        low_memory = "low_memory" in ALGORITHMS[settings.algorithm].settings and takes_low_memory(
+            settings.low_memory, remat=settings.remat
+        )
         return dataclasses.replace(
             settings, chunk_size=chunk, inner_steps=steps, low_memory=low_memory
         )
