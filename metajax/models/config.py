@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from metajax.errors import InputError
+from metajax.models.config_values import completed, read_value
 from metajax.models.families import Family, family_of
-from metajax.models.rotary import RopeScaling, read_rope
-
-ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
+from metajax.models.rotary import RopeScaling
 
 # Keys that change the network if they are set.
 _REFUSED = {
@@ -145,7 +144,7 @@ class TransformerConfig:
             InputError: the model is not supported, or a value is missing or not valid.
         """
         family = family_of(values.get("model_type"), where)
-        values = _completed({**family.defaults, **values}, family, where)
+        values = completed({**family.defaults, **values}, family, where)
         for key, (what, how) in _REFUSED.items():
             if values.get(key):
                 raise InputError(f"{where}: {key} is set, and {what} is not supported; {how}")
@@ -156,7 +155,9 @@ class TransformerConfig:
                     "model with this value"
                 )
         settings = {
-            field.name: _read(values, field, family.settings.get(field.name, field.name), where)
+            field.name: read_value(
+                values, field, family.settings.get(field.name, field.name), where
+            )
             for field in dataclasses.fields(cls)
             if field.name not in {"model_type", *_unsaid(family)}
         }
@@ -230,79 +231,3 @@ def _usable_positions(config: TransformerConfig, where: str) -> int:
             "position for a token; fix it"
         )
     return most
-
-
-def _completed(values: dict[str, Any], family: Family, where: str) -> dict[str, Any]:
-    """The values of a file, with null values that follow from others filled in."""
-    for key, (times, other) in family.derived.items():
-        if values.get(key) is None:
-            value = values.get(other)
-            value = value[0] if isinstance(value, list) and value else value
-            values[key] = times * value if isinstance(value, int) else value
-    if not family.rotary:
-        return values
-    kinds = values.get("layer_types") or []
-    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
-        raise InputError(
-            f"{where}: layer_types is {kinds!r}, but only full_attention is supported; give a "
-            "model whose layers all have it"
-        )
-    ends = values["eos_token_id"]
-    ends = tuple(ends) if isinstance(ends, list) and ends else ends
-    return values | read_rope(values, where) | {"eos_token_id": ends}
-
-
-_NULLABLE = (
-    "classifier_dropout",
-    "num_key_value_heads",
-    "head_dim",
-    "sliding_window",
-    "rope_scaling",
-)
-# A size cannot be guessed: these have to be in the file.
-_REQUIRED = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-)
-
-
-def _read(values: Mapping[str, Any], field: dataclasses.Field[Any], key: str, where: str) -> Any:
-    """Return a checked value or its default; `key` is its name in the file."""
-    name = field.name
-    if name in _REQUIRED and key not in values:
-        raise InputError(f"{where}: {key} is missing; add it, or give a complete config.json")
-    value = values.get(key, field.default)
-    if name == "hidden_act":
-        problem = None if value in ACTIVATIONS else "one of " + ", ".join(ACTIVATIONS)
-    elif name in ("tie_word_embeddings", "attention_bias"):
-        problem = None if isinstance(value, bool) else "true or false"
-    elif value is None and (name in _NULLABLE or name.endswith("_token_id")):
-        return field.default  # these may be null in the file
-    elif name == "rope_scaling":
-        return value  # `read_rope` has checked it.
-    elif name == "rope_theta":
-        problem = None if _is_number(value) and value > 0 else "a number above 0"
-    elif isinstance(value, tuple):
-        problem = next(filter(None, (_no_count(each, 0) for each in value)), None)
-    elif name.endswith(("dropout_prob", "dropout")):
-        problem = None if _is_number(value) and 0 <= value < 1 else "a number from 0 up to 1"
-    elif name in ("layer_norm_eps", "initializer_range"):
-        problem = None if _is_number(value) and 0 < value < 1 else "a number between 0 and 1"
-    else:
-        problem = _no_count(value, 0 if name.endswith("_token_id") else 1)
-    if problem:
-        raise InputError(f"{where}: {key} is {value!r}; it has to be {problem}")
-    return value
-
-
-def _no_count(value: Any, least: int) -> str | None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return None if whole and value >= least else f"a whole number of at least {least}"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
