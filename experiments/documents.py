@@ -21,6 +21,7 @@ quarter of the blocks. `--valid` tests on the validation packages.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import sysconfig
@@ -32,7 +33,7 @@ import jax
 import numpy as np
 
 from experiments.orders import cosine, cosine_line
-from experiments.runs import command, evaluated, trained
+from experiments.runs import command, evaluated, side_by_side, trained
 from metajax import data
 from metajax.config.groups import ModelSettings, TaskSettings
 from metajax.config.inner import InnerSettings
@@ -314,10 +315,11 @@ def main(arguments: list[str] | None = None) -> None:
     root.mkdir(parents=True, exist_ok=True)
     if not all((root / f"{part}.jsonl").is_file() for part in PARTS):
         write_texts(root)
-    for seed in options.seeds:
-        own = argparse.Namespace(**{**vars(options), "seed": seed})
-        kind = "valid" if options.valid else "test"
-        show(run_seed(root, own), f"{kind} packages, seed {seed}")
+    kind = "valid" if options.valid else "test"
+    each = [argparse.Namespace(**{**vars(options), "seed": seed}) for seed in options.seeds]
+    results = side_by_side(functools.partial(run_seed, root), each)
+    for seed, rows in zip(options.seeds, results):
+        show(rows, f"{kind} packages, seed {seed}")
 
 
 if __name__ == "__main__":

@@ -9,12 +9,17 @@ another `--root`.
 import argparse
 import hashlib
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from metajax import data
@@ -74,6 +79,29 @@ def command(main: Callable[[], None]) -> None:
     except (InputError, OSError, StoppedError) as error:
         print(f"{Path(sys.argv[0]).stem}: {one_line(error)}", file=sys.stderr)
         sys.exit(1 if isinstance(error, StoppedError) else 2)
+
+
+def side_by_side(run: Callable[[Any], Any], each: Sequence[Any]) -> Iterator[Any]:
+    """Yield the result of each run, in order. On a CPU, each of a few processes runs one at a time.
+
+    A step of a small network cannot use all cores. SIGTERM stops all processes.
+    """
+    workers = min(len(each), len(os.sched_getaffinity(0)))
+    if workers < 2 or jax.default_backend() != "cpu":
+        yield from map(run, each)
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+    before = signal.signal(signal.SIGTERM, stop)
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            yield from pool.map(run, each)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def of_classes(directory: Path, split: str, part: str) -> dict[str, Any]:
