@@ -8,7 +8,7 @@ first order after as many outer steps, and behind it in equal arithmetic.
 Paper: dynamic evaluation, Krause et al. 2018 (arXiv:1709.07432); meta-learned test-time training
 of a decoder's upper feed-forward layers, TTT-E2E (arXiv:2512.23675).
 Command: python -m experiments.documents --root runs/documents
-Hardware and time: one CPU core, 25 to 30 minutes per seed while other jobs run.
+Hardware and time: two CPU cores, 46 minutes for three seeds while other jobs run.
 Expect: 2.64 to 2.69 nats per token in first order, 2.68 to 2.74 for dynamic evaluation, 3.03 to
 3.13 without steps; see RESULTS.md. The text is what is installed, so numbers differ.
 

@@ -82,11 +82,12 @@ def command(main: Callable[[], None]) -> None:
 
 
 def side_by_side(run: Callable[[Any], Any], each: Sequence[Any]) -> Iterator[Any]:
-    """Yield the result of each run, in order. On a CPU, each of a few processes runs one at a time.
+    """Yield the result of each run, in order. On a CPU, several processes run at the same time.
 
-    A step of a small network cannot use all cores. SIGTERM stops all processes.
+    A step of a small network cannot use all cores, so there is one process more than cores. SIGTERM
+    stops all of them.
     """
-    workers = min(len(each), len(os.sched_getaffinity(0)))
+    workers = min(len(each), len(os.sched_getaffinity(0)) + 1)
     if workers < 2 or jax.default_backend() != "cpu":
         yield from map(run, each)
         return

@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import json
+import os
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
@@ -253,6 +254,18 @@ def test_documents_take_a_step(tmp_path, capsys, monkeypatch):
         [ours] = [line for line in table[1:7] if line.startswith("second order")]
         assert ours.endswith("0.0000 ± 0.0000")
         assert len(table[-1].removeprefix("first order, as many steps").split()) == 4
+
+
+def _with_process(number):
+    return number, os.getpid()
+
+
+def test_runs_side_by_side_keep_their_order():
+    """Each in a process of its own; one alone stays in this process."""
+    found = list(runs.side_by_side(_with_process, [3, 1, 2]))
+    assert [number for number, _ in found] == [3, 1, 2]
+    assert os.getpid() not in {process for _, process in found}
+    assert list(runs.side_by_side(_with_process, [5])) == [(5, os.getpid())]
 
 
 def test_copies_of_training_files_are_not_tested_on():
