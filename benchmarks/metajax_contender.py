@@ -1,7 +1,7 @@
 """One step of MAML on BERT with metajax, for `benchmarks.peers`, which defines the protocol.
 
-`python -m benchmarks.metajax_contender {metajax,low-memory} FOLDER` reads the number of a batch per
-line and answers with a step.
+`python -m benchmarks.metajax_contender {metajax,default,low-memory} FOLDER` reads the number of a
+batch per line and answers with a step.
 """
 
 import functools
@@ -53,20 +53,21 @@ def load_batches(folder: Path) -> list[metajax.Task]:
     return batches
 
 
-def mean_meta_grad(
-    model: Transformer, case: dict[str, Any], low_memory: bool
-) -> Callable[..., Any]:
-    """Return `(params, tasks) -> grads`, compiled as in metatrain."""
-    layers = case["layers"]
+def mean_meta_grad(model: Transformer, case: dict[str, Any], engine: str) -> Callable[..., Any]:
+    """Return `(params, tasks) -> grads`, compiled as in metatrain or, by default, as in `maml`."""
+    layers, low_memory = case["layers"], engine == "low-memory"
     reduce = mentioned_rows(model) if layers is None else upper_layers(model, layers)
+    chosen: dict[str, Any] = {
+        "low_memory": low_memory,
+        "reparametrize": reduce if low_memory else compose(separate_layers(), reduce),
+        "unroll": not low_memory,
+    }
     algorithm = metajax.maml(
         classification_loss(model),
         optax.sgd(case["rate"]),
         case["steps"],
         first_order=case["first_order"],
-        low_memory=low_memory,
-        reparametrize=reduce if low_memory else compose(separate_layers(), reduce),
-        unroll=not low_memory,
+        **({} if engine == "default" else chosen),
     )
     options = compiler_options(ModelSettings(model="", remat=low_memory))
 
@@ -90,7 +91,7 @@ def main() -> None:
         num_labels=(case["classes"],),
         remat=engine == "low-memory",
     )
-    meta_grad = mean_meta_grad(model, case, low_memory=engine == "low-memory")
+    meta_grad = mean_meta_grad(model, case, engine)
     params, batches = load_params(folder, model), load_batches(folder)
     for batch in batches:  # Compile each shape.
         jax.block_until_ready(meta_grad(params, batch))

@@ -6,7 +6,7 @@ batch of tasks. The contenders take turns with one step each, after one step tha
 Each is a process that is idle while others work, but keeps its memory: choose some with --ours and
 --peers. metajax uses the settings of its stages on a CPU: only embedding rows that a task mentions,
 unrolled blocks and steps, and packed texts with --data. The peers pad each set to its longest text.
-low-memory means `--low-memory --remat`.
+low-memory means `--low-memory --remat`, and default `metajax.maml` without any option.
 
     python3 -m venv peers && peers/bin/pip install torch==2.13.0
     peers/bin/pip install torch==2.13.0 transformers higher torchopt
@@ -68,7 +68,7 @@ CONFIG = (
     "type_vocab_size",
     "layer_norm_eps",
 )
-OURS = ("metajax", "low-memory")
+OURS = ("metajax", "default", "low-memory")
 PEERS = {False: ("higher", "torch.func", "torchopt"), True: ("higher", "torch.func")}
 
 
@@ -257,6 +257,8 @@ def main() -> None:
         parser.error(
             "--peers torchopt: supports neither first order nor some layers; give another peer"
         )
+    if "default" in options.ours and any(CASES[name].layers for name in options.case):
+        parser.error("--ours default: adapts all layers; give another case than top-half")
     if "episodes" in options.case and not (options.model and options.data):
         parser.error("--case episodes: needs --model and --data; give both")
     print(f"{'case':10} {'order':6} {'':10}  seconds   ratio   peak GB   gradient's gap")

@@ -1,5 +1,6 @@
 """The contracts: loss, task, meta-learning algorithm."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -130,3 +131,31 @@ InitFn = Callable[[Params, Batch, Key | None], Params]
 Reparametrized = tuple[Params, Task, Callable[[Params], Params]]
 # Rewrites a task in terms of other parameters, usually fewer.
 Reparametrize = Callable[[Params, Task], Reparametrized]
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkFn:
+    """A function of a network's parameters that also accepts them reparametrized.
+
+    The losses and initial heads of `metajax.models` are such functions. An algorithm without
+    another reparametrization uses theirs, which makes it faster and does not change its result.
+
+    Attributes:
+        fn: a `LossFn` or an `InitFn`.
+        reparametrize: the exact reparametrization.
+
+    Examples:
+        >>> import metajax
+        >>> from metajax.types import NetworkFn
+        >>> loss_fn = NetworkFn(lambda params, batch, rng: (params * batch, {}),
+        ...                     lambda params, task: (params, task, lambda params: params))
+        >>> loss_fn(2.0, 3.0, None)
+        (6.0, {})
+    """
+
+    fn: Callable[[Params, Batch, Key | None], Any]
+    reparametrize: Reparametrize
+
+    def __call__(self, params: Params, batch: Batch, rng: Key | None, /) -> Any:
+        """Call the function."""
+        return self.fn(params, batch, rng)

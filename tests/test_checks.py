@@ -8,6 +8,7 @@ import pytest
 
 import metajax
 from metajax.algorithms import lora
+from metajax.algorithms.checks import is_elementwise
 from metajax.models import Transformer, TransformerConfig, classification_loss, prototype_init
 from metajax.training.parallel import task_mesh
 
@@ -250,3 +251,36 @@ def test_an_inner_adam_without_eps_root_is_named():
         metajax.maml(square_loss, optax.chain(optax.clip_by_global_norm(1.0), SGD), 2),
     ):
         assert not step(loop(quiet), tasks=tasks)[1].skipped
+
+
+ADAM = optax.adam(0.1, eps_root=1e-8)
+BY_ENTRY = {
+    "sgd": SGD,
+    "schedule": optax.sgd(optax.linear_schedule(0.5, 0.1, 5)),
+    "nesterov": optax.sgd(0.1, 0.9, nesterov=True),
+    "adam": ADAM,
+    "global norm": optax.chain(optax.clip_by_global_norm(1.0), ADAM),
+}
+OTHERWISE = {
+    "weight decay": optax.adamw(0.1, eps_root=1e-8),
+    "norms of arrays": optax.lars(0.1),
+    "root mean square of arrays": optax.chain(optax.clip_by_block_rms(1.0), SGD),
+    "ratio to the parameter": optax.chain(optax.adaptive_grad_clip(0.1), SGD),
+    "mask": optax.masked(SGD, lambda params: jax.tree.map(lambda _: True, params)),
+    "parts": optax.partition({"all": SGD}, lambda params: jax.tree.map(lambda _: "all", params)),
+    "matrices": optax.contrib.muon(0.1),
+    "names": optax.GradientTransformation(
+        lambda params: (), lambda updates, state, params=None: ({"w": -updates["w"]}, state)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_ENTRY | OTHERWISE)
+def test_which_optimizers_do_not_depend_on_the_layout(name):
+    assert is_elementwise((BY_ENTRY | OTHERWISE)[name]) is (name in BY_ENTRY)
+
+
+def test_traced_rates_do_not_pass():
+    seen = []
+    jax.jit(lambda rate: seen.append(is_elementwise(optax.sgd(rate))) or rate)(0.5)
+    assert seen == [False]

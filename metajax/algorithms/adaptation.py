@@ -1,16 +1,21 @@
 """Adaptation to one task and the gradient through it, for all gradient-based algorithms."""
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeAlias, TypedDict
 
 import jax
 import numpy as np
 import optax
 
-from metajax.algorithms.checks import check_params, check_task, loss_and_aux
+from metajax.algorithms.checks import (
+    check_params,
+    check_task,
+    is_elementwise,
+    loss_and_aux,
+)
 from metajax.algorithms.hypergrad import InnerLoss
 from metajax.algorithms.inner_loop import InnerLoop, fold_in, inner_loop
 from metajax.algorithms.streams import check_stream
@@ -24,6 +29,7 @@ from metajax.types import (
     LossFn,
     MetaAlgorithm,
     MetaInfo,
+    NetworkFn,
     Params,
     Reparametrize,
     Task,
@@ -45,7 +51,7 @@ class Engine(TypedDict, total=False):
     micro_batches: int
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Adaptation:
     """Adaptation to one task. Its methods are pure and differentiable.
 
@@ -137,6 +143,9 @@ class Adaptation:
         self, optimizer: Optimizer, init: Callable[[Params], Params] = lambda params: params
     ) -> MetaAlgorithm:
         """Return the algorithm whose meta-gradient is the gradient of `query_loss`."""
+        layout = self._faster_layout(optimizer)
+        if layout is not None:
+            return dataclasses.replace(self, reparametrize=layout).algorithm(optimizer, init)
         differentiated = self.num_steps and not self.first_order and self.make_loop is None
         return MetaAlgorithm(
             init=init,
@@ -146,6 +155,13 @@ class Adaptation:
                 through=optimizer if differentiated else None,
             ),
         )
+
+    def _faster_layout(self, optimizer: Optimizer) -> Reparametrize | None:
+        """Return the reparametrization of the loss, unless something else depends on the layout."""
+        if not isinstance(self.loss_fn, NetworkFn) or self.reparametrize or self.low_memory:
+            return None
+        depends = self.trainable or self.frozen or not isinstance(self.init_fn, NetworkFn | None)
+        return None if depends or not is_elementwise(optimizer) else self.loss_fn.reparametrize
 
     def _hold(self, params: Params) -> Params:
         """Let no gradient pass to frozen parameters."""

@@ -4,6 +4,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
 from metajax.tree import path_name
 from metajax.types import Params, Task
@@ -84,3 +86,60 @@ def loss_and_aux(returned: Any) -> tuple[jax.Array, Any]:
         return array
 
     return loss, jax.tree_util.tree_map_with_path(check, aux)
+
+
+def is_elementwise(optimizer: optax.GradientTransformation) -> bool:
+    """Try whether an optimizer gives the same updates if its parameters are laid out differently.
+
+    It does if rows without gradient have no updates and can be left out, and if a stack of arrays
+    can be split. SGD, momentum, Adam and clipping by the global norm pass. Weight decay, norms of
+    single arrays, and masks (which may depend on paths) do not.
+
+    Args:
+        optimizer: the inner optimizer. One whose rates are being traced does not pass.
+    """
+    rng = np.random.default_rng(0)
+    # Adafactor treats arrays of at least 128 x 128 differently.
+    rows, blocks = rng.normal(size=(129, 128)), rng.normal(size=(2, 128, 128))
+    params = {"rows": rows, "blocks": blocks}
+    try:
+        with jax.ensure_compile_time_eval():
+            return all(
+                _same_updates(optimizer, _scaled(params, 1.0), _scaled(params, scale))
+                for scale in (1e-4, 1.0, 1e4)
+            )
+    except Exception:  # Some optimizers need parameters by certain names.
+        return False
+
+
+def _scaled(params: Params, scale: float) -> Params:
+    return jax.tree.map(lambda leaf: np.float32(scale * leaf), params)
+
+
+def _is_mask(state: Any) -> bool:
+    return isinstance(state, optax.MaskedState | optax.transforms.PartitionState)
+
+
+def _same_updates(optimizer: optax.GradientTransformation, params: Params, grads: Params) -> bool:
+    """Whether two updates are equal on the arrays and on the same numbers in other arrays."""
+    grads["rows"][-1] = 0
+    layouts = [
+        (params, grads),
+        tuple({"rows": tree["rows"][:-1], "blocks": [*tree["blocks"]]} for tree in (params, grads)),
+    ]
+    seen = []
+    for own, gradient in layouts:
+        state = optimizer.init(own)
+        if any(map(_is_mask, jax.tree.leaves(state, is_leaf=_is_mask))):
+            return False
+        for _ in range(2):
+            updates, state = optimizer.update(gradient, state, own)
+        seen.append(updates)
+    full, small = seen
+    return not np.any(full["rows"][-1]) and all(
+        np.allclose(theirs, ours, rtol=1e-5, atol=0)
+        for theirs, ours in (
+            (full["rows"][:-1], small["rows"]),
+            (full["blocks"], np.stack(small["blocks"])),
+        )
+    )

@@ -50,7 +50,11 @@ def maml(
             state for it. By default no parameter is frozen.
         reparametrize: `(params, task) -> (params, task, undo)`. It expresses the task in fewer
             parameters, so that results that do not depend on the inner steps are computed once.
-            `undo(params)` returns the original parameters.
+            `undo(params)` returns the original parameters. By default the losses of
+            `metajax.models` choose it: separate blocks, and only the embedding rows that the task
+            mentions. They do not with `trainable`, `frozen`, `low_memory`, another `init_fn` than
+            those of `metajax.models`, or an optimizer that depends on how parameters are laid out
+            (weight decay, norms of single arrays, masks).
         init_fn: `(params, support, rng) -> params`, the start of the inner loop. It can add a head
             made of class prototypes, for example. The meta-gradient passes through it. By default
             the inner loop starts at the meta-parameters.

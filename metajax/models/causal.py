@@ -13,6 +13,7 @@ from metajax.dtypes import at_least_float32
 from metajax.errors import InputError
 from metajax.models.contracts import Batch, Params
 from metajax.models.model import Transformer
+from metajax.models.reparametrization import suits_layout
 from metajax.types import LossFn
 
 
@@ -82,7 +83,7 @@ def causal_lm_loss(model: Transformer, *, chunk_tokens: int = 512) -> LossFn:
         least = jnp.where(count > 0, count, 1)
         return total / least, {"accuracy": correct / least, "count": count}
 
-    return loss_fn
+    return suits_layout(loss_fn, model)
 
 
 def next_tokens(batch: Batch) -> tuple[jax.Array, jax.Array]:

@@ -11,6 +11,7 @@ from metajax.algorithms.prototypes import prototype_head
 from metajax.errors import InputError
 from metajax.models.contracts import Batch, Params
 from metajax.models.model import Transformer
+from metajax.models.reparametrization import suits_layout
 from metajax.types import InitFn, LossFn
 
 
@@ -57,7 +58,7 @@ def masked_lm_loss(model: Transformer) -> LossFn:
             "count": weights_BxM.sum(),
         }
 
-    return loss_fn
+    return suits_layout(loss_fn, model)
 
 
 def classification_loss(model: Transformer) -> LossFn:
@@ -114,7 +115,7 @@ def classification_loss(model: Transformer) -> LossFn:
             "accuracy": _mean(correct_B, jnp.where(regression_B, 0, weights_B)),
         }
 
-    return loss_fn
+    return suits_layout(loss_fn, model)
 
 
 def prototype_init(model: Transformer) -> InitFn:
@@ -151,7 +152,7 @@ def prototype_init(model: Transformer) -> InitFn:
         head = prototype_head(features_BxH, support, model.num_labels[0])
         return _with_classifier(params, head["kernel"], head["bias"])
 
-    return init_fn
+    return suits_layout(init_fn, model)
 
 
 def zero_init(model: Transformer) -> InitFn:
@@ -180,7 +181,7 @@ def zero_init(model: Transformer) -> InitFn:
             params, jnp.zeros((model.config.hidden_size, classes)), jnp.zeros(classes)
         )
 
-    return init_fn
+    return suits_layout(init_fn, model)
 
 
 def _with_classifier(params: Params, kernel_HxC: jax.Array, bias_C: jax.Array) -> Params:

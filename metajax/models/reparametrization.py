@@ -1,5 +1,6 @@
 """Rewrite tasks in terms of fewer parameters: compute once what inner steps cannot change."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,7 +8,9 @@ import jax.numpy as jnp
 
 from metajax.models.contracts import Batch, Params
 from metajax.models.model import Transformer
-from metajax.types import Reparametrize, Reparametrized, Task
+from metajax.types import NetworkFn, Reparametrize, Reparametrized, Task
+
+_LANGUAGE_MODELS = ("masked_lm", "causal_lm")
 
 
 def mentioned_rows(model: Transformer) -> Reparametrize:
@@ -23,7 +26,8 @@ def mentioned_rows(model: Transformer) -> Reparametrize:
     Returns:
         A reparametrization `(params, task) -> (params, task, undo)`. Let T be the number of tokens
         in `input_ids` of support and query set (either may be None). The table `[V, ...]` becomes
-        `[T, ...]`, and `input_ids` become indices into it. If T >= V, nothing changes.
+        `[T, ...]`, and `input_ids` become indices into it. If T >= V, or a set has no `input_ids`,
+        nothing changes.
         `undo(params)` puts the rows back into `[V, ...]`.
 
     Raises:
@@ -42,12 +46,14 @@ def mentioned_rows(model: Transformer) -> Reparametrize:
         (100, 4)
     """
     # Next tokens are ids of the whole table, even if it is not tied to the head.
-    if model.head in ("masked_lm", "causal_lm"):
+    if model.head in _LANGUAGE_MODELS:
         raise ValueError("a language-model head needs every row of the embedding table")
 
     def reparametrize(params: Params, task: Task) -> Reparametrized:
         table = params["embeddings"]["word"]
         sets = [batch for batch in task if batch is not None]
+        if not all("input_ids" in batch for batch in sets):
+            return params, task, lambda params: params
         ids = jnp.concatenate([batch["input_ids"].reshape(-1) for batch in sets])
         if ids.size >= table.shape[0]:
             return params, task, lambda params: params
@@ -84,7 +90,8 @@ def separate_layers() -> Reparametrize:
 
     Returns:
         A reparametrization `(params, task) -> (params, task, undo)`. Leaves `[N, ...]` in
-        `params["layers"]` become a list of N dicts with leaves `[...]`. The task does not change.
+        `params["layers"]` become a list of N dicts with leaves `[...]`; a list stays one. The task
+        does not change.
         `undo(params)` stacks the list again.
 
     Examples:
@@ -99,6 +106,8 @@ def separate_layers() -> Reparametrize:
     """
 
     def reparametrize(params: Params, task: Task) -> Reparametrized:
+        if isinstance(params["layers"], list):
+            return params, task, lambda params: params
         leaves, treedef = jax.tree.flatten(params["layers"])
         blocks = [jax.tree.unflatten(treedef, block) for block in zip(*leaves)]
 
@@ -109,6 +118,21 @@ def separate_layers() -> Reparametrize:
         return {**params, "layers": blocks}, task, undo
 
     return reparametrize
+
+
+def suits_layout(
+    fn: Callable[[Params, Batch, jax.Array | None], Any], model: Transformer
+) -> Callable[[Params, Batch, jax.Array | None], Any]:
+    """Tell algorithms that a function of a model's parameters accepts a faster layout of them.
+
+    The layout has separate blocks and, without a language-model head, only the rows of the
+    embedding table that a task mentions. A model with `remat` stays as it is: its blocks are
+    checkpointed in a loop.
+    """
+    if model.remat:
+        return fn
+    rows = [] if model.head in _LANGUAGE_MODELS else [mentioned_rows(model)]
+    return NetworkFn(fn, compose(separate_layers(), *rows))
 
 
 def compose(*changes: Reparametrize) -> Reparametrize:

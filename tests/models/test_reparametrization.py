@@ -44,12 +44,12 @@ def unequal_task(packed=False):
     return metajax.Task(batch(0, [1.0, 1.0, 0.0]), batch(1, [1.0, 1.0, 1.0]))
 
 
-def algorithm(optimizer="sgd", model=MODEL, **settings):
+def algorithm(optimizer="sgd", model=MODEL, steps=2, **settings):
     loss_fn = classification_loss(model)
     return metajax.maml(
         lambda params, batch, rng: loss_fn(params, batch, None),
         OPTIMIZERS[optimizer],
-        2,
+        steps,
         init_fn=prototype_init(model),
         **settings,
     )
@@ -364,3 +364,58 @@ def test_remat_saves_memory_of_separate_blocks_too(separate):
         return compiled.memory_analysis().temp_size_in_bytes / 1e6
 
     assert megabytes(True) < 0.6 * megabytes(False)
+
+
+def default(optimizer=OPTIMIZERS["sgd"], model=MODEL, **settings):
+    settings = {"init_fn": prototype_init(model), **settings}
+    return metajax.maml(classification_loss(model), optimizer, num_steps=3, **settings)
+
+
+def loops_over_blocks(made, params):
+    program = jax.make_jaxpr(made.meta_grad)(params, unequal_task(), None)
+    return f" length={TINY.num_hidden_layers}" in str(program)
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_an_algorithm_uses_the_layout_of_its_loss(params, optimizer):
+    task, made = unequal_task(), default(OPTIMIZERS[optimizer])
+    assert not loops_over_blocks(made, params)
+    found, expected = (
+        jax.jit(which.meta_grad)(params, task, None)[0]
+        for which in (made, algorithm(optimizer, steps=3))
+    )
+    assert relative_gap(found, expected) < 1e-10
+    found, expected = (
+        jax.jit(which.adapt)(params, task.support, None)[0]
+        for which in (made, algorithm(optimizer, steps=3))
+    )
+    assert relative_gap(found, expected) < 1e-10
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": optax.adamw(0.1, eps_root=1e-8)},
+        {"trainable": lambda path: path.startswith("layers/qkv")},
+        {"frozen": lambda path: path.startswith("layers/qkv")},
+        {"init_fn": lambda params, support, rng: prototype_init(MODEL)(params, support, rng)},
+        {"low_memory": True},
+        {"model": MODEL.replace(remat=True)},
+    ],
+    ids=["weight decay", "trainable", "frozen", "another start", "low memory", "remat"],
+)
+def test_but_not_if_something_else_depends_on_the_layout(params, changes):
+    assert loops_over_blocks(default(**changes), params)
+
+
+def test_a_loss_on_features_keeps_the_table(params):
+    """A batch without tokens has no rows to keep; blocks that are separate stay so."""
+    batch = texts([3, 5, 3])
+    given = {"hidden": MODEL.embed(params, batch), "attention_mask": batch["attention_mask"]}
+    task = metajax.Task(given, None)
+    small, same, undo = compose(separate_layers(), mentioned_rows(MODEL))(params, task)
+    assert small["embeddings"] is params["embeddings"]
+    assert same is task
+    again, _, _ = separate_layers()(small, task)
+    assert again is small
+    assert undo(small)["embeddings"] is params["embeddings"]
