@@ -38,6 +38,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "roberta": {"pad_token_id": 1, "type_vocab_size": 1},
     "xlm-roberta": {"pad_token_id": 1, "type_vocab_size": 1},
     "distilbert": {"type_vocab_size": 0},
+    "mpnet": {"pad_token_id": 1, "type_vocab_size": 0},
     "electra": {"embedding_size": 64},
     "gpt2": {"type_vocab_size": 0},
     **{

@@ -130,6 +130,7 @@ def run_blocks(
     rng: jax.Array | None,
     *,
     remat: bool,
+    shared: jax.Array | None = None,
 ) -> jax.Array:
     """Run the blocks `[B, L, H]`: a scan over stacked ones, a loop over separate ones.
 
@@ -143,13 +144,15 @@ def run_blocks(
         remat: keep only each block's input for the backward pass, and compute the rest again, a few
             rows at a time. Without remat, matrix products are kept too, and only elementwise work
             is repeated. On a CPU this is 20% faster than keeping everything in memory.
+        shared: what a block also gets, the same for all rows; its context is then a pair.
     """
     separate = isinstance(layers, list)
     count = len(layers) if separate else jax.tree.leaves(layers)[0].shape[0]
     keys = None if rng is None else jax.random.split(rng, count)
 
-    def block(layer: Any, x_BxLxH: jax.Array, context: Any) -> jax.Array:
+    def block(layer: Any, x_BxLxH: jax.Array, context: Any, shared: Any) -> jax.Array:
         params, key = layer
+        context = context if shared is None else (context, shared)
         return nnx.merge(graph, params)(x_BxLxH, context, key)
 
     policy = None if remat else jax.checkpoint_policies.dots_saveable
@@ -162,12 +165,13 @@ def run_blocks(
         most = _CHUNK_TOKENS.get(target_platform(), _CHUNK_TOKENS_ELSEWHERE)
         # Dropout draws masks for the whole batch.
         if not remat or keys is not None or most >= B * L:
-            return block(layer, x_BxLxH, context), None
+            return block(layer, x_BxLxH, context, shared), None
         parts = next(n for n in range(1, B + 1) if (B % n == 0 and B // n * L <= most) or n == B)
         rows = jax.tree.map(
             lambda a: a.reshape(parts, B // parts, *a.shape[1:]), (x_BxLxH, context)
         )
-        return jax.lax.map(lambda part: block(layer, *part), rows).reshape(x_BxLxH.shape), None
+        done = jax.lax.map(lambda part: block(layer, *part, shared), rows)
+        return done.reshape(x_BxLxH.shape), None
 
     if separate:
         for number, params in enumerate(layers):

@@ -60,8 +60,8 @@ class TransformerConfig:
         embedding_dropout_prob: dropout of the embeddings; None: `hidden_dropout_prob`.
         bos_token_id: id of the first token, used only by transformers; None: `pad_token_id`.
         eos_token_id: id of the last token, or several, likewise.
-        model_type: the family: "bert", "roberta", "xlm-roberta", "distilbert", "electra", "gpt2",
-            "llama", "mistral", "qwen2" or "qwen3". The following are for the last four.
+        model_type: the family: "bert", "roberta", "xlm-roberta", "distilbert", "mpnet", "electra",
+            "gpt2", "llama", "mistral", "qwen2" or "qwen3". The following are for the last four.
         num_key_value_heads: heads of keys and values, which several query heads share; None:
             `num_attention_heads`.
         head_dim: features of a head; None: H / `num_attention_heads`.

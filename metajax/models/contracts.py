@@ -4,7 +4,9 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
 
+from metajax.errors import InputError
 from metajax.models.config import TransformerConfig
+from metajax.reading import is_number
 
 Params = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -60,3 +62,29 @@ class TransformerChanges(TypedDict, total=False):
     remat: bool
     dtype: Any
     source: str | None
+
+
+def check_use(
+    config: TransformerConfig, head: str, pooling: str, feature_norm: float | None
+) -> None:
+    """Check the head and the features of a `Transformer`.
+
+    Raises:
+        InputError: they cannot be used, or the config's family has no such head.
+    """
+    if head not in HEAD_KEY:
+        raise InputError(f"head is {head!r}; it has to be one of {', '.join(HEAD_KEY)}")
+    if head == "masked_lm" and not config.family.masked_lm:
+        raise InputError(
+            f"a model of type {config.model_type} has no masked-LM head; give one that "
+            "has, such as a BERT, or skip pretrain"
+        )
+    if head == "causal_lm" and config.family.causal_lm is None:
+        raise InputError(
+            f"a model of type {config.model_type} has no causal-LM head; give a decoder, "
+            "such as a Llama"
+        )
+    if pooling not in ("pooler", "mean", "cls"):
+        raise InputError(f"pooling is {pooling!r}; it has to be pooler, mean or cls")
+    if feature_norm is not None and not (is_number(feature_norm) and feature_norm > 0):
+        raise InputError(f"feature_norm is {feature_norm!r}; it has to be a number above 0")

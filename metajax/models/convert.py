@@ -52,6 +52,7 @@ _TABLE: dict[Path, tuple[str, ...]] = {
     ("embeddings", "token_type"): ("embeddings.token_type_embeddings.weight",),
     **_norm(("embeddings", "norm"), "embeddings.LayerNorm"),
     **_dense(("embeddings", "project"), "embeddings_project"),
+    ("relative", "table"): ("encoder.relative_attention_bias.weight",),
     **{path: tuple(f"encoder.layer.*.{name}" for name in names) for path, names in _LAYER.items()},
     **_norm(("final_norm",), "final_norm"),
     **_dense(("pooler",), "pooler.dense"),
@@ -66,7 +67,7 @@ _TABLE: dict[Path, tuple[str, ...]] = {
 }
 _TRANSPOSED = ("kernel", "decoder")
 _STACKED = ("layers", "classifier")
-_REQUIRED = ("embeddings", "layers", "final_norm")
+_REQUIRED = ("embeddings", "relative", "layers", "final_norm")
 
 # Ignored without a message: buffers of old versions, the next-sentence head, and heads that were
 # not asked for. (A tied decoder repeats the embeddings.)

@@ -38,6 +38,7 @@ class Family(NamedTuple):
         causal_lm: the ending of the class with a causal-LM head; None: there is no such class.
         rotary: whether the blocks are Llama's, and positions are rotations instead of a table.
         query_key_norm: whether Llama's blocks normalize queries and keys.
+        relative: whether attention also has a bias by relative position, the same in all blocks.
         output_bias: whether `attention_bias` is also about the output layer of attention.
     """
 
@@ -61,6 +62,7 @@ class Family(NamedTuple):
     causal_lm: str | None = None
     rotary: bool = False
     query_key_norm: bool = False
+    relative: bool = False
     output_bias: bool = True
 
 
@@ -77,6 +79,22 @@ _ROBERTA = Family(
     classifier={"pooler.dense": "classifier.dense", "classifier": "classifier.out_proj"},
     lm_act="gelu",
     positions_after_padding=True,
+)
+_MPNET = _ROBERTA._replace(
+    classes="MPNet",
+    prefix="mpnet.",
+    fixed={"type_vocab_size": 0, "classifier_dropout": None},
+    # Its class of transformers uses these, whatever config.json says.
+    demanded={"relative_attention_num_buckets": 32, "pad_token_id": 1},
+    tensors={
+        **_ROBERTA.tensors,
+        "encoder.layer.*.attention.self.query": "encoder.layer.*.attention.attn.q",
+        "encoder.layer.*.attention.self.key": "encoder.layer.*.attention.attn.k",
+        "encoder.layer.*.attention.self.value": "encoder.layer.*.attention.attn.v",
+        "encoder.layer.*.attention.output.dense": "encoder.layer.*.attention.attn.o",
+        "encoder.layer.*.attention.output.LayerNorm": "encoder.layer.*.attention.LayerNorm",
+    },
+    relative=True,
 )
 _DISTILBERT = Family(
     classes="DistilBert",
@@ -224,6 +242,7 @@ FAMILIES = {
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA._replace(classes="XLMRoberta"),
     "distilbert": _DISTILBERT,
+    "mpnet": _MPNET,
     "electra": Family(
         classes="Electra",
         prefix="electra.",

@@ -15,6 +15,25 @@ from metajax.models.config import TransformerConfig
 from metajax.models.layers import ACTIVATION, Dense, LayerNorm, dropout, normal
 
 
+def pool(pooling: str, hidden: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+    """Return one vector per text [B, H].
+
+    Args:
+        pooling: "mean" (over tokens), "cls" (the first token) or "last" (the last one).
+        hidden: the last hidden states [B, L, H], or [R, L, H] of a packed batch.
+        batch: a batch of `Transformer`.
+    """
+    packed = "example_ids" in batch
+    if pooling == "mean" and packed:
+        return mean_pool_packed(hidden, batch["example_ids"], batch["first_token"].shape[0])
+    if pooling == "mean":
+        return mean_pool(hidden, batch["attention_mask"])
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    if pooling == "last":
+        return flat[last_tokens(batch)]
+    return flat[batch["first_token"]] if packed else hidden[:, 0]
+
+
 def mean_pool(hidden_BxLxH: jax.Array, attention_mask_BxL: jax.Array) -> jax.Array:
     """Return the mean over tokens without padding [B, H]."""
     wide_BxLxH = widen(hidden_BxLxH)

@@ -22,19 +22,15 @@ from metajax.models.contracts import (
     Pooling,
     ProblemType,
     TransformerChanges,
+    check_use,
 )
-from metajax.models.heads import (
-    last_tokens,
-    mean_pool,
-    mean_pool_packed,
-    rescale,
-)
+from metajax.models.heads import pool, rescale
 from metajax.models.layers import ACTIVATION, dropout
 from metajax.models.llama import rotation_of
 from metajax.models.metadata import check_labels
+from metajax.models.mpnet import relative_bias
 from metajax.models.parts import adapters_in, graph_of, make_part
 from metajax.models.prefix import drop_prefix, show_prefix, unpack
-from metajax.reading import is_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,23 +83,7 @@ class Transformer:
     source: str | None = None
 
     def __post_init__(self) -> None:
-        if self.head not in HEAD_KEY:
-            raise InputError(f"head is {self.head!r}; it has to be one of {', '.join(HEAD_KEY)}")
-        if self.head == "masked_lm" and not self.config.family.masked_lm:
-            raise InputError(
-                f"a model of type {self.config.model_type} has no masked-LM head; give one that "
-                "has, such as a BERT, or skip pretrain"
-            )
-        if self.head == "causal_lm" and self.config.family.causal_lm is None:
-            raise InputError(
-                f"a model of type {self.config.model_type} has no causal-LM head; give a decoder, "
-                "such as a Llama"
-            )
-        if self.pooling not in ("pooler", "mean", "cls"):
-            raise InputError(f"pooling is {self.pooling!r}; it has to be pooler, mean or cls")
-        norm = self.feature_norm
-        if norm is not None and not (is_number(norm) and norm > 0):
-            raise InputError(f"feature_norm is {norm!r}; it has to be a number above 0")
+        check_use(self.config, self.head, self.pooling, self.feature_norm)
         check_labels(self.num_labels, self.label_names, self.problem_type)
 
     def replace(self, **changes: Unpack["TransformerChanges"]) -> "Transformer":
@@ -122,10 +102,10 @@ class Transformer:
 
         Returns:
             A nested dict with these keys: `embeddings` (with `word` `[V, H]`, or `embedding_size`
-            wide), `layers` (all N blocks stacked, `[N, ...]`), `pooler` (or `final_norm` in a
-            decoder), and the key of the head: `masked_lm`, `lm_head` (unless it is tied to the
-            embedding table), or `classifier` with `kernel` `[T, H, C]` and `bias` `[T, C]` for T
-            heads with up to C classes.
+            wide), `relative` (only if blocks share relative positions), `layers` (all N blocks
+            stacked, `[N, ...]`), `pooler` (or `final_norm` in a decoder), and the key of the head:
+            `masked_lm`, `lm_head` (unless it is tied to the embedding table), or `classifier` with
+            `kernel` `[T, H, C]` and `bias` `[T, C]` for T heads with up to C classes.
         """
         names = self.parts
         keys = zip(names, jax.random.split(rng, len(names)))
@@ -141,7 +121,8 @@ class Transformer:
         head = None if tied else HEAD_KEY[self.head]
         last = "final_norm" if self.config.family.decoder else "pooler"
         between = ["projection"] if head == "classifier" and self.projection else []
-        return ("embeddings", "layers", last, *between, *([head] if head else []))
+        shared = ["relative"] if self.config.family.relative else []
+        return ("embeddings", *shared, "layers", last, *between, *([head] if head else []))
 
     def __call__(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> Outputs:
         """Run the model: a pure function that can be differentiated any number of times.
@@ -158,7 +139,8 @@ class Transformer:
                 (start of each example in the flattened rows), but no `attention_mask`. A batch with
                 `hidden` `[B, L, H]`, the result of `embed` and `run_layers`, needs no `input_ids`,
                 `token_type_ids` and `position_ids`; `params["layers"]` are then the remaining
-                blocks.
+                blocks. With `relative` `[B, ...]`, the result of `relative` for each example, they
+                need no `params["relative"]`.
             rng: the key of dropout; None means none.
 
         Raises:
@@ -237,18 +219,38 @@ class Transformer:
         x = dropout(x, self.config.hidden_dropout_prob if rate is None else rate, rng)
         return embeddings.project(x) if self.config.embedding_size else x
 
+    def relative(self, params: Params, batch: Batch) -> jax.Array | None:
+        """Return what all blocks read about relative positions; None in a family without them."""
+        if not self.config.family.relative:
+            return None
+        if "relative" in batch:
+            return batch["relative"][0]
+        return nnx.merge(self._graph("relative"), params["relative"])()
+
     def run_layers(
-        self, layers: Params, hidden: jax.Array, batch: Batch, rng: jax.Array | None = None
+        self, params: Params, hidden: jax.Array, batch: Batch, rng: jax.Array | None = None
     ) -> jax.Array:
-        """Apply some blocks, stacked `[n, ...]` or in a list of n, to the result of `embed`."""
+        """Apply the blocks in `params["layers"]` to the result of `embed`.
+
+        Args:
+            params: `layers`, some blocks, stacked `[n, ...]` or in a list of n; and `relative` in a
+                family that has it, unless the batch has it.
+            hidden: the result of `embed`, or of other blocks.
+            batch: its batch.
+            rng: the key of dropout; None means none.
+        """
         batch = show_prefix(batch, hidden)
         config, wide = self.config, at_least_float32(hidden.dtype)
         causal, window = config.family.decoder, config.sliding_window
         context: Any = attention_bias(batch, wide, causal=causal, window=window)
         if config.family.rotary:
             context = (context, *rotation_of(config, batch, hidden))
+        shared = self.relative(params, batch)
+        if shared is not None:
+            shared = relative_bias(shared.astype(wide), hidden.shape[1])
+        layers = params["layers"]
         graph = self._graph("layers", adapters_in(layers))
-        return run_blocks(graph, layers, hidden, context, rng, remat=self.remat)
+        return run_blocks(graph, layers, hidden, context, rng, remat=self.remat, shared=shared)
 
     def _encode(
         self, params: Params, batch: Batch, rng: jax.Array | None
@@ -262,27 +264,20 @@ class Transformer:
         embed_rng, layers_rng = (None, None) if rng is None else jax.random.split(rng)
         # If the first blocks are frozen, a batch may have their output.
         hidden = batch["hidden"] if "hidden" in batch else self.embed(params, batch, embed_rng)
-        hidden = self.run_layers(params["layers"], hidden, batch, layers_rng)
+        hidden = self.run_layers(params, hidden, batch, layers_rng)
         hidden = drop_prefix(hidden, batch)
         if self.config.family.decoder:
             hidden = nnx.merge(self._graph("final_norm"), params["final_norm"])(hidden)
         return hidden
 
     def _pool(self, params: Params, hidden: jax.Array, batch: Batch) -> jax.Array:
-        packed = "example_ids" in batch
-        if self.pooling == "mean" and packed:
-            count = batch["first_token"].shape[0]
-            return mean_pool_packed(hidden, batch["example_ids"], count)
-        if self.pooling == "mean":
-            return mean_pool(hidden, batch["attention_mask"])
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        if self.config.family.decoder and self.pooling == "pooler":
-            return flat[last_tokens(batch)]
-        first = flat[batch["first_token"]] if packed else hidden[:, 0]
-        if self.pooling == "cls":
-            return first
+        if self.pooling != "pooler":
+            return pool(self.pooling, hidden, batch)
+        if self.config.family.decoder:
+            return pool("last", hidden, batch)
         activation = ACTIVATION[self.config.family.pooler_act]
-        return activation(nnx.merge(self._graph("pooler"), params["pooler"])(first))
+        pooler = nnx.merge(self._graph("pooler"), params["pooler"])
+        return activation(pooler(pool("cls", hidden, batch)))
 
     def _part(self, name: str, rngs: nnx.Rngs) -> nnx.Module:
         return make_part(self.config, name, self.num_labels, self.projection, rngs)

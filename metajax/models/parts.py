@@ -13,6 +13,7 @@ from metajax.models.gpt2 import PreNormBlock
 from metajax.models.heads import ClassificationHeads, MaskedLMHead, Projection
 from metajax.models.layers import Dense, LayerNorm, RMSNorm
 from metajax.models.llama import LlamaBlock
+from metajax.models.mpnet import MPNetBlock, RelativeTable
 
 
 def make_part(
@@ -33,10 +34,13 @@ def make_part(
     """
     if name == "embeddings":
         return Embeddings(config, rngs=rngs)
+    if name == "relative":
+        return RelativeTable(config, rngs=rngs)
     if name == "layers":
         keys = jax.random.split(rngs.params(), config.num_hidden_layers)
         block: Any = PreNormBlock if config.family.decoder else Block
         block = LlamaBlock if config.family.rotary else block
+        block = MPNetBlock if config.family.relative else block
         return nnx.vmap(lambda key: block(config, rngs=nnx.Rngs(params=key)))(keys)
     if name == "final_norm":
         norm = RMSNorm if config.family.rotary else LayerNorm

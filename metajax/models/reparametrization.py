@@ -185,12 +185,13 @@ def upper_layers(model: Transformer, count: int) -> Reparametrize:
 
     Returns:
         A reparametrization `(params, task) -> (params, task, undo)`. The parameters lose
-        `embeddings`, a `prefix` and the first N - count blocks of `layers` (which then has leaves
-        `[count, ...]`, or is a list of count). In support and query set (either may be None),
-        `hidden` `[B, L, H]`, the output of the removed blocks (`[B, P + L, H]` with a prefix of P
-        vectors), replaces `input_ids`, `token_type_ids` and
+        `embeddings`, `relative`, a `prefix` and the first N - count blocks of `layers` (which then
+        has leaves `[count, ...]`, or is a list of count). In support and query set (either may be
+        None), `hidden` `[B, L, H]`, the output of the removed blocks (`[B, P + L, H]` with a prefix
+        of P vectors), replaces `input_ids`, `token_type_ids` and
         `position_ids`. A causal LM's loss needs `input_ids`, and rotary positions need
-        `position_ids`: there they stay. `undo(params)` puts them back.
+        `position_ids`: there they stay. What all blocks read about relative positions is repeated
+        for each example, as `relative` `[B, ...]`. `undo(params)` puts the parameters back.
 
     Raises:
         ValueError: a language-model head is tied to the embedding table, or count is out of range;
@@ -221,13 +222,19 @@ def upper_layers(model: Transformer, count: int) -> Reparametrize:
 
     def reparametrize(params: Params, task: Task) -> Reparametrized:
         lower, upper = _split(params["layers"], frozen)
-        below: Params = {key: params[key] for key in ("embeddings", "prefix") if key in params}
+        removed = ("embeddings", "relative", "prefix")
+        below: Params = {key: params[key] for key in removed if key in params}
 
         def features(batch: Batch | None) -> Batch | None:
             if batch is None:
                 return None
-            hidden = model.run_layers(lower, model.embed(params, batch), batch)
+            hidden = model.run_layers(below | {"layers": lower}, model.embed(params, batch), batch)
             rest = {key: value for key, value in batch.items() if key not in read_once}
+            relative = model.relative(params, batch)
+            if relative is not None:
+                # The lower blocks read it too, so that no inner step may change it.
+                shape = (hidden.shape[0], *relative.shape)
+                rest["relative"] = jnp.broadcast_to(relative, shape)
             return {**rest, "hidden": hidden}
 
         def undo(params: Params) -> Params:

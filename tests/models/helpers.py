@@ -20,6 +20,8 @@ TINY = TransformerConfig(
     max_position_embeddings=16,
 )
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3")
+# Settings of tiny encoders whose blocks are not BERT's.
+ENCODERS = {"mpnet": {"pad_token_id": 1, "type_vocab_size": 0}}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(26))]
 
 

@@ -201,7 +201,8 @@ def test_attention_of_bfloat16_is_normalized_in_float32():
         "attention_norm": {name: jnp.full((1, length), value) for name, value in norm.items()},
     }
     x = one_hot.astype(jnp.bfloat16)[None]
-    found = model.run_layers(layers, x, {"attention_mask": jnp.ones((1, length), jnp.int32)})
+    batch = {"attention_mask": jnp.ones((1, length), jnp.int32)}
+    found = model.run_layers({"layers": layers}, x, batch)
     weights = np.exp(np.asarray((q / 4) @ k.T, np.float64)) * np.tri(length)
     expected = (weights / weights.sum(-1, keepdims=True))[np.tri(length, k=-1) > 0]
     found = np.asarray(found[0], np.float64)[np.tri(length, k=-1) > 0]

@@ -54,6 +54,7 @@ THEIR_NAMES = {
         "attention_probs_dropout_prob": "attention_dropout",
         "classifier_dropout": "seq_classif_dropout",
     },
+    "mpnet": {},
     "electra": {},
     "gpt2": {
         "intermediate_size": "n_inner",
@@ -82,6 +83,7 @@ UNKNOWN = {
     "gpt2": {"embedding_size", "type_vocab_size", "classifier_dropout"},
 }
 UNKNOWN |= dict.fromkeys(("roberta", "xlm-roberta"), UNKNOWN["bert"])
+UNKNOWN["mpnet"] = UNKNOWN["bert"] | {"type_vocab_size", "classifier_dropout"}
 OF_LLAMA = {"num_key_value_heads", "head_dim", "attention_bias", "sliding_window"}
 OF_LLAMA |= {"rope_theta", "rope_scaling"}
 UNKNOWN = {model_type: names | OF_LLAMA for model_type, names in UNKNOWN.items()}
@@ -102,6 +104,8 @@ def class_of(model_type):
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_transformers_and_ours_read_the_same_settings(model_type):
     values = {name: value for name, value in OTHERS.items() if name not in UNKNOWN[model_type]}
+    if model_type == "mpnet":  # Its only value.
+        values["pad_token_id"] = 1
     if model_type in LLAMAS:  # By default they are not tied.
         values["tie_word_embeddings"] = True
     own = TransformerConfig(model_type=model_type, **SIZES, **values, **FAMILIES[model_type].fixed)

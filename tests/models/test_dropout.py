@@ -30,6 +30,7 @@ GPT2 = dataclasses.replace(
     eos_token_id=30,
 )
 ELECTRA = dataclasses.replace(TINY, model_type="electra", embedding_size=6)
+MPNET = dataclasses.replace(TINY, model_type="mpnet", pad_token_id=1, type_vocab_size=0)
 STILL = dict.fromkeys(
     ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"), 0.0
 )
@@ -46,6 +47,8 @@ ALL = 1 - 2**-32
         (TINY, {"attention_probs_dropout_prob": ALL}),
         (TINY, {"classifier_dropout": ALL}),
         (ELECTRA, {"hidden_dropout_prob": ALL}),
+        (MPNET, {"hidden_dropout_prob": ALL}),
+        (MPNET, {"attention_probs_dropout_prob": ALL}),
         (GPT2, {"hidden_dropout_prob": ALL, "embedding_dropout_prob": 0.0}),
         (GPT2, {"embedding_dropout_prob": ALL}),
         (GPT2, {"attention_probs_dropout_prob": ALL}),

@@ -38,6 +38,7 @@ SETTINGS = {
     "roberta": {"pad_token_id": 1, "type_vocab_size": 1, "hidden_act": "relu"},
     "xlm-roberta": {"pad_token_id": 1, "type_vocab_size": 1},
     "distilbert": {"type_vocab_size": 0, "hidden_act": "relu", "classifier_dropout": 0.2},
+    "mpnet": {"pad_token_id": 1, "type_vocab_size": 0, "hidden_act": "relu"},
     "electra": {"embedding_size": 6},
     "gpt2": {
         "type_vocab_size": 0,
@@ -194,6 +195,8 @@ def test_encoders_have_no_causal_lm_head(model_type):
         ("distilbert", "activation", "swish"),
         ("electra", "embedding_size", "wide"),
         ("roberta", "max_position_embeddings", 2),
+        ("mpnet", "relative_attention_num_buckets", 64),
+        ("mpnet", "pad_token_id", 0),
         ("gpt2", "n_embd", "wide"),
         ("gpt2", "n_inner", 0),
         ("gpt2", "embd_pdrop", 1.0),

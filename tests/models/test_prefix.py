@@ -65,6 +65,7 @@ def in_front(batch, tokens):
         ("mistral", {}),  # Its window of three tokens counts the vectors as tokens.
         ("bert", {}),
         ("electra", {"embedding_size": 4}),
+        ("mpnet", {}),
         ("gpt2", {}),
     ],
 )

@@ -38,7 +38,11 @@ class Small:
     def embed(self, params, batch):
         return params["embeddings"]["word"][batch["input_ids"]]
 
-    def run_layers(self, layers, hidden, batch):
+    def relative(self, params, batch):
+        return None
+
+    def run_layers(self, params, hidden, batch):
+        layers = params["layers"]
         if not isinstance(layers, list):
             count = len(layers["qkv"]["kernel"])
             layers = [jax.tree.map(lambda leaf: leaf[n], layers) for n in range(count)]  # noqa: B023
@@ -52,7 +56,7 @@ class Small:
 
     def features(self, params, batch, rng=None):
         hidden = batch["hidden"] if "hidden" in batch else self.embed(params, batch)
-        features = self.run_layers(params["layers"], hidden, batch).mean(1)
+        features = self.run_layers(params, hidden, batch).mean(1)
         return features if rng is None else 2 * features
 
     def __call__(self, params, batch, rng=None):
