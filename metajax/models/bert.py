@@ -170,7 +170,7 @@ def run_blocks(
         rows = jax.tree.map(
             lambda a: a.reshape(parts, B // parts, *a.shape[1:]), (x_BxLxH, context)
         )
-        done = jax.lax.map(lambda part: block(layer, *part, shared), rows)
+        done = jax.lax.map(lambda part: block(layer, part[0], part[1], shared), rows)
         return done.reshape(x_BxLxH.shape), None
 
     if separate:

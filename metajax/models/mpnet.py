@@ -4,6 +4,7 @@ All blocks share the bias. Sizes in array names: N attention heads, L tokens, K 
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,11 +34,9 @@ class RelativeTable(nnx.Module):
 class MPNetBlock(Block):
     """BERT's block with a bias `[1, N, L, L]` by distance, besides that of `attention_bias`."""
 
-    def __call__(
-        self, x_BxLxH: jax.Array, context: tuple[jax.Array, jax.Array], key: jax.Array | None
-    ) -> jax.Array:
+    def __call__(self, x_BxLxH: jax.Array, biases: Any, key: jax.Array | None) -> jax.Array:
         """Apply the layer to `[B, L, H]`, with both biases."""
-        bias, relative_1xNxLxL = context
+        bias, relative_1xNxLxL = biases
         return super().__call__(x_BxLxH, bias + relative_1xNxLxL, key)
 
 
