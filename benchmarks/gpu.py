@@ -27,15 +27,39 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.peers import Case, Contender, write_case
 
-# For each engine: low_memory with checkpointed blocks, first_order.
+
+class Engine(NamedTuple):
+    """How a meta-gradient is computed.
+
+    Attributes:
+        first_order: whether the inner gradients are constants.
+        low_memory: whether few inner steps are stored.
+        remat: whether blocks are checkpointed.
+        loop: whether a loop runs over the blocks. Otherwise they are compiled one by one.
+        keeps_all: whether second order stores all values of an inner step, as on a CPU.
+    """
+
+    first_order: bool = False
+    low_memory: bool = False
+    remat: bool = False
+    loop: bool = False
+    keeps_all: bool = False
+
+
 ENGINES = {
-    "default": (False, False),
-    "low-memory": (True, False),
-    "first-order": (False, True),
+    "default": Engine(),
+    "low-memory": Engine(low_memory=True, remat=True, loop=True),
+    "first-order": Engine(first_order=True),
+}
+# Those of 33d57cb that changed since; they were measured on an H100 (logs/gpu.md).
+EARLIER = {
+    "earlier-plain": Engine(loop=True, keeps_all=True),
+    "earlier-remat": Engine(remat=True, loop=True, keeps_all=True),
+    "earlier-first-order": Engine(first_order=True, remat=True, loop=True),
 }
 # Dense products in TFLOP/s, from data sheets. Float32 means TF32, JAX's default.
 PEAKS = {
@@ -55,24 +79,33 @@ def meta_gradient(shape: str, engine: str, dtype: str, options: argparse.Namespa
     import metajax
     from benchmarks.memory import bert
     from metajax.models import classification_loss, compose, mentioned_rows, separate_layers
+    from metajax.platforms import compiling_for, target_platform
     from metajax.training.outer import map_tasks, task_keys
 
-    low_memory, first_order = ENGINES[engine]
-    model = bert(shape, remat=low_memory).replace(dtype=jnp.dtype(dtype))
-    loss_fn, rows = classification_loss(model), mentioned_rows(model)
-    algorithm = metajax.maml(
-        lambda params, batch, rng: loss_fn(params, batch, None),
-        optax.sgd(0.01),
-        options.steps,
-        first_order=first_order,
-        low_memory=low_memory,
-        reparametrize=rows if low_memory else compose(separate_layers(), rows),
-    )
+    chosen = (ENGINES | EARLIER)[engine]
+    model = bert(shape, remat=chosen.remat).replace(dtype=jnp.dtype(dtype))
+    network_loss, rows = classification_loss(model), mentioned_rows(model)
 
     def meta_grad(params: Any, tasks: Any) -> Any:
+        platform = target_platform()
+
+        def loss_fn(params: Any, batch: Any, rng: Any) -> Any:
+            with compiling_for(platform):
+                return network_loss(params, batch, None)
+
+        algorithm = metajax.maml(
+            loss_fn,
+            optax.sgd(0.01),
+            options.steps,
+            first_order=chosen.first_order,
+            low_memory=chosen.low_memory,
+            reparametrize=rows if chosen.loop else compose(separate_layers(), rows),
+        )
         keys = task_keys(jax.random.key(0), 0, options.tasks)
         one = lambda task, key: algorithm.meta_grad(params, task, key)  # noqa: E731
-        return map_tasks(one, tasks, keys, options.chunk or options.tasks)[0]
+        # The inner loop chooses by the platform what it stores.
+        with compiling_for("cpu" if chosen.keeps_all else platform):
+            return map_tasks(one, tasks, keys, options.chunk or options.tasks)[0]
 
     return meta_grad
 
@@ -101,7 +134,7 @@ def work(options: argparse.Namespace) -> None:
     # Keep nothing on the device while another row is measured.
     init = jax.jit(model.init).lower(jax.random.key(0)).compile()
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    exact = "first-order" if engine == "first-order" else "default"
+    exact = "first-order" if (ENGINES | EARLIER)[engine].first_order else "default"
     flops = count_flops(meta_gradient(shape, exact, dtype, options), shapes, tasks)
     begun = time.perf_counter()
     run = jax.jit(meta_gradient(shape, engine, dtype, options)).lower(shapes, tasks).compile()
@@ -211,7 +244,8 @@ def line(row: dict[str, Any], tasks: int) -> str:
 
 def add_sizes(parser: argparse.ArgumentParser) -> None:
     """Add the options of the meta-gradient's shape."""
-    parser.add_argument("--engine", nargs="+", choices=ENGINES, default=list(ENGINES))
+    engines = [*ENGINES, *EARLIER]
+    parser.add_argument("--engine", nargs="+", choices=engines, default=list(ENGINES))
     parser.add_argument("--support", type=int, default=16)
     parser.add_argument("--query", type=int, default=48)
     parser.add_argument("--length", type=int, default=128)

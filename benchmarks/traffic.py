@@ -79,9 +79,12 @@ def compiled_for(target: Target, shape: str, engine: str, options: Any) -> dict[
     for kernel in traffic.kernels:
         kinds[kind_of(program, named[kernel.name])] += kernel.bytes
         parts[part_of(kernel)] += kernel.bytes
+    memory = compiled.memory_analysis()
     return {
         "engine": engine,
-        "memory": compiled.memory_analysis().temp_size_in_bytes,
+        "memory": memory.temp_size_in_bytes,
+        "arguments": memory.argument_size_in_bytes,
+        "results": memory.output_size_in_bytes,
         "flops": flops,
         "bytes": traffic.bytes,
         "kernels": round(traffic.launches),
