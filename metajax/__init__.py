@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from metajax.algorithms.test_time import test_time_training
     from metajax.errors import InputError
     from metajax.models import Bert, Transformer, from_pretrained, save_pretrained
+    from metajax.runs.estimator import FewShotClassifier
     from metajax.runs.planning import plan
     from metajax.training.evaluation import Estimate, evaluate
     from metajax.training.outer import Metrics, OuterState
@@ -28,6 +29,7 @@ __all__ = [
     "AdaptInfo",
     "Bert",
     "Estimate",
+    "FewShotClassifier",
     "InputError",
     "LossFn",
     "MetaAlgorithm",
@@ -66,6 +68,7 @@ _MODULES = {
     "algorithms.test_time": ("test_time_training",),
     "errors": ("InputError",),
     "models": ("Bert", "Transformer", "from_pretrained", "save_pretrained"),
+    "runs.estimator": ("FewShotClassifier",),
     "runs.planning": ("plan",),
     "training.evaluation": ("Estimate", "evaluate"),
     "training.outer": ("Metrics", "OuterState"),

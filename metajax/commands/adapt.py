@@ -13,15 +13,15 @@ from metajax import data
 from metajax.commands.predict import label
 from metajax.config.settings import AdaptSettings, PredictSettings
 from metajax.errors import InputError
-from metajax.models import Transformer, classification_loss, save_config
+from metajax.models import save_config
 from metajax.reading import is_number
-from metajax.runs.choice import Adapted, choose, repeat, take_steps
+from metajax.runs.choice import Adapted
 from metajax.runs.classifier import Classifier
-from metajax.runs.descent import Descent, fold, pack
 from metajax.runs.document_stream import adapt_to_stream, open_stream, steps_on
 from metajax.runs.document_tasks import are_documents
 from metajax.runs.few_shot import FewShot, open_few_shot
-from metajax.runs.learner import adapted_model, as_classifier
+from metajax.runs.learner import adapted_model
+from metajax.runs.methods import adapt_to
 from metajax.runs.metrics import MetricsLog
 from metajax.runs.record import make_record
 from metajax.runs.source import describe
@@ -57,6 +57,8 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         InputError: the input cannot be used.
     """
     if are_documents(settings):
+        if settings.method != "steps":
+            raise InputError(f"--method {settings.method}: needs labels; give labelled tasks")
         return _adapt_to_documents(settings)
     if len(settings.tasks) != 1:
         raise InputError(
@@ -69,14 +71,11 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         )
     dev = _load_dev(settings, task)
     few_shot = open_few_shot(settings.model, settings, settings, len(task.label_names))
-    _warn_if_stepless(settings, few_shot)
-    entry, inner = few_shot.entry, few_shot.inner_settings()
-    chooses = settings.inner_lr is None and entry.plain_steps and few_shot.inner["inner_steps"] > 0
-    if chooses or entry.learned_rates:
-        inner["inner_lr"] = None  # No setting of the run: adapt chooses it, or it was learned.
-    settings = dataclasses.replace(settings, **inner)
     few_shot = few_shot._replace(model=few_shot.model.replace(label_names=(task.label_names,)))
-    model = adapted_model(few_shot.model, few_shot.inner)
+    model, chooses = few_shot.model, False
+    if settings.method == "steps":
+        model = adapted_model(model, few_shot.inner)
+        settings, chooses = _with_steps(settings, few_shot)
     (examples,) = tokenized([task], model, few_shot.text_length(settings.max_length))
     record = make_record(
         "adapt",
@@ -91,10 +90,7 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     # Keep the choice of a finished run, because another machine might choose differently.
     known = _read_choice(run.path) if chooses else None
     _log.info("%s: compiling for %d examples", run.path, len(task.labels))
-    if entry.plain_steps:
-        adapted = _descend(few_shot, examples, chooses, known)
-    else:
-        adapted = _adapt_whole(few_shot, model, examples)
+    adapted = adapt_to(few_shot, examples, settings.method, chooses=chooses, known=known)
     _check_finite(adapted, settings.tasks[0])
     begin(run, lambda directory: save_config(directory, model))
     _save(run, few_shot, adapted)
@@ -181,36 +177,14 @@ def _results(adapted: Adapted, task: data.TaskData) -> dict[str, Any]:
     return results if adapted.left_out is None else results | {"left_out": adapted.left_out}
 
 
-def _adapt_whole(few_shot: FewShot, model: Transformer, examples: data.TokenizedTask) -> Adapted:
-    """Adapt by the algorithm's `adapt`, on all examples at once."""
-    support = jax.tree.map(lambda leaf: leaf[0], pack(examples, 1))
-    adapt = jax.jit(few_shot.algorithm().adapt)
-    adapted, info = adapt(few_shot.meta_params, support, None)
-    params = as_classifier(adapted)
-    loss_fn = jax.jit(classification_loss(model))
-    after = float(loss_fn(few_shot.merge(params), support, None)[0])
-    losses = [*map(float, info.support_loss), after]
-    rate = None if few_shot.entry.learned_rates else few_shot.inner["inner_lr"]
-    return Adapted(params, losses, rate)
-
-
-def _descend(
-    few_shot: FewShot, examples: data.TokenizedTask, chooses: bool, known: dict[str, Any] | None
-) -> Adapted:
-    """Adapt by plain SGD, on one part of the examples at a time.
-
-    Args:
-        few_shot: the network and its inner loop.
-        examples: the task's examples.
-        chooses: whether to choose the rate, and between steps and prototypes.
-        known: results of an earlier run. If given, its choice is repeated.
-    """
-    descent = Descent(few_shot, *fold(examples))
-    if known is not None:
-        adapted = repeat(descent, known)
-    else:
-        adapted = choose(few_shot, descent) if chooses else take_steps(few_shot, descent)
-    return adapted._replace(params=descent.undo(adapted.params))
+def _with_steps(settings: AdaptSettings, few_shot: FewShot) -> tuple[AdaptSettings, bool]:
+    """Return the settings with those of the inner loop, and whether to choose the rate."""
+    _warn_if_stepless(settings, few_shot)
+    entry, inner = few_shot.entry, few_shot.inner_settings()
+    chooses = settings.inner_lr is None and entry.plain_steps and few_shot.inner["inner_steps"] > 0
+    if chooses or entry.learned_rates:
+        inner["inner_lr"] = None  # No setting of the run: adapt chooses it, or it was learned.
+    return dataclasses.replace(settings, **inner), chooses
 
 
 def _warn_if_stepless(settings: AdaptSettings, few_shot: FewShot) -> None:

@@ -1,9 +1,8 @@
 """Compare methods on the same episodes."""
 
-import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -14,27 +13,28 @@ import numpy as np
 from metajax import data
 from metajax.config.settings import EvaluateSettings
 from metajax.errors import InputError, printable
-from metajax.models import Transformer
 from metajax.runs.document_eval import DocumentRow, choose_methods, compare, open_eval_windows
 from metajax.runs.document_eval import table as document_table
 from metajax.runs.document_tasks import are_documents
 from metajax.runs.eval_set import EvalSet, Row, choose_protocol
+from metajax.runs.features import features_of
 from metajax.runs.few_shot import FewShot, not_meta_trained, open_as_trained, open_few_shot
+from metajax.runs.methods import RECIPES, train_on
 from metajax.runs.record import identity
+from metajax.runs.support_training import plan_steps
 from metajax.runs.task_data import load
 from metajax.runs.workdir import writable, write_atomically
 from metajax.training.evaluation import BASELINES, estimate, run_episodes
 from metajax.types import Params, Task
-
-_FEATURE_BATCH = 64
 
 
 def evaluate(settings: EvaluateSettings) -> list[Row] | list[DocumentRow]:
     """Run each method on the same episodes, or on the same windows of documents.
 
     `checkpoint` adapts the meta-parameters of the checkpoint. The other methods start from the
-    weights from before meta-training: `same-steps` adapts them in the same way; `prototypes`,
-    `linear` and `knn` classify on their frozen features, scaled to unit length. On documents,
+    weights from before meta-training: `same-steps` adapts them in the same way; `finetune` and
+    `contrastive` train them on each support set; `prototypes`, `linear` and `knn` classify on
+    their frozen features, scaled to unit length. On documents,
     `none` does not adapt them, and `context` reads the stream before the text to predict.
 
     Returns:
@@ -75,24 +75,26 @@ def _on_episodes(settings: EvaluateSettings) -> list[Row]:
     plain = few_shot if methods == ("checkpoint",) else _plain(settings, few_shot, choice.ways)
     length = few_shot.text_length(settings.max_length)
     eval_set = choice.open(few_shot.model, length)
-    features = _Features(plain.model, plain.params, eval_set.examples)
     begun = time.perf_counter()
+    features: dict[int, np.ndarray] = {}
     if any(method in BASELINES for method in methods):
-        features.compute({int(task) for chunk in eval_set.episodes for task in chunk.task})
+        features = _unit_features(plain, eval_set)
     feature_seconds = time.perf_counter() - begun
     adaptation, steps = _adaptation(few_shot, settings), few_shot.inner["inner_steps"]
     rows: list[Row] = []
     for method in methods:
         start = time.perf_counter()
-        adapts = method not in BASELINES
+        adapts = method in ("checkpoint", "same-steps")
         params = (few_shot if method == "checkpoint" else plain).meta_params
         if adapts:
             scores = eval_set.score(method, partial(adaptation, params))
+        elif method in RECIPES:
+            scores = _run_trained(method, plain, eval_set)
         else:
             scores = _run_baseline(method, features, eval_set)
         curve = settings.curve if adapts else None
         accuracies = scores if curve is None else scores[:, steps]
-        seconds = time.perf_counter() - start + (0 if adapts else feature_seconds)
+        seconds = time.perf_counter() - start + (feature_seconds if method in BASELINES else 0)
         row = _row(settings, eval_set, method, accuracies, seconds, rows[:1])
         if adapts:
             row = row._replace(inner_steps=steps)
@@ -183,7 +185,48 @@ def _adaptation(
     return lambda params, first, tasks: curve(params, tasks)
 
 
-def _run_baseline(method: str, features: "_Features", eval_set: EvalSet) -> np.ndarray:
+def _run_trained(method: str, few_shot: FewShot, eval_set: EvalSet) -> np.ndarray:
+    """Return the query accuracies [E] of a network that is trained on each support set."""
+    supports = [_support(eval_set, episodes, t) for episodes, t in _each(eval_set.episodes)]
+    plan = plan_steps(supports, RECIPES[method], few_shot.seed)
+    accuracies: list[float] = []
+    known: tuple[bytes, Params] = b"", {}
+    for episodes in eval_set.progress(method):
+        for t, task in enumerate(episodes.task):
+            support = supports[len(accuracies)]
+            key = support.tokens.input_ids.tobytes() + support.labels.tobytes()
+            if key != known[0]:  # Published draws have several episodes with one support set.
+                known = key, train_on(few_shot, support, method, plan=plan)[0]
+            rows = episodes.query[t][episodes.query_mask[t] > 0]
+            query = data.take_examples(eval_set.examples[task], rows)
+            head = {name: np.asarray(leaf[0]) for name, leaf in known[1]["classifier"].items()}
+            logits = features_of(few_shot.model, known[1], query) @ head["kernel"] + head["bias"]
+            labels = episodes.query_labels[t][episodes.query_mask[t] > 0]
+            accuracies.append(float(np.mean(logits.argmax(1) == labels)))
+    return eval_set.by_draw(accuracies)
+
+
+def _each(chunks: Sequence[data.Episodes]) -> Iterator[tuple[data.Episodes, int]]:
+    return ((episodes, t) for episodes in chunks for t in range(len(episodes.task)))
+
+
+def _support(eval_set: EvalSet, episodes: data.Episodes, t: int) -> data.TokenizedTask:
+    """Return the support set of an episode with the classes of the episode."""
+    kept = episodes.support_mask[t] > 0
+    rows, labels = episodes.support[t][kept], episodes.support_labels[t][kept]
+    return data.take_examples(eval_set.examples[episodes.task[t]], rows)._replace(labels=labels)
+
+
+def _unit_features(few_shot: FewShot, eval_set: EvalSet) -> dict[int, np.ndarray]:
+    """Return the frozen features of each data set of the episodes, scaled to unit length."""
+    model = few_shot.model.replace(feature_norm=1.0)
+    return {
+        number: features_of(model, few_shot.params, eval_set.examples[number])
+        for number in {int(task) for chunk in eval_set.episodes for task in chunk.task}
+    }
+
+
+def _run_baseline(method: str, features: dict[int, np.ndarray], eval_set: EvalSet) -> np.ndarray:
     """Return the query accuracies [E] of a classifier on frozen features."""
     classify = BASELINES[method]
     accuracies = []
@@ -191,48 +234,12 @@ def _run_baseline(method: str, features: "_Features", eval_set: EvalSet) -> np.n
         for t, task in enumerate(episodes.task):
             support, query = episodes.support_mask[t] > 0, episodes.query_mask[t] > 0
             guesses = classify(
-                features.rows(task, episodes.support[t][support]),
+                features[int(task)][episodes.support[t][support]],
                 episodes.support_labels[t][support],
-                features.rows(task, episodes.query[t][query]),
+                features[int(task)][episodes.query[t][query]],
             )
             accuracies.append(np.mean(guesses == episodes.query_labels[t][query]))
     return eval_set.by_draw(accuracies)
-
-
-class _Features:
-    """Frozen features of data sets, scaled to unit length."""
-
-    def __init__(
-        self, model: Transformer, params: Params, examples: Sequence[data.TokenizedTask]
-    ) -> None:
-        model = dataclasses.replace(model, feature_norm=1.0)
-        self._run = jax.jit(model.features)
-        self._params, self._examples = params, examples
-        self._by_task: dict[int, np.ndarray] = {}
-
-    def compute(self, tasks: Iterable[int]) -> None:
-        """Compute the features of some data sets, given by number."""
-        self._by_task = {task: self._all(self._examples[task]) for task in tasks}
-
-    def rows(self, task: int, rows: np.ndarray) -> np.ndarray:
-        """Return the features [B, H] of some rows of a data set."""
-        return self._by_task[task][rows]
-
-    def _all(self, task: data.TokenizedTask) -> np.ndarray:
-        # Sort by length, so that short texts are not padded to the length of long texts.
-        order = np.argsort(task.tokens.lengths, kind="stable")
-        tokens = task.tokens._replace(
-            input_ids=task.tokens.input_ids[order],
-            token_type_ids=task.tokens.token_type_ids[order],
-            lengths=task.tokens.lengths[order],
-        )
-        batches = data.supervised_eval_batches(
-            task._replace(tokens=tokens, labels=task.labels[order]), _FEATURE_BATCH
-        )
-        batched = [np.asarray(self._run(self._params, batch), np.float64) for batch in batches]
-        features = np.empty((len(order), batched[0].shape[1]))
-        features[order] = np.concatenate(batched)[: len(order)]
-        return features
 
 
 def table(rows: Sequence[Row] | Sequence[DocumentRow]) -> str:

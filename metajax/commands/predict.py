@@ -6,18 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from metajax import data
 from metajax.config.settings import PredictSettings
 from metajax.data.readers import TABLES
 from metajax.data.tasks import load_texts
 from metajax.errors import InputError, printable
-from metajax.models.prefix import prefix_length
-from metajax.runs.classifier import Classifier, open_classifier
-from metajax.runs.source import text_length
-from metajax.runs.task_data import tokenized
+from metajax.runs.classifier import Classifier, logits_of, open_classifier
 from metajax.runs.workdir import writable, write_atomically
 
 
@@ -81,24 +76,11 @@ def label(
         InputError: the texts are pairs but the classifier was trained on single texts, or vice
             versa.
     """
-    model, params, head, max_length, in_pairs, _ = classifier
-    if in_pairs is not None and in_pairs != (pairs is not None):
-        given, wanted = ("single texts", "pairs") if in_pairs else ("pairs", "single texts")
-        raise InputError(
-            f"the input: has {given}, but the model was trained on {wanted}; give {wanted} (a tab "
-            "separates the two texts of a pair)"
-        )
-    task = data.TaskData("the input", texts, pairs, np.zeros(len(texts), np.int32), ("",))
-    length = text_length(model, max_length, prefix=prefix_length(params))
-    (examples,) = tokenized([task], model, length)
-    logits = jax.jit(lambda params, batch: model(params, batch).logits)
+    model, head = classifier.model, classifier.head
     count = model.num_labels[head]
     names = (model.label_names and model.label_names[head]) or [f"LABEL_{i}" for i in range(count)]
-    done = 0
-    for batch in data.supervised_eval_batches(examples, batch_size, head=head):
-        scores = np.asarray(logits(params, batch))[: len(texts) - done, :count]
-        done += len(scores)
-        yield from (_judged(model.problem_type, names, row) for row in scores)
+    for logits in logits_of(classifier, texts, pairs, batch_size):
+        yield _judged(model.problem_type, names, logits)
 
 
 def _judged(problem_type: str | None, names: Sequence[str], logits: np.ndarray) -> Prediction:

@@ -82,6 +82,32 @@ class InnerSettings(Settings):
     )
 
 
+METHODS = ("steps", "contrastive", "finetune", "linear", "prototypes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings(InnerSettings):
+    """How `adapt` uses the examples: by the inner loop, or without it."""
+
+    method: str = option(
+        "steps (the inner steps), contrastive or finetune (train all weights on the examples), "
+        "linear or prototypes (a head on frozen features)",
+        "steps",
+        choices=METHODS,
+        metavar="NAME",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method == "steps":
+            return
+        for setting in dataclasses.fields(InnerSettings):
+            value = getattr(self, setting.name)
+            if value is not None and value != ():
+                shown = flag_and_value(setting.name, value)
+                raise InputError(f"{shown}: --method {self.method} takes no inner steps; remove it")
+
+
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmSettings(InnerSettings):
     """How the meta-gradient is computed."""

@@ -21,7 +21,7 @@ from metajax.config.groups import (
     TaskSettings,
     TrainSettings,
 )
-from metajax.config.inner import AlgorithmSettings, InnerSettings
+from metajax.config.inner import AlgorithmSettings, InnerSettings, MethodSettings
 from metajax.errors import InputError
 
 EPISODES = 600  # Episodes of an evaluation, by default.
@@ -164,7 +164,7 @@ class PlanSettings(ModelSettings, SizeSettings, AlgorithmSettings, ShardSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptSettings(ModelSettings, TaskSettings, InnerSettings):
+class AdaptSettings(ModelSettings, TaskSettings, MethodSettings):
     """Adapt a model to a new task with a few gradient steps on its examples.
 
     Example: metajax adapt --model runs/maml --tasks examples.csv --workdir runs/mine
@@ -220,10 +220,14 @@ class EvaluateSettings(ModelSettings, TaskSettings, DrawSettings, InnerSettings)
 
     methods: tuple[str, ...] = option(
         "checkpoint: the given model; baselines without meta-training: same-steps (the same "
-        "adaptation), prototypes, linear, knn; on documents: none (no adaptation), context (no "
-        "adaptation, but the model reads the stream too) (default: all that apply)",
+        "adaptation), prototypes, linear, knn, finetune, contrastive; on documents: none (no "
+        "adaptation), context (no adaptation, but the model reads the stream too) (default: all "
+        "that apply but finetune and contrastive)",
         (),
-        choices=("checkpoint", "same-steps", "prototypes", "linear", "knn", "none", "context"),
+        choices=(
+            *("checkpoint", "same-steps", "prototypes", "linear", "knn"),
+            *("finetune", "contrastive", "none", "context"),
+        ),
         metavar="METHOD",
     )
     # None means not given: the files of --splits have their own sizes.

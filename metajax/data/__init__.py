@@ -9,6 +9,7 @@ from metajax.data.batches import (
     plan_batches,
     supervised_batch,
     supervised_eval_batches,
+    take_examples,
 )
 from metajax.data.chunks import (
     Chunks,
@@ -104,6 +105,7 @@ __all__ = [
     "supervised_eval_batches",
     "support_chunks",
     "take",
+    "take_examples",
     "tokenize",
     "tokenize_documents",
     "tokenize_task",

@@ -26,6 +26,29 @@ def token_batch(tokens: Tokens, rows: np.ndarray, length: int) -> dict[str, np.n
     }
 
 
+def take_examples(task: TokenizedTask, rows: np.ndarray) -> TokenizedTask:
+    """Return some examples, for training or prediction but not for episodes.
+
+    Args:
+        task: the examples.
+        rows: int [M].
+
+    Examples:
+        >>> import metajax.data as data, numpy as np
+        >>> ids = np.array([[2, 6], [2, 7], [2, 8]], np.int32)
+        >>> tokens = data.Tokens(ids, np.zeros((3, 2), np.int8), np.full(3, 2), truncated=0)
+        >>> task = data.TokenizedTask("films", tokens, np.array([0, 1, 1]), ("bad", "good"), ())
+        >>> data.take_examples(task, np.array([2, 0])).tokens.input_ids[:, 1].tolist()
+        [8, 6]
+    """
+    tokens = task.tokens._replace(
+        input_ids=task.tokens.input_ids[rows],
+        token_type_ids=task.tokens.token_type_ids[rows],
+        lengths=task.tokens.lengths[rows],
+    )
+    return task._replace(tokens=tokens, labels=task.labels[rows], rows_by_class=())
+
+
 def supervised_batch(
     tasks: Sequence[TokenizedTask], seed: int, step: int, batch_size: int
 ) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ from metajax.models.contracts import Outputs
 from metajax.models.files import hashes
 from metajax.models.losses import (
     classification_loss,
+    contrastive_loss,
     masked_lm_loss,
     prototype_init,
     zero_init,
@@ -32,6 +33,7 @@ __all__ = [
     "causal_lm_loss",
     "classification_loss",
     "compose",
+    "contrastive_loss",
     "from_pretrained",
     "has_classifier",
     "hashes",

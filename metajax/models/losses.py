@@ -8,7 +8,9 @@ import numpy as np
 import optax
 
 from metajax.algorithms.prototypes import prototype_head
+from metajax.dtypes import widen
 from metajax.errors import InputError
+from metajax.models.attention import MASKED
 from metajax.models.contracts import Batch, Params
 from metajax.models.model import Transformer
 from metajax.models.reparametrization import suits_layout
@@ -116,6 +118,53 @@ def classification_loss(model: Transformer) -> LossFn:
         }
 
     return suits_layout(loss_fn, model)
+
+
+def contrastive_loss(model: Transformer, *, temperature: float = 0.1) -> LossFn:
+    """Supervised contrastive loss over all pairs of a batch (Khosla et al. 2020, arXiv:2004.11362).
+
+    It draws the features of a class together and those of other classes apart: equation 2 of the
+    paper, the mean over the examples whose class has another example in the batch.
+
+    Args:
+        model: the model that computes `features`, which are scaled to unit length here. It needs no
+            head.
+        temperature: divides the cosines.
+
+    Returns:
+        `(params, batch, rng) -> (loss, aux)`. The batch is a batch for `features` with `labels` int
+        `[B]`. The loss is `[]`, 0 if no class has two examples. aux is empty.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from metajax.models import Transformer, TransformerConfig, contrastive_loss
+        >>> config = TransformerConfig(9, hidden_size=12, num_hidden_layers=1)
+        >>> model = Transformer(config, pooling="mean")
+        >>> ids = jnp.array([[1, 2], [1, 2], [5, 6], [7, 8]])
+        >>> batch = {"input_ids": ids, "attention_mask": 0 * ids + 1, "token_type_ids": 0 * ids}
+        >>> params = model.init(jax.random.key(0))
+        >>> loss_fn = contrastive_loss(model)
+        >>> same, mixed = jnp.array([0, 0, 1, 1]), jnp.array([0, 1, 0, 1])
+        >>> losses = [loss_fn(params, {**batch, "labels": y}, None)[0] for y in (same, mixed)]
+        >>> bool(losses[0] < losses[1])
+        True
+    """
+    model = model.replace(feature_norm=1.0)
+
+    def loss_fn(
+        params: Params, batch: Batch, rng: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        features_BxH = widen(model.features(params, batch, rng))
+        others_BxB = ~jnp.eye(len(features_BxH), dtype=bool)
+        cosines_BxB = features_BxH @ features_BxH.T / temperature
+        cosines_BxB = jnp.where(others_BxB, cosines_BxB, MASKED)
+        same_BxB = (batch["labels"][:, None] == batch["labels"]) & others_BxB
+        shares_BxB = jnp.where(same_BxB, jax.nn.log_softmax(cosines_BxB), 0)
+        count_B = same_BxB.sum(1)
+        losses_B = -shares_BxB.sum(1) / jnp.maximum(count_B, 1)
+        return _mean(losses_B, (count_B > 0).astype(losses_B.dtype)), {}
+
+    return loss_fn
 
 
 def prototype_init(model: Transformer) -> InitFn:

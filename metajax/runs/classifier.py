@@ -1,14 +1,24 @@
-"""Open a model that can label text."""
+"""Open a model that can label text, and run it."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax
+import numpy as np
+import scipy.special
+
+from metajax import data
 from metajax.config.groups import ModelSettings
 from metajax.errors import InputError
 from metajax.models import Transformer
 from metajax.models.files import base_of
 from metajax.models.metadata import no_classifier
-from metajax.runs.source import find, open_source
+from metajax.models.prefix import prefix_length
+from metajax.runs.source import find, open_source, text_length
+from metajax.runs.task_data import tokenized
 from metajax.types import Params
+
+_SORTED = 64  # Batches of texts that are sorted by length.
 
 
 class Classifier(NamedTuple):
@@ -70,3 +80,42 @@ def open_classifier(spec: str, task: str | None) -> Classifier:
     pairs = dict(zip(names, record.get("pairs", ()))).get(task)
     columns = (run_settings.get("text_column"), run_settings.get("pair_column"))
     return Classifier(model, params, head, run_settings["max_length"], pairs, columns)
+
+
+def logits_of(
+    classifier: Classifier, texts: list[str], pairs: list[str] | None, batch_size: int
+) -> Iterator[np.ndarray]:
+    """Yield the logits [C] of each text, in order.
+
+    Raises:
+        InputError: the texts are pairs but the classifier was trained on single texts, or vice
+            versa.
+    """
+    model, params, head, max_length, in_pairs, _ = classifier
+    if in_pairs is not None and in_pairs != (pairs is not None):
+        given, wanted = ("single texts", "pairs") if in_pairs else ("pairs", "single texts")
+        raise InputError(
+            f"the input: has {given}, but the model was trained on {wanted}; give {wanted} (a tab "
+            "separates the two texts of a pair)"
+        )
+    length = text_length(model, max_length, prefix=prefix_length(params))
+    task = data.TaskData("the input", texts, pairs, np.zeros(len(texts), np.int32), ("",))
+    (examples,) = tokenized([task], model, length)
+    run = jax.jit(lambda params, batch: model(params, batch).logits)
+    count = model.num_labels[head]
+    for first in range(0, len(texts), _SORTED * batch_size):
+        # Sorted by length, so that short texts are not padded to the length of long texts.
+        lengths = examples.tokens.lengths[first : first + _SORTED * batch_size]
+        order = np.argsort(lengths, kind="stable")
+        chunk = data.take_examples(examples, first + order)
+        batches = data.supervised_eval_batches(chunk, batch_size, head=head)
+        logits = np.concatenate([np.asarray(run(params, batch)) for batch in batches])
+        yield from logits[np.argsort(order, kind="stable")][:, :count]
+
+
+def probabilities(
+    classifier: Classifier, texts: list[str], pairs: list[str] | None, batch_size: int
+) -> np.ndarray:
+    """Return the probability of each class, float64 [N, C], of a head with one label per text."""
+    logits = np.stack(list(logits_of(classifier, texts, pairs, batch_size)))
+    return scipy.special.softmax(logits.astype(np.float64), 1)

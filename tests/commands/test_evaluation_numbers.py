@@ -103,8 +103,7 @@ def rows(material, compiled):
         patch.setattr(stage, "time", SimpleNamespace(perf_counter=lambda: now[0]))
         patch.setattr(EvalSet, "score", taking(ADAPT, EvalSet.score))
         patch.setattr(stage, "_run_baseline", taking(JUDGE, stage._run_baseline))
-        compute = taking(FEATURES, stage._Features.compute)
-        patch.setattr(stage._Features, "compute", compute)
+        patch.setattr(stage, "_unit_features", taking(FEATURES, stage._unit_features))
         return evaluate(dataclasses.replace(material.settings, curve=1))
 
 

@@ -106,7 +106,7 @@ DEFAULTS = {
     | ALGORITHM
     | {"whole_tasks": False, "keep_duplicates": False, "learning_rate": 2e-5, "steps": 300}
     | {"memory": None},
-    "adapt": MODEL | TASKS | INNER | {"dev": None},
+    "adapt": MODEL | TASKS | INNER | {"dev": None, "method": "steps"},
     "predict": {"input": "-", "output": "-", "task": None, "batch_size": 64, "max_length": None},
     "plan": MODEL
     | SIZES

@@ -1,0 +1,171 @@
+"""`FewShotClassifier`: few-shot classification in memory, with scikit-learn's conventions."""
+
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from metajax import data
+from metajax.config.groups import ModelSettings
+from metajax.config.inner import METHODS, InnerSettings
+from metajax.errors import InputError
+from metajax.models import save_pretrained
+from metajax.runs.classifier import Classifier, open_classifier, probabilities
+from metajax.runs.few_shot import open_few_shot
+from metajax.runs.learner import adapted_model
+from metajax.runs.methods import adapt_to
+from metajax.runs.task_data import tokenized
+from metajax.runs.workdir import read_json
+
+_SETTINGS = "few_shot_classifier.json"
+
+
+class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # Has no types.
+    """Classify texts after a few examples of each class, with scikit-learn's conventions.
+
+    Texts are a list, array or pandas column of strings. For pairs of texts, each is a tuple of two.
+
+    Args:
+        model: hub id, Hugging Face directory, or workdir of an earlier stage.
+        method: how to adapt to the examples; see `metajax adapt --method`.
+        max_length: longer texts are truncated to this many tokens.
+        batch_size: texts per batch of a prediction.
+        seed: seed of the adaptation.
+
+    Attributes:
+        classes_: [C], the labels in sorted order.
+
+    Examples:
+        >>> import tempfile, transformers
+        >>> import jax, metajax
+        >>> from metajax.models import Transformer, TransformerConfig
+        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "book"]
+        >>> folder = tempfile.mkdtemp()
+        >>> tokenizer = transformers.BertTokenizer(vocab={w: i for i, w in enumerate(words)})
+        >>> _ = tokenizer.save_pretrained(folder)
+        >>> config = TransformerConfig(len(words), hidden_size=12, num_hidden_layers=1)
+        >>> model = Transformer(config, pooling="mean")
+        >>> metajax.save_pretrained(folder, model, model.init(jax.random.key(0)))
+        >>> classifier = metajax.FewShotClassifier(folder, method="linear")
+        >>> classifier = classifier.fit(["good film", "bad film"], ["+", "-"])
+        >>> classifier.predict(["good book"]).tolist(), classifier.predict_proba(["bad"]).shape
+        (['+'], (1, 2))
+    """
+
+    def __init__(
+        self,
+        model: str = "sentence-transformers/all-MiniLM-L6-v2",
+        *,
+        method: str = "contrastive",
+        max_length: int = 128,
+        batch_size: int = 64,
+        seed: int = 0,
+    ):
+        self.model = model
+        self.method = method
+        self.max_length = max_length
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Adapt to labelled texts.
+
+        Args:
+            X: N texts, or pairs of texts.
+            y: N labels of any kind that NumPy can sort, with at least two classes.
+
+        Raises:
+            InputError: the model, the texts or the labels cannot be used.
+        """
+        if self.method not in METHODS:
+            raise InputError(f"method is {self.method!r}; it has to be one of {', '.join(METHODS)}")
+        texts, pairs = _texts(X)
+        classes, labels = np.unique(np.asarray(y), return_inverse=True)
+        if len(labels) != len(texts):
+            raise InputError(f"fit: {len(texts)} texts have {len(labels)} labels; give one each")
+        if len(classes) < 2:
+            raise InputError(f"fit: only {len(classes)} class is given; give at least two")
+        settings = ModelSettings(model=self.model, seed=self.seed, max_length=self.max_length)
+        few_shot = open_few_shot(self.model, settings, InnerSettings(), len(classes))
+        names = tuple(map(str, classes))
+        few_shot = few_shot._replace(model=few_shot.model.replace(label_names=(names,)))
+        model = few_shot.model
+        model = adapted_model(model, few_shot.inner) if self.method == "steps" else model
+        task = data.TaskData("the examples", texts, pairs, labels.astype(np.int32), names)
+        (examples,) = tokenized([task], model, few_shot.text_length(self.max_length))
+        adapted = adapt_to(few_shot, examples, self.method)
+        params = few_shot.merge(adapted.params)
+        self._classifier = Classifier(model, params, 0, self.max_length, pairs is not None)
+        self.classes_ = classes
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probability of each class, [N, C] in the order of `classes_`.
+
+        Raises:
+            InputError: the texts cannot be used.
+        """
+        check_is_fitted(self, "classes_")
+        return probabilities(self._classifier, *_texts(X), self.batch_size)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the most probable class of each text, [N].
+
+        Raises:
+            InputError: the texts cannot be used.
+        """
+        shares = self.predict_proba(X)
+        return self.classes_[shares.argmax(1)]
+
+    def save(self, directory: str | Path) -> None:
+        """Write a Hugging Face directory, which `load` and `metajax predict` read."""
+        check_is_fitted(self, "classes_")
+        save_pretrained(directory, self._classifier.model, self._classifier.params)
+        settings = {
+            "settings": self.get_params(),
+            "classes": self.classes_.tolist(),
+            "pairs": self._classifier.pairs,
+        }
+        (Path(directory) / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: the directory is not from `save`.
+        """
+        written = read_json(Path(directory) / _SETTINGS)
+        loaded = cls(**written["settings"])
+        loaded._classifier = open_classifier(str(directory), None)._replace(
+            max_length=loaded.max_length, pairs=written["pairs"]
+        )
+        loaded.classes_ = np.array(written["classes"])
+        return loaded
+
+
+def _texts(given: Any) -> tuple[list[str], list[str] | None]:
+    """Return texts, and second texts if they are pairs.
+
+    Raises:
+        InputError: something else is given.
+    """
+    if isinstance(given, str):
+        raise InputError("texts: are a single string; give a list of texts")
+    rows = [(row,) if isinstance(row, str) else row for row in given]
+    if not rows:
+        raise InputError("texts: are empty; give at least one text")
+    for number, row in enumerate(rows):
+        parts = row if isinstance(row, tuple | list | np.ndarray) else (row,)
+        if not all(isinstance(part, str) and part.strip() for part in parts):
+            raise InputError(f"texts: number {number} is {given[number]!r}, not a text; remove it")
+        if len(parts) != len(rows[0]) or len(parts) > 2:
+            raise InputError(
+                f"texts: number {number} has {len(parts)} texts, unlike the first; give single "
+                "texts or pairs"
+            )
+    columns = [[str(part) for part in column] for column in zip(*rows)]
+    return columns[0], columns[1] if len(columns) == 2 else None

@@ -1,0 +1,51 @@
+"""Frozen features of texts, and logistic regression on them."""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+from metajax import data
+from metajax.models import Transformer
+from metajax.types import Params
+
+_BATCH = 64
+
+
+def features_of(
+    model: Transformer, params: Params, examples: data.TokenizedTask, *, batch_size: int = _BATCH
+) -> np.ndarray:
+    """Return the features of N texts, float64 [N, H], scaled to `model.feature_norm`."""
+    # Sorted by length, so that short texts are not padded to the length of long texts.
+    order = np.argsort(examples.tokens.lengths, kind="stable")
+    batches = data.supervised_eval_batches(data.take_examples(examples, order), batch_size)
+    batched = [np.asarray(_compiled(model)(params, batch), np.float64) for batch in batches]
+    return np.concatenate(batched)[np.argsort(order, kind="stable")]
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(model: Transformer) -> Callable[..., jax.Array]:
+    return jax.jit(model.features)
+
+
+def logistic_head(
+    features: np.ndarray, batch: Mapping[str, np.ndarray], num_classes: int
+) -> dict[str, np.ndarray]:
+    """Fit scikit-learn's logistic regression with its defaults.
+
+    Args:
+        features: [N, H].
+        batch: `labels` [N], all of 0..C-1.
+        num_classes: C, at least 2.
+
+    Returns:
+        `kernel` [H, C] and `bias` [C], float64. Its softmax has the same probabilities.
+    """
+    from sklearn.linear_model import LogisticRegression  # Slow to import.
+
+    fitted = LogisticRegression(max_iter=1000).fit(features, batch["labels"])
+    kernel, bias = fitted.coef_.T, fitted.intercept_
+    if num_classes == 2:  # scikit-learn has one logit, the difference of these two.
+        kernel, bias = np.concatenate([-kernel, kernel], 1) / 2, np.concatenate([-bias, bias]) / 2
+    return {"kernel": kernel, "bias": bias}

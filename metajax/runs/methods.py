@@ -1,0 +1,174 @@
+"""The ways to adapt a network to one task's examples: `adapt --method`."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax import data
+from metajax.algorithms.prototypes import prototype_head
+from metajax.data.packing import Shapes
+from metajax.data.seeding import generator, shuffled_rows
+from metajax.models import Transformer, classification_loss, contrastive_loss
+from metajax.models.attention import MASKED
+from metajax.runs.choice import Adapted, choose, repeat, take_steps
+from metajax.runs.descent import Descent, fold, pack
+from metajax.runs.features import features_of, logistic_head
+from metajax.runs.few_shot import FewShot
+from metajax.runs.learner import adapted_model, as_classifier
+from metajax.runs.support_training import Recipe, train
+from metajax.types import Params
+
+_log = logging.getLogger("metajax")
+
+
+def class_rows(labels: np.ndarray, seed: int, step: int, batch_size: int) -> np.ndarray:
+    """Return the rows of a step of contrastive training: several examples of each class in it.
+
+    Args:
+        labels: [N] of 0..C-1.
+        seed: of the run.
+        step: number of the step.
+        batch_size: B, at most N.
+
+    Returns:
+        Rows int64 [B]. Classes are drawn at random, with up to `_PER_CLASS` examples of each.
+    """
+    rng = generator(seed, "classes", step)
+    order = rng.permutation(len(labels))
+    rank = np.empty(len(labels), int)  # Of an example in its class.
+    for label in np.unique(labels):
+        own = order[labels[order] == label]
+        rank[own] = np.arange(len(own))
+    group = rng.permutation(labels.max() + 1)[labels] + (rank // _PER_CLASS) * (labels.max() + 1)
+    return np.argsort(group, kind="stable")[:batch_size]
+
+
+def epoch_rows(labels: np.ndarray, seed: int, step: int, batch_size: int) -> np.ndarray:
+    """Return the rows of a step of fine-tuning: each epoch has every example once."""
+    return shuffled_rows(seed, step, batch_size, len(labels))
+
+
+_PER_CLASS = 4
+RECIPES = {
+    "contrastive": Recipe(contrastive_loss, class_rows, 3e-5, steps=20, batch_size=64),
+    "finetune": Recipe(classification_loss, epoch_rows, 3e-5, steps=20, batch_size=64),
+}
+TRAINED = (*RECIPES, "linear", "prototypes")  # All methods but the inner steps.
+
+
+def adapt_to(
+    few_shot: FewShot,
+    examples: data.TokenizedTask,
+    method: str = "steps",
+    *,
+    chooses: bool = True,
+    known: dict[str, Any] | None = None,
+) -> Adapted:
+    """Adapt to one task's examples, as `adapt` does.
+
+    Args:
+        few_shot: the network, and the settings of its inner loop.
+        examples: the examples.
+        method: `--method`.
+        chooses: whether to choose the rate of plain inner steps, and between them and prototypes.
+        known: results of an earlier run. If given, its choice is repeated.
+    """
+    if method != "steps":
+        return _train(few_shot, examples, method)
+    if not few_shot.entry.plain_steps:
+        return _adapt_whole(few_shot, examples)
+    descent = Descent(few_shot, *fold(examples))
+    if known is not None:
+        adapted = repeat(descent, known)
+    else:
+        adapted = choose(few_shot, descent) if chooses else take_steps(few_shot, descent)
+    return adapted._replace(params=descent.undo(adapted.params))
+
+
+def _adapt_whole(few_shot: FewShot, examples: data.TokenizedTask) -> Adapted:
+    """Adapt by the algorithm's `adapt`, on all examples at once."""
+    model = adapted_model(few_shot.model, few_shot.inner)
+    support = jax.tree.map(lambda leaf: leaf[0], pack(examples, 1))
+    adapt = jax.jit(few_shot.algorithm().adapt)
+    adapted, info = adapt(few_shot.meta_params, support, None)
+    params = as_classifier(adapted)
+    loss_fn = jax.jit(classification_loss(model))
+    after = float(loss_fn(few_shot.merge(params), support, None)[0])
+    losses = [*map(float, info.support_loss), after]
+    rate = None if few_shot.entry.learned_rates else few_shot.inner["inner_lr"]
+    return Adapted(params, losses, rate)
+
+
+def _train(few_shot: FewShot, examples: data.TokenizedTask, method: str) -> Adapted:
+    """Train the network on the examples, or only a head on its frozen features."""
+    params, losses = train_on(few_shot, examples, method, what=method)
+    return Adapted(params, [*losses, _loss(few_shot.model, params, examples)], None)
+
+
+def train_on(
+    few_shot: FewShot,
+    examples: data.TokenizedTask,
+    method: str,
+    *,
+    what: str | None = None,
+    plan: Sequence[Shapes] = (),
+) -> tuple[Params, list[float]]:
+    """Train a network on one task's examples, by another method than `steps`.
+
+    Args:
+        few_shot: the network with one head of C classes.
+        examples: the examples, with labels 0, 1, ... that may be fewer than C.
+        method: one of `TRAINED`.
+        what: name of the progress bar. None: no bar.
+        plan: shapes of the batches; see `train`.
+
+    Returns:
+        The parameters with a head, and the losses of the steps.
+    """
+    model = few_shot.model
+    params = {name: value for name, value in few_shot.params.items() if name != "classifier"}
+    losses: list[float] = []
+    one_each = np.bincount(examples.labels).max() == 1
+    if method == "contrastive" and one_each:
+        _log.info("contrastive: no class has a second example, so that only a head is trained")
+    elif method in RECIPES:
+        start = params
+        if method == "finetune":
+            start = _with_head(model, params, examples, prototype_head)
+        recipe = RECIPES[method]
+        params, losses = train(
+            model, start, examples, recipe, seed=few_shot.seed, what=what, plan=plan
+        )
+    if method != "finetune":
+        make_head = prototype_head if method == "prototypes" else logistic_head
+        params = _with_head(model, params, examples, make_head)
+    return params, losses
+
+
+def _with_head(
+    model: Transformer,
+    params: Params,
+    examples: data.TokenizedTask,
+    make_head: Callable[..., dict[str, Any]],
+) -> Params:
+    """Add a head for the features of the examples. Classes without examples are never predicted."""
+    classes, count = model.num_labels[0], int(examples.labels.max()) + 1
+    features = features_of(model, params, examples)
+    head = make_head(features, {"labels": examples.labels}, count)
+    kernel = np.pad(head["kernel"], ((0, 0), (0, classes - count)))
+    bias = np.pad(head["bias"], (0, classes - count), constant_values=MASKED)
+    dtype = params["embeddings"]["word"].dtype
+    head = {"kernel": kernel, "bias": bias}
+    return {**params, "classifier": {k: jnp.asarray(v, dtype)[None] for k, v in head.items()}}
+
+
+def _loss(model: Transformer, params: Params, examples: data.TokenizedTask) -> float:
+    """Return the mean loss of the classifier on the examples."""
+    loss_fn, total = jax.jit(classification_loss(model)), 0.0
+    for batch in data.supervised_eval_batches(examples, 64):
+        total += float(loss_fn(params, batch, None)[0]) * float(batch["example_mask"].sum())
+    return total / len(examples.labels)

@@ -1,0 +1,140 @@
+"""Train a network on one task's examples alone, by AdamW."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from metajax import data
+from metajax.data.batches import token_batch
+from metajax.data.packing import Shapes, plan_shapes
+from metajax.models import Transformer
+from metajax.runs.progress import progress
+from metajax.training.optimizer import adamw, learning_rate
+from metajax.types import Batch, Key, LossFn, Params
+
+_ROUNDING = 512  # Of the number of embedding rows, so that tasks share a compiled step.
+_PLANNED_STEPS = 32
+
+
+class Recipe(NamedTuple):
+    """How a network is trained on one task's examples.
+
+    Attributes:
+        make_loss: from the network to the loss.
+        rows: `(labels, seed, step, batch size) -> rows of a step`.
+        learning_rate: the peak of AdamW's, which warms up for a tenth of the steps and decays.
+        steps: number of steps.
+        batch_size: largest number of examples in a step.
+    """
+
+    make_loss: Callable[[Transformer], LossFn]
+    rows: Callable[[np.ndarray, int, int, int], np.ndarray]
+    learning_rate: float
+    steps: int
+    batch_size: int
+
+
+def train(
+    model: Transformer,
+    params: Params,
+    examples: data.TokenizedTask,
+    recipe: Recipe,
+    *,
+    seed: int,
+    what: str | None = None,
+    plan: Sequence[Shapes] = (),
+) -> tuple[Params, list[float]]:
+    """Train all parameters.
+
+    Only the embedding rows that the texts mention are trained: the others have no gradient.
+
+    Args:
+        model: the network.
+        params: its parameters.
+        examples: N examples.
+        recipe: loss, batches and optimizer.
+        seed: of the batches and of dropout.
+        what: name of the progress bar. None: no bar.
+        plan: shapes to pack batches to, from `plan_steps`. By default they fit the examples.
+
+    Returns:
+        The trained parameters, and the loss of each step.
+    """
+    kept, small = _mentioned(examples, params["embeddings"]["word"].shape[0])
+    plan = plan or plan_steps([small], recipe, seed)
+    optimizer, step = _compiled(model, recipe)
+    own = _with_table(params, params["embeddings"]["word"][kept])
+    own = jax.tree.map(jnp.array, own)  # Copies, because a step overwrites its arguments.
+    state, losses = optimizer.init(own), []
+    steps = range(recipe.steps)
+    for number in steps if what is None else progress(steps, what, "step"):
+        batch = data.packed_parts(_batch(small, recipe, seed, number), 1, plan)
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        part = {name: leaf[0] for name, leaf in batch.items()}
+        own, state, loss = step(own, state, part, key)
+        losses.append(loss)
+    table = params["embeddings"]["word"].at[kept].set(own["embeddings"]["word"])
+    return _with_table(own, table), [float(loss) for loss in losses]
+
+
+def plan_steps(
+    tasks: Sequence[data.TokenizedTask], recipe: Recipe, seed: int
+) -> tuple[Shapes, ...]:
+    """Choose the shapes of the batches of all these tasks."""
+    each = [
+        _batch(task, recipe, seed, number)["attention_mask"].sum(1)
+        for task in tasks
+        for number in range(min(recipe.steps, math.ceil(_PLANNED_STEPS / len(tasks))))
+    ]
+    longest = max(int(task.tokens.lengths.max()) for task in tasks)
+    return plan_shapes([(lengths[None],) for lengths in each], longest, recipe.steps)
+
+
+def _batch(
+    examples: data.TokenizedTask, recipe: Recipe, seed: int, step: int
+) -> dict[str, np.ndarray]:
+    """Return the padded batch of a step."""
+    size = min(recipe.batch_size, len(examples.labels))
+    rows = recipe.rows(examples.labels, seed, step, size)
+    longest = int(examples.tokens.lengths.max())
+    return token_batch(examples.tokens, rows, longest) | {"labels": examples.labels[rows]}
+
+
+def _mentioned(
+    examples: data.TokenizedTask, vocabulary: int
+) -> tuple[np.ndarray, data.TokenizedTask]:
+    """Return the rows of the table to keep, and the examples with places in them as tokens."""
+    unused = np.bincount(examples.tokens.input_ids.reshape(-1), minlength=vocabulary) == 0
+    count = min(vocabulary, -(-int((~unused).sum()) // _ROUNDING) * _ROUNDING)
+    kept = np.sort(np.argsort(unused, kind="stable")[:count])
+    places = np.searchsorted(kept, examples.tokens.input_ids).astype(np.int32)
+    return kept, examples._replace(tokens=examples.tokens._replace(input_ids=places))
+
+
+def _with_table(params: Params, table: jax.Array) -> Params:
+    return {**params, "embeddings": {**params["embeddings"], "word": table}}
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(
+    model: Transformer, recipe: Recipe
+) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
+    """Return the optimizer, and `(params, state, batch, key) -> (params, state, loss)`."""
+    schedule = learning_rate(recipe.learning_rate, recipe.steps, math.ceil(recipe.steps / 10))
+    fixed = () if model.uses_pooler else ("pooler/",)
+    optimizer = adamw(schedule, weight_decay=0.01, clip_norm=1.0, fixed=fixed)
+    loss_fn = recipe.make_loss(model)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Params, state: Any, batch: Batch, key: Key) -> tuple[Params, Any, jax.Array]:
+        loss, grads = jax.value_and_grad(lambda params: loss_fn(params, batch, key)[0])(params)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    return optimizer, step

@@ -1,0 +1,125 @@
+"""`FewShotClassifier`: scikit-learn's conventions, and the same results as the command line."""
+
+import threading
+
+import numpy as np
+import pandas
+import pytest
+import sklearn.base
+import sklearn.model_selection
+import tiny
+
+import metajax
+from metajax.errors import InputError
+
+TEXTS = [f"w{topic} w{10 + number} w{topic}" for topic in range(3) for number in range(4)]
+LABELS = [topic for topic in (7, 5, 6) for _ in range(4)]
+NEW = ["w2 w50 w2", "w0 w51", "w1 w52 w1"]
+
+
+@pytest.fixture(scope="module")
+def fitted(material):
+    return metajax.FewShotClassifier(str(material.bert), method="linear").fit(TEXTS, LABELS)
+
+
+def test_it_labels_texts_with_the_given_labels(fitted):
+    assert fitted.classes_.tolist() == [5, 6, 7]
+    shares = fitted.predict_proba(NEW)
+    assert shares.shape == (3, 3)
+    np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-12)
+    assert fitted.predict(NEW).tolist() == fitted.classes_[shares.argmax(1)].tolist()
+    assert fitted.score(TEXTS, LABELS) == np.mean(fitted.predict(TEXTS) == LABELS) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("method", "flags"),
+    [("steps", ()), ("contrastive", ("--method", "contrastive"))],
+)
+def test_it_is_what_the_command_line_does(material, tmp_path, method, flags):
+    names = [f"label{label}" for label in LABELS]
+    file = tiny.write_rows(tmp_path / "examples.csv", list(zip(TEXTS, names)))
+    texts = tmp_path / "new.txt"
+    texts.write_text("\n".join(NEW) + "\n")
+    where = ("--model", material.bert, "--tasks", file, "--workdir", tmp_path / "run")
+    tiny.succeed("adapt", *where, *flags)
+    lines = tiny.succeed("predict", "--model", tmp_path / "run", "--input", texts).splitlines()
+    expected = [line.split("\t") for line in lines]
+    classifier = metajax.FewShotClassifier(str(material.bert), method=method).fit(TEXTS, names)
+    shares = classifier.predict_proba(NEW)
+    assert classifier.predict(NEW).tolist() == [label for label, _ in expected]
+    np.testing.assert_allclose(shares.max(1), [float(share) for _, share in expected], atol=6e-5)
+
+
+def test_it_has_the_conventions_of_scikit_learn(fitted, material):
+    assert sklearn.base.is_classifier(fitted)
+    copy = sklearn.base.clone(fitted)
+    assert copy.get_params() == fitted.get_params()
+    with pytest.raises(sklearn.exceptions.NotFittedError):
+        copy.predict(NEW)
+    scores = sklearn.model_selection.cross_val_score(copy, np.array(TEXTS), LABELS, cv=2)
+    assert scores.shape == (2,)
+    assert fitted.set_params(batch_size=2).predict(NEW).shape == (3,)
+
+
+def test_texts_come_as_columns_and_arrays(fitted):
+    expected = fitted.predict_proba(NEW)
+    for given in (pandas.Series(NEW, index=[5, 3, 1]), np.array(NEW), np.array(NEW, object)):
+        np.testing.assert_array_equal(fitted.predict_proba(given), expected)
+    frame = pandas.DataFrame({"text": TEXTS, "label": LABELS})
+    again = sklearn.base.clone(fitted).fit(frame["text"], frame["label"])
+    np.testing.assert_array_equal(again.predict_proba(NEW), expected)
+
+
+def test_pairs_are_tuples(material):
+    pairs = list(zip(TEXTS, reversed(TEXTS)))
+    classifier = metajax.FewShotClassifier(str(material.bert), method="prototypes")
+    classifier.fit(pairs, LABELS)
+    assert classifier.predict(pairs[:2]).shape == (2,)
+    np.testing.assert_array_equal(
+        classifier.predict_proba(np.array(pairs)), classifier.predict_proba(pairs)
+    )
+    with pytest.raises(InputError, match="has single texts, but the model was trained on pairs"):
+        classifier.predict(TEXTS)
+
+
+def test_save_and_load_keep_labels_and_results(fitted, tmp_path):
+    fitted.save(tmp_path / "saved")
+    again = metajax.FewShotClassifier.load(tmp_path / "saved")
+    assert again.get_params() == fitted.get_params()
+    assert again.classes_.tolist() == fitted.classes_.tolist()
+    np.testing.assert_array_equal(again.predict_proba(NEW), fitted.predict_proba(NEW))
+    texts = tmp_path / "new.txt"
+    texts.write_text("\n".join(NEW) + "\n")
+    lines = tiny.succeed("predict", "--model", tmp_path / "saved", "--input", texts).splitlines()
+    assert [line.split("\t")[0] for line in lines] == list(map(str, fitted.predict(NEW)))
+
+
+def test_it_works_in_a_thread(fitted):
+    found = []
+    own = sklearn.base.clone(fitted)
+    thread = threading.Thread(target=lambda: found.append(own.fit(TEXTS, LABELS).predict(NEW)))
+    thread.start()
+    thread.join()
+    np.testing.assert_array_equal(found[0], fitted.predict(NEW))
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "said"),
+    [
+        ("w1 w2", [1], "single string; give a list"),
+        ([], [], "are empty; give at least one"),
+        (["w1", None], [1, 2], "number 1 is None, not a text"),
+        (["w1", " "], [1, 2], "number 1 is ' ', not a text"),
+        (["w1", ("w1", "w2")], [1, 2], "number 1 has 2 texts, unlike the first"),
+        (["w1", "w2"], [1], "2 texts have 1 labels; give one each"),
+        (["w1", "w2"], [1, 1], "only 1 class"),
+    ],
+)
+def test_bad_input_is_named(material, texts, labels, said):
+    with pytest.raises(InputError, match=said):
+        metajax.FewShotClassifier(str(material.bert)).fit(texts, labels)
+
+
+def test_an_unknown_method_is_named(material):
+    with pytest.raises(InputError, match="method is 'best'; it has to be one of steps, contras"):
+        metajax.FewShotClassifier(str(material.bert), method="best").fit(TEXTS, LABELS)

@@ -1,0 +1,169 @@
+"""Training on one task's examples, against the same training written out."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from sklearn.linear_model import LogisticRegression
+
+from metajax import data
+from metajax.commands.evaluate import evaluate
+from metajax.config.groups import ModelSettings
+from metajax.config.inner import InnerSettings
+from metajax.config.settings import EvaluateSettings
+from metajax.models import Transformer
+from metajax.runs import methods, support_training
+from metajax.runs.eval_set import choose_protocol
+from metajax.runs.features import features_of, logistic_head
+from metajax.runs.few_shot import open_few_shot
+from metajax.runs.support_training import train
+from metajax.runs.task_data import load
+
+LABELS = np.array([2, 0, 1, 0, 2, 1, 0], np.int32)
+
+
+def examples_of(labels=LABELS, longest=9):
+    """Texts of different lengths; token 5 + row occurs in one text only."""
+    count, rng = len(labels), np.random.default_rng(0)
+    lengths = rng.integers(3, longest, count).astype(np.int32)
+    ids = rng.integers(40, 80, (count, longest)).astype(np.int32)
+    ids[:, 1] = 5 + np.arange(count)
+    ids[np.arange(longest) >= lengths[:, None]] = 0
+    tokens = data.Tokens(ids, np.zeros_like(ids, np.int8), lengths, truncated=0)
+    names = tuple(map(str, range(labels.max() + 1)))
+    return data.TokenizedTask("texts", tokens, labels, names, ())
+
+
+def padded(examples, rows):
+    tokens = examples.tokens
+    mask = (np.arange(tokens.input_ids.shape[1]) < tokens.lengths[rows, None]).astype(np.int32)
+    batch = {"input_ids": tokens.input_ids[rows], "attention_mask": mask}
+    return batch | {"token_type_ids": 0 * mask, "labels": examples.labels[rows]}
+
+
+def without_dropout(config=tiny.CONFIG):
+    return dataclasses.replace(
+        config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout=0.0
+    )
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("kind", ["contrastive", "finetune"])
+def test_training_is_adamw_on_padded_batches(kind):
+    """The unused pooler stays."""
+    model = Transformer(without_dropout(), "classification", "mean", 2.0, num_labels=(3,))
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model.init(jax.random.key(0)))
+    if kind == "contrastive":
+        params.pop("classifier")
+    recipe = methods.RECIPES[kind]._replace(steps=4, batch_size=5, learning_rate=0.01)
+    examples = examples_of()
+    found, losses = train(model, params, examples, recipe, seed=3)
+
+    expected, loss_fn = params, recipe.make_loss(model)
+    rates = [0.0, 0.01, 0.01 * 2 / 3, 0.01 / 3]  # A step of warm-up, then down to zero.
+    scale = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
+    state = scale.init(params)
+    for step, rate in enumerate(rates):
+        batch = padded(examples, recipe.rows(LABELS, 3, step, 5))
+        loss, grads = jax.value_and_grad(lambda p: loss_fn(p, batch, None)[0])(expected)  # noqa: B023
+        np.testing.assert_allclose(losses[step], loss, rtol=1e-7)  # Rates are float32.
+        updates, state = scale.update(grads, state)
+
+        def move(path, leaf, update):
+            name = jax.tree_util.keystr(path)
+            decay = 0 if "bias" in name or "norm" in name or "pooler" in name else 0.01
+            return leaf - rate * (update + decay * leaf)  # noqa: B023
+
+        expected = jax.tree_util.tree_map_with_path(move, expected, updates)
+    word, own = (tree["embeddings"].pop("word") for tree in (found, expected))
+    # All rows of a small table are trained; those that no text mentions only decay.
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-8)
+    jax.tree.map(close, (word, found), (own, expected))
+
+
+def test_tokens_that_no_text_has_keep_their_embeddings(monkeypatch):
+    monkeypatch.setattr(support_training, "_ROUNDING", 10)
+    model = Transformer(tiny.CONFIG, pooling="mean")
+    params, examples = model.init(jax.random.key(0)), examples_of()
+    recipe = methods.RECIPES["contrastive"]._replace(steps=2, batch_size=5)
+    found, _ = train(model, params, examples, recipe, seed=0)
+    mentioned = np.unique(examples.tokens.input_ids)
+    word, start = (np.asarray(tree["embeddings"]["word"]) for tree in (found, params))
+    changed = np.flatnonzero((word != start).any(1))
+    assert set(changed) >= set(mentioned)
+    assert len(changed) == -(-len(mentioned) // 10) * 10 < len(start)
+
+
+def test_contrastive_batches_have_several_examples_of_a_class():
+    labels = np.repeat(np.arange(30), 6).astype(np.int32)
+    seen = set()
+    for step in range(40):
+        rows = methods.class_rows(labels, seed=1, step=step, batch_size=24)
+        assert len(set(rows)) == 24
+        assert sorted(np.bincount(labels[rows])[np.bincount(labels[rows]) > 0]) == [4] * 6
+        np.testing.assert_array_equal(rows, methods.class_rows(labels, 1, step, 24))
+        seen |= set(rows.tolist())
+    assert len(seen) == len(labels)
+    few = methods.class_rows(np.array([0, 1, 0], np.int32), seed=0, step=0, batch_size=3)
+    assert sorted(few) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_a_logistic_head_has_the_probabilities_of_scikit_learn(classes):
+    rng = np.random.default_rng(0)
+    labels = np.arange(12) % classes
+    features, new = rng.normal(size=(12, 5)) + labels[:, None], rng.normal(size=(7, 5))
+    head = logistic_head(features, {"labels": labels}, classes)
+    shares = jax.nn.softmax(new @ head["kernel"] + head["bias"])
+    expected = LogisticRegression(max_iter=1000).fit(features, labels).predict_proba(new)
+    np.testing.assert_allclose(shares, expected, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def few_shot(tmp_path_factory):
+    directory = str(tiny.write_model(tmp_path_factory.mktemp("bert"), head="encoder"))
+    return open_few_shot(directory, ModelSettings(model=directory), InnerSettings(), 3)
+
+
+@pytest.mark.parametrize("method", methods.TRAINED)
+def test_a_class_without_examples_is_never_predicted(few_shot, method):
+    examples = examples_of(np.array([0, 1, 0, 1], np.int32))
+    params, _ = methods.train_on(few_shot, examples, method)
+    logits = few_shot.model(params, padded(examples, np.arange(4))).logits
+    assert logits.shape == (4, 3)
+    assert logits[:, 2].max() < -1e6
+
+
+def test_features_come_in_the_order_of_the_texts(few_shot):
+    examples = examples_of()
+    found = features_of(few_shot.model, few_shot.params, examples, batch_size=3)
+    expected = few_shot.model.features(few_shot.params, padded(examples, np.arange(7)))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["contrastive", "finetune"])
+def test_evaluate_trains_on_each_support_set(few_shot, material, method):
+    settings = EvaluateSettings(
+        model=str(few_shot.model.source),
+        tasks=(str(material.intents),),
+        methods=(method, "linear"),
+        **{"ways": 3, "shots": 2, "queries": 3, "episodes": 3},
+    )
+    rows = evaluate(settings)
+    assert [row.method for row in rows] == [method, "linear"]
+    eval_set = choose_protocol(settings, load(settings, split="train")).open(few_shot.model, 32)
+    (episodes,) = eval_set.episodes
+    for t, accuracy in enumerate(rows[0].accuracies):
+        own = eval_set.examples[episodes.task[t]]
+        support = data.take_examples(own, episodes.support[t])._replace(
+            labels=episodes.support_labels[t]
+        )
+        params, _ = methods.train_on(few_shot, support, method)
+        batch = padded(own, episodes.query[t])
+        guesses = few_shot.model(params, batch).logits.argmax(1)
+        assert accuracy == pytest.approx(np.mean(guesses == episodes.query_labels[t]))
