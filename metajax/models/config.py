@@ -6,7 +6,8 @@ from typing import Any
 
 from metajax.errors import InputError
 from metajax.models.config_values import completed, read_value
-from metajax.models.families import Family, family_of
+from metajax.models.families import family_of
+from metajax.models.family import Family
 from metajax.models.rotary import RopeScaling
 
 # Keys that change the network if they are set.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from metajax.errors import InputError
-from metajax.models.families import Family
+from metajax.models.family import Family
 from metajax.models.rotary import read_rope
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")

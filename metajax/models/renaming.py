@@ -7,7 +7,8 @@ from typing import TypeVar
 import numpy as np
 
 from metajax.errors import InputError
-from metajax.models.families import FAMILIES, Family
+from metajax.models.families import FAMILIES
+from metajax.models.family import Family
 from metajax.models.stored import Stored
 
 Tensor = TypeVar("Tensor", np.ndarray, Stored)
