@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
+from transformers.models.llama import modeling_llama as llama
 
 from metajax.models import TransformerConfig, from_pretrained
 from metajax.models.families import FAMILIES
@@ -41,10 +42,15 @@ CHANGES: dict[str, dict[str, Any]] = {
     "mpnet": {"pad_token_id": 1, "type_vocab_size": 0},
     "electra": {"embedding_size": 64},
     "gpt2": {"type_vocab_size": 0},
+    "deberta-v2": {"type_vocab_size": 0, "position_buckets": 32},
+    "modernbert": {
+        **{"type_vocab_size": 0, "hidden_dropout_prob": 0.0, "local_attention": 16},
+        **dict.fromkeys(("norm_bias", "mlp_bias", "classifier_bias"), False),
+    },
     **{
         name: {"hidden_act": "silu", "num_key_value_heads": 2, **family.fixed}
         for name, family in FAMILIES.items()
-        if family.rotary
+        if family.block == "llama"
     },
 }
 
@@ -99,22 +105,32 @@ class Float64Torch:
 
 
 @contextlib.contextmanager
-def float64_rotations(kind: Any) -> Iterator[None]:
-    """Let transformers load and run a network of Llama's shape in float64 throughout."""
+def in_float64(kind: Any) -> Iterator[None]:
+    """Let transformers load and run a network in float64 throughout."""
     names = (kind.__module__, "transformers.modeling_rope_utils")
     modules: list[Any] = [importlib.import_module(name) for name in names]
+    own = vars(modules[0]).get("apply_rotary_pos_emb")
     try:
         for module in modules:
             module.torch = Float64Torch()
+        if own is not None:  # ModernBERT's narrows to float32.
+            modules[0].apply_rotary_pos_emb = llama.apply_rotary_pos_emb
         yield
     finally:
+        if own is not None:
+            modules[0].apply_rotary_pos_emb = own
         for module in modules:
             module.torch = torch
 
 
 def widen_rotation(theirs: Any) -> None:
-    """Compute the frequencies again, within `float64_rotations`: loading narrows them."""
+    """Compute the frequencies again, within `in_float64`: loading narrows them."""
     rotary = getattr(theirs, "model", theirs).rotary_emb
+    if isinstance(rotary.rope_type, dict):  # ModernBERT's, for each kind of layers.
+        for kind in rotary.rope_type:
+            own = rotary.compute_default_rope_parameters(theirs.config, layer_type=kind)[0]
+            setattr(rotary, f"{kind}_inv_freq", own)
+        return
     scaled = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS
     compute = scaled.get(rotary.rope_type, rotary.compute_default_rope_parameters)
     rotary.inv_freq = compute(theirs.config)[0]
@@ -137,8 +153,7 @@ def difference(directory: str, head: str, bits: int) -> float:
         kind = class_of(model.config.model_type, head)
         given = {key: torch.tensor(value).long() for key, value in batch.items()}
         name = "last_hidden_state" if head == "encoder" else "logits"
-        wide = bits == 64 and model.config.family.rotary
-        with float64_rotations(kind) if wide else contextlib.nullcontext():
+        with in_float64(kind) if bits == 64 else contextlib.nullcontext():
             expected = run_theirs(kind, directory, bits, given)[name].numpy()
         params = jax.tree.map(lambda leaf: leaf.astype(f"float{bits}"), params)
         model = model.replace(dtype=jnp.dtype(f"float{bits}"))

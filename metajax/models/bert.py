@@ -23,7 +23,7 @@ from metajax.platforms import target_platform
 class Embeddings(nnx.Module):
     """Add word, position and token-type embeddings, and normalize them except in a decoder.
 
-    A model with rotary positions has no position embeddings.
+    A model whose positions are rotations or relative has no position embeddings.
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
@@ -35,12 +35,12 @@ class Embeddings(nnx.Module):
 
         self.positions = config.max_position_embeddings
         self.word = table(config.vocab_size)
-        if not config.family.rotary:
+        if config.family.position_table:
             self.position = table(self.positions)
         if config.type_vocab_size:
             self.token_type = table(config.type_vocab_size)
         if not config.family.decoder:
-            self.norm = LayerNorm(size, config.layer_norm_eps)
+            self.norm = LayerNorm(size, config.layer_norm_eps, bias=config.norm_bias)
         if config.embedding_size:
             scale = config.initializer_range
             self.project = Dense(size, config.hidden_size, scale, rngs=rngs)
@@ -87,7 +87,7 @@ class Block(nnx.Module):
         self.down = Dense(inner, hidden, scale, rngs=rngs)
         self.output_norm = LayerNorm(hidden, config.layer_norm_eps)
 
-    def __call__(self, x_BxLxH: jax.Array, bias: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x_BxLxH: jax.Array, bias: Any, key: jax.Array | None) -> jax.Array:
         """Apply the layer to `[B, L, H]`, with the bias of `attention_bias`."""
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         rate = self.config.hidden_dropout_prob
@@ -96,7 +96,7 @@ class Block(nnx.Module):
         return self.output_norm(x_BxLxH + dropout(self.feed_forward(x_BxLxH), rate, keys[2]))
 
     @jax.named_scope("attention")
-    def attend(self, x_BxLxH: jax.Array, bias: jax.Array, key: jax.Array | None) -> jax.Array:
+    def attend(self, x_BxLxH: jax.Array, bias: Any, key: jax.Array | None) -> jax.Array:
         """Return the attended values of all heads `[B, L, H]`, before the output layer."""
         B, L, H = x_BxLxH.shape
         N = self.config.num_attention_heads
@@ -122,6 +122,11 @@ _CHUNK_TOKENS = {"cpu": 256}
 _CHUNK_TOKENS_ELSEWHERE = 4096
 
 
+def count_blocks(layers: Any) -> int:
+    """Return the number of blocks, stacked `[N, ...]` or in a list."""
+    return len(layers) if isinstance(layers, list) else jax.tree.leaves(layers)[0].shape[0]
+
+
 def run_blocks(
     graph: Any,
     layers: Any,
@@ -131,6 +136,7 @@ def run_blocks(
     *,
     remat: bool,
     shared: jax.Array | None = None,
+    first: int | None = None,
 ) -> jax.Array:
     """Run the blocks `[B, L, H]`: a scan over stacked ones, a loop over separate ones.
 
@@ -145,14 +151,17 @@ def run_blocks(
             rows at a time. Without remat, matrix products are kept too, and only elementwise work
             is repeated. On a CPU this is 20% faster than keeping everything in memory.
         shared: what a block also gets, the same for all rows; its context is then a pair.
+        first: the number of the first of these blocks, if blocks differ by their number; the
+            context of each is then a pair with its number in front.
     """
-    separate = isinstance(layers, list)
-    count = len(layers) if separate else jax.tree.leaves(layers)[0].shape[0]
+    separate, count = isinstance(layers, list), count_blocks(layers)
     keys = None if rng is None else jax.random.split(rng, count)
+    numbers = None if first is None else first + jnp.arange(count)
 
     def block(layer: Any, x_BxLxH: jax.Array, context: Any, shared: Any) -> jax.Array:
-        params, key = layer
+        params, key, number = layer
         context = context if shared is None else (context, shared)
+        context = context if number is None else (number, context)
         return nnx.merge(graph, params)(x_BxLxH, context, key)
 
     policy = None if remat else jax.checkpoint_policies.dots_saveable
@@ -174,7 +183,8 @@ def run_blocks(
         return done.reshape(x_BxLxH.shape), None
 
     if separate:
-        for number, params in enumerate(layers):
-            x_BxLxH, _ = run(x_BxLxH, (params, None if keys is None else keys[number]))
+        for index, params in enumerate(layers):
+            key, number = (None if each is None else each[index] for each in (keys, numbers))
+            x_BxLxH, _ = run(x_BxLxH, (params, key, number))
         return x_BxLxH
-    return jax.lax.scan(run, x_BxLxH, (layers, keys))[0]
+    return jax.lax.scan(run, x_BxLxH, (layers, keys, numbers))[0]

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from metajax.errors import InputError
 from metajax.models.config_values import completed, read_value
@@ -30,8 +30,12 @@ _OF_SOME = {
     "eos_token_id": "pad_token_id",
     "num_key_value_heads": "num_attention_heads",
 }
-# Fields that only Llama's families have a setting for.
-_OF_LLAMA = ("head_dim", "attention_bias", "sliding_window", "rope_theta", "rope_scaling")
+# Fields that only some families have a setting for; the others have the default.
+_OF_OTHERS = (
+    *("head_dim", "attention_bias", "sliding_window", "rope_theta", "rope_scaling"),
+    *("local_rope_theta", "global_attn_every_n_layers", "local_attention", "norm_bias"),
+    *("mlp_bias", "classifier_bias", "decoder_bias", "classifier_pooling", "position_buckets"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +66,24 @@ class TransformerConfig:
         bos_token_id: id of the first token, used only by transformers; None: `pad_token_id`.
         eos_token_id: id of the last token, or several, likewise.
         model_type: the family: "bert", "roberta", "xlm-roberta", "distilbert", "mpnet", "electra",
-            "gpt2", "llama", "mistral", "qwen2" or "qwen3". The following are for the last four.
-        num_key_value_heads: heads of keys and values, which several query heads share; None:
-            `num_attention_heads`.
+            "gpt2", "llama", "mistral", "qwen2", "qwen3", "modernbert" or "deberta-v2".
+        num_key_value_heads: of a llama, mistral, qwen2 or qwen3, like the following: heads of keys
+            and values, which several query heads share; None: `num_attention_heads`.
         head_dim: features of a head; None: H / `num_attention_heads`.
         attention_bias: whether the dense layers of attention have biases (in a qwen2, not the last
             one).
         sliding_window: the last tokens that a token sees, itself among them; None: all.
-        rope_theta: the base of the rotary positions.
+        rope_theta: the base of the rotary positions (in a modernbert, of global attention).
         rope_scaling: their scaling, if any.
+        local_rope_theta: of a modernbert, like the following: the base in local attention.
+        global_attn_every_n_layers: every how many blocks attention is global, from the first on.
+        local_attention: width of the window around a token that local attention sees.
+        norm_bias: whether norms have biases.
+        mlp_bias: whether the feed-forward layers have biases.
+        classifier_bias: whether the dense layer before a head's norm has a bias.
+        decoder_bias: whether the masked-LM head's decoder has a bias.
+        classifier_pooling: what the pooler reads: "cls" (the first token) or "mean".
+        position_buckets: of a deberta-v2: the embeddings of distances in each direction.
 
     Examples:
         >>> from metajax.models import TransformerConfig
@@ -108,6 +121,15 @@ class TransformerConfig:
     sliding_window: int | None = None
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    local_rope_theta: float = 10000.0
+    global_attn_every_n_layers: int = 3
+    local_attention: int = 128
+    norm_bias: bool = True
+    mlp_bias: bool = True
+    classifier_bias: bool = True
+    decoder_bias: bool = True
+    classifier_pooling: Literal["cls", "mean"] = "cls"
+    position_buckets: int = 256
 
     @property
     def family(self) -> Family:
@@ -177,7 +199,8 @@ class TransformerConfig:
         values["max_position_embeddings"] += self.first_position
         for name, other in _OF_SOME.items():
             values[name] = values[other] if values[name] is None else values[name]
-        if self.classifier_dropout is None and "classifier_dropout" in self.family.settings:
+        own_rate = self.family.settings.get("classifier_dropout")
+        if self.classifier_dropout is None and own_rate in self.family.defaults:
             values["classifier_dropout"] = (
                 self.hidden_dropout_prob
             )  # In this family it cannot be null.
@@ -191,12 +214,17 @@ class TransformerConfig:
             for name, value in values.items()
             if name not in unsaid
         }
-        return spelled if self.family.rotary else {"position_embedding_type": "absolute", **spelled}
+        # The values that a model of this family needs, where transformers has others by default.
+        demanded = self.family.demanded.items()
+        spelled |= {key: only for key, only in demanded if key in self.family.defaults}
+        if not self.family.position_table:
+            return spelled
+        return {"position_embedding_type": "absolute", **spelled}
 
 
 def _unsaid(family: Family) -> set[str]:
     """Return the fields that config.json of a family has no setting for."""
-    return {*family.fixed, *_OF_SOME, *_OF_LLAMA} - family.settings.keys()
+    return {*family.fixed, *_OF_SOME, *_OF_OTHERS} - family.settings.keys()
 
 
 def _usable_positions(config: TransformerConfig, where: str) -> int:
@@ -214,6 +242,12 @@ def _usable_positions(config: TransformerConfig, where: str) -> int:
     if config.family.rotary and config.head_size % 2:
         raise InputError(
             f"{where}: head_dim is {config.head_size}; it has to be even for rotary positions"
+        )
+    largest = 2 * config.max_position_embeddings - 3
+    if config.family.block == "deberta" and not 2 <= config.position_buckets <= largest:
+        raise InputError(
+            f"{where}: position_buckets is {config.position_buckets}; with max_position_embeddings "
+            f"{config.max_position_embeddings}, it has to be from 2 to {largest}"
         )
     if config.head_dim is None and config.hidden_size % heads:
         raise InputError(

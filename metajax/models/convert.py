@@ -53,9 +53,12 @@ _TABLE: dict[Path, tuple[str, ...]] = {
     **_norm(("embeddings", "norm"), "embeddings.LayerNorm"),
     **_dense(("embeddings", "project"), "embeddings_project"),
     ("relative", "table"): ("encoder.relative_attention_bias.weight",),
+    **_norm(("relative", "norm"), "encoder.relative_norm"),
     **{path: tuple(f"encoder.layer.*.{name}" for name in names) for path, names in _LAYER.items()},
     **_norm(("final_norm",), "final_norm"),
     **_dense(("pooler",), "pooler.dense"),
+    **_dense(("pooler", "dense"), "pooler.dense"),
+    **_norm(("pooler", "norm"), "pooler.norm"),
     **_dense(("masked_lm", "dense"), "cls.predictions.transform.dense"),
     **_norm(("masked_lm", "norm"), "cls.predictions.transform.LayerNorm"),
     ("masked_lm", "bias"): ("cls.predictions.bias",),
@@ -72,7 +75,7 @@ _REQUIRED = ("embeddings", "relative", "layers", "final_norm")
 # Ignored without a message: buffers of old versions, the next-sentence head, and heads that were
 # not asked for. (A tied decoder repeats the embeddings.)
 _IGNORED = re.compile(
-    r"(embeddings\.position_ids|h\.\d+\.attn\.(masked_)?bias$|.*rotary_emb\.inv_freq$"
+    r"(embeddings\.position_(ids|embeddings)|mask_predictions\.|h\.\d+\.attn\.(masked_)?bias$|.*rotary_emb\.inv_freq$"
     r"|cls\.|classifier\.|projection\.|pooler\.|discriminator_predictions\.|generator_(predictions|lm_head)\."
     r"|qa_outputs\.|sequence_summary\.|multiple_choice_head\.)"
 )

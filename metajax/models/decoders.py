@@ -51,6 +51,8 @@ _GPT2 = Family(
     masked_lm=False,
     causal_lm="LMHeadModel",
     decoder=True,
+    block="gpt2",
+    final_norm=True,
 )
 _LLAMA = Family(
     classes="Llama",
@@ -92,6 +94,9 @@ _LLAMA = Family(
     masked_lm=False,
     causal_lm="ForCausalLM",
     decoder=True,
+    block="llama",
+    final_norm=True,
+    position_table=False,
     rotary=True,
 )
 _QWEN = _LLAMA._replace(

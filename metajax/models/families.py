@@ -36,6 +36,7 @@ _MPNET = _ROBERTA._replace(
         "encoder.layer.*.attention.output.dense": "encoder.layer.*.attention.attn.o",
         "encoder.layer.*.attention.output.LayerNorm": "encoder.layer.*.attention.LayerNorm",
     },
+    block="mpnet",
     relative=True,
 )
 _DISTILBERT = Family(
@@ -71,6 +72,109 @@ _DISTILBERT = Family(
     pooler=False,
     pooler_act="relu",
 )
+_DEBERTA = Family(
+    classes="DebertaV2",
+    prefix="deberta.",
+    settings={"classifier_dropout": "cls_dropout", "position_buckets": "position_buckets"},
+    fixed={"type_vocab_size": 0},
+    defaults={
+        "layer_norm_eps": 1e-7,
+        "position_buckets": -1,
+        "relative_attention": False,
+        "position_biased_input": True,
+        "share_att_key": False,
+        "norm_rel_ebd": "none",
+        "pos_att_type": [],
+    },
+    # As in all of DeBERTa-v3.
+    demanded={
+        "relative_attention": True,
+        "position_biased_input": False,
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+        "pos_att_type": ["c2p", "p2c"],
+        "max_relative_positions": -1,
+        "conv_kernel_size": 0,
+        "type_vocab_size": 0,
+        "pooler_dropout": 0,
+        "pooler_hidden_act": "gelu",
+        "tie_word_embeddings": True,
+    },
+    tensors={
+        "encoder.relative_attention_bias": "encoder.rel_embeddings",
+        "encoder.relative_norm": "encoder.LayerNorm",
+        "encoder.layer.*.attention.self.query": "encoder.layer.*.attention.self.query_proj",
+        "encoder.layer.*.attention.self.key": "encoder.layer.*.attention.self.key_proj",
+        "encoder.layer.*.attention.self.value": "encoder.layer.*.attention.self.value_proj",
+    },
+    # The same head, which transformers calls not legacy.
+    aliases={
+        "lm_predictions.lm_head.dense": "cls.predictions.transform.dense",
+        "lm_predictions.lm_head.LayerNorm": "cls.predictions.transform.LayerNorm",
+        "lm_predictions.lm_head": "cls.predictions",
+    },
+    classifier={"pooler.dense": "pooler.dense"},
+    pooler=False,
+    pooler_act="gelu",
+    block="deberta",
+    position_table=False,
+    relative=True,
+)
+_MODERNBERT = Family(
+    classes="ModernBert",
+    prefix="model.",
+    settings={
+        "hidden_act": "hidden_activation",
+        "hidden_dropout_prob": "mlp_dropout",
+        "embedding_dropout_prob": "embedding_dropout",
+        "attention_probs_dropout_prob": "attention_dropout",
+        "classifier_dropout": "classifier_dropout",
+        "layer_norm_eps": "norm_eps",
+        "rope_theta": "global_rope_theta",
+        **{name: name for name in ("bos_token_id", "eos_token_id", "attention_bias", "norm_bias")},
+        **{name: name for name in ("mlp_bias", "classifier_bias", "decoder_bias")},
+        **{name: name for name in ("local_attention", "local_rope_theta", "classifier_pooling")},
+        "global_attn_every_n_layers": "global_attn_every_n_layers",
+    },
+    fixed={"type_vocab_size": 0},
+    defaults={
+        **dict.fromkeys(("mlp_dropout", "embedding_dropout", "attention_dropout"), 0.0),
+        **dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), False),
+        "classifier_dropout": 0.0,
+        "norm_eps": 1e-5,
+        "global_rope_theta": 160000.0,
+        "bos_token_id": 50281,
+        "eos_token_id": 50282,
+        "pad_token_id": 50283,
+    },
+    demanded={"classifier_activation": "gelu"},
+    tensors={
+        "embeddings.word_embeddings": "embeddings.tok_embeddings",
+        "embeddings.LayerNorm": "embeddings.norm",
+        "encoder.layer.*.attention.self.query": "layers.*.attn.Wqkv",
+        "encoder.layer.*.attention.self.key": "layers.*.attn.Wqkv",
+        "encoder.layer.*.attention.self.value": "layers.*.attn.Wqkv",
+        "encoder.layer.*.attention.output.dense": "layers.*.attn.Wo",
+        "encoder.layer.*.attention.output.LayerNorm": "layers.*.attn_norm",
+        "encoder.layer.*.intermediate.dense": "layers.*.mlp.Wi",
+        "encoder.layer.*.output.dense": "layers.*.mlp.Wo",
+        "encoder.layer.*.output.LayerNorm": "layers.*.mlp_norm",
+        "cls.predictions.transform.dense": "head.dense",
+        "cls.predictions.transform.LayerNorm": "head.norm",
+        "cls.predictions.decoder": "decoder",
+        "cls.predictions.bias": "decoder.bias",
+    },
+    classifier={"pooler.dense": "head.dense", "pooler.norm": "head.norm"},
+    pooler=False,
+    pooler_act="gelu",
+    lm_act="gelu",
+    block="modernbert",
+    numbered=True,
+    position_table=False,
+    final_norm=True,
+    first_norm=False,
+    rotary=True,
+)
 
 
 FAMILIES = {
@@ -90,6 +194,8 @@ FAMILIES = {
         masked_lm=False,
     ),
     **DECODERS,
+    "modernbert": _MODERNBERT,
+    "deberta-v2": _DEBERTA,
 }
 
 

@@ -20,8 +20,9 @@ class Family(NamedTuple):
         demanded: the only supported values of settings that change the network, by the family's
             names.
         tensors: names of tensors (without `.weight` or `.bias`, unless they differ), from BERT's to
-            the family's. If several have the same name there, that tensor is split along its last
-            axis.
+            the family's. If several in a block have the same name there, that tensor is split along
+            the axis of its outputs; elsewhere, it is each of them.
+        aliases: other names that tensors have in files, from the family's to BERT's.
         transposed: whether the kernels of the layers are `[in, out]`, like those of metajax.
         classifier: like `tensors`, for a model with a classification head.
         classifier_bias: whether that head has a bias.
@@ -30,12 +31,17 @@ class Family(NamedTuple):
         lm_act: the activation of the masked-LM head; None is the encoder's.
         masked_lm: whether the family has a masked-LM head.
         positions_after_padding: whether the first token's position is `pad_token_id` + 1.
-        decoder: whether attention is causal, norms come before their layers (and one after the last
-            block instead of the embeddings), and classifiers read the last token without a pooler.
+        decoder: whether attention is causal, norms come before their layers (and not after
+            the embeddings), and classifiers read the last token without a pooler.
         causal_lm: the ending of the class with a causal-LM head; None: there is no such class.
-        rotary: whether the blocks are Llama's, and positions are rotations instead of a table.
+        block: whose blocks: "bert", "mpnet", "deberta", "gpt2", "llama" or "modernbert".
+        numbered: whether blocks differ by their number.
+        position_table: whether the embeddings have a table of positions.
+        final_norm: whether there is a norm after the last block.
+        first_norm: whether the first block normalizes what its attention reads.
+        rotary: whether positions are rotations.
         query_key_norm: whether Llama's blocks normalize queries and keys.
-        relative: whether attention also has a bias by relative position, the same in all blocks.
+        relative: whether all blocks share parameters about relative positions.
         output_bias: whether `attention_bias` is also about the output layer of attention.
     """
 
@@ -47,6 +53,7 @@ class Family(NamedTuple):
     derived: Mapping[str, tuple[int, str]] = {}
     demanded: Mapping[str, Any] = {}
     tensors: Mapping[str, str] = {}
+    aliases: Mapping[str, str] = {}
     transposed: bool = False
     classifier: Mapping[str, str] = {}
     classifier_bias: bool = True
@@ -57,6 +64,11 @@ class Family(NamedTuple):
     positions_after_padding: bool = False
     decoder: bool = False
     causal_lm: str | None = None
+    block: str = "bert"
+    numbered: bool = False
+    position_table: bool = True
+    final_norm: bool = False
+    first_norm: bool = True
     rotary: bool = False
     query_key_norm: bool = False
     relative: bool = False

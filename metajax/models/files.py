@@ -5,6 +5,7 @@ Nothing in a directory is ever executed: no remote code, no unpickling beyond pl
 
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -24,12 +25,14 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "spm.model",
     "special_tokens_map.json",
     "added_tokens.json",
 )
 # Adapters in PEFT's format.
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
+_SENTENCEPIECE = "spm.model"
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", _SENTENCEPIECE)
 _SMALL = ("config.json", "1_Pooling/config.json", *TOKENIZER_FILES)
 _SAFE = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors", *COMPANIONS)
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
@@ -266,6 +269,12 @@ def tokenizer(source: str | None) -> Any:
     # transformers makes an empty one where there is none.
     if not any((Path(source) / name).exists() for name in _VOCABULARIES):
         raise InputError(f"{source}: no usable tokenizer; add the model's tokenizer.json")
+    converts = not any((Path(source) / name).exists() for name in _VOCABULARIES[:-1])
+    if converts and importlib.util.find_spec("sentencepiece") is None:
+        raise InputError(
+            f"{source}: reading {_SENTENCEPIECE} needs sentencepiece; run pip install "
+            "sentencepiece, or add the model's tokenizer.json"
+        )
     import transformers
 
     try:

@@ -83,9 +83,10 @@ class MaskedLMHead(nnx.Module):
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         hidden, scale = config.hidden_size, config.initializer_range
         self.activation = config.family.lm_act or config.hidden_act
-        self.dense = Dense(hidden, hidden, scale, rngs=rngs)
-        self.norm = LayerNorm(hidden, config.layer_norm_eps)
-        self.bias = nnx.Param(jnp.zeros(config.vocab_size, jnp.float32))
+        self.dense = Dense(hidden, hidden, scale, rngs=rngs, bias=config.classifier_bias)
+        self.norm = LayerNorm(hidden, config.layer_norm_eps, bias=config.norm_bias)
+        if config.decoder_bias:
+            self.bias = nnx.Param(jnp.zeros(config.vocab_size, jnp.float32))
         if not config.tie_word_embeddings:
             self.decoder = nnx.Param(normal(rngs.params(), (hidden, config.vocab_size), scale))
 
@@ -100,7 +101,8 @@ class MaskedLMHead(nnx.Module):
         decoder_HxV = self.decoder[...] if hasattr(self, "decoder") else word_VxH.T
         logits_BxMxV = x_BxMxH @ decoder_HxV.astype(x_BxMxH.dtype)
         wide = at_least_float32(x_BxMxH.dtype)
-        return logits_BxMxV.astype(wide) + self.bias.astype(wide)
+        logits_BxMxV = logits_BxMxV.astype(wide)
+        return logits_BxMxV + self.bias.astype(wide) if hasattr(self, "bias") else logits_BxMxV
 
 
 class Projection(nnx.Module):

@@ -96,10 +96,11 @@ class Dense(nnx.Module):
 class LayerNorm(nnx.Module):
     """Normalize the last axis; the result has the dtype of x."""
 
-    def __init__(self, size: int, epsilon: float):
+    def __init__(self, size: int, epsilon: float, *, bias: bool = True):
         self.epsilon = epsilon
         self.scale = nnx.Param(jnp.ones(size, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(size, jnp.float32))
+        if bias:
+            self.bias = nnx.Param(jnp.zeros(size, jnp.float32))
 
     @jax.named_scope("layer_norm")
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -108,8 +109,10 @@ class LayerNorm(nnx.Module):
         centred = wide - wide.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
         normed = centred * jax.lax.rsqrt(variance + self.epsilon)
-        scale, bias = self.scale.astype(wide.dtype), self.bias.astype(wide.dtype)
-        return (normed * scale + bias).astype(x.dtype)
+        scaled = normed * self.scale.astype(wide.dtype)
+        if hasattr(self, "bias"):
+            scaled = scaled + self.bias.astype(wide.dtype)
+        return scaled.astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):

@@ -10,9 +10,9 @@ from flax import nnx
 from metajax.dtypes import at_least_float32
 from metajax.errors import InputError
 from metajax.models import files
-from metajax.models.attention import attention_bias
-from metajax.models.bert import run_blocks
+from metajax.models.bert import count_blocks, run_blocks
 from metajax.models.config import TransformerConfig
+from metajax.models.context import context_of, shared_of
 from metajax.models.contracts import (
     HEAD_KEY,
     Batch,
@@ -26,9 +26,7 @@ from metajax.models.contracts import (
 )
 from metajax.models.heads import pool, rescale
 from metajax.models.layers import ACTIVATION, dropout
-from metajax.models.llama import rotation_of
 from metajax.models.metadata import check_labels
-from metajax.models.mpnet import relative_bias
 from metajax.models.parts import adapters_in, graph_of, make_part
 from metajax.models.prefix import drop_prefix, show_prefix, unpack
 
@@ -119,10 +117,12 @@ class Transformer:
         """The top-level keys of the parameters."""
         tied = self.head == "causal_lm" and self.config.tie_word_embeddings
         head = None if tied else HEAD_KEY[self.head]
-        last = "final_norm" if self.config.family.decoder else "pooler"
+        family = self.config.family
+        last = ["final_norm"] if family.final_norm else []
+        last += [] if family.decoder else ["pooler"]
         between = ["projection"] if head == "classifier" and self.projection else []
-        shared = ["relative"] if self.config.family.relative else []
-        return ("embeddings", *shared, "layers", last, *between, *([head] if head else []))
+        shared = ["relative"] if family.relative else []
+        return ("embeddings", *shared, "layers", *last, *between, *([head] if head else []))
 
     def __call__(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> Outputs:
         """Run the model: a pure function that can be differentiated any number of times.
@@ -228,7 +228,13 @@ class Transformer:
         return nnx.merge(self._graph("relative"), params["relative"])()
 
     def run_layers(
-        self, params: Params, hidden: jax.Array, batch: Batch, rng: jax.Array | None = None
+        self,
+        params: Params,
+        hidden: jax.Array,
+        batch: Batch,
+        rng: jax.Array | None = None,
+        *,
+        first: int = 0,
     ) -> jax.Array:
         """Apply the blocks in `params["layers"]` to the result of `embed`.
 
@@ -238,19 +244,20 @@ class Transformer:
             hidden: the result of `embed`, or of other blocks.
             batch: its batch.
             rng: the key of dropout; None means none.
+            first: the number of the first of these blocks in the model.
         """
         batch = show_prefix(batch, hidden)
-        config, wide = self.config, at_least_float32(hidden.dtype)
-        causal, window = config.family.decoder, config.sliding_window
-        context: Any = attention_bias(batch, wide, causal=causal, window=window)
-        if config.family.rotary:
-            context = (context, *rotation_of(config, batch, hidden))
-        shared = self.relative(params, batch)
-        if shared is not None:
-            shared = relative_bias(shared.astype(wide), hidden.shape[1])
-        layers = params["layers"]
-        graph = self._graph("layers", adapters_in(layers))
-        return run_blocks(graph, layers, hidden, context, rng, remat=self.remat, shared=shared)
+        layers, relative = params["layers"], self.relative(params, batch)
+        return run_blocks(
+            self._graph("layers", adapters_in(layers)),
+            layers,
+            hidden,
+            context_of(self.config, batch, hidden),
+            rng,
+            remat=self.remat,
+            shared=None if relative is None else shared_of(self.config, relative, hidden),
+            first=first if self.config.family.numbered else None,
+        )
 
     def _encode(
         self, params: Params, batch: Batch, rng: jax.Array | None
@@ -264,9 +271,10 @@ class Transformer:
         embed_rng, layers_rng = (None, None) if rng is None else jax.random.split(rng)
         # If the first blocks are frozen, a batch may have their output.
         hidden = batch["hidden"] if "hidden" in batch else self.embed(params, batch, embed_rng)
-        hidden = self.run_layers(params, hidden, batch, layers_rng)
+        first = self.config.num_hidden_layers - count_blocks(params["layers"])
+        hidden = self.run_layers(params, hidden, batch, layers_rng, first=first)
         hidden = drop_prefix(hidden, batch)
-        if self.config.family.decoder:
+        if self.config.family.final_norm:
             hidden = nnx.merge(self._graph("final_norm"), params["final_norm"])(hidden)
         return hidden
 
@@ -275,9 +283,11 @@ class Transformer:
             return pool(self.pooling, hidden, batch)
         if self.config.family.decoder:
             return pool("last", hidden, batch)
-        activation = ACTIVATION[self.config.family.pooler_act]
         pooler = nnx.merge(self._graph("pooler"), params["pooler"])
-        return activation(pooler(pool("cls", hidden, batch)))
+        pooled = pooler(pool(self.config.classifier_pooling, hidden, batch))
+        if self.config.family.block == "modernbert":
+            return pooled
+        return ACTIVATION[self.config.family.pooler_act](pooled)
 
     def _part(self, name: str, rngs: nnx.Rngs) -> nnx.Module:
         return make_part(self.config, name, self.num_labels, self.projection, rngs)

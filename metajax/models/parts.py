@@ -9,11 +9,22 @@ from flax import nnx
 
 from metajax.models.bert import Block, Embeddings
 from metajax.models.config import TransformerConfig
+from metajax.models.deberta import DebertaBlock, RelativeEmbeddings
 from metajax.models.gpt2 import PreNormBlock
 from metajax.models.heads import ClassificationHeads, MaskedLMHead, Projection
 from metajax.models.layers import Dense, LayerNorm, RMSNorm
 from metajax.models.llama import LlamaBlock
+from metajax.models.modernbert import ModernBertBlock, PredictionHead
 from metajax.models.mpnet import MPNetBlock, RelativeTable
+
+_BLOCKS: dict[str, Any] = {
+    "bert": Block,
+    "mpnet": MPNetBlock,
+    "deberta": DebertaBlock,
+    "gpt2": PreNormBlock,
+    "llama": LlamaBlock,
+    "modernbert": ModernBertBlock,
+}
 
 
 def make_part(
@@ -34,17 +45,20 @@ def make_part(
     """
     if name == "embeddings":
         return Embeddings(config, rngs=rngs)
+    if name == "relative" and config.family.block == "deberta":
+        return RelativeEmbeddings(config, rngs=rngs)
     if name == "relative":
         return RelativeTable(config, rngs=rngs)
     if name == "layers":
         keys = jax.random.split(rngs.params(), config.num_hidden_layers)
-        block: Any = PreNormBlock if config.family.decoder else Block
-        block = LlamaBlock if config.family.rotary else block
-        block = MPNetBlock if config.family.relative else block
+        block = _BLOCKS[config.family.block]
         return nnx.vmap(lambda key: block(config, rngs=nnx.Rngs(params=key)))(keys)
+    if name == "final_norm" and config.family.block == "llama":
+        return RMSNorm(config.hidden_size, config.layer_norm_eps)
     if name == "final_norm":
-        norm = RMSNorm if config.family.rotary else LayerNorm
-        return norm(config.hidden_size, config.layer_norm_eps)
+        return LayerNorm(config.hidden_size, config.layer_norm_eps, bias=config.norm_bias)
+    if name == "pooler" and config.family.block == "modernbert":
+        return PredictionHead(config, rngs=rngs)
     if name == "pooler":
         size, scale = config.hidden_size, config.initializer_range
         return Dense(size, size, scale, rngs=rngs)

@@ -13,6 +13,7 @@ from metajax.models.stored import Stored
 
 Tensor = TypeVar("Tensor", np.ndarray, Stored)
 _TABLE = "embeddings.word_embeddings"  # Every model has one.
+_FIRST_NORM = "encoder.layer.0.attention.output.LayerNorm"
 
 
 def unwrapped(tensors: Mapping[str, Stored], model_type: str, where: str) -> Mapping[str, Stored]:
@@ -54,18 +55,24 @@ def to_bert(tensors: Mapping[str, Stored], model_type: str, offset: int) -> dict
     names: dict[str, list[str]] = {}
     for ours, theirs in {**family.tensors, **family.classifier}.items():
         names.setdefault(theirs, []).append(ours)
-    renamed = {}
-    # A classifier's replacement of the pooler comes after the pooler and overwrites it.
-    for name in sorted(tensors, key=lambda name: _stem(name) in family.classifier.values()):
+    names |= {theirs: [ours] for theirs, ours in family.aliases.items()}
+    renamed: dict[str, Stored] = {}
+    # A classifier's replacement of the pooler comes after the pooler and overwrites it. In a family
+    # without poolers, a pooler is in a file of its own, and comes last.
+    last = lambda name: (_stem(name) in family.classifier.values()) == family.pooler  # noqa: E731
+    for name in sorted(tensors, key=last):
         several = _translate(name.removeprefix(family.prefix), names)
-        for ours, part in zip(several, tensors[name].split(len(several))):
-            renamed[ours] = _turned(part, ours, family)
+        renamed |= dict(zip(several, _split(tensors[name], several, family)))
     if "embeddings.position_embeddings.weight" in renamed:
         table = renamed["embeddings.position_embeddings.weight"]
         renamed["embeddings.position_embeddings.weight"] = table.map(lambda rows: rows[offset:])
     if "classifier.weight" in renamed and not family.classifier_bias:
         shape = renamed["classifier.weight"].shape[:1]
         renamed["classifier.bias"] = Stored.of(np.zeros(shape, np.float32))
+    if not family.first_norm:
+        for kind in {"weight", "bias"} & {_kind(name) for name in renamed if "final_norm." in name}:
+            filled = np.full(renamed[f"final_norm.{kind}"].shape, kind == "weight", np.float32)
+            renamed[f"{_FIRST_NORM}.{kind}"] = Stored.of(filled)
     return renamed
 
 
@@ -82,19 +89,25 @@ def from_bert(
     """
     family = FAMILIES[model_type]
     parts_of: dict[str, list[np.ndarray]] = {}
+    ours = {}
     for name, value in tensors.items():
         if name == "classifier.bias" and not family.classifier_bias:
+            continue
+        if _stem(name) == _FIRST_NORM and not family.first_norm:
             continue
         if offset and name == "embeddings.position_embeddings.weight":
             value = np.concatenate([np.zeros_like(value, shape=(offset, value.shape[1])), value])
         theirs = family_name(name, model_type, head)
         # Outside the layers two names hold one tensor twice: the bias of an untied decoder.
         before = parts_of.get(theirs, []) if name.startswith("encoder.layer.") else []
-        parts_of[theirs] = [*before, _turned(value, name, family)]
+        parts_of[theirs], ours[theirs] = [*before, value], name
+    whole = {
+        name: np.concatenate(parts) if parts[1:] else parts[0] for name, parts in parts_of.items()
+    }
     # safetensors writes the memory of an array and ignores its strides.
     return {
-        name: np.ascontiguousarray(np.concatenate(parts, axis=-1) if parts[1:] else parts[0])
-        for name, parts in parts_of.items()
+        name: np.ascontiguousarray(_turned(value, ours[name], family))
+        for name, value in whole.items()
     }
 
 
@@ -112,6 +125,13 @@ def family_name(name: str, model_type: str, head: str) -> str:
     outside = name.startswith(("cls.", "classifier.")) or _stem(name) in of_head
     prefix = "" if outside or head == "encoder" else family.prefix
     return prefix + _translate(name, names)[0]
+
+
+def _split(tensor: Stored, ours: list[str], family: Family) -> list[Stored]:
+    """The tensors of BERT's names `ours` from one that joins them, or that is each of them."""
+    if not ours[0].startswith("encoder.layer."):
+        return [tensor] * len(ours)
+    return _turned(tensor, ours[0], family).split(len(ours))
 
 
 def _turned(value: Tensor, name: str, family: Family) -> Tensor:
@@ -133,3 +153,7 @@ def _translate(name: str, names: Mapping[str, list[str]]) -> list[str]:
 
 def _stem(name: str) -> str:
     return name.rpartition(".")[0]
+
+
+def _kind(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -134,7 +134,8 @@ def _weights(
         head = "encoder"
     if "pooler" in params and (head == "masked_lm" or (head == "encoder" and not family.pooler)):
         aside["pooler.safetensors"] = _take(main, "pooler.")
-    if "decoder" in params.get("masked_lm", {}):  # Then the decoder also has a separate bias
+    # An untied decoder also has a separate bias.
+    if {"decoder", "bias"} <= params.get("masked_lm", {}).keys():
         main["cls.predictions.decoder.bias"] = main["cls.predictions.bias"].copy()
     if head == "classification":
         for name in ("weight", "bias"):

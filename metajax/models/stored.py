@@ -52,10 +52,10 @@ class Stored:
         return Stored(change(view).shape, lambda: change(self.read()))
 
     def split(self, count: int) -> list["Stored"]:
-        """Split the last axis as `np.array_split` does."""
+        """Split the first axis as `np.array_split` does."""
         if not self.ndim:
             return [self]
-        part = lambda i: lambda value: np.array_split(value, count, axis=-1)[i]  # noqa: E731
+        part = lambda i: lambda value: np.array_split(value, count)[i]  # noqa: E731
         return [self.map(part(i)) for i in range(count)]
 
 

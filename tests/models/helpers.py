@@ -21,7 +21,22 @@ TINY = TransformerConfig(
 )
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3")
 # Settings of tiny encoders whose blocks are not BERT's.
-ENCODERS = {"mpnet": {"pad_token_id": 1, "type_vocab_size": 0}}
+ENCODERS = {
+    "mpnet": {"pad_token_id": 1, "type_vocab_size": 0},
+    "deberta-v2": {"type_vocab_size": 0, "position_buckets": 8},
+    # Its last block is global but not the first, and its biases are as in the released models.
+    "modernbert": {
+        "type_vocab_size": 0,
+        "num_hidden_layers": 3,
+        "global_attn_every_n_layers": 2,
+        "local_attention": 4,
+        "rope_theta": 50.0,
+        "local_rope_theta": 7.0,
+        "classifier_pooling": "mean",
+        "classifier_dropout": 0.0,
+        **dict.fromkeys(("norm_bias", "mlp_bias", "classifier_bias"), False),
+    },
+}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(26))]
 
 
@@ -69,7 +84,12 @@ def make_params(model: Transformer, seed=0, dtype=jnp.float32):
         one = path[-1].key == "scale"
         return jnp.asarray(one + 0.2 * random.standard_normal(leaf.shape), dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0)))
+    template = jax.eval_shape(model.init, jax.random.key(0))
+    params = jax.tree_util.tree_map_with_path(draw, template)
+    if not model.config.family.first_norm:  # Its parameters have no effect, and are not saved.
+        norm = params["layers"]["attention_norm"]
+        norm |= {name: leaf.at[0].set(name == "scale") for name, leaf in norm.items()}
+    return params
 
 
 def write_directory(directory: Path, tensors, config=None, **changes):

@@ -40,8 +40,21 @@ OTHERS = {
     "sliding_window": 11,
     "rope_theta": 123.0,
     "rope_scaling": RopeScaling("linear", 3.0),
+    "local_rope_theta": 124.0,
+    "global_attn_every_n_layers": 2,
+    "local_attention": 14,
+    "norm_bias": True,
+    "mlp_bias": True,
+    "classifier_bias": True,
+    "decoder_bias": False,
+    "classifier_pooling": "mean",
+    "position_buckets": 6,
 }
-ROPE = {"rope_theta": 123.0, "rope_type": "linear", "factor": 3.0}
+ROPE = {key: {"rope_theta": 123.0, "rope_type": "linear", "factor": 3.0} for key in LLAMAS}
+ROPE["modernbert"] = {
+    "full_attention": {"rope_theta": 123.0, "rope_type": "default"},
+    "sliding_attention": {"rope_theta": 124.0, "rope_type": "default"},
+}
 # By BERT's names, which transformers' configurations of other families mostly know too.
 THEIR_NAMES = {
     "bert": {},
@@ -55,6 +68,14 @@ THEIR_NAMES = {
         "classifier_dropout": "seq_classif_dropout",
     },
     "mpnet": {},
+    "deberta-v2": {"classifier_dropout": "cls_dropout"},
+    "modernbert": {
+        "hidden_act": "hidden_activation",
+        "hidden_dropout_prob": "mlp_dropout",
+        "embedding_dropout_prob": "embedding_dropout",
+        "attention_probs_dropout_prob": "attention_dropout",
+        "layer_norm_eps": "norm_eps",
+    },
     "electra": {},
     "gpt2": {
         "intermediate_size": "n_inner",
@@ -86,6 +107,7 @@ UNKNOWN |= dict.fromkeys(("roberta", "xlm-roberta"), UNKNOWN["bert"])
 UNKNOWN["mpnet"] = UNKNOWN["bert"] | {"type_vocab_size", "classifier_dropout"}
 OF_LLAMA = {"num_key_value_heads", "head_dim", "attention_bias", "sliding_window"}
 OF_LLAMA |= {"rope_theta", "rope_scaling"}
+UNKNOWN["deberta-v2"] = UNKNOWN["bert"] | {"type_vocab_size", "tie_word_embeddings"}
 UNKNOWN = {model_type: names | OF_LLAMA for model_type, names in UNKNOWN.items()}
 OF_BERT = {"type_vocab_size", "hidden_dropout_prob", "classifier_dropout", "embedding_size"}
 OF_BERT |= {"embedding_dropout_prob"}
@@ -95,6 +117,13 @@ UNKNOWN |= {
     "qwen2": {*OF_BERT, "sliding_window", "attention_bias"},
     "qwen3": {*OF_BERT, "sliding_window"},
 }
+OF_MODERNBERT = {"local_rope_theta", "global_attn_every_n_layers", "local_attention"}
+OF_MODERNBERT |= {"norm_bias", "mlp_bias", "classifier_bias", "decoder_bias", "classifier_pooling"}
+UNKNOWN = {model_type: names | OF_MODERNBERT for model_type, names in UNKNOWN.items()}
+UNKNOWN["modernbert"] = {"embedding_size", "type_vocab_size", *OF_LLAMA}
+UNKNOWN["modernbert"] -= {"attention_bias", "rope_theta"}
+for model_type in UNKNOWN.keys() - {"deberta-v2"}:
+    UNKNOWN[model_type].add("position_buckets")
 
 
 def class_of(model_type):
@@ -111,9 +140,11 @@ def test_transformers_and_ours_read_the_same_settings(model_type):
     own = TransformerConfig(model_type=model_type, **SIZES, **values, **FAMILIES[model_type].fixed)
     theirs = class_of(model_type)(**own.to_dict())
     rows = {"max_position_embeddings": 40 + own.first_position}
-    assert theirs.to_dict().get("rope_parameters") == (ROPE if model_type in LLAMAS else None)
+    assert theirs.to_dict().get("rope_parameters") == ROPE.get(model_type)
+    if model_type == "modernbert":
+        assert theirs.layer_types == ["full_attention", "sliding_attention", "full_attention"]
     for name, value in (SIZES | values | rows).items():
-        if name.startswith("rope_"):
+        if "rope_" in name or name == "global_attn_every_n_layers":
             continue
         assert getattr(theirs, THEIR_NAMES[model_type].get(name, name)) == value, name
     assert TransformerConfig.from_dict(theirs.to_dict(), "theirs") == own
@@ -127,6 +158,9 @@ def test_what_a_file_leaves_out_is_transformers_default(model_type):
     given = {name: spelled[name] for name in (names.get(name, name) for name in SIZES)}
     if model_type in LLAMAS:  # By default they have more of these than heads.
         given["num_key_value_heads"] = 1
+    if model_type == "deberta-v2":  # Its usual values are not the defaults.
+        given |= {name: spelled[name] for name in FAMILIES[model_type].defaults}
+        given["position_buckets"] = 6
     full = theirs(**given).to_dict()
     expected = TransformerConfig.from_dict(full, "theirs")
     assert TransformerConfig.from_dict(given | {"model_type": model_type}, "ours") == expected

@@ -18,7 +18,7 @@ from metajax.models import (
     separate_layers,
 )
 from metajax.models.layers import dropout
-from tests.models.helpers import TINY, make_batch, make_params
+from tests.models.helpers import ENCODERS, TINY, make_batch, make_params
 
 GPT2 = dataclasses.replace(
     TINY,
@@ -30,6 +30,14 @@ GPT2 = dataclasses.replace(
     eos_token_id=30,
 )
 ELECTRA = dataclasses.replace(TINY, model_type="electra", embedding_size=6)
+DEBERTA = dataclasses.replace(TINY, model_type="deberta-v2", **ENCODERS["deberta-v2"])
+MODERNBERT = dataclasses.replace(
+    TINY,
+    model_type="modernbert",
+    layer_norm_eps=1e-5,
+    attention_bias=True,  # So that attention has an output if all values are dropped.
+    **ENCODERS["modernbert"],
+)
 MPNET = dataclasses.replace(TINY, model_type="mpnet", pad_token_id=1, type_vocab_size=0)
 STILL = dict.fromkeys(
     ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"), 0.0
@@ -47,6 +55,12 @@ ALL = 1 - 2**-32
         (TINY, {"attention_probs_dropout_prob": ALL}),
         (TINY, {"classifier_dropout": ALL}),
         (ELECTRA, {"hidden_dropout_prob": ALL}),
+        (DEBERTA, {"hidden_dropout_prob": ALL}),
+        (DEBERTA, {"attention_probs_dropout_prob": ALL}),
+        (MODERNBERT, {"hidden_dropout_prob": ALL, "embedding_dropout_prob": 0.0}),
+        (MODERNBERT, {"embedding_dropout_prob": ALL}),
+        (MODERNBERT, {"attention_probs_dropout_prob": ALL}),
+        (MODERNBERT, {"classifier_dropout": ALL}),
         (MPNET, {"hidden_dropout_prob": ALL}),
         (MPNET, {"attention_probs_dropout_prob": ALL}),
         (GPT2, {"hidden_dropout_prob": ALL, "embedding_dropout_prob": 0.0}),

@@ -18,6 +18,7 @@ from metajax.models import (
 )
 from metajax.models.families import FAMILIES
 from tests.models.helpers import (
+    ENCODERS,
     LLAMAS,
     TINY,
     assert_equal,
@@ -48,6 +49,7 @@ SETTINGS = {
         "eos_token_id": 30,
     },
 }
+SETTINGS |= {name: ENCODERS[name] for name in ("deberta-v2", "modernbert")}
 SETTINGS |= {name: llama_settings(name) for name in LLAMAS}
 HEADS = [
     (model_type, head)
@@ -170,7 +172,7 @@ def test_texts_may_be_as_long_as_there_are_positions(tmp_path):
     assert TransformerConfig.from_dict(config.to_dict(), "config.json") == config
 
 
-@pytest.mark.parametrize("model_type", ["modernbert", "deberta-v2", "albert", "t5", None, ["bert"]])
+@pytest.mark.parametrize("model_type", ["deberta", "albert", "t5", None, ["bert"]])
 def test_other_types_are_refused_by_name(model_type):
     with pytest.raises(InputError, match=r"model_type is .* roberta, .* electra"):
         TransformerConfig.from_dict(TINY.to_dict() | {"model_type": model_type}, "config.json")
@@ -197,6 +199,26 @@ def test_encoders_have_no_causal_lm_head(model_type):
         ("roberta", "max_position_embeddings", 2),
         ("mpnet", "relative_attention_num_buckets", 64),
         ("mpnet", "pad_token_id", 0),
+        ("modernbert", "hidden_activation", "swish"),
+        ("modernbert", "norm_bias", 0),
+        ("modernbert", "local_rope_theta", -1.0),
+        ("modernbert", "classifier_pooling", "max"),
+        ("modernbert", "classifier_activation", "relu"),
+        ("modernbert", "global_attn_every_n_layers", 0),
+        ("deberta-v2", "position_buckets", -1),
+        ("deberta-v2", "position_buckets", 1),
+        ("deberta-v2", "position_buckets", 26),
+        ("deberta-v2", "relative_attention", False),
+        ("deberta-v2", "position_biased_input", True),
+        ("deberta-v2", "share_att_key", False),
+        ("deberta-v2", "norm_rel_ebd", "none"),
+        ("deberta-v2", "pos_att_type", "c2p"),
+        ("deberta-v2", "pos_att_type", None),
+        ("deberta-v2", "conv_kernel_size", 3),
+        ("deberta-v2", "max_relative_positions", 8),
+        ("deberta-v2", "type_vocab_size", 2),
+        ("deberta-v2", "pooler_hidden_size", 9),
+        ("deberta-v2", "embedding_size", 4),
         ("gpt2", "n_embd", "wide"),
         ("gpt2", "n_inner", 0),
         ("gpt2", "embd_pdrop", 1.0),

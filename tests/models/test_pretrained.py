@@ -396,7 +396,7 @@ def test_with_head_keeps_what_fits(log):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "modernbert"}, "model_type is 'modernbert'"),
+        ({"model_type": "deberta"}, "model_type is 'deberta'"),
         ({"model_type": None}, "model_type is None"),
         ({"position_embedding_type": "relative_key"}, "'relative_key'"),
         ({"is_decoder": True}, "is_decoder"),
