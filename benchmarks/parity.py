@@ -41,6 +41,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "distilbert": {"type_vocab_size": 0},
     "mpnet": {"pad_token_id": 1, "type_vocab_size": 0},
     "electra": {"embedding_size": 64},
+    "albert": {"embedding_size": 64, "hidden_act": "gelu_new"},
     "gpt2": {"type_vocab_size": 0},
     "deberta-v2": {"type_vocab_size": 0, "position_buckets": 32},
     "modernbert": {

@@ -41,7 +41,7 @@ class Embeddings(nnx.Module):
             self.token_type = table(config.type_vocab_size)
         if not config.family.decoder:
             self.norm = LayerNorm(size, config.layer_norm_eps, bias=config.norm_bias)
-        if config.embedding_size:
+        if config.projects_embeddings:
             scale = config.initializer_range
             self.project = Dense(size, config.hidden_size, scale, rngs=rngs)
 
@@ -137,6 +137,7 @@ def run_blocks(
     remat: bool,
     shared: jax.Array | None = None,
     first: int | None = None,
+    repeats: int = 1,
 ) -> jax.Array:
     """Run the blocks `[B, L, H]`: a scan over stacked ones, a loop over separate ones.
 
@@ -153,9 +154,10 @@ def run_blocks(
         shared: what a block also gets, the same for all rows; its context is then a pair.
         first: the number of the first of these blocks, if blocks differ by their number; the
             context of each is then a pair with its number in front.
+        repeats: how many times to run all of them, one after the other.
     """
     separate, count = isinstance(layers, list), count_blocks(layers)
-    keys = None if rng is None else jax.random.split(rng, count)
+    keys = None if rng is None else jax.random.split(rng, count * repeats)
     numbers = None if first is None else first + jnp.arange(count)
 
     def block(layer: Any, x_BxLxH: jax.Array, context: Any, shared: Any) -> jax.Array:
@@ -183,8 +185,16 @@ def run_blocks(
         return done.reshape(x_BxLxH.shape), None
 
     if separate:
-        for index, params in enumerate(layers):
+        for index, params in enumerate(layers * repeats):
             key, number = (None if each is None else each[index] for each in (keys, numbers))
             x_BxLxH, _ = run(x_BxLxH, (params, key, number))
         return x_BxLxH
-    return jax.lax.scan(run, x_BxLxH, (layers, keys, numbers))[0]
+    if repeats == 1:
+        return jax.lax.scan(run, x_BxLxH, (layers, keys, numbers))[0]
+    keys = None if keys is None else keys.reshape(repeats, count)
+    return jax.lax.scan(
+        lambda x_BxLxH, keys: (jax.lax.scan(run, x_BxLxH, (layers, keys, numbers))[0], None),
+        x_BxLxH,
+        keys,
+        length=repeats,
+    )[0]

@@ -66,7 +66,7 @@ class TransformerConfig:
         bos_token_id: id of the first token, used only by transformers; None: `pad_token_id`.
         eos_token_id: id of the last token, or several, likewise.
         model_type: the family: "bert", "roberta", "xlm-roberta", "distilbert", "mpnet", "electra",
-            "gpt2", "llama", "mistral", "qwen2", "qwen3", "modernbert" or "deberta-v2".
+            "albert", "gpt2", "llama", "mistral", "qwen2", "qwen3", "modernbert" or "deberta-v2".
         num_key_value_heads: of a llama, mistral, qwen2 or qwen3, like the following: heads of keys
             and values, which several query heads share; None: `num_attention_heads`.
         head_dim: features of a head; None: H / `num_attention_heads`.
@@ -144,6 +144,21 @@ class TransformerConfig:
     def first_position(self) -> int:
         """The row of the family's position table that belongs to the first token."""
         return self.pad_token_id + 1 if self.family.positions_after_padding else 0
+
+    @property
+    def projects_embeddings(self) -> bool:
+        """Whether a dense layer widens the embeddings to `hidden_size`."""
+        return self.embedding_size is not None or self.family.projects_embeddings
+
+    @property
+    def blocks(self) -> int:
+        """The number of blocks with parameters of their own."""
+        return 1 if self.family.one_block else self.num_hidden_layers
+
+    @property
+    def repeats(self) -> int:
+        """How many times a text passes through these blocks."""
+        return self.num_hidden_layers // self.blocks
 
     @property
     def head_size(self) -> int:

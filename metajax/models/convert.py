@@ -76,7 +76,7 @@ _REQUIRED = ("embeddings", "relative", "layers", "final_norm")
 # not asked for. (A tied decoder repeats the embeddings.)
 _IGNORED = re.compile(
     r"(embeddings\.position_(ids|embeddings)|mask_predictions\.|h\.\d+\.attn\.(masked_)?bias$|.*rotary_emb\.inv_freq$"
-    r"|cls\.|classifier\.|projection\.|pooler\.|discriminator_predictions\.|generator_(predictions|lm_head)\."
+    r"|cls\.|(sop_)?classifier\.|projection\.|pooler\.|discriminator_predictions\.|generator_(predictions|lm_head)\."
     r"|qa_outputs\.|sequence_summary\.|multiple_choice_head\.)"
 )
 

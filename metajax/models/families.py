@@ -72,6 +72,41 @@ _DISTILBERT = Family(
     pooler=False,
     pooler_act="relu",
 )
+_ALBERT_BLOCK = "encoder.albert_layer_groups.*.albert_layers.0."
+_ALBERT = Family(
+    classes="Albert",
+    prefix="albert.",
+    settings={
+        "embedding_size": "embedding_size",
+        "classifier_dropout": "classifier_dropout_prob",
+    },
+    defaults={
+        "embedding_size": 128,
+        "hidden_act": "gelu_new",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "classifier_dropout_prob": 0.1,
+    },
+    demanded={"num_hidden_groups": 1, "inner_group_num": 1},
+    tensors={
+        "embeddings_project": "encoder.embedding_hidden_mapping_in",
+        "encoder.layer.*.attention.self.query": _ALBERT_BLOCK + "attention.query",
+        "encoder.layer.*.attention.self.key": _ALBERT_BLOCK + "attention.key",
+        "encoder.layer.*.attention.self.value": _ALBERT_BLOCK + "attention.value",
+        "encoder.layer.*.attention.output.dense": _ALBERT_BLOCK + "attention.dense",
+        "encoder.layer.*.attention.output.LayerNorm": _ALBERT_BLOCK + "attention.LayerNorm",
+        "encoder.layer.*.intermediate.dense": _ALBERT_BLOCK + "ffn",
+        "encoder.layer.*.output.dense": _ALBERT_BLOCK + "ffn_output",
+        "encoder.layer.*.output.LayerNorm": _ALBERT_BLOCK + "full_layer_layer_norm",
+        "pooler.dense": "pooler",
+        "cls.predictions.transform.dense": "predictions.dense",
+        "cls.predictions.transform.LayerNorm": "predictions.LayerNorm",
+        "cls.predictions": "predictions",
+        "cls.predictions.decoder": "predictions.decoder",
+    },
+    one_block=True,
+    projects_embeddings=True,
+)
 _DEBERTA = Family(
     classes="DebertaV2",
     prefix="deberta.",
@@ -193,6 +228,7 @@ FAMILIES = {
         pooler_act="gelu",
         masked_lm=False,
     ),
+    "albert": _ALBERT,
     **DECODERS,
     "modernbert": _MODERNBERT,
     "deberta-v2": _DEBERTA,

@@ -41,6 +41,8 @@ class Family(NamedTuple):
         first_norm: whether the first block normalizes what its attention reads.
         rotary: whether positions are rotations.
         query_key_norm: whether Llama's blocks normalize queries and keys.
+        one_block: whether all blocks share their parameters.
+        projects_embeddings: whether a dense layer projects the embeddings, however wide they are.
         relative: whether all blocks share parameters about relative positions.
         output_bias: whether `attention_bias` is also about the output layer of attention.
     """
@@ -71,5 +73,7 @@ class Family(NamedTuple):
     first_norm: bool = True
     rotary: bool = False
     query_key_norm: bool = False
+    one_block: bool = False
+    projects_embeddings: bool = False
     relative: bool = False
     output_bias: bool = True

@@ -82,13 +82,14 @@ class MaskedLMHead(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         hidden, scale = config.hidden_size, config.initializer_range
+        width = config.embedding_size or hidden
         self.activation = config.family.lm_act or config.hidden_act
-        self.dense = Dense(hidden, hidden, scale, rngs=rngs, bias=config.classifier_bias)
-        self.norm = LayerNorm(hidden, config.layer_norm_eps, bias=config.norm_bias)
+        self.dense = Dense(hidden, width, scale, rngs=rngs, bias=config.classifier_bias)
+        self.norm = LayerNorm(width, config.layer_norm_eps, bias=config.norm_bias)
         if config.decoder_bias:
             self.bias = nnx.Param(jnp.zeros(config.vocab_size, jnp.float32))
         if not config.tie_word_embeddings:
-            self.decoder = nnx.Param(normal(rngs.params(), (hidden, config.vocab_size), scale))
+            self.decoder = nnx.Param(normal(rngs.params(), (width, config.vocab_size), scale))
 
     def __call__(
         self, hidden_BxLxH: jax.Array, positions_BxM: jax.Array | None, word_VxH: jax.Array

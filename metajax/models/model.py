@@ -101,9 +101,10 @@ class Transformer:
         Returns:
             A nested dict with these keys: `embeddings` (with `word` `[V, H]`, or `embedding_size`
             wide), `relative` (only if blocks share relative positions), `layers` (all N blocks
-            stacked, `[N, ...]`), `pooler` (or `final_norm` in a decoder), and the key of the head:
-            `masked_lm`, `lm_head` (unless it is tied to the embedding table), or `classifier` with
-            `kernel` `[T, H, C]` and `bias` `[T, C]` for T heads with up to C classes.
+            stacked, `[N, ...]`; `[1, ...]` if they share their parameters), `pooler` (or
+            `final_norm` in a decoder), and the key of the head: `masked_lm`, `lm_head` (unless it
+            is tied to the embedding table), or `classifier` with `kernel` `[T, H, C]` and `bias`
+            `[T, C]` for T heads with up to C classes.
         """
         names = self.parts
         keys = zip(names, jax.random.split(rng, len(names)))
@@ -217,7 +218,7 @@ class Transformer:
         x = x if self.dtype is None else x.astype(self.dtype)
         rate = self.config.embedding_dropout_prob
         x = dropout(x, self.config.hidden_dropout_prob if rate is None else rate, rng)
-        return embeddings.project(x) if self.config.embedding_size else x
+        return embeddings.project(x) if self.config.projects_embeddings else x
 
     def relative(self, params: Params, batch: Batch) -> jax.Array | None:
         """Return what all blocks read about relative positions; None in a family without them."""
@@ -257,6 +258,7 @@ class Transformer:
             remat=self.remat,
             shared=None if relative is None else shared_of(self.config, relative, hidden),
             first=first if self.config.family.numbered else None,
+            repeats=self.config.repeats,
         )
 
     def _encode(

@@ -50,7 +50,7 @@ def make_part(
     if name == "relative":
         return RelativeTable(config, rngs=rngs)
     if name == "layers":
-        keys = jax.random.split(rngs.params(), config.num_hidden_layers)
+        keys = jax.random.split(rngs.params(), config.blocks)
         block = _BLOCKS[config.family.block]
         return nnx.vmap(lambda key: block(config, rngs=nnx.Rngs(params=key)))(keys)
     if name == "final_norm" and config.family.block == "llama":

@@ -180,7 +180,7 @@ def load_adapters(directory: str | os.PathLike[str], model: Transformer, params:
         name = next(iter(left), "no tensor")
         raise InputError(
             f"{weights}: {name} is not an adapter of a dense layer in the "
-            f"{model.config.num_hidden_layers} blocks of this model; give adapters of the same base"
+            f"{model.config.blocks} blocks of this model; give adapters of the same base"
         )
     kernels = select(params, lambda path: path in found)[0]
     adapters = jax.tree_util.tree_map_with_path(lambda path, _: found[path_name(path)], kernels)
@@ -232,7 +232,7 @@ def _targets(model: Transformer, head: str, modules: list[str]) -> list[str]:
 
 
 def _numbered(model: Transformer, module: str) -> list[str]:
-    return [module.replace("*", str(number)) for number in range(model.config.num_hidden_layers)]
+    return [module.replace("*", str(number)) for number in range(model.config.blocks)]
 
 
 def _read_config(path: Path) -> tuple[int, float]:

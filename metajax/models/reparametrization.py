@@ -180,7 +180,7 @@ def upper_layers(model: Transformer, count: int) -> Reparametrize:
     These features have no dropout, even if the loss has: a loss draws new masks at each step.
 
     Args:
-        model: the model of the parameters, with N blocks.
+        model: the model of the parameters, with N blocks (1 if all share their parameters).
         count: number of blocks to keep, 0 <= count < N.
 
     Returns:
@@ -216,9 +216,9 @@ def upper_layers(model: Transformer, count: int) -> Reparametrize:
     read_once = {"input_ids", "token_type_ids", "position_ids"}
     read_once -= {"input_ids"} if model.head == "causal_lm" else set()
     read_once -= {"position_ids"} if model.config.family.rotary else set()
-    frozen = model.config.num_hidden_layers - count
-    if not 0 <= count < model.config.num_hidden_layers:
-        raise ValueError(f"count is {count}; the model has {model.config.num_hidden_layers} blocks")
+    frozen = model.config.blocks - count
+    if not 0 <= count < model.config.blocks:
+        raise ValueError(f"count is {count}; the model has {model.config.blocks} blocks")
 
     def reparametrize(params: Params, task: Task) -> Reparametrized:
         lower, upper = _split(params["layers"], frozen)

@@ -90,7 +90,7 @@ def make_adapters(model: Transformer, inner: Mapping[str, Any]) -> Adapters | No
     if inner["trainable"] == "norms":
         return Adapters(_split_norms, _overlay, _overlay)
     if inner["trainable"] == "mlps":
-        first = upper_mlps(model.config.num_hidden_layers)
+        first = upper_mlps(model.config.blocks)
         return Adapters(partial(_split_mlps, first), _attach_mlps, _merge_mlps)
     return None
 

@@ -124,12 +124,17 @@ def _fixed(algorithm: str, name: str) -> Any:
 
 def _check_what(inner: dict[str, Any], config: TransformerConfig, vectors: int) -> None:
     """Check the settings that choose what adapts; the model has some vectors before the text."""
-    blocks, positions = config.num_hidden_layers, config.max_position_embeddings
+    blocks, positions = config.blocks, config.max_position_embeddings
     given = [name for name in WHAT if inner[name] is not None]
     if len(given) > 1:
         one, other = (flag_and_value(name, inner[name]) for name in given[:2])
         raise InputError(f"{one}: with {other} it is not clear what adapts; remove one of them")
     layers = inner["layers"]
+    if layers and config.repeats > 1:
+        raise InputError(
+            f"--layers {layers}: all blocks of this model share their parameters; remove --layers "
+            "to adapt them all"
+        )
     if layers is not None and layers >= blocks:
         raise InputError(
             f"--layers {layers}: the model has {blocks} blocks; give a smaller number, or remove "

@@ -23,6 +23,7 @@ LLAMAS = ("llama", "mistral", "qwen2", "qwen3")
 # Settings of tiny encoders whose blocks are not BERT's.
 ENCODERS = {
     "mpnet": {"pad_token_id": 1, "type_vocab_size": 0},
+    "albert": {"embedding_size": 6, "hidden_act": "gelu_new", "num_hidden_layers": 3},
     "deberta-v2": {"type_vocab_size": 0, "position_buckets": 8},
     # Its last block is global but not the first, and its biases are as in the released models.
     "modernbert": {

@@ -77,6 +77,7 @@ THEIR_NAMES = {
         "layer_norm_eps": "norm_eps",
     },
     "electra": {},
+    "albert": {"classifier_dropout": "classifier_dropout_prob"},
     "gpt2": {
         "intermediate_size": "n_inner",
         "hidden_act": "activation_function",
@@ -101,6 +102,7 @@ UNKNOWN = {
         *("type_vocab_size", "layer_norm_eps"),
     },
     "electra": {"embedding_dropout_prob", "bos_token_id", "eos_token_id"},
+    "albert": {"embedding_dropout_prob", "bos_token_id", "eos_token_id"},
     "gpt2": {"embedding_size", "type_vocab_size", "classifier_dropout"},
 }
 UNKNOWN |= dict.fromkeys(("roberta", "xlm-roberta"), UNKNOWN["bert"])

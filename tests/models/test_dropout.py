@@ -39,6 +39,7 @@ MODERNBERT = dataclasses.replace(
     **ENCODERS["modernbert"],
 )
 MPNET = dataclasses.replace(TINY, model_type="mpnet", pad_token_id=1, type_vocab_size=0)
+ALBERT = dataclasses.replace(TINY, model_type="albert", embedding_size=6)
 STILL = dict.fromkeys(
     ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"), 0.0
 )
@@ -61,6 +62,7 @@ ALL = 1 - 2**-32
         (MODERNBERT, {"embedding_dropout_prob": ALL}),
         (MODERNBERT, {"attention_probs_dropout_prob": ALL}),
         (MODERNBERT, {"classifier_dropout": ALL}),
+        (ALBERT, {"classifier_dropout": ALL}),
         (MPNET, {"hidden_dropout_prob": ALL}),
         (MPNET, {"attention_probs_dropout_prob": ALL}),
         (GPT2, {"hidden_dropout_prob": ALL, "embedding_dropout_prob": 0.0}),

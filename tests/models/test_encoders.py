@@ -161,8 +161,11 @@ def test_maml_is_nested_grad(model_type, settings):
     assert relative_gap(found, nested(loss_fn, params, task, ones, first_order=first_order)) < 1e-11
 
 
-@pytest.mark.parametrize("count", [0, 1])
-@pytest.mark.parametrize("model_type", ENCODERS)
+@pytest.mark.parametrize(
+    ("model_type", "count"),
+    # All blocks of an ALBERT are one.
+    [(each, 0 if each == "albert" else 1) for each in ENCODERS],
+)
 def test_upper_layers_alone_are_nested_grad(model_type, count):
     """The gradient also goes through what is computed once, such as relative positions."""
     model = make_model(model_type)

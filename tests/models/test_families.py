@@ -41,6 +41,7 @@ SETTINGS = {
     "distilbert": {"type_vocab_size": 0, "hidden_act": "relu", "classifier_dropout": 0.2},
     "mpnet": {"pad_token_id": 1, "type_vocab_size": 0, "hidden_act": "relu"},
     "electra": {"embedding_size": 6},
+    "albert": {"embedding_size": 6, "hidden_act": "gelu_new", "classifier_dropout": 0.1},
     "gpt2": {
         "type_vocab_size": 0,
         "hidden_act": "gelu_new",
@@ -172,7 +173,7 @@ def test_texts_may_be_as_long_as_there_are_positions(tmp_path):
     assert TransformerConfig.from_dict(config.to_dict(), "config.json") == config
 
 
-@pytest.mark.parametrize("model_type", ["deberta", "albert", "t5", None, ["bert"]])
+@pytest.mark.parametrize("model_type", ["deberta", "t5", None, ["bert"]])
 def test_other_types_are_refused_by_name(model_type):
     with pytest.raises(InputError, match=r"model_type is .* roberta, .* electra"):
         TransformerConfig.from_dict(TINY.to_dict() | {"model_type": model_type}, "config.json")
@@ -196,6 +197,8 @@ def test_encoders_have_no_causal_lm_head(model_type):
         ("distilbert", "dim", 0),
         ("distilbert", "activation", "swish"),
         ("electra", "embedding_size", "wide"),
+        ("albert", "num_hidden_groups", 2),
+        ("albert", "inner_group_num", 2),
         ("roberta", "max_position_embeddings", 2),
         ("mpnet", "relative_attention_num_buckets", 64),
         ("mpnet", "pad_token_id", 0),

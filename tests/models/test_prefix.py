@@ -31,7 +31,7 @@ P = 3
 
 def make_model(model_type, head="encoder", pooling="mean", **changes):
     own = llama_settings(model_type) if model_type in LLAMAS else {"model_type": model_type}
-    types = 2 if model_type in ("bert", "electra") else 0
+    types = 2 if model_type in ("bert", "electra", "albert") else 0
     config = dataclasses.replace(TINY, **{**own, "type_vocab_size": types, **changes})
     return Transformer(config, head=head, pooling=pooling, num_labels=(3,))
 
@@ -66,6 +66,7 @@ def in_front(batch, tokens):
         ("bert", {}),
         ("electra", {"embedding_size": 4}),
         ("mpnet", {}),
+        ("albert", {"embedding_size": 4}),
         ("gpt2", {}),
     ],
 )

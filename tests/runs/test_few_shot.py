@@ -14,8 +14,9 @@ from metajax.config.groups import ModelSettings
 from metajax.config.inner import InnerSettings
 from metajax.config.settings import MetatrainSettings
 from metajax.errors import InputError
+from metajax.models import TransformerConfig
 from metajax.runs.few_shot import FewShot, open_few_shot
-from metajax.runs.inner import DEFAULTS
+from metajax.runs.inner import DEFAULTS, _check_what
 from metajax.runs.source import Source, open_source
 from metajax.runs.task_data import tokenized
 from metajax.types import Task
@@ -300,3 +301,10 @@ def test_as_many_blocks_adapt_as_the_model_has_or_fewer(material):
     assert resolved(material.bert, layers=1)["layers"] == 1
     with pytest.raises(InputError, match="--layers 2: the model has 2 blocks"):
         opened(material.bert, layers=2)
+
+
+def test_the_blocks_of_an_albert_adapt_together():
+    config = TransformerConfig(model_type="albert")
+    with pytest.raises(InputError, match="--layers 1: all blocks of this model share their"):
+        _check_what(DEFAULTS | {"layers": 1}, config, 0)
+    _check_what(DEFAULTS | {"layers": 0}, config, 0)
