@@ -1,6 +1,7 @@
 """Adapters in PEFT's format, against weights merged by hand in transformers' networks."""
 
 import dataclasses
+import importlib
 import json
 
 import jax
@@ -13,6 +14,7 @@ from metajax.algorithms import lora
 from metajax.errors import InputError
 from metajax.models import Transformer, load_adapters, save_adapters, save_pretrained
 from tests.models.helpers import (
+    ENCODERS,
     LLAMAS,
     TINY,
     assert_equal,
@@ -28,12 +30,15 @@ MODELS = [
     ("bert", "classification"),
     ("distilbert", "encoder"),
     ("gpt2", "causal_lm"),
+    ("modernbert", "classification"),
+    ("deberta-v2", "masked_lm"),
 ]
 LINE = r"^[^\n]*: [^\n]+; [^\n]+$"
 
 
 def make_model(model_type, head, **changes):
-    own = llama_settings(model_type) if model_type in LLAMAS else {"model_type": model_type}
+    own = {"model_type": model_type, **ENCODERS.get(model_type, {})}
+    own = llama_settings(model_type) if model_type in LLAMAS else own
     types = 2 if model_type == "bert" else 0
     config = dataclasses.replace(TINY, **{**own, "type_vocab_size": types})
     return Transformer(config, head=head, num_labels=(3,), **changes)
@@ -135,6 +140,8 @@ def test_different_ranks_become_the_largest(tmp_path, x64):
         # All others end like attention.output.dense.
         ("bert", ("down",), ["0.output.dense", "1.output.dense"]),
         ("gpt2", ("qkv", "out"), ["c_attn", "attn.c_proj"]),
+        ("modernbert", ("qkv", "up", "out"), ["attn.Wo", "Wqkv", "Wi"]),
+        ("deberta-v2", ("qkv",), ["key_proj", "query_proj", "value_proj"]),
     ],
 )
 def test_target_modules_name_the_adapted_modules_only(model_type, names, targets, tmp_path):
@@ -176,12 +183,20 @@ def theirs_with(model, params, directory, monkeypatch):
     from benchmarks import parity
     from tests.models import test_llama
 
-    if model.config.family.rotary:
+    if model.config.family.block == "llama":
         return test_llama.load_theirs(model, params, directory, monkeypatch)
     save_pretrained(directory, model, params)
     kind = parity.class_of(model.config.model_type, model.head)
     options = {"dtype": test_llama.torch.float64, "attn_implementation": "eager"}
-    return kind.from_pretrained(directory, **options).eval()
+    module = importlib.import_module(kind.__module__)
+    if model.config.family.block in ("modernbert", "deberta"):
+        monkeypatch.setattr(module, "torch", parity.Float64Torch())
+    theirs = kind.from_pretrained(directory, **options).eval()
+    if model.config.family.rotary:
+        rotate = parity.llama.apply_rotary_pos_emb
+        monkeypatch.setattr(module, "apply_rotary_pos_emb", rotate)
+        parity.widen_rotation(theirs)
+    return theirs
 
 
 def merge_by_hand(theirs, directory, scaling):
