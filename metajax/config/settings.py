@@ -65,10 +65,11 @@ class FinetuneSettings(TrainSettings, TaskSettings, BatchSettings):
     steps: int | None = option("optimizer steps, instead of --epochs", None, minimum=1)
     batch_size: int = option("examples per step", 32, minimum=1)
     pooling: str | None = option(
-        "input of the heads: pooler (BERT's pooler, GPT-2's last token), mean over tokens, or cls "
-        "(the first token); default: as the model's 1_Pooling directory says, else pooler",
+        "input of the heads: pooler (BERT's pooler, GPT-2's last token), mean over tokens, cls "
+        "(the first token), last, or weighted-mean (later tokens count more); default: as the "
+        "model's 1_Pooling directory says, else pooler",
         None,
-        choices=("pooler", "mean", "cls"),
+        choices=("pooler", "mean", "cls", "last", "weighted-mean"),
     )
 
 

@@ -1,6 +1,6 @@
 """The inputs and outputs of a network, and the values of its settings."""
 
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 import jax
 
@@ -11,7 +11,7 @@ from metajax.reading import is_number
 Params = dict[str, Any]
 Batch = dict[str, jax.Array]
 Head = Literal["encoder", "masked_lm", "causal_lm", "classification"]
-Pooling = Literal["pooler", "mean", "cls"]
+Pooling = Literal["pooler", "mean", "cls", "last", "weighted-mean"]
 ProblemType = Literal["multi_label_classification", "regression"]
 
 HEAD_KEY = {
@@ -84,7 +84,9 @@ def check_use(
             f"a model of type {config.model_type} has no causal-LM head; give a decoder, "
             "such as a Llama"
         )
-    if pooling not in ("pooler", "mean", "cls"):
-        raise InputError(f"pooling is {pooling!r}; it has to be pooler, mean or cls")
+    if pooling not in get_args(Pooling):
+        raise InputError(
+            f"pooling is {pooling!r}; it has to be one of {', '.join(get_args(Pooling))}"
+        )
     if feature_norm is not None and not (is_number(feature_norm) and feature_norm > 0):
         raise InputError(f"feature_norm is {feature_norm!r}; it has to be a number above 0")

@@ -34,6 +34,8 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 _SENTENCEPIECE = "spm.model"
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", _SENTENCEPIECE)
 _SMALL = ("config.json", "1_Pooling/config.json", *TOKENIZER_FILES)
+# Of sentence-transformers.
+_SENTENCE = ("modules.json", "config_sentence_transformers.json", "*_Pooling/config.json")
 _SAFE = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors", *COMPANIONS)
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
 _HINT = "pass --model the path of a local directory with config.json and model.safetensors instead"
@@ -53,9 +55,9 @@ def resolve(name_or_path: str) -> Path:
     # A hub id is NAME or OWNER/NAME.
     if name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1:
         raise InputError(f"{name_or_path}: no such directory; check the path")
-    directory = _snapshot(name_or_path, (*_SMALL, *_SAFE))
+    directory = _snapshot(name_or_path, (*_SMALL, *_SENTENCE, *_SAFE))
     if not any(directory.glob("model*.safetensors")):
-        directory = _snapshot(name_or_path, (*_SMALL, *_TORCH))
+        directory = _snapshot(name_or_path, (*_SMALL, *_SENTENCE, *_TORCH))
     return directory
 
 

@@ -19,34 +19,51 @@ def pool(pooling: str, hidden: jax.Array, batch: dict[str, jax.Array]) -> jax.Ar
     """Return one vector per text [B, H].
 
     Args:
-        pooling: "mean" (over tokens), "cls" (the first token) or "last" (the last one).
+        pooling: see `Transformer`; all but "pooler".
         hidden: the last hidden states [B, L, H], or [R, L, H] of a packed batch.
         batch: a batch of `Transformer`.
     """
     packed = "example_ids" in batch
-    if pooling == "mean" and packed:
-        return mean_pool_packed(hidden, batch["example_ids"], batch["first_token"].shape[0])
-    if pooling == "mean":
-        return mean_pool(hidden, batch["attention_mask"])
+    if pooling in ("mean", "weighted-mean"):
+        weighted = pooling == "weighted-mean"
+        if packed:
+            first_B = batch["first_token"]
+            return mean_pool_packed(hidden, batch["example_ids"], first_B, weighted=weighted)
+        return mean_pool(hidden, batch["attention_mask"], weighted=weighted)
     flat = hidden.reshape(-1, hidden.shape[-1])
     if pooling == "last":
         return flat[last_tokens(batch)]
     return flat[batch["first_token"]] if packed else hidden[:, 0]
 
 
-def mean_pool(hidden_BxLxH: jax.Array, attention_mask_BxL: jax.Array) -> jax.Array:
-    """Return the mean over tokens without padding [B, H]."""
+def mean_pool(
+    hidden_BxLxH: jax.Array, attention_mask_BxL: jax.Array, *, weighted: bool = False
+) -> jax.Array:
+    """Return the mean over tokens without padding [B, H]; weighted: the n-th has the weight n."""
     wide_BxLxH = widen(hidden_BxLxH)
     mask_BxLx1 = attention_mask_BxL[:, :, None].astype(wide_BxLxH.dtype)
+    if weighted:
+        places_L = jnp.arange(1, mask_BxLx1.shape[1] + 1, dtype=wide_BxLxH.dtype)
+        mask_BxLx1 = mask_BxLx1 * places_L[:, None]
     mean_BxH = (wide_BxLxH * mask_BxLx1).sum(1) / jnp.maximum(mask_BxLx1.sum(1), 1)
     return mean_BxH.astype(hidden_BxLxH.dtype)
 
 
-def mean_pool_packed(hidden_RxLxH: jax.Array, example_ids_RxL: jax.Array, count: int) -> jax.Array:
-    """Return the mean over the tokens of B = count examples [B, H]; 0 without tokens."""
+def mean_pool_packed(
+    hidden_RxLxH: jax.Array,
+    example_ids_RxL: jax.Array,
+    first_token_B: jax.Array,
+    *,
+    weighted: bool = False,
+) -> jax.Array:
+    """Return the mean over the tokens of each example [B, H]; 0 without tokens."""
     wide = at_least_float32(hidden_RxLxH.dtype)
+    count = first_token_B.shape[0]
     # A matrix product, because on a CPU it is faster than a scatter.
     mine_BxT = (jnp.arange(count)[:, None] == example_ids_RxL.reshape(-1)).astype(wide)
+    if weighted:
+        places_BxT = jnp.arange(1, example_ids_RxL.size + 1) - first_token_B[:, None]
+        mine_BxT = mine_BxT * places_BxT.astype(wide)
     total_BxH = mine_BxT @ hidden_RxLxH.reshape(-1, hidden_RxLxH.shape[-1]).astype(wide)
     return (total_BxH / jnp.maximum(mine_BxT.sum(1), 1)[:, None]).astype(hidden_RxLxH.dtype)
 

@@ -10,6 +10,7 @@ from metajax.errors import InputError, reason_of
 from metajax.models.families import family_of
 from metajax.models.files import read_json, read_weights, resolve
 from metajax.models.renaming import to_bert, unwrapped
+from metajax.models.sentence import pooling_of_modules
 from metajax.models.stored import Stored
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
@@ -21,7 +22,6 @@ _OTHER_HEADS = {
     "ForNextSentencePrediction": "a next-sentence predictor",
 }
 _NO_HEAD = ("Model", "ForMaskedLM", "ForPreTraining", "ForCausalLM")
-_POOLINGS = {"mean": "mean", "cls": "cls"}
 
 
 class HeadMetadata(NamedTuple):
@@ -143,25 +143,10 @@ def read_pooling(directory: Path, values: Mapping[str, Any]) -> str | None:
     """
     own = values.get("metajax", {})
     pooling = own.get("pooling") if isinstance(own, dict) else None
-    path = directory / "1_Pooling" / "config.json"
-    if pooling is not None or not path.exists():
+    if pooling is not None:
         return pooling
-    flags = read_json(path)
-    modes = flags.get("pooling_mode")  # Before sentence-transformers 5.4: a key per mode.
-    if modes is None:
-        switched_on = [key for key, on in flags.items() if key.startswith("pooling_mode_") and on]
-        modes = [re.sub("^pooling_mode_|_tokens?$", "", key) for key in switched_on] or "mean"
-    modes = modes if isinstance(modes, list) else [modes]
-    supported = dict(_POOLINGS)
-    if family_of(values.get("model_type"), str(directory / "config.json")).decoder:
-        supported["lasttoken"] = "pooler"
-    named = " and ".join(map(str, modes))
-    if named not in supported:
-        raise InputError(
-            f"{path}: pooling by {named} is not supported; pass pooling (--pooling of "
-            f"finetune), or give a model that pools by {' or '.join(supported)}"
-        )
-    return supported[named]
+    family = family_of(values.get("model_type"), str(directory / "config.json"))
+    return pooling_of_modules(directory, decoder=family.decoder)
 
 
 def named_pooling(name_or_path: str) -> str | None:

@@ -39,7 +39,8 @@ class Transformer:
         config: sizes and rates.
         head: "encoder" (none), "masked_lm", "causal_lm" (next tokens) or "classification".
         pooling: "pooler" (BERT's tanh layer on the first token; for a decoder, the last token),
-            "mean" (over tokens) or "cls" (the first token).
+            "mean" (over tokens), "cls" (the first token), "last" (the last one) or "weighted-mean"
+            (over tokens; the n-th has the weight n).
         feature_norm: the Euclidean length to which `pooled` is scaled before a classification head;
             None means no scaling.
         num_labels: number of classes of each classification head; 1 means regression.

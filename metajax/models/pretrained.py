@@ -21,6 +21,7 @@ from metajax.models.metadata import (
     read_tensors,
 )
 from metajax.models.model import Transformer
+from metajax.models.sentence import remarks
 
 _log = logging.getLogger("metajax")
 
@@ -102,6 +103,8 @@ def from_pretrained(
         files.refuse_not_finite(directory)
     for remark in metadata.remarks if "classifier" in loaded else ():
         _log.warning("%s: %s", directory / "config.json", remark)
+    for remark in remarks(directory):
+        _log.warning("%s: %s", directory, remark)
     return model, _complete(model, loaded, rng, str(directory), param_dtype)
 
 

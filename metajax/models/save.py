@@ -14,6 +14,7 @@ from metajax.models import convert, files
 from metajax.models.contracts import Params
 from metajax.models.model import Transformer
 from metajax.models.renaming import from_bert
+from metajax.models.sentence import pooling_files
 from metajax.reading import expand_home
 
 _CLASS = {
@@ -21,10 +22,6 @@ _CLASS = {
     "masked_lm": "ForMaskedLM",
     "classification": "ForSequenceClassification",
 }
-_MODULES = [
-    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-]
 
 
 def save_pretrained(directory: str | os.PathLike[str], model: Transformer, params: Params) -> None:
@@ -75,16 +72,8 @@ def save_pretrained(directory: str | os.PathLike[str], model: Transformer, param
     contents = {name: to_safetensors(tensors) for name, tensors in weights.items()}
     contents.update(_tokenizer_files(model))
     if model.pooling != "pooler":
-        contents["modules.json"] = to_json(_MODULES)
-        contents["1_Pooling/config.json"] = to_json(
-            {
-                "word_embedding_dimension": model.config.hidden_size,
-                "pooling_mode_cls_token": model.pooling == "cls",
-                "pooling_mode_mean_tokens": model.pooling == "mean",
-                "pooling_mode_max_tokens": False,
-                "pooling_mode_mean_sqrt_len_tokens": False,
-            }
-        )
+        described = pooling_files(model.pooling, model.config.hidden_size, normalize=False)
+        contents.update({name: to_json(value) for name, value in described.items()})
     dtype = str(np.dtype(params["embeddings"]["word"].dtype))
     contents["config.json"] = to_json(_config(model, architecture, dtype, plain=plain))
     _write(target, contents, with_tokenizer=model.source is not None)

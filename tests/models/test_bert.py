@@ -170,7 +170,7 @@ def test_statistics_of_bfloat16_are_taken_in_float32():
     for found, value in (
         (normed, expected),
         (mean_pool(x, mask), exact.mean(1)),
-        (mean_pool_packed(x, ids, 2), exact.mean(1)),
+        (mean_pool_packed(x, ids, jnp.zeros(2, int)), exact.mean(1)),
         (
             rescale(x[:, 0], 3.0),
             3 * exact[:, 0] / np.linalg.norm(exact[:, 0], axis=-1, keepdims=True),
@@ -290,6 +290,9 @@ def test_mean_pool_against_numpy():
     mask = np.array([[1, 1, 0], [1, 0, 0]])
     expected = [hidden[0, :2].mean(0), hidden[1, 0]]
     np.testing.assert_allclose(mean_pool(jnp.asarray(hidden), jnp.asarray(mask)), expected, 1e-6)
+    expected[0] = (hidden[0, 0] + 2 * hidden[0, 1]) / 3
+    found = mean_pool(jnp.asarray(hidden), jnp.asarray(mask), weighted=True)
+    np.testing.assert_allclose(found, expected, 1e-6)
 
 
 def test_rescale_and_its_gradient_at_zero():

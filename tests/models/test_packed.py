@@ -28,6 +28,8 @@ SHAPES = [Shape(3, 7), Shape(2, 9), Shape(1, 16), Shape(4, 12)]
         ("pooler", LLAMA, SHAPES[1]),
         ("mean", MISTRAL, SHAPES[2]),
         ("cls", TINY, SHAPES[1]),
+        ("last", TINY, SHAPES[1]),
+        ("weighted-mean", TINY, SHAPES[0]),
         *(
             pytest.param(*setting, marks=pytest.mark.slow)
             for setting in itertools.product(["mean", "pooler"], [TINY, GPT2], SHAPES[2:])
