@@ -5,6 +5,7 @@ models or algorithms.
 """
 
 from metajax.data.batches import (
+    packed_eval_batches,
     packed_parts,
     plan_batches,
     supervised_batch,
@@ -91,6 +92,7 @@ __all__ = [
     "next_token_batch",
     "pack_blocks",
     "pack_documents",
+    "packed_eval_batches",
     "packed_parts",
     "plan_batches",
     "plan_drawn",

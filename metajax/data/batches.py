@@ -9,6 +9,7 @@ from metajax.data.seeding import shuffled_rows
 from metajax.data.text import TokenizedTask, Tokens
 
 _PLANNED_STEPS = 64
+_SAMPLED = 16  # Batches of an evaluation that its shapes are planned for.
 
 
 def token_batch(tokens: Tokens, rows: np.ndarray, length: int) -> dict[str, np.ndarray]:
@@ -215,3 +216,35 @@ def supervised_eval_batches(
             "task": np.full(batch_size, head, np.int32),
             "example_mask": (places < size).astype(np.float32),
         }
+
+
+def packed_eval_batches(
+    task: TokenizedTask, batch_size: int, *, head: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield what `supervised_eval_batches` yields, packed, so that few shapes are compiled.
+
+    Args:
+        task: the examples.
+        batch_size: B.
+        head: the task's index in `supervised_batch`.
+
+    Yields:
+        Batches with the leaves of a part of `packed_parts`, and `example_mask` [B].
+
+    Examples:
+        >>> import numpy as np
+        >>> from metajax.data import TokenizedTask, Tokens, packed_eval_batches
+        >>> ids, types = np.ones((3, 8), np.int32), np.zeros((3, 8), np.int8)
+        >>> tokens = Tokens(ids, types, np.array([2, 8, 3]), truncated=0)
+        >>> task = TokenizedTask("films", tokens, np.array([0, 1, 1]), ("bad", "good"), ())
+        >>> first, last = packed_eval_batches(task, batch_size=2)
+        >>> first["input_ids"].shape, last["first_token"].tolist(), last["example_mask"].tolist()
+        ((2, 8), [0, 3], [1.0, 0.0])
+    """
+    size = len(task.labels)
+    rows = np.minimum(np.arange(-(-size // batch_size) * batch_size), size - 1)
+    lengths = task.tokens.lengths[rows].reshape(-1, 1, batch_size)
+    spread = lengths[:: -(-len(lengths) // _SAMPLED)]
+    plan = plan_shapes([(each,) for each in spread], int(lengths.max()), len(lengths))
+    for batch in supervised_eval_batches(task, batch_size, head=head):
+        yield {name: leaf[0] for name, leaf in packed_parts(batch, 1, plan).items()}

@@ -18,8 +18,6 @@ from metajax.runs.source import find, open_source, text_length
 from metajax.runs.task_data import tokenized
 from metajax.types import Params
 
-_SORTED = 64  # Batches of texts that are sorted by length.
-
 
 class Classifier(NamedTuple):
     """A model that can label text.
@@ -102,15 +100,10 @@ def logits_of(
     task = data.TaskData("the input", texts, pairs, np.zeros(len(texts), np.int32), ("",))
     (examples,) = tokenized([task], model, length)
     run = jax.jit(lambda params, batch: model(params, batch).logits)
-    count = model.num_labels[head]
-    for first in range(0, len(texts), _SORTED * batch_size):
-        # Sorted by length, so that short texts are not padded to the length of long texts.
-        lengths = examples.tokens.lengths[first : first + _SORTED * batch_size]
-        order = np.argsort(lengths, kind="stable")
-        chunk = data.take_examples(examples, first + order)
-        batches = data.supervised_eval_batches(chunk, batch_size, head=head)
-        logits = np.concatenate([np.asarray(run(params, batch)) for batch in batches])
-        yield from logits[np.argsort(order, kind="stable")][:, :count]
+    left = len(texts)
+    for batch in data.packed_eval_batches(examples, batch_size, head=head):
+        yield from np.asarray(run(params, batch))[:left, : model.num_labels[head]]
+        left -= batch_size
 
 
 def probabilities(

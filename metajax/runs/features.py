@@ -17,11 +17,9 @@ def features_of(
     model: Transformer, params: Params, examples: data.TokenizedTask, *, batch_size: int = _BATCH
 ) -> np.ndarray:
     """Return the features of N texts, float64 [N, H], scaled to `model.feature_norm`."""
-    # Sorted by length, so that short texts are not padded to the length of long texts.
-    order = np.argsort(examples.tokens.lengths, kind="stable")
-    batches = data.supervised_eval_batches(data.take_examples(examples, order), batch_size)
+    batches = data.packed_eval_batches(examples, batch_size)
     batched = [np.asarray(_compiled(model)(params, batch), np.float64) for batch in batches]
-    return np.concatenate(batched)[np.argsort(order, kind="stable")]
+    return np.concatenate(batched)[: len(examples.labels)]
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,0 +1,148 @@
+"""Compare few-shot classifiers on the same encoder, examples and test texts.
+
+For each draw, a support set and test texts are written to files. Each contender reads them in a
+process of its own, adapts and predicts. SetFit runs in another environment:
+
+    python3 -m venv setfit && setfit/bin/pip install torch==2.13.0
+    setfit/bin/pip install torch==2.13.0 setfit==1.2.0
+    python -m benchmarks.few_shot --setfit-python setfit/bin/python \
+        --model all-MiniLM-L6-v2 --data DATA --set sst2 --shots 8 --seeds 0 1 2
+
+DATA is the folder with `glue` and `intents`. `--classes 01/test` keeps the test classes of the
+split 01 of an intent set. SetFit has its own defaults: one epoch of pairs, then logistic
+regression. Prints accuracies with their 95% intervals over draws, the paired difference to SetFit,
+seconds to adapt (with loading and compiling), seconds for 1,000 predictions, and peak memory.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from metajax import data
+from metajax.training.evaluation import estimate
+
+GLUE = {"sst2": "sst2", "cola": "cola", "mrpc": "mrpc", "rte": "rte"}
+INTENTS = {"banking77": "BANKING77", "clinc150": "CLINC150", "hwu64": "HWU64"}
+OURS = ("contrastive", "finetune", "steps", "linear", "prototypes")
+
+
+def load(options: argparse.Namespace, name: str) -> tuple[data.TaskData, data.TaskData | None]:
+    """Return a data set, and its own test texts if it has them."""
+    root = Path(options.data)
+    if name in GLUE:
+        parts = [
+            data.load_tasks([f"glue:{GLUE[name]}"], glue_dir=root / "glue", split=split)[0]
+            for split in ("train", "validation")
+        ]
+        return parts[0], parts[1]
+    folder = root / "intents" / INTENTS[name]
+    classes = None
+    if options.classes:
+        split, part = options.classes.split("/")
+        classes = folder / "few_shot" / split / f"labels.{part}.txt"
+    return data.load_tasks([str(folder / "full.jsonl")], classes=classes)[0], None
+
+
+def draw(
+    options: argparse.Namespace, task: data.TaskData, test: data.TaskData | None, seed: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows of a support set and of the test texts: the other examples, at most."""
+    rng = np.random.default_rng(seed)
+    shuffled = [rng.permutation(rows) for rows in task.drawn_rows()]
+    support = np.concatenate([rows[: options.shots] for rows in shuffled])
+    source = test or task
+    rest = np.concatenate([rows[options.shots :] for rows in shuffled])
+    rest = np.arange(len(source.labels)) if test else rest
+    chosen = rng.permutation(rest)[: options.tested]
+    return _rows(task, support), _rows(source, chosen)
+
+
+def _rows(task: data.TaskData, rows: np.ndarray) -> list[dict[str, Any]]:
+    return [
+        {
+            "text": task.texts[row] if task.pairs is None else [task.texts[row], task.pairs[row]],
+            "label": int(task.labels[row]),
+        }
+        for row in rows
+    ]
+
+
+def run(
+    options: argparse.Namespace, name: str, seed: int, rows: tuple[list[Any], list[Any]]
+) -> dict[str, Any]:
+    """Let a contender adapt and predict; return its accuracy, times and memory."""
+    with TemporaryDirectory() as place:
+        for part, own in zip(("support", "test"), rows):
+            (Path(place) / f"{part}.json").write_text(json.dumps(own))
+        python = options.setfit_python if name == "setfit" else sys.executable
+        script = Path(__file__).parent / "few_shot_contender.py"
+        command = [python, str(script), name, options.model, str(seed), place]
+        subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
+        result = json.loads((Path(place) / "result.json").read_text())
+    truth = np.array([row["label"] for row in rows[1]])
+    result["accuracy"] = float(np.mean(np.array(result.pop("predictions")) == truth))
+    result["predict"] *= 1000 / len(truth)
+    return result
+
+
+def show(title: str, results: dict[str, list[dict[str, Any]]]) -> None:
+    """Print a row per contender, with the paired difference to SetFit if it took part."""
+    print(f"{title:<28}{'accuracy':>16}{'ahead of SetFit':>18}{'fit s':>9}{'1,000 s':>9}{'GB':>7}")
+    scores = {name: np.array([row["accuracy"] for row in rows]) for name, rows in results.items()}
+    for name, rows in results.items():
+        means = {key: np.mean([row[key] for row in rows]) for key in ("fit", "predict")}
+        ahead = "" if "setfit" not in scores else _percent(scores[name] - scores["setfit"])
+        peak = max(row["peak_bytes"] for row in rows) / 1e9
+        print(
+            f"{name:<28}{_percent(scores[name]):>16}{ahead:>18}{means['fit']:>9.1f}"
+            f"{means['predict']:>9.2f}{peak:>7.2f}",
+            flush=True,
+        )
+
+
+def _percent(values: np.ndarray) -> str:
+    found = estimate(values)
+    return f"{100 * found.mean:.2f} ± {100 * found.ci95:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--setfit-python", help="the Python of SetFit's environment")
+    parser.add_argument("--model", required=True, help="the directory of a sentence encoder")
+    parser.add_argument("--data", required=True, help="the folder with glue and intents")
+    parser.add_argument("--set", nargs="+", choices=(*GLUE, *INTENTS), default=["sst2"])
+    parser.add_argument("--classes", help="of an intent set, such as 01/test (default: all)")
+    parser.add_argument("--shots", nargs="+", type=int, default=[8], help="examples per class")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(10)))
+    parser.add_argument("--tested", type=int, default=1000, help="test texts at most")
+    parser.add_argument("--methods", nargs="+", choices=OURS, default=["contrastive", "linear"])
+    parser.add_argument("--output", help="write the rows as JSON")
+    options = parser.parse_args()
+    names = [*(["setfit"] if options.setfit_python else []), *options.methods]
+    written = []
+    for name in options.set:
+        task, test = load(options, name)
+        for shots in options.shots:
+            own = argparse.Namespace(**{**vars(options), "shots": shots})
+            results: dict[str, list[dict[str, Any]]] = {each: [] for each in names}
+            for seed in options.seeds:
+                rows = draw(own, task, test, seed)
+                for each in names:
+                    results[each].append(run(own, each, seed, rows))
+                    written.append({"set": name, "shots": shots, "seed": seed, "method": each})
+                    written[-1] |= results[each][-1]
+                if options.output:
+                    Path(options.output).write_text(json.dumps(written, indent=2) + "\n")
+            show(f"{name}, {shots} per class", results)
+
+
+if __name__ == "__main__":
+    main()
