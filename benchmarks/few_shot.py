@@ -10,7 +10,8 @@ process of its own, adapts and predicts. SetFit runs in another environment:
 
 DATA is the folder with `glue` and `intents`. `--classes 01/test` keeps the test classes of the
 split 01 of an intent set. SetFit has its own defaults: one epoch of pairs, then logistic
-regression. Prints accuracies with their 95% intervals over draws, the paired difference to SetFit,
+regression. `METHOD+names` also has the labels' names, and with `--shots 0` nothing else. Prints
+accuracies with their 95% intervals over draws, the paired difference to SetFit,
 seconds to adapt (with loading and compiling), seconds for 1,000 predictions, and peak memory.
 """
 
@@ -30,6 +31,7 @@ from metajax.training.evaluation import estimate
 GLUE = {"sst2": "sst2", "cola": "cola", "mrpc": "mrpc", "rte": "rte"}
 INTENTS = {"banking77": "BANKING77", "clinc150": "CLINC150", "hwu64": "HWU64"}
 OURS = ("contrastive", "finetune", "steps", "linear", "prototypes")
+NAMED = tuple(f"{method}+names" for method in OURS)  # The labels' names are examples too.
 
 
 def load(options: argparse.Namespace, name: str) -> tuple[data.TaskData, data.TaskData | None]:
@@ -55,7 +57,7 @@ def draw(
     """Return the rows of a support set and of the test texts: the other examples, at most."""
     rng = np.random.default_rng(seed)
     shuffled = [rng.permutation(rows) for rows in task.drawn_rows()]
-    support = np.concatenate([rows[: options.shots] for rows in shuffled])
+    support = np.concatenate([rows[: options.shots] for rows in shuffled])  # Perhaps empty.
     source = test or task
     rest = np.concatenate([rows[options.shots :] for rows in shuffled])
     rest = np.arange(len(source.labels)) if test else rest
@@ -74,12 +76,18 @@ def _rows(task: data.TaskData, rows: np.ndarray) -> list[dict[str, Any]]:
 
 
 def run(
-    options: argparse.Namespace, name: str, seed: int, rows: tuple[list[Any], list[Any]]
+    options: argparse.Namespace,
+    name: str,
+    seed: int,
+    rows: tuple[list[Any], list[Any]],
+    labels: tuple[str, ...],
 ) -> dict[str, Any]:
     """Let a contender adapt and predict; return its accuracy, times and memory."""
     with TemporaryDirectory() as place:
         for part, own in zip(("support", "test"), rows):
             (Path(place) / f"{part}.json").write_text(json.dumps(own))
+        named = [label.replace("_", " ") for label in labels] if name in NAMED else []
+        (Path(place) / "names.json").write_text(json.dumps(named))
         python = options.setfit_python if name == "setfit" else sys.executable
         script = Path(__file__).parent / "few_shot_contender.py"
         command = [python, str(script), name, options.model, str(seed), place]
@@ -123,7 +131,9 @@ def main() -> None:
     parser.add_argument("--shots", nargs="+", type=int, default=[8], help="examples per class")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(10)))
     parser.add_argument("--tested", type=int, default=1000, help="test texts at most")
-    parser.add_argument("--methods", nargs="+", choices=OURS, default=["contrastive", "linear"])
+    parser.add_argument(
+        "--methods", nargs="+", choices=(*OURS, *NAMED), default=["contrastive", "linear"]
+    )
     parser.add_argument("--output", help="write the rows as JSON")
     options = parser.parse_args()
     names = [*(["setfit"] if options.setfit_python else []), *options.methods]
@@ -136,7 +146,7 @@ def main() -> None:
             for seed in options.seeds:
                 rows = draw(own, task, test, seed)
                 for each in names:
-                    results[each].append(run(own, each, seed, rows))
+                    results[each].append(run(own, each, seed, rows, task.label_names))
                     written.append({"set": name, "shots": shots, "seed": seed, "method": each})
                     written[-1] |= results[each][-1]
                 if options.output:

@@ -1,7 +1,8 @@
 """Adapt to a support set and predict, for `benchmarks.few_shot`, which defines the protocol.
 
 `python few_shot_contender.py NAME MODEL SEED FOLDER` reads `support.json` and `test.json` and
-writes `result.json`. NAME is setfit or a method of `metajax.FewShotClassifier`.
+writes `result.json`. NAME is setfit or a method of `metajax.FewShotClassifier`, with `+names` if
+the names of `names.json` are examples too.
 """
 
 import json
@@ -15,11 +16,18 @@ from typing import Any
 Predict = Callable[[list[Any]], list[int]]
 
 
-def fit_metajax(name: str, model: str, seed: int, rows: list[dict[str, Any]]) -> Predict:
+def fit_metajax(
+    name: str, model: str, seed: int, rows: list[dict[str, Any]], names: list[str]
+) -> Predict:
     """Fit a `FewShotClassifier`; return its predictions as a function of texts."""
     import metajax
 
-    classifier = metajax.FewShotClassifier(model, method=name, seed=seed)
+    classifier = metajax.FewShotClassifier(
+        model,
+        method=name.removesuffix("+names"),
+        label_names=dict(enumerate(names)) or None,
+        seed=seed,
+    )
     texts = [row["text"] for row in rows]
     classifier.fit(texts, [row["label"] for row in rows])
     return lambda texts: classifier.predict(texts).tolist()
@@ -49,9 +57,12 @@ def main() -> None:
     support, test = (
         json.loads((folder / f"{part}.json").read_text()) for part in ("support", "test")
     )
+    names = json.loads((folder / "names.json").read_text())
     begun = time.perf_counter()
-    own = (name, model, seed, support)
-    predict = fit_setfit(*own[1:]) if name == "setfit" else fit_metajax(*own)
+    if name == "setfit":
+        predict = fit_setfit(model, seed, support)
+    else:
+        predict = fit_metajax(name, model, seed, support, names)
     fitted = time.perf_counter()
     predictions = predict([row["text"] for row in test])
     result = {

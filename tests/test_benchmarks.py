@@ -8,10 +8,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny
 
 import benchmarks
 from benchmarks import (
     faults,
+    few_shot,
     gpu,
     memory,
     peers,
@@ -213,3 +215,23 @@ def test_parity(monkeypatch, capsys, tmp_path):
     [row] = json.loads((tmp_path / "parity.json").read_text())["rows"]
     assert 0 < row["float64"] < 1e-13 < row["float32"] < 1e-5
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_few_shot_classifiers_on_the_same_draws(monkeypatch, capsys, tmp_path):
+    intents = tmp_path / "data" / "intents" / "HWU64"
+    intents.mkdir(parents=True)
+    rows = [{"sentence": text, "label": label} for text, label in tiny.examples(4, 6)]
+    (intents / "full.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model, output = tiny.write_model(tmp_path / "model"), tmp_path / "rows.json"
+    command = ["few_shot", "--model", str(model), "--data", str(tmp_path / "data")]
+    command += ["--set", "hwu64", "--seeds", "0", "1", "--output", str(output)]
+    command += ["--methods", "linear", "prototypes+names", "--shots", "2"]
+    monkeypatch.setattr(sys, "argv", command)
+    few_shot.main()
+    found = json.loads(output.read_text())
+    assert [(row["seed"], row["method"]) for row in found] == [
+        (seed, method) for seed in (0, 1) for method in ("linear", "prototypes+names")
+    ]
+    assert all(0 <= row["accuracy"] <= 1 < row["peak_bytes"] for row in found)
+    assert len(capsys.readouterr().out.splitlines()) == 3

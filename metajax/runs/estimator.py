@@ -1,6 +1,7 @@
 """`FewShotClassifier`: few-shot classification in memory, with scikit-learn's conventions."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,6 +32,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     Args:
         model: hub id, Hugging Face directory, or workdir of an earlier stage.
         method: how to adapt to the examples; see `metajax adapt --method`.
+        label_names: for each label, its name or a description, which counts as one more example.
+            `fit` then needs no other examples: zero-shot classification.
         max_length: longer texts are truncated to this many tokens.
         batch_size: texts per batch of a prediction.
         seed: seed of the adaptation.
@@ -60,41 +63,50 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         model: str = "sentence-transformers/all-MiniLM-L6-v2",
         *,
         method: str = "contrastive",
+        label_names: Mapping[Any, str] | None = None,
         max_length: int = 128,
         batch_size: int = 64,
         seed: int = 0,
     ):
         self.model = model
         self.method = method
+        self.label_names = label_names
         self.max_length = max_length
         self.batch_size = batch_size
         self.seed = seed
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any = None, y: Any = None) -> Self:
         """Adapt to labelled texts.
 
         Args:
-            X: N texts, or pairs of texts.
-            y: N labels of any kind that NumPy can sort, with at least two classes.
+            X: N texts, or pairs of texts. None with `label_names`.
+            y: N labels of any kind that NumPy can sort, with at least two classes. None likewise.
 
         Raises:
             InputError: the model, the texts or the labels cannot be used.
         """
         if self.method not in METHODS:
             raise InputError(f"method is {self.method!r}; it has to be one of {', '.join(METHODS)}")
-        texts, pairs = _texts(X)
-        classes, labels = np.unique(np.asarray(y), return_inverse=True)
+        texts, pairs = _texts([] if X is None else X)
+        classes, labels = _classes([] if y is None else y, self.label_names or {})
+        names = list((self.label_names or {}).values())
+        if names and pairs is not None:
+            raise InputError("label_names: are single texts, but the examples are pairs; omit them")
+        texts += _texts(names)[0]
+        if not texts:
+            raise InputError("fit: there are no examples; give texts, or label_names")
         if len(labels) != len(texts):
-            raise InputError(f"fit: {len(texts)} texts have {len(labels)} labels; give one each")
+            counts = f"{len(texts) - len(names)} texts have {len(labels) - len(names)} labels"
+            raise InputError(f"fit: {counts}; give one each")
         if len(classes) < 2:
             raise InputError(f"fit: only {len(classes)} class is given; give at least two")
         settings = ModelSettings(model=self.model, seed=self.seed, max_length=self.max_length)
         few_shot = open_few_shot(self.model, settings, InnerSettings(), len(classes))
-        names = tuple(map(str, classes))
-        few_shot = few_shot._replace(model=few_shot.model.replace(label_names=(names,)))
+        shown = tuple(map(str, classes))
+        few_shot = few_shot._replace(model=few_shot.model.replace(label_names=(shown,)))
         model = few_shot.model
         model = adapted_model(model, few_shot.inner) if self.method == "steps" else model
-        task = data.TaskData("the examples", texts, pairs, labels.astype(np.int32), names)
+        task = data.TaskData("the examples", texts, pairs, labels.astype(np.int32), shown)
         (examples,) = tokenized([task], model, few_shot.text_length(self.max_length))
         adapted = adapt_to(few_shot, examples, self.method)
         params = few_shot.merge(adapted.params)
@@ -109,7 +121,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             InputError: the texts cannot be used.
         """
         check_is_fitted(self, "classes_")
-        return probabilities(self._classifier, *_texts(X), self.batch_size)
+        texts, pairs = _texts(X)
+        if not texts:
+            return np.empty((0, len(self.classes_)))
+        return probabilities(self._classifier, texts, pairs, self.batch_size)
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the most probable class of each text, [N].
@@ -124,8 +139,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         """Write a Hugging Face directory, which `load` and `metajax predict` read."""
         check_is_fitted(self, "classes_")
         save_pretrained(directory, self._classifier.model, self._classifier.params)
+        names = self.label_names or {}
         settings = {
-            "settings": self.get_params(),
+            "settings": {**self.get_params(), "label_names": None},
+            "label_names": [[_plain(label), name] for label, name in names.items()],
             "classes": self.classes_.tolist(),
             "pairs": self._classifier.pairs,
         }
@@ -139,7 +156,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             InputError: the directory is not from `save`.
         """
         written = read_json(Path(directory) / _SETTINGS)
-        loaded = cls(**written["settings"])
+        names = dict(written["label_names"]) or None
+        loaded = cls(**written["settings"] | {"label_names": names})
         loaded._classifier = open_classifier(str(directory), None)._replace(
             max_length=loaded.max_length, pairs=written["pairs"]
         )
@@ -157,7 +175,7 @@ def _texts(given: Any) -> tuple[list[str], list[str] | None]:
         raise InputError("texts: are a single string; give a list of texts")
     rows = [(row,) if isinstance(row, str) else row for row in given]
     if not rows:
-        raise InputError("texts: are empty; give at least one text")
+        return [], None
     for number, row in enumerate(rows):
         parts = row if isinstance(row, tuple | list | np.ndarray) else (row,)
         if not all(isinstance(part, str) and part.strip() for part in parts):
@@ -169,3 +187,28 @@ def _texts(given: Any) -> tuple[list[str], list[str] | None]:
             )
     columns = [[str(part) for part in column] for column in zip(*rows)]
     return columns[0], columns[1] if len(columns) == 2 else None
+
+
+def _classes(given: Any, names: Mapping[Any, str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels [C] in sorted order, and the number of each example's label.
+
+    Args:
+        given: the labels of the examples.
+        names: label names; their labels come last.
+
+    Raises:
+        InputError: a label is missing, or labels cannot be sorted.
+    """
+    labels = [*given, *names]
+    for number, label in enumerate(labels):
+        if label is None or label != label:  # NaN.
+            raise InputError(f"labels: number {number} is {label}; remove the example or label it")
+    kinds = {str if isinstance(label, str) else float for label in labels}
+    if len(kinds) > 1:
+        raise InputError("labels: some are strings and some are not; give labels of one type")
+    return np.unique(np.array(labels), return_inverse=True)
+
+
+def _plain(label: Any) -> Any:
+    """Return a label as JSON can write it."""
+    return label.item() if isinstance(label, np.generic) else label

@@ -1,5 +1,6 @@
 """`FewShotClassifier`: scikit-learn's conventions, and the same results as the command line."""
 
+import pickle
 import threading
 
 import numpy as np
@@ -94,6 +95,32 @@ def test_save_and_load_keep_labels_and_results(fitted, tmp_path):
     assert [line.split("\t")[0] for line in lines] == list(map(str, fitted.predict(NEW)))
 
 
+def test_label_names_are_examples(material, tmp_path):
+    """With examples, one more of each class; without, all there is."""
+    names = {7: "w0", 5: "w1", 6: "w2"}
+    model, texts = str(material.bert), [*TEXTS, *names.values()]
+    own = metajax.FewShotClassifier(model, method="prototypes", label_names=names)
+    plain = metajax.FewShotClassifier(model, method="prototypes")
+    expected = plain.fit(texts, [*LABELS, *names]).predict_proba(NEW)
+    np.testing.assert_array_equal(own.fit(TEXTS, LABELS).predict_proba(NEW), expected)
+    own.fit()
+    assert own.classes_.tolist() == [5, 6, 7]
+    assert own.predict(["w0", "w1", "w2"]).tolist() == [7, 5, 6]
+    own.save(tmp_path / "zero")
+    assert metajax.FewShotClassifier.load(tmp_path / "zero").get_params() == own.get_params()
+    with pytest.raises(InputError, match="label_names: are single texts"):
+        own.fit(list(zip(TEXTS, TEXTS)), LABELS)
+
+
+def test_no_texts_have_no_predictions(fitted):
+    assert fitted.predict([]).shape == (0,)
+
+
+def test_a_fitted_classifier_can_be_pickled(fitted):
+    again = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_array_equal(again.predict_proba(NEW), fitted.predict_proba(NEW))
+
+
 def test_it_works_in_a_thread(fitted):
     found = []
     own = sklearn.base.clone(fitted)
@@ -107,7 +134,10 @@ def test_it_works_in_a_thread(fitted):
     ("texts", "labels", "said"),
     [
         ("w1 w2", [1], "single string; give a list"),
-        ([], [], "are empty; give at least one"),
+        ([], [], "there are no examples; give texts, or label_names"),
+        (["w1", "w2"], [1, None], "labels: number 1 is None"),
+        (["w1", "w2"], [float("nan"), 1], "labels: number 0 is nan"),
+        (["w1", "w2"], [1, "a"], "some are strings and some are not"),
         (["w1", None], [1, 2], "number 1 is None, not a text"),
         (["w1", " "], [1, 2], "number 1 is ' ', not a text"),
         (["w1", ("w1", "w2")], [1, 2], "number 1 has 2 texts, unlike the first"),
