@@ -10,16 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from metajax.config.settings import ExportSettings
+from metajax.commands.lineage import lineage, summary
+from metajax.config.settings import ExportSettings, LineageSettings
 from metajax.errors import InputError
 from metajax.models import Transformer, save_adapters, save_pretrained
 from metajax.models.files import base_of
 from metajax.models.prefix import prefix_length
+from metajax.models.save import to_json
+from metajax.models.sentence import pooling_files
+from metajax.runs.card import model_card
 from metajax.runs.classifier import open_classifier
 from metajax.runs.paths import on_disk, to_path
 from metajax.runs.record import read_record
-from metajax.runs.source import Source, open_source
-from metajax.runs.workdir import check_writable
+from metajax.runs.source import Source, open_source, text_length
+from metajax.runs.workdir import check_writable, read_results
 from metajax.types import Params
 
 _log = logging.getLogger("metajax")
@@ -29,9 +33,9 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     """Write the config, tokenizer and safetensors to `settings.output`.
 
     Returns:
-        `output`: the directory. `head`: the model's head. `loads_in`: the class of transformers
-        or PEFT that reads the directory. For a head on mean pooling this is the encoder's class;
-        the head is in classifier.safetensors, which only metajax reads.
+        `output`: the directory. `head`: the model's head. `loads_in`: the class of transformers,
+        sentence-transformers or PEFT that reads the directory. For a head on mean pooling this is
+        the encoder's class; the head is in classifier.safetensors, which only metajax reads.
 
     Raises:
         InputError: the workdir has no checkpoint, its model has no place in the format, or the
@@ -56,8 +60,59 @@ def export(settings: ExportSettings) -> dict[str, Any]:
             f"{settings.model}: has vectors before the text (--prefix), which have no place in "
             "Hugging Face's format; use the run itself"
         )
+    if settings.format == "sentence-transformers":
+        return _export_sentence_encoder(output, settings.model, record, model, params)
     _write(output, partial(save_pretrained, model=model, params=params))
     (loads_in,) = json.loads((output / "config.json").read_text())["architectures"]
+    return {"output": str(output), "head": model.head, "loads_in": loads_in}
+
+
+def _export_sentence_encoder(
+    output: Path, spec: str, record: dict[str, Any], model: Transformer, params: Params
+) -> dict[str, Any]:
+    """Write a directory that sentence-transformers loads, with a model card.
+
+    Raises:
+        InputError: the model pools by BERT's pooler.
+    """
+    pooling = model.pooling
+    if pooling == "pooler" and not model.config.family.decoder:
+        raise InputError(
+            f"--format sentence-transformers: {spec} pools by BERT's pooler, which that library "
+            "does not have; finetune it with --pooling mean, or export it without --format"
+        )
+    if model.head != "classification":
+        model = model.replace(head="encoder")
+        params = {name: params[name] for name in model.parts}
+    pooling = "last" if pooling == "pooler" else pooling
+    width, normalized = model.config.hidden_size, model.feature_norm is not None
+    max_length = text_length(model, record["settings"]["max_length"])
+    card = model_card(
+        output.name,
+        model_type=model.config.model_type,
+        stage=record["stage"],
+        pooling=pooling,
+        width=width,
+        max_length=max_length,
+        normalized=normalized,
+        classifier=model.head == "classification",
+        lineage=summary(lineage(LineageSettings(model=spec))),
+        results=read_results(to_path(spec)),
+    )
+    described = {
+        **pooling_files(pooling, width, normalize=normalized),
+        "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
+    }
+
+    def save(directory: Path) -> None:
+        save_pretrained(directory, model, params)
+        for name, value in described.items():
+            (directory / name).parent.mkdir(exist_ok=True)
+            (directory / name).write_bytes(to_json(value))
+        (directory / "README.md").write_text(card, encoding="utf-8")
+
+    _write(output, save)
+    loads_in = "sentence_transformers.SentenceTransformer"
     return {"output": str(output), "head": model.head, "loads_in": loads_in}
 
 

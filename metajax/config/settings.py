@@ -65,9 +65,8 @@ class FinetuneSettings(TrainSettings, TaskSettings, BatchSettings):
     steps: int | None = option("optimizer steps, instead of --epochs", None, minimum=1)
     batch_size: int = option("examples per step", 32, minimum=1)
     pooling: str | None = option(
-        "input of the heads: pooler (BERT's pooler, GPT-2's last token), mean over tokens, cls "
-        "(the first token), last, or weighted-mean (later tokens count more); default: as the "
-        "model's 1_Pooling directory says, else pooler",
+        "input of the heads: pooler (BERT's pooler, GPT-2's last token), mean, cls (the first "
+        "token), last, or weighted-mean; default: as the model's 1_Pooling says, else pooler",
         None,
         choices=("pooler", "mean", "cls", "last", "weighted-mean"),
     )
@@ -270,9 +269,10 @@ class ExportSettings(Settings):
     model: str = option("workdir of any stage")
     output: str = option("new or empty directory to write", metavar="DIR")
     format: str = option(
-        "huggingface: the whole model; peft: the LoRA adapters of --lora with --freeze alone",
+        "huggingface: the whole model; sentence-transformers: the same, with its pooling and a "
+        "model card; peft: the LoRA adapters of --lora with --freeze alone",
         "huggingface",
-        choices=("huggingface", "peft"),
+        choices=("huggingface", "sentence-transformers", "peft"),
     )
     task: str | None = option("which head to use, if finetune trained several", None)
 

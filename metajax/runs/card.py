@@ -1,0 +1,98 @@
+"""The model card of an exported sentence encoder."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_TEMPLATE = """---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags: [sentence-transformers, feature-extraction, metajax]
+---
+
+# {name}
+
+A sentence encoder of type {model_type}, trained by metajax ({stage}). A text of at most
+{max_length} tokens becomes a vector of {width} numbers: {pooling}{normalized}.
+
+## Load
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{name}")
+vectors = model.encode(["Where is my parcel?", "I want a refund."])
+```
+{classifier}
+## Data, settings and lineage
+
+The last run comes first. A hash is the beginning of a sha256.
+
+```text
+{lineage}
+```
+{results}"""
+_CLASSIFIER = """
+`classifier.safetensors` is a classifier of these vectors, with the classes of `config.json`.
+metajax reads both:
+
+```python
+import metajax
+
+model, params = metajax.from_pretrained("{name}", head="classification")
+batch = model.tokenizer(["Where is my parcel?"], return_tensors="np", return_token_type_ids=True)
+print(model.label_names[0][model(params, dict(batch)).logits[0].argmax()])
+```
+"""
+_POOLINGS = {
+    "mean": "the mean over its tokens",
+    "cls": "its first token",
+    "last": "its last token",
+    "weighted-mean": "the mean over its tokens, in which later ones count more",
+}
+
+
+def model_card(
+    name: str,
+    *,
+    model_type: str,
+    stage: str,
+    pooling: str,
+    width: int,
+    max_length: int,
+    normalized: bool,
+    classifier: bool,
+    lineage: str,
+    results: Mapping[str, Any] | None,
+) -> str:
+    """Return README.md of a sentence encoder.
+
+    Args:
+        name: the directory.
+        model_type: the family of the network.
+        stage: the command of its last run.
+        pooling: see `Transformer`.
+        width: features of a vector.
+        max_length: largest number of tokens of a text.
+        normalized: whether vectors have unit length.
+        classifier: whether a classifier is in the directory.
+        lineage: the runs that led to the model, as text.
+        results: results of the last run, if it has any.
+    """
+    measured = {key: value for key, value in (results or {}).items() if _is_plain(value)}
+    listed = "\n".join(f"- {key}: {value}" for key, value in measured.items())
+    return _TEMPLATE.format(
+        name=name,
+        model_type=model_type,
+        stage=stage,
+        max_length=max_length,
+        width=width,
+        pooling=_POOLINGS[pooling],
+        normalized=", scaled to unit length" if normalized else "",
+        classifier=_CLASSIFIER.format(name=name) if classifier else "",
+        lineage=lineage,
+        results=f"\n## Results of the last run\n\n{listed}\n" if listed else "",
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | float | str)
