@@ -20,6 +20,7 @@ from metajax.algorithms.hypergrad import InnerLoss
 from metajax.algorithms.inner_loop import InnerLoop, fold_in, inner_loop
 from metajax.algorithms.streams import check_stream
 from metajax.dtypes import is_float, widen
+from metajax.platforms import target_platform
 from metajax.tree import combine, path_name, paths, select
 from metajax.types import (
     AdaptInfo,
@@ -41,12 +42,15 @@ INIT, INNER, QUERY = range(3)
 Optimizer: TypeAlias = optax.GradientTransformation
 
 
+UNROLLED = 5  # Maximum of the inner steps to compile one by one; more would take too long.
+
+
 class Engine(TypedDict, total=False):
     """Options for computing and differentiating the inner loop; see `metajax.maml`."""
 
     first_order: bool
     low_memory: bool
-    unroll: bool
+    unroll: bool | None
     stream: bool
     micro_batches: int
 
@@ -60,7 +64,8 @@ class Adaptation:
         num_steps: inner steps, K >= 0.
         first_order: see `metajax.maml`, also for the attributes below.
         low_memory: whether to compute the exact second order in less memory.
-        unroll: whether to compile the inner steps one after the other.
+        unroll: whether to compile the inner steps one after the other. None: only if the loss
+            suggests a layout of the parameters, on a CPU, and at most `UNROLLED` steps.
         trainable: predicate on a parameter's path; true if the inner loop updates it.
         reparametrize: function that expresses the task in fewer parameters.
         init_fn: start of the inner loop.
@@ -89,7 +94,7 @@ class Adaptation:
     num_steps: int
     first_order: bool = False
     low_memory: bool = False
-    unroll: bool = False
+    unroll: bool | None = None
     trainable: Callable[[str], bool] | None = None
     reparametrize: Reparametrize | None = None
     init_fn: InitFn | None = None
@@ -145,7 +150,11 @@ class Adaptation:
         """Return the algorithm whose meta-gradient is the gradient of `query_loss`."""
         layout = self._faster_layout(optimizer)
         if layout is not None:
-            return dataclasses.replace(self, reparametrize=layout).algorithm(optimizer, init)
+            unroll = self.unroll
+            if unroll is None:
+                unroll = target_platform() == "cpu" and self.num_steps <= UNROLLED
+            own = dataclasses.replace(self, reparametrize=layout, unroll=unroll)
+            return own.algorithm(optimizer, init)
         differentiated = self.num_steps and not self.first_order and self.make_loop is None
         return MetaAlgorithm(
             init=init,
@@ -186,7 +195,7 @@ class Adaptation:
             self.num_steps,
             first_order=self.first_order,
             low_memory=self.low_memory,
-            unroll=self.unroll,
+            unroll=bool(self.unroll),
             stream=self.stream,
             micro_batches=self.micro_batches,
         )

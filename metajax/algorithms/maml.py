@@ -16,7 +16,7 @@ def maml(
     *,
     first_order: bool = False,
     low_memory: bool = False,
-    unroll: bool = False,
+    unroll: bool | None = None,
     trainable: Callable[[str], bool] | None = None,
     frozen: Callable[[str], bool] | None = None,
     reparametrize: Reparametrize | None = None,
@@ -41,7 +41,8 @@ def maml(
             anything that depends on the meta-parameters, and its gradient must be that of a
             function (no clipping on the way back, say).
         unroll: whether to compile the inner steps one after the other instead of a loop. This is
-            10% faster on a CPU, but takes longer to compile.
+            10% faster on a CPU, but takes longer to compile. By default only on a CPU, for up to
+            five steps with a loss of `metajax.models` that chooses `reparametrize` (see there).
         trainable: predicate on a parameter's path (`layers/qkv/kernel`); true if the inner loop
             updates it. By default the inner loop updates all parameters. The outer loop also trains
             those that the inner loop does not update.

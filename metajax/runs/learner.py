@@ -7,6 +7,7 @@ import jax
 import optax
 
 from metajax.algorithms import ALGORITHMS, lora
+from metajax.algorithms.adaptation import UNROLLED
 from metajax.algorithms.clipping import clip_by_global_norm
 from metajax.algorithms.imaml import imaml
 from metajax.algorithms.maml import maml
@@ -39,7 +40,6 @@ from metajax.types import (
     Task,
 )
 
-UNROLLED = 5  # Maximum of the inner steps to compile one by one; more would take too long.
 # MAML++ uses the losses after all inner steps in this fraction of the outer steps (Antoniou et al.
 # 2019, section 4; 15 of 150 epochs in their code). It does not begin with first order, which can
 # diverge with learned rates.

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from metajax.algorithms import ALGORITHMS
+from metajax.algorithms.adaptation import UNROLLED
 from metajax.config.fields import flag_and_value
 from metajax.config.settings import PlanSettings
 from metajax.errors import InputError
@@ -21,7 +22,7 @@ from metajax.runs.cost import (
     tracing_for,
 )
 from metajax.runs.fitting import largest_fitting
-from metajax.runs.learner import UNROLLED, takes_low_memory
+from metajax.runs.learner import takes_low_memory
 from metajax.runs.parts import check_split
 from metajax.runs.programs import described
 from metajax.runs.progress import Progress

@@ -14,6 +14,7 @@ from metajax.algorithms import lora
 from metajax.data.packing import Shape, pack
 from metajax.models import Transformer, bert, classification_loss, prototype_init
 from metajax.models.reparametrization import compose, mentioned_rows, separate_layers, upper_layers
+from metajax.platforms import compiling_for
 from metajax.training.outer import map_tasks, task_keys
 from tests.models.helpers import TINY, make_batch, make_params
 
@@ -390,6 +391,18 @@ def test_an_algorithm_uses_the_layout_of_its_loss(params, optimizer):
         for which in (made, algorithm(optimizer, steps=3))
     )
     assert relative_gap(found, expected) < 1e-10
+
+
+def test_with_it_few_steps_are_compiled_one_by_one_on_a_cpu(params):
+    def unrolled(made):
+        program = jax.make_jaxpr(made.meta_grad)(params, unequal_task(), None)
+        return "unroll=3" in str(program)
+
+    assert unrolled(default())
+    assert not unrolled(default(unroll=False))
+    with compiling_for("tpu"):
+        assert not unrolled(default())
+    assert not unrolled(algorithm(steps=3))
 
 
 @pytest.mark.parametrize(
