@@ -269,6 +269,17 @@ OTHERWISE = {
     "mask": optax.masked(SGD, lambda params: jax.tree.map(lambda _: True, params)),
     "parts": optax.partition({"all": SGD}, lambda params: jax.tree.map(lambda _: "all", params)),
     "matrices": optax.contrib.muon(0.1),
+    "late weight decay": optax.adamw(
+        optax.join_schedules([optax.constant_schedule(0.0), optax.constant_schedule(0.1)], [2])
+    ),
+    "paths": optax.chain(
+        SGD,
+        optax.stateless(
+            lambda updates, params: jax.tree_util.tree_map_with_path(
+                lambda path, leaf: leaf * (len(path) > 3), updates
+            )
+        ),
+    ),
     "names": optax.GradientTransformation(
         lambda params: (), lambda updates, state, params=None: ({"w": -updates["w"]}, state)
     ),
@@ -277,10 +288,10 @@ OTHERWISE = {
 
 @pytest.mark.parametrize("name", BY_ENTRY | OTHERWISE)
 def test_which_optimizers_do_not_depend_on_the_layout(name):
-    assert is_elementwise((BY_ENTRY | OTHERWISE)[name]) is (name in BY_ENTRY)
+    assert is_elementwise((BY_ENTRY | OTHERWISE)[name], 3) is (name in BY_ENTRY)
 
 
 def test_traced_rates_do_not_pass():
     seen = []
-    jax.jit(lambda rate: seen.append(is_elementwise(optax.sgd(rate))) or rate)(0.5)
+    jax.jit(lambda rate: seen.append(is_elementwise(optax.sgd(rate), 1)) or rate)(0.5)
     assert seen == [False]

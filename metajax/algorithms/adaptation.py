@@ -1,7 +1,6 @@
 """Adaptation to one task and the gradient through it, for all gradient-based algorithms."""
 
 import dataclasses
-import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypedDict
@@ -148,29 +147,32 @@ class Adaptation:
         self, optimizer: Optimizer, init: Callable[[Params], Params] = lambda params: params
     ) -> MetaAlgorithm:
         """Return the algorithm whose meta-gradient is the gradient of `query_loss`."""
-        layout = self._faster_layout(optimizer)
-        if layout is not None:
-            unroll = self.unroll
-            if unroll is None:
-                unroll = target_platform() == "cpu" and self.num_steps <= UNROLLED
-            own = dataclasses.replace(self, reparametrize=layout, unroll=unroll)
-            return own.algorithm(optimizer, init)
         differentiated = self.num_steps and not self.first_order and self.make_loop is None
-        return MetaAlgorithm(
-            init=init,
-            adapt=functools.partial(self.adapt, optimizer),
-            meta_grad=meta_gradient(
-                functools.partial(self.query_loss, optimizer),
-                through=optimizer if differentiated else None,
-            ),
-        )
 
-    def _faster_layout(self, optimizer: Optimizer) -> Reparametrize | None:
-        """Return the reparametrization of the loss, unless something else depends on the layout."""
+        def adapt(params: Params, support: Batch, rng: Key | None) -> tuple[Params, AdaptInfo]:
+            return self._laid_out(optimizer).adapt(optimizer, params, support, rng)
+
+        def query_loss(params: Params, task: Task, rng: Key | None) -> tuple[jax.Array, MetaInfo]:
+            return self._laid_out(optimizer).query_loss(optimizer, params, task, rng)
+
+        through = optimizer if differentiated else None
+        return MetaAlgorithm(init, adapt, meta_gradient(query_loss, through=through))
+
+    def _laid_out(self, optimizer: Optimizer) -> "Adaptation":
+        """Return this adaptation in the layout of its loss, unless something depends on another.
+
+        Called while tracing, because it depends on the platform that is compiled for.
+        """
         if not isinstance(self.loss_fn, NetworkFn) or self.reparametrize or self.low_memory:
-            return None
+            return self
         depends = self.trainable or self.frozen or not isinstance(self.init_fn, NetworkFn | None)
-        return None if depends or not is_elementwise(optimizer) else self.loss_fn.reparametrize
+        if depends or not is_elementwise(optimizer, self.num_steps):
+            return self
+        unroll = self.unroll
+        if unroll is None:
+            unroll = target_platform() == "cpu" and self.num_steps <= UNROLLED
+        layout = self.loss_fn.reparametrize
+        return dataclasses.replace(self, reparametrize=layout, unroll=unroll)
 
     def _hold(self, params: Params) -> Params:
         """Let no gradient pass to frozen parameters."""

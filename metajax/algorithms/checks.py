@@ -1,5 +1,6 @@
 """Checks of the user's parameters, tasks, and loss function."""
 
+import functools
 from typing import Any
 
 import jax
@@ -9,6 +10,8 @@ import optax
 
 from metajax.tree import path_name
 from metajax.types import Params, Task
+
+_TRIED = 10  # Updates of an optimizer.
 
 
 def as_array(leaf: Any) -> Any:
@@ -88,28 +91,45 @@ def loss_and_aux(returned: Any) -> tuple[jax.Array, Any]:
     return loss, jax.tree_util.tree_map_with_path(check, aux)
 
 
-def is_elementwise(optimizer: optax.GradientTransformation) -> bool:
+def is_elementwise(optimizer: optax.GradientTransformation, num_steps: int) -> bool:
     """Try whether an optimizer gives the same updates if its parameters are laid out differently.
 
     It does if rows without gradient have no updates and can be left out, and if a stack of arrays
     can be split. SGD, momentum, Adam and clipping by the global norm pass. Weight decay, norms of
-    single arrays, and masks (which may depend on paths) do not.
+    single arrays, and masks do not. Neither does anything that is not from optax, because it may
+    depend on the paths or the first axis of parameters.
 
     Args:
         optimizer: the inner optimizer. One whose rates are being traced does not pass.
+        num_steps: K, the updates to try, of which at most `_TRIED` are.
     """
     rng = np.random.default_rng(0)
     # Adafactor treats arrays of at least 128 x 128 differently.
     rows, blocks = rng.normal(size=(129, 128)), rng.normal(size=(2, 128, 128))
     params = {"rows": rows, "blocks": blocks}
+    steps = min(num_steps, _TRIED)
     try:
         with jax.ensure_compile_time_eval():
-            return all(
-                _same_updates(optimizer, _scaled(params, 1.0), _scaled(params, scale))
+            return _is_from_optax(optimizer) and all(
+                _same_updates(optimizer, _scaled(params, 1.0), _scaled(params, scale), steps)
                 for scale in (1e-4, 1.0, 1e4)
             )
     except Exception:  # Some optimizers need parameters by certain names.
         return False
+
+
+def _is_from_optax(value: Any) -> bool:
+    """Whether a function, and all that it closes over, is from optax."""
+    if isinstance(value, functools.partial):
+        return all(map(_is_from_optax, (value.func, *value.args, *value.keywords.values())))
+    if isinstance(value, tuple | list):
+        return all(map(_is_from_optax, value))
+    if not callable(value):
+        return True
+    home = (getattr(value, "__module__", None) or "").split(".")[0]
+    cells = getattr(value, "__closure__", None) or ()
+    own = home in ("optax", "jax", "jaxlib", "numpy", "builtins")
+    return own and all(_is_from_optax(cell.cell_contents) for cell in cells)
 
 
 def _scaled(params: Params, scale: float) -> Params:
@@ -120,7 +140,9 @@ def _is_mask(state: Any) -> bool:
     return isinstance(state, optax.MaskedState | optax.transforms.PartitionState)
 
 
-def _same_updates(optimizer: optax.GradientTransformation, params: Params, grads: Params) -> bool:
+def _same_updates(
+    optimizer: optax.GradientTransformation, params: Params, grads: Params, steps: int
+) -> bool:
     """Whether two updates are equal on the arrays and on the same numbers in other arrays."""
     grads["rows"][-1] = 0
     layouts = [
@@ -132,10 +154,16 @@ def _same_updates(optimizer: optax.GradientTransformation, params: Params, grads
         state = optimizer.init(own)
         if any(map(_is_mask, jax.tree.leaves(state, is_leaf=_is_mask))):
             return False
-        for _ in range(2):
-            updates, state = optimizer.update(gradient, state, own)
+        updates: list[Any] = []
+        for _ in range(steps):
+            update, state = optimizer.update(gradient, state, own)
+            updates.append(update)
         seen.append(updates)
-    full, small = seen
+    return all(map(_agree, *seen))
+
+
+def _agree(full: Params, small: Params) -> bool:
+    """Whether an update is equal in both layouts, and zero where there is no gradient."""
     return not np.any(full["rows"][-1]) and all(
         np.allclose(theirs, ours, rtol=1e-5, atol=0)
         for theirs, ours in (
