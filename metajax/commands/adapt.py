@@ -42,8 +42,9 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         - `labels`: names of the task's labels.
         - `examples`: number of examples.
         - `inner_lr`: rate of the inner steps. None if the prototypes were kept.
-        - `loss`: loss on the examples before each step.
-        - `loss_after`: loss on the examples after the last step.
+        - `loss`: loss on the examples before each step; with `contrastive` or `finetune`, the
+          training loss of each step.
+        - `loss_after`: loss of the classifier on the examples.
         - `left_out`, if prototypes and steps were compared by cross-validation: number of
           `examples`, and the accuracies of the `prototypes` and of the `steps` at rate `inner_lr`.
         - `dev`, with `settings.dev`: number of `examples` of the dev set, `accuracy` (0..1), and
@@ -76,6 +77,8 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     if settings.method == "steps":
         model = adapted_model(model, few_shot.inner)
         settings, chooses = _with_steps(settings, few_shot)
+    else:
+        few_shot = few_shot.without_inner_loop()
     (examples,) = tokenized([task], model, few_shot.text_length(settings.max_length))
     record = make_record(
         "adapt",
@@ -95,7 +98,8 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     begin(run, lambda directory: save_config(directory, model))
     _save(run, few_shot, adapted)
     results = _results(adapted, task)
-    _warn_if_risen(adapted)
+    if settings.method == "steps":
+        _warn_if_risen(adapted)
     if dev is not None:
         params = few_shot.merge(adapted.params)
         classifier = Classifier(model, params, 0, settings.max_length, None)
@@ -153,7 +157,10 @@ def _save(run: Run, few_shot: FewShot, adapted: Adapted, before: float | None = 
     params = few_shot.merge(adapted.params) if frozen is None else adapted.params
     before = losses[0] if before is None else before
     at = "" if adapted.rate is None else f" at rate {adapted.rate:g}"
-    _log.info("%s: %d steps%s, loss %.3f -> %.3f", run.path, steps, at, before, losses[-1])
+    change = f", loss {before:.3f} -> {losses[-1]:.3f}"
+    if run.record["settings"]["method"] != "steps":  # The training loss may be another one.
+        change = f"; loss of the classifier on the examples: {losses[-1]:.3f}"
+    _log.info("%s: %d steps%s%s", run.path, steps, at, change)
     with (
         locked(run),
         Checkpoints(run.checkpoints, keep=1, record=run.record, frozen=frozen) as checkpoints,

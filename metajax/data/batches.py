@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from metajax.data.packing import Shapes, bucket, fit_shapes, pack, plan_shapes
+from metajax.data.packing import Shape, Shapes, bucket, fit_shapes, pack, plan_shapes
 from metajax.data.seeding import shuffled_rows
 from metajax.data.text import TokenizedTask, Tokens
 
@@ -239,12 +239,20 @@ def packed_eval_batches(
         >>> task = TokenizedTask("films", tokens, np.array([0, 1, 1]), ("bad", "good"), ())
         >>> first, last = packed_eval_batches(task, batch_size=2)
         >>> first["input_ids"].shape, last["first_token"].tolist(), last["example_mask"].tolist()
-        ((2, 8), [0, 3], [1.0, 0.0])
+        ((2, 8), [0, 0], [1.0, 0.0])
     """
     size = len(task.labels)
-    rows = np.minimum(np.arange(-(-size // batch_size) * batch_size), size - 1)
-    lengths = task.tokens.lengths[rows].reshape(-1, 1, batch_size)
+    lengths = np.zeros((-(-size // batch_size), 1, batch_size), np.int32)
+    lengths.reshape(-1)[:size] = task.tokens.lengths
     spread = lengths[:: -(-len(lengths) // _SAMPLED)]
-    plan = plan_shapes([(each,) for each in spread], int(lengths.max()), len(lengths))
+    plan = plan_shapes([(each,) for each in spread], longest_text([task]), len(lengths))
+    rounded = [(Shape(_round_up(shape.rows), shape.length),) for (shape,) in plan]
     for batch in supervised_eval_batches(task, batch_size, head=head):
-        yield {name: leaf[0] for name, leaf in packed_parts(batch, 1, plan).items()}
+        batch["attention_mask"] *= batch["example_mask"][:, None].astype(np.int32)
+        yield {name: leaf[0] for name, leaf in packed_parts(batch, 1, rounded).items()}
+
+
+def _round_up(count: int) -> int:
+    """Return the next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ..., so that sets share compiled shapes."""
+    power = 1 << (count - 1).bit_length()
+    return power * 3 // 4 if power > 2 and count <= power * 3 // 4 else power

@@ -105,7 +105,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         shown = tuple(map(str, classes))
         few_shot = few_shot._replace(model=few_shot.model.replace(label_names=(shown,)))
         model = few_shot.model
-        model = adapted_model(model, few_shot.inner) if self.method == "steps" else model
+        if self.method == "steps":
+            model = adapted_model(model, few_shot.inner)
+        else:
+            few_shot = few_shot.without_inner_loop()
         task = data.TaskData("the examples", texts, pairs, labels.astype(np.int32), shown)
         (examples,) = tokenized([task], model, few_shot.text_length(self.max_length))
         adapted = adapt_to(few_shot, examples, self.method)

@@ -121,6 +121,10 @@ class FewShot(NamedTuple):
             return algorithm
         return algorithm._replace(init=lambda params: {key: params, **learned})
 
+    def without_inner_loop(self) -> "FewShot":
+        """Return the network alone, without adapters or learned rates of the inner loop."""
+        return self._replace(inner=DEFAULTS | {"algorithm": "maml"}, learned=None)
+
     def inner_settings(self) -> dict[str, Any]:
         """Return the fields of `InnerSettings`, not given where the algorithm does not take one."""
         taken, absent = self.entry.settings, {"lora_kernels": ()}

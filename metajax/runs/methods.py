@@ -121,7 +121,7 @@ def train_on(
 
     Args:
         few_shot: the network with one head of C classes.
-        examples: the examples, with labels 0, 1, ... that may be fewer than C.
+        examples: the examples, perhaps not of all C classes.
         method: one of `TRAINED`.
         what: name of the progress bar. None: no bar.
         plan: shapes of the batches; see `train`.
@@ -156,14 +156,14 @@ def _with_head(
     make_head: Callable[..., dict[str, Any]],
 ) -> Params:
     """Add a head for the features of the examples. Classes without examples are never predicted."""
-    classes, count = model.num_labels[0], int(examples.labels.max()) + 1
+    present, labels = np.unique(examples.labels, return_inverse=True)
     features = features_of(model, params, examples)
-    head = make_head(features, {"labels": examples.labels}, count)
-    kernel = np.pad(head["kernel"], ((0, 0), (0, classes - count)))
-    bias = np.pad(head["bias"], (0, classes - count), constant_values=MASKED)
-    dtype = params["embeddings"]["word"].dtype
-    head = {"kernel": kernel, "bias": bias}
-    return {**params, "classifier": {k: jnp.asarray(v, dtype)[None] for k, v in head.items()}}
+    head = make_head(features, {"labels": labels}, len(present))
+    classes, dtype = model.num_labels[0], params["embeddings"]["word"].dtype
+    kernel, bias = np.zeros((features.shape[1], classes)), np.full(classes, MASKED)
+    kernel[:, present], bias[present] = head["kernel"], head["bias"]
+    classifier = {"kernel": jnp.asarray(kernel, dtype), "bias": jnp.asarray(bias, dtype)}
+    return {**params, "classifier": {name: leaf[None] for name, leaf in classifier.items()}}
 
 
 def _loss(model: Transformer, params: Params, examples: data.TokenizedTask) -> float:
