@@ -54,7 +54,7 @@ def load(options: argparse.Namespace, name: str) -> tuple[data.TaskData, data.Ta
 def draw(
     options: argparse.Namespace, task: data.TaskData, test: data.TaskData | None, seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the rows of a support set and of the test texts: the other examples, at most."""
+    """Return the rows of a support set, and of at most `--tested` other texts."""
     rng = np.random.default_rng(seed)
     shuffled = [rng.permutation(rows) for rows in task.drawn_rows()]
     support = np.concatenate([rows[: options.shots] for rows in shuffled])  # Perhaps empty.
@@ -136,6 +136,8 @@ def main() -> None:
     )
     parser.add_argument("--output", help="write the rows as JSON")
     options = parser.parse_args()
+    if options.classes and options.classes.count("/") != 1:
+        parser.error(f"--classes {options.classes}: is not SPLIT/PART; give, for example, 01/test")
     names = [*(["setfit"] if options.setfit_python else []), *options.methods]
     written = []
     for name in options.set:

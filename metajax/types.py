@@ -137,8 +137,9 @@ Reparametrize = Callable[[Params, Task], Reparametrized]
 class NetworkFn:
     """A function of a network's parameters that also accepts them reparametrized.
 
-    The losses and initial heads of `metajax.models` are such functions. An algorithm without
-    another reparametrization uses theirs, which makes it faster and does not change its result.
+    The losses and initial heads of `metajax.models` are such functions. MAML and implicit MAML use
+    their reparametrization if they have no other one, which makes them faster and does not change
+    the result.
 
     Attributes:
         fn: a `LossFn` or an `InitFn`.

@@ -32,8 +32,8 @@ The last run comes first. A hash is the beginning of a sha256.
 ```
 {results}"""
 _CLASSIFIER = """
-`classifier.safetensors` is a classifier of these vectors, with the classes of `config.json`.
-metajax reads both:
+`classifier.safetensors` is a classifier of these vectors, scaled to the length `feature_norm` of
+`config.json` if it has one, with the classes of `config.json`. metajax reads both:
 
 ```python
 import metajax

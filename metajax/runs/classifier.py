@@ -16,7 +16,10 @@ from metajax.models.metadata import no_classifier
 from metajax.models.prefix import prefix_length
 from metajax.runs.source import find, open_source, text_length
 from metajax.runs.task_data import tokenized
+from metajax.runs.workdir import read_json
 from metajax.types import Params
+
+SAVED = "few_shot_classifier.json"  # The settings of a `FewShotClassifier`, beside its weights.
 
 
 class Classifier(NamedTuple):
@@ -72,6 +75,9 @@ def open_classifier(spec: str, task: str | None) -> Classifier:
         problem = "--task: is missing" if task is None else f"--task {task}: unknown task"
         raise InputError(f"{problem}; choose from {', '.join(names)}")
     head, model, params = names.index(task), source.model, source.params
+    if record is None and (path / SAVED).is_file():
+        saved = read_json(path / SAVED)
+        return Classifier(model, params, head, saved["settings"]["max_length"], saved["pairs"])
     if record is None:
         return Classifier(model, params, head, ModelSettings.max_length, None)
     run_settings = record["settings"]

@@ -1,6 +1,7 @@
 """`FewShotClassifier`: few-shot classification in memory, with scikit-learn's conventions."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -14,14 +15,14 @@ from metajax.config.groups import ModelSettings
 from metajax.config.inner import METHODS, InnerSettings
 from metajax.errors import InputError
 from metajax.models import save_pretrained
-from metajax.runs.classifier import Classifier, open_classifier, probabilities
+from metajax.runs.classifier import SAVED, Classifier, open_classifier, probabilities
 from metajax.runs.few_shot import open_few_shot
 from metajax.runs.learner import adapted_model
 from metajax.runs.methods import adapt_to
 from metajax.runs.task_data import tokenized
 from metajax.runs.workdir import read_json
 
-_SETTINGS = "few_shot_classifier.json"
+_NUMBERS = ("max_length", "batch_size", "seed")
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # Has no types.
@@ -85,8 +86,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         Raises:
             InputError: the model, the texts or the labels cannot be used.
         """
-        if self.method not in METHODS:
-            raise InputError(f"method is {self.method!r}; it has to be one of {', '.join(METHODS)}")
+        self._check()
         texts, pairs = _texts([] if X is None else X)
         classes, labels = _classes([] if y is None else y, self.label_names or {})
         names = list((self.label_names or {}).values())
@@ -100,8 +100,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             raise InputError(f"fit: {counts}; give one each")
         if len(classes) < 2:
             raise InputError(f"fit: only {len(classes)} class is given; give at least two")
-        settings = ModelSettings(model=self.model, seed=self.seed, max_length=self.max_length)
-        few_shot = open_few_shot(self.model, settings, InnerSettings(), len(classes))
+        spec = os.fspath(self.model)
+        settings = ModelSettings(model=spec, seed=int(self.seed), max_length=int(self.max_length))
+        few_shot = open_few_shot(spec, settings, InnerSettings(), len(classes))
         shown = tuple(map(str, classes))
         few_shot = few_shot._replace(model=few_shot.model.replace(label_names=(shown,)))
         model = few_shot.model
@@ -116,6 +117,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         self._classifier = Classifier(model, params, 0, self.max_length, pairs is not None)
         self.classes_ = classes
         return self
+
+    def _check(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"method is {self.method!r}; it has to be one of {', '.join(METHODS)}")
+        if not isinstance(self.label_names or {}, Mapping):
+            raise InputError(f"label_names is {self.label_names!r}; give a dict, or None")
+        for name in ("batch_size", "max_length"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probability of each class, [N, C] in the order of `classes_`.
@@ -141,15 +151,20 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     def save(self, directory: str | Path) -> None:
         """Write a Hugging Face directory, which `load` and `metajax predict` read."""
         check_is_fitted(self, "classes_")
-        save_pretrained(directory, self._classifier.model, self._classifier.params)
+        folder = Path(directory).expanduser()
+        save_pretrained(folder, self._classifier.model, self._classifier.params)
         names = self.label_names or {}
         settings = {
-            "settings": {**self.get_params(), "label_names": None},
+            "settings": {
+                "model": os.fspath(self.model),
+                "method": self.method,
+                **{name: int(getattr(self, name)) for name in _NUMBERS},
+            },
             "label_names": [[_plain(label), name] for label, name in names.items()],
             "classes": self.classes_.tolist(),
             "pairs": self._classifier.pairs,
         }
-        (Path(directory) / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+        (folder / SAVED).write_text(json.dumps(settings, indent=2) + "\n")
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
@@ -158,12 +173,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         Raises:
             InputError: the directory is not from `save`.
         """
-        written = read_json(Path(directory) / _SETTINGS)
+        file = Path(directory).expanduser() / SAVED
+        if not file.is_file():
+            raise InputError(f"{directory}: has no {SAVED}; give a folder that `save` wrote")
+        written = read_json(file)
         names = dict(written["label_names"]) or None
         loaded = cls(**written["settings"] | {"label_names": names})
-        loaded._classifier = open_classifier(str(directory), None)._replace(
-            max_length=loaded.max_length, pairs=written["pairs"]
-        )
+        loaded._classifier = open_classifier(str(file.parent), None)
         loaded.classes_ = np.array(written["classes"])
         return loaded
 
@@ -174,21 +190,23 @@ def _texts(given: Any) -> tuple[list[str], list[str] | None]:
     Raises:
         InputError: something else is given.
     """
-    if isinstance(given, str):
-        raise InputError("texts: are a single string; give a list of texts")
-    rows = [(row,) if isinstance(row, str) else row for row in given]
-    if not rows:
-        return [], None
+    if isinstance(given, str | bytes | Mapping) or hasattr(given, "columns"):
+        what = "a table" if hasattr(given, "columns") else f"a single {type(given).__name__}"
+        raise InputError(f"texts: are {what}; give a list of texts, or one column")
+    try:
+        rows = [row if isinstance(row, tuple | list | np.ndarray) else (row,) for row in given]
+    except TypeError:
+        raise InputError(f"texts: are {given!r}; give a list of texts") from None
     for number, row in enumerate(rows):
-        parts = row if isinstance(row, tuple | list | np.ndarray) else (row,)
-        if not all(isinstance(part, str) and part.strip() for part in parts):
-            raise InputError(f"texts: number {number} is {given[number]!r}, not a text; remove it")
-        if len(parts) != len(rows[0]) or len(parts) > 2:
+        if not all(isinstance(part, str) and part.strip() for part in row):
+            shown = row[0] if len(row) == 1 else row
+            raise InputError(f"texts: number {number} is {shown!r}, not a text; remove it")
+        if len(row) != len(rows[0]) or not 1 <= len(row) <= 2:
             raise InputError(
-                f"texts: number {number} has {len(parts)} texts, unlike the first; give single "
+                f"texts: number {number} has {len(row)} texts, unlike the first; give single "
                 "texts or pairs"
             )
-    columns = [[str(part) for part in column] for column in zip(*rows)]
+    columns = [[str(part) for part in column] for column in zip(*rows)] or [[]]
     return columns[0], columns[1] if len(columns) == 2 else None
 
 
@@ -200,14 +218,19 @@ def _classes(given: Any, names: Mapping[Any, str]) -> tuple[np.ndarray, np.ndarr
         names: label names; their labels come last.
 
     Raises:
-        InputError: a label is missing, or labels cannot be sorted.
+        InputError: labels are missing, or are not strings, whole numbers or booleans.
     """
-    labels = [*given, *names]
+    if isinstance(given, str) or np.ndim(given) != 1:
+        raise InputError("labels: are not a list; give one label for each text")
+    labels = list(map(_plain, [*given, *names]))
     for number, label in enumerate(labels):
-        if label is None or label != label:  # NaN.
-            raise InputError(f"labels: number {number} is {label}; remove the example or label it")
-    kinds = {str if isinstance(label, str) else float for label in labels}
-    if len(kinds) > 1:
+        if isinstance(label, float) and label.is_integer():
+            continue
+        if not isinstance(label, str | int):
+            raise InputError(
+                f"labels: number {number} is {label!r}; give strings, whole numbers or booleans"
+            )
+    if len({isinstance(label, str) for label in labels}) > 1:
         raise InputError("labels: some are strings and some are not; give labels of one type")
     return np.unique(np.array(labels), return_inverse=True)
 

@@ -12,6 +12,7 @@ import tiny
 
 import metajax
 from metajax.errors import InputError
+from metajax.runs.classifier import open_classifier
 
 TEXTS = [f"w{topic} w{10 + number} w{topic}" for topic in range(3) for number in range(4)]
 LABELS = [topic for topic in (7, 5, 6) for _ in range(4)]
@@ -20,7 +21,8 @@ NEW = ["w2 w50 w2", "w0 w51", "w1 w52 w1"]
 
 @pytest.fixture(scope="module")
 def fitted(material):
-    return metajax.FewShotClassifier(str(material.bert), method="linear").fit(TEXTS, LABELS)
+    own = metajax.FewShotClassifier(str(material.bert), method="linear", max_length=20)
+    return own.fit(TEXTS, LABELS)
 
 
 def test_it_labels_texts_with_the_given_labels(fitted):
@@ -91,6 +93,8 @@ def test_save_and_load_keep_labels_and_results(fitted, tmp_path):
     np.testing.assert_array_equal(again.predict_proba(NEW), fitted.predict_proba(NEW))
     texts = tmp_path / "new.txt"
     texts.write_text("\n".join(NEW) + "\n")
+    kept = open_classifier(str(tmp_path / "saved"), None)
+    assert (kept.max_length, kept.pairs) == (fitted.max_length, False)
     lines = tiny.succeed("predict", "--model", tmp_path / "saved", "--input", texts).splitlines()
     assert [line.split("\t")[0] for line in lines] == list(map(str, fitted.predict(NEW)))
 
@@ -133,7 +137,14 @@ def test_it_works_in_a_thread(fitted):
 @pytest.mark.parametrize(
     ("texts", "labels", "said"),
     [
-        ("w1 w2", [1], "single string; give a list"),
+        ("w1 w2", [1], "a single str; give a list"),
+        (pandas.DataFrame({"text": ["w1", "w2"]}), [1, 2], "a table; give a list of texts, or one"),
+        (5, [1, 2], "texts: are 5; give a list"),
+        (pandas.Series(["w1", None], index=[1, 0]), [1, 2], "number 1 is (None|nan), not a text"),
+        ((text for text in ["w1", 3]), [1, 2], "number 1 is 3, not a text"),
+        (["w1", "w2"], "ab", "labels: are not a list"),
+        (["w1", "w2"], [[1], [2]], "labels: are not a list"),
+        (["w1", "w2"], [0.5, 1.5], "labels: number 0 is 0.5"),
         ([], [], "there are no examples; give texts, or label_names"),
         (["w1", "w2"], [1, None], "labels: number 1 is None"),
         (["w1", "w2"], [float("nan"), 1], "labels: number 0 is nan"),
@@ -148,6 +159,38 @@ def test_it_works_in_a_thread(fitted):
 def test_bad_input_is_named(material, texts, labels, said):
     with pytest.raises(InputError, match=said):
         metajax.FewShotClassifier(str(material.bert)).fit(texts, labels)
+
+
+def test_bad_settings_are_named(material, tmp_path):
+    for changes, said in (
+        ({"batch_size": 0}, "batch_size is 0; give at least 1"),
+        ({"label_names": ["a"]}, "label_names is .*; give a dict"),
+    ):
+        with pytest.raises(InputError, match=said):
+            metajax.FewShotClassifier(str(material.bert), **changes).fit(TEXTS, LABELS)
+    with pytest.raises(InputError, match="has no few_shot_classifier"):
+        metajax.FewShotClassifier.load(tmp_path)
+
+
+def test_numbers_of_numpy_and_paths_are_settings(material, tmp_path):
+    own = metajax.FewShotClassifier(
+        material.bert, method="prototypes", seed=np.int64(3), max_length=16
+    )
+    own.fit(TEXTS, np.array(LABELS)).save(tmp_path / "saved")
+    assert metajax.FewShotClassifier.load(tmp_path / "saved").seed == 3
+
+
+def test_weights_with_frozen_adapters_can_be_trained(material, tmp_path):
+    """As the base and its adapters, merged; `adapt` too."""
+    flags = ("--lora", 2, "--freeze", "--steps", 1, "--meta-batch-size", 1, "--max-length", 16)
+    where = ("--model", material.bert, "--tasks", material.intents, "--workdir", tmp_path / "meta")
+    tiny.succeed("metatrain", *where, *flags)
+    classifier = metajax.FewShotClassifier(str(tmp_path / "meta"), method="linear")
+    assert classifier.fit(TEXTS, LABELS).score(TEXTS, LABELS) > 0.9
+    where = ("--model", tmp_path / "meta", "--tasks", material.new, "--workdir", tmp_path / "run")
+    tiny.succeed("adapt", *where, "--method", "linear", "--dev", material.new)
+    lines = tiny.succeed("predict", "--model", tmp_path / "run", "--input", material.new)
+    assert len(lines.splitlines()) == 6
 
 
 def test_an_unknown_method_is_named(material):
