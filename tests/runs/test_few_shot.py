@@ -34,7 +34,9 @@ class Small:
     head, remat, num_labels = "classification", False, (CLASSES,)
     problem_type = None
     family = SimpleNamespace(rotary=False)
-    config = SimpleNamespace(hidden_size=HIDDEN, num_hidden_layers=BLOCKS, family=family)
+    config = SimpleNamespace(
+        hidden_size=HIDDEN, num_hidden_layers=BLOCKS, blocks=BLOCKS, family=family
+    )
 
     def embed(self, params, batch):
         return params["embeddings"]["word"][batch["input_ids"]]
