@@ -57,8 +57,8 @@ def to_bert(tensors: Mapping[str, Stored], model_type: str, offset: int) -> dict
         names.setdefault(theirs, []).append(ours)
     names |= {theirs: [ours] for theirs, ours in family.aliases.items()}
     renamed: dict[str, Stored] = {}
-    # A classifier's replacement of the pooler comes after the pooler and overwrites it. If it is the
-    # masked-LM head's own layer, a pooler is in a file of its own, and comes last.
+    # A classifier's replacement of the pooler comes after the pooler and overwrites it. If it is
+    # the masked-LM head's own layer, a pooler is in a file of its own, and comes last.
     first = not {*family.tensors.values()}.isdisjoint(family.classifier.values())
     last = lambda name: (_stem(name) in family.classifier.values()) != first  # noqa: E731
     for name in sorted(tensors, key=last):
