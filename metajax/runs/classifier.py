@@ -1,6 +1,7 @@
 """Open a model that can label text, and run it."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -105,11 +106,15 @@ def logits_of(
     length = text_length(model, max_length, prefix=prefix_length(params))
     task = data.TaskData("the input", texts, pairs, np.zeros(len(texts), np.int32), ("",))
     (examples,) = tokenized([task], model, length)
-    run = jax.jit(lambda params, batch: model(params, batch).logits)
     left = len(texts)
     for batch in data.packed_eval_batches(examples, batch_size, head=head):
-        yield from np.asarray(run(params, batch))[:left, : model.num_labels[head]]
+        yield from np.asarray(_compiled(model)(params, batch))[:left, : model.num_labels[head]]
         left -= batch_size
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(model: Transformer) -> Callable[..., jax.Array]:
+    return jax.jit(lambda params, batch: model(params, batch).logits)
 
 
 def probabilities(
