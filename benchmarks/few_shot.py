@@ -28,7 +28,7 @@ import numpy as np
 from metajax import data
 from metajax.training.evaluation import estimate
 
-GLUE = {"sst2": "sst2", "cola": "cola", "mrpc": "mrpc", "rte": "rte"}
+GLUE = ("sst2", "cola", "mrpc", "rte")
 INTENTS = {"banking77": "BANKING77", "clinc150": "CLINC150", "hwu64": "HWU64"}
 OURS = ("contrastive", "finetune", "steps", "linear", "prototypes")
 NAMED = tuple(f"{method}+names" for method in OURS)  # The labels' names are examples too.
@@ -39,7 +39,7 @@ def load(options: argparse.Namespace, name: str) -> tuple[data.TaskData, data.Ta
     root = Path(options.data)
     if name in GLUE:
         parts = [
-            data.load_tasks([f"glue:{GLUE[name]}"], glue_dir=root / "glue", split=split)[0]
+            data.load_tasks([f"glue:{name}"], glue_dir=root / "glue", split=split)[0]
             for split in ("train", "validation")
         ]
         return parts[0], parts[1]
