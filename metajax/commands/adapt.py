@@ -20,8 +20,7 @@ from metajax.runs.classifier import Classifier
 from metajax.runs.document_stream import adapt_to_stream, open_stream, steps_on
 from metajax.runs.document_tasks import are_documents
 from metajax.runs.few_shot import FewShot, open_few_shot
-from metajax.runs.learner import adapted_model
-from metajax.runs.methods import adapt_to
+from metajax.runs.methods import adapt_to, prepare
 from metajax.runs.metrics import MetricsLog
 from metajax.runs.record import make_record
 from metajax.runs.source import describe
@@ -72,13 +71,10 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         )
     dev = _load_dev(settings, task)
     few_shot = open_few_shot(settings.model, settings, settings, len(task.label_names))
-    few_shot = few_shot._replace(model=few_shot.model.replace(label_names=(task.label_names,)))
-    model, chooses = few_shot.model, False
+    few_shot, model = prepare(few_shot, settings.method, task.label_names)
+    chooses = False
     if settings.method == "steps":
-        model = adapted_model(model, few_shot.inner)
         settings, chooses = _with_steps(settings, few_shot)
-    else:
-        few_shot = few_shot.without_inner_loop()
     (examples,) = tokenized([task], model, few_shot.text_length(settings.max_length))
     record = make_record(
         "adapt",
@@ -188,7 +184,7 @@ def _with_steps(settings: AdaptSettings, few_shot: FewShot) -> tuple[AdaptSettin
     """Return the settings with those of the inner loop, and whether to choose the rate."""
     _warn_if_stepless(settings, few_shot)
     entry, inner = few_shot.entry, few_shot.inner_settings()
-    chooses = settings.inner_lr is None and entry.plain_steps and few_shot.inner["inner_steps"] > 0
+    chooses = settings.inner_lr is None and few_shot.can_choose_rate
     if chooses or entry.learned_rates:
         inner["inner_lr"] = None  # No setting of the run: adapt chooses it, or it was learned.
     return dataclasses.replace(settings, **inner), chooses

@@ -17,7 +17,7 @@ from metajax.runs.document_eval import DocumentRow, choose_methods, compare, ope
 from metajax.runs.document_eval import table as document_table
 from metajax.runs.document_tasks import are_documents
 from metajax.runs.eval_set import EvalSet, Row, choose_protocol
-from metajax.runs.features import features_of
+from metajax.runs.features import features_of, logits_on
 from metajax.runs.few_shot import FewShot, not_meta_trained, open_as_trained, open_few_shot
 from metajax.runs.methods import RECIPES, train_on
 from metajax.runs.record import identity
@@ -199,8 +199,7 @@ def _run_trained(method: str, few_shot: FewShot, eval_set: EvalSet) -> np.ndarra
                 known = key, train_on(few_shot, support, method, plan=plan)[0]
             rows = episodes.query[t][episodes.query_mask[t] > 0]
             query = data.take_examples(eval_set.examples[task], rows)
-            head = {name: np.asarray(leaf[0]) for name, leaf in known[1]["classifier"].items()}
-            logits = features_of(few_shot.model, known[1], query) @ head["kernel"] + head["bias"]
+            logits = logits_on(few_shot.model, known[1], query)
             labels = episodes.query_labels[t][episodes.query_mask[t] > 0]
             accuracies.append(float(np.mean(logits.argmax(1) == labels)))
     return eval_set.by_draw(accuracies)

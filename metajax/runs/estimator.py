@@ -17,8 +17,7 @@ from metajax.errors import InputError
 from metajax.models import save_pretrained
 from metajax.runs.classifier import SAVED, Classifier, open_classifier, probabilities
 from metajax.runs.few_shot import open_few_shot
-from metajax.runs.learner import adapted_model
-from metajax.runs.methods import adapt_to
+from metajax.runs.methods import adapt_to, prepare
 from metajax.runs.task_data import tokenized
 from metajax.runs.workdir import read_json
 
@@ -104,15 +103,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         settings = ModelSettings(model=spec, seed=int(self.seed), max_length=int(self.max_length))
         few_shot = open_few_shot(spec, settings, InnerSettings(), len(classes))
         shown = tuple(map(str, classes))
-        few_shot = few_shot._replace(model=few_shot.model.replace(label_names=(shown,)))
-        model = few_shot.model
-        if self.method == "steps":
-            model = adapted_model(model, few_shot.inner)
-        else:
-            few_shot = few_shot.without_inner_loop()
+        few_shot, model = prepare(few_shot, self.method, shown)
         task = data.TaskData("the examples", texts, pairs, labels.astype(np.int32), shown)
         (examples,) = tokenized([task], model, few_shot.text_length(self.max_length))
-        adapted = adapt_to(few_shot, examples, self.method)
+        adapted = adapt_to(few_shot, examples, self.method, chooses=few_shot.can_choose_rate)
         params = few_shot.merge(adapted.params)
         self._classifier = Classifier(model, params, 0, self.max_length, pairs is not None)
         self.classes_ = classes

@@ -27,6 +27,12 @@ def _compiled(model: Transformer) -> Callable[..., jax.Array]:
     return jax.jit(model.features)
 
 
+def logits_on(model: Transformer, params: Params, examples: data.TokenizedTask) -> np.ndarray:
+    """Return the logits of the only head of a network, float64 [N, C], by `features_of`."""
+    kernel, bias = (np.asarray(params["classifier"][name][0]) for name in ("kernel", "bias"))
+    return features_of(model, params, examples) @ kernel + bias
+
+
 def logistic_head(
     features: np.ndarray, batch: Mapping[str, np.ndarray], num_classes: int
 ) -> dict[str, np.ndarray]:

@@ -110,6 +110,11 @@ class FewShot(NamedTuple):
         return self.entry.plain_steps and self.inner["inner_optimizer"] is None
 
     @property
+    def can_choose_rate(self) -> bool:
+        """Whether `adapt` can choose the rate of the inner steps: they are plain, and some."""
+        return self.entry.plain_steps and self.inner["inner_steps"] > 0
+
+    @property
     def meta_params(self) -> Params:
         """The meta-parameters of the algorithm, which may include learned rates, for example."""
         return self._continued(self.algorithm()).init(self.start)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 from metajax import data
 from metajax.algorithms.prototypes import prototype_head
@@ -16,7 +17,7 @@ from metajax.models import Transformer, classification_loss, contrastive_loss
 from metajax.models.attention import MASKED
 from metajax.runs.choice import Adapted, choose, repeat, take_steps
 from metajax.runs.descent import Descent, fold, pack
-from metajax.runs.features import features_of, logistic_head
+from metajax.runs.features import features_of, logistic_head, logits_on
 from metajax.runs.few_shot import FewShot
 from metajax.runs.learner import adapted_model, as_classifier
 from metajax.runs.support_training import Recipe, train
@@ -60,18 +61,29 @@ RECIPES = {
 TRAINED = (*RECIPES, "linear", "prototypes")  # All methods but the inner steps.
 
 
+def prepare(
+    few_shot: FewShot, method: str, label_names: tuple[str, ...]
+) -> tuple[FewShot, Transformer]:
+    """Return what `adapt_to` needs for a method, and the network of its result."""
+    few_shot = few_shot._replace(model=few_shot.model.replace(label_names=(label_names,)))
+    if method == "steps":
+        return few_shot, adapted_model(few_shot.model, few_shot.inner)
+    few_shot = few_shot.without_inner_loop()
+    return few_shot, few_shot.model
+
+
 def adapt_to(
     few_shot: FewShot,
     examples: data.TokenizedTask,
-    method: str = "steps",
+    method: str,
     *,
-    chooses: bool = True,
+    chooses: bool,
     known: dict[str, Any] | None = None,
 ) -> Adapted:
     """Adapt to one task's examples, as `adapt` does.
 
     Args:
-        few_shot: the network, and the settings of its inner loop.
+        few_shot: the network, and the settings of its inner loop, from `prepare`.
         examples: the examples.
         method: `--method`.
         chooses: whether to choose the rate of plain inner steps, and between them and prototypes.
@@ -106,7 +118,9 @@ def _adapt_whole(few_shot: FewShot, examples: data.TokenizedTask) -> Adapted:
 def _train(few_shot: FewShot, examples: data.TokenizedTask, method: str) -> Adapted:
     """Train the network on the examples, or only a head on its frozen features."""
     params, losses = train_on(few_shot, examples, method, what=method)
-    return Adapted(params, [*losses, _loss(few_shot.model, params, examples)], None)
+    shares = scipy.special.log_softmax(logits_on(few_shot.model, params, examples), 1)
+    after = -shares[np.arange(len(examples.labels)), examples.labels].mean()
+    return Adapted(params, [*losses, float(after)], None)
 
 
 def train_on(
@@ -123,7 +137,7 @@ def train_on(
         few_shot: the network with one head of C classes.
         examples: the examples, perhaps not of all C classes.
         method: one of `TRAINED`.
-        what: name of the progress bar. None: no bar.
+        what: name of the progress bar. None: no bar and no log line.
         plan: shapes of the batches; see `train`.
 
     Returns:
@@ -134,7 +148,8 @@ def train_on(
     losses: list[float] = []
     one_each = np.bincount(examples.labels).max() == 1
     if method == "contrastive" and one_each:
-        _log.info("contrastive: no class has a second example, so that only a head is trained")
+        if what is not None:  # An evaluation would say it for each episode.
+            _log.info("contrastive: no class has a second example, so that only a head is trained")
     elif method in RECIPES:
         start = params
         if method == "finetune":
@@ -164,11 +179,3 @@ def _with_head(
     kernel[:, present], bias[present] = head["kernel"], head["bias"]
     classifier = {"kernel": jnp.asarray(kernel, dtype), "bias": jnp.asarray(bias, dtype)}
     return {**params, "classifier": {name: leaf[None] for name, leaf in classifier.items()}}
-
-
-def _loss(model: Transformer, params: Params, examples: data.TokenizedTask) -> float:
-    """Return the mean loss of the classifier on the examples."""
-    loss_fn, total = jax.jit(classification_loss(model)), 0.0
-    for batch in data.supervised_eval_batches(examples, 64):
-        total += float(loss_fn(params, batch, None)[0]) * float(batch["example_mask"].sum())
-    return total / len(examples.labels)
