@@ -1,12 +1,15 @@
-"""The attention mask: no padding, no other packed example and, in a decoder, no later token.
+"""Parts of attention that all encoders share: the mask, the heads, and the mean of the values.
 
-Sizes in array names: B examples, or R rows of several examples; L tokens.
+The mask closes padding, other packed examples and, in a decoder, later tokens. Sizes in array
+names: B examples, or R rows of several examples; L tokens, H hidden, N heads, D = H / N.
 """
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from metajax.models.layers import dropout
 
 # Large enough to mask a token, small enough that adding it never overflows.
 MASKED = -1e9
@@ -39,3 +42,31 @@ def attention_bias(
         closed |= before < 0
         closed |= before >= (window or length)
     return MASKED * closed.astype(dtype)
+
+
+def split_heads(qkv_BxLx3H: jax.Array, heads: int) -> jax.Array:
+    """Return queries, keys and values of N heads `[3, B, N, L, D]`.
+
+    Heads before tokens is twice as fast as [B, L, N, D] on a CPU.
+    """
+    B, L, _ = qkv_BxLx3H.shape
+    return qkv_BxLx3H.reshape(B, L, 3, heads, -1).transpose(2, 0, 3, 1, 4)
+
+
+def attended_values(
+    scores_BxNxLxL: jax.Array, bias: jax.Array, v_BxNxLxD: jax.Array, rate: float, key: Any
+) -> jax.Array:
+    """Return the means of the values by the softmax of the scores `[B, L, H]`, of all heads.
+
+    Args:
+        scores_BxNxLxL: of each query and key.
+        bias: is added to the scores, in its dtype.
+        v_BxNxLxD: the values.
+        rate: of dropout of the probabilities.
+        key: of dropout; None means none.
+    """
+    B, _, L, _ = v_BxNxLxD.shape
+    probs_BxNxLxL = jax.nn.softmax(scores_BxNxLxL.astype(bias.dtype) + bias)
+    probs_BxNxLxL = dropout(probs_BxNxLxL.astype(v_BxNxLxD.dtype), rate, key)
+    mixed_BxNxLxD = jnp.einsum("bnqk,bnkd->bnqd", probs_BxNxLxL, v_BxNxLxD)
+    return mixed_BxNxLxD.transpose(0, 2, 1, 3).reshape(B, L, -1)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from metajax.models.attention import attended_values, split_heads
 from metajax.models.bert import Block
 from metajax.models.config import TransformerConfig
 from metajax.models.layers import LayerNorm, dropout, normal
@@ -47,9 +48,8 @@ class DebertaBlock(Block):
         """
         bias, relative_PxH = context
         keys = (None, None) if key is None else jax.random.split(key)
-        (B, L, H), N = x_BxLxH.shape, self.config.num_attention_heads
-        qkv_3xBxNxLxD = self.qkv(x_BxLxH).reshape(B, L, 3, N, H // N).transpose(2, 0, 3, 1, 4)
-        q_BxNxLxD, k_BxNxLxD, v_BxNxLxD = qkv_3xBxNxLxD
+        (_, L, H), N = x_BxLxH.shape, self.config.num_attention_heads
+        q_BxNxLxD, k_BxNxLxD, v_BxNxLxD = split_heads(self.qkv(x_BxLxH), N)
         relative_PxH = relative_PxH.astype(x_BxLxH.dtype)
         relative_PxH = dropout(relative_PxH, self.config.hidden_dropout_prob, keys[0])
         # The projections of contents are also those of distances.
@@ -64,12 +64,8 @@ class DebertaBlock(Block):
         by_query_BxNxLxK = jnp.einsum("bnqd,npd->bnqp", q_BxNxLxD, near_k_NxKxD[:, ::-1])
         by_key_BxNxLxK = jnp.einsum("bnkd,npd->bnkp", k_BxNxLxD, near_q_NxKxD)
         scores_BxNxLxL += of_pairs(by_query_BxNxLxK) + of_pairs(by_key_BxNxLxK).swapaxes(2, 3)
-        probs_BxNxLxL = jax.nn.softmax(scores_BxNxLxL.astype(bias.dtype) + bias)
-        probs_BxNxLxL = dropout(
-            probs_BxNxLxL.astype(x_BxLxH.dtype), self.config.attention_probs_dropout_prob, keys[1]
-        )
-        mixed_BxNxLxD = jnp.einsum("bnqk,bnkd->bnqd", probs_BxNxLxL, v_BxNxLxD)
-        return mixed_BxNxLxD.transpose(0, 2, 1, 3).reshape(B, L, H)
+        rate = self.config.attention_probs_dropout_prob
+        return attended_values(scores_BxNxLxL, bias, v_BxNxLxD, rate, keys[1])
 
 
 def of_pairs(x_BxNxLxK: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from metajax.models.attention import MASKED
+from metajax.models.attention import MASKED, attended_values, split_heads
 from metajax.models.config import TransformerConfig
 from metajax.models.layers import ACTIVATION, Dense, LayerNorm, dropout
 from metajax.models.llama import rotation_of
@@ -72,24 +72,22 @@ class ModernBertBlock(nnx.Module):
     ) -> jax.Array:
         """Return the attended values of all heads `[B, L, H]`, before the output layer."""
         bias, *rotations = shared
-        B, L, H = x_BxLxH.shape
-        N = self.config.num_attention_heads
-        qkv_3xBxNxLxD = self.qkv(x_BxLxH).reshape(B, L, 3, N, H // N).transpose(2, 0, 3, 1, 4)
+        q_BxNxLxD, k_BxNxLxD, v_BxNxLxD = split_heads(
+            self.qkv(x_BxLxH), self.config.num_attention_heads
+        )
         own = [
             jax.lax.dynamic_index_in_dim(each, jnp.asarray(is_local, jnp.int32), axis=1)
             for each in rotations
         ]
-        q_BxNxLxD = rotate(qkv_3xBxNxLxD[0], *own) / math.sqrt(H // N)
-        k_BxNxLxD, v_BxNxLxD = rotate(qkv_3xBxNxLxD[1], *own), qkv_3xBxNxLxD[2]
+        q_BxNxLxD = rotate(q_BxNxLxD, *own) / math.sqrt(q_BxNxLxD.shape[-1])
+        k_BxNxLxD = rotate(k_BxNxLxD, *own)
         # In a packed row too, the distance of two tokens of an example is that of their places.
-        places = jnp.arange(L)
+        places = jnp.arange(x_BxLxH.shape[1])
         far_LxL = jnp.abs(places[:, None] - places) > self.config.local_attention // 2
-        scores_BxNxLxL = jnp.einsum("bnqd,bnkd->bnqk", q_BxNxLxD, k_BxNxLxD).astype(bias.dtype)
-        masked_BxNxLxL = scores_BxNxLxL + jnp.where(is_local & far_LxL, MASKED, bias)
-        probs_BxNxLxL = jax.nn.softmax(masked_BxNxLxL).astype(x_BxLxH.dtype)
-        probs_BxNxLxL = dropout(probs_BxNxLxL, self.config.attention_probs_dropout_prob, key)
-        mixed_BxNxLxD = jnp.einsum("bnqk,bnkd->bnqd", probs_BxNxLxL, v_BxNxLxD)
-        return mixed_BxNxLxD.transpose(0, 2, 1, 3).reshape(B, L, H)
+        scores_BxNxLxL = jnp.einsum("bnqd,bnkd->bnqk", q_BxNxLxD, k_BxNxLxD)
+        bias = jnp.where(is_local & far_LxL, MASKED, bias)
+        rate = self.config.attention_probs_dropout_prob
+        return attended_values(scores_BxNxLxL, bias, v_BxNxLxD, rate, key)
 
     @jax.named_scope("feed_forward")
     def feed_forward(self, x_BxLxH: jax.Array, key: jax.Array | None) -> jax.Array:
