@@ -20,6 +20,7 @@ from metajax.runs.classifier import Classifier
 from metajax.runs.document_stream import adapt_to_stream, open_stream, steps_on
 from metajax.runs.document_tasks import are_documents
 from metajax.runs.few_shot import FewShot, open_few_shot
+from metajax.runs.label_names import read_label_names, with_label_names
 from metajax.runs.methods import adapt_to, prepare
 from metajax.runs.metrics import MetricsLog
 from metajax.runs.record import make_record
@@ -33,7 +34,7 @@ _log = logging.getLogger("metajax")
 
 
 def adapt(settings: AdaptSettings) -> dict[str, Any]:
-    """Adapt to the one task of `settings.tasks`, and write a checkpoint that `predict` reads.
+    """Adapt to one task's examples or label names, and write a checkpoint that `predict` reads.
 
     Returns:
         A dict with these keys:
@@ -60,15 +61,7 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         if settings.method != "steps":
             raise InputError(f"--method {settings.method}: needs labels; give labelled tasks")
         return _adapt_to_documents(settings)
-    if len(settings.tasks) != 1:
-        raise InputError(
-            f"--tasks: {len(settings.tasks)} tasks given, but adapt takes one; give one task"
-        )
-    (task,) = load(settings, split="train")
-    if not task.label_names:
-        raise InputError(
-            f"{task.name}: is a regression task, but adapt needs classes; give another task"
-        )
+    task = _load_examples(settings)
     dev = _load_dev(settings, task)
     few_shot = open_few_shot(settings.model, settings, settings, len(task.label_names))
     few_shot, model = prepare(few_shot, settings.method, task.label_names)
@@ -90,7 +83,7 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     known = _read_choice(run.path) if chooses else None
     _log.info("%s: compiling for %d examples", run.path, len(task.labels))
     adapted = adapt_to(few_shot, examples, settings.method, chooses=chooses, known=known)
-    _check_finite(adapted, settings.tasks[0])
+    _check_finite(adapted, task.name)
     begin(run, lambda directory: save_config(directory, model))
     _save(run, few_shot, adapted)
     results = _results(adapted, task)
@@ -236,6 +229,29 @@ def _warn_if_risen(adapted: Adapted) -> None:
             adapted.losses[-1],
             adapted.rate,
         )
+
+
+def _load_examples(settings: AdaptSettings) -> data.TaskData:
+    """Load the one task, and add the names of its labels.
+
+    Raises:
+        InputError: there is not one task with classes, nor names instead.
+    """
+    named = settings.label_names
+    if len(settings.tasks) > 1 or not (settings.tasks or named):
+        raise InputError(
+            f"--tasks: {len(settings.tasks)} tasks given, but adapt takes one; give one task"
+        )
+    names = {} if named is None else read_label_names(named)
+    if not settings.tasks:
+        empty = data.TaskData(str(named), [], None, np.zeros(0, np.int32), ())
+        return with_label_names(empty, names)
+    (task,) = load(settings, split="train")
+    if not task.label_names:
+        raise InputError(
+            f"{task.name}: is a regression task, but adapt needs classes; give another task"
+        )
+    return with_label_names(task, names) if names else task
 
 
 def _load_dev(settings: AdaptSettings, task: data.TaskData) -> data.TaskData | None:

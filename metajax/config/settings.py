@@ -177,6 +177,19 @@ class AdaptSettings(ModelSettings, TaskSettings, MethodSettings):
         None,
         above=0,
     )
+    tasks: tuple[str, ...] = option(
+        "CSV, TSV, JSON Lines or Parquet file; glue:NAME; hub:OWNER/NAME[/CONFIG]; documents:PATH "
+        "(text files, for a decoder); not needed with --label-names",
+        (),
+        metavar="TASK",
+        affects_results=False,
+    )
+    label_names: str | None = option(
+        'JSON object {"label": "its name or description"}: each counts as one more example',
+        None,
+        metavar="FILE",
+        affects_results=False,
+    )
     dev: str | None = option(
         "other examples of the task, to report the accuracy on, or other documents",
         None,

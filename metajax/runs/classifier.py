@@ -69,7 +69,10 @@ def open_classifier(spec: str, task: str | None) -> Classifier:
             f"{spec}: has adapted to documents without labels; run adapt on labelled tasks first"
         )
     source = open_source(spec) if record else open_source(spec, head="classification")
-    names = list(record["settings"]["tasks"]) if record else [spec]
+    names = [spec]
+    if record is not None:  # An adaptation to label names alone has no tasks.
+        settings = record["settings"]
+        names = list(settings["tasks"]) or [settings["label_names"]]
     if task is None and len(names) == 1:
         task = names[0]
     if task not in names:

@@ -66,13 +66,16 @@ def _report_duplicates(task: data.TaskData, *, drawn: bool) -> None:
 
 
 def fingerprints(settings: TaskSettings) -> dict[str, str]:
-    """Return the sha256 of each data set and of the file of classes."""
+    """Return the sha256 of each data set, and of the files of classes and label names."""
     hashes = {
         f"--tasks {spec}": data.fingerprint(spec, glue_dir=settings.glue_dir)
         for spec in settings.tasks
     }
     if settings.classes is not None:
         hashes[f"--classes {settings.classes}"] = data.fingerprint(settings.classes)
+    names = getattr(settings, "label_names", None)
+    if names is not None:
+        hashes[f"--label-names {names}"] = data.fingerprint(names)
     return hashes
 
 

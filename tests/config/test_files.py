@@ -106,7 +106,10 @@ DEFAULTS = {
     | ALGORITHM
     | {"whole_tasks": False, "keep_duplicates": False, "learning_rate": 2e-5, "steps": 300}
     | {"memory": None},
-    "adapt": MODEL | TASKS | INNER | {"dev": None, "method": "steps"},
+    "adapt": MODEL
+    | TASKS
+    | INNER
+    | {"dev": None, "method": "steps", "tasks": (), "label_names": None},
     "predict": {"input": "-", "output": "-", "task": None, "batch_size": 64, "max_length": None},
     "plan": MODEL
     | SIZES
@@ -116,7 +119,18 @@ DEFAULTS = {
     | {"stage": "metatrain", "batch_size": None, "documents": False},
 }
 # Where the work is done and what is kept of it: a run may be resumed with others.
-FREE = {"model", "workdir", "tasks", "classes", "glue_dir", "text", "dev", "parts", *DEVICES}
+FREE = {
+    "model",
+    "workdir",
+    "tasks",
+    "label_names",
+    "classes",
+    "glue_dir",
+    "text",
+    "dev",
+    "parts",
+    *DEVICES,
+}
 FREE |= {"save_every", "keep", "keep_every", "track", "profile", "max_skipped", "memory"}
 
 

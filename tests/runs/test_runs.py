@@ -110,7 +110,7 @@ MAY_DIFFER = {
     "pretrain": TRAINING | {"text", "parts"},
     "finetune": TRAINING | {"tasks", "glue_dir", "classes", "dev", "parts"},
     "metatrain": TRAINING | {"tasks", "glue_dir", "classes", "memory"},
-    "adapt": {"model", "workdir", "tasks", "glue_dir", "classes", "dev"},
+    "adapt": {"model", "workdir", "tasks", "label_names", "glue_dir", "classes", "dev"},
 }
 
 

@@ -1,0 +1,52 @@
+"""Check that names of labels count as examples, on the command line as in memory."""
+
+import json
+
+import numpy as np
+import pytest
+
+import metajax
+from metajax.commands import adapt
+from metajax.config.settings import AdaptSettings
+from metajax.errors import InputError
+from metajax.runs.classifier import open_classifier, probabilities
+from metajax.runs.label_names import read_label_names
+
+NAMES = {"b": "w1", "a": "w0", "c": "w2"}
+EXAMPLES = "text,label\nw3 w4,b\nw5 w6,d\n"  # d has no name; a and c have no examples.
+
+
+@pytest.mark.parametrize("rows", [None, EXAMPLES])
+def test_adapt_agrees_with_the_estimator(material, tmp_path, rows):
+    names, examples = tmp_path / "names.json", tmp_path / "examples.csv"
+    names.write_text(json.dumps(NAMES))
+    examples.write_text(rows or "")
+    settings = AdaptSettings(
+        model=str(material.bert),
+        method="prototypes",
+        tasks=(str(examples),) if rows else (),
+        label_names=str(names),
+        workdir=str(tmp_path / "run"),
+    )
+    results = adapt.adapt(settings)
+    own = metajax.FewShotClassifier(str(material.bert), method="prototypes", label_names=NAMES).fit(
+        ["w3 w4", "w5 w6"] if rows else None, ["b", "d"] if rows else None
+    )
+    assert results["labels"] == own.classes_.tolist()
+    found = probabilities(open_classifier(settings.workdir, None), ["w0", "w7"], None, 64)
+    np.testing.assert_allclose(found, own.predict_proba(["w0", "w7"]), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1]", "is not a JSON object"),
+        ("{", "is not JSON"),
+        ('{"a": 1}', "the name of 'a' is 1, not a text"),
+        ('{"a": "x", "a": "y"}', "'a' is given twice"),
+    ],
+)
+def test_bad_names_are_refused(tmp_path, text, said):
+    (tmp_path / "names.json").write_text(text)
+    with pytest.raises(InputError, match=said):
+        read_label_names(str(tmp_path / "names.json"))
