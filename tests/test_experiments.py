@@ -32,7 +32,8 @@ from experiments import (
 from metajax import Estimate
 from metajax.commands.evaluate import Row
 from metajax.config.files import read_config
-from metajax.config.settings import EvaluateSettings, MetatrainSettings, PlanSettings
+from metajax.config.plan import PlanSettings
+from metajax.config.settings import EvaluateSettings, MetatrainSettings
 from metajax.data import TaskData, load_tasks
 from metajax.errors import InputError
 

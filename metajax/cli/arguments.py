@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import metajax
-from metajax.config import settings
+from metajax.config import plan, settings
 from metajax.config.fields import Settings, convert, flag, is_required, value_types
 from metajax.config.files import read_config
 from metajax.config.groups import DeviceSettings
@@ -25,7 +25,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "adapt": settings.AdaptSettings,
     "predict": settings.PredictSettings,
     "evaluate": settings.EvaluateSettings,
-    "plan": settings.PlanSettings,
+    "plan": plan.PlanSettings,
     "lineage": settings.LineageSettings,
     "report": settings.ReportSettings,
     "export": settings.ExportSettings,

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from metajax.algorithms import ALGORITHMS
-from metajax.config.settings import PlanSettings
+from metajax.config.plan import PlanSettings
 from metajax.runs.planning import make_report
 from metajax.runs.workdir import writable, write_atomically
 

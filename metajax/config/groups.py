@@ -1,4 +1,4 @@
-"""Groups of settings that several commands share (see `metajax/config/settings.py`)."""
+"""Groups of settings that several commands share (see `settings.py` and `plan.py`)."""
 
 import importlib.util
 from dataclasses import dataclass

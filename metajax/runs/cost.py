@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from metajax.config.settings import PlanSettings
+from metajax.config.plan import PlanSettings
 from metajax.platforms import compiling_for
 from metajax.runs.loop import compiler_options
 from metajax.runs.parts import make_mesh

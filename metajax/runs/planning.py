@@ -10,7 +10,7 @@ from typing import Any, cast
 from metajax.algorithms import ALGORITHMS
 from metajax.algorithms.adaptation import UNROLLED
 from metajax.config.fields import flag_and_value
-from metajax.config.settings import PlanSettings
+from metajax.config.plan import PlanSettings
 from metajax.errors import InputError
 from metajax.platforms import target_platform
 from metajax.runs.cost import (

@@ -12,7 +12,7 @@ from metajax import data
 from metajax.algorithms.inner_loop import mean_recomputed_steps
 from metajax.algorithms.supervised import supervised
 from metajax.config.inner import InnerSettings
-from metajax.config.settings import PlanSettings
+from metajax.config.plan import PlanSettings
 from metajax.models import causal_lm_loss, classification_loss, masked_lm_loss
 from metajax.models.contracts import Pooling
 from metajax.runs.descent import describe_gradient, fold, pack

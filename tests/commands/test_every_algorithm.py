@@ -12,7 +12,8 @@ from metajax.algorithms import ALGORITHMS
 from metajax.commands.plan import plan, summary
 from metajax.config.groups import ModelSettings
 from metajax.config.inner import InnerSettings
-from metajax.config.settings import MetatrainSettings, PlanSettings
+from metajax.config.plan import PlanSettings
+from metajax.config.settings import MetatrainSettings
 from metajax.errors import InputError
 from metajax.runs.few_shot import open_few_shot
 from metajax.runs.learner import as_classifier

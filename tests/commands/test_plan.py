@@ -12,7 +12,7 @@ import tiny
 from metajax.algorithms.inner_loop import mean_recomputed_steps
 from metajax.commands import plan
 from metajax.config.inner import InnerSettings
-from metajax.config.settings import PlanSettings
+from metajax.config.plan import PlanSettings
 from metajax.errors import InputError
 from metajax.models import read_model
 from metajax.runs import fitting, planning

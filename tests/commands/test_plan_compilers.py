@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from metajax.algorithms import ALGORITHMS
-from metajax.config.settings import PlanSettings
+from metajax.config.plan import PlanSettings
 from metajax.models import Transformer, TransformerConfig, save_config
 from metajax.runs import cost
 

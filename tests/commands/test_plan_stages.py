@@ -12,11 +12,11 @@ from metajax.commands.adapt import adapt
 from metajax.commands.finetune import finetune
 from metajax.commands.metatrain import metatrain
 from metajax.commands.pretrain import pretrain
+from metajax.config.plan import PlanSettings
 from metajax.config.settings import (
     AdaptSettings,
     FinetuneSettings,
     MetatrainSettings,
-    PlanSettings,
     PretrainSettings,
 )
 from metajax.errors import InputError

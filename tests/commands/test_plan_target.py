@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from metajax.commands import plan
-from metajax.config.settings import PlanSettings
+from metajax.config.plan import PlanSettings
 from metajax.errors import InputError
 from metajax.runs import cost, planning
 from metajax.runs.programs import describe_training

@@ -8,7 +8,7 @@ import tiny
 
 from metajax.config.groups import ModelSettings
 from metajax.config.inner import InnerSettings
-from metajax.config.settings import PlanSettings
+from metajax.config.plan import PlanSettings
 from metajax.errors import InputError
 from metajax.models import Transformer
 from metajax.runs.adapters import (
