@@ -240,7 +240,8 @@ def _load_examples(settings: AdaptSettings) -> data.TaskData:
     named = settings.label_names
     if len(settings.tasks) > 1 or not (settings.tasks or named):
         raise InputError(
-            f"--tasks: {len(settings.tasks)} tasks given, but adapt takes one; give one task"
+            f"--tasks: {len(settings.tasks)} tasks given, but adapt takes one; give one task, or "
+            "--label-names"
         )
     names = {} if named is None else read_label_names(named)
     if not settings.tasks:
