@@ -1,6 +1,8 @@
 """Predict labels and probabilities for new text."""
 
 import codecs
+import itertools
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,25 +24,30 @@ class Prediction(NamedTuple):
     Attributes:
         label: the most probable label. For a multi-label head, all labels above 0.5, or "none". For
             a regression, "value".
-        probability: probability of the label (0..1), or value of the regression. None if there are
-            `scores`.
-        scores: (label, probability) pairs of a multi-label head, or (name, value) pairs of a
-            regression with several values.
+        scores: (label, probability) pairs of all labels, the most probable first; of a multi-label
+            head in the head's order. For a regression, ("value", value), or (name, value) pairs of
+            several values in the head's order.
+        ranked: whether the first of the scores belongs to the label. False for a multi-label head
+            and for a regression with several values.
     """
 
     label: str
-    probability: float | None
-    scores: tuple[tuple[str, float], ...] = ()
+    scores: tuple[tuple[str, float], ...]
+    ranked: bool
 
 
 def predict(settings: PredictSettings) -> None:
-    """Write `label<TAB>probability` for each text of the input.
+    """Write a line for each text of the input.
 
     In plain text, each line is a text; a tab separates the two texts of a pair. In a table (.csv,
-    .tsv, .jsonl, .parquet), the text column is read. For a multi-label head, the labels above 0.5
-    are followed by `label=probability` for all labels. Characters of a label that do not print are
-    written as escapes, so that each text has exactly one line. All of the input is read before
-    anything is written.
+    .tsv, .jsonl, .parquet), the text column is read. All of the input is read before anything is
+    written.
+
+    As TSV, a line is `label<TAB>probability`, repeated for each of the `settings.top` labels. For a
+    multi-label head, the labels above 0.5 are followed by `label=probability` for all labels.
+    Characters of a label that do not print are written as escapes, so that each text has exactly
+    one line. As JSON Lines, a line is an object with the `label` and the `scores`: pairs of label
+    and probability for the `settings.top` labels, or for all labels of a multi-label head.
 
     Raises:
         InputError: the input cannot be used.
@@ -53,18 +60,36 @@ def predict(settings: PredictSettings) -> None:
     classifier = open_classifier(settings.model, settings.task)
     if settings.max_length is not None:
         classifier = classifier._replace(max_length=settings.max_length)
+    _check_top(settings, classifier)
+    write = _as_tsv if settings.format == "tsv" else _as_json
     texts, pairs = read_texts(settings.input, *classifier.columns)
-    lines = map(_line, label(classifier, texts, pairs, settings.batch_size))
+    predictions = label(classifier, texts, pairs, settings.batch_size)
+    lines = (f"{write(prediction, settings.top)}\n" for prediction in predictions)
     if target is None:
         sys.stdout.writelines(lines)
     else:
         write_atomically(target, "".join(lines))
 
 
-def _line(prediction: Prediction) -> str:
-    scores = [f"{printable(name)}={score:.4f}" for name, score in prediction.scores]
-    numbers = scores if prediction.probability is None else [f"{prediction.probability:.4f}"]
-    return "\t".join([printable(prediction.label), *numbers]) + "\n"
+def _check_top(settings: PredictSettings, classifier: Classifier) -> None:
+    model = classifier.model
+    if settings.top > 1 and (model.problem_type or model.num_labels[classifier.head] == 1):
+        raise InputError(
+            f"--top {settings.top}: {settings.model} does not give one label per text; remove it"
+        )
+
+
+def _as_tsv(prediction: Prediction, top: int) -> str:
+    scores = [(printable(name), f"{score:.4f}") for name, score in prediction.scores]
+    if prediction.ranked:
+        return "\t".join(itertools.chain.from_iterable(scores[:top]))
+    return "\t".join([printable(prediction.label), *map("=".join, scores)])
+
+
+def _as_json(prediction: Prediction, top: int) -> str:
+    scores = prediction.scores[:top] if prediction.ranked else prediction.scores
+    row = {"label": prediction.label, "scores": scores}
+    return printable(json.dumps(row, ensure_ascii=False), as_json=True)
 
 
 def label(
@@ -88,15 +113,15 @@ def _judged(problem_type: str | None, names: Sequence[str], logits: np.ndarray) 
     if problem_type == "multi_label_classification":
         sigmoid = (1 + np.tanh(logits.astype(float) / 2)) / 2
         above = [name for name, score in zip(names, sigmoid) if score > 0.5]
-        return Prediction(", ".join(above) or "none", None, tuple(zip(names, sigmoid.tolist())))
+        return Prediction(", ".join(above) or "none", tuple(zip(names, sigmoid.tolist())), False)
     if problem_type == "regression":
-        return Prediction("value", None, tuple(zip(names, logits.tolist())))
+        return Prediction("value", tuple(zip(names, logits.tolist())), False)
     if len(logits) == 1:
-        return Prediction("value", float(logits[0]))
+        return Prediction("value", (("value", float(logits[0])),), True)
     shares = np.exp(logits - logits.max())
     shares /= shares.sum()
-    best = int(shares.argmax())
-    return Prediction(names[best], float(shares[best]))
+    best = np.argsort(-shares, kind="stable")
+    return Prediction(names[best[0]], tuple((names[i], float(shares[i])) for i in best), True)
 
 
 def read_texts(

@@ -129,8 +129,17 @@ class PredictSettings(Settings):
         "-",
         metavar="FILE",
     )
-    output: str = option(
-        "file for one label<TAB>probability per line; - is standard output", "-", metavar="FILE"
+    output: str = option("file for one line per text; - is standard output", "-", metavar="FILE")
+    format: str = option(
+        "tsv: label<TAB>probability; jsonl: a JSON object with label and scores",
+        "tsv",
+        choices=("tsv", "jsonl"),
+    )
+    top: int = option(
+        "labels per text, the most probable first, if the model gives one label per text",
+        1,
+        minimum=1,
+        metavar="K",
     )
     task: str | None = option("which head to use, if finetune trained several", None)
     batch_size: int = option("texts per batch", 64, minimum=1)

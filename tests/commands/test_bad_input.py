@@ -98,6 +98,8 @@ WIRING = {
         "--output": NO_OUTPUT,
         "--config": NO_SETTINGS,
         "--batch-size": (0, "--batch-size 0: out of range; give a number of at least 1"),
+        "--top": (0, "--top 0: out of range; give a number of at least 1"),
+        "--format": ("csv", "--format csv: unknown value; choose from tsv, jsonl"),
     },
     "export": {
         "--model": NO_RUN,

@@ -36,10 +36,14 @@ def logits_of(directory):
     return np.asarray(jax.jit(model)(params, dict(tokens)).logits)
 
 
-def predicted(directory):
+def lines_of(directory, *more):
     stdin = "\n".join(TEXTS).encode()
-    out = tiny.succeed("predict", "--model", directory, "--batch-size", 4, stdin=stdin)
-    return [line.split("\t") for line in out.splitlines()]
+    command = ("predict", "--model", directory, "--batch-size", 4, *more)
+    return tiny.succeed(*command, stdin=stdin).splitlines()
+
+
+def predicted(directory, *more):
+    return [line.split("\t") for line in lines_of(directory, *more)]
 
 
 def test_each_label_of_a_multi_label_head_has_a_probability_of_its_own(material, tmp_path):
@@ -62,6 +66,53 @@ def test_a_regression_of_several_values_has_no_probabilities(material, tmp_path)
     for values, (label, *each) in zip(logits_of(model), predicted(model), strict=True):
         assert label == "value"
         np.testing.assert_allclose([float(t.rpartition("=")[2]) for t in each], values, atol=1e-4)
+
+
+def test_the_most_probable_labels_as_tsv_and_as_json_lines(material, tmp_path):
+    """A model with fewer labels gives all of them."""
+    model = write_head(material, tmp_path)
+    expected = scipy.special.softmax(logits_of(model).astype(float), axis=1)
+    names = ("toxic", r"obscene\t", "threat")
+    assert len({scores.argmax() for scores in expected}) > 1
+    for top, count in ((1, 1), (2, 2), (7, 3)):
+        lines = predicted(model, "--top", top)
+        rows = map(json.loads, lines_of(model, "--top", top, "--format", "jsonl"))
+        for scores, fields, row in zip(expected, lines, rows, strict=True):
+            order = sorted(range(3), key=lambda i: -scores[i])[:count]
+            assert fields[::2] == [names[i] for i in order]
+            shares = [float(text) for text in fields[1::2]]
+            np.testing.assert_allclose(shares, scores[order], atol=1e-4)
+            assert row.keys() == {"label", "scores"}
+            assert row["label"] == row["scores"][0][0]
+            assert [label for label, _ in row["scores"]] == [NAMES[i] for i in order]
+            shares = [share for _, share in row["scores"]]
+            np.testing.assert_allclose(shares, scores[order], atol=1e-5)
+    assert predicted(model) == predicted(model, "--top", 1)
+
+
+def test_json_lines_of_several_labels_and_of_values_have_all_scores(material, tmp_path):
+    for kind in ("multi_label_classification", "regression"):
+        model = write_head(material, tmp_path / kind, problem_type=kind)
+        logits = logits_of(model)
+        expected = logits if kind == "regression" else scipy.special.expit(logits)
+        for scores, fields, line in zip(
+            expected, predicted(model), lines_of(model, "--format", "jsonl"), strict=True
+        ):
+            row = json.loads(line)
+            assert row["label"].replace("\t", r"\t") == fields[0]
+            assert [label for label, _ in row["scores"]] == list(NAMES)
+            found = [score for _, score in row["scores"]]
+            np.testing.assert_allclose(found, scores, rtol=1e-4, atol=1e-5)
+
+
+def test_one_label_per_text_is_needed_to_rank_labels(refused, material, tmp_path):
+    message = "--top 2: model does not give one label per text; remove it"
+    for kind in ("multi_label_classification", "regression"):
+        write_head(material, tmp_path / "model", problem_type=kind)
+        refused(message, "predict", "--model", "model", "--top", 2, stdin=b"w1\n")
+    one = tiny.write_model(tmp_path / "one", head="classification", num_labels=(1,))
+    message = message.replace("model", "one", 1)
+    refused(message, "predict", "--model", one.name, "--top", 2, stdin=b"w1\n")
 
 
 def test_transformers_pipeline_says_the_same(material, tmp_path):

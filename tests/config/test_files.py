@@ -110,7 +110,8 @@ DEFAULTS = {
     | TASKS
     | INNER
     | {"dev": None, "method": "steps", "tasks": (), "label_names": None},
-    "predict": {"input": "-", "output": "-", "task": None, "batch_size": 64, "max_length": None},
+    "predict": {"input": "-", "output": "-", "task": None, "batch_size": 64, "max_length": None}
+    | {"format": "tsv", "top": 1},
     "plan": MODEL
     | SIZES
     | INNER
