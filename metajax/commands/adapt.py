@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import data
-from metajax.commands.predict import label
 from metajax.config.settings import AdaptSettings, PredictSettings
 from metajax.errors import InputError
 from metajax.models import save_config
 from metajax.reading import is_number
 from metajax.runs.choice import Adapted
-from metajax.runs.classifier import Classifier
+from metajax.runs.classifier import Classifier, probabilities
 from metajax.runs.document_stream import adapt_to_stream, open_stream, steps_on
 from metajax.runs.document_tasks import are_documents
 from metajax.runs.few_shot import FewShot, open_few_shot
@@ -28,6 +27,7 @@ from metajax.runs.source import describe
 from metajax.runs.task_data import fingerprints, load, relabel, tokenized
 from metajax.runs.workdir import Run, begin, locked, open_run, read_results, write_results
 from metajax.training.checkpoint import Checkpoints
+from metajax.training.evaluation import balanced_accuracy, calibration_error, macro_f1
 from metajax.training.outer import OuterState
 
 _log = logging.getLogger("metajax")
@@ -47,8 +47,10 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         - `loss_after`: loss of the classifier on the examples.
         - `left_out`, if prototypes and steps were compared by cross-validation: number of
           `examples`, and the accuracies of the `prototypes` and of the `steps` at rate `inner_lr`.
-        - `dev`, with `settings.dev`: number of `examples` of the dev set, `accuracy` (0..1), and
-          `confusion` matrix (rows are true labels, columns are predicted labels).
+        - `dev`, with `settings.dev`: number of `examples` of the dev set, `accuracy`, `macro_f1`,
+          `balanced_accuracy` and `calibration_error` (all 0..1; the last is the expected
+          calibration error), and `confusion` matrix (rows are true labels, columns are predicted
+          labels).
 
         Of documents: number of `documents` and `chunks`; `inner_lr`; `before` and `after` the
         steps, the `loss` (nats per token) and `bits_per_byte` of the `tasks` and of `dev`; the same
@@ -264,14 +266,17 @@ def _load_dev(settings: AdaptSettings, task: data.TaskData) -> data.TaskData | N
 
 
 def _judge(classifier: Classifier, dev: data.TaskData) -> dict[str, Any]:
-    """Compute the accuracy and the confusion matrix on a dev set."""
-    number = {name: i for i, name in enumerate(dev.label_names)}
-    predictions = label(classifier, dev.texts, dev.pairs, PredictSettings.batch_size)
-    guesses = np.array([number[guess.label] for guess in predictions])
-    confusion = np.zeros((len(number), len(number)), int)
+    """Compute the accuracies, the calibration error and the confusion matrix on a dev set."""
+    shares = probabilities(classifier, dev.texts, dev.pairs, PredictSettings.batch_size)
+    guesses = shares.argmax(1)
+    confusion = np.zeros((len(dev.label_names), len(dev.label_names)), int)
     np.add.at(confusion, (dev.labels, guesses), 1)
-    return {
-        "examples": len(dev.texts),
+    measures = {
         "accuracy": float(confusion.trace() / confusion.sum()),
-        "confusion": confusion.tolist(),
+        "macro_f1": macro_f1(confusion),
+        "balanced_accuracy": balanced_accuracy(confusion),
+        "calibration_error": calibration_error(shares.max(1), guesses == dev.labels),
     }
+    shown = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in measures.items())
+    _log.info("%d examples of --dev: %s", len(dev.texts), shown)
+    return {"examples": len(dev.texts), **measures, "confusion": confusion.tolist()}

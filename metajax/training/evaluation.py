@@ -152,6 +152,43 @@ def evaluate(
     return jax.tree.map(estimate, infos)
 
 
+def macro_f1(confusion: np.ndarray) -> float:
+    """Compute the mean F1 of the classes that occur among the true or the predicted labels.
+
+    Args:
+        confusion: [C, C] counts; rows are true labels, columns are predicted labels.
+    """
+    occurrences = confusion.sum(0) + confusion.sum(1)
+    occurs = occurrences > 0
+    return float((2 * confusion.diagonal()[occurs] / occurrences[occurs]).mean())
+
+
+def balanced_accuracy(confusion: np.ndarray) -> float:
+    """Compute the mean accuracy of the classes that occur among the true labels.
+
+    Args:
+        confusion: [C, C] counts; rows are true labels, columns are predicted labels.
+    """
+    occurrences = confusion.sum(1)
+    occurs = occurrences > 0
+    return float((confusion.diagonal()[occurs] / occurrences[occurs]).mean())
+
+
+def calibration_error(confidences: np.ndarray, correct: np.ndarray) -> float:
+    """Compute the expected calibration error (Guo et al. 2017, arXiv:1706.04599, eq. 3).
+
+    It is the mean difference between confidence and accuracy of 15 bins of equal width, weighted
+    by their number of examples.
+
+    Args:
+        confidences: [N] in 0..1, the probability of the predicted label.
+        correct: bool [N], whether the predicted label is the true one.
+    """
+    bins = np.ceil(15 * confidences).astype(int)  # The n-th is ((n - 1) / 15, n / 15].
+    gaps = np.bincount(bins, correct - np.asarray(confidences, np.float64))
+    return float(np.abs(gaps).sum() / len(confidences))
+
+
 def nearest_prototype(features: np.ndarray, labels: np.ndarray, query: np.ndarray) -> np.ndarray:
     """Label each query by the nearest class mean (Snell et al. 2017, arXiv:1703.05175).
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.special
 import tiny
+from sklearn import metrics
 
 from metajax import data
 from metajax.commands import adapt
@@ -96,9 +97,23 @@ def test_adapt_says_how_well_other_examples_are_labelled(material, tmp_path):
     assert (confusion != confusion.T).any()
     assert json.loads((run / "run.json").read_text())["pairs"] == [False]
     assert results["labels"] == labels
+    truths = [labels.index(truth) for _, truth in rows]
+    guesses = [labels.index(line.split("\t")[0]) for line in found]
+    # The probabilities that predict prints are rounded; none is at the border of a bin.
+    confidences = np.array([float(line.split("\t")[1]) for line in found])
+    expected = 0
+    for low in range(15):
+        here = (confidences > low / 15) & (confidences <= (low + 1) / 15)
+        right = np.equal(truths, guesses)[here]
+        expected += here.mean() * abs(right.mean() - confidences[here].mean()) if here.any() else 0
+    recall = metrics.recall_score  # Of the true labels only, without a warning about the others.
+    balanced = recall(truths, guesses, average="macro", labels=sorted(set(truths)))
     assert results["dev"] == {
         "examples": 10,
         "accuracy": np.trace(confusion) / 10,
+        "macro_f1": pytest.approx(metrics.f1_score(truths, guesses, average="macro")),
+        "balanced_accuracy": pytest.approx(balanced),
+        "calibration_error": pytest.approx(expected, abs=1e-4),
         "confusion": confusion.tolist(),
     }
 

@@ -6,6 +6,7 @@ import problems
 import pytest
 from jax.custom_batching import custom_vmap
 from scipy import stats
+from sklearn import metrics
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
@@ -14,13 +15,42 @@ from metajax.training.evaluation import (
     BASELINES,
     Estimate,
     _compiled,
+    balanced_accuracy,
+    calibration_error,
     estimate,
+    macro_f1,
     ratio_estimate,
     run_episodes,
 )
 from metajax.training.outer import map_tasks
 
 MAML = metajax.maml(problems.mlp_loss, optax.sgd(0.1), 2)
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes")
+def test_scores_of_a_confusion_matrix_are_those_of_scikit_learn():
+    """Also if a class is never predicted, is no true label, or does not occur at all."""
+    rng = np.random.default_rng(0)
+    for true, predicted in ((4, 4), (4, 3), (3, 4), (3, 3)):
+        truths, guesses = rng.integers(true, size=50), rng.integers(predicted, size=50)
+        confusion = metrics.confusion_matrix(truths, guesses, labels=range(4))
+        f1 = metrics.f1_score(truths, guesses, average="macro")
+        assert macro_f1(confusion) == pytest.approx(f1)
+        balanced = metrics.balanced_accuracy_score(truths, guesses)
+        assert balanced_accuracy(confusion) == pytest.approx(balanced)
+
+
+def test_the_calibration_error_weights_15_bins_by_their_examples():
+    rng = np.random.default_rng(0)
+    confidences = np.concatenate([rng.uniform(size=200), [0, 1]])
+    correct = rng.uniform(size=202) < confidences**2
+    expected = 0
+    for low in range(15):
+        here = (confidences > low / 15) & (confidences <= (low + 1) / 15)
+        expected += here.mean() * abs(correct[here].mean() - confidences[here].mean())
+    assert calibration_error(confidences, correct) == pytest.approx(expected)
+    assert expected > 0.1
+    assert calibration_error(np.full(5, 0.8), np.arange(5) > 0) == pytest.approx(0)
 
 
 def test_estimate_is_students_interval():
