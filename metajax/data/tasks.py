@@ -23,7 +23,8 @@ class TaskData(NamedTuple):
         name: the spec that it was loaded from, with the usual spelling of GLUE names ("glue:mrpc").
         texts: N texts.
         pairs: N second texts, or None for single texts.
-        labels: int32 [N], indices into label_names; float32 [N] for a regression.
+        labels: int32 [N], indices into label_names; float32 [N] for a regression; int32 [N, C] of
+            0 and 1 if a text can have several labels, which is not for episodes.
         label_names: the classes in the order of their ids; empty for a regression.
         hides_words: whether "[MASK]" in the texts stands for a hidden word, as in `smlmt:` tasks.
         keep_duplicates: whether episodes use all examples. By default they use one example of each
@@ -48,7 +49,7 @@ class TaskData(NamedTuple):
 
     def drawn_rows(self) -> tuple[np.ndarray, ...]:
         """Return the rows of each class that episodes are sampled from, int64 [n_c]."""
-        if not self.label_names:
+        if not self.label_names or self.labels.ndim > 1:
             return ()
         drawn = np.ones(len(self.texts), bool)
         if not self.keep_duplicates:

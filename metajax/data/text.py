@@ -42,7 +42,7 @@ class TokenizedTask(NamedTuple):
     Attributes:
         name: the task's name.
         tokens: the examples.
-        labels: int32 [N], or float32 [N] for a regression.
+        labels: int32 [N], or as in `TaskData`.
         label_names: the classes in the order of their ids; empty for a regression.
         rows_by_class: the rows of each class that episodes are sampled from, int64 [n_c].
 

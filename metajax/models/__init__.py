@@ -8,6 +8,7 @@ from metajax.models.losses import (
     classification_loss,
     contrastive_loss,
     masked_lm_loss,
+    multi_label_loss,
     prototype_init,
     zero_init,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "load_adapters",
     "masked_lm_loss",
     "mentioned_rows",
+    "multi_label_loss",
     "prototype_init",
     "read_model",
     "save_adapters",

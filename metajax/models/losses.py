@@ -96,7 +96,7 @@ def classification_loss(model: Transformer) -> LossFn:
     if model.problem_type is not None:
         raise InputError(
             f"the model's problem_type is {model.problem_type}, but this loss needs one label per "
-            "text; use another loss, or model.replace(problem_type=None)"
+            "text; use another loss (multi_label_loss), or model.replace(problem_type=None)"
         )
 
     def loss_fn(
@@ -115,6 +115,58 @@ def classification_loss(model: Transformer) -> LossFn:
         correct_B = logits_BxC.argmax(-1) == classes_B
         return _mean(jnp.where(regression_B, squared_B, entropy_B), weights_B), {
             "accuracy": _mean(correct_B, jnp.where(regression_B, 0, weights_B)),
+        }
+
+    return suits_layout(loss_fn, model)
+
+
+def multi_label_loss(model: Transformer) -> LossFn:
+    """Sigmoid cross-entropy of texts with any number of labels: the mean over labels and examples.
+
+    Args:
+        model: a model with one classification head, whose `problem_type` is
+            "multi_label_classification".
+
+    Returns:
+        `(params, batch, rng) -> (loss, aux)`. The batch is a batch of the model with `labels`
+        `[B, C]`, 1 for the labels of a text and 0 for the others, and optional weights of the
+        examples, `example_mask` `[B]`. The loss `[]` is the mean over labels, then the weighted
+        mean over examples. aux has `accuracy` `[]`, the same mean of correct labels.
+
+    Raises:
+        InputError: the model has another problem type.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from metajax.models import Transformer, TransformerConfig, multi_label_loss, zero_init
+        >>> config = TransformerConfig(9, hidden_size=12, num_hidden_layers=1)
+        >>> kind = "multi_label_classification"
+        >>> model = Transformer(config, "classification", num_labels=(3,), problem_type=kind)
+        >>> ids = jnp.ones((2, 5), int)
+        >>> batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
+        >>> batch["labels"] = jnp.array([[1, 0, 1], [0, 0, 0]])
+        >>> params = zero_init(model)(model.init(jax.random.key(0)), batch, None)
+        >>> loss, aux = multi_label_loss(model)(params, batch, None)
+        >>> round(float(loss), 4), round(float(aux["accuracy"]), 4)
+        (0.6931, 0.6667)
+    """
+    if model.problem_type != "multi_label_classification":
+        raise InputError(
+            f"the model's problem_type is {model.problem_type}, but this loss needs a head with "
+            'any number of labels per text; use problem_type="multi_label_classification"'
+        )
+
+    def loss_fn(
+        params: Params, batch: Batch, rng: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        logits_BxC = _logits(model, params, batch, rng)
+        labels_BxC = batch["labels"].astype(logits_BxC.dtype)
+        ones_B = jnp.ones(len(labels_BxC))
+        weights_B = batch.get("example_mask", ones_B).astype(logits_BxC.dtype)
+        losses_BxC = optax.sigmoid_binary_cross_entropy(logits_BxC, labels_BxC)
+        correct_BxC = (logits_BxC > 0) == (labels_BxC > 0)
+        return _mean(losses_BxC.mean(1), weights_B), {
+            "accuracy": _mean(correct_BxC.mean(1), weights_B),
         }
 
     return suits_layout(loss_fn, model)

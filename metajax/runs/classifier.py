@@ -44,6 +44,11 @@ class Classifier(NamedTuple):
     columns: tuple[str | None, str | None] = (None, None)
 
 
+def is_multi_label(model: Transformer) -> bool:
+    """Return whether a text can have several labels, each with its own probability."""
+    return model.problem_type == "multi_label_classification"
+
+
 def open_classifier(spec: str, task: str | None) -> Classifier:
     """Open a model that can label text.
 
@@ -123,6 +128,9 @@ def _compiled(model: Transformer) -> Callable[..., jax.Array]:
 def probabilities(
     classifier: Classifier, texts: list[str], pairs: list[str] | None, batch_size: int
 ) -> np.ndarray:
-    """Return the probability of each class, float64 [N, C], of a head with one label per text."""
+    """Return the probability of each class, float64 [N, C]: softmax, or sigmoids if multi-label."""
     logits = np.stack(list(logits_of(classifier, texts, pairs, batch_size)))
-    return scipy.special.softmax(logits.astype(np.float64), 1)
+    logits = logits.astype(np.float64)
+    if is_multi_label(classifier.model):
+        return scipy.special.expit(logits)
+    return scipy.special.softmax(logits, 1)

@@ -8,6 +8,7 @@ import numpy as np
 
 from metajax import data
 from metajax.models import Transformer
+from metajax.models.attention import MASKED
 from metajax.types import Params
 
 _BATCH = 64
@@ -52,4 +53,24 @@ def logistic_head(
     kernel, bias = fitted.coef_.T, fitted.intercept_
     if num_classes == 2:  # scikit-learn has one logit, the difference of these two.
         kernel, bias = np.concatenate([-kernel, kernel], 1) / 2, np.concatenate([-bias, bias]) / 2
+    return {"kernel": kernel, "bias": bias}
+
+
+def one_vs_rest_head(features: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Fit scikit-learn's logistic regression with its defaults, one for each label.
+
+    Args:
+        features: [N, H].
+        labels: [N, C] of 0 and 1. A label that all texts have, or none, keeps that probability.
+
+    Returns:
+        `kernel` [H, C] and `bias` [C], float64. Their sigmoids are the probabilities.
+    """
+    from sklearn.linear_model import LogisticRegression  # Slow to import.
+
+    kernel = np.zeros((features.shape[1], labels.shape[1]))
+    bias = np.where(labels[0] == 1, -MASKED, MASKED)
+    for column in np.flatnonzero((labels != labels[0]).any(0)):
+        fitted = LogisticRegression(max_iter=1000).fit(features, labels[:, column])
+        kernel[:, column], bias[column] = fitted.coef_[0], fitted.intercept_[0]
     return {"kernel": kernel, "bias": bias}

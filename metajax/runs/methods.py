@@ -13,15 +13,16 @@ from metajax import data
 from metajax.algorithms.prototypes import prototype_head
 from metajax.data.packing import Shapes
 from metajax.data.seeding import generator, shuffled_rows
-from metajax.models import Transformer, classification_loss, contrastive_loss
+from metajax.models import Transformer, classification_loss, contrastive_loss, multi_label_loss
 from metajax.models.attention import MASKED
 from metajax.runs.choice import Adapted, choose, repeat, take_steps
+from metajax.runs.classifier import is_multi_label
 from metajax.runs.descent import Descent, fold, pack
-from metajax.runs.features import features_of, logistic_head, logits_on
+from metajax.runs.features import features_of, logistic_head, logits_on, one_vs_rest_head
 from metajax.runs.few_shot import FewShot
 from metajax.runs.learner import adapted_model, as_classifier
 from metajax.runs.support_training import Recipe, train
-from metajax.types import Params
+from metajax.types import LossFn, Params
 
 _log = logging.getLogger("metajax")
 
@@ -53,12 +54,18 @@ def epoch_rows(labels: np.ndarray, seed: int, step: int, batch_size: int) -> np.
     return shuffled_rows(seed, step, batch_size, len(labels))
 
 
+def label_loss(model: Transformer) -> LossFn:
+    """Return the loss of fine-tuning, for one label per text or for several."""
+    return multi_label_loss(model) if is_multi_label(model) else classification_loss(model)
+
+
 _PER_CLASS = 4
 RECIPES = {
     "contrastive": Recipe(contrastive_loss, class_rows, 3e-5, steps=20, batch_size=64),
-    "finetune": Recipe(classification_loss, epoch_rows, 3e-5, steps=20, batch_size=64),
+    "finetune": Recipe(label_loss, epoch_rows, 3e-5, steps=20, batch_size=64),
 }
 TRAINED = (*RECIPES, "linear", "prototypes")  # All methods but the inner steps.
+MULTI_LABEL = ("linear", "finetune")  # Those for texts with several labels.
 
 
 def prepare(
@@ -84,7 +91,8 @@ def adapt_to(
 
     Args:
         few_shot: the network, and the settings of its inner loop, from `prepare`.
-        examples: the examples.
+        examples: the examples. If the network is multi-label, labels [N, C], and the method is one
+            of `MULTI_LABEL`.
         method: `--method`.
         chooses: whether to choose the rate of plain inner steps, and between them and prototypes.
         known: results of an earlier run. If given, its choice is repeated.
@@ -118,8 +126,11 @@ def _adapt_whole(few_shot: FewShot, examples: data.TokenizedTask) -> Adapted:
 def _train(few_shot: FewShot, examples: data.TokenizedTask, method: str) -> Adapted:
     """Train the network on the examples, or only a head on its frozen features."""
     params, losses = train_on(few_shot, examples, method, what=method)
-    shares = scipy.special.log_softmax(logits_on(few_shot.model, params, examples), 1)
-    after = -shares[np.arange(len(examples.labels)), examples.labels].mean()
+    logits, labels = logits_on(few_shot.model, params, examples), examples.labels
+    if is_multi_label(few_shot.model):
+        after = (np.logaddexp(0, logits) - labels * logits).mean()
+    else:
+        after = -scipy.special.log_softmax(logits, 1)[np.arange(len(labels)), labels].mean()
     return Adapted(params, [*losses, float(after)], None)
 
 
@@ -146,8 +157,7 @@ def train_on(
     model = few_shot.model
     params = {name: value for name, value in few_shot.params.items() if name != "classifier"}
     losses: list[float] = []
-    one_each = np.bincount(examples.labels).max() == 1
-    if method == "contrastive" and one_each:
+    if method == "contrastive" and np.bincount(examples.labels).max() == 1:
         if what is not None:  # An evaluation would say it for each episode.
             _log.info("contrastive: no class has a second example, so that only a head is trained")
     elif method in RECIPES:
@@ -170,12 +180,17 @@ def _with_head(
     examples: data.TokenizedTask,
     make_head: Callable[..., dict[str, Any]],
 ) -> Params:
-    """Add a head for the features of the examples. Classes without examples are never predicted."""
-    present, labels = np.unique(examples.labels, return_inverse=True)
-    features = features_of(model, params, examples)
-    head = make_head(features, {"labels": labels}, len(present))
-    classes, dtype = model.num_labels[0], params["embeddings"]["word"].dtype
-    kernel, bias = np.zeros((features.shape[1], classes)), np.full(classes, MASKED)
-    kernel[:, present], bias[present] = head["kernel"], head["bias"]
-    classifier = {"kernel": jnp.asarray(kernel, dtype), "bias": jnp.asarray(bias, dtype)}
-    return {**params, "classifier": {name: leaf[None] for name, leaf in classifier.items()}}
+    """Add a head for the features of the examples. Classes without examples are never predicted.
+
+    A multi-label head is always logistic regression, one for each label.
+    """
+    features, dtype = features_of(model, params, examples), params["embeddings"]["word"].dtype
+    if is_multi_label(model):
+        head = one_vs_rest_head(features, examples.labels)
+    else:
+        present, labels = np.unique(examples.labels, return_inverse=True)
+        own, classes = make_head(features, {"labels": labels}, len(present)), model.num_labels[0]
+        head = {"kernel": np.zeros((features.shape[1], classes)), "bias": np.full(classes, MASKED)}
+        head["kernel"][:, present], head["bias"][present] = own["kernel"], own["bias"]
+    classifier = {name: jnp.asarray(leaf, dtype)[None] for name, leaf in head.items()}
+    return {**params, "classifier": classifier}

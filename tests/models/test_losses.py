@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metajax.errors import InputError
 from metajax.models import (
     Transformer,
     classification_loss,
     contrastive_loss,
     masked_lm_loss,
+    multi_label_loss,
     prototype_init,
     zero_init,
 )
@@ -195,3 +197,30 @@ def test_contrastive_loss_is_equation_2():
         np.isfinite(g).all()
         for g in jax.tree.leaves(jax.grad(lambda p: loss_fn(p, alone, None)[0])(params))
     )
+
+
+@pytest.mark.usefixtures("x64")
+def test_multi_label_loss_is_the_mean_over_labels_and_examples():
+    model, params = with_classes(4, problem_type="multi_label_classification")
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+    batch = make_batch()
+    logits = np.asarray(model(params, batch).logits)
+    labels = np.array([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+    shares = 1 / (1 + np.exp(-logits))
+    losses = -(labels * np.log(shares) + (1 - labels) * np.log(1 - shares))
+    correct = (shares > 0.5) == labels
+    loss_fn = multi_label_loss(model)
+    loss, aux = loss_fn(params, batch | {"labels": jnp.asarray(labels)}, None)
+    np.testing.assert_allclose(loss, losses.mean(), rtol=1e-12)
+    np.testing.assert_allclose(aux["accuracy"], correct.mean(), rtol=1e-12)
+    weights = [2.0, 0.5, 0.0]
+    batch |= {"labels": jnp.asarray(labels), "example_mask": jnp.array(weights)}
+    loss, aux = loss_fn(params, batch, None)
+    np.testing.assert_allclose(loss, np.average(losses.mean(1), weights=weights), rtol=1e-12)
+    np.testing.assert_allclose(aux["accuracy"], np.average(correct.mean(1), weights=weights))
+
+
+def test_multi_label_loss_refuses_other_heads():
+    model, _ = with_classes(4)
+    with pytest.raises(InputError, match="problem_type is None, but this loss needs a head with"):
+        multi_label_loss(model)

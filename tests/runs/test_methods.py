@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.special
 import tiny
 from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
 
 from metajax import data
 from metajax.commands.evaluate import evaluate
@@ -19,7 +21,7 @@ from metajax.config.settings import EvaluateSettings
 from metajax.models import Transformer
 from metajax.runs import methods, support_training
 from metajax.runs.eval_set import choose_protocol
-from metajax.runs.features import features_of, logistic_head
+from metajax.runs.features import features_of, logistic_head, one_vs_rest_head
 from metajax.runs.few_shot import open_few_shot
 from metajax.runs.support_training import train
 from metajax.runs.task_data import load
@@ -169,3 +171,33 @@ def test_evaluate_trains_on_each_support_set(few_shot, material, method):
         batch = padded(own, episodes.query[t])
         guesses = few_shot.model(params, batch).logits.argmax(1)
         assert accuracy == pytest.approx(np.mean(guesses == episodes.query_labels[t]))
+
+
+def test_a_head_for_several_labels_has_the_probabilities_of_scikit_learn():
+    """The last labels have no example, and only examples: their probabilities are 0 and 1."""
+    rng = np.random.default_rng(0)
+    labels = np.concatenate([rng.integers(0, 2, (12, 3)), [[0, 1]] * 12], 1)
+    features, new = rng.normal(size=(12, 5)), rng.normal(size=(7, 5))
+    head = one_vs_rest_head(features, labels)
+    shares = scipy.special.expit(new @ head["kernel"] + head["bias"])
+    with pytest.warns(UserWarning, match="Label (3|4|not 3)"):
+        fitted = OneVsRestClassifier(LogisticRegression(max_iter=1000)).fit(features, labels)
+    np.testing.assert_allclose(shares, fitted.predict_proba(new), atol=1e-12)
+
+
+def test_several_labels_are_trained_from_the_head_of_each(few_shot):
+    model = few_shot.model.replace(problem_type="multi_label_classification")
+    indicator = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]], np.int32)
+    names = ("a", "b", "c")
+    examples = examples_of(np.zeros(4, int))._replace(labels=indicator, label_names=names)
+    linear, adapted = (
+        methods.adapt_to(few_shot._replace(model=model), examples, method, chooses=False)
+        for method in ("linear", "finetune")
+    )
+    for params, losses in ((linear.params, linear.losses), (adapted.params, adapted.losses)):
+        logits = np.asarray(model(params, padded(examples, np.arange(4))).logits, np.float64)
+        shares = scipy.special.expit(logits)
+        expected = -np.log(np.where(indicator == 1, shares, 1 - shares)).mean()
+        assert losses[-1] == pytest.approx(expected, rel=1e-4)
+    assert len(adapted.losses) == 21
+    assert adapted.losses[-1] < linear.losses[-1]
