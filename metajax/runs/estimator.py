@@ -17,7 +17,8 @@ from metajax.errors import InputError
 from metajax.models import save_pretrained
 from metajax.runs.classifier import SAVED, Classifier, open_classifier, probabilities
 from metajax.runs.few_shot import open_few_shot
-from metajax.runs.methods import adapt_to, prepare
+from metajax.runs.labels import Kind, plain, read_labels
+from metajax.runs.methods import MULTI_LABEL, adapt_to, prepare
 from metajax.runs.task_data import tokenized
 from metajax.runs.workdir import read_json
 
@@ -28,6 +29,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     """Classify texts after a few examples of each class, with scikit-learn's conventions.
 
     Texts are a list, array or pandas column of strings. For pairs of texts, each is a tuple of two.
+    With `linear` and `finetune`, a text can have any number of labels.
 
     Args:
         model: hub id, Hugging Face directory, or workdir of an earlier stage.
@@ -39,7 +41,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         seed: seed of the adaptation.
 
     Attributes:
-        classes_: [C], the labels in sorted order.
+        classes_: [C], the labels in sorted order; 0..C-1 for an indicator matrix.
 
     Examples:
         >>> import tempfile, transformers
@@ -81,13 +83,16 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         Args:
             X: N texts, or pairs of texts. None with `label_names`.
             y: N labels of any kind that NumPy can sort, with at least two classes. None likewise.
+                For any number of labels per text: an indicator matrix [N, C] of 0 and 1 (an array
+                or a table), or N lists, tuples or sets of labels.
 
         Raises:
             InputError: the model, the texts or the labels cannot be used.
         """
         self._check()
         texts, pairs = _texts([] if X is None else X)
-        classes, labels = _classes([] if y is None else y, self.label_names or {})
+        kind, classes, labels = read_labels([] if y is None else y, self.label_names or {})
+        self._check_kind(kind)
         names = list((self.label_names or {}).values())
         if names and pairs is not None:
             raise InputError("label_names: are single texts, but the examples are pairs; omit them")
@@ -103,13 +108,16 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         settings = ModelSettings(model=spec, seed=int(self.seed), max_length=int(self.max_length))
         few_shot = open_few_shot(spec, settings, InnerSettings(), len(classes))
         shown = tuple(map(str, classes))
+        if kind != "single":
+            multi_label = few_shot.model.replace(problem_type="multi_label_classification")
+            few_shot = few_shot._replace(model=multi_label)
         few_shot, model = prepare(few_shot, self.method, shown)
-        task = data.TaskData("the examples", texts, pairs, labels.astype(np.int32), shown)
+        task = data.TaskData("the examples", texts, pairs, labels, shown)
         (examples,) = tokenized([task], model, few_shot.text_length(self.max_length))
         adapted = adapt_to(few_shot, examples, self.method, chooses=few_shot.can_choose_rate)
         params = few_shot.merge(adapted.params)
         self._classifier = Classifier(model, params, 0, self.max_length, pairs is not None)
-        self.classes_ = classes
+        self.classes_, self._kind = classes, kind
         return self
 
     def _check(self) -> None:
@@ -121,8 +129,22 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
 
+    def _check_kind(self, kind: Kind) -> None:
+        if kind != "single" and self.method not in MULTI_LABEL:
+            raise InputError(
+                f"method is {self.method!r}, which needs one label for each text; for several use "
+                f"{' or '.join(MULTI_LABEL)}"
+            )
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probability of each class, [N, C] in the order of `classes_`.
+
+        They sum to 1, unless a text can have several labels.
 
         Raises:
             InputError: the texts cannot be used.
@@ -133,14 +155,43 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             return np.empty((0, len(self.classes_)))
         return probabilities(self._classifier, texts, pairs, self.batch_size)
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Return the most probable class of each text, [N].
+    def predict(self, X: Any) -> Any:
+        """Return the labels of each text, in the form of the labels in `fit`.
+
+        Returns:
+            The most probable class, [N]. If a text can have several labels, those with a
+            probability above 0.5: an indicator matrix int64 [N, C], or a list of N tuples if `fit`
+            got lists.
 
         Raises:
             InputError: the texts cannot be used.
         """
         shares = self.predict_proba(X)
-        return self.classes_[shares.argmax(1)]
+        if self._kind == "single":
+            return self.classes_[shares.argmax(1)]
+        if self._kind == "indicator":
+            return (shares > 0.5).astype(int)
+        return [tuple(self.classes_[row > 0.5].tolist()) for row in shares]
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the share of texts whose labels are all predicted, and no others.
+
+        Args:
+            X: N texts, or pairs of texts.
+            y: N labels, in the form of the labels in `fit`.
+            sample_weight: [N].
+
+        Raises:
+            InputError: the texts or the labels cannot be used.
+        """
+        check_is_fitted(self, "classes_")
+        if self._kind != "lists":
+            return float(super().score(X, y, sample_weight))
+        predicted = self.predict(X)
+        if read_labels(y).kind != "lists" or len(y) != len(predicted):
+            raise InputError(f"score: give a list of labels for each of {len(predicted)} texts")
+        right = [set(own) == set(found) for own, found in zip(y, predicted)]
+        return float(np.average(right, weights=sample_weight))
 
     def save(self, directory: str | Path) -> None:
         """Write a Hugging Face directory, which `load` and `metajax predict` read."""
@@ -154,8 +205,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                 "method": self.method,
                 **{name: int(getattr(self, name)) for name in _NUMBERS},
             },
-            "label_names": [[_plain(label), name] for label, name in names.items()],
+            "label_names": [[plain(label), name] for label, name in names.items()],
             "classes": self.classes_.tolist(),
+            "labels": self._kind,
             "pairs": self._classifier.pairs,
         }
         (folder / SAVED).write_text(json.dumps(settings, indent=2) + "\n")
@@ -174,7 +226,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         names = dict(written["label_names"]) or None
         loaded = cls(**written["settings"] | {"label_names": names})
         loaded._classifier = open_classifier(str(file.parent), None)
-        loaded.classes_ = np.array(written["classes"])
+        loaded.classes_, loaded._kind = np.array(written["classes"]), written["labels"]
         return loaded
 
 
@@ -202,33 +254,3 @@ def _texts(given: Any) -> tuple[list[str], list[str] | None]:
             )
     columns = [[str(part) for part in column] for column in zip(*rows)] or [[]]
     return columns[0], columns[1] if len(columns) == 2 else None
-
-
-def _classes(given: Any, names: Mapping[Any, str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the labels [C] in sorted order, and the number of each example's label.
-
-    Args:
-        given: the labels of the examples.
-        names: label names; their labels come last.
-
-    Raises:
-        InputError: labels are missing, or are not strings, whole numbers or booleans.
-    """
-    if isinstance(given, str) or np.ndim(given) != 1:
-        raise InputError("labels: are not a list; give one label for each text")
-    labels = list(map(_plain, [*given, *names]))
-    for number, label in enumerate(labels):
-        if isinstance(label, float) and label.is_integer():
-            continue
-        if not isinstance(label, str | int):
-            raise InputError(
-                f"labels: number {number} is {label!r}; give strings, whole numbers or booleans"
-            )
-    if len({isinstance(label, str) for label in labels}) > 1:
-        raise InputError("labels: some are strings and some are not; give labels of one type")
-    return np.unique(np.array(labels), return_inverse=True)
-
-
-def _plain(label: Any) -> Any:
-    """Return a label as JSON can write it."""
-    return label.item() if isinstance(label, np.generic) else label

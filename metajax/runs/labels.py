@@ -1,0 +1,122 @@
+"""The labels that a `FewShotClassifier` is fitted to: one for each text, or any number."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from metajax.errors import InputError
+
+Kind = Literal["single", "indicator", "lists"]
+_SEVERAL = (list, tuple, set, frozenset)
+
+
+class Labels(NamedTuple):
+    """Labels of N texts.
+
+    Attributes:
+        kind: how they were given: one label for each text, an indicator matrix, or a list for each.
+        classes: [C], the labels in sorted order; 0..C-1 for an indicator matrix.
+        numbers: int32 [N], the number of each text's label, or [N, C], 1 for each label of a text.
+    """
+
+    kind: Kind
+    classes: np.ndarray
+    numbers: np.ndarray
+
+
+def read_labels(given: Any, names: Iterable[Any] = ()) -> Labels:
+    """Read labels in one of three forms.
+
+    Args:
+        given: a sequence of labels, an indicator matrix [N, C] of 0 and 1, or a sequence of lists
+            of labels.
+        names: labels of further texts, which have one each.
+
+    Raises:
+        InputError: they have none of these forms.
+    """
+    if hasattr(given, "__array__"):  # A column or a table too.
+        given = np.asarray(given)
+    if isinstance(given, np.ndarray) and given.ndim == 2:
+        return _of_matrix(given, list(names))
+    if isinstance(given, str | Mapping) or not isinstance(given, Sequence | np.ndarray):
+        raise InputError("labels: are not a list; give one label for each text")
+    if isinstance(given, np.ndarray) and given.ndim != 1:
+        raise InputError("labels: are not a list; give one label for each text, or a matrix [N, C]")
+    for number, own in enumerate(given):
+        if isinstance(own, np.ndarray):
+            raise InputError(
+                f"labels: number {number} is {own!r}; give a matrix, or lists of labels"
+            )
+    several = [isinstance(own, _SEVERAL) for own in given]
+    if any(several):
+        return _of_lists(given, several, list(names))
+    labels = list(map(plain, [*given, *names]))
+    classes, numbers = _sorted_classes(list(enumerate(labels)))
+    return Labels("single", classes, numbers.astype(np.int32))
+
+
+def _of_matrix(given: np.ndarray, names: list[Any]) -> Labels:
+    wrong = [value for value in given.flat if value not in (0, 1)]
+    if wrong:
+        raise InputError(
+            f"labels: are a matrix with the value {plain(wrong[0])!r}; give 0 and 1, or a list of "
+            "labels for each text"
+        )
+    classes = np.arange(given.shape[1])
+    unknown = [name for name in names if name not in range(len(classes))]
+    if unknown:
+        raise InputError(
+            f"label_names: names the label {unknown[0]!r}, but the matrix has the labels "
+            f"0..{len(classes) - 1}; use these"
+        )
+    rows = [given.astype(np.int32), np.eye(len(classes), dtype=np.int32)[list(map(int, names))]]
+    return Labels("indicator", classes, np.concatenate(rows))
+
+
+def _of_lists(given: Sequence[Any] | np.ndarray, several: list[bool], names: list[Any]) -> Labels:
+    if not all(several):
+        number = several.index(False)
+        raise InputError(
+            f"labels: number {number} is {plain(given[number])!r}, but others are lists; give a "
+            "list for every text"
+        )
+    lists = [list(map(plain, own)) for own in [*given, *([name] for name in names)]]
+    classes, numbers = _sorted_classes([(n, label) for n, own in enumerate(lists) for label in own])
+    rows = np.repeat(np.arange(len(lists)), [len(own) for own in lists])
+    indicator = np.zeros((len(lists), len(classes)), np.int32)
+    np.add.at(indicator, (rows, numbers), 1)
+    if (indicator > 1).any():
+        row, column = np.argwhere(indicator > 1)[0]
+        raise InputError(
+            f"labels: number {row} has {plain(classes[column])!r} twice; give each label once (an "
+            "indicator matrix has to be a NumPy array)"
+        )
+    return Labels("lists", classes, indicator)
+
+
+def _sorted_classes(labels: Sequence[tuple[int, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels [C] in sorted order, and the number of each.
+
+    Args:
+        labels: (number of the text, label).
+
+    Raises:
+        InputError: labels are missing, or are not strings, whole numbers or booleans.
+    """
+    for number, label in labels:
+        if isinstance(label, float) and label.is_integer():
+            continue
+        if not isinstance(label, str | int):
+            raise InputError(
+                f"labels: number {number} is {label!r}; give strings, whole numbers or booleans"
+            )
+    if len({isinstance(label, str) for _, label in labels}) > 1:
+        raise InputError("labels: some are strings and some are not; give labels of one type")
+    return np.unique(np.array([label for _, label in labels]), return_inverse=True)
+
+
+def plain(label: Any) -> Any:
+    """Return a label as JSON can write it."""
+    return label.item() if isinstance(label, np.generic) else label
