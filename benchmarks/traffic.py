@@ -53,8 +53,8 @@ def kind_of(program: Program, each: Instruction) -> str:
     return "copies and fills" if results <= _COPIES else "elementwise, sums and others"
 
 
-def compiled_for(target: Target, shape: str, engine: str, options: Any) -> dict[str, Any]:
-    """Compile a meta-gradient for one device of a target; return the row, with its kernels."""
+def shapes_for(target: Target, shape: str, options: Any) -> tuple[Any, Any]:
+    """Return the shapes of parameters and tasks, placed on one device of a target."""
     here = SingleDeviceSharding(target.devices[0])
 
     def placed(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
@@ -63,7 +63,12 @@ def compiled_for(target: Target, shape: str, engine: str, options: Any) -> dict[
     one = metajax.Task(*(batch(n, options.length) for n in (options.support, options.query)))
     tasks = jax.tree.map(lambda leaf: placed(options.tasks, *leaf.shape), one)
     shapes = jax.eval_shape(bert(shape, remat=False).init, jax.random.key(0))
-    params = jax.tree.map(lambda leaf: placed(*leaf.shape, dtype=leaf.dtype), shapes)
+    return jax.tree.map(lambda leaf: placed(*leaf.shape, dtype=leaf.dtype), shapes), tasks
+
+
+def compiled_for(target: Target, shape: str, engine: str, options: Any) -> dict[str, Any]:
+    """Compile a meta-gradient for one device of a target; return the row, with its kernels."""
+    params, tasks = shapes_for(target, shape, options)
     repeated = mean_recomputed_steps(options.steps)
     with compiling_for(target.chip.platform):
         traced = jax.jit(meta_gradient(shape, engine, options.dtype, options)).trace(params, tasks)
