@@ -51,12 +51,12 @@ def phases_for(target: Target, shape: str, engine: str, options: Any) -> Iterato
     params, tasks = shapes_for(target, shape, options)
     function = jax.jit(meta_gradient(shape, engine, options.dtype, options))
     with compiling_for(target.chip.platform):
-        traced, *times = timed(lambda: function.trace(params, tasks))
-        yield Phase("trace", *times, count_equations(traced.jaxpr.jaxpr))
-        lowered, *times = timed(traced.lower)
-        yield Phase("lower", *times, lowered.as_text().count("\n"))
-        compiled, *times = timed(lambda: compile_for_target(lowered))
-        yield Phase("compile", *times, (compiled.as_text() or "").count(" = "))
+        traced, cpu, seconds = timed(lambda: function.trace(params, tasks))
+        yield Phase("trace", cpu, seconds, count_equations(traced.jaxpr.jaxpr))
+        lowered, cpu, seconds = timed(traced.lower)
+        yield Phase("lower", cpu, seconds, lowered.as_text().count("\n"))
+        compiled, cpu, seconds = timed(lambda: compile_for_target(lowered))
+        yield Phase("compile", cpu, seconds, (compiled.as_text() or "").count(" = "))
 
 
 def timed(run: Callable[[], T]) -> tuple[T, float, float]:
