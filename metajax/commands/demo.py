@@ -275,4 +275,4 @@ def _show_predictions(places: _Places, questions: list[tuple[str, str]]) -> None
     predictions = label(open_classifier(places.adapt, None), texts, None, len(texts))
     print(f"\n{'predicted':<22} {'prob.':>6}  {'is from':<22} docstring")
     for (text, truth), guess in zip(questions, predictions):
-        print(f"{guess.label:<22} {guess.probability:6.2f}  {truth:<22} {text[:60]}")
+        print(f"{guess.label:<22} {guess.scores[0][1]:6.2f}  {truth:<22} {text[:60]}")
