@@ -9,6 +9,7 @@ import pytest
 
 from metajax.commands import demo as demo_module
 from metajax.commands.demo import demo
+from metajax.commands.predict import Prediction
 from metajax.config.settings import DemoSettings
 from metajax.models import from_pretrained
 from metajax.runs import demo_data, demo_documents
@@ -260,7 +261,10 @@ def test_the_demos_batches_are_the_same_on_each_device(devices, size, monkeypatc
 
 def test_the_demo_shows_each_question_with_its_own_answer(monkeypatch, capsys):
     questions = [("a text", "truth0"), ("another", "truth1")]
-    found = [SimpleNamespace(label=f"guess{n}", probability=0.25 + n / 2) for n in range(2)]
+    found = [
+        Prediction(f"guess{n}", ((f"guess{n}", 0.25 + n / 2), ("other", 0.1)), True)
+        for n in range(2)
+    ]
     monkeypatch.setattr(demo_module, "open_classifier", lambda model, task: model)
     seen = {}
     monkeypatch.setattr(
