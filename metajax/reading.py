@@ -41,7 +41,7 @@ def read_bytes(path: str | Path) -> bytes:
     raise InputError(f"{path}: {problem}")
 
 
-def parse_json(text: str | bytes, *, unique: bool = False) -> Any:
+def parse_json(text: str, *, unique: bool = False) -> Any:
     """Return the value of JSON text.
 
     Args:
@@ -52,7 +52,8 @@ def parse_json(text: str | bytes, *, unique: bool = False) -> Any:
         ValueError: it is not JSON, is nested too deeply, or has a number of too many digits.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique_names if unique else None)
+        # `json.loads` would make a decoder at each call, for example for each line of a file.
+        return _UNIQUE.decode(text) if unique else json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -64,6 +65,9 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in values if names.count(name) > 1)
         raise ValueError(f"{twice!r} is given twice")
     return values
+
+
+_UNIQUE = json.JSONDecoder(object_pairs_hook=_unique_names)
 
 
 def is_number(value: Any, *, finite: bool = True) -> bool:

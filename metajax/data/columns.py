@@ -46,12 +46,13 @@ def label_column(table: Table, column: str) -> list[str]:
         written.append(label.strip())
     names = {label: normalize(label) for label in set(written)}
     labels = [names[label] for label in written]
-    for row, label in enumerate(labels):
-        if label.casefold() in _MISSING:
-            raise InputError(
-                f"{table.place(row)}: {column!r} is {label!r}, which means a missing value; "
-                "fill it in or remove the row"
-            )
+    missing = [name for name in names.values() if name.casefold() in _MISSING]
+    if missing:
+        row = min(map(labels.index, missing))
+        raise InputError(
+            f"{table.place(row)}: {column!r} is {labels[row]!r}, which means a missing value; "
+            "fill it in or remove the row"
+        )
     _warn_of_missing(table, column, labels, _PERHAPS_MISSING)
     _warn_of_labels(table.source, names)
     return labels
@@ -83,6 +84,8 @@ def sorted_names(names: set[str]) -> tuple[str, ...]:
 
 
 def _check_string(value: Any, table: Table, row: int, column: str) -> None:
+    if isinstance(value, str) and value.isascii() and value.strip():
+        return  # Most texts, decided without normalizing them.
     empty = value is None or value != value  # JSON's NaN.
     if empty or (isinstance(value, str) and not normalize(value)):
         raise InputError(f"{table.place(row)}: no {column!r}; fill it in or remove the row")

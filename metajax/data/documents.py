@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from metajax.data.encoding import encode_chunks
 from metajax.data.seeding import shuffled_rows
-from metajax.data.text import encode_chunks
 from metajax.errors import InputError
 
 

@@ -10,8 +10,9 @@ _JOINERS = "\u200c\u200d"  # Invisible too, but part of the spelling of words an
 
 def normalize(text: str) -> str:
     """Return a text in NFC, without invisible characters, and with single spaces."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
+    if text.isascii():
+        return " ".join(text.split())
+    text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
     return " ".join(text.split()).strip(f" {_JOINERS}")
 
 

@@ -54,8 +54,10 @@ class TaskData(NamedTuple):
         drawn = np.ones(len(self.texts), bool)
         if not self.keep_duplicates:
             drawn = find_duplicates(self.texts, self.pairs, self.labels).once
-        classes = range(len(self.label_names))
-        return tuple(np.flatnonzero(drawn & (self.labels == label)) for label in classes)
+        rows = np.flatnonzero(drawn)
+        rows = rows[np.argsort(self.labels[rows], kind="stable")]
+        bounds = np.searchsorted(self.labels[rows], np.arange(len(self.label_names) + 1))
+        return tuple(np.split(rows, bounds)[1:-1])
 
 
 class _Columns(NamedTuple):
@@ -176,7 +178,8 @@ def _hidden_words(spec: str, keep_duplicates: bool) -> TaskData:
     path = spec.removeprefix("smlmt:")
     texts, words = zip(*hidden_words(path, keep_duplicates=keep_duplicates))
     names = tuple(sorted(set(words)))
-    labels = np.array([names.index(word) for word in words], np.int32)
+    ids = {word: i for i, word in enumerate(names)}
+    labels = np.array([ids[word] for word in words], np.int32)
     return TaskData(spec, list(texts), None, labels, names, hides_words=True)
 
 

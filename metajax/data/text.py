@@ -1,16 +1,15 @@
 """Turn text into arrays of tokens with the model's fast tokenizer."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from metajax.data.encoding import CHUNK, encode, encode_chunks, encode_ids
 from metajax.data.smlmt import MASK
 from metajax.data.tasks import TaskData
-from metajax.errors import InputError, one_line
-
-_CHUNK = 1024  # texts tokenized at once: enough for all threads of the tokenizer
+from metajax.errors import InputError
 
 
 class Tokens(NamedTuple):
@@ -87,7 +86,12 @@ class Blocks(NamedTuple):
 
 
 def tokenize(
-    texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Any, max_length: int
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    tokenizer: Any,
+    max_length: int,
+    *,
+    per_chunk_fn: Callable[[int], None] | None = None,
 ) -> Tokens:
     """Tokenize N texts or pairs of texts, and add special tokens.
 
@@ -97,6 +101,7 @@ def tokenize(
         tokenizer: the model's fast tokenizer, of transformers.
         max_length: largest number of tokens per example. Longer texts lose their end; in a pair,
             the longer text does.
+        per_chunk_fn: called with the number of texts each time that some are tokenized.
 
     Returns:
         The tokens [N, L], padded to the longest example.
@@ -123,31 +128,41 @@ def tokenize(
         raise InputError(
             f"a maximum length of {max_length} tokens leaves no room for text; give {least} or more"
         )
-    ids: list[list[int]] = []
-    types: list[list[int]] = []
+    # Arrays from the start: as lists, the tokens of a million texts take a gigabyte.
+    ids, types, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int8)], [np.zeros(0, np.int32)]
     truncated = 0
-    for begin in range(0, len(texts), _CHUNK):
-        chunk = slice(begin, begin + _CHUNK)
-        encoded, long = _truncated(tokenizer, texts[chunk], pairs and pairs[chunk], max_length)
-        ids += encoded["input_ids"]
-        types += encoded["token_type_ids"]
+    for begin in range(0, len(texts), CHUNK):
+        chunk = slice(begin, begin + CHUNK)
+        rows, long = _truncated(tokenizer, texts[chunk], pairs and pairs[chunk], max_length)
+        ids.append(_joined((row.ids for row in rows), np.int32))
+        types.append(_joined((row.type_ids for row in rows), np.int8))
+        lengths.append(np.array([len(row) for row in rows], np.int32))
         truncated += long
-    lengths = np.array([len(row) for row in ids], np.int32)
+        if per_chunk_fn is not None:
+            per_chunk_fn(len(rows))
+    sizes = np.concatenate(lengths)
     return Tokens(
-        _pad(ids, lengths, tokenizer.pad_token_id, np.int32),
-        _pad(types, lengths, 0, np.int8),
-        lengths,
+        _pad(ids, sizes, tokenizer.pad_token_id),
+        _pad(types, sizes, 0),
+        sizes,
         truncated,
     )
 
 
-def tokenize_task(task: TaskData, tokenizer: Any, max_length: int) -> TokenizedTask:
+def tokenize_task(
+    task: TaskData,
+    tokenizer: Any,
+    max_length: int,
+    *,
+    per_chunk_fn: Callable[[int], None] | None = None,
+) -> TokenizedTask:
     """Tokenize the examples of a task; see `tokenize`.
 
     Args:
         task: N examples.
         tokenizer: the model's fast tokenizer, of transformers.
         max_length: largest number of tokens per example.
+        per_chunk_fn: as for `tokenize`.
 
     Returns:
         The tokenized task, with tokens [N, L].
@@ -172,7 +187,7 @@ def tokenize_task(task: TaskData, tokenizer: Any, max_length: int) -> TokenizedT
                 "give a masked language model"
             )
         texts = [text.replace(MASK, tokenizer.mask_token) for text in texts]
-    tokens = tokenize(texts, task.pairs, tokenizer, max_length)
+    tokens = tokenize(texts, task.pairs, tokenizer, max_length, per_chunk_fn=per_chunk_fn)
     if task.hides_words:
         kept = (tokens.input_ids == tokenizer.mask_token_id).any(1)
         if not kept.all():  # Truncated before the mask token: begin these with it instead.
@@ -245,48 +260,32 @@ def pack_blocks(lines: Sequence[str], tokenizer: Any, block_length: int) -> Bloc
 
 def _truncated(
     tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
-) -> tuple[Any, int]:
-    """The encoded texts, none longer than `max_length`, and how many were."""
+) -> tuple[list[Any], int]:
+    """The encodings of the texts, none longer than `max_length`, and how many were."""
     # All at full length first, to find and count the long ones.
-    encoded = _encode(tokenizer, texts, pairs)
-    long = [i for i, row in enumerate(encoded["input_ids"]) if len(row) > max_length]
+    encodings = encode_ids(tokenizer, texts, pairs)
+    long = [row for row, encoding in enumerate(encodings) if len(encoding) > max_length]
     if long:
-        cut = _encode(
+        cut = encode(
             tokenizer,
-            [texts[i] for i in long],
-            pairs and [pairs[i] for i in long],
+            [texts[row] for row in long],
+            pairs and [pairs[row] for row in long],
             truncation=True,
             max_length=max_length,
         )
-        for key, rows in cut.items():
-            for i, row in zip(long, rows):
-                encoded[key][i] = row
-    return encoded, len(long)
+        for row, encoding in zip(long, cut):
+            encodings[row] = encoding
+    return encodings, len(long)
 
 
-def _encode(
-    tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, **settings: Any
-) -> Any:
-    try:
-        return tokenizer(
-            list(texts),
-            None if pairs is None else list(pairs),
-            return_attention_mask=False,
-            return_token_type_ids=True,
-            verbose=False,
-            **settings,
-        )
-    except Exception as error:  # tokenizers raises no other type, for example without [UNK].
-        raise InputError(
-            f"{tokenizer.name_or_path}: its tokenizer cannot split a text ({one_line(error)}); "
-            "fix its tokenizer.json"
-        ) from error
+def _joined(rows: Iterable[list[int]], dtype: type) -> np.ndarray:
+    return np.fromiter(itertools.chain.from_iterable(rows), dtype)
 
 
-def _pad(rows: list[list[int]], lengths: np.ndarray, value: int, dtype: type) -> np.ndarray:
+def _pad(chunks: list[np.ndarray], lengths: np.ndarray, value: int) -> np.ndarray:
     width = int(lengths.max(initial=1))
-    padded: np.ndarray = np.full((len(rows), width), value, dtype)
-    flat: np.ndarray = np.fromiter(itertools.chain.from_iterable(rows), dtype)
+    flat = np.concatenate(chunks)
+    padded = np.full((len(lengths), width), value, flat.dtype)
     padded[np.arange(width) < lengths[:, None]] = flat
     return padded
 
@@ -303,16 +302,3 @@ def _stream(lines: Sequence[str], tokenizer: Any) -> tuple[np.ndarray, np.ndarra
     if not ids:
         return np.zeros(0, np.int32), np.zeros(0, bool)
     return np.concatenate(ids), np.concatenate(starts)
-
-
-def encode_chunks(
-    lines: Sequence[str], tokenizer: Any, *, special_tokens: bool = True
-) -> Iterator[Any]:
-    """Yield the encoding of each line, of the tokenizers package.
-
-    Raises:
-        InputError: the tokenizer cannot split a line.
-    """
-    for begin in range(0, len(lines), _CHUNK):
-        chunk = lines[begin : begin + _CHUNK]
-        yield from _encode(tokenizer, chunk, None, add_special_tokens=special_tokens).encodings

@@ -63,17 +63,17 @@ class Progress:
             last = "" if self._compiled_in is None else f" (last: {self._compiled_in:.0f} s)"
             _log.info("%s: compiling for %s %d%s", self._what, self._unit, self._done + 1, last)
 
-    def update(self, note: str = "") -> None:
-        """Count one more item; `note` describes it."""
+    def update(self, note: str = "", *, count: int = 1) -> None:
+        """Count more items; `note` describes the last one."""
         now = time.monotonic()
         if self._compiles:
             self._compiled_in = now - self._last
         else:
-            self._seconds, self._timed = self._seconds + now - self._last, self._timed + 1
-        self._last, self._compiles, self._done = now, False, self._done + 1
+            self._seconds, self._timed = self._seconds + now - self._last, self._timed + count
+        self._last, self._compiles, self._done = now, False, self._done + count
         left = self._left()
         self._bar.set_postfix_str(", ".join(filter(None, (left, note))), refresh=False)
-        self._bar.update()
+        self._bar.update(count)
         if self._lines and now - self._last_logged >= _SECONDS:
             self._last_logged = now
             far = str(self._done) if self._total is None else f"{self._done} of {self._total}"

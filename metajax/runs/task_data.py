@@ -9,8 +9,10 @@ from metajax import data
 from metajax.config.groups import DrawSettings, TaskSettings
 from metajax.errors import InputError, printable
 from metajax.models import Transformer
+from metajax.runs.progress import Progress
 
 _log = logging.getLogger("metajax")
+_MANY = 50_000  # Texts: more than a second or two, so progress is shown.
 
 
 def load(
@@ -83,11 +85,16 @@ def tokenized(
     tasks: Sequence[data.TaskData], model: Transformer, length: int
 ) -> list[data.TokenizedTask]:
     """Tokenize the data sets; log how many texts were too long."""
-    tokenizer = model.tokenizer
-    arrays = [data.tokenize_task(task, tokenizer, length) for task in tasks]
+    total = sum(len(task.labels) for task in tasks)
+    with Progress("tokenize", "text", total, shown=total >= _MANY) as bar:
+        arrays = [
+            data.tokenize_task(
+                task, model.tokenizer, length, per_chunk_fn=lambda count: bar.update(count=count)
+            )
+            for task in tasks
+        ]
     truncated = sum(task.tokens.truncated for task in arrays)
     if truncated:
-        total = sum(len(task.labels) for task in arrays)
         _log.warning("%d of %d texts were cut to %d tokens", truncated, total, length)
     return arrays
 
