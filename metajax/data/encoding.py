@@ -10,9 +10,16 @@ CHUNK = 1024  # texts tokenized at once: enough for all threads of the tokenizer
 
 
 def encode(
-    tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, **settings: Any
+    tokenizer: Any,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    *,
+    special_tokens: bool = True,
+    max_length: int | None = None,
 ) -> list[Any]:
     """Return the encodings of texts or pairs of texts, of the tokenizers package.
+
+    Texts of more than `max_length` tokens are truncated.
 
     Raises:
         InputError: the tokenizer cannot split a text.
@@ -23,7 +30,9 @@ def encode(
             None if pairs is None else list(pairs),
             return_attention_mask=False,
             verbose=False,
-            **settings,
+            add_special_tokens=special_tokens,
+            truncation=max_length is not None,
+            max_length=max_length,
         ).encodings
 
 
@@ -54,7 +63,7 @@ def encode_chunks(
     """
     for begin in range(0, len(lines), CHUNK):
         chunk = lines[begin : begin + CHUNK]
-        yield from encode(tokenizer, chunk, None, add_special_tokens=special_tokens)
+        yield from encode(tokenizer, chunk, None, special_tokens=special_tokens)
 
 
 @contextlib.contextmanager

@@ -270,7 +270,6 @@ def _truncated(
             tokenizer,
             [texts[row] for row in long],
             pairs and [pairs[row] for row in long],
-            truncation=True,
             max_length=max_length,
         )
         for row, encoding in zip(long, cut):
