@@ -16,7 +16,7 @@ def read_label_names(path: str) -> dict[str, str]:
         InputError: the file is not such an object, or a name is not a text.
     """
     try:
-        names = parse_json(read_bytes(path), unique=True)
+        names = parse_json(read_bytes(path).decode("utf-8-sig"), unique=True)
     except ValueError as error:
         raise InputError(f"{path}: is not JSON ({error}); correct it") from None
     if not isinstance(names, dict) or not names:

@@ -85,7 +85,7 @@ def test_what_is_written_stays_as_it_looks():
 @pytest.mark.parametrize("label", ["nan", "NaN", "<NA>", "#N/A", " nan"])
 def test_a_missing_label_is_refused_with_its_line(tmp_path, label):
     with pytest.raises(InputError, match=r"l.csv:3: 'label' is '.*', which means a missing"):
-        load(tmp_path, ["x", label, "y"])
+        load(tmp_path, ["x", label, "y", "nan", "NaN", "#n/a"])
 
 
 @pytest.mark.parametrize("label", ["\u200b", "\u00a0", "\ufeff\u200d"])

@@ -81,6 +81,30 @@ def test_tokenize_many_equals_one_by_one(tokenizer):
         assert found.tolist() == expected
 
 
+def test_each_chunk_is_counted(tokenizer):
+    counts = []
+    tokenize(["w1"] * 2500, None, tokenizer, 9, per_chunk_fn=counts.append)
+    assert sum(counts) == 2500
+    assert len(counts) > 2
+    task = TaskData("name", ["w1", "w2"], None, np.array([0, 1], np.int32), ("no", "yes"))
+    tokenize_task(task, tokenizer, 9, per_chunk_fn=counts.append)
+    assert counts[-1] == 2
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_settings_that_the_tokenizer_kept_change_nothing(tokenizer, split):
+    """Each call of transformers leaves its padding and truncation in the tokenizer."""
+    other, texts = copy.deepcopy(tokenizer), ["w1 [SEP] w2 w3 w4", "w5"]
+    other.split_special_tokens = split
+    expected = other(texts)["input_ids"]
+    other(texts, padding="max_length", truncation=True, max_length=4)
+    other.backend_tokenizer.encode_special_tokens = not split
+    tokens = tokenize(texts, None, other, 16)
+    found = [row[:length].tolist() for row, length in zip(tokens.input_ids, tokens.lengths)]
+    assert found == expected
+    assert tokens.truncated == 0
+
+
 def test_a_length_that_holds_no_text(tokenizer):
     with pytest.raises(InputError, match="2 tokens leaves no room for text; give 3 or more"):
         tokenize(["w1"], None, tokenizer, 2)

@@ -50,3 +50,13 @@ def test_bad_names_are_refused(tmp_path, text, said):
     (tmp_path / "names.json").write_text(text)
     with pytest.raises(InputError, match=said):
         read_label_names(str(tmp_path / "names.json"))
+
+
+def test_names_in_utf_8_with_or_without_its_mark(tmp_path):
+    for start, text in ((b"", "caf\u00e9"), (b"\xef\xbb\xbf", "caf\u00e9")):
+        content = start + json.dumps({"a": text}, ensure_ascii=False).encode()
+        (tmp_path / "names.json").write_bytes(content)
+        assert read_label_names(str(tmp_path / "names.json")) == {"a": text}
+    (tmp_path / "names.json").write_bytes(content[:-3])
+    with pytest.raises(InputError, match="is not JSON"):
+        read_label_names(str(tmp_path / "names.json"))

@@ -130,6 +130,21 @@ def test_where_there_is_no_terminal_a_line_comes_now_and_then(caplog, monkeypatc
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_items_can_be_counted_many_at_once(caplog, monkeypatch, capsys, terminal):
+    now = [0.0]
+    monkeypatch.setattr("metajax.runs.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with caplog.at_level(logging.INFO, "metajax"), Progress("tokenize", "text", 2000) as counted:
+        for seconds, count in ((20, 400), (40, 400), (60, 200)):
+            now[0] = seconds
+            counted.update(count=count)
+    if terminal:
+        assert re.search(r" 50%.*1000/2000.*, 01:00 left", capsys.readouterr().err)
+    else:
+        assert caplog.messages == ["tokenize: text 800 of 2000 (01:00 left), done"]
+
+
 def test_on_a_terminal_there_is_a_bar(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert list(progress("abc", "read", "letter")) == ["a", "b", "c"]
