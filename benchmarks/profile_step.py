@@ -73,7 +73,7 @@ def profile(name: str, first_order: bool) -> dict[str, Any]:
             num_labels=classes,
         )
         params, (batch,) = load_params(folder, model), load_batches(folder)
-    meta_grad = mean_meta_grad(model, case, low_memory=False)
+    meta_grad = mean_meta_grad(model, case, "metajax")
     peak = peak_flops()
     jax.block_until_ready(meta_grad(params, batch))
     begun = time.perf_counter()
