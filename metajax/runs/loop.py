@@ -110,7 +110,7 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
         if results is not None:
             return results
         state = checkpoints.restore(outer.init(params, jax.random.key(settings.seed)))
-        at = (run.path, state.step, stage.num_steps, hosts)
+        at = (run.path, int(state.step), stage.num_steps, hosts)
         _log.info("%s: starts from step %d of %d, %s", *at)
         results = _train_from(state, stage, outer, checkpoints, stop)
     if first:
@@ -216,19 +216,23 @@ def _take_steps(
     steps, shown = range(first, stage.num_steps), distributed.is_first()
     what, profiled = stage.run.record["stage"], stage.settings.profile and shown
     clock, compiled = Clock(), set[Any]()
+    last = _compiled_in(log)
     with (
-        Progress(what, "step", stage.num_steps, done=first, shown=shown) as progress,
+        Progress(
+            what, "step", stage.num_steps, done=first, shown=shown, compiled_in=last
+        ) as progress,
         Profile(stage.run, steps, wanted=profiled) as profile,
     ):
         for step, tasks in _prefetched(stage.make_tasks, steps, clock):
             profile.before(step)
             shapes = tuple(leaf.shape for leaf in jax.tree.leaves(tasks))
-            if shapes not in compiled:
+            new = {} if shapes in compiled else {"compiled": True}
+            if new:
                 compiled.add(shapes)
                 progress.compiling()
             state, metrics = outer.step(state, tasks)
             row = metrics_row(step + 1, metrics)  # Waits for the step.
-            log.write(row | clock.lap() | peak_memory())
+            log.write(row | clock.lap() | peak_memory() | new)
             progress.update("skipped" if "skipped" in row else f"loss {row['loss']:.4f}")
             if distributed.asked_to_stop(step):
                 stop.asked = "SIGTERM"
@@ -246,6 +250,12 @@ def _take_steps(
                     "the same command resumes"
                 )
     return state
+
+
+def _compiled_in(log: MetricsLog) -> float | None:
+    """Return the seconds of the last step that compiled, in this process or before."""
+    compiled = (row["seconds"] for row in reversed(log.rows) if row.get("compiled"))
+    return next(compiled, None)
 
 
 def _skipped_in_a_row(log: MetricsLog) -> int:

@@ -27,10 +27,18 @@ class Progress:
         total: number of items, if known.
         done: number of items that were finished before.
         shown: whether this process shows the progress.
+        compiled_in: seconds of the last item that compiled, in an earlier process.
     """
 
     def __init__(
-        self, what: str, unit: str, total: int | None = None, *, done: int = 0, shown: bool = True
+        self,
+        what: str,
+        unit: str,
+        total: int | None = None,
+        *,
+        done: int = 0,
+        shown: bool = True,
+        compiled_in: float | None = None,
     ) -> None:
         terminal = sys.stderr.isatty()
         shown = shown and PROGRESS.level <= logging.INFO
@@ -46,7 +54,7 @@ class Progress:
         self._what, self._unit, self._total, self._done = what, unit, total, done
         self._last_logged = self._last = time.monotonic()
         self._compiles = False
-        self._compiled_in: float | None = None  # Seconds that the last item that compiled took.
+        self._compiled_in = compiled_in
         self._seconds = self._timed = 0.0  # Of items that did not compile, and their number.
 
     def __enter__(self) -> Self:

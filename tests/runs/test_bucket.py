@@ -76,7 +76,7 @@ def whole(objects):
 
 
 def losses(workdir):
-    timed = ("seconds", "data_wait", "peak_memory_bytes")
+    timed = ("seconds", "data_wait", "peak_memory_bytes", "compiled")
     return [{k: v for k, v in row.items() if k not in timed} for row in tiny.rows_of(workdir)]
 
 

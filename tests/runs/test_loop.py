@@ -1,6 +1,8 @@
 """The training loop, on a problem whose steps are also calculated here."""
 
 import json
+import logging
+import re
 import resource
 import sys
 from types import SimpleNamespace
@@ -147,13 +149,14 @@ def make_stage(tmp_path):
     return make
 
 
-TIMED = {"seconds", "data_wait", "peak_memory_bytes", "peak_device_memory_bytes"}
+MEASURED = {"seconds", "data_wait", "peak_memory_bytes"}
+TIMED = MEASURED | {"peak_device_memory_bytes", "compiled"}
 
 
 def numbers_of(workdir):
-    """Return the rows of the steps, without times."""
+    """Return the rows of the steps, without what depends on the process."""
     _, *rows = tiny.rows_of(workdir)
-    assert all(row.keys() >= TIMED - {"peak_device_memory_bytes"} for row in rows)
+    assert all(row.keys() >= MEASURED for row in rows)
     return [{k: v for k, v in row.items() if k not in TIMED} for row in rows]
 
 
@@ -205,12 +208,28 @@ def test_a_run_takes_the_steps_that_its_settings_ask_for(make_stage):
     assert json.loads((make_stage.workdir / "results.json").read_text()) == results
 
 
-def test_a_resumed_run_goes_on_from_its_checkpoint(make_stage):
-    def interrupted(step):
-        if step == 5:
-            raise RuntimeError("no data")
-        return make_tasks(step)
+def interrupted(step):
+    """Make the tasks of a step, as far as step 5."""
+    if step == 5:
+        raise RuntimeError("no data")
+    return make_tasks(step)
 
+
+def test_a_resumed_run_says_how_long_the_last_compilation_took(make_stage, caplog):
+    with caplog.at_level(logging.INFO, "metajax"), pytest.raises(RuntimeError, match="no data"):
+        loop.train(make_stage(interrupted), initial_params())
+    assert "pretrain: compiling for step 1" in caplog.messages
+    _, *rows = tiny.rows_of(make_stage.workdir)
+    assert [row["step"] for row in rows if row.get("compiled")] == [1]
+    file = make_stage.workdir / "metrics.jsonl"
+    file.write_text(re.sub(r'"seconds": [\d.e-]+', '"seconds": 7.0', file.read_text()))
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "metajax"):
+        loop.train(make_stage(), initial_params())
+    assert "pretrain: compiling for step 5 (last: 7 s)" in caplog.messages
+
+
+def test_a_resumed_run_goes_on_from_its_checkpoint(make_stage):
     tracked = {"track": ("tensorboard",)}
     with pytest.raises(RuntimeError, match="no data"):
         loop.train(make_stage(interrupted, **tracked), initial_params())
