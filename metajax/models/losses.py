@@ -123,6 +123,8 @@ def classification_loss(model: Transformer) -> LossFn:
 def multi_label_loss(model: Transformer) -> LossFn:
     """Sigmoid cross-entropy of texts with any number of labels: the mean over labels and examples.
 
+    Weights of the labels can make up for labels that few texts have.
+
     Args:
         model: a model with one classification head, whose `problem_type` is
             "multi_label_classification".
@@ -130,8 +132,9 @@ def multi_label_loss(model: Transformer) -> LossFn:
     Returns:
         `(params, batch, rng) -> (loss, aux)`. The batch is a batch of the model with `labels`
         `[B, C]`, 1 for the labels of a text and 0 for the others, and optional weights of the
-        examples, `example_mask` `[B]`. The loss `[]` is the mean over labels, then the weighted
-        mean over examples. aux has `accuracy` `[]`, the same mean of correct labels.
+        examples, `example_mask` `[B]`, and of their labels, `label_weights` `[B, C]`. The loss `[]`
+        is the mean over labels of the weighted losses, then the weighted mean over examples. aux
+        has `accuracy` `[]`, the mean of correct labels, without the weights of labels.
 
     Raises:
         InputError: the model has another problem type.
@@ -164,6 +167,8 @@ def multi_label_loss(model: Transformer) -> LossFn:
         ones_B = jnp.ones(len(labels_BxC))
         weights_B = batch.get("example_mask", ones_B).astype(logits_BxC.dtype)
         losses_BxC = optax.sigmoid_binary_cross_entropy(logits_BxC, labels_BxC)
+        if "label_weights" in batch:
+            losses_BxC = losses_BxC * batch["label_weights"]
         correct_BxC = (logits_BxC > 0) == (labels_BxC > 0)
         return _mean(losses_BxC.mean(1), weights_B), {
             "accuracy": _mean(correct_BxC.mean(1), weights_B),

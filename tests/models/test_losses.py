@@ -218,6 +218,11 @@ def test_multi_label_loss_is_the_mean_over_labels_and_examples():
     loss, aux = loss_fn(params, batch, None)
     np.testing.assert_allclose(loss, np.average(losses.mean(1), weights=weights), rtol=1e-12)
     np.testing.assert_allclose(aux["accuracy"], np.average(correct.mean(1), weights=weights))
+    of_labels = np.array([[1, 2, 3, 4], [5, 6, 7, 8], [0, 1, 0, 1]])
+    loss, again = loss_fn(params, batch | {"label_weights": jnp.asarray(of_labels)}, None)
+    expected = np.average((losses * of_labels).mean(1), weights=weights)
+    np.testing.assert_allclose(loss, expected, rtol=1e-12)
+    assert again["accuracy"] == aux["accuracy"]
 
 
 def test_multi_label_loss_refuses_other_heads():
