@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import tiny
 
@@ -15,6 +16,7 @@ from benchmarks import (
     faults,
     few_shot,
     gpu,
+    labels,
     memory,
     peers,
     profile_step,
@@ -23,6 +25,7 @@ from benchmarks import (
     streams,
     traffic,
 )
+from metajax.data import TaskData
 from metajax.training.hlo import parse
 from metajax.training.traffic import read_traffic
 
@@ -235,3 +238,48 @@ def test_few_shot_classifiers_on_the_same_draws(monkeypatch, capsys, tmp_path):
     ]
     assert all(0 <= row["accuracy"] <= 1 < row["peak_bytes"] for row in found)
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_several_labels_and_unequal_classes(monkeypatch, capsys, tmp_path):
+    rows = [{"sentence": text, "label": label} for text, label in tiny.examples(4, 9)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model, output = tiny.write_model(tmp_path / "model"), tmp_path / "found.json"
+    command = ["labels", "--model", str(model), "--data", str(tmp_path / "rows.jsonl")]
+    command += ["--shots", "4", "--seeds", "0", "1", "--tested", "8", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", command)
+    labels.main()
+    found = json.loads(output.read_text())
+    assert len(found) == 2 * (4 + 5)
+    assert all(0 <= row["macro-F1"] <= 1 for row in found)
+    assert {"micro-F1" in row for row in found if row["kind"] == "unequal"} == {False}
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 4 + 1 + 5
+
+
+def test_joined_texts_have_the_labels_of_their_parts():
+    texts = [f"{label} {number}" for label in "abcd" for number in range(6)]
+    numbers = np.repeat(np.arange(4), 6).astype(np.int32)
+    task = TaskData("letters", texts, None, numbers, tuple("abcd"))
+    support, test = labels.several(task, 2, 9, np.random.default_rng(0))
+    for made in (support, test):
+        for text, own in zip(made.texts, made.labels):
+            parts = text.split(" and ")
+            assert sorted(part[0] for part in parts) == ["abcd"[c] for c in np.flatnonzero(own)]
+    used = [
+        {part for text in made.texts for part in text.split(" and ")} for made in (support, test)
+    ]
+    assert len(support.texts) == 4
+    assert len(test.texts) == 9
+    assert used[0].isdisjoint(used[1])
+    assert test.labels.sum(1).tolist() == [1, 2, 3] * 3
+
+
+def test_classes_of_unequal_sizes():
+    texts = [f"{label} {number}" for label in "abcd" for number in range(12)]
+    numbers = np.repeat(np.arange(4), 12).astype(np.int32)
+    task = TaskData("letters", texts, None, numbers, tuple("abcd"))
+    support, test = labels.unequal(task, 8, 12, np.random.default_rng(0))
+    assert np.bincount(support.labels).tolist() == [1, 2, 4, 8]
+    assert np.bincount(test.labels).tolist() == [3, 3, 3, 3]
+    assert set(support.texts).isdisjoint(test.texts)
+    assert all(text[0] == "abcd"[label] for text, label in zip(support.texts, support.labels))
