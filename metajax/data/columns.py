@@ -39,13 +39,14 @@ def label_column(table: Table, column: str) -> list[str]:
     Raises:
         InputError: a label is missing or empty, or neither text nor a whole number.
     """
-    written = []
+    names: dict[str, str] = {}
+    labels = []
     for row, value in enumerate(table.column(column)):
         label = str(value) if isinstance(value, int) else value
-        _check_string(label, table, row, column)
-        written.append(label.strip())
-    names = {label: normalize(label) for label in set(written)}
-    labels = [names[label] for label in written]
+        if not isinstance(label, str) or label not in names:
+            _check_string(label, table, row, column)
+            names[label] = normalize(label)
+        labels.append(names[label])
     missing = [name for name in names.values() if name.casefold() in _MISSING]
     if missing:
         row = min(map(labels.index, missing))
@@ -54,7 +55,7 @@ def label_column(table: Table, column: str) -> list[str]:
             "fill it in or remove the row"
         )
     _warn_of_missing(table, column, labels, _PERHAPS_MISSING)
-    _warn_of_labels(table.source, names)
+    _warn_of_labels(table.source, {label.strip(): name for label, name in names.items()})
     return labels
 
 

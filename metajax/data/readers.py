@@ -66,9 +66,13 @@ def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
 
 
 def _numbered(text: str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line := line.strip():
+    # One line at a time: a list of all would take as much memory as the text.
+    begin = 0
+    for number in range(1, text.count("\n") + 2):
+        end = text.find("\n", begin)
+        if line := text[begin : end if end >= 0 else None].strip():
             yield number, line
+        begin = end + 1
 
 
 def read_lines(paths: str | Path | Sequence[str | Path]) -> list[str]:

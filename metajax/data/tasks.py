@@ -1,5 +1,6 @@
 """Load tasks from files, from GLUE's classic layout and from the hub."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -7,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from metajax.data.columns import label_column, score_column, sorted_names, text_column
-from metajax.data.duplicates import find_duplicates
+from metajax.data.duplicates import Duplicates, find_duplicates
 from metajax.data.glue import GLUE, glue_name, glue_path, read_glue
 from metajax.data.hub import hub_address, read_hub
 from metajax.data.normalization import normalize
@@ -16,7 +17,17 @@ from metajax.data.smlmt import hidden_words
 from metajax.errors import InputError
 
 
-class TaskData(NamedTuple):
+class _Examples(NamedTuple):
+    name: str
+    texts: list[str]
+    pairs: list[str] | None
+    labels: np.ndarray
+    label_names: tuple[str, ...]
+    hides_words: bool = False
+    keep_duplicates: bool = False
+
+
+class TaskData(_Examples):
     """A labelled data set of N examples.
 
     Attributes:
@@ -39,13 +50,10 @@ class TaskData(NamedTuple):
         [('good', '+'), ('dull', '-')]
     """
 
-    name: str
-    texts: list[str]
-    pairs: list[str] | None
-    labels: np.ndarray
-    label_names: tuple[str, ...]
-    hides_words: bool = False
-    keep_duplicates: bool = False
+    @functools.cached_property  # Of many texts, it takes seconds.
+    def duplicates(self) -> Duplicates:
+        """Return which examples have the same text."""
+        return find_duplicates(self.texts, self.pairs, self.labels)
 
     def drawn_rows(self) -> tuple[np.ndarray, ...]:
         """Return the rows of each class that episodes are sampled from, int64 [n_c]."""
@@ -53,7 +61,7 @@ class TaskData(NamedTuple):
             return ()
         drawn = np.ones(len(self.texts), bool)
         if not self.keep_duplicates:
-            drawn = find_duplicates(self.texts, self.pairs, self.labels).once
+            drawn = self.duplicates.once
         rows = np.flatnonzero(drawn)
         rows = rows[np.argsort(self.labels[rows], kind="stable")]
         bounds = np.searchsorted(self.labels[rows], np.arange(len(self.label_names) + 1))

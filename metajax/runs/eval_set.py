@@ -186,14 +186,13 @@ def _open_random(
 
 def _of_duplicates(tasks: Sequence[data.TaskData]) -> str:
     """Describe how episodes use repeated texts; empty if there are none."""
-    duplicates = [data.find_duplicates(task.texts, task.pairs, task.labels) for task in tasks]
     total = sum(len(task.texts) for task in tasks)
-    repeated = sum(task.repeated for task in duplicates)
+    repeated = sum(task.duplicates.repeated for task in tasks)
     if not repeated:
         return ""
     if tasks[0].keep_duplicates:
         return f"; with repeated texts, {repeated} of {total} examples repeat another"
-    left_out = total - sum(int(task.once.sum()) for task in duplicates)
+    left_out = total - sum(int(task.duplicates.once.sum()) for task in tasks)
     return f"; each text once, {left_out} of {total} examples are left out"
 
 

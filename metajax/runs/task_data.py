@@ -10,9 +10,10 @@ from metajax.config.groups import DrawSettings, TaskSettings
 from metajax.errors import InputError, printable
 from metajax.models import Transformer
 from metajax.runs.progress import Progress
+from metajax.runs.token_cache import cache_directory, tokenize_once
 
 _log = logging.getLogger("metajax")
-_MANY = 50_000  # Texts: more than a second or two, so progress is shown.
+MANY = 50_000  # Texts that take seconds to tokenize.
 
 
 def load(
@@ -42,7 +43,7 @@ def _report_duplicates(task: data.TaskData, *, drawn: bool) -> None:
     """Log how many texts have several labels, and for episodes also how many are repeated."""
     if not task.label_names:
         return
-    duplicates = data.find_duplicates(task.texts, task.pairs, task.labels)
+    duplicates = task.duplicates
     left_out = drawn and not task.keep_duplicates
     if duplicates.conflicting.any():
         row = int(np.argmax(duplicates.conflicting))
@@ -82,15 +83,31 @@ def fingerprints(settings: TaskSettings) -> dict[str, str]:
 
 
 def tokenized(
-    tasks: Sequence[data.TaskData], model: Transformer, length: int
+    tasks: Sequence[data.TaskData],
+    model: Transformer,
+    length: int,
+    *,
+    keep_from: float = MANY,
 ) -> list[data.TokenizedTask]:
-    """Tokenize the data sets; log how many texts were too long."""
+    """Tokenize the data sets; log how many texts were too long.
+
+    Args:
+        tasks: the data sets.
+        model: a model with its tokenizer.
+        length: largest number of tokens of a text.
+        keep_from: the tokens of data sets with at least this many texts are kept on disk, for
+            later runs.
+    """
     total = sum(len(task.labels) for task in tasks)
-    with Progress("tokenize", "text", total, shown=total >= _MANY) as bar:
+    with Progress("tokenize", "text", total, shown=total >= MANY) as bar:
+
+        def count(texts: int) -> None:
+            bar.update(count=texts)
+
         arrays = [
-            data.tokenize_task(
-                task, model.tokenizer, length, per_chunk_fn=lambda count: bar.update(count=count)
-            )
+            tokenize_once(task, model.tokenizer, length, cache_directory(), count)
+            if len(task.texts) >= keep_from
+            else data.tokenize_task(task, model.tokenizer, length, per_chunk_fn=count)
             for task in tasks
         ]
     truncated = sum(task.tokens.truncated for task in arrays)

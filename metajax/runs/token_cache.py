@@ -1,0 +1,145 @@
+"""Keep the tokens of large data sets on disk, by content, for later runs.
+
+A file is an Arrow stream, which `datasets.Dataset.from_file` opens, followed by its sha256.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metajax import data
+from metajax.errors import reason_of
+
+_log = logging.getLogger("metajax")
+_FORMAT = 1  # Increase it if the tokens of a text change, or the files.
+_CHUNK = 4096  # Texts hashed at once.
+
+
+def cache_directory() -> Path:
+    """Return the directory of the files, in the cache of `datasets`."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    home = os.environ.get("HF_HOME") or os.path.join(cache, "huggingface")
+    datasets = os.environ.get("HF_DATASETS_CACHE") or os.path.join(home, "datasets")
+    return Path(os.path.expanduser(datasets), "metajax")
+
+
+def tokenize_once(
+    task: data.TaskData,
+    tokenizer: Any,
+    max_length: int,
+    directory: Path,
+    per_chunk_fn: Callable[[int], None],
+) -> data.TokenizedTask:
+    """Return what `data.tokenize_task` does, with tokens that are mapped from a file.
+
+    If the directory lacks the file, or if the file is damaged, it is written first. If that fails,
+    a warning says why.
+
+    Args:
+        task: the examples.
+        tokenizer: the model's fast tokenizer, of transformers.
+        max_length: as for `data.tokenize_task`.
+        directory: where the file is.
+        per_chunk_fn: as for `data.tokenize_task`.
+
+    Raises:
+        InputError: as `data.tokenize_task`.
+    """
+    path = directory / f"{content_hash(task, tokenizer, max_length)}.arrow"
+    tokens = _read(path)
+    if tokens is not None:
+        _log.info("%s: reads its tokens from the cache (%s)", task.name, path)
+        per_chunk_fn(len(task.texts))
+        names, rows = task.label_names, task.drawn_rows()
+        return data.TokenizedTask(task.name, tokens, task.labels, names, rows)
+    examples = data.tokenize_task(task, tokenizer, max_length, per_chunk_fn=per_chunk_fn)
+    _write(path, examples.tokens)
+    # The system can take back the memory of a mapped file.
+    return examples._replace(tokens=_read(path) or examples.tokens)
+
+
+def content_hash(task: data.TaskData, tokenizer: Any, max_length: int) -> str:
+    """Return the sha256 (hexadecimal) of everything that determines the tokens of a task."""
+    import tokenizers
+    import transformers
+
+    backend = tokenizer.backend_tokenizer
+    # Each call sets these two, so they do not matter.
+    backend.no_truncation()
+    backend.no_padding()
+    state = {
+        "format": _FORMAT,
+        "versions": [tokenizers.__version__, transformers.__version__],
+        "tokenizer": [type(tokenizer).__name__, backend.to_str()],
+        "special": [tokenizer.pad_token_id, tokenizer.mask_token, tokenizer.split_special_tokens],
+        "length": [max_length, tokenizer.truncation_side],
+        "texts": [len(task.texts), task.pairs is not None, task.hides_words],
+    }
+    digest = hashlib.sha256(json.dumps(state).encode())
+    for texts in (task.texts, task.pairs or []):
+        for begin in range(0, len(texts), _CHUNK):
+            chunk = texts[begin : begin + _CHUNK]
+            digest.update(np.array(list(map(len, chunk)), np.int64).tobytes())
+            digest.update("".join(chunk).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> data.Tokens | None:
+    """Return the tokens of a file, mapped into memory; None if it is missing or damaged."""
+    import pyarrow as pa
+
+    try:
+        content = np.memmap(path, np.uint8, "r").data
+    except OSError:
+        return None
+    except ValueError:  # It is empty.
+        content = memoryview(b"")
+    size = hashlib.sha256().digest_size
+    if hashlib.sha256(content[:-size]).digest() != content[-size:]:
+        _log.warning("%s: is damaged; it is written again", path)
+        return None
+    with pa.ipc.open_stream(pa.py_buffer(content[:-size])) as stream:
+        metadata, batch = stream.schema.metadata, stream.read_next_batch()
+    ids, types = (
+        batch[name].flatten().to_numpy().reshape(len(batch), -1)
+        for name in ("input_ids", "token_type_ids")
+    )
+    return data.Tokens(ids, types, batch["lengths"].to_numpy(), int(metadata[b"truncated"]))
+
+
+def _write(path: Path, tokens: data.Tokens) -> None:
+    """Write tokens to a file, at once for other processes; log if that fails."""
+    import pyarrow as pa
+
+    def array(rows: np.ndarray) -> Any:
+        return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+
+    batch = pa.record_batch(
+        [array(tokens.input_ids), array(tokens.token_type_ids), pa.array(tokens.lengths)],
+        names=["input_ids", "token_type_ids", "lengths"],
+        metadata={"truncated": str(tokens.truncated)},
+    )
+    partial = path.with_name(f"{path.stem}-{uuid.uuid4().hex}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_stream(file, batch.schema) as stream:
+            stream.write_batch(batch)
+        with open(partial, "rb+") as file:
+            file.write(hashlib.file_digest(file, "sha256").digest())
+        os.replace(partial, path)
+    except OSError as error:
+        _log.warning(
+            "%s: tokens cannot be kept (%s); free space, or set HF_DATASETS_CACHE",
+            *(path.parent, reason_of(error)),
+        )
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()

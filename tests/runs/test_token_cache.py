@@ -1,0 +1,266 @@
+"""Tokens come from the cache as tokenization gives them, or the cache does not matter."""
+
+import copy
+import errno
+import itertools
+import logging
+import os
+import runpy
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+from transformers import BertTokenizer
+
+from metajax import data
+from metajax.errors import InputError
+from metajax.runs import token_cache
+from metajax.runs.task_data import tokenized
+from metajax.runs.token_cache import cache_directory, content_hash, tokenize_once
+
+TASK = data.TaskData(
+    "films", ["w1 w2", "w3", "w4 w5 w6 w7 w8", "w1  w2"], None, np.array([0, 1, 1, 0]), ("-", "+")
+)
+PAIRS = TASK._replace(pairs=["w1", "w2 w3", "w4", "w5"])
+HIDDEN = TASK._replace(
+    texts=["w1 [MASK]", "[MASK]", "w1 w2 w3 w4 [MASK]", "w2 [MASK]"], hides_words=True
+)
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(20))]
+
+
+def make_tokenizer():
+    return BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)})
+
+
+@pytest.fixture
+def tokenizer():
+    return make_tokenizer()
+
+
+def once(task, tokenizer, directory, max_length=6):
+    return tokenize_once(task, tokenizer, max_length, directory, lambda count: None)
+
+
+def assert_same(found, expected):
+    for a, b in zip(found.tokens[:3], expected.tokens[:3], strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.dtype == b.dtype
+    assert found.tokens.truncated == expected.tokens.truncated
+    assert (found.name, found.label_names) == (expected.name, expected.label_names)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    for a, b in zip(found.rows_by_class, expected.rows_by_class, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def no_tokenization(*_, **__):
+    raise AssertionError("tokenized again")
+
+
+@pytest.mark.parametrize("task", [TASK, PAIRS, HIDDEN])
+def test_tokens_are_read_as_they_were_written(task, tokenizer, tmp_path, monkeypatch):
+    expected = data.tokenize_task(task, tokenizer, 6)
+    assert expected.tokens.truncated
+    assert_same(once(task, tokenizer, tmp_path), expected)
+    monkeypatch.setattr(data, "tokenize_task", no_tokenization)
+    assert_same(once(task, tokenizer, tmp_path), expected)
+    # Labels and names are not in the file.
+    other = task._replace(name="other", labels=1 - task.labels)
+    found = once(other, tokenizer, tmp_path)
+    assert found.name == "other"
+    np.testing.assert_array_equal(found.labels, other.labels)
+    (file,) = tmp_path.iterdir()
+    assert len(datasets.Dataset.from_file(str(file))) == 4
+
+
+def test_each_text_is_counted_once(tokenizer, tmp_path):
+    for _ in range(2):
+        counts = []
+        tokenize_once(TASK, tokenizer, 6, tmp_path, counts.append)
+        assert sum(counts) == 4
+
+
+def test_whatever_changes_the_tokens_changes_the_name(tokenizer):
+    def changed(**attributes):
+        other = copy.deepcopy(tokenizer)
+        for name, value in attributes.items():
+            setattr(other, name, value)
+        return other
+
+    added = copy.deepcopy(tokenizer)
+    added.add_tokens(["film"])
+    hashes = [
+        content_hash(TASK, tokenizer, 6),
+        content_hash(TASK, tokenizer, 7),
+        content_hash(TASK, added, 6),
+        content_hash(TASK, changed(pad_token="w9"), 6),
+        content_hash(TASK, changed(mask_token="w9"), 6),
+        content_hash(TASK, changed(truncation_side="left"), 6),
+        content_hash(TASK, changed(split_special_tokens=True), 6),
+        content_hash(TASK._replace(hides_words=True), tokenizer, 6),
+        content_hash(TASK._replace(texts=TASK.texts[:3]), tokenizer, 6),
+        content_hash(TASK._replace(texts=["w1 w", "2w3", *TASK.texts[2:]]), tokenizer, 6),
+        content_hash(TASK._replace(pairs=[""] * 4), tokenizer, 6),
+        content_hash(PAIRS, tokenizer, 6),
+        content_hash(PAIRS._replace(texts=PAIRS.pairs, pairs=PAIRS.texts), tokenizer, 6),
+    ]
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_what_leaves_the_tokens_alone_leaves_the_name(tokenizer):
+    """Earlier calls, labels, chunks of hashing, and another process."""
+    expected = content_hash(PAIRS, tokenizer, 6)
+    tokenizer(["w1 w2"], padding="max_length", truncation=True, max_length=4)
+    assert content_hash(PAIRS._replace(name="x", labels=PAIRS.labels * 0), tokenizer, 6) == expected
+    script = """
+from tests.runs.test_token_cache import PAIRS, content_hash, make_tokenizer
+print(content_hash(PAIRS, make_tokenizer(), 6))
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "7"}
+    command = [sys.executable, "-c", script]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == expected
+
+
+def test_a_lone_surrogate_has_a_name(tokenizer):
+    assert content_hash(TASK._replace(texts=["\ud800"] * 4), tokenizer, 6)
+
+
+@pytest.mark.parametrize("place", ["start", "middle", "truncated", "end"])
+def test_a_changed_byte_is_noticed(tokenizer, tmp_path, caplog, place):
+    expected = once(TASK, tokenizer, tmp_path)
+    expected = expected._replace(tokens=expected.tokens._replace(input_ids=expected.tokens[0] + 0))
+    (file,) = tmp_path.iterdir()
+    whole = bytearray(file.read_bytes())
+    where = {
+        "start": 0,
+        "middle": len(whole) // 2,
+        "truncated": whole.index(b"truncated") + 20,
+        "end": len(whole) - 1,
+    }[place]
+    damaged = bytearray(whole)
+    damaged[where] ^= 1
+    file.write_bytes(damaged)
+    with caplog.at_level(logging.WARNING):
+        assert_same(once(TASK, tokenizer, tmp_path), expected)
+    assert caplog.messages == [f"{file}: is damaged; it is written again"]
+    assert file.read_bytes() == whole
+    caplog.clear()
+    assert_same(once(TASK, tokenizer, tmp_path), expected)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("left", [0, 1, 31, 32, 33, 0.5, -1])
+def test_a_file_cut_short_is_noticed(tokenizer, tmp_path, caplog, left):
+    expected = data.tokenize_task(TASK, tokenizer, 6)
+    once(TASK, tokenizer, tmp_path)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(left * len(whole)) if left == 0.5 else left])
+    assert_same(once(TASK, tokenizer, tmp_path), expected)
+    assert len(caplog.messages) == 1
+    assert file.read_bytes() == whole
+
+
+def test_mapped_tokens_outlive_a_damaged_and_rewritten_file(tokenizer, tmp_path):
+    first = once(TASK, tokenizer, tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.unlink()
+    once(TASK, tokenizer, tmp_path)
+    assert_same(first, data.tokenize_task(TASK, tokenizer, 6))
+
+
+def test_two_may_write_at_once(tokenizer, tmp_path):
+    barrier = threading.Barrier(2)
+
+    def write(own):
+        found = []
+        for turn in range(20):
+            task = TASK._replace(texts=[f"w{turn}", "w1", "w2 w3", "w4 w5 w6 w7 w8"])
+            barrier.wait(60)
+            found.append((once(task, own, tmp_path), data.tokenize_task(task, own, 6)))
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(write, [tokenizer, copy.deepcopy(tokenizer)]))
+    for found, expected in itertools.chain(*both):
+        assert_same(found, expected)
+    assert len(list(tmp_path.glob("*.arrow"))) == len(list(tmp_path.iterdir())) == 20
+
+
+def test_a_full_disk_costs_one_warning(tokenizer, tmp_path, caplog, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    expected = data.tokenize_task(TASK, tokenizer, 6)
+    with monkeypatch.context() as patch:
+        patch.setattr(token_cache.os, "replace", full)
+        assert_same(once(TASK, tokenizer, tmp_path), expected)
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path}: tokens cannot be kept (")
+    assert message.endswith("No space left on device); free space, or set HF_DATASETS_CACHE")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_disk_that_fills_while_arrow_writes(tokenizer, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(token_cache.Path, "with_name", lambda path, name: path.parent / "full")
+    (tmp_path / "full").symlink_to("/dev/full")
+    task = TASK._replace(texts=["w1 w2 w3"] * 5000, labels=np.arange(5000) % 2)
+    assert_same(once(task, tokenizer, tmp_path), data.tokenize_task(task, tokenizer, 6))
+    assert "No space left on device" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_that_cannot_be_made(tokenizer, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    expected = data.tokenize_task(TASK, tokenizer, 6)
+    assert_same(once(TASK, tokenizer, tmp_path / "file" / "metajax"), expected)
+    assert len(caplog.messages) == 1
+
+
+def test_only_large_data_sets_are_kept(tokenizer, tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    model = SimpleNamespace(tokenizer=tokenizer)
+    small = TASK._replace(texts=TASK.texts[:3], labels=TASK.labels[:3])
+    expected = tokenized([small, TASK], model, 6)
+    assert not list(tmp_path.iterdir())
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            found = tokenized([small, TASK], model, 6, keep_from=4)
+            for a, b in zip(found, expected, strict=True):
+                assert_same(a, b)
+    (file,) = (tmp_path / "metajax").iterdir()
+    assert [text for text in caplog.messages if "cache" in text] == [
+        f"films: reads its tokens from the cache ({file})"
+    ]
+
+
+def test_an_impossible_length_is_refused_first(tokenizer, tmp_path):
+    with pytest.raises(InputError, match="leaves no room for text"):
+        once(TASK, tokenizer, tmp_path, 2)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"XDG_CACHE_HOME": "/x"},
+        {"XDG_CACHE_HOME": "/x", "HF_HOME": "~/h"},
+        {"HF_HOME": "/h", "HF_DATASETS_CACHE": "/d"},
+    ],
+)
+def test_the_directory_is_that_of_datasets(monkeypatch, variables):
+    for name in ("XDG_CACHE_HOME", "HF_HOME", "HF_DATASETS_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    config = runpy.run_path(datasets.config.__file__)
+    assert cache_directory() == config["HF_DATASETS_CACHE"] / "metajax"
