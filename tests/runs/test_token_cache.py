@@ -28,7 +28,7 @@ TASK = data.TaskData(
 )
 PAIRS = TASK._replace(pairs=["w1", "w2 w3", "w4", "w5"])
 HIDDEN = TASK._replace(
-    texts=["w1 [MASK]", "[MASK]", "w1 w2 w3 w4 [MASK]", "w2 [MASK]"], hides_words=True
+    texts=["w1 [MASK]", "[MASK]", "w1 w2 w3 w4 [MASK] w5 w6 w7 w8", "w2 [MASK]"], hides_words=True
 )
 
 
