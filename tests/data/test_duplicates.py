@@ -103,3 +103,19 @@ def test_a_class_needs_as_many_texts_as_an_episode_has_of_it(tokenizer):
 def test_a_regression_draws_nothing():
     task = TaskData("s", ["t", "t"], None, np.array([0.5, 1.0], np.float32), ())
     assert task.drawn_rows() == ()
+
+
+def test_repeated_texts_are_searched_once_and_again_after_a_change(monkeypatch):
+    task, searched = task_of(), []
+
+    def search(*columns):
+        searched.append(columns)
+        return find_duplicates(*columns)
+
+    monkeypatch.setattr("metajax.data.tasks.find_duplicates", search)
+    assert [task.drawn_rows() for _ in range(2)]
+    assert len(searched) == 1
+    assert task.duplicates.repeated
+    other = task._replace(texts=[f"w{row}" for row in range(len(task.texts))])
+    assert not other.duplicates.repeated
+    assert len(searched) == 2
