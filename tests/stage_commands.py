@@ -19,6 +19,7 @@ def metatrain_command(material, workdir, model=None, **changes):
         "meta_batch_size": 2,
         "inner_steps": 1,
         "save_every": 2,
+        "held_out": 0,  # Later stages read the last checkpoint.
     }
     model = model or material.bert
     data = ("--tasks", material.intents)

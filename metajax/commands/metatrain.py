@@ -1,7 +1,9 @@
 """Stage 2: meta-training on episodes of many tasks, or on streams of documents."""
 
 import dataclasses
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +13,7 @@ from metajax import data
 from metajax.algorithms import ALGORITHMS
 from metajax.config.inner import RATES_LEARNING_RATE
 from metajax.config.settings import MetatrainSettings
+from metajax.runs.best import Validation, summary
 from metajax.runs.document_losses import adapted_losses
 from metajax.runs.document_tasks import (
     are_documents,
@@ -28,13 +31,23 @@ from metajax.runs.paths import to_path
 from metajax.runs.record import make_record, read_record, recorded
 from metajax.runs.source import describe
 from metajax.runs.task_data import fingerprints, load, tokenized
+from metajax.runs.validation import (
+    VALIDATED_EPISODES,
+    describe_validation,
+    record_validation,
+    validation_tasks,
+)
 from metajax.runs.workdir import Run, open_run
 from metajax.training import distributed
-from metajax.training.evaluation import estimate, run_episodes
+from metajax.training.evaluation import run_episodes
+from metajax.training.outer import default_chunk_size
 from metajax.types import Params, Task
 
 _MEASURED_EPISODES = 32
 _MEASURED_ON = "new episodes of the training classes (for unseen classes: metajax evaluate)"
+
+
+Accuracies = Callable[[Params], np.ndarray]  # To [E], of each episode.
 
 
 class _Tasks(NamedTuple):
@@ -45,27 +58,33 @@ class _Tasks(NamedTuple):
         make_tasks: function from a step's number to its local tasks.
         measure: function from `few_shot`, perhaps with other engines, to `measure` of a `Stage`.
         measured_on: see `Stage`.
+        validate: the same for `accuracies` of a `Validation`, or None without validation.
+        held_out: for the record: the tasks for validation.
     """
 
     few_shot: FewShot
     make_tasks: Callable[[int], Task]
     measure: Callable[[FewShot], Callable[[Params], dict[str, float]]]
     measured_on: str
+    validate: Callable[[FewShot], Accuracies] | None = None
+    held_out: dict[str, Any] | None = None
 
 
 def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
     """Train an initialization that adapts to the tasks in a few gradient steps.
 
     Returns:
-        `before` and `after`. Of labelled tasks: mean query `accuracy` and its `ci95` (0..1) on new
-        episodes of the training classes, on which no step trains. Of documents: `loss` (nats per
-        token) and `bits_per_byte` on held-out documents.
+        `before` and `after`. Of labelled tasks: mean query `accuracy` and its `ci95` (0..1) on
+        episodes of the validation tasks, or without validation on new episodes of the training
+        classes. Of documents: `loss` (nats per token) and `bits_per_byte` on held-out documents.
+        With validation also `best_step`, `kept_step` (which later stages read; 0 is the start),
+        `gain` of the best to the start and `gain_ci95`; see `metajax.runs.best`.
 
     Raises:
         InputError: the input cannot be used.
     """
     check_split("--meta-batch-size", settings.meta_batch_size, settings.chunk_size)
-    settings = _with_draws(settings)
+    settings = _as_begun(settings)
     memory = device_memory(settings)
     tasks = (_documents if are_documents(settings) else _episodes)(settings)
     few_shot = tasks.few_shot
@@ -77,6 +96,7 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
         parent=few_shot.source.record,
         model=describe(few_shot.model),
     )
+    record |= {} if tasks.held_out is None else {"held_out": tasks.held_out}
     run = open_run(settings.workdir, record)
     start, plan = few_shot.start, run.record.get("plan", {})
 
@@ -109,6 +129,7 @@ def _stage(run: Run, settings: MetatrainSettings, tasks: _Tasks) -> Stage:
         initialization=few_shot.entry.initialization,
         rates_factor=_rates_factor(settings),
         frozen=few_shot.frozen,
+        validation=tasks.validate and Validation(tasks.validate(few_shot), settings.valid_every),
     )
 
 
@@ -116,34 +137,62 @@ def _episodes(settings: MetatrainSettings) -> _Tasks:
     tasks = load(settings, split="train")
     spec = episode_spec(settings)
     data.check_episodes(tasks, spec)
+    held_out = validation_tasks(settings, tasks, spec)
+    tasks = [*held_out.training, *held_out.validation]
     classes = spec.ways or max(len(task.label_names) for task in tasks)
+    spec = spec._replace(ways=classes)  # Episodes of all tasks have the same shapes.
     few_shot = open_few_shot(settings.model, settings, settings, classes)
     examples = tokenized(tasks, few_shot.model, few_shot.text_length(settings.max_length))
-
-    def measure_with(few_shot: FewShot) -> Callable[[Params], dict[str, float]]:
-        algorithm = few_shot.algorithm()
-
-        def measure(params: Params) -> dict[str, float]:
-            all_episodes = slice(0, _MEASURED_EPISODES)
-            count, twice = _MEASURED_EPISODES, 2  # Before and after.
-            sampler = episode_sampler(examples, spec, settings.seed, count, twice, all_episodes)
-            # Training never takes the step after the last, so these episodes are new.
-            tasks = sampler(settings.steps)
-            infos = run_episodes(algorithm, params, tasks, jax.random.key(settings.seed))
-            accuracy = estimate(np.asarray(infos.query_aux["accuracy"]))
-            return {"accuracy": float(accuracy.mean), "ci95": float(accuracy.ci95)}
-
-        return measure
-
+    number = len(held_out.training)
+    training, validation = examples[:number], examples[number:]
     make_tasks = episode_sampler(
-        examples,
+        training,
         spec,
         settings.seed,
         settings.meta_batch_size,
         settings.steps,
         distributed.local_slice(settings.meta_batch_size),
     )
-    return _Tasks(few_shot, make_tasks, measure_with, _MEASURED_ON)
+    if validation:
+        accuracies = partial(_accuracies, settings, validation, spec, VALIDATED_EPISODES, 0)
+    else:  # Training never takes the step after the last, so these episodes are new.
+        after = settings.steps
+        accuracies = partial(_accuracies, settings, training, spec, _MEASURED_EPISODES, after)
+    return _Tasks(
+        few_shot,
+        make_tasks,
+        lambda few_shot: _mean(accuracies(few_shot)),
+        describe_validation(held_out) if validation else _MEASURED_ON,
+        accuracies if validation else None,
+        record_validation(held_out) if validation else None,
+    )
+
+
+def _accuracies(
+    settings: MetatrainSettings,
+    examples: list[data.TokenizedTask],
+    spec: data.EpisodeSpec,
+    count: int,
+    step: int,
+    few_shot: FewShot,
+) -> Accuracies:
+    """Return `(params) -> [count]`, the query accuracies of the episodes of a step."""
+    algorithm, rng = few_shot.algorithm(), jax.random.key(settings.seed)
+    # As many at once as fit, because a step takes as many.
+    at_once = settings.chunk_size or settings.meta_batch_size // jax.device_count() or 1
+    chunk_size = math.gcd(count, default_chunk_size(at_once))
+
+    def accuracies(params: Params) -> np.ndarray:
+        all_episodes, twice = slice(0, count), 2  # Before and after.
+        sampler = episode_sampler(examples, spec, settings.seed, count, twice, all_episodes)
+        infos = run_episodes(algorithm, params, sampler(step), rng, chunk_size=chunk_size)
+        return np.asarray(infos.query_aux["accuracy"])
+
+    return accuracies
+
+
+def _mean(accuracies: Accuracies) -> Callable[[Params], dict[str, float]]:
+    return lambda params: summary(accuracies(params))
 
 
 def _documents(settings: MetatrainSettings) -> _Tasks:
@@ -174,9 +223,11 @@ def _rates_factor(settings: MetatrainSettings) -> float | None:
     return (settings.rates_learning_rate or RATES_LEARNING_RATE) / settings.learning_rate
 
 
-def _with_draws(settings: MetatrainSettings) -> MetatrainSettings:
-    """Return the settings, with duplicates if the run began before `keep_duplicates` existed."""
+def _as_begun(settings: MetatrainSettings) -> MetatrainSettings:
+    """Return the settings as the run began, where it began before a setting existed."""
     known = read_record(to_path(settings.workdir))
-    if known is None or "keep_duplicates" in known["settings"]:
+    if known is None:
         return settings
-    return dataclasses.replace(settings, keep_duplicates=recorded(known, "keep_duplicates"))
+    newer = ("keep_duplicates", "held_out", "valid_every")
+    missing = [name for name in newer if name not in known["settings"]]
+    return dataclasses.replace(settings, **{name: recorded(known, name) for name in missing})

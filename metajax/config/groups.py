@@ -160,7 +160,9 @@ class TrainSettings(ModelSettings, DeviceSettings):
         advanced=True,
     )
     clip_norm: float = option("maximum norm of the gradient", 1.0, above=0, advanced=True)
-    save_every: int = option("steps between checkpoints", 100, minimum=1, affects_results=False)
+    save_every: int = option(
+        "steps between checkpoints", 100, minimum=1, affects_results=False, advanced=True
+    )
     keep: int = option(
         "number of newest checkpoints to keep", 2, minimum=1, affects_results=False, advanced=True
     )
@@ -177,6 +179,7 @@ class TrainSettings(ModelSettings, DeviceSettings):
         choices=("tensorboard", "wandb"),
         metavar="LOGGER",
         affects_results=False,
+        advanced=True,
     )
     profile: bool = option(
         "write a trace of three steps to the workdir's profile/, for TensorBoard and Perfetto",

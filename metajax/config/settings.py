@@ -18,6 +18,7 @@ from metajax.config.groups import (
     TrainSettings,
 )
 from metajax.config.inner import AlgorithmSettings, InnerSettings, MethodSettings
+from metajax.errors import InputError
 
 EPISODES = 600  # Episodes of an evaluation, by default.
 
@@ -78,6 +79,42 @@ class MetatrainSettings(
 
     learning_rate: float = option("peak outer learning rate of AdamW", 2e-5, above=0)
     steps: int = option("outer steps", 300, minimum=1)
+    valid: tuple[str, ...] = option(
+        "tasks to validate on (default: some of --tasks)",
+        (),
+        metavar="TASK",
+        affects_results=False,
+    )
+    valid_classes: str | None = option(
+        "keep only the labels in this file of --valid",
+        None,
+        metavar="FILE",
+        affects_results=False,
+        advanced=True,
+    )
+    held_out: float = option(
+        "without --valid: fraction of the data sets, if there are three or more, or of the classes "
+        "of each, that are held out for validation; 0: none, later stages read the last checkpoint",
+        0.25,
+        minimum=0,
+        maximum=0.5,
+        advanced=True,
+    )
+    valid_every: int = option(
+        "steps between validations; later stages read the best checkpoint, or the weights from "
+        "before if none is surely better",
+        50,
+        minimum=1,
+        advanced=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.valid_classes is not None and not self.valid:
+            raise InputError(
+                f"--valid-classes {self.valid_classes}: needs --valid; add it, with the file of "
+                "--tasks if these classes are there"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

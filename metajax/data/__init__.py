@@ -56,6 +56,7 @@ from metajax.data.text import (
     tokenize,
     tokenize_task,
 )
+from metajax.data.validation import HeldOut, hold_out_tasks
 
 __all__ = [
     "Blocks",
@@ -65,6 +66,7 @@ __all__ = [
     "Duplicates",
     "EpisodeSpec",
     "Episodes",
+    "HeldOut",
     "MaskRule",
     "Shape",
     "Shapes",
@@ -84,6 +86,7 @@ __all__ = [
     "gather",
     "has_split",
     "held_out",
+    "hold_out_tasks",
     "join_draws",
     "load_documents",
     "load_tasks",

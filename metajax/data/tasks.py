@@ -55,6 +55,22 @@ class TaskData(_Examples):
         """Return which examples have the same text."""
         return find_duplicates(self.texts, self.pairs, self.labels)
 
+    def take(self, rows: np.ndarray) -> "TaskData":
+        """Return the data set with some of its rows, int64 [n]."""
+        return self._replace(
+            texts=[self.texts[row] for row in rows],
+            pairs=None if self.pairs is None else [self.pairs[row] for row in rows],
+            labels=self.labels[rows],
+        )
+
+    def take_classes(self, classes: Sequence[int] | np.ndarray) -> "TaskData":
+        """Return the data set with some of its classes, given in the order of their ids."""
+        taken = self.take(np.flatnonzero(np.isin(self.labels, classes)))
+        return taken._replace(
+            labels=np.searchsorted(classes, taken.labels).astype(np.int32),
+            label_names=tuple(self.label_names[number] for number in classes),
+        )
+
     def drawn_rows(self) -> tuple[np.ndarray, ...]:
         """Return the rows of each class that episodes are sampled from, int64 [n_c]."""
         if not self.label_names or self.labels.ndim > 1:
@@ -268,10 +284,4 @@ def _keep(task: TaskData, kept: dict[str, str]) -> TaskData:
     old = [i for i, name in enumerate(task.label_names) if name in kept]
     if not old:
         raise InputError(f"{task.name}: has none of the chosen classes; remove it")
-    rows = np.flatnonzero(np.isin(task.labels, old))
-    return task._replace(
-        texts=[task.texts[row] for row in rows],
-        pairs=None if task.pairs is None else [task.pairs[row] for row in rows],
-        labels=np.searchsorted(old, task.labels[rows]).astype(np.int32),
-        label_names=tuple(task.label_names[i] for i in old),
-    )
+    return task.take_classes(old)

@@ -1,7 +1,6 @@
 """The training that pretrain, finetune and metatrain share: start or resume, step, save, report."""
 
 import contextlib
-import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -9,18 +8,25 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from metajax.config.groups import ModelSettings, TrainSettings
 from metajax.errors import InputError, StoppedError
 from metajax.models import Transformer, save_config
 from metajax.platforms import target_platform
+from metajax.runs.best import (
+    Validation,
+    best_of,
+    chosen_steps,
+    progress_note,
+    validated,
+    verdict,
+)
 from metajax.runs.measurements import Clock, metrics_row, peak_memory
 from metajax.runs.metrics import MetricsLog
 from metajax.runs.parts import make_mesh
 from metajax.runs.progress import Progress
 from metajax.runs.signals import Stop, handle_signals
+from metajax.runs.skipped import diagnosis, skipped_in_a_row
 from metajax.runs.trackers import Profile, tracking
 from metajax.runs.workdir import Run, begin, locked, read_results, write_results
 from metajax.training import distributed
@@ -30,14 +36,10 @@ from metajax.training.outer import (
     AlgorithmOrSchedule,
     Frozen,
     OuterState,
-    at_step,
-    global_norm,
     initial_state,
-    num_tasks,
-    task_keys,
 )
 from metajax.training.parallel import OuterLoop, outer_loop
-from metajax.types import Key, Params, Task
+from metajax.types import Params, Task
 
 _log = logging.getLogger("metajax")
 
@@ -55,11 +57,12 @@ class Stage(NamedTuple):
         make_tasks: function from a step's number to its tasks.
         num_steps: number of outer steps.
         measure: `(params) -> JSON object`, called before the first step and after the last.
-        measured_on: description of the data that `measure` uses.
+        measured_on: description of the data that `measure` or `validation` uses.
         chunk_size: see `metajax.outer_loop`.
         initialization: key of the network's parameters in the meta-parameters, or None.
         rates_factor: see `adamw`.
         frozen: see `metajax.outer_loop`.
+        validation: used instead of `measure`, also between the steps; the best checkpoint is kept.
     """
 
     run: Run
@@ -74,6 +77,7 @@ class Stage(NamedTuple):
     initialization: str | None = None
     rates_factor: float | None = None
     frozen: Frozen = None
+    validation: Validation | None = None
 
 
 def train(stage: Stage, params: Params) -> dict[str, Any]:
@@ -84,8 +88,8 @@ def train(stage: Stage, params: Params) -> dict[str, Any]:
         params: initial parameters; their buffers are donated.
 
     Returns:
-        The results of `measure` as `before` and `after`, and `measured_on`; also written to
-        `results.json`.
+        The results of `measure` as `before` and `after`, and `measured_on`; with `validation` also
+        the fields of `Best`. They are also written to `results.json`.
     """
     run, settings = stage.run, stage.settings
     first = distributed.is_first()
@@ -146,31 +150,61 @@ def _train_from(
     """Measure, take the remaining steps, and measure again.
 
     Raises:
-        InputError: the metrics do not have the measurement before the first step.
+        InputError: the metrics do not have the measurement before the first step, or the
+            validation of the last.
         StoppedError: see `_take_steps`.
     """
     run, settings, first = stage.run, stage.settings, distributed.is_first()
-
-    def measure(state: OuterState) -> dict[str, Any]:
-        with stop.at_once():
-            return stage.measure(distributed.all_gather(state.meta_params))
-
     with (
         tracking(run, settings.track if first else (), int(state.step)) as track,
         MetricsLog(run, int(state.step), writes=first, also=track) as log,
     ):
         if not log.rows:
-            log.write({"step": 0, "before": measure(state)})
+            with stop.at_once():
+                before = _measured(stage, "before", state)
+            log.write({"step": 0, **before})
         if "before" not in log.rows[0]:
-            raise InputError(
-                f"{run.path / 'metrics.jsonl'}: has lost its first line, what was measured "
-                "before the first step; restore it from a backup"
-            )
+            raise _lost_line(run, "first", "what was measured before the first step")
+        if stage.validation is not None and checkpoints.latest_step is None:
+            log.flush()
+            checkpoints.save(state)  # Later stages may read the start.
+        checkpoints.remove_surplus(chosen_steps(best_of(log.rows)))
         stop.check()
         state = _take_steps(stage, outer, state, log, checkpoints, stop)
-        before, after = log.rows[0]["before"], measure(state)
-        track({"step": stage.num_steps, "after": after})
-    return {"measured_on": stage.measured_on, "before": before, "after": after}
+        if stage.validation is not None:
+            return _validated_results(stage, log)
+        with stop.at_once():
+            after = _measured(stage, "after", state)
+        track({"step": stage.num_steps, **after})
+    return {"measured_on": stage.measured_on, "before": log.rows[0]["before"], **after}
+
+
+def _measured(stage: Stage, name: str, state: OuterState) -> dict[str, Any]:
+    """Return the part of a row with what is measured, under a name."""
+    params = distributed.all_gather(state.meta_params)
+    if stage.validation is None:
+        return {name: stage.measure(params)}
+    # All processes have to choose the same checkpoint.
+    return validated(name, distributed.from_first(stage.validation.accuracies(params)))
+
+
+def _validated_results(stage: Stage, log: MetricsLog) -> dict[str, Any]:
+    """Return the results of a stage with validation, and log which checkpoint is the best."""
+    first, *_, last = log.rows
+    best = best_of(log.rows)
+    if best is None or "valid" not in last:
+        raise _lost_line(stage.run, "last", "the validation of the last step")
+    level = logging.INFO if best.kept_step else logging.WARNING
+    _log.log(level, "%s: %s", stage.run.path, verdict(best))
+    measured = {"before": first["before"], "after": last["valid"]}
+    return {"measured_on": stage.measured_on, **measured, **best._asdict()}
+
+
+def _lost_line(run: Run, which: str, content: str) -> InputError:
+    return InputError(
+        f"{run.path / 'metrics.jsonl'}: has lost its {which} line, {content}; restore it from a "
+        "backup"
+    )
 
 
 def compiler_options(settings: ModelSettings) -> dict[str, bool]:
@@ -215,7 +249,7 @@ def _take_steps(
     first, save_every = int(state.step), stage.settings.save_every
     steps, shown = range(first, stage.num_steps), distributed.is_first()
     what, profiled = stage.run.record["stage"], stage.settings.profile and shown
-    clock, compiled = Clock(), set[Any]()
+    clock, compiled, best = Clock(), set[Any](), best_of(log.rows)
     last = _compiled_in(log)
     with (
         Progress(
@@ -232,18 +266,21 @@ def _take_steps(
                 progress.compiling()
             state, metrics = outer.step(state, tasks)
             row = metrics_row(step + 1, metrics)  # Waits for the step.
-            log.write(row | clock.lap() | peak_memory() | new)
-            progress.update("skipped" if "skipped" in row else f"loss {row['loss']:.4f}")
+            row |= clock.lap() | peak_memory() | new
+            valid = _validated(stage, state, clock)
+            log.write(row | valid)
+            best = best_of(log.rows) if valid else best
+            progress.update(progress_note(log.rows, best))
             if distributed.asked_to_stop(step):
                 stop.asked = "SIGTERM"
-            bad = _skipped_in_a_row(log)
+            bad = skipped_in_a_row(log.rows)
             giving_up = bad >= stage.settings.max_skipped
             due = (step + 1) % save_every == 0 or step + 1 == stage.num_steps
-            if due or stop.asked or giving_up:
+            if due or stop.asked or giving_up or step + 1 in chosen_steps(best):
                 log.flush()
-                checkpoints.save(state)
+                checkpoints.save(state, chosen_steps(best))
             if giving_up:
-                raise StoppedError(_diagnosis(stage, state, step, tasks, bad))
+                raise StoppedError(diagnosis(stage.algorithm, state, step, tasks, bad))
             if stop.asked:
                 raise StoppedError(
                     f"stopped by {stop.asked} after step {step + 1}, which is saved; "
@@ -258,34 +295,13 @@ def _compiled_in(log: MetricsLog) -> float | None:
     return next(compiled, None)
 
 
-def _skipped_in_a_row(log: MetricsLog) -> int:
-    """Return how many steps in a row were not finite, up to the last step."""
-    steps = itertools.takewhile(lambda row: row.get("skipped"), reversed(log.rows))
-    return sum(1 for _ in steps)
-
-
-def _diagnosis(stage: Stage, state: OuterState, step: int, tasks: Task, bad: int) -> str:
-    """Return a message that names the tasks of a step that were not finite."""
-    first = distributed.local_slice(num_tasks(tasks) * jax.process_count()).start
-    rng, params = (
-        jax.random.wrap_key_data(distributed.all_gather(jax.random.key_data(state.rng))),
-        distributed.all_gather(state.meta_params),
-    )
-    keys = task_keys(jax.random.fold_in(rng, step), first, num_tasks(tasks))
-    algorithm = at_step(stage.algorithm, jnp.int32(step))
-
-    def finite(task_and_key: tuple[Task, Key]) -> jax.Array:
-        grads, info = algorithm.meta_grad(params, *task_and_key)
-        return jnp.isfinite(info.query_loss) & jnp.isfinite(global_norm(grads))
-
-    fine = np.asarray(jax.jit(lambda *each: jax.lax.map(finite, each))(tasks, keys))
-    named = ", ".join(map(str, first + np.flatnonzero(~fine)))
-    which = f"task {named}" if named else "no single task"
-    return (
-        f"the last {bad} steps had a non-finite loss or gradient and were skipped (in step "
-        f"{step + 1}: {which} of {first} to {first + len(fine) - 1}); earlier steps are saved; use "
-        "a lower --learning-rate or --inner-lr, or --dtype float32, in a new --workdir"
-    )
+def _validated(stage: Stage, state: OuterState, clock: Clock) -> dict[str, Any]:
+    """Return the validation of a step; empty if none is due. Its time is not the next step's."""
+    if stage.validation is None or not stage.validation.is_due(int(state.step), stage.num_steps):
+        return {}
+    valid = _measured(stage, "valid", state)
+    clock.lap()
+    return valid
 
 
 def _prefetched(make_tasks: MakeTasks, steps: range, clock: Clock) -> Iterator[tuple[int, Task]]:

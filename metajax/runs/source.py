@@ -25,6 +25,7 @@ from metajax.models.contracts import HEAD_KEY, Head
 from metajax.models.files import adapter_hashes, base_of, read_json
 from metajax.models.pretrained import HeadOptions
 from metajax.runs.adapters import adapter_kind, adapter_settings, make_adapters
+from metajax.runs.best import step_to_read
 from metajax.runs.paths import address, in_bucket, local, to_path
 from metajax.runs.record import check_record, identity, read_record
 from metajax.training import checkpoint
@@ -108,7 +109,7 @@ def open_source(
             model, params = _for_tasks(model, params, rng)
         where = address(path) if path.is_dir() else spec
         return Source(model, params, {"path": where, **hashes(spec)})
-    saved = checkpoint.load(path / "checkpoints")
+    saved = checkpoint.load(path / "checkpoints", step_to_read(path))
     check_record(saved.record, path / "checkpoints" / str(saved.step))
     if not (path / "results.json").is_file():
         _log.warning("%s: is not finished; using the checkpoint of step %d", path, saved.step)

@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from metajax import data
+from metajax.config.fields import flag
 from metajax.config.groups import DrawSettings, TaskSettings
 from metajax.errors import InputError, printable
 from metajax.models import Transformer
@@ -71,15 +73,19 @@ def _report_duplicates(task: data.TaskData, *, drawn: bool) -> None:
 def fingerprints(settings: TaskSettings) -> dict[str, str]:
     """Return the sha256 of each data set, and of the files of classes and label names."""
     hashes = {
-        f"--tasks {spec}": data.fingerprint(spec, glue_dir=settings.glue_dir)
-        for spec in settings.tasks
+        f"{option} {spec}": data.fingerprint(spec, glue_dir=settings.glue_dir)
+        for option, specs in (("--tasks", settings.tasks), ("--valid", _given(settings, "valid")))
+        for spec in specs or ()
     }
-    if settings.classes is not None:
-        hashes[f"--classes {settings.classes}"] = data.fingerprint(settings.classes)
-    names = getattr(settings, "label_names", None)
-    if names is not None:
-        hashes[f"--label-names {names}"] = data.fingerprint(names)
+    for name in ("classes", "valid_classes", "label_names"):
+        if (file := _given(settings, name)) is not None:
+            hashes[f"{flag(name)} {file}"] = data.fingerprint(file)
     return hashes
+
+
+def _given(settings: TaskSettings, name: str) -> Any:
+    """Return a setting that only some commands have; None if it is not given."""
+    return getattr(settings, name, None)
 
 
 def tokenized(

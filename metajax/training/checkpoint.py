@@ -11,7 +11,7 @@ Its metadata is the run's record, a JSON object: the stage, its settings, versio
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -22,8 +22,16 @@ import orbax.checkpoint.experimental.v1 as ocp
 from jax.experimental import multihost_utils
 
 from metajax.errors import InputError, LostError, StoppedError, reason_of
-from metajax.training.directories import absolute, can_be_listed, move, whole_steps
+from metajax.training.directories import (
+    absolute,
+    can_be_listed,
+    move,
+    none_readable,
+    unreachable,
+    whole_steps,
+)
 from metajax.training.outer import Frozen, OuterState
+from metajax.training.preservation import Chosen, preservation_policy
 from metajax.tree import drop, overlay
 from metajax.types import PyTree
 
@@ -87,11 +95,8 @@ class Checkpoints:
         self._pending: Any = None  # The current save,
         self._saving = 0  # its step,
         self._safe: int | None = None  # and the last step known to be saved.
-        policies = ocp.training.preservation_policies
-        kept: list[Any] = [policies.LatestN(keep)]
-        if keep_every is not None:
-            kept.append(policies.EveryNSteps(keep_every))
-        self._policy = policies.AnyPreservationPolicy(kept)
+        self._chosen = Chosen()
+        self._policy = preservation_policy(keep, keep_every, self._chosen)
         try:
             self._orbax = ocp.training.Checkpointer(
                 absolute(directory),
@@ -101,7 +106,7 @@ class Checkpoints:
             )
         except Exception as error:  # It reads all metadata and fails at the first bad file.
             if not can_be_listed(directory.parent):
-                raise StoppedError(_unreachable(directory, None, error)) from error
+                raise StoppedError(unreachable(directory, None, error)) from error
             raise StoppedError(
                 f"{directory}: cannot be opened ({reason_of(error)}); move away the checkpoint "
                 "whose _CHECKPOINT_METADATA is damaged, or fix the path, and run the same command "
@@ -131,11 +136,17 @@ class Checkpoints:
         latest = self._orbax.latest
         return None if latest is None else latest.step
 
-    def save(self, state: OuterState) -> None:
-        """Start saving. Return when the state's arrays may be overwritten."""
+    def save(self, state: OuterState, chosen: Collection[int] = ()) -> None:
+        """Start saving. Return when the state's arrays may be overwritten.
+
+        Args:
+            state: what to save.
+            chosen: steps whose checkpoints are kept too, until the next save.
+        """
         training = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
         with self._explain_failures():
             self._wait()
+            self._chosen.steps = chosen
             self._saving = int(state.step)
             self._pending = self._orbax.save_checkpointables_async(
                 int(state.step),
@@ -191,19 +202,18 @@ class Checkpoints:
                 if _all_agree(error is None):
                     break
                 if not _all_agree(can_be_listed(self._directory)):
-                    raise StoppedError(_unreachable(self._directory, known.step, error))
+                    raise StoppedError(unreachable(self._directory, known.step, error))
             else:
                 damaged[known.step] = error or ValueError("another process cannot read it")
                 continue
             for step, reason in damaged.items():
                 self._set_aside(step, reason)
-            self._remove_surplus()
             self._safe = known.step
             whole = restored["params"]
             whole = whole if self._frozen is None else overlay(state.meta_params, whole)
             return OuterState(meta_params=whole, **restored["training"])
         if damaged:
-            raise StoppedError(_none_readable(self._directory, damaged))
+            raise StoppedError(none_readable(self._directory, damaged))
         return state
 
     def _set_aside(self, step: int, error: Exception) -> None:
@@ -217,8 +227,9 @@ class Checkpoints:
         _all_agree(True)
         self._orbax.reload()
 
-    def _remove_surplus(self) -> None:
-        """Remove surplus checkpoints that a killed run left, because no save may follow."""
+    def remove_surplus(self, chosen: Collection[int] = ()) -> None:
+        """Remove what a killed run left, because no save may follow; `chosen` as for `save`."""
+        self._chosen.steps = chosen
         known = self._orbax.checkpoints
         context = ocp.training.preservation_policies.PreservationContext()
         preserved = self._policy.should_preserve(known, context=context)
@@ -232,15 +243,6 @@ class Checkpoints:
                 _log.warning("%s: checkpoint %d cannot be removed (%s); remove it yourself", *at)
 
 
-def _unreachable(directory: Path, step: int | None, error: Exception | None) -> str:
-    reason = "another process cannot read it" if error is None else reason_of(error)
-    safe = "what was saved" if step is None else f"step {step}"
-    return (
-        f"{directory}: cannot be read at present ({reason}): {safe} is safe; check the network or "
-        "the disk, and run the same command again"
-    )
-
-
 def _all_agree(ours: bool) -> bool:
     """Return whether `ours` is true in all processes. Each process waits here for the others."""
     if jax.process_count() == 1:
@@ -249,7 +251,7 @@ def _all_agree(ours: bool) -> bool:
 
 
 class Saved(NamedTuple):
-    """The newest checkpoint of a run, as a later stage reads it.
+    """A checkpoint of a run, as a later stage reads it.
 
     Attributes:
         params: the meta-parameters, on the first device.
@@ -262,28 +264,34 @@ class Saved(NamedTuple):
     record: dict[str, Any]
 
 
-def load(directory: Path) -> Saved:
-    """Read the parameters of the newest checkpoint in a directory.
+def load(directory: Path, step: int | None = None) -> Saved:
+    """Read the parameters of the newest checkpoint in a directory, or of one step.
 
     Raises:
-        InputError: there is none, or none can be read.
+        InputError: there is none, or none can be read. Another step than the given one is not read
+            in its place.
         StoppedError: the directory itself cannot be read.
     """
     damaged: dict[int, Exception] = {}
-    for step in reversed(_steps(directory)):
+    for each in reversed(saved_steps(directory)) if step is None else (step,):
         try:
-            saved = _read(absolute(directory) / str(step), step)
+            saved = _read(absolute(directory) / str(each), each)
         except Exception as error:
             if not can_be_listed(directory):
-                raise StoppedError(_unreachable(directory, step, error)) from error
-            damaged[step] = error
+                raise StoppedError(unreachable(directory, each, error)) from error
+            damaged[each] = error
             continue
         for lost, reason in damaged.items():
             at = directory, lost, reason_of(reason)
             _log.warning("%s: checkpoint %d cannot be read (%s); the one before it is used", *at)
         return saved
+    if step is not None:
+        raise InputError(
+            f"{directory}: checkpoint {step}, which its run chose, cannot be read "
+            f"({reason_of(damaged[step])}); restore it, or start again in another --workdir"
+        )
     if damaged:
-        raise InputError(_none_readable(directory, damaged))
+        raise InputError(none_readable(directory, damaged))
     raise InputError(f"{directory}: has no checkpoint yet; wait until its run has finished")
 
 
@@ -301,7 +309,7 @@ def _read(path: Path, step: int) -> Saved:
     return Saved(params, step, record)
 
 
-def _steps(directory: Path) -> list[int]:
+def saved_steps(directory: Path) -> list[int]:
     """Return the steps of the checkpoints; if Orbax cannot read them, of all complete ones."""
     if not directory.is_dir():  # Orbax would create it.
         return []
@@ -310,10 +318,3 @@ def _steps(directory: Path) -> list[int]:
             return [known.step for known in orbax.checkpoints]
     except Exception:
         return sorted(whole_steps(directory))
-
-
-def _none_readable(directory: Path, damaged: dict[int, Exception]) -> str:
-    return (
-        f"{directory}: none of its checkpoints can be read ({reason_of(damaged[max(damaged)])}): "
-        "restore what is missing, or start again in another --workdir"
-    )

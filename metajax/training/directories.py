@@ -4,6 +4,8 @@ from pathlib import Path
 
 from etils import epath
 
+from metajax.errors import reason_of
+
 
 def move(checkpoint: Path, aside: Path) -> None:
     """Move a checkpoint. If this is interrupted, at least one of the two places is complete."""
@@ -37,3 +39,21 @@ def whole_steps(directory: Path) -> list[int]:
     if not directory.is_dir():
         return []
     return [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
+
+
+def unreachable(directory: Path, step: int | None, error: Exception | None) -> str:
+    """Return the message for a directory that cannot be read at present."""
+    reason = "another process cannot read it" if error is None else reason_of(error)
+    safe = "what was saved" if step is None else f"step {step}"
+    return (
+        f"{directory}: cannot be read at present ({reason}): {safe} is safe; check the network or "
+        "the disk, and run the same command again"
+    )
+
+
+def none_readable(directory: Path, damaged: dict[int, Exception]) -> str:
+    """Return the message for a directory of which no checkpoint can be read."""
+    return (
+        f"{directory}: none of its checkpoints can be read ({reason_of(damaged[max(damaged)])}): "
+        "restore what is missing, or start again in another --workdir"
+    )

@@ -86,6 +86,13 @@ def largest(value: float) -> float:
     return float(np.max(multihost_utils.process_allgather(np.float32(value))))
 
 
+def from_first(values: np.ndarray) -> np.ndarray:
+    """Return the values of the first process, on all of them."""
+    if jax.process_count() == 1:
+        return values
+    return np.asarray(multihost_utils.broadcast_one_to_all(values))
+
+
 @contextlib.contextmanager
 def explain_host_errors() -> Iterator[None]:
     """Explain errors of operations that several processes run together."""

@@ -30,11 +30,13 @@ class Estimate(NamedTuple):
     ci95: np.ndarray
 
 
-def estimate(values: Any) -> Estimate:
+def estimate(values: Any, comparisons: int = 1) -> Estimate:
     """Compute the mean over the leading axis, with its 95% interval by Student's t.
 
     Args:
         values: [E, ...], one entry per episode. The interval of a single entry is infinite.
+        comparisons: number of estimates whose intervals hold together with 95% (Bonferroni). It
+            also covers an estimate that was chosen among so many.
     """
     from scipy import stats  # Slow to import.
 
@@ -43,7 +45,7 @@ def estimate(values: Any) -> Estimate:
     if count < 2:
         return Estimate(values.mean(0), np.full(values.shape[1:], np.inf))
     error = values.std(0, ddof=1) / np.sqrt(count)
-    return Estimate(values.mean(0), stats.t.ppf(0.975, count - 1) * error)
+    return Estimate(values.mean(0), stats.t.ppf(1 - 0.025 / comparisons, count - 1) * error)
 
 
 def ratio_estimate(totals: Any, weights: Any) -> Estimate:

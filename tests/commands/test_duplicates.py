@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 
-from metajax.commands.metatrain import _with_draws
+from metajax.commands.metatrain import _as_begun
 from metajax.commands.pretrain import _report_repeated
 from metajax.config.settings import AdaptSettings, EvaluateSettings, MetatrainSettings
 from metajax.data import EpisodeSpec, check_episodes
@@ -153,14 +153,14 @@ def test_a_run_from_before_the_setting_goes_on_with_its_draws(tmp_path):
     def record_of(settings):
         return make_record("metatrain", settings, data={}, parent=parent, model={})
 
-    assert _with_draws(settings) == settings  # There is no run yet.
+    assert _as_begun(settings) == settings  # There is no run yet.
     kept = dataclasses.replace(settings, keep_duplicates=True)
     run = Run(tmp_path / "run", record_of(kept))
     begin(run, lambda directory: (directory.mkdir(), (directory / "config.json").touch()))
-    assert _with_draws(settings) == settings
+    assert _as_begun(settings) == settings
     with pytest.raises(InputError, match="--keep-duplicates was True, is now False"):
         open_run(settings.workdir, record_of(settings))
     del run.record["settings"]["keep_duplicates"]
     (run.path / "run.json").write_text(json.dumps(run.record))
-    assert _with_draws(settings) == kept
+    assert _as_begun(settings) == kept
     open_run(kept.workdir, record_of(kept))

@@ -105,7 +105,7 @@ DEFAULTS = {
     | INNER
     | ALGORITHM
     | {"whole_tasks": False, "keep_duplicates": False, "learning_rate": 2e-5, "steps": 300}
-    | {"memory": None},
+    | {"memory": None, "valid": (), "valid_classes": None, "held_out": 0.25, "valid_every": 50},
     "adapt": MODEL
     | TASKS
     | INNER
@@ -133,6 +133,7 @@ FREE = {
     *DEVICES,
 }
 FREE |= {"save_every", "keep", "keep_every", "track", "profile", "max_skipped", "memory"}
+FREE |= {"valid", "valid_classes"}
 
 
 @pytest.mark.parametrize("command", DEFAULTS)
@@ -172,6 +173,8 @@ BOUNDS = {
         "prefix": (1, 0),
         "inner_clip_norm": (1e-9, 0.0),
         "meta_batch_size": (1, 0),
+        "held_out": (0.5, 0.51),
+        "valid_every": (1, 0),
     },
     "finetune": {"epochs": (0.01, 0.0), "batch_size": (1, 0), "steps": (1, 0)},
 }

@@ -66,7 +66,9 @@ def command(stage, material, workdir):
         settings |= {"steps": STEPS[stage], "save_every": 1}
         llama, documents = material.llama, material.documents
         return [*test_documents.metatrain(llama, documents, workdir, **settings), "--freeze"]
-    quick = {"algorithm": "fomaml"} if stage == "metatrain" else {}
+    quick = {}
+    if stage == "metatrain":
+        quick = {"algorithm": "fomaml", "held_out": 0.25, "valid_every": 2, "keep": 1}
     return COMMANDS[stage](material, workdir, steps=STEPS[stage], save_every=1, **quick)
 
 

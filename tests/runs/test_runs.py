@@ -109,7 +109,8 @@ TRAINING = {
 MAY_DIFFER = {
     "pretrain": TRAINING | {"text", "parts"},
     "finetune": TRAINING | {"tasks", "glue_dir", "classes", "dev", "parts"},
-    "metatrain": TRAINING | {"tasks", "glue_dir", "classes", "memory"},
+    "metatrain": TRAINING
+    | {"tasks", "glue_dir", "classes", "memory", "valid", "valid_classes"},
     "adapt": {"model", "workdir", "tasks", "label_names", "glue_dir", "classes", "dev"},
 }
 

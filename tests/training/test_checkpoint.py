@@ -345,6 +345,39 @@ def test_some_are_kept_for_good(tmp_path):
     assert {path.name for path in (tmp_path / "c").iterdir()} == {"4", "7"}
 
 
+def test_the_chosen_are_kept_as_long_as_they_are_chosen(tmp_path):
+    with Checkpoints(tmp_path / "c", keep=1, record=RECORD) as checkpoints:
+        for step, chosen in enumerate([(), (1,), (1,), (1, 4), (5,)], start=1):
+            checkpoints.save(small_state(step), chosen)
+            if step == 4:
+                checkpoints._wait()
+                assert {path.name for path in (tmp_path / "c").iterdir()} == {"1", "4"}
+        checkpoints.save(small_state(6), (5,))
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {"5", "6"}
+    with Checkpoints(tmp_path / "c", keep=1, record=RECORD) as checkpoints:
+        checkpoints.restore(small_state(0))
+        checkpoints.remove_surplus((5,))
+        assert {path.name for path in (tmp_path / "c").iterdir()} == {"5", "6"}
+        checkpoints.remove_surplus()
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {"6"}
+
+
+@IGNORE_ABANDONED
+@pytest.mark.usefixtures("abandoned")
+def test_one_step_is_read_and_no_other_in_its_place(tmp_path):
+    with Checkpoints(tmp_path / "c", keep=5, record=RECORD) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(small_state(step))
+    saved = checkpoint.load(tmp_path / "c", 2)
+    assert saved.step == 2
+    np.testing.assert_array_equal(saved.params["w"], [2, 2, 2])
+    truncate(tmp_path / "c" / "2")
+    for step in (2, 7):
+        message = f"c: checkpoint {step}, which its run chose, cannot be read .*; restore it"
+        with pytest.raises(InputError, match=message):
+            checkpoint.load(tmp_path / "c", step)
+
+
 @pytest.mark.parametrize("left", ["all of it", "no metadata", "one file", "nothing"])
 def test_what_a_killed_removal_leaves_is_removed(tmp_path, left):
     """A run killed between its last save and the removal of what is older has no save to come."""
@@ -362,6 +395,7 @@ def test_what_a_killed_removal_leaves_is_removed(tmp_path, left):
         path.unlink()
     with Checkpoints(tmp_path / "c", keep=2, keep_every=4, record=RECORD) as checkpoints:
         assert int(checkpoints.restore(small_state(0)).step) == 7
+        checkpoints.remove_surplus()
     assert {path.name for path in (tmp_path / "c").iterdir()} == {"4", "6", "7"}
     assert checkpoint.load(tmp_path / "c").step == 7
 
@@ -376,4 +410,5 @@ def test_what_cannot_be_removed_is_named(tmp_path, caplog, monkeypatch):
     with Checkpoints(tmp_path / "c", keep=1, record=RECORD) as checkpoints:
         monkeypatch.setattr(checkpoints._orbax, "delete", refused)
         assert int(checkpoints.restore(small_state(0)).step) == 2
+        checkpoints.remove_surplus()
     assert "checkpoint 1 cannot be removed (Permission denied)" in caplog.text

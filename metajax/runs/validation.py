@@ -1,0 +1,83 @@
+"""The tasks on which metatrain chooses its best checkpoint."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from metajax import data
+from metajax.config.settings import MetatrainSettings
+from metajax.errors import InputError
+from metajax.runs.task_data import load
+
+_log = logging.getLogger("metajax")
+
+VALIDATED_EPISODES = 64
+_MORE = "give others with --valid"
+
+
+def validation_tasks(
+    settings: MetatrainSettings, tasks: Sequence[data.TaskData], spec: data.EpisodeSpec
+) -> data.HeldOut:
+    """Load the tasks of `--valid`, or hold out some of the training tasks. Log what is held out.
+
+    Raises:
+        InputError: the tasks of `--valid` cannot be used, or some are training tasks.
+    """
+    if settings.valid:
+        own = dataclasses.replace(settings, tasks=settings.valid, classes=settings.valid_classes)
+        validation = load(own, split="train")
+        data.check_episodes(validation, spec)
+        _check_apart(tasks, validation)
+        return data.HeldOut(list(tasks), validation, "--valid")
+    if not settings.held_out:
+        return data.HeldOut(list(tasks), [], "")
+    held_out = data.hold_out_tasks(tasks, spec, settings.seed, settings.held_out)
+    if not held_out.validation:
+        _log.warning(
+            "nothing can be held out for validation, because an episode needs all classes and "
+            "examples: later stages read the last checkpoint, however good it is; %s",
+            _MORE,
+        )
+    elif held_out.kind == "examples":
+        _log.warning(
+            "there are too few classes to hold out: validation is on other examples of the "
+            "training classes, which says little about new classes; %s",
+            _MORE,
+        )
+    else:
+        _log.info("held out for validation: %s; %s", _named(held_out), _MORE)
+    return held_out
+
+
+def describe_validation(held_out: data.HeldOut) -> str:
+    """Return what is measured, for `measured_on`."""
+    return f"{VALIDATED_EPISODES} episodes of validation tasks: {_named(held_out)}"
+
+
+def record_validation(held_out: data.HeldOut) -> dict[str, Any]:
+    """Return what is held out, for the record of a run."""
+    rows = [
+        {"task": task.name, "classes": list(task.label_names), "examples": len(task.labels)}
+        for task in held_out.validation
+    ]
+    return {"kind": held_out.kind, "tasks": rows}
+
+
+def _named(held_out: data.HeldOut) -> str:
+    names = ", ".join(task.name for task in held_out.validation)
+    if held_out.kind == "classes":
+        return f"{sum(len(task.label_names) for task in held_out.validation)} classes of {names}"
+    return f"examples of {names}" if held_out.kind == "examples" else names
+
+
+def _check_apart(tasks: Sequence[data.TaskData], validation: Sequence[data.TaskData]) -> None:
+    """Refuse validation on a class of the same file that is trained on."""
+    for task in validation:
+        trained = {name for each in tasks if each.name == task.name for name in each.label_names}
+        both = sorted(trained & set(task.label_names))
+        if both:
+            raise InputError(
+                f"{task.name}: --valid and --tasks share the label {both[0]!r}; choose different "
+                "labels of the file with --classes and --valid-classes, or give other files"
+            )
