@@ -21,7 +21,9 @@ from metajax.reporting.plots import (
     inline_svg,
     learning_curves,
     step_times,
+    validation_curves,
 )
+from metajax.runs.best import best_of
 from metajax.runs.workdir import check_writable, writable, write_atomically
 from metajax.training.evaluation import Estimate
 
@@ -63,6 +65,7 @@ def report(settings: ReportSettings) -> dict[str, Any]:
         "Runs": _overview(runs),
         "Learning curves": _by_stage(runs, "loss", "learning", learning_curves, draw),
         "Before and after": _before_and_after(runs),
+        **_validation(runs, draw),
         "Adaptation curves": _adaptation(groups, draw),
         **_by_chunk(groups, draw),
         "Methods": _methods(groups),
@@ -119,6 +122,24 @@ def _before_and_after(runs: Sequence[Run]) -> str:
     if not rows:
         return note("No measurements before and after training in these runs.")
     return table(("run", "measure", "measured on", "before", "after"), rows, words=3)
+
+
+def _validation(runs: Sequence[Run], draw: _Draw) -> dict[str, str]:
+    """Draw the validations by step and compare the best, if there are any."""
+    curves = {run.name: run.validations for run in runs if len(run.validations) > 1}
+    if not curves:
+        return {}
+    svg = draw("validation", validation_curves, curves)
+    rows = [
+        (run.name, best.best_step, f"{100 * best.gain:.2f} ± {100 * best.gain_ci95:.2f}", kept)
+        for run in runs
+        if (best := best_of(run.metrics)) is not None
+        for kept in [f"step {best.kept_step}" if best.kept_step else "the start"]
+    ]
+    header = ("run", "best step", "gain over the start (points)", "later stages read")
+    caption = "The interval holds for all validations of the run together."
+    section = figures({"Validation tasks: accuracy by step; 95% intervals": svg})
+    return {"Validation": section + table(header, rows, caption)}
 
 
 def _measures(measured: dict[str, Any]) -> dict[str, str]:

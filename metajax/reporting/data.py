@@ -55,6 +55,12 @@ class Run(NamedTuple):
             np.array([row[name] for row in rows], float),
         )
 
+    @property
+    def validations(self) -> dict[int, dict[str, float]]:
+        """The `accuracy` and `ci95` of each validation, by step; 0 is before the first."""
+        found = [row for row in self.metrics if "valid_accuracies" in row]
+        return {row["step"]: row["valid" if row["step"] else "before"] for row in found}
+
     def most(self, name: str) -> float:
         """Return the largest value of a metric; 0 if no step has it."""
         return max((row.get(name, 0) for row in self.metrics), default=0)

@@ -208,6 +208,23 @@ def _by_chunk(path: Path, curves: Mapping[str, Any], quantity: str) -> None:
         _legend(axes)
 
 
+def validation_curves(path: Path, runs: Mapping[str, Mapping[int, Mapping[str, float]]]) -> None:
+    """Draw the accuracy on validation episodes by step, with 95% intervals.
+
+    Args:
+        path: path of both files; its suffix is replaced.
+        runs: by label, the `accuracy` and `ci95` (0..1) by step.
+    """
+    with _picture(path) as axes:
+        for look, (label, validations) in zip(itertools.cycle(_LOOKS), runs.items()):
+            means = [100 * each["accuracy"] for each in validations.values()]
+            intervals = [100 * each["ci95"] for each in validations.values()]
+            axes.errorbar(list(validations), means, intervals, **look, label=_short(label))
+        _whole_numbers(axes.xaxis)
+        axes.set(xlabel="step", ylabel="accuracy on validation tasks (%)")
+        _legend(axes)
+
+
 def compared_accuracies(path: Path, methods: Mapping[str, Estimate]) -> None:
     """Draw the accuracies of methods with 95% intervals, the best on top.
 

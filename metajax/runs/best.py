@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from metajax.errors import InputError
 from metajax.runs.metrics import read_metrics
 from metajax.runs.workdir import read_results
 from metajax.training.checkpoint import saved_steps
@@ -94,7 +95,12 @@ def step_to_read(workdir: Path) -> int | None:
     """
     results = read_results(workdir)
     if results is not None:
-        return results.get("kept_step")
+        step = results.get("kept_step")
+        if step is not None and type(step) is not int:
+            raise InputError(
+                f"{workdir / 'results.json'}: has no results of a run; restore it from a backup"
+            )
+        return step
     newest = max(saved_steps(workdir / "checkpoints"), default=0)
     # What was validated later may not be saved.
     rows = [row for row in read_metrics(workdir / "metrics.jsonl") if row["step"] <= newest]

@@ -105,7 +105,20 @@ def _is_metrics(row: Any) -> bool:
     numbers = [row["step"], *(row[name] for name in _NUMBERS if name in row)]
     if row.get("loss", 0) is None:  # It was not finite. JSON has no NaN.
         numbers.remove(None)
-    return are_measures(row.get("before", {})) and all(map(is_number, numbers))
+    if not are_measures(row.get("before", {})) or not all(map(is_number, numbers)):
+        return False
+    return "valid_accuracies" not in row or _is_validation(row)
+
+
+def _is_validation(row: dict[str, Any]) -> bool:
+    """Return whether a row has the accuracy of each episode and their summary."""
+    accuracies, measured = row["valid_accuracies"], row.get("valid" if row["step"] else "before")
+    return (
+        isinstance(accuracies, list)
+        and all(map(is_number, accuracies))
+        and are_measures(measured)
+        and measured.keys() == {"accuracy", "ci95"}
+    )
 
 
 def are_measures(values: Any) -> bool:

@@ -288,6 +288,14 @@ BAD = {
         spoil("metrics.jsonl", '{"step": 0, "before": {"loss": null}}\n'),
         "metrics.jsonl:1: has no metrics",
     ),
+    "a validation in words": (
+        spoil("metrics.jsonl", '{"step": 0, "before": {}, "valid_accuracies": "1"}\n'),
+        "metrics.jsonl:1: has no metrics",
+    ),
+    "a validation without a mean": (
+        spoil("metrics.jsonl", '{"step": 1, "loss": 1, "valid_accuracies": [1, 0]}\n'),
+        "metrics.jsonl:1: has no metrics",
+    ),
     "no evaluation": (lambda run: ("--runs", run, "--evaluations", "x.json"), "x.json: no such"),
     "evaluation not JSON": (evaluated("oops"), "rows.json: is not JSON"),
     "another list": (evaluated('[{"a": 1}]'), "rows.json: is not an evaluation"),

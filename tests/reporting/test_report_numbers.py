@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.stats
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
@@ -78,14 +79,9 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
     runs = [str(write_run(root, name)) for name in STAGES]
     (root / "rows.json").write_text(json.dumps(ROWS))
-    pictures, save = {}, Figure.savefig
-
-    def keep(figure, path, **settings):
-        pictures[path.stem] = figure
-        save(figure, path, **settings)
-
+    pictures = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", keep)
+        patch.setattr(Figure, "savefig", keep_in(pictures))
         evaluations = (str(root / "rows.json"),)
         page = root / "page.html"
         report(ReportSettings(runs=tuple(runs), evaluations=evaluations, output=str(page)))
@@ -250,3 +246,52 @@ def test_each_picture_is_under_its_caption(made):
         assert "#24292f" not in figure
         paths = re.findall(r' d="[^"]+"', drawn)
         assert paths == re.findall(r' d="[^"]+"', figure)
+
+
+def validated(accuracies, start, name="valid"):
+    values = np.array(start) + np.array(accuracies)
+    summary = {"accuracy": values.mean(), "ci95": 0.01}
+    return {name: summary, "valid_accuracies": values.tolist()}
+
+
+def test_the_validations_are_drawn_and_the_best_is_compared_with_the_start(tmp_path, monkeypatch):
+    """A run that gains and one that does not; one without validation is left out."""
+    start = np.linspace(0.2, 0.8, 8)
+    runs = []
+    for name, gains in (("good", (0.1, 0.2)), ("bad", (-0.1, -0.2)), ("none", ())):
+        monkeypatch.setitem(STAGES, name, "metatrain")
+        run = write_run(tmp_path, name)
+        runs.append(str(run))
+        rows = [{"step": 0, **validated(0 * start, start, "before")}] if gains else []
+        for step, gain in enumerate(gains, start=1):
+            noise = np.linspace(-0.01, 0.01, 8)
+            row = {"step": 20 * step, "loss": 1.0, **validated(gain + noise, start)}
+            rows += [{"step": 20 * step - 1, "loss": 2.0}, row]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pictures = {}
+    monkeypatch.setattr(Figure, "savefig", keep_in(pictures))
+    report(ReportSettings(runs=tuple(runs), output=str(tmp_path / "page.html")))
+    (axes,) = pictures["validation"].axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("step", "accuracy on validation tasks (%)")
+    bars = {each.get_label(): each for each in axes.containers}
+    assert list(bars) == ["good", "bad"]
+    line, _, (spread,) = bars["good"].lines
+    assert line.get_xdata().tolist() == [0, 20, 40]
+    assert line.get_ydata() == pytest.approx([50, 60, 70])
+    ends = [segment[:, 1] for segment in spread.get_segments()]
+    assert ends == [pytest.approx([mean - 1, mean + 1]) for mean in (50, 60, 70)]
+    interval = scipy.stats.t.ppf(1 - 0.0125, 7) * np.linspace(-1, 1, 8).std(ddof=1) / 8**0.5
+    shown = Page((tmp_path / "page.html").read_text()).rows
+    assert ["good", "40", f"20.00 ± {interval:.2f}", "step 40"] in shown
+    assert ["bad", "20", f"-10.00 ± {interval:.2f}", "the start"] in shown
+    assert not [row for row in shown if row[:1] == ["none"] and "start" in row[-1]]
+
+
+def keep_in(pictures):
+    save = Figure.savefig
+
+    def keep(figure, path, **settings):
+        pictures[path.stem] = figure
+        save(figure, path, **settings)
+
+    return keep

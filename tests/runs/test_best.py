@@ -116,6 +116,9 @@ def test_a_later_stage_reads_what_the_results_say(workdir):
     for results, step in (({"kept_step": 0}, 0), ({"kept_step": 10}, 10), ({}, None)):
         (workdir / "results.json").write_text(json.dumps(results))
         assert step_to_read(workdir) == step
+    (workdir / "results.json").write_text('{"kept_step": "../elsewhere"}')
+    with pytest.raises(InputError, match="has no results of a run; restore it"):
+        step_to_read(workdir)
 
 
 def test_a_later_stage_reads_the_best_saved_so_far_of_a_run_that_goes_on(workdir):

@@ -1,9 +1,11 @@
 """The training loop, on a problem whose steps are also calculated here."""
 
+import itertools
 import json
 import logging
 import re
 import resource
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -19,7 +21,7 @@ from metajax.algorithms.supervised import supervised
 from metajax.config.settings import MetatrainSettings, PretrainSettings
 from metajax.errors import InputError, StoppedError
 from metajax.models import Transformer
-from metajax.runs import loop, measurements
+from metajax.runs import best, loop, measurements
 from metajax.runs.record import make_record
 from metajax.runs.workdir import locked, open_run
 from metajax.types import MetaAlgorithm, Task
@@ -333,3 +335,83 @@ def test_a_step_is_timed_with_its_share_of_waiting(monkeypatch):
         pass_time(worked)
         seconds = waited + worked
         assert clock.lap() == {"seconds": seconds, "data_wait": waited / seconds}
+
+
+@pytest.fixture
+def valid_stage(make_stage):
+    """Stages in one workdir that are validated after every second step, with these gains."""
+    gains = {0: 0.0, 2: 0.3, 4: 0.1, 6: 0.35, 7: 0.2}
+
+    def make(**changes):
+        stage = make_stage(**{"save_every": 3, "keep": 1, "keep_every": None} | changes)
+
+        def accuracies(params):
+            """Another number for each step: the parameters tell which one it is."""
+            found = float(params["layer"]["bias"].sum())
+            step = min(gains, key=lambda each: abs(found - sums[each]))
+            assert abs(found - sums[step]) < 1e-4
+            return 0.5 + gains[step] + np.linspace(-0.02, 0.02, 10)
+
+        sums = {step: float(reference(range(step))[0]["layer"]["bias"].sum()) for step in gains}
+        return stage._replace(validation=best.Validation(accuracies, 2))
+
+    make.workdir = make_stage.workdir
+    return make
+
+
+def test_the_best_of_a_run_is_kept_however_old_it_is(valid_stage):
+    results = loop.train(valid_stage(), initial_params())
+    rows = tiny.rows_of(valid_stage.workdir)
+    assert [row["step"] for row in rows if "valid_accuracies" in row] == [0, 2, 4, 6, 7]
+    assert [row["step"] for row in rows if "valid" in row] == [2, 4, 6, 7]
+    assert saved_steps(valid_stage.workdir) == {"0", "6", "7"}
+    assert (results["best_step"], results["kept_step"]) == (6, 6)
+    assert results["gain"] == pytest.approx(0.35)
+    assert results["before"] == rows[0]["before"]
+    assert results["after"] == rows[-1]["valid"]
+    assert results == json.loads((valid_stage.workdir / "results.json").read_text())
+
+
+def writes_of(monkeypatch, stops_at):
+    """Kill a run before one of its writes; return the list of those that it did."""
+    done = []
+
+    def counted(owner, name):
+        write = getattr(owner, name)
+
+        def stopping(*arguments, **settings):
+            if len(done) == stops_at:
+                raise KeyboardInterrupt
+            done.append(name)
+            return write(*arguments, **settings)
+
+        monkeypatch.setattr(owner, name, stopping)
+
+    counted(loop.MetricsLog, "write")
+    counted(loop.Checkpoints, "save")
+    counted(loop.Checkpoints, "remove_surplus")
+    counted(loop, "write_results")
+    return done
+
+
+def test_a_run_killed_between_any_two_writes_chooses_the_same(valid_stage, monkeypatch):
+    expected = loop.train(valid_stage(), initial_params())
+    state, files = tiny.training_state(valid_stage.workdir), saved_steps(valid_stage.workdir)
+    rows = numbers_of(valid_stage.workdir)
+    counts = []
+    for stops_at in itertools.count():
+        shutil.rmtree(valid_stage.workdir)
+        with monkeypatch.context() as patch:
+            done = writes_of(patch, stops_at)
+            try:
+                loop.train(valid_stage(), initial_params())
+            except KeyboardInterrupt:
+                counts.append(len(done))
+            else:
+                break
+        assert loop.train(valid_stage(), initial_params()) == expected
+        tiny.assert_same_bits(tiny.training_state(valid_stage.workdir), state)
+        assert saved_steps(valid_stage.workdir) == files
+        assert numbers_of(valid_stage.workdir) == rows
+    assert counts == list(range(len(counts)))
+    assert len(counts) > STEPS + 8  # Rows, saves, a removal and the results.

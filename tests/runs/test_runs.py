@@ -109,8 +109,7 @@ TRAINING = {
 MAY_DIFFER = {
     "pretrain": TRAINING | {"text", "parts"},
     "finetune": TRAINING | {"tasks", "glue_dir", "classes", "dev", "parts"},
-    "metatrain": TRAINING
-    | {"tasks", "glue_dir", "classes", "memory", "valid", "valid_classes"},
+    "metatrain": TRAINING | {"tasks", "glue_dir", "classes", "memory", "valid", "valid_classes"},
     "adapt": {"model", "workdir", "tasks", "label_names", "glue_dir", "classes", "dev"},
 }
 
