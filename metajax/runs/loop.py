@@ -190,8 +190,7 @@ def _measured(stage: Stage, name: str, state: OuterState) -> dict[str, Any]:
 
 def _validated_results(stage: Stage, log: MetricsLog) -> dict[str, Any]:
     """Return the results of a stage with validation, and log which checkpoint is the best."""
-    first, *_, last = log.rows
-    best = best_of(log.rows)
+    first, last, best = log.rows[0], log.rows[-1], best_of(log.rows)
     if best is None or "valid" not in last:
         raise _lost_line(stage.run, "last", "the validation of the last step")
     level = logging.INFO if best.kept_step else logging.WARNING
