@@ -299,8 +299,7 @@ def _validated(stage: Stage, state: OuterState, clock: Clock) -> dict[str, Any]:
     if stage.validation is None or not stage.validation.is_due(int(state.step), stage.num_steps):
         return {}
     valid = _measured(stage, "valid", state)
-    clock.lap()
-    return valid
+    return valid | {"valid_seconds": clock.lap()["seconds"]}
 
 
 def _prefetched(make_tasks: MakeTasks, steps: range, clock: Clock) -> Iterator[tuple[int, Task]]:

@@ -12,7 +12,10 @@ from metajax.runs.paths import in_bucket
 from metajax.runs.workdir import Run, write_atomically
 
 # Metrics that are used in computations, if a row has them.
-_NUMBERS = ("loss", "seconds", "data_wait", "peak_memory_bytes", "peak_device_memory_bytes")
+_NUMBERS = (
+    *("loss", "seconds", "valid_seconds", "data_wait"),
+    *("peak_memory_bytes", "peak_device_memory_bytes"),
+)
 
 
 class MetricsLog:
@@ -116,6 +119,7 @@ def _is_validation(row: dict[str, Any]) -> bool:
     return (
         isinstance(accuracies, list)
         and all(map(is_number, accuracies))
+        and isinstance(measured, dict)
         and are_measures(measured)
         and measured.keys() == {"accuracy", "ci95"}
     )
