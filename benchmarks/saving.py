@@ -31,7 +31,7 @@ EVERY, AFTER = 20, 5
 
 def command(options: argparse.Namespace, workdir: Path, episodes: int, steps: int) -> list[str]:
     sizes = {"ways": 3, "shots": 1, "queries": 3, "max-length": 32, "meta-batch-size": episodes}
-    sizes |= {"save-every": EVERY, "steps": steps}
+    sizes |= {"save-every": EVERY, "steps": steps, "held-out": 0}
     given = [item for name, value in sizes.items() for item in (f"--{name}", str(value))]
     files = ["--model", options.model, "--tasks", options.tasks, "--workdir", str(workdir)]
     return [sys.executable, "-m", "metajax", "metatrain", *files, *given]

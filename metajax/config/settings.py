@@ -103,7 +103,7 @@ class MetatrainSettings(
     valid_every: int = option(
         "steps between validations; later stages read the best checkpoint, or the weights from "
         "before if none is surely better",
-        50,
+        100,
         minimum=1,
         advanced=True,
     )

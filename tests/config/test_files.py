@@ -105,7 +105,7 @@ DEFAULTS = {
     | INNER
     | ALGORITHM
     | {"whole_tasks": False, "keep_duplicates": False, "learning_rate": 2e-5, "steps": 300}
-    | {"memory": None, "valid": (), "valid_classes": None, "held_out": 0.25, "valid_every": 50},
+    | {"memory": None, "valid": (), "valid_classes": None, "held_out": 0.25, "valid_every": 100},
     "adapt": MODEL
     | TASKS
     | INNER
