@@ -46,7 +46,6 @@ from metajax.types import Params, Task
 _MEASURED_EPISODES = 32
 _MEASURED_ON = "new episodes of the training classes (for unseen classes: metajax evaluate)"
 
-
 Accuracies = Callable[[Params], np.ndarray]  # To [E], of each episode.
 
 
