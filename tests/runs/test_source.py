@@ -203,7 +203,7 @@ def test_a_checkpoint_that_is_not_finite_is_refused(bert, tmp_path, monkeypatch,
     write_workdir(tmp_path / "run", bert, "metatrain", network=network)
     saved = checkpoint.load(tmp_path / "run" / "checkpoints")
     saved.params["pooler"]["bias"] = saved.params["pooler"]["bias"].at[3].set(value)
-    monkeypatch.setattr(checkpoint, "load", lambda _: saved)
+    monkeypatch.setattr(checkpoint, "load", lambda *_: saved)
     message = r"run: the checkpoint of step 1 has parameters that are not finite \(pooler/bias\);"
     with pytest.raises(InputError, match=message):
         open_source(str(tmp_path / "run"))
