@@ -144,7 +144,7 @@ class Result(NamedTuple):
 def trained(root: Path, name: str, stage: str, **settings: Any) -> Trained:
     """Run a training stage in `root`, with the settings of `metajax STAGE`."""
     run, make = _STAGES[stage]
-    workdir = root / f"{name}-{_digest(settings)}"
+    workdir = root / f"{name}-{digest(settings)}"
     print(f"{stage} in {workdir}", flush=True)
     # The tables are of runs on all training classes.
     more = {"held_out": 0.0} if stage == "metatrain" else {}
@@ -177,7 +177,7 @@ def evaluated(root: Path, model: str, *methods: str, **settings: Any) -> list[An
     if settings.get("splits"):
         files_read += sorted(map(str, Path(settings["splits"]).iterdir()))
     read = [data.fingerprint(path) for path in files_read]
-    key = _digest({**settings, "read": [*read, _identity(Path(model))]})
+    key = digest({**settings, "read": [*read, _identity(Path(model))]})
     file = root / f"{'-'.join(methods)}-{key}.json"
     if not file.is_file():
         print(f"evaluate {' '.join(methods)} of {model}", flush=True)
@@ -192,7 +192,8 @@ def _identity(model: Path) -> Any:
     return data.fingerprint(str(log)) if log.is_file() else files.hashes(str(model))
 
 
-def _digest(settings: Mapping[str, Any]) -> str:
+def digest(settings: Mapping[str, Any]) -> str:
+    """Return a short name for settings."""
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -223,4 +224,4 @@ def show(options: argparse.Namespace, results: Mapping[str, Result], title: str)
         ]
         print(f"{name:<{width}}" + "".join(cells), flush=True)
     name = title.replace(",", "").replace(" ", "-")
-    compared_accuracies(Path(options.root) / f"{name}-{_digest(vars(options))}", estimates)
+    compared_accuracies(Path(options.root) / f"{name}-{digest(vars(options))}", estimates)

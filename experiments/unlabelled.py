@@ -40,12 +40,13 @@ def write_text(data: Path, split: str, target: Path, sets: Sequence[str]) -> Non
             if row["label"] in train:
                 kept.append(sentence)
             else:
-                held_out.add(_letters(sentence))
-    lines = [sentence for sentence in kept if _letters(sentence) not in held_out]
+                held_out.add(letters(sentence))
+    lines = [sentence for sentence in kept if letters(sentence) not in held_out]
     target.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _letters(sentence: str) -> str:
+def letters(sentence: str) -> str:
+    """Return the letters and digits of a sentence, by which copies are recognized."""
     return "".join(filter(str.isalnum, sentence.lower()))
 
 

@@ -18,6 +18,7 @@ import tiny
 import metajax
 from experiments import (
     documents,
+    drift,
     gradmem,
     intents,
     leopard,
@@ -26,6 +27,7 @@ from experiments import (
     runs,
     sinusoid,
     stages,
+    transfer,
     unlabelled,
     unseen,
 )
@@ -348,11 +350,12 @@ def asked(monkeypatch):
         asked.append(settings)
         return [runs.Result(np.zeros(2), 1.0) for _ in methods]
 
-    for module in (intents, unlabelled, stages, unseen):
+    for module in (intents, transfer, unlabelled, stages, unseen):
         monkeypatch.setattr(module, "trained", train)
         monkeypatch.setattr(module, "judged", judge)
+    for module in (intents, unlabelled, stages, unseen):
         monkeypatch.setattr(module, "show", lambda *_: None)
-    for module in (intents, unseen):
+    for module in (intents, transfer, unseen):
         monkeypatch.setattr(module, "exported", lambda run: run.path)
     return asked
 
@@ -400,6 +403,142 @@ def test_sentences_without_labels_are_of_no_held_out_class(material):
     held_out = {row["sentence"] for row in rows if row["label"] >= "topic5"}
     assert held_out
     assert not held_out & set(lines)
+
+
+def sentences(files):
+    """Return the letters of the sentences of data sets and plain texts."""
+    lines = [line for file in files for line in Path(file).read_text().splitlines()]
+    return {unlabelled.letters(x if x[0] != "{" else json.loads(x)["sentence"]) for x in lines}
+
+
+@pytest.mark.parametrize("valid", [False, True])
+def test_no_source_of_transfer_has_a_sentence_of_the_sets_left_out(material, asked, capsys, valid):
+    own = {name: f"wa {letter}" for name, letter in zip(transfer.SETS, ("wb", "wc", "wd"))}
+    for name, sentence in own.items():
+        rows = [(sentence, "topic0"), ("we", "topic1")]
+        rows += [("Wf!" if name == "HWU64" else "wf", "topic1")]
+        lines = [json.dumps({"sentence": text, "label": label}) + "\n" for text, label in rows]
+        (material.root / name / "full.jsonl").write_text("".join(lines))
+    given = [*material.given, "--data", str(material.root), "--target", "CLINC150", "--shares", "1"]
+    given += ["--multi-task", "--seeds", "3", "4", *(["--valid"] if valid else [])]
+    transfer.main([*given, "--extra", "words", "--methods", "protonet"])
+    trainings = [settings for settings in asked if "steps" in settings]
+    judgements = [settings for settings in asked if "episodes" in settings]
+    # Four weights (two seeds each) and the original ones, with 2 kinds of 3 numbers of shots.
+    assert (len(trainings), len(judgements)) == (4, 5 * 6)
+    assert {settings["seed"] for settings in trainings} == {3, 4}
+    tested = "BANKING77" if valid else "CLINC150"
+    (left_out,) = {settings["tasks"] for settings in judgements}
+    assert sentences(left_out) == set(map(unlabelled.letters, (own[tested], "we", "wf")))
+    kept = {"HWU64"} | (set() if valid else {"BANKING77"})
+    for settings in trainings:
+        files = [file.removeprefix("smlmt:") for file in settings["tasks"]]
+        assert sentences(files) == {unlabelled.letters(own[name]) for name in kept}
+    assert f"HWU64: 2 of 3 sentences are also in {'BANKING77 or ' if valid else ''}CLINC150" in (
+        capsys.readouterr().out
+    )
+
+
+def test_transfer_tests_on_some_sentences_of_each_class(material, monkeypatch):
+    monkeypatch.setattr(transfer, "PER_CLASS", 7)
+    [task] = load_tasks([transfer.write_target(material.root, "HWU64", material.root)])
+    assert np.bincount(task.labels).tolist() == [7] * 15
+    [every] = load_tasks([str(material.root / "HWU64" / "full.jsonl")])
+    label_of = {x: every.label_names[n] for x, n in zip(every.texts, every.labels)}
+    assert all(label_of[x] == task.label_names[n] for x, n in zip(task.texts, task.labels))
+
+
+def test_an_average_of_weights_is_between_them(material, monkeypatch):
+    monkeypatch.setattr(transfer, "exported", lambda run: run.path)
+    start, end = (tiny.write_model(material.root / f"weights{n}", seed=n) for n in (1, 2))
+    run = runs.Trained(str(end), 1.0)
+    assert transfer.averaged(str(start), run, 1) == str(end)
+    quarter = transfer.averaged(str(start), run, 0.25)
+    before, after, mean = (metajax.from_pretrained(str(x))[1] for x in (start, end, quarter))
+    expected = jax.tree.map(lambda a, b: a + (b - a) / 4, before, after)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), mean, expected)
+
+
+def test_transfer_compares_with_the_same_classifier_of_the_original_weights(
+    material, monkeypatch, capsys
+):
+    found = {"plain": [0.5, 0.25], "one": [0.75, 0.25], "two": [0.5, 0.5]}
+
+    def judge(root, model, *methods, **settings):
+        offsets = {"prototypes": 0.0, "linear": 0.25, "knn": 0.5}
+        return [runs.Result(np.array(found[model]) + offsets[method], 1.0) for method in methods]
+
+    monkeypatch.setattr(transfer, "judged", judge)
+    options = Namespace(root="r", heads=["prototypes", "linear"], baselines=["knn"])
+    weights = {"original": ["plain"], "protonet": ["one", "two"]}
+    transfer.compare(options, weights, "CLINC150", tasks=("t",))
+    _, *rows = capsys.readouterr().out.splitlines()
+    assert [row[:48].strip() for row in rows] == [
+        *("original, prototypes", "original, linear", "original, knn"),
+        *("protonet, prototypes", "protonet, linear"),
+    ]
+    for row, accuracy in zip(rows[3:], ("50.00", "75.00")):
+        # The leads are (0.25, 0) and (0, 0.25), so 0.125 for both draws in the mean.
+        words = row[48:].split()
+        assert words[0] == accuracy
+        assert words[3:] == ["12.50", "±", "0.00", "+12.50", "+12.50"]
+
+
+def test_drift_measures_by_the_nearest_prototype():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(4, 15, 3)) + 2 * rng.normal(size=(4, 1, 3))
+    [found] = drift.accuracies(features, 5, 1)
+    rows = drift.generator(0, "draw", 5, 0).permuted(np.tile(np.arange(15), (4, 1)), axis=1)
+    means = np.stack([features[c, rows[c, :5]].mean(0) for c in range(4)])
+    right = [
+        np.linalg.norm(features[c, n] - means, axis=1).argmin() == c
+        for c in range(4)
+        for n in rows[c, 5:]
+    ]
+    assert 0.3 < np.mean(right) < 1
+    assert found == np.mean(right)
+
+
+def test_drift_measures_cosines_within_and_between_classes(monkeypatch):
+    features = np.random.default_rng(0).normal(size=(3 * 15, 4))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    monkeypatch.setattr(drift, "features_of", lambda *_: features)
+    measured = drift.measure(None, None, {"CLINC150": drift.Pool(None, 3)}, 1)["CLINC150"]
+    cosines, same = features @ features.T, np.kron(np.eye(3), np.ones((15, 15)))
+    apart = same - np.eye(45)
+    np.testing.assert_allclose(measured["within"], (cosines * apart).sum() / apart.sum())
+    np.testing.assert_allclose(measured["between"], (cosines * (1 - same)).sum() / (1 - same).sum())
+
+
+@pytest.mark.slow
+def test_drift_and_transfer_take_a_step(material, capsys):
+    for seed, name in enumerate(transfer.SETS):
+        rows = [
+            {"sentence": x, "label": y} for x, y in tiny.examples(classes=6, each=40, seed=seed)
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (material.root / name / "full.jsonl").write_text(lines)
+    given = [*material.given[:2], "--data", str(material.root), "--root", f"{material.root}/drift"]
+    asked = [*given, "--steps", "2", "--draws", "2", "--variants", "tutorial", "pull 0.05"]
+    drift.main(asked)
+    table = capsys.readouterr().out
+    assert "run pull 0.05 seed 0" in table
+    drift.main(asked)
+    again = capsys.readouterr().out
+    assert [line for line in table.splitlines() if not line.startswith("run ")] == (
+        again.splitlines()
+    )
+    assert "0.5 of the way" in again
+    given = [*material.given, "--data", str(material.root), "--seeds", "0", "--draws", "2"]
+    transfer.main([*given, "--methods", "protonet", "--heads", "prototypes", "--shots", "1"])
+    printed = capsys.readouterr().out.splitlines()
+    title, *rows = [line for line in printed if not line.startswith("evaluate ")][-4:]
+    assert title.startswith("BANKING77, 5-way, 1-shot")
+    assert [row[:48].strip() for row in rows] == [
+        "original, prototypes",
+        "protonet, prototypes",
+        "protonet, 0.5 of the way, prototypes",
+    ]
 
 
 def test_other_settings_data_or_weights_are_judged_anew(material, monkeypatch, tmp_path):

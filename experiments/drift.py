@@ -1,0 +1,338 @@
+r"""Find out why meta-training on some data sets can harm the accuracy on another.
+
+Claim: TODO
+Paper: prototypical networks (Snell et al. 2017, arXiv:1703.05175); averages of the weights before
+and after training (Wortsman et al. 2022, arXiv:2109.01903); a pull to the start (Li et al. 2018,
+arXiv:1802.01483).
+Command: python -m experiments.drift --model MINILM --data DATA --root runs/drift \
+    --train CLINC150 --held-out BANKING77
+Hardware and time: TODO
+Expect: TODO
+
+A variant changes a setting of a prototypical network. Before, during and after its training, and
+for averages of the weights with the start, the nearest prototype classifies among the first 77
+classes of each data set: 20 draws of 1, 5 and 10 examples per class, from 15 texts per class; the
+other texts are the queries. All rows have the same draws. A finished run is kept in `--root`.
+RESULTS.md explains DATA and MINILM.
+"""
+
+import argparse
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import metajax
+from experiments.runs import SETS, command, digest, intent_sets, parser, percent
+from experiments.transfer import write_sources
+from metajax import data
+from metajax.data.seeding import generator
+from metajax.models import Transformer
+from metajax.models.contracts import Pooling
+from metajax.runs.described import pooling_of
+from metajax.runs.episodes import episode_sampler
+from metajax.runs.features import features_of
+from metajax.training.evaluation import estimate, nearest_prototype
+from metajax.training.optimizer import adamw, learning_rate
+from metajax.training.outer import global_norm
+from metajax.tree import is_norm_or_bias
+from metajax.types import Params
+
+SHOTS = (1, 5, 10)
+CLASSES, PER_CLASS = 77, 15  # Of the texts to measure on.
+Row = dict[str, Any]
+SHARES = (0.25, 0.5, 0.75)  # Of the end, in averages with the start.
+
+
+class Variant(NamedTuple):
+    """A training run.
+
+    Attributes:
+        learning_rate: the peak.
+        ways: classes per episode.
+        shots: support examples per class.
+        queries: query examples per class.
+        episodes: per step.
+        temperature: the logits are about this many times a cosine.
+        norms: train only normalizations and biases.
+        pull: share of the distance to the start that each step takes back.
+    """
+
+    learning_rate: float = 5e-5
+    ways: int = 5
+    shots: int = 1
+    queries: int = 5
+    episodes: int = 4
+    temperature: float = 10.0
+    norms: bool = False
+    pull: float = 0.0
+
+
+VARIANTS = {  # All have 120 texts per step.
+    "tutorial": Variant(),
+    "rate 2e-5": Variant(learning_rate=2e-5),
+    "rate 1e-5": Variant(learning_rate=1e-5),
+    "rate 2e-6": Variant(learning_rate=2e-6),
+    "5 shots": Variant(shots=5, queries=1),
+    "20 ways": Variant(ways=20, episodes=1),
+    "40 ways": Variant(ways=40, queries=2, episodes=1),
+    "temperature 5": Variant(temperature=5.0),
+    "temperature 20": Variant(temperature=20.0),
+    "temperature 50": Variant(temperature=50.0),
+    "norms only": Variant(norms=True),
+    "norms only, rate 5e-4": Variant(norms=True, learning_rate=5e-4),
+    "pull 0.05": Variant(pull=0.05),
+    "40 ways, temperature 20": Variant(ways=40, queries=2, episodes=1, temperature=20.0),
+    "40 ways, temperature 20, rate 2e-5": Variant(2e-5, 40, 1, 2, 1, 20.0),
+    "40 ways, temperature 20, rate 1e-5": Variant(1e-5, 40, 1, 2, 1, 20.0),
+}
+
+
+class Pool(NamedTuple):
+    """Texts to measure on, grouped by class.
+
+    Attributes:
+        examples: C * `PER_CLASS` texts.
+        classes: C.
+    """
+
+    examples: data.TokenizedTask
+    classes: int
+
+
+def pool(examples: data.TokenizedTask) -> Pool:
+    """Choose `PER_CLASS` texts of each of the first `CLASSES` classes."""
+    rng, by_class = generator(0, "pool"), examples.rows_by_class[:CLASSES]
+    rows = [rng.choice(rows, PER_CLASS, replace=False) for rows in by_class]
+    return Pool(data.take_examples(examples, np.concatenate(rows)), len(rows))
+
+
+def accuracies(features_CxNxH: np.ndarray, shots: int, draws: int) -> list[float]:
+    """Return the accuracy of the nearest prototype for each draw of the support set.
+
+    Args:
+        features_CxNxH: N texts of each of C classes.
+        shots: support examples per class; the other texts are the queries.
+        draws: number of draws. Each is a function of its number, so that all weights have the same.
+    """
+    classes, texts, size = features_CxNxH.shape
+    found = []
+    for draw in range(draws):
+        rows_CxN = generator(0, "draw", shots, draw).permuted(
+            np.tile(np.arange(texts), (classes, 1)), axis=1
+        )
+        mixed_CxNxH = np.take_along_axis(features_CxNxH, rows_CxN[:, :, None], axis=1)
+        support, query = mixed_CxNxH[:, :shots], mixed_CxNxH[:, shots:]
+        labels = np.arange(classes)
+        guesses = nearest_prototype(
+            support.reshape(-1, size), np.repeat(labels, shots), query.reshape(-1, size)
+        )
+        found.append(float(np.mean(guesses == np.repeat(labels, texts - shots))))
+    return found
+
+
+def measure(
+    model: Transformer, params: Params, pools: dict[str, Pool], draws: int
+) -> dict[str, Any]:
+    """Measure weights on data sets.
+
+    Args:
+        model: with features of unit length.
+        params: the weights.
+        pools: texts of each data set.
+        draws: number of draws.
+
+    Returns:
+        By data set: the accuracies of the draws by number of shots, and the mean cosines of two
+        texts of a class (`within`) and of different classes (`between`).
+    """
+    measured = {}
+    for name, (examples, classes) in pools.items():
+        flat = features_of(model, params, examples)
+        features = flat.reshape(classes, PER_CLASS, -1)
+        means = features.mean(1)
+        within = (np.mean(np.sum(means**2, 1)) * PER_CLASS - 1) / (PER_CLASS - 1)
+        between = (np.sum(means.sum(0) ** 2) - np.sum(means**2)) / (classes * (classes - 1))
+        measured[name] = {"within": within, "between": between} | {
+            str(shots): accuracies(features, shots, draws) for shots in SHOTS
+        }
+    return measured
+
+
+def train(
+    model: Transformer,
+    start: Params,
+    examples: list[data.TokenizedTask],
+    variant: Variant,
+    steps: int,
+    seed: int,
+) -> Iterator[tuple[Params, Any]]:
+    """Meta-train a prototypical network; yield the parameters and the metrics of each step."""
+    model = model.replace(feature_norm=math.sqrt(variant.temperature))
+    algorithm = metajax.protonet(
+        lambda params, batch, rng: model.features(params, batch), variant.ways
+    )
+
+    def pulled(updates: Params, params: Params | None = None) -> Params:
+        back = lambda update, now, begin: update - variant.pull * (now - begin)  # noqa: E731
+        return jax.tree.map(back, updates, params, start)
+
+    schedule = learning_rate(variant.learning_rate, steps, math.ceil(0.1 * steps))
+    optimizer = adamw(schedule, weight_decay=0.01, clip_norm=1.0)  # As `metatrain`.
+    if variant.pull:
+        optimizer = optax.chain(optimizer, optax.stateless(pulled))
+    frozen = (lambda path: not is_norm_or_bias(path)) if variant.norms else None
+    outer = metajax.outer_loop(algorithm, optimizer, frozen=frozen)
+    spec = data.EpisodeSpec(variant.ways, variant.shots, variant.queries)
+    sampler = episode_sampler(
+        examples, spec, seed, variant.episodes, steps, slice(0, variant.episodes)
+    )
+    state = outer.init(start, jax.random.key(seed))
+    for step in range(steps):
+        state, metrics = outer.step(state, sampler(step))
+        yield state.meta_params, metrics
+
+
+def average(start: Params, end: Params, share: float) -> Params:
+    """Return weights on the line between two, at a share (0..1) of the way to the end."""
+    return jax.tree.map(lambda a, b: (1 - share) * a + share * b, start, end)
+
+
+class Material(NamedTuple):
+    """What all variants share.
+
+    Attributes:
+        model: the network, with features of unit length.
+        start: the original weights.
+        examples: the data sets to train on.
+        pools: texts to measure on, by data set. The last one is left out of the training.
+    """
+
+    model: Transformer
+    start: Params
+    examples: list[data.TokenizedTask]
+    pools: dict[str, Pool]
+
+
+def run(options: argparse.Namespace, material: Material, variant: Variant, seed: int) -> list[Row]:
+    """Train a variant, and measure along the way and between the start and the end."""
+    model, start, examples, pools = material
+    rows: list[Row] = []
+
+    def add(at: str, params: Params, metrics: Sequence[Any]) -> None:
+        moved = global_norm(jax.tree.map(jnp.subtract, params, start)) / global_norm(start)
+        row: Row = {"at": at, "distance": float(moved)}
+        if metrics:
+            row["loss"] = float(np.mean([m.query_loss for m in metrics]))
+            row["accuracy"] = float(np.mean([m.query_aux["accuracy"] for m in metrics]))
+        rows.append(row | measure(model, params, pools, options.draws))
+
+    recent: list[Any] = []
+    mean, measured = start, {round(share * options.steps) for share in (0.5, 1)}
+    params = start
+    for step, (params, metrics) in enumerate(
+        train(model, start, examples, variant, options.steps, seed), start=1
+    ):
+        recent.append(metrics)
+        mean = average(mean, params, 1 / step)
+        if step in measured:
+            add(f"step {step}", params, recent)
+            recent = []
+    add("mean of all steps", mean, ())
+    for share in SHARES:
+        add(f"{share:g} of the way", average(start, params, share), ())
+    return rows
+
+
+def kept(
+    options: argparse.Namespace, name: str, make: Callable[[], list[Row]], **settings: Any
+) -> list[Row]:
+    """Return rows, from `--root` if they have been made before with the same settings."""
+    names = ("model", "train", "held_out", "draws")
+    key = digest({each: getattr(options, each) for each in names} | settings)
+    file = Path(options.root) / f"{name.replace(' ', '-')}-{key}.json"
+    if not file.is_file():
+        print(f"run {name}", flush=True)
+        file.write_text(json.dumps(make()), encoding="utf-8")
+    rows: list[Row] = json.loads(file.read_text(encoding="utf-8"))
+    return rows
+
+
+def show(title: str, rows: list[Row], sets: Sequence[str]) -> None:
+    """Print how a run went: its loss, its distance from the start, and the accuracies."""
+    heads = [f"{name[:6]} {shots}" for name in sets for shots in SHOTS]
+    header = ["loss", "accuracy", "distance", "within", "between", *heads]
+    print(f"{title:<40}" + "".join(f"{head:>11}" for head in header))
+    for row in rows:
+        last = row[sets[-1]]
+        cells = [
+            f"{row['loss']:.3f}" if "loss" in row else "-",
+            f"{100 * row['accuracy']:.1f}" if "accuracy" in row else "-",
+            f"{row['distance']:.4f}",
+            f"{last['within']:.3f}",
+            f"{last['between']:.3f}",
+            *(f"{100 * np.mean(row[name][str(n)]):.2f}" for name in sets for n in SHOTS),
+        ]
+        print(f"{row['at']:<40}" + "".join(f"{cell:>11}" for cell in cells), flush=True)
+
+
+def summary(found: dict[str, list[list[Row]]], name: str) -> None:
+    """Print how far each variant is ahead of the start on a data set, over its seeds and draws."""
+    heads = "".join(f"{f'{shots}-shot':>16}" for shots in SHOTS)
+    print(f"{f'ahead of the start on {name}':<40}{'weights':>20}{heads}")
+    for variant, runs in found.items():
+        for number, row in list(enumerate(runs[0]))[1:]:
+            gains = [
+                [np.subtract(rows[number][name][str(n)], rows[0][name][str(n)]) for rows in runs]
+                for n in SHOTS
+            ]
+            cells = "".join(f"{percent(estimate(np.mean(gain, 0))):>16}" for gain in gains)
+            print(f"{variant:<40}{row['at']:>20}{cells}", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train the variants, and print what happens to the accuracy on a data set left out."""
+    made = parser(__doc__, "drift", steps=100)
+    made.add_argument("--train", nargs="+", choices=SETS, default=["CLINC150"])
+    made.add_argument("--held-out", choices=SETS, default="BANKING77")
+    made.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    made.add_argument("--seeds", type=int, nargs="+", default=[0])
+    made.add_argument("--draws", type=int, default=20)
+    options = made.parse_args(arguments)
+    if options.held_out in options.train:
+        made.error(f"--held-out {options.held_out}: is in --train; remove it there")
+    root = Path(options.root)
+    root.mkdir(parents=True, exist_ok=True)
+    files = write_sources(intent_sets(options), options.train, [options.held_out], root)
+    files.append(str(intent_sets(options) / options.held_out / "full.jsonl"))
+    pooling = cast(Pooling, pooling_of(options.model, "mean"))
+    model, start = metajax.from_pretrained(options.model, pooling=pooling, feature_norm=1.0)
+    examples = [
+        data.tokenize_task(task, model.tokenizer, 32)._replace(name=name)
+        for task, name in zip(data.load_tasks(files), (*options.train, options.held_out))
+    ]
+    pools = {task.name: pool(task) for task in examples}
+    material = Material(model, start, examples[:-1], pools)
+    unit = {"at": "start", "distance": 0.0}
+    begin = kept(options, "start", lambda: [unit | measure(model, start, pools, options.draws)])
+    found: dict[str, list[list[Row]]] = {}
+    for name, seed in itertools.product(options.variants, options.seeds):
+        settings = VARIANTS[name]._asdict() | {"steps": options.steps, "seed": seed}
+        make = partial(run, options, material, VARIANTS[name], seed)
+        rows = begin + kept(options, f"{name} seed {seed}", make, **settings)
+        show(f"{name}, seed {seed}", rows, list(pools))
+        found.setdefault(name, []).append(rows)
+    for name in pools:
+        summary(found, name)
+
+
+if __name__ == "__main__":
+    command(main)
