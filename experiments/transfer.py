@@ -148,6 +148,8 @@ def all_weights(
     for seed in options.seeds:
         for method in options.methods:
             settings = METHODS[method] | shared | {"seed": seed, "tasks": (*files, *extra)}
+            if settings["algorithm"] != "protonet":  # It takes no inner steps.
+                settings["inner_lr"] = options.inner_lr
             run = trained(root, f"{name}-{method.replace(' ', '-')}", "metatrain", **settings)
             for share in options.shares:
                 part = "" if share == 1 else f", {share:g} of the way"
@@ -210,6 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("--baselines", nargs="*", choices=BASELINES, default=["knn"])
     made.add_argument("--steps", type=int, default=100, help="of each training")
     made.add_argument("--learning-rate", type=float, default=5e-5, help="of each training")
+    made.add_argument("--inner-lr", type=float, default=0.1, help="of all adaptation")
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of each training")
     made.add_argument("--shots", type=int, nargs="+", default=[1, 5, 10])
     made.add_argument("--draws", type=int, default=10, help="of all classes")
@@ -223,7 +226,7 @@ def main(arguments: list[str] | None = None) -> None:
     weights = all_weights(options, files, extra_sources(options.extra, files, root), root)
     target = write_target(intents, tested, root)
     for title, settings in sizes(options).items():
-        asked = {"tasks": (target,), "max_length": 32, **settings}
+        asked = {"tasks": (target,), "max_length": 32, "inner_lr": options.inner_lr, **settings}
         compare(options, weights, f"{tested}, {title}", **asked)
 
 

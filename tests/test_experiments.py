@@ -508,6 +508,9 @@ def test_drift_measures_cosines_within_and_between_classes(monkeypatch):
     apart = same - np.eye(45)
     np.testing.assert_allclose(measured["within"], (cosines * apart).sum() / apart.sum())
     np.testing.assert_allclose(measured["between"], (cosines * (1 - same)).sum() / (1 - same).sum())
+    blocks = cosines.reshape(3, 15, 3, 15).mean((1, 3))
+    nearest = [blocks[0, 1:].max(), blocks[1, ::2].max(), blocks[2, :2].max()]
+    np.testing.assert_allclose(measured["nearest"], np.mean(nearest))
 
 
 @pytest.mark.slow
@@ -530,7 +533,8 @@ def test_drift_and_transfer_take_a_step(material, capsys):
     )
     assert "0.5 of the way" in again
     given = [*material.given, "--data", str(material.root), "--seeds", "0", "--draws", "2"]
-    transfer.main([*given, "--methods", "protonet", "--heads", "prototypes", "--shots", "1"])
+    given += ["--methods", "protonet", "--heads", "prototypes", "--baselines", "--shots", "1"]
+    transfer.main(given)
     printed = capsys.readouterr().out.splitlines()
     title, *rows = [line for line in printed if not line.startswith("evaluate ")][-4:]
     assert title.startswith("BANKING77, 5-way, 1-shot")
