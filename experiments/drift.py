@@ -43,7 +43,7 @@ from metajax.runs.features import features_of
 from metajax.training.evaluation import estimate, nearest_prototype
 from metajax.training.optimizer import adamw, learning_rate
 from metajax.training.outer import global_norm
-from metajax.tree import is_norm_or_bias
+from metajax.tree import interpolate, is_norm_or_bias
 from metajax.types import Params
 
 SHOTS = (1, 5, 10)
@@ -203,11 +203,6 @@ def train(
         yield state.meta_params, metrics
 
 
-def average(start: Params, end: Params, share: float) -> Params:
-    """Return weights on the line between two, at a share (0..1) of the way to the end."""
-    return jax.tree.map(lambda a, b: (1 - share) * a + share * b, start, end)
-
-
 class Material(NamedTuple):
     """What all variants share.
 
@@ -247,7 +242,7 @@ def run(options: argparse.Namespace, material: Material, variant: Variant, seed:
             add(f"step {step}", params, recent)
             recent = []
     for share in SHARES:
-        add(f"{share:g} of the way", average(start, params, share), ())
+        add(f"{share:g} of the way", interpolate(start, params, share), ())
     return rows
 
 

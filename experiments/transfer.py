@@ -28,7 +28,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 import metajax
@@ -37,6 +36,7 @@ from experiments.unlabelled import letters
 from metajax.data.seeding import generator
 from metajax.runs.demo_data import write_data
 from metajax.training.evaluation import estimate
+from metajax.tree import interpolate
 
 METHODS: dict[str, dict[str, Any]] = {  # All have 120 texts per step.
     "protonet": {"algorithm": "protonet"},
@@ -132,8 +132,7 @@ def averaged(start: str, run: Trained, share: float) -> str:
         return end
     model, before = metajax.from_pretrained(start)
     _, after = metajax.from_pretrained(end)
-    mean = jax.tree.map(lambda a, b: (1 - share) * a + share * b, before, after)
-    metajax.save_pretrained(f"{end}-{share:g}", model, mean)
+    metajax.save_pretrained(f"{end}-{share:g}", model, interpolate(before, after, share))
     return f"{end}-{share:g}"
 
 
