@@ -1,13 +1,19 @@
 r"""Find out why meta-training on some data sets can harm the accuracy on another.
 
-Claim: TODO
+Claim: the temperature decides. With logits of ten times a cosine, the loss keeps pulling together
+texts that are classified correctly already. A sentence encoder then groups the texts of another
+data set more coarsely: two of its classes are less similar on average, but a class and the most
+similar one are more similar. Accuracy there falls while that on the source rises, and more ways
+raise both changes. With logits of fifty times a cosine, accuracy rises on both.
 Paper: prototypical networks (Snell et al. 2017, arXiv:1703.05175); averages of the weights before
 and after training (Wortsman et al. 2022, arXiv:2109.01903); a pull to the start (Li et al. 2018,
 arXiv:1802.01483).
 Command: python -m experiments.drift --model MINILM --data DATA --root runs/drift \
-    --train CLINC150 --held-out BANKING77
-Hardware and time: TODO
-Expect: TODO
+    --train CLINC150 --held-out BANKING77 --variants tutorial "40 ways" "temperature 50"
+Hardware and time: two CPU cores, 140 s of CPU time per variant. On a machine with many other jobs a
+variant took ten to fifteen minutes.
+Expect: BANKING77 with 5 examples per class: 76.45 at the start, 74.19 after 40 steps, 77.20 at a
+temperature of 50.
 
 A variant changes a setting of a prototypical network. Before, during and after its training, and
 for averages of the weights with the start, the nearest prototype classifies among the first 77
