@@ -20,7 +20,8 @@ from metajax.runs.document_stream import adapt_to_stream, open_stream, steps_on
 from metajax.runs.document_tasks import are_documents
 from metajax.runs.few_shot import FewShot, open_few_shot
 from metajax.runs.label_names import read_label_names, with_label_names
-from metajax.runs.methods import adapt_to, prepare
+from metajax.runs.method_choice import CANDIDATES, adapt_by
+from metajax.runs.methods import prepare
 from metajax.runs.metrics import MetricsLog
 from metajax.runs.record import make_record
 from metajax.runs.source import describe
@@ -47,6 +48,11 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         - `loss_after`: loss of the classifier on the examples.
         - `left_out`, if prototypes and steps were compared by cross-validation: number of
           `examples`, and the accuracies of the `prototypes` and of the `steps` at rate `inner_lr`.
+        - `choice`, with `--method choose`: the name of the candidate that was `chosen`, the numbers
+          of `folds` and of held-out `examples`, for each of the `candidates` its mean
+          `log_likelihood` at its `temperature`, and its `accuracy`; and the names of those that the
+          time limit `cut`.
+        - `temperature`, with `--method choose` or `--calibrate`: the logits are divided by it.
         - `dev`, with `settings.dev`: number of `examples` of the dev set, `accuracy`, `macro_f1`,
           `balanced_accuracy` and `calibration_error` (all 0..1; the last is the expected
           calibration error), and `confusion` matrix (rows are true labels, columns are predicted
@@ -81,10 +87,12 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     )
     run = open_run(settings.workdir, record)
 
-    # Keep the choice of a finished run, because another machine might choose differently.
+    # Keep the choices of a finished run, because another machine might choose differently.
     known = _read_choice(run.path) if chooses else None
+    if settings.calibrate or settings.method == "choose":
+        known = _read_calibration(run.path, settings.method)
     _log.info("%s: compiling for %d examples", run.path, len(task.labels))
-    adapted = adapt_to(few_shot, examples, settings.method, chooses=chooses, known=known)
+    adapted = adapt_by(few_shot, examples, settings, chooses=chooses, known=known)
     _check_finite(adapted, task.name)
     begin(run, lambda directory: save_config(directory, model))
     _save(run, few_shot, adapted)
@@ -172,7 +180,8 @@ def _results(adapted: Adapted, task: data.TaskData) -> dict[str, Any]:
         "loss": adapted.losses[:-1],
         "loss_after": adapted.losses[-1],
     }
-    return results if adapted.left_out is None else results | {"left_out": adapted.left_out}
+    added = {name: getattr(adapted, name) for name in ("left_out", "temperature", "choice")}
+    return results | {name: value for name, value in added.items() if value is not None}
 
 
 def _with_steps(settings: AdaptSettings, few_shot: FewShot) -> tuple[AdaptSettings, bool]:
@@ -220,6 +229,27 @@ def _read_choice(workdir: Path) -> dict[str, Any] | None:
             f"{workdir / 'results.json'}: inner_lr is {rate}; restore the file from a backup"
         )
     return known
+
+
+def _read_calibration(workdir: Path, method: str) -> dict[str, Any] | None:
+    """Read the results of an earlier run with a temperature, and perhaps a chosen method.
+
+    Raises:
+        InputError: they are not there.
+    """
+    known = read_results(workdir)
+    if known is None:
+        return None
+    choice: Any = known.get("choice")
+    temperature: Any = known.get("temperature")
+    chosen = choice.get("chosen") if isinstance(choice, dict) else None
+    if not (is_number(temperature) and temperature > 0):
+        problem = f"temperature is {temperature}"
+    elif method == "choose" and chosen not in CANDIDATES:
+        problem = f"the choice is {chosen}"
+    else:
+        return known
+    raise InputError(f"{workdir / 'results.json'}: {problem}; restore the file from a backup")
 
 
 def _warn_if_risen(adapted: Adapted) -> None:

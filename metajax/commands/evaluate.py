@@ -19,7 +19,7 @@ from metajax.runs.document_tasks import are_documents
 from metajax.runs.eval_set import EvalSet, Row, choose_protocol
 from metajax.runs.features import features_of, logits_on
 from metajax.runs.few_shot import FewShot, not_meta_trained, open_as_trained, open_few_shot
-from metajax.runs.methods import RECIPES, train_on
+from metajax.runs.methods import RECIPES, method_of, train_on
 from metajax.runs.record import identity
 from metajax.runs.support_training import plan_steps
 from metajax.runs.task_data import load
@@ -196,7 +196,7 @@ def _run_trained(method: str, few_shot: FewShot, eval_set: EvalSet) -> np.ndarra
             support = supports[len(accuracies)]
             key = support.tokens.input_ids.tobytes() + support.labels.tobytes()
             if key != known[0]:  # Published draws have several episodes with one support set.
-                known = key, train_on(few_shot, support, method, plan=plan)[0]
+                known = key, train_on(few_shot, support, method_of(method), plan=plan)[0]
             rows = episodes.query[t][episodes.query_mask[t] > 0]
             query = data.take_examples(eval_set.examples[task], rows)
             logits = logits_on(few_shot.model, known[1], query)

@@ -82,7 +82,9 @@ class InnerSettings(Settings):
     )
 
 
-METHODS = ("steps", "contrastive", "finetune", "linear", "prototypes")
+METHODS = ("steps", "contrastive", "finetune", "linear", "prototypes", "choose")
+DEFAULT_METHOD = "contrastive"  # Of weights that were not meta-trained.
+_WEIGHTED = ("contrastive", "finetune", "linear", "choose")  # Methods that take --class-weight.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +93,40 @@ class MethodSettings(InnerSettings):
 
     method: str = option(
         "steps (the inner steps), contrastive or finetune (train all weights on the examples), "
-        "linear or prototypes (a head on frozen features)",
+        "linear or prototypes (a head on frozen features), or choose (one of the last four, by "
+        "cross-validation on the examples)",
         "steps",
         choices=METHODS,
         metavar="NAME",
     )
+    class_weight: str | None = option(
+        "balanced: each class has the same weight in the loss, however many examples it has",
+        None,
+        choices=("balanced",),
+        advanced=True,
+    )
+    calibrate: bool = option(
+        "calibrate the probabilities of a method but steps by cross-validation on the examples, "
+        "which trains four more times; choose always does",
+        False,
+        advanced=True,
+    )
+    time_limit: float = option(
+        "seconds after which --method choose tries no more", 300.0, above=0, advanced=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.class_weight is not None and self.method not in _WEIGHTED:
+            raise InputError(
+                f"--class-weight {self.class_weight}: --method {self.method} does not take it; "
+                f"remove it, or use --method {' or '.join(_WEIGHTED)}"
+            )
         if self.method == "steps":
+            if self.calibrate:
+                raise InputError(
+                    "--calibrate: --method steps does not take it; remove it, or use another method"
+                )
             return
         for setting in dataclasses.fields(InnerSettings):
             value = getattr(self, setting.name)

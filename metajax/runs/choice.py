@@ -28,13 +28,17 @@ class Adapted(NamedTuple):
         losses: loss on the examples before each step and after the last step.
         rate: rate of the steps. None if there is none: the prototypes were kept, the rates are
             learned, or the algorithm takes no steps.
-        left_out: result of the cross-validation, if there was one.
+        left_out: result of the cross-validation of the steps, if there was one.
+        choice: how the method was chosen, if it was.
+        temperature: of the logits, if it was fitted.
     """
 
     params: Params
     losses: list[float]
     rate: float | None
     left_out: dict[str, Any] | None = None
+    choice: dict[str, Any] | None = None
+    temperature: float | None = None
 
 
 def choose(few_shot: FewShot, descent: Descent) -> Adapted:

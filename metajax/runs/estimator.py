@@ -12,17 +12,19 @@ from sklearn.utils.validation import check_is_fitted
 
 from metajax import data
 from metajax.config.groups import ModelSettings
-from metajax.config.inner import METHODS, InnerSettings
+from metajax.config.inner import DEFAULT_METHOD, METHODS, InnerSettings, MethodSettings
 from metajax.errors import InputError
 from metajax.models import save_pretrained
 from metajax.runs.classifier import SAVED, Classifier, open_classifier, probabilities
 from metajax.runs.few_shot import open_few_shot
 from metajax.runs.labels import Kind, plain, read_labels
-from metajax.runs.methods import MULTI_LABEL, adapt_to, prepare
+from metajax.runs.method_choice import adapt_by
+from metajax.runs.methods import MULTI_LABEL, prepare
 from metajax.runs.task_data import tokenized
 from metajax.runs.workdir import read_json
 
 _NUMBERS = ("max_length", "batch_size", "seed")
+_HOW = ("class_weight", "calibrate", "time_limit")  # Settings of the method.
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # Has no types.
@@ -33,7 +35,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
     Args:
         model: hub id, Hugging Face directory, or workdir of an earlier stage.
-        method: how to adapt to the examples; see `metajax adapt --method`.
+        method: how to adapt to the examples; see `metajax adapt --method`. "choose" chooses it by
+            cross-validation on the examples.
+        class_weight: "balanced": each class has the same weight in the loss, however many examples
+            it has; not for texts with several labels.
+        calibrate: whether to calibrate the probabilities by cross-validation on the examples, which
+            trains four more times; not for texts with several labels. "choose" always does.
+        time_limit: seconds after which "choose" tries no more.
         label_names: for each label, its name or a description, which counts as one more example.
             `fit` then needs no other examples: zero-shot classification.
         max_length: longer texts are truncated to this many tokens.
@@ -42,6 +50,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
     Attributes:
         classes_: [C], the labels in sorted order; 0..C-1 for an indicator matrix.
+        choice_: how the method was chosen (see `metajax adapt`). None if it was not.
+        temperature_: the logits are divided by it. None if it was not fitted.
 
     Examples:
         >>> import tempfile, transformers
@@ -64,8 +74,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         self,
         model: str = "sentence-transformers/all-MiniLM-L6-v2",
         *,
-        method: str = "contrastive",
+        method: str = DEFAULT_METHOD,
         label_names: Mapping[Any, str] | None = None,
+        class_weight: str | None = None,
+        calibrate: bool = False,
+        time_limit: float = 300.0,
         max_length: int = 128,
         batch_size: int = 64,
         seed: int = 0,
@@ -73,6 +86,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         self.model = model
         self.method = method
         self.label_names = label_names
+        self.class_weight = class_weight
+        self.calibrate = calibrate
+        self.time_limit = time_limit
         self.max_length = max_length
         self.batch_size = batch_size
         self.seed = seed
@@ -89,7 +105,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         Raises:
             InputError: the model, the texts or the labels cannot be used.
         """
-        self._check()
+        how = self._check()
         texts, pairs = _texts([] if X is None else X)
         kind, classes, labels = read_labels([] if y is None else y, self.label_names or {})
         self._check_kind(kind)
@@ -114,13 +130,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         few_shot, model = prepare(few_shot, self.method, shown)
         task = data.TaskData("the examples", texts, pairs, labels, shown)
         (examples,) = tokenized([task], model, few_shot.text_length(self.max_length))
-        adapted = adapt_to(few_shot, examples, self.method, chooses=few_shot.can_choose_rate)
+        adapted = adapt_by(few_shot, examples, how, chooses=few_shot.can_choose_rate)
         params = few_shot.merge(adapted.params)
         self._classifier = Classifier(model, params, 0, self.max_length, pairs is not None)
         self.classes_, self._kind = classes, kind
+        self.choice_, self.temperature_ = adapted.choice, adapted.temperature
         return self
 
-    def _check(self) -> None:
+    def _check(self) -> MethodSettings:
         if self.method not in METHODS:
             raise InputError(f"method is {self.method!r}; it has to be one of {', '.join(METHODS)}")
         if not isinstance(self.label_names or {}, Mapping):
@@ -128,6 +145,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         for name in ("batch_size", "max_length"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
+        given = {name: getattr(self, name) for name in _HOW}
+        return MethodSettings(method=self.method, **given)
 
     def _check_kind(self, kind: Kind) -> None:
         if kind != "single" and self.method not in MULTI_LABEL:
@@ -135,6 +154,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                 f"method is {self.method!r}, which needs one label for each text; for several use "
                 f"{' or '.join(MULTI_LABEL)}"
             )
+        for name in ("class_weight", "calibrate"):
+            if kind != "single" and getattr(self, name):
+                raise InputError(f"{name}: needs one label for each text; remove it")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -203,11 +225,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             "settings": {
                 "model": os.fspath(self.model),
                 "method": self.method,
+                **{name: getattr(self, name) for name in _HOW},
                 **{name: int(getattr(self, name)) for name in _NUMBERS},
             },
             "label_names": [[plain(label), name] for label, name in names.items()],
             "classes": self.classes_.tolist(),
             "labels": self._kind,
+            "choice": self.choice_,
+            "temperature": self.temperature_,
             "pairs": self._classifier.pairs,
         }
         (folder / SAVED).write_text(json.dumps(settings, indent=2) + "\n")
@@ -227,6 +252,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         loaded = cls(**written["settings"] | {"label_names": names})
         loaded._classifier = open_classifier(str(file.parent), None)
         loaded.classes_, loaded._kind = np.array(written["classes"]), written["labels"]
+        loaded.choice_, loaded.temperature_ = written.get("choice"), written.get("temperature")
         return loaded
 
 

@@ -35,21 +35,29 @@ def logits_on(model: Transformer, params: Params, examples: data.TokenizedTask) 
 
 
 def logistic_head(
-    features: np.ndarray, batch: Mapping[str, np.ndarray], num_classes: int
+    features: np.ndarray,
+    batch: Mapping[str, np.ndarray],
+    num_classes: int,
+    *,
+    inverse_strength: float = 1.0,
+    class_weight: str | None = None,
 ) -> dict[str, np.ndarray]:
-    """Fit scikit-learn's logistic regression with its defaults.
+    """Fit scikit-learn's logistic regression.
 
     Args:
         features: [N, H].
         batch: `labels` [N], all of 0..C-1.
         num_classes: C, at least 2.
+        inverse_strength: scikit-learn's `C`; a smaller one regularizes more.
+        class_weight: scikit-learn's; "balanced" or None.
 
     Returns:
         `kernel` [H, C] and `bias` [C], float64. Its softmax has the same probabilities.
     """
     from sklearn.linear_model import LogisticRegression  # Slow to import.
 
-    fitted = LogisticRegression(max_iter=1000).fit(features, batch["labels"])
+    regression = LogisticRegression(C=inverse_strength, class_weight=class_weight, max_iter=1000)
+    fitted = regression.fit(features, batch["labels"])
     kernel, bias = fitted.coef_.T, fitted.intercept_
     if num_classes == 2:  # scikit-learn has one logit, the difference of these two.
         kernel, bias = np.concatenate([-kernel, kernel], 1) / 2, np.concatenate([-bias, bias]) / 2

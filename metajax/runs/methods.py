@@ -1,8 +1,9 @@
 """The ways to adapt a network to one task's examples: `adapt --method`."""
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,36 @@ TRAINED = (*RECIPES, "linear", "prototypes")  # All methods but the inner steps.
 MULTI_LABEL = ("linear", "finetune")  # Those for texts with several labels.
 
 
+class Method(NamedTuple):
+    """A method with its settings.
+
+    Attributes:
+        name: one of `TRAINED`, or "steps".
+        recipe: how all weights are trained. None: they are not.
+        inverse_strength: of logistic regression; see `logistic_head`.
+        class_weight: "balanced": each class has the same weight in the loss of `finetune` and in
+            logistic regression, however many examples it has.
+        temperature: divides the logits; see `metajax.runs.cross_validation`.
+    """
+
+    name: str
+    recipe: Recipe | None = None
+    inverse_strength: float = 1.0
+    class_weight: str | None = None
+    temperature: float = 1.0
+
+
+def method_of(name: str, class_weight: str | None = None) -> Method:
+    """Return a method with its usual settings."""
+    return Method(name, RECIPES.get(name), class_weight=class_weight)
+
+
+def balanced_weights(labels: np.ndarray) -> np.ndarray:
+    """Return weights [N] of examples that give each class the same; their mean is 1."""
+    counts = np.bincount(labels)
+    return len(labels) / ((counts > 0).sum() * counts[labels])
+
+
 def prepare(
     few_shot: FewShot, method: str, label_names: tuple[str, ...]
 ) -> tuple[FewShot, Transformer]:
@@ -82,7 +113,7 @@ def prepare(
 def adapt_to(
     few_shot: FewShot,
     examples: data.TokenizedTask,
-    method: str,
+    method: Method,
     *,
     chooses: bool,
     known: dict[str, Any] | None = None,
@@ -93,11 +124,11 @@ def adapt_to(
         few_shot: the network, and the settings of its inner loop, from `prepare`.
         examples: the examples. If the network is multi-label, labels [N, C], and the method is one
             of `MULTI_LABEL`.
-        method: `--method`.
+        method: the method.
         chooses: whether to choose the rate of plain inner steps, and between them and prototypes.
         known: results of an earlier run. If given, its choice is repeated.
     """
-    if method != "steps":
+    if method.name != "steps":
         return _train(few_shot, examples, method)
     if not few_shot.entry.plain_steps:
         return _adapt_whole(few_shot, examples)
@@ -123,9 +154,12 @@ def _adapt_whole(few_shot: FewShot, examples: data.TokenizedTask) -> Adapted:
     return Adapted(params, losses, rate)
 
 
-def _train(few_shot: FewShot, examples: data.TokenizedTask, method: str) -> Adapted:
+def _train(few_shot: FewShot, examples: data.TokenizedTask, method: Method) -> Adapted:
     """Train the network on the examples, or only a head on its frozen features."""
-    params, losses = train_on(few_shot, examples, method, what=method)
+    params, losses = train_on(few_shot, examples, method, what=method.name)
+    if method.temperature != 1:
+        head = {key: leaf / method.temperature for key, leaf in params["classifier"].items()}
+        params = {**params, "classifier": head}
     logits, labels = logits_on(few_shot.model, params, examples), examples.labels
     if is_multi_label(few_shot.model):
         after = (np.logaddexp(0, logits) - labels * logits).mean()
@@ -137,8 +171,9 @@ def _train(few_shot: FewShot, examples: data.TokenizedTask, method: str) -> Adap
 def train_on(
     few_shot: FewShot,
     examples: data.TokenizedTask,
-    method: str,
+    method: Method,
     *,
+    rows: np.ndarray | None = None,
     what: str | None = None,
     plan: Sequence[Shapes] = (),
 ) -> tuple[Params, list[float]]:
@@ -148,47 +183,62 @@ def train_on(
         few_shot: the network with one head of C classes.
         examples: the examples, perhaps not of all C classes.
         method: one of `TRAINED`.
+        rows: numbers of the examples to train on. By default all.
         what: name of the progress bar. None: no bar and no log line.
         plan: shapes of the batches; see `train`.
 
     Returns:
         The parameters with a head, and the losses of the steps.
     """
-    model = few_shot.model
+    model, recipe = few_shot.model, method.recipe
+    rows = np.arange(len(examples.labels)) if rows is None else rows
+    own = data.take_examples(examples, rows)
     params = {name: value for name, value in few_shot.params.items() if name != "classifier"}
     losses: list[float] = []
-    if method == "contrastive" and np.bincount(examples.labels).max() == 1:
+    if method.name == "contrastive" and np.bincount(own.labels).max() == 1:
         if what is not None:  # An evaluation would say it for each episode.
             _log.info("contrastive: no class has a second example, so that only a head is trained")
-    elif method in RECIPES:
-        start = params
-        if method == "finetune":
-            start = _with_head(model, params, examples, prototype_head)
-        recipe = RECIPES[method]
+    elif recipe is not None:
+        start, weights = params, None
+        if method.name == "finetune":
+            start = _with_head(model, params, examples, rows, prototype_head)
+            if method.class_weight == "balanced":
+                weights = balanced_weights(own.labels).astype(np.float32)
         params, losses = train(
-            model, start, examples, recipe, seed=few_shot.seed, what=what, plan=plan
+            model, start, own, recipe, seed=few_shot.seed, weights=weights, what=what, plan=plan
         )
-    if method != "finetune":
-        make_head = prototype_head if method == "prototypes" else logistic_head
-        params = _with_head(model, params, examples, make_head)
+    if method.name != "finetune":
+        params = _with_head(model, params, examples, rows, head_maker(method))
     return params, losses
+
+
+def head_maker(method: Method) -> Callable[..., dict[str, Any]]:
+    """Return `(features, {"labels": labels}, number of classes) -> head` of a method."""
+    if method.name == "prototypes":
+        return prototype_head
+    return functools.partial(
+        logistic_head, inverse_strength=method.inverse_strength, class_weight=method.class_weight
+    )
 
 
 def _with_head(
     model: Transformer,
     params: Params,
     examples: data.TokenizedTask,
+    rows: np.ndarray,
     make_head: Callable[..., dict[str, Any]],
 ) -> Params:
-    """Add a head for the features of the examples. Classes without examples are never predicted.
+    """Add a head for the features of some examples. Classes without any are never predicted.
 
     A multi-label head is always logistic regression, one for each label.
     """
-    features, dtype = features_of(model, params, examples), params["embeddings"]["word"].dtype
+    # Features of all examples have the same shapes for all rows, so that they are compiled once.
+    features, dtype = features_of(model, params, examples)[rows], params["embeddings"]["word"].dtype
+    given = examples.labels[rows]
     if is_multi_label(model):
-        head = one_vs_rest_head(features, examples.labels)
+        head = one_vs_rest_head(features, given)
     else:
-        present, labels = np.unique(examples.labels, return_inverse=True)
+        present, labels = np.unique(given, return_inverse=True)
         own, classes = make_head(features, {"labels": labels}, len(present)), model.num_labels[0]
         head = {"kernel": np.zeros((features.shape[1], classes)), "bias": np.full(classes, MASKED)}
         head["kernel"][:, present], head["bias"][present] = own["kernel"], own["bias"]

@@ -47,6 +47,7 @@ def train(
     recipe: Recipe,
     *,
     seed: int,
+    weights: np.ndarray | None = None,
     what: str | None = None,
     plan: Sequence[Shapes] = (),
 ) -> tuple[Params, list[float]]:
@@ -60,6 +61,7 @@ def train(
         examples: N examples.
         recipe: loss, batches and optimizer.
         seed: of the batches and of dropout.
+        weights: float32 [N] of the examples in the loss. By default all are 1.
         what: name of the progress bar. None: no bar.
         plan: shapes to pack batches to, from `plan_steps`. By default they fit the examples.
 
@@ -68,16 +70,17 @@ def train(
     """
     kept, small = _mentioned(examples, params["embeddings"]["word"].shape[0])
     plan = plan or plan_steps([small], recipe, seed)
-    optimizer, step = _compiled(model, recipe)
+    optimizer, step = _compiled(model, recipe.make_loss)
+    schedule = learning_rate(recipe.learning_rate, recipe.steps, math.ceil(recipe.steps / 10))
     own = _with_table(params, params["embeddings"]["word"][kept])
     own = jax.tree.map(jnp.array, own)  # Copies, because a step overwrites its arguments.
     state, losses = optimizer.init(own), []
     steps = range(recipe.steps)
     for number in steps if what is None else progress(steps, what, "step"):
-        batch = data.packed_parts(_batch(small, recipe, seed, number), 1, plan)
+        batch = data.packed_parts(_batch(small, recipe, seed, number, weights), 1, plan)
         key = jax.random.fold_in(jax.random.key(seed), number)
         part = {name: leaf[0] for name, leaf in batch.items()}
-        own, state, loss = step(own, state, part, key)
+        own, state, loss = step(own, state, part, key, schedule(number))
         losses.append(loss)
     table = params["embeddings"]["word"].at[kept].set(own["embeddings"]["word"])
     return _with_table(own, table), [float(loss) for loss in losses]
@@ -97,13 +100,18 @@ def plan_steps(
 
 
 def _batch(
-    examples: data.TokenizedTask, recipe: Recipe, seed: int, step: int
+    examples: data.TokenizedTask,
+    recipe: Recipe,
+    seed: int,
+    step: int,
+    weights: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Return the padded batch of a step."""
     size = min(recipe.batch_size, len(examples.labels))
     rows = recipe.rows(examples.labels, seed, step, size)
     longest = int(examples.tokens.lengths.max())
-    return token_batch(examples.tokens, rows, longest) | {"labels": examples.labels[rows]}
+    batch = token_batch(examples.tokens, rows, longest) | {"labels": examples.labels[rows]}
+    return batch if weights is None else batch | {"example_mask": weights[rows]}
 
 
 def _mentioned(
@@ -123,18 +131,24 @@ def _with_table(params: Params, table: jax.Array) -> Params:
 
 @functools.lru_cache(maxsize=8)
 def _compiled(
-    model: Transformer, recipe: Recipe
+    model: Transformer, make_loss: Callable[[Transformer], LossFn]
 ) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
-    """Return the optimizer, and `(params, state, batch, key) -> (params, state, loss)`."""
-    schedule = learning_rate(recipe.learning_rate, recipe.steps, math.ceil(recipe.steps / 10))
+    """Return the optimizer, and `(params, state, batch, key, rate) -> (params, state, loss)`.
+
+    The rate is an argument, so that training with other rates and numbers of steps compiles nothing
+    again.
+    """
     fixed = () if model.uses_pooler else ("pooler/",)
-    optimizer = adamw(schedule, weight_decay=0.01, clip_norm=1.0, fixed=fixed)
-    loss_fn = recipe.make_loss(model)
+    optimizer = adamw(1.0, weight_decay=0.01, clip_norm=1.0, fixed=fixed)
+    loss_fn = make_loss(model)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params: Params, state: Any, batch: Batch, key: Key) -> tuple[Params, Any, jax.Array]:
+    def step(
+        params: Params, state: Any, batch: Batch, key: Key, rate: jax.Array
+    ) -> tuple[Params, Any, jax.Array]:
         loss, grads = jax.value_and_grad(lambda params: loss_fn(params, batch, key)[0])(params)
         updates, state = optimizer.update(grads, state, params)
+        updates = optax.tree.scale(rate, updates)
         return optax.apply_updates(params, updates), state, loss
 
     return optimizer, step

@@ -137,7 +137,7 @@ def few_shot(tmp_path_factory):
 @pytest.mark.parametrize("absent", [1, 2])
 def test_a_class_without_examples_is_never_predicted(few_shot, method, absent):
     examples = examples_of(np.array([0, 3 - absent, 0, 3 - absent], np.int32))
-    params, _ = methods.train_on(few_shot, examples, method)
+    params, _ = methods.train_on(few_shot, examples, methods.method_of(method))
     logits = few_shot.model(params, padded(examples, np.arange(4))).logits
     assert logits.shape == (4, 3)
     assert logits[:, absent].max() < -1e6
@@ -168,7 +168,7 @@ def test_evaluate_trains_on_each_support_set(few_shot, material, method):
         support = data.take_examples(own, episodes.support[t])._replace(
             labels=episodes.support_labels[t]
         )
-        params, _ = methods.train_on(few_shot, support, method)
+        params, _ = methods.train_on(few_shot, support, methods.method_of(method))
         batch = padded(own, episodes.query[t])
         guesses = few_shot.model(params, batch).logits.argmax(1)
         assert accuracy == pytest.approx(np.mean(guesses == episodes.query_labels[t]))
@@ -192,7 +192,9 @@ def test_several_labels_are_trained_from_the_head_of_each(few_shot):
     names = ("a", "b", "c")
     examples = examples_of(np.zeros(4, int))._replace(labels=indicator, label_names=names)
     linear, adapted = (
-        methods.adapt_to(few_shot._replace(model=model), examples, method, chooses=False)
+        methods.adapt_to(
+            few_shot._replace(model=model), examples, methods.method_of(method), chooses=False
+        )
         for method in ("linear", "finetune")
     )
     for params, losses in ((linear.params, linear.losses), (adapted.params, adapted.losses)):

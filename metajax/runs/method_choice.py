@@ -1,0 +1,169 @@
+"""Adapt by the method of the settings, or by one that cross-validation chooses."""
+
+import logging
+import time
+from typing import Any
+
+import numpy as np
+
+from metajax import data
+from metajax.config.inner import DEFAULT_METHOD, MethodSettings
+from metajax.runs.choice import Adapted
+from metajax.runs.cross_validation import HeldOut, deal, hold_out
+from metajax.runs.features import features_of
+from metajax.runs.few_shot import FewShot
+from metajax.runs.methods import RECIPES, Method, adapt_to, method_of
+
+_log = logging.getLogger("metajax")
+# What `--method choose` compares, the cheapest first. The first two groups train nothing but a head
+# on features that are computed once.
+CANDIDATES = {
+    "prototypes": Method("prototypes"),
+    "linear C=0.1": Method("linear", inverse_strength=0.1),
+    "linear": Method("linear"),
+    "linear C=10": Method("linear", inverse_strength=10.0),
+    "contrastive": method_of("contrastive"),
+    "finetune": method_of("finetune"),
+    "finetune 1e-4": Method("finetune", RECIPES["finetune"]._replace(learning_rate=1e-4)),
+}
+
+
+def adapt_by(
+    few_shot: FewShot,
+    examples: data.TokenizedTask,
+    settings: MethodSettings,
+    *,
+    chooses: bool = False,
+    known: dict[str, Any] | None = None,
+) -> Adapted:
+    """Adapt to one task's examples, as `adapt` does.
+
+    Args:
+        few_shot: the network, and the settings of its inner loop, from `prepare`.
+        examples: as for `adapt_to`. For `choose` and `calibrate`, with one label each.
+        settings: the method and its settings.
+        chooses: as for `adapt_to`.
+        known: results of an earlier run. If given, its choices are repeated.
+    """
+    if settings.method == "choose":
+        method, choice = _choose(few_shot, examples, settings, known)
+    else:
+        method, choice = method_of(settings.method, settings.class_weight), None
+        if settings.calibrate:
+            method = method._replace(temperature=_temperature(few_shot, examples, method, known))
+    adapted = adapt_to(few_shot, examples, method, chooses=chooses, known=known)
+    calibrated = settings.calibrate or settings.method == "choose"
+    return adapted._replace(choice=choice, temperature=method.temperature if calibrated else None)
+
+
+def _choose(
+    few_shot: FewShot,
+    examples: data.TokenizedTask,
+    settings: MethodSettings,
+    known: dict[str, Any] | None,
+) -> tuple[Method, dict[str, Any]]:
+    """Return the chosen method with its temperature, and what is reported about the choice."""
+    if known is not None:
+        choice, temperature = known["choice"], known["temperature"]
+    else:
+        until = time.monotonic() + settings.time_limit
+        tried, cut, folds = _try(few_shot, examples, settings.class_weight, until)
+        chosen = pick(tried)
+        temperature = tried[chosen].temperature() if tried else 1.0
+        choice = {"chosen": chosen, "folds": folds, **_described(tried), "cut": cut}
+        _log.info("choose: %s is used", chosen)
+    method = CANDIDATES[choice["chosen"]]
+    return method._replace(class_weight=settings.class_weight, temperature=temperature), choice
+
+
+def _try(
+    few_shot: FewShot, examples: data.TokenizedTask, class_weight: str | None, until: float
+) -> tuple[dict[str, HeldOut], list[str], int]:
+    """Cross-validate the candidates until the time is over.
+
+    Returns:
+        Results of the candidates that were tried, the names of the others, and the number of folds.
+    """
+    folds = deal(examples.labels, few_shot.seed)
+    tried: dict[str, HeldOut] = {}
+    if folds.max() < 1:
+        _log.warning(
+            "choose: no class has a second example, so that nothing can be held out; %s is used",
+            DEFAULT_METHOD,
+        )
+        return tried, [], 0
+    features = features_of(few_shot.model, few_shot.params, examples)
+    for name, method in CANDIDATES.items():
+        method = method._replace(class_weight=class_weight)
+        limit = until if tried else float("inf")  # One candidate is always tried.
+        held = hold_out(few_shot, examples, method, folds, features, until=limit)
+        if held is None:
+            break
+        tried[name] = held
+        _log.info("choose: %s: %s", name, _shown(held))
+    cut = [name for name in CANDIDATES if name not in tried]
+    if cut:
+        _log.warning("choose: the time limit left out %s", ", ".join(cut))
+    return tried, cut, int(folds.max()) + 1
+
+
+def pick(tried: dict[str, HeldOut]) -> str:
+    """Return the candidate with the largest calibrated log-likelihood.
+
+    The default method is preferred unless another is ahead of it by more than the standard error of
+    the difference, example by example.
+    """
+    if not tried:
+        return DEFAULT_METHOD
+    losses = {name: held.weights * held.losses(held.temperature()) for name, held in tried.items()}
+    best = min(losses, key=lambda name: losses[name].mean())  # The first of equal ones.
+    if DEFAULT_METHOD not in losses:
+        return best
+    ahead = losses[DEFAULT_METHOD] - losses[best]
+    clear = ahead.mean() > ahead.std(ddof=1) / np.sqrt(len(ahead))
+    return best if clear else DEFAULT_METHOD
+
+
+def _temperature(
+    few_shot: FewShot, examples: data.TokenizedTask, method: Method, known: dict[str, Any] | None
+) -> float:
+    """Return the temperature of a method's logits; 1 if no example can be held out."""
+    if known is not None:
+        return float(known["temperature"])
+    folds = deal(examples.labels, few_shot.seed)
+    if folds.max() < 1:
+        _log.warning(
+            "calibrate: no class has a second example, so that nothing can be held out; the "
+            "probabilities are not calibrated"
+        )
+        return 1.0
+    features = features_of(few_shot.model, few_shot.params, examples)
+    held = hold_out(few_shot, examples, method, folds, features)
+    assert held is not None  # There is no time limit.
+    _log.info("calibrate: %s", _shown(held))
+    return held.temperature()
+
+
+def _described(tried: dict[str, HeldOut]) -> dict[str, Any]:
+    """Describe the results of the candidates, as JSON."""
+    count = max((len(held.labels) for held in tried.values()), default=0)
+    rows = {name: _measured(held) for name, held in tried.items()}
+    return {"examples": count, "candidates": rows}
+
+
+def _measured(held: HeldOut) -> dict[str, float]:
+    temperature = held.temperature()
+    return {
+        "log_likelihood": -float((held.weights * held.losses(temperature)).mean()),
+        "accuracy": held.accuracy(),
+        "temperature": temperature,
+    }
+
+
+def _shown(held: HeldOut) -> str:
+    measured = _measured(held)
+    return (
+        f"log-likelihood {measured['log_likelihood']:.4f} at temperature "
+        f"{measured['temperature']:.3g}, accuracy {measured['accuracy']:.4f} of "
+        f"{len(held.labels)} held-out examples"
+    )

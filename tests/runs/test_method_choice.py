@@ -1,0 +1,293 @@
+"""The choice of a method and of a temperature by cross-validation, against NumPy."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import scipy.special
+import tiny
+from sklearn.linear_model import LogisticRegression
+
+import metajax
+from metajax.commands import adapt
+from metajax.config.groups import ModelSettings
+from metajax.config.inner import InnerSettings, MethodSettings
+from metajax.config.settings import AdaptSettings
+from metajax.errors import InputError
+from metajax.runs import cross_validation, method_choice, methods
+from metajax.runs.classifier import open_classifier, probabilities
+from metajax.runs.cross_validation import HeldOut, deal, hold_out
+from metajax.runs.features import features_of, logits_on
+from metajax.runs.few_shot import open_few_shot
+from tests.runs.test_methods import examples_of
+
+LABELS = np.array([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2], np.int32)
+FROZEN = ("prototypes", "linear C=0.1", "linear", "linear C=10")
+
+
+def held_of(count=40, classes=3, seed=0, weights=None):
+    """Logits that are too large for the labels, which are drawn from softer probabilities."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(count, classes)) * 4
+    shares = scipy.special.softmax(logits / 3, 1)
+    labels = np.array([rng.choice(classes, p=share) for share in shares])
+    return HeldOut(logits, labels, np.ones(count) if weights is None else weights)
+
+
+@pytest.fixture(scope="module")
+def few_shot(tmp_path_factory):
+    directory = str(tiny.write_model(tmp_path_factory.mktemp("bert"), head="encoder"))
+    return open_few_shot(directory, ModelSettings(model=directory), InnerSettings(), 3)
+
+
+@pytest.mark.parametrize(("counts", "folds"), [((9, 3, 4), 4), ((1, 3, 2), 3), ((2, 2, 1), 2)])
+def test_folds_have_equal_shares_of_each_class(counts, folds):
+    """Only the single example of a class is never held out."""
+    labels = np.random.default_rng(1).permutation(np.repeat(np.arange(3), counts))
+    found = deal(labels, seed=5)
+    assert sorted(set(found[found >= 0])) == list(range(folds))
+    assert np.ptp(np.bincount(found[found >= 0])) <= 1
+    for label, count in enumerate(counts):
+        own = found[labels == label]
+        if count == 1:
+            assert own.tolist() == [-1]
+        else:
+            assert np.ptp(np.bincount(own, minlength=folds)) <= 1
+    np.testing.assert_array_equal(deal(labels, 5), found)
+    assert (deal(labels, 6) != found).any() or counts == (2, 2, 1)
+
+
+@pytest.mark.parametrize("name", ["prototypes", "linear C=10", "contrastive", "finetune"])
+def test_an_example_has_the_logits_of_a_model_that_has_not_seen_it(few_shot, name):
+    examples = examples_of(LABELS)
+    folds, method = deal(LABELS, 0), method_choice.CANDIDATES[name]
+    features = features_of(few_shot.model, few_shot.params, examples)
+    held = hold_out(few_shot, examples, method, folds, features)
+    np.testing.assert_array_equal(held.labels, LABELS)
+    for fold in range(4):
+        own = metajax.data.take_examples(examples, np.flatnonzero(folds != fold))
+        params, _ = methods.train_on(few_shot, own, method)
+        expected = logits_on(few_shot.model, params, examples)[folds == fold]
+        np.testing.assert_allclose(held.logits[folds == fold], expected, rtol=2e-3, atol=2e-3)
+
+
+def test_a_balanced_class_weight_weighs_held_out_examples_too(few_shot):
+    examples = examples_of(LABELS)
+    features = features_of(few_shot.model, few_shot.params, examples)
+    method = methods.method_of("linear", "balanced")
+    held = hold_out(few_shot, examples, method, deal(LABELS, 0), features)
+    np.testing.assert_allclose(held.weights, 12 / 3 / np.array([5] * 5 + [3] * 3 + [4] * 4))
+    right = held.logits.argmax(1) == LABELS
+    recalls = [right[label == LABELS].mean() for label in range(3)]
+    assert held.accuracy() == pytest.approx(np.mean(recalls))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_temperature_of_two_classes_is_a_logistic_regression(weighted):
+    """On the difference of the logits, with both labels of each example by their smoothed share."""
+    count = 30
+    weights = np.random.default_rng(2).uniform(0.2, 1.8, count) if weighted else None
+    held = held_of(count, 2, weights=weights)
+    difference = held.logits[:, 1] - held.logits[:, 0]
+    shares = np.where(held.labels == 1, 1 - 1 / (count + 2), 1 / (count + 2))
+    sample_weight = np.concatenate([shares, 1 - shares]) * np.tile(held.weights, 2)
+    regression = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-12, max_iter=10_000)
+    regression.fit(np.tile(difference, 2)[:, None], np.repeat([1, 0], count), sample_weight)
+    assert held.temperature() == pytest.approx(1 / regression.coef_[0, 0], rel=1e-5)
+
+
+def test_the_temperature_has_the_smallest_smoothed_loss():
+    held = held_of(300)
+    smooth = 1 / 302
+
+    def loss(temperature):
+        total = 0.0
+        for row, label in zip(held.logits, held.labels):
+            shares = np.exp(row / temperature) / np.exp(row / temperature).sum()
+            others = np.delete(shares, label)
+            total -= (1 - smooth) * np.log(shares[label]) + smooth / 2 * np.log(others).sum()
+        return total
+
+    found = held.temperature()
+    grid = found * np.linspace(0.99, 1.01, 41)
+    assert grid[np.argmin([loss(each) for each in grid])] == pytest.approx(found, rel=6e-4)
+    assert 2.5 < found < 3.6  # The labels were drawn at 3.
+
+
+def test_the_temperature_is_finite_if_all_labels_are_right():
+    logits = np.eye(3)[np.arange(12) % 3]
+    temperature = HeldOut(logits, np.arange(12) % 3, np.ones(12)).temperature()
+    # The probability of a label is then its smoothed target.
+    assert np.exp(1 / temperature) / (np.exp(1 / temperature) + 2) == pytest.approx(1 - 1 / 14)
+
+
+def margin(label, size):
+    return np.where(np.arange(2) == label, size, 0.0)
+
+
+def test_the_default_is_kept_unless_another_is_ahead_by_a_standard_error():
+    """The differences of both pairs have the same mean; only their spread differs."""
+    labels, ones = np.arange(8) % 2, np.ones(8)
+
+    def results(spread):
+        default = HeldOut(np.array([margin(y, 1.0) for y in labels]), labels, ones)
+        sizes = 1.4 + spread * np.array([1, -1] * 4)
+        other = HeldOut(np.array([margin(y, size) for y, size in zip(labels, sizes)]), labels, ones)
+        return {"linear": other, "contrastive": default}
+
+    for spread in (0.0, 0.1, 1.3, 3.0):
+        tried = results(spread)
+        losses = {k: -np.log(softmax_of(h)[np.arange(8), labels]) for k, h in tried.items()}
+        ahead = losses["contrastive"] - losses["linear"]
+        error = np.sqrt(np.sum((ahead - ahead.mean()) ** 2) / 7 / 8)
+        expected = "linear" if ahead.mean() > error else "contrastive"
+        assert method_choice.pick(tried) == expected
+    assert method_choice.pick({"linear": tried["contrastive"], "finetune": tried["linear"]}) == (
+        "linear"
+    )
+
+
+def softmax_of(held):
+    return scipy.special.softmax(held.logits / held.temperature(), 1)
+
+
+def test_a_clear_lead_is_taken_and_an_unclear_one_is_not():
+    labels, ones = np.arange(8) % 2, np.ones(8)
+    right = HeldOut(np.array([margin(y, 4.0) for y in labels]), labels, ones)
+    chance = HeldOut(np.array([margin(0, 1.0) for _ in labels]), labels, ones)
+    swapped = labels.copy()
+    swapped[:2] = 1 - swapped[:2]  # One of each class is wrong.
+    good = HeldOut(np.array([margin(y, 4.0) for y in swapped]), labels, ones)
+    assert method_choice.pick({"linear": right, "contrastive": chance}) == "linear"
+    assert method_choice.pick({"linear": right, "contrastive": good}) == "contrastive"
+    assert method_choice.pick({"linear": good, "contrastive": right}) == "contrastive"
+    assert method_choice.pick({}) == "contrastive"
+
+
+def adapt_settings(material, workdir, **changes):
+    where = {"model": material.bert, "tasks": (material.three,), "workdir": workdir}
+    return AdaptSettings(**where | {"method": "choose", "max_length": 16} | changes)
+
+
+def test_adapt_chooses_calibrates_and_repeats(material, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        method_choice,
+        "CANDIDATES",
+        {name: method_choice.CANDIDATES[name] for name in (*FROZEN, "contrastive")},
+    )
+    found = adapt.adapt(adapt_settings(material, tmp_path / "run"))
+    choice = found["choice"]
+    assert (choice["folds"], choice["examples"], choice["cut"]) == (4, 24, [])
+    assert list(choice["candidates"]) == [*FROZEN, "contrastive"]
+    assert found["temperature"] == choice["candidates"][choice["chosen"]]["temperature"] != 1
+    assert adapt.adapt(adapt_settings(material, tmp_path / "again")) == found
+
+    # Probabilities are those of the method, at the temperature.
+    method = "linear" if choice["chosen"].startswith("linear") else choice["chosen"]
+    own = method_choice.CANDIDATES[choice["chosen"]]
+    plain = adapt_settings(material, tmp_path / "plain", method=method)
+    monkeypatch.setattr(
+        methods, "logistic_head", lambda *a, **k: PLAIN(*a, **k | {"inverse_strength": own[2]})
+    )
+    adapt.adapt(plain)
+    texts = [f"w{number} w{number + 7}" for number in range(6)]
+    calibrated, expected = (
+        probabilities(open_classifier(str(tmp_path / name), None), texts, None, 64)
+        for name in ("run", "plain")
+    )
+    softened = scipy.special.softmax(np.log(expected) / found["temperature"], 1)
+    np.testing.assert_allclose(calibrated, softened, atol=2e-5)
+
+    # A finished run keeps its choice.
+    results = tmp_path / "run" / "results.json"
+    kept = json.loads(results.read_text())
+    kept["choice"]["chosen"], kept["temperature"] = "prototypes", 2.0
+    results.write_text(json.dumps(kept))
+    again = adapt.adapt(adapt_settings(material, tmp_path / "run"))
+    assert (again["choice"], again["temperature"]) == (kept["choice"], 2.0)
+    for name, value in (("temperature", 0), ("choice", {"chosen": "x"})):
+        results.write_text(json.dumps(kept | {name: value}))
+        with pytest.raises(InputError, match=rf"results\.json: .*{name} is"):
+            adapt.adapt(adapt_settings(material, tmp_path / "run"))
+
+
+PLAIN = methods.logistic_head
+
+
+def test_the_time_limit_leaves_out_the_last_candidates(few_shot, monkeypatch, caplog):
+    """The first candidate is always tried; no fold begins after the limit."""
+    caplog.set_level("INFO", "metajax")
+    ticks = itertools.count()
+    monkeypatch.setattr(cross_validation.time, "monotonic", lambda: float(next(ticks)))
+    settings = MethodSettings(method="choose", time_limit=8.5)
+    tried, cut, folds = method_choice._try(few_shot, examples_of(LABELS), None, 8.5)
+    # Four folds each, at ticks 0 to 3, 4 to 7, and 8 to 9, which is too late.
+    assert (list(tried), folds) == (["prototypes", "linear C=0.1"], 4)
+    assert cut == ["linear", "linear C=10", "contrastive", "finetune", "finetune 1e-4"]
+    assert "the time limit left out linear, linear C=10, contrastive" in caplog.text
+    monkeypatch.setattr(cross_validation.time, "monotonic", lambda: 1e9)
+    tried, cut, _ = method_choice._try(few_shot, examples_of(LABELS), None, settings.time_limit)
+    assert list(tried) == ["prototypes"]
+
+
+def test_one_example_of_each_class_takes_the_default(material, tmp_path, caplog):
+    caplog.set_level("INFO", "metajax")
+    own = metajax.FewShotClassifier(str(material.bert), method="choose")
+    own.fit(["w1 w2", "w3 w4"], ["a", "b"])
+    expected = metajax.FewShotClassifier(str(material.bert)).fit(["w1 w2", "w3 w4"], ["a", "b"])
+    np.testing.assert_array_equal(own.predict_proba(["w1"]), expected.predict_proba(["w1"]))
+    empty = {"folds": 0, "examples": 0, "candidates": {}, "cut": []}
+    assert (own.choice_, own.temperature_) == ({"chosen": "contrastive"} | empty, 1.0)
+    assert "no class has a second example, so that nothing can be held out; contr" in caplog.text
+    own = metajax.FewShotClassifier(str(material.bert), method="linear", calibrate=True)
+    assert own.fit(["w1 w2", "w3 w4"], ["a", "b"]).temperature_ == 1
+    assert "the probabilities are not calibrated" in caplog.text
+
+
+def test_calibrating_a_method_keeps_its_labels_and_is_saved(material, tmp_path):
+    texts = [f"w{topic} w{10 + number} w{topic}" for topic in range(3) for number in range(4)]
+    labels, new = np.repeat(["a", "b", "c"], 4), ["w0 w50 w2", "w1 w51", "w2"]
+    plain, own = (
+        metajax.FewShotClassifier(str(material.bert), method="linear", calibrate=calibrate)
+        for calibrate in (False, True)
+    )
+    shares, found = (each.fit(texts, labels).predict_proba(new) for each in (plain, own))
+    assert (plain.temperature_, plain.choice_, own.choice_) == (None, None, None)
+    softened = scipy.special.softmax(np.log(shares) / own.temperature_, 1)
+    np.testing.assert_allclose(found, softened, atol=1e-5)
+    assert np.abs(found - shares).max() > 1e-3
+    own.save(tmp_path / "saved")
+    again = metajax.FewShotClassifier.load(tmp_path / "saved")
+    assert again.get_params() == own.get_params()
+    assert (again.temperature_, again.choice_) == (own.temperature_, None)
+    np.testing.assert_array_equal(again.predict_proba(new), found)
+    where = {"model": str(material.bert), "method": "linear", "calibrate": True}
+    rows = tiny.write_rows(tmp_path / "examples.csv", list(zip(texts, labels)))
+    results = adapt.adapt(AdaptSettings(**where, tasks=(rows,), workdir=tmp_path / "run"))
+    assert results["temperature"] == pytest.approx(own.temperature_, rel=1e-5)
+    assert "choice" not in results
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"class_weight": "balanced", "method": "prototypes"}, "--class-weight balanced: --method"),
+        ({"class_weight": "balanced", "method": "steps"}, "or use --method contrastive or finetu"),
+        ({"calibrate": True, "method": "steps"}, "--calibrate: --method steps does not take it"),
+        ({"class_weight": "even", "method": "linear"}, "choose from balanced"),
+        ({"time_limit": 0, "method": "choose"}, "--time-limit 0: out of range"),
+        ({"inner_steps": 2, "method": "choose"}, "--method choose takes no inner steps"),
+    ],
+)
+def test_settings_that_a_method_does_not_take(changes, said):
+    with pytest.raises(InputError, match=said):
+        MethodSettings(**changes)
+
+
+@pytest.mark.parametrize("name", ["class_weight", "calibrate"])
+def test_several_labels_per_text_take_neither(material, name):
+    changes = {name: "balanced" if name == "class_weight" else True}
+    own = metajax.FewShotClassifier(str(material.bert), method="linear", **changes)
+    with pytest.raises(InputError, match=f"{name}: needs one label for each text"):
+        own.fit(["w1", "w2"], [["a"], ["b", "a"]])
