@@ -52,7 +52,7 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
           of `folds` and of held-out `examples`, for each of the `candidates` its mean
           `log_likelihood` at its `temperature`, and its `accuracy`; and the names of those that the
           time limit `cut`.
-        - `temperature`, with `--method choose` or `--calibrate`: the logits are divided by it.
+        - `temperature`, with `--calibrate`: the logits are divided by it.
         - `dev`, with `settings.dev`: number of `examples` of the dev set, `accuracy`, `macro_f1`,
           `balanced_accuracy` and `calibration_error` (all 0..1; the last is the expected
           calibration error), and `confusion` matrix (rows are true labels, columns are predicted
@@ -88,9 +88,7 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     run = open_run(settings.workdir, record)
 
     # Keep the choices of a finished run, because another machine might choose differently.
-    known = _read_choice(run.path) if chooses else None
-    if settings.calibrate or settings.method == "choose":
-        known = _read_calibration(run.path, settings.method)
+    known = _read_choice(run.path, settings, chooses=chooses)
     _log.info("%s: compiling for %d examples", run.path, len(task.labels))
     adapted = adapt_by(few_shot, examples, settings, chooses=chooses, known=known)
     _check_finite(adapted, task.name)
@@ -214,42 +212,32 @@ def _check_finite(adapted: Adapted, task: str) -> None:
         )
 
 
-def _read_choice(workdir: Path) -> dict[str, Any] | None:
-    """Read the results of an earlier run in the workdir. Return None if it has not finished.
+def _read_choice(workdir: Path, settings: AdaptSettings, *, chooses: bool) -> dict[str, Any] | None:
+    """Read what an earlier run in the workdir has chosen. None: nothing, or it has not finished.
 
     Raises:
-        InputError: the results have neither a rate nor a comparison with prototypes.
+        InputError: the results lack what the run has chosen: a rate of the inner steps or a
+            comparison with prototypes, a method, a temperature.
     """
     known = read_results(workdir)
-    if known is None:
+    if known is None or not (chooses or settings.calibrate or settings.method == "choose"):
         return None
-    rate: Any = known.get("inner_lr")
-    if not (is_number(rate) and rate > 0) and not (rate is None and known.get("left_out")):
-        raise InputError(
-            f"{workdir / 'results.json'}: inner_lr is {rate}; restore the file from a backup"
-        )
+    rate, temperature, choice = (known.get(key) for key in ("inner_lr", "temperature", "choice"))
+    chosen = choice.get("chosen") if isinstance(choice, dict) else choice
+    problem = None
+    if chooses and not _is_positive(rate) and not (rate is None and known.get("left_out")):
+        problem = f"inner_lr is {rate}"
+    if settings.calibrate and not _is_positive(temperature):
+        problem = f"temperature is {temperature}"
+    if settings.method == "choose" and chosen not in CANDIDATES:
+        problem = f"the choice is {chosen}"
+    if problem is not None:
+        raise InputError(f"{workdir / 'results.json'}: {problem}; restore the file from a backup")
     return known
 
 
-def _read_calibration(workdir: Path, method: str) -> dict[str, Any] | None:
-    """Read the results of an earlier run with a temperature, and perhaps a chosen method.
-
-    Raises:
-        InputError: they are not there.
-    """
-    known = read_results(workdir)
-    if known is None:
-        return None
-    choice: Any = known.get("choice")
-    temperature: Any = known.get("temperature")
-    chosen = choice.get("chosen") if isinstance(choice, dict) else None
-    if not (is_number(temperature) and temperature > 0):
-        problem = f"temperature is {temperature}"
-    elif method == "choose" and chosen not in CANDIDATES:
-        problem = f"the choice is {chosen}"
-    else:
-        return known
-    raise InputError(f"{workdir / 'results.json'}: {problem}; restore the file from a backup")
+def _is_positive(value: Any) -> bool:
+    return is_number(value) and value > 0
 
 
 def _warn_if_risen(adapted: Adapted) -> None:

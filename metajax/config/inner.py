@@ -106,8 +106,8 @@ class MethodSettings(InnerSettings):
         advanced=True,
     )
     calibrate: bool = option(
-        "calibrate the probabilities of a method but steps by cross-validation on the examples, "
-        "which trains four more times; choose always does",
+        "calibrate the probabilities by cross-validation on the examples, which trains four more "
+        "times (with choose none; not for steps)",
         False,
         advanced=True,
     )

@@ -79,7 +79,9 @@ def model_card(
         results: results of the last run, if it has any.
     """
     measured = {key: value for key, value in (results or {}).items() if _is_plain(value)}
-    listed = "\n".join(f"- {key}: {value}" for key, value in measured.items())
+    listed = "\n".join(
+        [*(f"- {key}: {value}" for key, value in measured.items()), *_choice(results or {})]
+    )
     return _TEMPLATE.format(
         name=name,
         model_type=model_type,
@@ -92,6 +94,23 @@ def model_card(
         lineage=lineage,
         results=f"\n## Results of the last run\n\n{listed}\n" if listed else "",
     )
+
+
+def _choice(results: Mapping[str, Any]) -> list[str]:
+    """Return lines about the choice of the method, if there was one."""
+    if "choice" not in results:
+        return []
+    choice = results["choice"]
+    return [
+        f"- chosen method: {choice['chosen']}, by {choice['folds']}-fold cross-validation on "
+        f"{choice['examples']} examples",
+        *(
+            f"    - {name}: log-likelihood {row['log_likelihood']:.4f}, accuracy "
+            f"{row['accuracy']:.4f}"
+            for name, row in choice["candidates"].items()
+        ),
+        *(f"    - {name}: not tried, because of the time limit" for name in choice["cut"]),
+    ]
 
 
 def _is_plain(value: Any) -> bool:

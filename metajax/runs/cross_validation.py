@@ -67,8 +67,9 @@ class HeldOut(NamedTuple):
         return float(np.mean(self.weights * (self.logits.argmax(1) == self.labels)))
 
     def temperature(self) -> float:
-        """Return the temperature of the smallest weighted mean loss (Guo et al. 2017).
+        """Return the temperature with the smallest weighted mean loss.
 
+        See Guo et al. 2017, arXiv:1706.04599, section 4.2.
         Targets are smoothed as in Platt 1999, by 1 / (M + 2), so that the temperature is above zero
         even if all labels are right.
         """

@@ -40,7 +40,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         class_weight: "balanced": each class has the same weight in the loss, however many examples
             it has; not for texts with several labels.
         calibrate: whether to calibrate the probabilities by cross-validation on the examples, which
-            trains four more times; not for texts with several labels. "choose" always does.
+            trains four more times (with "choose" none); not for texts with several labels.
         time_limit: seconds after which "choose" tries no more.
         label_names: for each label, its name or a description, which counts as one more example.
             `fit` then needs no other examples: zero-shot classification.

@@ -15,8 +15,8 @@ from metajax.runs.few_shot import FewShot
 from metajax.runs.methods import RECIPES, Method, adapt_to, method_of
 
 _log = logging.getLogger("metajax")
-# What `--method choose` compares, the cheapest first. The first two groups train nothing but a head
-# on features that are computed once.
+# What `--method choose` compares, the cheapest first. Those before the default only train a head on
+# features that are computed once. Other rates and numbers of steps share the compiled steps.
 CANDIDATES = {
     "prototypes": Method("prototypes"),
     "linear C=0.1": Method("linear", inverse_strength=0.1),
@@ -24,7 +24,9 @@ CANDIDATES = {
     "linear C=10": Method("linear", inverse_strength=10.0),
     "contrastive": method_of("contrastive"),
     "finetune": method_of("finetune"),
+    "contrastive 1e-4": Method("contrastive", RECIPES["contrastive"]._replace(learning_rate=1e-4)),
     "finetune 1e-4": Method("finetune", RECIPES["finetune"]._replace(learning_rate=1e-4)),
+    "contrastive 40 steps": Method("contrastive", RECIPES["contrastive"]._replace(steps=40)),
 }
 
 
@@ -45,44 +47,49 @@ def adapt_by(
         chooses: as for `adapt_to`.
         known: results of an earlier run. If given, its choices are repeated.
     """
-    if settings.method == "choose":
-        method, choice = _choose(few_shot, examples, settings, known)
-    else:
-        method, choice = method_of(settings.method, settings.class_weight), None
-        if settings.calibrate:
-            method = method._replace(temperature=_temperature(few_shot, examples, method, known))
+    method, choice, temperature = _settled(few_shot, examples, settings, known)
+    method = method._replace(temperature=1.0 if temperature is None else temperature)
     adapted = adapt_to(few_shot, examples, method, chooses=chooses, known=known)
-    calibrated = settings.calibrate or settings.method == "choose"
-    return adapted._replace(choice=choice, temperature=method.temperature if calibrated else None)
+    return adapted._replace(choice=choice, temperature=temperature)
 
 
-def _choose(
+def _settled(
     few_shot: FewShot,
     examples: data.TokenizedTask,
     settings: MethodSettings,
     known: dict[str, Any] | None,
-) -> tuple[Method, dict[str, Any]]:
-    """Return the chosen method with its temperature, and what is reported about the choice."""
-    if known is not None:
-        choice, temperature = known["choice"], known["temperature"]
-    else:
+) -> tuple[Method, dict[str, Any] | None, float | None]:
+    """Return the method, what is reported about its choice, and the temperature.
+
+    The last two are None if nothing was chosen, and if nothing was calibrated.
+    """
+    if settings.method != "choose":
+        method = method_of(settings.method, settings.class_weight)
+        if not settings.calibrate:
+            return method, None, None
+        return method, None, _temperature(few_shot, examples, method, known)
+    temperature = 1.0
+    if known is None:
         until = time.monotonic() + settings.time_limit
-        tried, cut, folds = _try(few_shot, examples, settings.class_weight, until)
-        chosen = pick(tried)
-        temperature = tried[chosen].temperature() if tried else 1.0
-        choice = {"chosen": chosen, "folds": folds, **_described(tried), "cut": cut}
-        _log.info("choose: %s is used", chosen)
-    method = CANDIDATES[choice["chosen"]]
-    return method._replace(class_weight=settings.class_weight, temperature=temperature), choice
+        tried, folds = _try(few_shot, examples, settings.class_weight, until)
+        choice = _described(tried, folds)
+        _log.info("choose: %s is used", choice["chosen"])
+        if tried:
+            temperature = tried[choice["chosen"]].temperature()
+    else:
+        choice, temperature = known["choice"], known.get("temperature", 1.0)
+    method = CANDIDATES[choice["chosen"]]._replace(class_weight=settings.class_weight)
+    return method, choice, temperature if settings.calibrate else None
 
 
 def _try(
     few_shot: FewShot, examples: data.TokenizedTask, class_weight: str | None, until: float
-) -> tuple[dict[str, HeldOut], list[str], int]:
+) -> tuple[dict[str, HeldOut], int]:
     """Cross-validate the candidates until the time is over.
 
     Returns:
-        Results of the candidates that were tried, the names of the others, and the number of folds.
+        Results of the candidates that were tried, and the number of folds; none if no class has a
+        second example.
     """
     folds = deal(examples.labels, few_shot.seed)
     tried: dict[str, HeldOut] = {}
@@ -91,7 +98,7 @@ def _try(
             "choose: no class has a second example, so that nothing can be held out; %s is used",
             DEFAULT_METHOD,
         )
-        return tried, [], 0
+        return tried, 0
     features = features_of(few_shot.model, few_shot.params, examples)
     for name, method in CANDIDATES.items():
         method = method._replace(class_weight=class_weight)
@@ -104,7 +111,7 @@ def _try(
     cut = [name for name in CANDIDATES if name not in tried]
     if cut:
         _log.warning("choose: the time limit left out %s", ", ".join(cut))
-    return tried, cut, int(folds.max()) + 1
+    return tried, int(folds.max()) + 1
 
 
 def pick(tried: dict[str, HeldOut]) -> str:
@@ -144,11 +151,15 @@ def _temperature(
     return held.temperature()
 
 
-def _described(tried: dict[str, HeldOut]) -> dict[str, Any]:
-    """Describe the results of the candidates, as JSON."""
-    count = max((len(held.labels) for held in tried.values()), default=0)
-    rows = {name: _measured(held) for name, held in tried.items()}
-    return {"examples": count, "candidates": rows}
+def _described(tried: dict[str, HeldOut], folds: int) -> dict[str, Any]:
+    """Describe the choice among the candidates that were tried, as JSON."""
+    return {
+        "chosen": pick(tried),
+        "folds": folds,
+        "examples": max((len(held.labels) for held in tried.values()), default=0),
+        "candidates": {name: _measured(held) for name, held in tried.items()},
+        "cut": [name for name in CANDIDATES if name not in tried] if tried else [],
+    }
 
 
 def _measured(held: HeldOut) -> dict[str, float]:

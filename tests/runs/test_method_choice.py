@@ -10,16 +10,19 @@ import tiny
 from sklearn.linear_model import LogisticRegression
 
 import metajax
+from metajax import data
 from metajax.commands import adapt
 from metajax.config.groups import ModelSettings
 from metajax.config.inner import InnerSettings, MethodSettings
 from metajax.config.settings import AdaptSettings
 from metajax.errors import InputError
 from metajax.runs import cross_validation, method_choice, methods
-from metajax.runs.classifier import open_classifier, probabilities
+from metajax.runs.card import model_card
+from metajax.runs.classifier import Classifier, open_classifier, probabilities
 from metajax.runs.cross_validation import HeldOut, deal, hold_out
 from metajax.runs.features import features_of, logits_on
 from metajax.runs.few_shot import open_few_shot
+from metajax.runs.task_data import tokenized
 from tests.runs.test_methods import examples_of
 
 LABELS = np.array([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2], np.int32)
@@ -66,7 +69,7 @@ def test_an_example_has_the_logits_of_a_model_that_has_not_seen_it(few_shot, nam
     held = hold_out(few_shot, examples, method, folds, features)
     np.testing.assert_array_equal(held.labels, LABELS)
     for fold in range(4):
-        own = metajax.data.take_examples(examples, np.flatnonzero(folds != fold))
+        own = data.take_examples(examples, np.flatnonzero(folds != fold))
         params, _ = methods.train_on(few_shot, own, method)
         expected = logits_on(few_shot.model, params, examples)[folds == fold]
         np.testing.assert_allclose(held.logits[folds == fold], expected, rtol=2e-3, atol=2e-3)
@@ -127,92 +130,78 @@ def margin(label, size):
 
 
 def test_the_default_is_kept_unless_another_is_ahead_by_a_standard_error():
-    """The differences of both pairs have the same mean; only their spread differs."""
-    labels, ones = np.arange(8) % 2, np.ones(8)
-
-    def results(spread):
-        default = HeldOut(np.array([margin(y, 1.0) for y in labels]), labels, ones)
-        sizes = 1.4 + spread * np.array([1, -1] * 4)
+    """The other is always ahead in the mean; it is sure of all labels, or of some alone."""
+    labels, ones, chosen = np.arange(8) % 2, np.ones(8), []
+    default = HeldOut(np.array([margin(y, 1.0) for y in [*labels[:7], 0]]), labels, ones)
+    for wrong in (0, 1, 2):
+        sizes = np.where(np.arange(8) < wrong, -1.0, 6.0)
         other = HeldOut(np.array([margin(y, size) for y, size in zip(labels, sizes)]), labels, ones)
-        return {"linear": other, "contrastive": default}
-
-    for spread in (0.0, 0.1, 1.3, 3.0):
-        tried = results(spread)
-        losses = {k: -np.log(softmax_of(h)[np.arange(8), labels]) for k, h in tried.items()}
-        ahead = losses["contrastive"] - losses["linear"]
+        losses = [
+            -np.log(scipy.special.softmax(each.logits / each.temperature(), 1)[range(8), labels])
+            for each in (default, other)
+        ]
+        ahead = losses[0] - losses[1]
         error = np.sqrt(np.sum((ahead - ahead.mean()) ** 2) / 7 / 8)
-        expected = "linear" if ahead.mean() > error else "contrastive"
-        assert method_choice.pick(tried) == expected
-    assert method_choice.pick({"linear": tried["contrastive"], "finetune": tried["linear"]}) == (
-        "linear"
+        chosen.append("linear" if ahead.mean() > error else "contrastive")
+        assert method_choice.pick({"linear": other, "contrastive": default}) == chosen[-1]
+        assert method_choice.pick({"contrastive": default, "linear": other}) == chosen[-1]
+    assert set(chosen) == {"linear", "contrastive"}
+    # Without the default, the best is chosen; without any, the default.
+    assert method_choice.pick(
+        {"linear": default, "finetune": other._replace(logits=2 * default[0])}
     )
-
-
-def softmax_of(held):
-    return scipy.special.softmax(held.logits / held.temperature(), 1)
-
-
-def test_a_clear_lead_is_taken_and_an_unclear_one_is_not():
-    labels, ones = np.arange(8) % 2, np.ones(8)
-    right = HeldOut(np.array([margin(y, 4.0) for y in labels]), labels, ones)
-    chance = HeldOut(np.array([margin(0, 1.0) for _ in labels]), labels, ones)
-    swapped = labels.copy()
-    swapped[:2] = 1 - swapped[:2]  # One of each class is wrong.
-    good = HeldOut(np.array([margin(y, 4.0) for y in swapped]), labels, ones)
-    assert method_choice.pick({"linear": right, "contrastive": chance}) == "linear"
-    assert method_choice.pick({"linear": right, "contrastive": good}) == "contrastive"
-    assert method_choice.pick({"linear": good, "contrastive": right}) == "contrastive"
     assert method_choice.pick({}) == "contrastive"
 
 
 def adapt_settings(material, workdir, **changes):
     where = {"model": material.bert, "tasks": (material.three,), "workdir": workdir}
-    return AdaptSettings(**where | {"method": "choose", "max_length": 16} | changes)
+    settings = {"method": "choose", "max_length": 16, "calibrate": True, "time_limit": 1e6}
+    return AdaptSettings(**where | settings | changes)
 
 
 def test_adapt_chooses_calibrates_and_repeats(material, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        method_choice,
-        "CANDIDATES",
-        {name: method_choice.CANDIDATES[name] for name in (*FROZEN, "contrastive")},
-    )
+    """Without candidates that train all weights, which take longer."""
+    kept = {name: method_choice.CANDIDATES[name] for name in FROZEN}
+    monkeypatch.setattr(method_choice, "CANDIDATES", kept)
     found = adapt.adapt(adapt_settings(material, tmp_path / "run"))
     choice = found["choice"]
     assert (choice["folds"], choice["examples"], choice["cut"]) == (4, 24, [])
-    assert list(choice["candidates"]) == [*FROZEN, "contrastive"]
+    assert list(choice["candidates"]) == list(FROZEN)
+    scores = {name: row["log_likelihood"] for name, row in choice["candidates"].items()}
+    assert choice["chosen"] == max(scores, key=scores.get)  # The default was not tried.
     assert found["temperature"] == choice["candidates"][choice["chosen"]]["temperature"] != 1
-    assert adapt.adapt(adapt_settings(material, tmp_path / "again")) == found
+    plain = adapt.adapt(adapt_settings(material, tmp_path / "plain", calibrate=False))
+    assert plain["choice"] == choice
+    assert "temperature" not in plain
 
     # Probabilities are those of the method, at the temperature.
-    method = "linear" if choice["chosen"].startswith("linear") else choice["chosen"]
-    own = method_choice.CANDIDATES[choice["chosen"]]
-    plain = adapt_settings(material, tmp_path / "plain", method=method)
-    monkeypatch.setattr(
-        methods, "logistic_head", lambda *a, **k: PLAIN(*a, **k | {"inverse_strength": own[2]})
-    )
-    adapt.adapt(plain)
-    texts = [f"w{number} w{number + 7}" for number in range(6)]
-    calibrated, expected = (
-        probabilities(open_classifier(str(tmp_path / name), None), texts, None, 64)
-        for name in ("run", "plain")
+    (example,) = data.load_tasks([str(material.three)])
+    spec, texts = str(material.bert), [f"w{number} w{number + 7}" for number in range(6)]
+    few_shot = open_few_shot(spec, ModelSettings(model=spec), InnerSettings(), 3)
+    few_shot, model = methods.prepare(few_shot, "linear", example.label_names)
+    (examples,) = tokenized([example], model, 16)
+    params, _ = methods.train_on(few_shot, examples, kept[choice["chosen"]])
+    expected, calibrated = (
+        probabilities(own, texts, None, 64)
+        for own in (
+            Classifier(model, params, 0, 16, None),
+            open_classifier(str(tmp_path / "run"), None),
+        )
     )
     softened = scipy.special.softmax(np.log(expected) / found["temperature"], 1)
     np.testing.assert_allclose(calibrated, softened, atol=2e-5)
 
     # A finished run keeps its choice.
     results = tmp_path / "run" / "results.json"
-    kept = json.loads(results.read_text())
-    kept["choice"]["chosen"], kept["temperature"] = "prototypes", 2.0
-    results.write_text(json.dumps(kept))
+    known = json.loads(results.read_text())
+    known["choice"]["chosen"], known["temperature"] = "prototypes", 2.0
+    results.write_text(json.dumps(known))
     again = adapt.adapt(adapt_settings(material, tmp_path / "run"))
-    assert (again["choice"], again["temperature"]) == (kept["choice"], 2.0)
+    assert (again["choice"], again["temperature"]) == (known["choice"], 2.0)
     for name, value in (("temperature", 0), ("choice", {"chosen": "x"})):
-        results.write_text(json.dumps(kept | {name: value}))
+        results.write_text(json.dumps(known | {name: value}))
         with pytest.raises(InputError, match=rf"results\.json: .*{name} is"):
             adapt.adapt(adapt_settings(material, tmp_path / "run"))
-
-
-PLAIN = methods.logistic_head
 
 
 def test_the_time_limit_leaves_out_the_last_candidates(few_shot, monkeypatch, caplog):
@@ -220,14 +209,14 @@ def test_the_time_limit_leaves_out_the_last_candidates(few_shot, monkeypatch, ca
     caplog.set_level("INFO", "metajax")
     ticks = itertools.count()
     monkeypatch.setattr(cross_validation.time, "monotonic", lambda: float(next(ticks)))
-    settings = MethodSettings(method="choose", time_limit=8.5)
-    tried, cut, folds = method_choice._try(few_shot, examples_of(LABELS), None, 8.5)
+    tried, folds = method_choice._try(few_shot, examples_of(LABELS), None, 8.5)
     # Four folds each, at ticks 0 to 3, 4 to 7, and 8 to 9, which is too late.
     assert (list(tried), folds) == (["prototypes", "linear C=0.1"], 4)
-    assert cut == ["linear", "linear C=10", "contrastive", "finetune", "finetune 1e-4"]
+    cut = method_choice._described(tried, folds)["cut"]
+    assert cut == list(method_choice.CANDIDATES)[2:]
     assert "the time limit left out linear, linear C=10, contrastive" in caplog.text
     monkeypatch.setattr(cross_validation.time, "monotonic", lambda: 1e9)
-    tried, cut, _ = method_choice._try(few_shot, examples_of(LABELS), None, settings.time_limit)
+    tried, _ = method_choice._try(few_shot, examples_of(LABELS), None, 1.0)
     assert list(tried) == ["prototypes"]
 
 
@@ -238,7 +227,7 @@ def test_one_example_of_each_class_takes_the_default(material, tmp_path, caplog)
     expected = metajax.FewShotClassifier(str(material.bert)).fit(["w1 w2", "w3 w4"], ["a", "b"])
     np.testing.assert_array_equal(own.predict_proba(["w1"]), expected.predict_proba(["w1"]))
     empty = {"folds": 0, "examples": 0, "candidates": {}, "cut": []}
-    assert (own.choice_, own.temperature_) == ({"chosen": "contrastive"} | empty, 1.0)
+    assert (own.choice_, own.temperature_) == ({"chosen": "contrastive"} | empty, None)
     assert "no class has a second example, so that nothing can be held out; contr" in caplog.text
     own = metajax.FewShotClassifier(str(material.bert), method="linear", calibrate=True)
     assert own.fit(["w1 w2", "w3 w4"], ["a", "b"]).temperature_ == 1
@@ -291,3 +280,18 @@ def test_several_labels_per_text_take_neither(material, name):
     own = metajax.FewShotClassifier(str(material.bert), method="linear", **changes)
     with pytest.raises(InputError, match=f"{name}: needs one label for each text"):
         own.fit(["w1", "w2"], [["a"], ["b", "a"]])
+
+
+def test_the_card_has_the_scores_of_the_candidates():
+    row = {"log_likelihood": -0.51, "accuracy": 0.75, "temperature": 2.0}
+    choice = {"chosen": "linear", "folds": 4, "examples": 24, "cut": ["finetune"]}
+    results = {"loss_after": 0.3, "choice": choice | {"candidates": {"linear": row}}}
+    about = {"model_type": "bert", "stage": "adapt", "pooling": "mean", "width": 16}
+    about |= {"max_length": 16, "normalized": True, "classifier": True, "lineage": "-"}
+    card = model_card("mine", **about, results=results)
+    assert card.endswith(
+        "- loss_after: 0.3\n"
+        "- chosen method: linear, by 4-fold cross-validation on 24 examples\n"
+        "    - linear: log-likelihood -0.5100, accuracy 0.7500\n"
+        "    - finetune: not tried, because of the time limit\n"
+    )

@@ -10,8 +10,10 @@ import optax
 import pytest
 import scipy.special
 import tiny
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
+from sklearn.utils.class_weight import compute_sample_weight
 
 from metajax import data
 from metajax.commands.evaluate import evaluate
@@ -125,6 +127,68 @@ def test_a_logistic_head_has_the_probabilities_of_scikit_learn(classes):
     shares = jax.nn.softmax(new @ head["kernel"] + head["bias"])
     expected = LogisticRegression(max_iter=1000).fit(features, labels).predict_proba(new)
     np.testing.assert_allclose(shares, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_balanced_logistic_head_has_the_probabilities_of_scikit_learn(classes):
+    """At another regularization too; the classes have 6, 3 and 3, or 9 and 3 examples."""
+    rng = np.random.default_rng(0)
+    labels = np.maximum(np.arange(12) % 4 - (4 - classes), 0)
+    features, new = rng.normal(size=(12, 5)) + labels[:, None], rng.normal(size=(7, 5))
+    settings = {"inverse_strength": 0.3, "class_weight": "balanced"}
+    head = logistic_head(features, {"labels": labels}, classes, **settings)
+    shares = jax.nn.softmax(new @ head["kernel"] + head["bias"])
+    weights = len(labels) / (classes * np.bincount(labels))[labels]
+    own = LogisticRegression(C=0.3, max_iter=1000).fit(features, labels, sample_weight=weights)
+    np.testing.assert_allclose(shares, own.predict_proba(new), atol=1e-5)
+    named = LogisticRegression(C=0.3, class_weight="balanced", max_iter=1000)
+    expected = named.fit(features, labels).predict_proba(new)
+    np.testing.assert_allclose(shares, expected, atol=1e-6)
+    np.testing.assert_allclose(methods.balanced_weights(labels), weights)
+
+
+def test_balanced_weights_are_those_of_scikit_learn_without_absent_classes():
+    labels = np.array([3, 0, 3, 3, 0, 5])
+    expected = compute_sample_weight("balanced", labels)
+    np.testing.assert_allclose(methods.balanced_weights(labels), expected)
+
+
+@pytest.mark.usefixtures("x64")
+def test_balanced_fine_tuning_weighs_the_examples():
+    """The loss of the first step is that of PyTorch, with weights of classes."""
+    model = Transformer(without_dropout(), "classification", "mean", 2.0, num_labels=(3,))
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model.init(jax.random.key(0)))
+    examples = examples_of()
+    recipe = methods.RECIPES["finetune"]._replace(steps=1)
+    weights = methods.balanced_weights(LABELS)
+    _, (loss,) = train(model, params, examples, recipe, seed=0, weights=weights)
+    logits = torch.tensor(np.asarray(model(params, padded(examples, np.arange(7))).logits))
+    each = torch.tensor([weights[label == LABELS][0] for label in range(3)])
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(LABELS).long(), each)
+    assert loss == pytest.approx(float(expected), rel=1e-7)
+    assert loss != pytest.approx(train(model, params, examples, recipe, seed=0)[1][0], rel=1e-4)
+
+
+def test_methods_pass_the_class_weight_on(few_shot, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        methods, "train", lambda *args, weights, **_: (seen.append(weights), (args[1], []))[1]
+    )
+    monkeypatch.setattr(
+        methods, "logistic_head", lambda *a, class_weight, **k: seen.append(class_weight) or HEAD
+    )
+    for name, expected in (
+        ("finetune", methods.balanced_weights(LABELS).astype(np.float32)),
+        ("contrastive", [None, "balanced"]),
+        ("linear", ["balanced"]),
+    ):
+        seen.clear()
+        methods.train_on(few_shot, examples_of(), methods.method_of(name, "balanced"))
+        found = seen[0] if name == "finetune" else seen
+        np.testing.assert_array_equal(found, expected)
+
+
+HEAD = {"kernel": np.zeros((16, 3)), "bias": np.zeros(3)}
 
 
 @pytest.fixture(scope="module")
