@@ -52,7 +52,8 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
           of `folds` and of held-out `examples`, for each of the `candidates` its mean
           `log_likelihood` at its `temperature`, and its `accuracy`; and the names of those that the
           time limit `cut`.
-        - `temperature`, with `--calibrate`: the logits are divided by it.
+        - `temperature` and `threshold`, with `--calibrate`: the logits are divided by the first;
+          95% of held-out examples then have a largest probability of at least the second.
         - `dev`, with `settings.dev`: number of `examples` of the dev set, `accuracy`, `macro_f1`,
           `balanced_accuracy` and `calibration_error` (all 0..1; the last is the expected
           calibration error), and `confusion` matrix (rows are true labels, columns are predicted
@@ -178,7 +179,9 @@ def _results(adapted: Adapted, task: data.TaskData) -> dict[str, Any]:
         "loss": adapted.losses[:-1],
         "loss_after": adapted.losses[-1],
     }
-    added = {name: getattr(adapted, name) for name in ("left_out", "temperature", "choice")}
+    if adapted.calibration is not None:
+        results |= adapted.calibration._asdict()
+    added = {name: getattr(adapted, name) for name in ("left_out", "choice")}
     return results | {name: value for name, value in added.items() if value is not None}
 
 
@@ -222,13 +225,14 @@ def _read_choice(workdir: Path, settings: AdaptSettings, *, chooses: bool) -> di
     known = read_results(workdir)
     if known is None or not (chooses or settings.calibrate or settings.method == "choose"):
         return None
-    rate, temperature, choice = (known.get(key) for key in ("inner_lr", "temperature", "choice"))
+    rate, choice = known.get("inner_lr"), known.get("choice")
+    calibration = known.get("temperature"), known.get("threshold")
     chosen = choice.get("chosen") if isinstance(choice, dict) else choice
     problem = None
     if chooses and not _is_positive(rate) and not (rate is None and known.get("left_out")):
         problem = f"inner_lr is {rate}"
-    if settings.calibrate and not _is_positive(temperature):
-        problem = f"temperature is {temperature}"
+    if settings.calibrate and not (_is_positive(calibration[0]) and is_number(calibration[1])):
+        problem = "temperature and threshold are {} and {}".format(*calibration)
     if settings.method == "choose" and chosen not in CANDIDATES:
         problem = f"the choice is {chosen}"
     if problem is not None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from metajax.config.fields import flag_and_value
 from metajax.config.settings import PredictSettings
 from metajax.data.readers import TABLES
 from metajax.data.tasks import load_texts
@@ -22,13 +23,13 @@ class Prediction(NamedTuple):
     """The prediction for a text.
 
     Attributes:
-        label: the most probable label. For a multi-label head, all labels above 0.5, or "none". For
-            a regression, "value".
+        label: the most probable label, or that of texts below a threshold. For a multi-label head,
+            all labels above 0.5, or "none". For a regression, "value".
         scores: (label, probability) pairs of all labels, the most probable first; of a multi-label
             head in the head's order. For a regression, ("value", value), or (name, value) pairs of
             several values in the head's order.
-        ranked: whether the first of the scores belongs to the label. False for a multi-label head
-            and for a regression with several values.
+        ranked: whether the first of the scores belongs to the label or would without a threshold.
+            False for a multi-label head and for a regression with several values.
     """
 
     label: str
@@ -42,6 +43,9 @@ def predict(settings: PredictSettings) -> None:
     In plain text, each line is a text; a tab separates the two texts of a pair. In a table (.csv,
     .tsv, .jsonl, .parquet), the text column is read. All of the input is read before anything is
     written.
+
+    With `settings.threshold`, the label of a text whose highest probability is lower is
+    `settings.none_label`; in TSV it stands before this probability.
 
     As TSV, a line is `label<TAB>probability`, repeated for each of the `settings.top` labels. For a
     multi-label head, the labels above 0.5 are followed by `label=probability` for all labels.
@@ -60,10 +64,11 @@ def predict(settings: PredictSettings) -> None:
     classifier = open_classifier(settings.model, settings.task)
     if settings.max_length is not None:
         classifier = classifier._replace(max_length=settings.max_length)
-    _check_top(settings, classifier)
+    _check_one_label(settings, classifier)
     write = _as_tsv if settings.format == "tsv" else _as_json
     texts, pairs = read_texts(settings.input, *classifier.columns)
     predictions = label(classifier, texts, pairs, settings.batch_size)
+    predictions = (_or_none(prediction, settings) for prediction in predictions)
     lines = (f"{write(prediction, settings.top)}\n" for prediction in predictions)
     if target is None:
         sys.stdout.writelines(lines)
@@ -71,19 +76,37 @@ def predict(settings: PredictSettings) -> None:
         write_atomically(target, "".join(lines))
 
 
-def _check_top(settings: PredictSettings, classifier: Classifier) -> None:
+def _check_one_label(settings: PredictSettings, classifier: Classifier) -> None:
+    """Check the settings that need one label per text."""
     model = classifier.model
-    if settings.top > 1 and (model.problem_type or model.num_labels[classifier.head] == 1):
+    several = model.problem_type or model.num_labels[classifier.head] == 1
+    for name, given in (("top", settings.top > 1), ("threshold", settings.threshold is not None)):
+        if given and several:
+            shown = flag_and_value(name, getattr(settings, name))
+            raise InputError(
+                f"{shown}: {settings.model} does not give one label per text; remove it"
+            )
+    names = model.label_names and model.label_names[classifier.head]
+    if settings.threshold is not None and settings.none_label in (names or ()):
         raise InputError(
-            f"--top {settings.top}: {settings.model} does not give one label per text; remove it"
+            f"--none-label {settings.none_label}: {settings.model} has this label; give another"
         )
+
+
+def _or_none(prediction: Prediction, settings: PredictSettings) -> Prediction:
+    """Replace the label of a text whose highest probability is below the threshold."""
+    if settings.threshold is None or not prediction.scores[0][1] < settings.threshold:
+        return prediction
+    return prediction._replace(label=settings.none_label)
 
 
 def _as_tsv(prediction: Prediction, top: int) -> str:
     scores = [(printable(name), f"{score:.4f}") for name, score in prediction.scores]
+    label = printable(prediction.label)
     if prediction.ranked:
+        scores[0] = label, scores[0][1]
         return "\t".join(itertools.chain.from_iterable(scores[:top]))
-    return "\t".join([printable(prediction.label), *map("=".join, scores)])
+    return "\t".join([label, *map("=".join, scores)])
 
 
 def _as_json(prediction: Prediction, top: int) -> str:

@@ -178,6 +178,15 @@ class PredictSettings(Settings):
         minimum=1,
         metavar="K",
     )
+    threshold: float | None = option(
+        "label texts as --none-label if their highest probability is lower (adapt --calibrate "
+        "reports a threshold)",
+        None,
+        above=0,
+        maximum=1,
+        metavar="P",
+    )
+    none_label: str = option("label of texts below --threshold", "none", metavar="NAME")
     task: str | None = option("which head to use, if finetune trained several", None)
     batch_size: int = option("texts per batch", 64, minimum=1)
     max_length: int | None = option(

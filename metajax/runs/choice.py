@@ -19,6 +19,18 @@ _LORA_RATES = (3.0, 1.0)  # Tried first for adapters, because they start at zero
 _ADAM_RATES = (0.03, 0.01, 0.003, 0.001, 0.0003)  # A step changes each parameter by the rate.
 
 
+class Calibration(NamedTuple):
+    """What is known about a method's probabilities.
+
+    Attributes:
+        temperature: divides the logits.
+        threshold: 95% of held-out examples have a largest probability of at least this.
+    """
+
+    temperature: float
+    threshold: float
+
+
 class Adapted(NamedTuple):
     """The adapted parameters, and the steps that led to them.
 
@@ -30,7 +42,7 @@ class Adapted(NamedTuple):
             learned, or the algorithm takes no steps.
         left_out: result of the cross-validation of the steps, if there was one.
         choice: how the method was chosen, if it was.
-        temperature: of the logits, if it was fitted.
+        calibration: of the probabilities, if it was asked for.
     """
 
     params: Params
@@ -38,7 +50,7 @@ class Adapted(NamedTuple):
     rate: float | None
     left_out: dict[str, Any] | None = None
     choice: dict[str, Any] | None = None
-    temperature: float | None = None
+    calibration: Calibration | None = None
 
 
 def choose(few_shot: FewShot, descent: Descent) -> Adapted:

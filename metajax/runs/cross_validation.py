@@ -11,12 +11,14 @@ import scipy.special
 from metajax import data
 from metajax.data.packing import Shapes
 from metajax.data.seeding import generator
+from metajax.runs.choice import Calibration
 from metajax.runs.features import logits_on
 from metajax.runs.few_shot import FewShot
 from metajax.runs.methods import Method, balanced_weights, head_maker, train_on
 from metajax.runs.support_training import plan_steps
 
 _MOST_FOLDS = 4
+_KEPT = 0.95  # Share of held-out examples above the threshold.
 _LARGEST = math.log(1e4)  # Of the temperature and its inverse, as a logarithm.
 
 
@@ -86,6 +88,13 @@ class HeldOut(NamedTuple):
         bounds = (-_LARGEST, _LARGEST)
         found = scipy.optimize.minimize_scalar(loss, bounds=bounds, options={"xatol": 1e-6})
         return float(np.exp(found.x))
+
+    def calibration(self) -> Calibration:
+        """Return the temperature, and the threshold at this temperature."""
+        temperature = self.temperature()
+        largest = scipy.special.softmax(self.logits / temperature, 1).max(1)
+        threshold = np.quantile(largest, 1 - _KEPT, method="lower")
+        return Calibration(temperature, float(threshold))
 
 
 def hold_out(

@@ -15,6 +15,7 @@ from metajax.config.groups import ModelSettings
 from metajax.config.inner import DEFAULT_METHOD, METHODS, InnerSettings, MethodSettings
 from metajax.errors import InputError
 from metajax.models import save_pretrained
+from metajax.runs.choice import Calibration
 from metajax.runs.classifier import SAVED, Classifier, open_classifier, probabilities
 from metajax.runs.few_shot import open_few_shot
 from metajax.runs.labels import Kind, plain, read_labels
@@ -51,7 +52,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     Attributes:
         classes_: [C], the labels in sorted order; 0..C-1 for an indicator matrix.
         choice_: how the method was chosen (see `metajax adapt`). None if it was not.
-        temperature_: the logits are divided by it. None if it was not fitted.
+        calibration_: the `temperature` that divides the logits, and the `threshold` that 95% of
+            held-out examples reach by their largest probability. None without `calibrate`.
 
     Examples:
         >>> import tempfile, transformers
@@ -134,7 +136,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         params = few_shot.merge(adapted.params)
         self._classifier = Classifier(model, params, 0, self.max_length, pairs is not None)
         self.classes_, self._kind = classes, kind
-        self.choice_, self.temperature_ = adapted.choice, adapted.temperature
+        self.choice_, self.calibration_ = adapted.choice, adapted.calibration
         return self
 
     def _check(self) -> MethodSettings:
@@ -232,7 +234,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             "classes": self.classes_.tolist(),
             "labels": self._kind,
             "choice": self.choice_,
-            "temperature": self.temperature_,
+            "calibration": self.calibration_,
             "pairs": self._classifier.pairs,
         }
         (folder / SAVED).write_text(json.dumps(settings, indent=2) + "\n")
@@ -252,7 +254,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         loaded = cls(**written["settings"] | {"label_names": names})
         loaded._classifier = open_classifier(str(file.parent), None)
         loaded.classes_, loaded._kind = np.array(written["classes"]), written["labels"]
-        loaded.choice_, loaded.temperature_ = written.get("choice"), written.get("temperature")
+        calibration = written.get("calibration")
+        loaded.choice_ = written.get("choice")
+        loaded.calibration_ = None if calibration is None else Calibration(*calibration)
         return loaded
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from metajax import data
 from metajax.config.inner import DEFAULT_METHOD, MethodSettings
-from metajax.runs.choice import Adapted
+from metajax.runs.choice import Adapted, Calibration
 from metajax.runs.cross_validation import HeldOut, deal, hold_out
 from metajax.runs.features import features_of
 from metajax.runs.few_shot import FewShot
@@ -47,10 +47,11 @@ def adapt_by(
         chooses: as for `adapt_to`.
         known: results of an earlier run. If given, its choices are repeated.
     """
-    method, choice, temperature = _settled(few_shot, examples, settings, known)
-    method = method._replace(temperature=1.0 if temperature is None else temperature)
+    method, choice, calibration = _settled(few_shot, examples, settings, known)
+    if calibration is not None:
+        method = method._replace(temperature=calibration.temperature)
     adapted = adapt_to(few_shot, examples, method, chooses=chooses, known=known)
-    return adapted._replace(choice=choice, temperature=temperature)
+    return adapted._replace(choice=choice, calibration=calibration)
 
 
 def _settled(
@@ -58,28 +59,35 @@ def _settled(
     examples: data.TokenizedTask,
     settings: MethodSettings,
     known: dict[str, Any] | None,
-) -> tuple[Method, dict[str, Any] | None, float | None]:
-    """Return the method, what is reported about its choice, and the temperature.
+) -> tuple[Method, dict[str, Any] | None, Calibration | None]:
+    """Return the method, what is reported about its choice if there was one, and calibration."""
+    method, choice, held = method_of(settings.method, settings.class_weight), None, None
+    if settings.method == "choose":
+        choice, held = _choose(few_shot, examples, settings, known)
+        method = CANDIDATES[choice["chosen"]]._replace(class_weight=settings.class_weight)
+    if not settings.calibrate:
+        return method, choice, None
+    if known is not None:
+        return method, choice, Calibration(known["temperature"], known["threshold"])
+    if choice is None:
+        held = _hold_out(few_shot, examples, method)
+    return method, choice, Calibration(1.0, 0.0) if held is None else held.calibration()
 
-    The last two are None if nothing was chosen, and if nothing was calibrated.
-    """
-    if settings.method != "choose":
-        method = method_of(settings.method, settings.class_weight)
-        if not settings.calibrate:
-            return method, None, None
-        return method, None, _temperature(few_shot, examples, method, known)
-    temperature = 1.0
-    if known is None:
-        until = time.monotonic() + settings.time_limit
-        tried, folds = _try(few_shot, examples, settings.class_weight, until)
-        choice = _described(tried, folds)
-        _log.info("choose: %s is used", choice["chosen"])
-        if tried:
-            temperature = tried[choice["chosen"]].temperature()
-    else:
-        choice, temperature = known["choice"], known.get("temperature", 1.0)
-    method = CANDIDATES[choice["chosen"]]._replace(class_weight=settings.class_weight)
-    return method, choice, temperature if settings.calibrate else None
+
+def _choose(
+    few_shot: FewShot,
+    examples: data.TokenizedTask,
+    settings: MethodSettings,
+    known: dict[str, Any] | None,
+) -> tuple[dict[str, Any], HeldOut | None]:
+    """Return what is reported about the choice, and the held-out examples of the chosen method."""
+    if known is not None:
+        return known["choice"], None
+    until = time.monotonic() + settings.time_limit
+    tried, folds = _try(few_shot, examples, settings.class_weight, until)
+    choice = _described(tried, folds)
+    _log.info("choose: %s is used", choice["chosen"])
+    return choice, tried.get(choice["chosen"])
 
 
 def _try(
@@ -131,24 +139,20 @@ def pick(tried: dict[str, HeldOut]) -> str:
     return best if clear else DEFAULT_METHOD
 
 
-def _temperature(
-    few_shot: FewShot, examples: data.TokenizedTask, method: Method, known: dict[str, Any] | None
-) -> float:
-    """Return the temperature of a method's logits; 1 if no example can be held out."""
-    if known is not None:
-        return float(known["temperature"])
+def _hold_out(few_shot: FewShot, examples: data.TokenizedTask, method: Method) -> HeldOut | None:
+    """Cross-validate one method. Return None if no example can be held out."""
     folds = deal(examples.labels, few_shot.seed)
     if folds.max() < 1:
         _log.warning(
             "calibrate: no class has a second example, so that nothing can be held out; the "
             "probabilities are not calibrated"
         )
-        return 1.0
+        return None
     features = features_of(few_shot.model, few_shot.params, examples)
     held = hold_out(few_shot, examples, method, folds, features)
-    assert held is not None  # There is no time limit.
-    _log.info("calibrate: %s", _shown(held))
-    return held.temperature()
+    if held is not None:
+        _log.info("calibrate: %s", _shown(held))
+    return held
 
 
 def _described(tried: dict[str, HeldOut], folds: int) -> dict[str, Any]:

@@ -99,6 +99,7 @@ WIRING = {
         "--config": NO_SETTINGS,
         "--batch-size": (0, "--batch-size 0: out of range; give a number of at least 1"),
         "--top": (0, "--top 0: out of range; give a number of at least 1"),
+        "--threshold": (2, "--threshold 2.0: out of range; give a number of at most 1"),
         "--format": ("csv", "--format csv: unknown value; choose from tsv, jsonl"),
     },
     "export": {

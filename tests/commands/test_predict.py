@@ -90,6 +90,32 @@ def test_the_most_probable_labels_as_tsv_and_as_json_lines(material, tmp_path):
     assert predicted(model) == predicted(model, "--top", 1)
 
 
+def test_texts_below_the_threshold_have_no_label(refused, material, tmp_path):
+    """One that is equal to it keeps its label."""
+    model = write_head(material, tmp_path / "model")
+    shares = [json.loads(line)["scores"][0][1] for line in lines_of(model, "--format", "jsonl")]
+    threshold = sorted(shares)[4]
+    plain = [line.split("\t") for line in lines_of(model, "--top", 2)]
+    given = ("--threshold", repr(threshold), "--none-label", "other")
+    found = predicted(model, *given, "--top", 2)
+    rows = [json.loads(line) for line in lines_of(model, *given, "--format", "jsonl")]
+    for share, old, new, row in zip(shares, plain, found, rows, strict=True):
+        label = "other" if share < threshold else old[0]
+        assert new == [label, *old[1:]]
+        assert row["label"].replace("\t", r"\t") == label
+        assert row["scores"][0][1] == share
+    assert sum(fields[0] == "other" for fields in found) == 4
+    given = ("--threshold", 0.5, "--none-label", "toxic")
+    refused(
+        "--none-label toxic: model has this label",
+        "predict",
+        "--model",
+        "model",
+        *given,
+        stdin=b"w1",
+    )
+
+
 def test_json_lines_of_several_labels_and_of_values_have_all_scores(material, tmp_path):
     for kind in ("multi_label_classification", "regression"):
         model = write_head(material, tmp_path / kind, problem_type=kind)
@@ -110,6 +136,8 @@ def test_one_label_per_text_is_needed_to_rank_labels(refused, material, tmp_path
     for kind in ("multi_label_classification", "regression"):
         write_head(material, tmp_path / "model", problem_type=kind)
         refused(message, "predict", "--model", "model", "--top", 2, stdin=b"w1\n")
+        other = message.replace("top 2", "threshold 0.5")
+        refused(other, "predict", "--model", "model", "--threshold", 0.5, stdin=b"w1\n")
     one = tiny.write_model(tmp_path / "one", head="classification", num_labels=(1,))
     message = message.replace("model", "one", 1)
     refused(message, "predict", "--model", one.name, "--top", 2, stdin=b"w1\n")

@@ -112,7 +112,7 @@ DEFAULTS = {
     | {"dev": None, "method": "steps", "tasks": (), "label_names": None}
     | {"class_weight": None, "calibrate": False, "time_limit": 300.0},
     "predict": {"input": "-", "output": "-", "task": None, "batch_size": 64, "max_length": None}
-    | {"format": "tsv", "top": 1},
+    | {"format": "tsv", "top": 1, "threshold": None, "none_label": "none"},
     "plan": MODEL
     | SIZES
     | INNER

@@ -125,6 +125,14 @@ def test_the_temperature_is_finite_if_all_labels_are_right():
     assert np.exp(1 / temperature) / (np.exp(1 / temperature) + 2) == pytest.approx(1 - 1 / 14)
 
 
+def test_95_percent_of_held_out_examples_reach_the_threshold():
+    held = held_of()
+    temperature, threshold = held.calibration()
+    assert temperature == held.temperature()
+    largest = sorted(scipy.special.softmax(held.logits / temperature, 1).max(1))
+    assert threshold == largest[1]  # Of 40, 39 / 40 = 0.975 reach it, and 38 / 40 the next one.
+
+
 def margin(label, size):
     return np.where(np.arange(2) == label, size, 0.0)
 
@@ -198,9 +206,9 @@ def test_adapt_chooses_calibrates_and_repeats(material, tmp_path, monkeypatch):
     results.write_text(json.dumps(known))
     again = adapt.adapt(adapt_settings(material, tmp_path / "run"))
     assert (again["choice"], again["temperature"]) == (known["choice"], 2.0)
-    for name, value in (("temperature", 0), ("choice", {"chosen": "x"})):
+    for name, value in (("temperature", 0), ("threshold", "x"), ("choice", {"chosen": "x"})):
         results.write_text(json.dumps(known | {name: value}))
-        with pytest.raises(InputError, match=rf"results\.json: .*{name} is"):
+        with pytest.raises(InputError, match=rf"results\.json: .*{name}.* (is|are) "):
             adapt.adapt(adapt_settings(material, tmp_path / "run"))
 
 
@@ -227,10 +235,10 @@ def test_one_example_of_each_class_takes_the_default(material, tmp_path, caplog)
     expected = metajax.FewShotClassifier(str(material.bert)).fit(["w1 w2", "w3 w4"], ["a", "b"])
     np.testing.assert_array_equal(own.predict_proba(["w1"]), expected.predict_proba(["w1"]))
     empty = {"folds": 0, "examples": 0, "candidates": {}, "cut": []}
-    assert (own.choice_, own.temperature_) == ({"chosen": "contrastive"} | empty, None)
+    assert (own.choice_, own.calibration_) == ({"chosen": "contrastive"} | empty, None)
     assert "no class has a second example, so that nothing can be held out; contr" in caplog.text
     own = metajax.FewShotClassifier(str(material.bert), method="linear", calibrate=True)
-    assert own.fit(["w1 w2", "w3 w4"], ["a", "b"]).temperature_ == 1
+    assert own.fit(["w1 w2", "w3 w4"], ["a", "b"]).calibration_ == (1, 0)
     assert "the probabilities are not calibrated" in caplog.text
 
 
@@ -242,19 +250,20 @@ def test_calibrating_a_method_keeps_its_labels_and_is_saved(material, tmp_path):
         for calibrate in (False, True)
     )
     shares, found = (each.fit(texts, labels).predict_proba(new) for each in (plain, own))
-    assert (plain.temperature_, plain.choice_, own.choice_) == (None, None, None)
-    softened = scipy.special.softmax(np.log(shares) / own.temperature_, 1)
+    assert (plain.calibration_, plain.choice_, own.choice_) == (None, None, None)
+    softened = scipy.special.softmax(np.log(shares) / own.calibration_.temperature, 1)
     np.testing.assert_allclose(found, softened, atol=1e-5)
     assert np.abs(found - shares).max() > 1e-3
     own.save(tmp_path / "saved")
     again = metajax.FewShotClassifier.load(tmp_path / "saved")
     assert again.get_params() == own.get_params()
-    assert (again.temperature_, again.choice_) == (own.temperature_, None)
+    assert (again.calibration_, again.choice_) == (own.calibration_, None)
     np.testing.assert_array_equal(again.predict_proba(new), found)
     where = {"model": str(material.bert), "method": "linear", "calibrate": True}
     rows = tiny.write_rows(tmp_path / "examples.csv", list(zip(texts, labels)))
     results = adapt.adapt(AdaptSettings(**where, tasks=(rows,), workdir=tmp_path / "run"))
-    assert results["temperature"] == pytest.approx(own.temperature_, rel=1e-5)
+    found = results["temperature"], results["threshold"]
+    assert found == pytest.approx(own.calibration_, rel=1e-5)
     assert "choice" not in results
 
 
