@@ -1,6 +1,7 @@
 """Adapt by the method of the settings, or by one that cross-validation chooses."""
 
 import logging
+import math
 import time
 from typing import Any
 
@@ -93,7 +94,7 @@ def _choose(
 def _try(
     few_shot: FewShot, examples: data.TokenizedTask, class_weight: str | None, until: float
 ) -> tuple[dict[str, HeldOut], int]:
-    """Cross-validate the candidates until the time is over.
+    """Cross-validate the candidates until the time is over, and all that only train a head.
 
     Returns:
         Results of the candidates that were tried, and the number of folds; none if no class has a
@@ -110,7 +111,7 @@ def _try(
     features = features_of(few_shot.model, few_shot.params, examples)
     for name, method in CANDIDATES.items():
         method = method._replace(class_weight=class_weight)
-        limit = until if tried else float("inf")  # One candidate is always tried.
+        limit = math.inf if method.recipe is None else until  # A head takes no time.
         held = hold_out(few_shot, examples, method, folds, features, until=limit)
         if held is None:
             break

@@ -1,5 +1,6 @@
 """The choice of a method and of a temperature by cross-validation, against NumPy."""
 
+import functools
 import itertools
 import json
 
@@ -212,20 +213,20 @@ def test_adapt_chooses_calibrates_and_repeats(material, tmp_path, monkeypatch):
             adapt.adapt(adapt_settings(material, tmp_path / "run"))
 
 
-def test_the_time_limit_leaves_out_the_last_candidates(few_shot, monkeypatch, caplog):
-    """The first candidate is always tried; no fold begins after the limit."""
+def test_the_time_limit_leaves_out_what_trains_all_weights(few_shot, monkeypatch, caplog):
+    """No fold begins after the limit. Heads are always tried."""
     caplog.set_level("INFO", "metajax")
-    ticks = itertools.count()
+    examples, ticks = examples_of(LABELS), itertools.count()
     monkeypatch.setattr(cross_validation.time, "monotonic", lambda: float(next(ticks)))
-    tried, folds = method_choice._try(few_shot, examples_of(LABELS), None, 8.5)
-    # Four folds each, at ticks 0 to 3, 4 to 7, and 8 to 9, which is too late.
-    assert (list(tried), folds) == (["prototypes", "linear C=0.1"], 4)
-    cut = method_choice._described(tried, folds)["cut"]
-    assert cut == list(method_choice.CANDIDATES)[2:]
-    assert "the time limit left out linear, linear C=10, contrastive" in caplog.text
-    monkeypatch.setattr(cross_validation.time, "monotonic", lambda: 1e9)
-    tried, _ = method_choice._try(few_shot, examples_of(LABELS), None, 1.0)
-    assert list(tried) == ["prototypes"]
+    features = features_of(few_shot.model, few_shot.params, examples)
+    tried = functools.partial(hold_out, few_shot, examples, methods.method_of("linear"))
+    assert tried(deal(LABELS, 0), features, until=3.0) is not None  # The folds begin at 0, 1, 2, 3.
+    assert tried(deal(LABELS, 0), features, until=6.5) is None  # At 4, 5, 6 and 7.
+    found, folds = method_choice._try(few_shot, examples, None, until=0.0)
+    assert (list(found), folds) == (list(FROZEN), 4)
+    cut = method_choice._described(found, folds)["cut"]
+    assert cut == [name for name in method_choice.CANDIDATES if name not in FROZEN]
+    assert "the time limit left out contrastive, finetune, contrastive 1e-4" in caplog.text
 
 
 def test_one_example_of_each_class_takes_the_default(material, tmp_path, caplog):
