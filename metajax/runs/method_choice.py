@@ -10,6 +10,7 @@ import numpy as np
 from metajax import data
 from metajax.config.inner import DEFAULT_METHOD, MethodSettings
 from metajax.runs.choice import Adapted, Calibration
+from metajax.runs.classifier import is_multi_label
 from metajax.runs.cross_validation import HeldOut, deal, hold_out
 from metajax.runs.features import features_of
 from metajax.runs.few_shot import FewShot
@@ -62,7 +63,8 @@ def _settled(
     known: dict[str, Any] | None,
 ) -> tuple[Method, dict[str, Any] | None, Calibration | None]:
     """Return the method, what is reported about its choice if there was one, and calibration."""
-    method, choice, held = method_of(settings.method, settings.class_weight), None, None
+    choice, held, several_labels = None, None, is_multi_label(few_shot.model)
+    method = method_of(settings.method, settings.class_weight, several_labels=several_labels)
     if settings.method == "choose":
         choice, held = _choose(few_shot, examples, settings, known)
         method = CANDIDATES[choice["chosen"]]._replace(class_weight=settings.class_weight)

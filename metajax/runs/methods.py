@@ -23,7 +23,7 @@ from metajax.runs.features import features_of, logistic_head, logits_on, one_vs_
 from metajax.runs.few_shot import FewShot
 from metajax.runs.learner import adapted_model, as_classifier
 from metajax.runs.support_training import Recipe, train
-from metajax.types import LossFn, Params
+from metajax.types import Params
 
 _log = logging.getLogger("metajax")
 
@@ -55,16 +55,13 @@ def epoch_rows(labels: np.ndarray, seed: int, step: int, batch_size: int) -> np.
     return shuffled_rows(seed, step, batch_size, len(labels))
 
 
-def label_loss(model: Transformer) -> LossFn:
-    """Return the loss of fine-tuning, for one label per text or for several."""
-    return multi_label_loss(model) if is_multi_label(model) else classification_loss(model)
-
-
 _PER_CLASS = 4
 RECIPES = {
     "contrastive": Recipe(contrastive_loss, class_rows, 3e-5, steps=20, batch_size=64),
-    "finetune": Recipe(label_loss, epoch_rows, 3e-5, steps=20, batch_size=64),
+    "finetune": Recipe(classification_loss, epoch_rows, 3e-5, steps=20, batch_size=64),
 }
+# Of fine-tuning for texts with several labels, of which each has few examples.
+_SEVERAL_LABELS = Recipe(multi_label_loss, epoch_rows, 1e-4, steps=60, batch_size=64)
 TRAINED = (*RECIPES, "linear", "prototypes")  # All methods but the inner steps.
 MULTI_LABEL = ("linear", "finetune")  # Those for texts with several labels.
 
@@ -88,15 +85,29 @@ class Method(NamedTuple):
     temperature: float = 1.0
 
 
-def method_of(name: str, class_weight: str | None = None) -> Method:
-    """Return a method with its usual settings."""
-    return Method(name, RECIPES.get(name), class_weight=class_weight)
+def method_of(
+    name: str, class_weight: str | None = None, *, several_labels: bool = False
+) -> Method:
+    """Return a method with its usual settings, for one label per text or for several."""
+    recipe = _SEVERAL_LABELS if several_labels and name == "finetune" else RECIPES.get(name)
+    return Method(name, recipe, class_weight=class_weight)
 
 
 def balanced_weights(labels: np.ndarray) -> np.ndarray:
     """Return weights [N] of examples that give each class the same; their mean is 1."""
     counts = np.bincount(labels)
     return len(labels) / ((counts > 0).sum() * counts[labels])
+
+
+def balanced_label_weights(labels: np.ndarray) -> np.ndarray:
+    """Return weights [N, C] that give the texts with a label the same as those without it.
+
+    Args:
+        labels: [N, C] of 0 and 1. The mean weight of a label is 1, if some texts have it and some
+            do not; otherwise its weights are 0.5.
+    """
+    shares = labels.mean(0)
+    return 0.5 / np.where(labels == 1, shares, 1 - shares)
 
 
 def prepare(
@@ -202,7 +213,9 @@ def train_on(
         start, weights = params, None
         if method.name == "finetune":
             start = _with_head(model, params, examples, rows, prototype_head)
-            if method.class_weight == "balanced":
+            if is_multi_label(model):
+                weights = balanced_label_weights(own.labels).astype(np.float32)
+            elif method.class_weight == "balanced":
                 weights = balanced_weights(own.labels).astype(np.float32)
         params, losses = train(
             model, start, own, recipe, seed=few_shot.seed, weights=weights, what=what, plan=plan

@@ -61,7 +61,8 @@ def train(
         examples: N examples.
         recipe: loss, batches and optimizer.
         seed: of the batches and of dropout.
-        weights: float32 [N] of the examples in the loss. By default all are 1.
+        weights: float32 of the examples in the loss, [N], or of their labels, [N, C]. By default
+            all are 1.
         what: name of the progress bar. None: no bar.
         plan: shapes to pack batches to, from `plan_steps`. By default they fit the examples.
 
@@ -111,7 +112,9 @@ def _batch(
     rows = recipe.rows(examples.labels, seed, step, size)
     longest = int(examples.tokens.lengths.max())
     batch = token_batch(examples.tokens, rows, longest) | {"labels": examples.labels[rows]}
-    return batch if weights is None else batch | {"example_mask": weights[rows]}
+    if weights is None:
+        return batch
+    return batch | {"example_mask" if weights.ndim == 1 else "label_weights": weights[rows]}
 
 
 def _mentioned(

@@ -257,7 +257,10 @@ def test_several_labels_are_trained_from_the_head_of_each(few_shot):
     examples = examples_of(np.zeros(4, int))._replace(labels=indicator, label_names=names)
     linear, adapted = (
         methods.adapt_to(
-            few_shot._replace(model=model), examples, methods.method_of(method), chooses=False
+            few_shot._replace(model=model),
+            examples,
+            methods.method_of(method, several_labels=True),
+            chooses=False,
         )
         for method in ("linear", "finetune")
     )
@@ -266,5 +269,34 @@ def test_several_labels_are_trained_from_the_head_of_each(few_shot):
         shares = scipy.special.expit(logits)
         expected = -np.log(np.where(indicator == 1, shares, 1 - shares)).mean()
         assert losses[-1] == pytest.approx(expected, rel=1e-4)
-    assert len(adapted.losses) == 21
+    assert len(adapted.losses) == 61
     assert adapted.losses[-1] < linear.losses[-1]
+
+
+def test_texts_with_and_without_a_label_weigh_the_same():
+    labels = np.array([[1, 0, 1], [0, 0, 1], [0, 1, 1], [0, 1, 1], [0, 0, 1]])
+    weights = methods.balanced_label_weights(labels)
+    for column in (0, 1):
+        expected = compute_sample_weight("balanced", labels[:, column])
+        np.testing.assert_allclose(weights[:, column], expected, rtol=1e-15)
+    np.testing.assert_array_equal(weights[:, 2], 0.5)
+
+
+def test_weights_of_labels_enter_the_loss(few_shot):
+    config = without_dropout(few_shot.model.config)
+    model = few_shot.model.replace(problem_type="multi_label_classification", config=config)
+    indicator = np.array([[1, 0, 1], [0, 0, 1], [1, 1, 0], [0, 1, 0]], np.int32)
+    names = ("a", "b", "c")
+    examples = examples_of(np.zeros(4, int))._replace(labels=indicator, label_names=names)
+    head = {"kernel": np.ones((1, model.config.hidden_size, 3)), "bias": np.zeros((1, 3))}
+    params = {**few_shot.params, "classifier": jax.tree.map(np.float32, head)}
+    params.pop("pooler", None)
+    weights = np.arange(1, 13, dtype=np.float32).reshape(4, 3)
+    recipe = methods.method_of("finetune", several_labels=True).recipe
+    for given in (weights, weights[:, 0]):
+        _, losses = train(model, params, examples, recipe._replace(steps=1), seed=0, weights=given)
+        logits = np.asarray(model(params, padded(examples, np.arange(4))).logits, np.float64)
+        each = np.logaddexp(0, logits) - indicator * logits
+        by_text = (each * given if given.ndim == 2 else each).mean(1)
+        expected = by_text.mean() if given.ndim == 2 else np.average(by_text, weights=given)
+        assert losses == pytest.approx([expected], rel=1e-4)
