@@ -10,25 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import data
-from metajax.config.settings import AdaptSettings, PredictSettings
+from metajax.config.settings import AdaptSettings
 from metajax.errors import InputError
 from metajax.models import save_config
 from metajax.reading import is_number
 from metajax.runs.choice import Adapted
-from metajax.runs.classifier import Classifier, probabilities
+from metajax.runs.classifier import Classifier
+from metajax.runs.dev_set import judge
 from metajax.runs.document_stream import adapt_to_stream, open_stream, steps_on
 from metajax.runs.document_tasks import are_documents
 from metajax.runs.few_shot import FewShot, open_few_shot
 from metajax.runs.label_names import read_label_names, with_label_names
 from metajax.runs.method_choice import CANDIDATES, adapt_by
-from metajax.runs.methods import prepare
+from metajax.runs.methods import prepare, with_several_labels
 from metajax.runs.metrics import MetricsLog
 from metajax.runs.record import make_record
 from metajax.runs.source import describe
 from metajax.runs.task_data import fingerprints, load, relabel, tokenized
 from metajax.runs.workdir import Run, begin, locked, open_run, read_results, write_results
 from metajax.training.checkpoint import Checkpoints
-from metajax.training.evaluation import balanced_accuracy, calibration_error, macro_f1
 from metajax.training.outer import OuterState
 
 _log = logging.getLogger("metajax")
@@ -57,7 +57,8 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         - `dev`, with `settings.dev`: number of `examples` of the dev set, `accuracy`, `macro_f1`,
           `balanced_accuracy` and `calibration_error` (all 0..1; the last is the expected
           calibration error), and `confusion` matrix (rows are true labels, columns are predicted
-          labels).
+          labels). With several labels per text: `accuracy` of all labels of a text, `macro_f1` and
+          `micro_f1`.
 
         Of documents: number of `documents` and `chunks`; `inner_lr`; `before` and `after` the
         steps, the `loss` (nats per token) and `bits_per_byte` of the `tasks` and of `dev`; the same
@@ -73,6 +74,8 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     task = _load_examples(settings)
     dev = _load_dev(settings, task)
     few_shot = open_few_shot(settings.model, settings, settings, len(task.label_names))
+    if task.labels.ndim == 2:
+        few_shot = with_several_labels(few_shot, settings)
     few_shot, model = prepare(few_shot, settings.method, task.label_names)
     chooses = False
     if settings.method == "steps":
@@ -101,7 +104,7 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     if dev is not None:
         params = few_shot.merge(adapted.params)
         classifier = Classifier(model, params, 0, settings.max_length, None)
-        results["dev"] = _judge(classifier, dev)
+        results["dev"] = judge(classifier, dev)
     write_results(run, results)
     return results
 
@@ -285,20 +288,3 @@ def _load_dev(settings: AdaptSettings, task: data.TaskData) -> data.TaskData | N
         return None
     (dev,) = load(settings, split="validation", specs=[settings.dev])
     return relabel(dev, task)
-
-
-def _judge(classifier: Classifier, dev: data.TaskData) -> dict[str, Any]:
-    """Compute the accuracies, the calibration error and the confusion matrix on a dev set."""
-    shares = probabilities(classifier, dev.texts, dev.pairs, PredictSettings.batch_size)
-    guesses = shares.argmax(1)
-    confusion = np.zeros((len(dev.label_names), len(dev.label_names)), int)
-    np.add.at(confusion, (dev.labels, guesses), 1)
-    measures = {
-        "accuracy": float(confusion.trace() / confusion.sum()),
-        "macro_f1": macro_f1(confusion),
-        "balanced_accuracy": balanced_accuracy(confusion),
-        "calibration_error": calibration_error(shares.max(1), guesses == dev.labels),
-    }
-    shown = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in measures.items())
-    _log.info("%d examples of --dev: %s", len(dev.texts), shown)
-    return {"examples": len(dev.texts), **measures, "confusion": confusion.tolist()}

@@ -144,6 +144,12 @@ class AdaptSettings(ModelSettings, TaskSettings, MethodSettings):
         metavar="FILE",
         affects_results=False,
     )
+    label_separator: str | None = option(
+        "what stands between the labels of a text, such as ';', so that it can have any number",
+        None,
+        metavar="TEXT",
+        advanced=True,
+    )
     dev: str | None = option(
         "other examples of the task, to report the accuracy on, or other documents",
         None,

@@ -59,6 +59,32 @@ def label_column(table: Table, column: str) -> list[str]:
     return labels
 
 
+def several_labels_column(table: Table, column: str, separator: str) -> list[list[str]]:
+    """Return any number of labels for each text, each in one spelling (see `normalize`).
+
+    A value is text, in which the separator stands between labels, or a list of labels. Empty text
+    has no labels.
+
+    Raises:
+        InputError: a value is neither, a label is empty, or a text has a label twice.
+    """
+    names: dict[str, str] = {}
+    labels: list[list[str]] = []
+    for row, value in enumerate(table.column(column)):
+        if value is None or (isinstance(value, str) and not value.strip()):
+            value = []
+        own = value if isinstance(value, list) else str(value).split(separator)
+        for label in own:
+            _check_string(label, table, row, column)
+            names[label] = normalize(label)
+        labels.append([names[label] for label in own])
+        if len(set(labels[-1])) < len(own):
+            twice = next(name for name in labels[-1] if labels[-1].count(name) > 1)
+            raise InputError(f"{table.place(row)}: has the label {twice!r} twice; give it once")
+    _warn_of_labels(table.source, {label.strip(): name for label, name in names.items()})
+    return labels
+
+
 def score_column(table: Table, column: str) -> np.ndarray:
     """Return a column's numbers, float32 [N].
 

@@ -7,7 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metajax.data.columns import label_column, score_column, sorted_names, text_column
+from metajax.data.columns import (
+    label_column,
+    score_column,
+    several_labels_column,
+    sorted_names,
+    text_column,
+)
 from metajax.data.duplicates import Duplicates, find_duplicates
 from metajax.data.glue import GLUE, glue_name, glue_path, read_glue
 from metajax.data.hub import hub_address, read_hub
@@ -99,6 +105,7 @@ def load_tasks(
     pair_column: str | None = None,
     label_column: str | None = None,
     classes: str | Path | Sequence[str | Path] | None = None,
+    label_separator: str | None = None,
     keep_duplicates: bool = False,
 ) -> list[TaskData]:
     r"""Load one task per spec, in order.
@@ -116,6 +123,7 @@ def load_tasks(
         label_column: the column of the label. The default is `label`.
         classes: files with the labels to keep, one per line. Examples with other labels are
             removed. All words of "smlmt:" tasks are kept.
+        label_separator: what stands between the labels of a text, which can then have any number.
         keep_duplicates: whether an episode may contain a text several times (see `TaskData`).
 
     Returns:
@@ -136,16 +144,20 @@ def load_tasks(
     """
     columns = _Columns(text_column, pair_column, label_column)
     tasks = [
-        _load(str(spec), glue_dir, split, columns, keep_duplicates)._replace(
+        _load(str(spec), glue_dir, split, columns, label_separator, keep_duplicates)._replace(
             keep_duplicates=keep_duplicates
         )
         for spec in specs
     ]
+    if classes is not None and label_separator is not None:
+        raise InputError("--classes: needs one label for each text; remove it")
     if classes is not None:
         paths = [classes] if isinstance(classes, str | Path) else classes
         tasks = _keep_classes(tasks, paths, all_known=split == "train")
     for task in tasks:
-        present = np.unique(task.labels)
+        present = np.arange(len(task.label_names))
+        if task.labels.ndim == 1:
+            present = np.unique(task.labels)
         if split == "train" and task.label_names and len(present) < 2:
             names = [task.label_names[label] for label in present]
             raise InputError(
@@ -169,7 +181,10 @@ def load_texts(
         InputError: something in the file cannot be used. The message says where.
     """
     table = read_table(path)
-    columns = _find_columns(table, _Columns(text, pair, None), labelled=False)
+    return _texts(table, _find_columns(table, _Columns(text, pair, None), labelled=False))
+
+
+def _texts(table: Table, columns: _Columns) -> tuple[list[str], list[str] | None]:
     assert columns.text is not None
     pairs = None if columns.pair is None else text_column(table, columns.pair)
     return text_column(table, columns.text), pairs
@@ -180,8 +195,11 @@ def _load(
     glue_dir: str | Path | None,
     split: str,
     columns: _Columns,
+    label_separator: str | None,
     keep_duplicates: bool,
 ) -> TaskData:
+    if label_separator is not None and spec.startswith(("glue:", "smlmt:")):
+        raise InputError(f"{spec}: has one label for each text; remove --label-separator")
     if spec.startswith("glue:"):
         return _load_glue(glue_name(spec[5:]), glue_dir, split)
     if spec.startswith("smlmt:"):
@@ -195,7 +213,10 @@ def _load(
         order = classes.get(columns.label or "")
     else:
         table = read_table(spec)
-    return _task(spec, table, _find_columns(table, columns), order)
+    columns = _find_columns(table, columns)
+    if label_separator is not None:
+        return _several_labels(spec, table, columns, label_separator)
+    return _task(spec, table, columns, order)
 
 
 def _hidden_words(spec: str, keep_duplicates: bool) -> TaskData:
@@ -240,10 +261,8 @@ def _task(
     name: str, table: Table, columns: _Columns, order: tuple[str, ...] | None = None
 ) -> TaskData:
     """Build a task with label names in the given order; () is a regression, None sorts."""
-    assert columns.text is not None
     assert columns.label is not None
-    texts = text_column(table, columns.text)
-    pairs = None if columns.pair is None else text_column(table, columns.pair)
+    texts, pairs = _texts(table, columns)
     if order == ():
         return TaskData(name, texts, pairs, score_column(table, columns.label), ())
     labels = label_column(table, columns.label)
@@ -259,6 +278,18 @@ def _task(
                 f"{table.place(row)}: unknown label {label!r}; use one of {', '.join(names)}"
             )
     return TaskData(name, texts, pairs, np.array([ids[x] for x in labels], np.int32), names)
+
+
+def _several_labels(name: str, table: Table, columns: _Columns, separator: str) -> TaskData:
+    assert columns.label is not None
+    texts, pairs = _texts(table, columns)
+    own = several_labels_column(table, columns.label, separator)
+    names = sorted_names({label for labels in own for label in labels})
+    ids = {label: i for i, label in enumerate(names)}
+    matrix = np.zeros((len(texts), len(names)), np.int32)
+    for row, labels in enumerate(own):
+        matrix[row, [ids[label] for label in labels]] = 1
+    return TaskData(name, texts, pairs, matrix, names)
 
 
 def _keep_classes(

@@ -70,7 +70,7 @@ def describe_source(spec: str, settings: ModelSettings, **head: Unpack[HeadOptio
         if record["settings"].get("freeze"):
             adapters = adapter_settings(record["settings"])
         # The label names of the run do not apply to another head.
-        changes: dict[str, Any] = {"label_names": None, **head}
+        changes: dict[str, Any] = {"label_names": None, "problem_type": None, **head}
         model = rebuild(path / "model", record["model"]).replace(**changes)
     model = model.replace(remat=settings.remat, dtype=DTYPES[settings.dtype])
     shapes = jax.eval_shape(model.init, jax.random.key(0))

@@ -18,9 +18,9 @@ from metajax.models import save_pretrained
 from metajax.runs.choice import Calibration
 from metajax.runs.classifier import SAVED, Classifier, open_classifier, probabilities
 from metajax.runs.few_shot import open_few_shot
-from metajax.runs.labels import Kind, plain, read_labels
+from metajax.runs.labels import plain, read_labels
 from metajax.runs.method_choice import adapt_by
-from metajax.runs.methods import MULTI_LABEL, prepare
+from metajax.runs.methods import prepare, with_several_labels
 from metajax.runs.task_data import tokenized
 from metajax.runs.workdir import read_json
 
@@ -110,7 +110,6 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         how = self._check()
         texts, pairs = _texts([] if X is None else X)
         kind, classes, labels = read_labels([] if y is None else y, self.label_names or {})
-        self._check_kind(kind)
         names = list((self.label_names or {}).values())
         if names and pairs is not None:
             raise InputError("label_names: are single texts, but the examples are pairs; omit them")
@@ -127,8 +126,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         few_shot = open_few_shot(spec, settings, InnerSettings(), len(classes))
         shown = tuple(map(str, classes))
         if kind != "single":
-            multi_label = few_shot.model.replace(problem_type="multi_label_classification")
-            few_shot = few_shot._replace(model=multi_label)
+            few_shot = with_several_labels(few_shot, how)
         few_shot, model = prepare(few_shot, self.method, shown)
         task = data.TaskData("the examples", texts, pairs, labels, shown)
         (examples,) = tokenized([task], model, few_shot.text_length(self.max_length))
@@ -149,16 +147,6 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
         given = {name: getattr(self, name) for name in _HOW}
         return MethodSettings(method=self.method, **given)
-
-    def _check_kind(self, kind: Kind) -> None:
-        if kind != "single" and self.method not in MULTI_LABEL:
-            raise InputError(
-                f"method is {self.method!r}, which needs one label for each text; for several use "
-                f"{' or '.join(MULTI_LABEL)}"
-            )
-        for name in ("class_weight", "calibrate"):
-            if kind != "single" and getattr(self, name):
-                raise InputError(f"{name}: needs one label for each text; remove it")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -39,12 +39,18 @@ def with_label_names(task: data.TaskData, names: Mapping[str, str]) -> data.Task
         raise InputError(
             "--label-names: are single texts, but the examples are pairs; omit --label-names"
         )
-    labels = [*(task.label_names[label] for label in task.labels), *names]
-    classes, numbers = np.unique(np.array(labels), return_inverse=True)
+    classes = sorted({*task.label_names, *names})
     if len(classes) < 2:
         raise InputError("--label-names: only 1 class is given; give at least two")
+    number = {label: i for i, label in enumerate(classes)}
+    old = np.array([number[label] for label in task.label_names], np.int32)
+    new = np.array([number[label] for label in names], np.int32)
+    if task.labels.ndim == 1:
+        labels = np.concatenate([old[task.labels], new])
+    else:  # Of each name, a text with one label.
+        labels = np.zeros((len(task.texts) + len(names), len(classes)), np.int32)
+        labels[: len(task.texts), old] = task.labels
+        labels[len(task.texts) + np.arange(len(names)), new] = 1
     return task._replace(
-        texts=[*task.texts, *names.values()],
-        labels=numbers.astype(np.int32),
-        label_names=tuple(classes.tolist()),
+        texts=[*task.texts, *names.values()], labels=labels, label_names=tuple(classes)
     )

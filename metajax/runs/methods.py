@@ -12,8 +12,10 @@ import scipy.special
 
 from metajax import data
 from metajax.algorithms.prototypes import prototype_head
+from metajax.config.inner import MethodSettings
 from metajax.data.packing import Shapes
 from metajax.data.seeding import generator, shuffled_rows
+from metajax.errors import InputError
 from metajax.models import Transformer, classification_loss, contrastive_loss, multi_label_loss
 from metajax.models.attention import MASKED
 from metajax.runs.choice import Adapted, choose, repeat, take_steps
@@ -108,6 +110,24 @@ def balanced_label_weights(labels: np.ndarray) -> np.ndarray:
     """
     shares = labels.mean(0)
     return 0.5 / np.where(labels == 1, shares, 1 - shares)
+
+
+def with_several_labels(few_shot: FewShot, settings: MethodSettings) -> FewShot:
+    """Return the network for texts with any number of labels.
+
+    Raises:
+        InputError: the method, or one of its settings, needs one label for each text.
+    """
+    if settings.method not in MULTI_LABEL:
+        raise InputError(
+            f"method is {settings.method!r}, which needs one label for each text; for several use "
+            f"{' or '.join(MULTI_LABEL)}"
+        )
+    for name in ("class_weight", "calibrate"):
+        if getattr(settings, name):
+            raise InputError(f"{name}: needs one label for each text; remove it")
+    model = few_shot.model.replace(problem_type="multi_label_classification")
+    return few_shot._replace(model=model)
 
 
 def prepare(

@@ -276,7 +276,8 @@ def _tuples(value: Any) -> Any:
 def describe(model: Transformer) -> dict[str, Any]:
     """Return the fields of a network that a run's record needs besides the config."""
     names = ("head", "pooling", "feature_norm", "num_labels", "label_names", "projection")
-    return {name: getattr(model, name) for name in names}
+    kind = {} if model.problem_type is None else {"problem_type": model.problem_type}
+    return {name: getattr(model, name) for name in names} | kind
 
 
 def text_length(model: Transformer, max_length: int, *, prefix: int = 0) -> int:

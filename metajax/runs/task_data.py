@@ -34,6 +34,7 @@ def load(
         pair_column=settings.pair_column,
         label_column=settings.label_column,
         classes=settings.classes,
+        label_separator=getattr(settings, "label_separator", None),
         keep_duplicates=isinstance(settings, DrawSettings) and settings.keep_duplicates,
     )
     for task in tasks:
@@ -43,7 +44,7 @@ def load(
 
 def _report_duplicates(task: data.TaskData, *, drawn: bool) -> None:
     """Log how many texts have several labels, and for episodes also how many are repeated."""
-    if not task.label_names:
+    if not task.label_names or task.labels.ndim == 2:
         return
     duplicates = task.duplicates
     left_out = drawn and not task.keep_duplicates
@@ -151,7 +152,11 @@ def relabel(task: data.TaskData, training: data.TaskData) -> data.TaskData:
     if task.label_names == names:
         return task
     order = np.array([names.index(name) for name in task.label_names], np.int32)
-    return task._replace(labels=order[task.labels], label_names=names)
+    if task.labels.ndim == 1:
+        return task._replace(labels=order[task.labels], label_names=names)
+    labels = np.zeros((len(task.labels), len(names)), np.int32)
+    labels[:, order] = task.labels
+    return task._replace(labels=labels, label_names=names)
 
 
 def _warn_of_shared(task: data.TaskData, training: data.TaskData) -> None:

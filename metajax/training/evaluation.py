@@ -165,6 +165,25 @@ def macro_f1(confusion: np.ndarray) -> float:
     return float((2 * confusion.diagonal()[occurs] / occurrences[occurs]).mean())
 
 
+def f1_of_labels(labels: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
+    """Compute the macro and the micro F1 of texts with any number of labels.
+
+    The macro F1 is the mean over the labels that occur among the true or the predicted ones. The
+    micro F1 counts all labels together. Without any, they are 0.
+
+    Args:
+        labels: [N, C] of 0 and 1.
+        predicted: [N, C] of 0 and 1.
+    """
+    labels, predicted = labels.astype(bool), predicted.astype(bool)
+    hits, occurrences = (labels & predicted).sum(0), labels.sum(0) + predicted.sum(0)
+    occurs = occurrences > 0
+    if not occurs.any():
+        return 0.0, 0.0
+    macro = (2 * hits[occurs] / occurrences[occurs]).mean()
+    return float(macro), float(2 * hits.sum() / occurrences.sum())
+
+
 def balanced_accuracy(confusion: np.ndarray) -> float:
     """Compute the mean accuracy of the classes that occur among the true labels.
 

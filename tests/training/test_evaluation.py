@@ -18,6 +18,7 @@ from metajax.training.evaluation import (
     balanced_accuracy,
     calibration_error,
     estimate,
+    f1_of_labels,
     macro_f1,
     ratio_estimate,
     run_episodes,
@@ -218,3 +219,16 @@ def test_logistic_regression_is_scikit_learns():
     ours, weaker = (LogisticRegression(C=c).fit(features, labels).predict(query) for c in (1, 3))
     np.testing.assert_array_equal(found, ours)
     assert np.any(found != weaker)
+
+
+def test_f1_of_texts_with_several_labels_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    labels, predicted = rng.integers(0, 2, (2, 9, 5))
+    labels[:, 3], predicted[:, 4] = 0, 0
+    found = f1_of_labels(labels, predicted)
+    expected = [metrics.f1_score(labels, predicted, average=kind) for kind in ("macro", "micro")]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    # scikit-learn counts labels that do not occur at all as 0.
+    wider = [np.concatenate([each, np.zeros((9, 1), int)], 1) for each in (labels, predicted)]
+    assert f1_of_labels(*wider) == found
+    assert f1_of_labels(np.zeros((2, 3)), np.zeros((2, 3))) == (0, 0)
