@@ -7,9 +7,10 @@
 labels of all. The support set uses `--shots` texts of each class. `unequal`: each text has one
 label, and the number of examples grows from one, for the first class, to `--shots`, in equal
 ratios. Test texts are made in the same way, but with classes of equal sizes. scikit-learn fits one
-logistic regression, or one for each label, to the frozen features of the same encoder, without
-weights and with `class_weight="balanced"`. Prints scores in percent with their 95% intervals over
-draws, and the paired difference to scikit-learn without weights.
+logistic regression, or one for each label, to the frozen features of the same encoder. `balanced`
+is `class_weight="balanced"`. (Several labels are always balanced in metajax.) Prints scores in
+percent with their 95% intervals over draws, and the paired difference to scikit-learn without
+weights.
 """
 
 import argparse
@@ -28,7 +29,11 @@ from metajax import data
 from metajax.runs.features import features_of
 from metajax.training.evaluation import estimate
 
-OURS = {"several": ("linear", "finetune"), "unequal": ("linear", "contrastive", "finetune")}
+_TRAINED = ("linear", "contrastive", "finetune")
+OURS = {
+    "several": ("linear", "finetune"),
+    "unequal": (*_TRAINED, *(f"{method} balanced" for method in _TRAINED)),
+}
 THEIRS = ("scikit-learn", "scikit-learn balanced")
 
 
@@ -117,10 +122,13 @@ def predictions_of(
     features: Callable[[list[str]], np.ndarray],
 ) -> np.ndarray:
     """Return what a contender predicts for the test texts, in the form of their labels."""
-    if not name.startswith("scikit-learn"):
-        classifier = metajax.FewShotClassifier(options.model, method=name, seed=seed)
+    kind, _, weight = name.partition(" ")
+    weight = weight or None
+    if kind != "scikit-learn":
+        classifier = metajax.FewShotClassifier(
+            options.model, method=kind, class_weight=weight, seed=seed
+        )
         return np.asarray(classifier.fit(*support).predict(test.texts))
-    weight = "balanced" if name.endswith("balanced") else None
     regression: Any = LogisticRegression(max_iter=1000, class_weight=weight)
     fitted = OneVsRestClassifier(regression) if support.labels.ndim == 2 else regression
     fitted.fit(features(support.texts), support.labels)

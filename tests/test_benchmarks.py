@@ -250,10 +250,10 @@ def test_several_labels_and_unequal_classes(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", command)
     labels.main()
     found = json.loads(output.read_text())
-    assert len(found) == 2 * (4 + 5)
+    assert len(found) == 2 * (4 + 8)
     assert all(0 <= row["macro-F1"] <= 1 for row in found)
     assert {"micro-F1" in row for row in found if row["kind"] == "unequal"} == {False}
-    assert len(capsys.readouterr().out.splitlines()) == 1 + 4 + 1 + 5
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 4 + 1 + 8
 
 
 def test_joined_texts_have_the_labels_of_their_parts():
