@@ -13,6 +13,7 @@ from metajax import data
 from metajax.algorithms import ALGORITHMS
 from metajax.config.inner import RATES_LEARNING_RATE
 from metajax.config.settings import MetatrainSettings
+from metajax.errors import InputError
 from metajax.runs.best import Validation, summary
 from metajax.runs.document_losses import adapted_losses
 from metajax.runs.document_tasks import (
@@ -140,7 +141,7 @@ def _episodes(settings: MetatrainSettings) -> _Tasks:
     tasks = [*held_out.training, *held_out.validation]
     classes = spec.ways or max(len(task.label_names) for task in tasks)
     spec = spec._replace(ways=classes)  # Episodes of all tasks have the same shapes.
-    few_shot = open_few_shot(settings.model, settings, settings, classes)
+    few_shot = _scaled(open_few_shot(settings.model, settings, settings, classes), settings)
     examples = tokenized(tasks, few_shot.model, few_shot.text_length(settings.max_length))
     number = len(held_out.training)
     training, validation = examples[:number], examples[number:]
@@ -165,6 +166,22 @@ def _episodes(settings: MetatrainSettings) -> _Tasks:
         accuracies if validation else None,
         record_validation(held_out) if validation else None,
     )
+
+
+def _scaled(few_shot: FewShot, settings: MetatrainSettings) -> FewShot:
+    """Scale the features so that the logits of prototypes are as the settings say.
+
+    Raises:
+        InputError: the algorithm takes inner steps, whose rate goes with the usual scale.
+    """
+    if settings.logit_scale == MetatrainSettings.logit_scale:
+        return few_shot
+    if few_shot.inner["algorithm"] != "protonet":
+        raise InputError(
+            f"--logit-scale {settings.logit_scale:g}: needs --algorithm protonet; omit it"
+        )
+    feature_norm = math.sqrt(settings.logit_scale)
+    return few_shot._replace(model=few_shot.model.replace(feature_norm=feature_norm))
 
 
 def _accuracies(
@@ -227,6 +244,6 @@ def _as_begun(settings: MetatrainSettings) -> MetatrainSettings:
     known = read_record(to_path(settings.workdir))
     if known is None:
         return settings
-    newer = ("keep_duplicates", "held_out", "valid_every")
+    newer = ("keep_duplicates", "held_out", "valid_every", "logit_scale")
     missing = [name for name in newer if name not in known["settings"]]
     return dataclasses.replace(settings, **{name: recorded(known, name) for name in missing})

@@ -79,6 +79,13 @@ class MetatrainSettings(
 
     learning_rate: float = option("peak outer learning rate of AdamW", 2e-5, above=0)
     steps: int = option("outer steps", 300, minimum=1)
+    logit_scale: float = option(
+        "with protonet: the logits of a prototype are this times a cosine; a larger one trains on "
+        "wrong and close queries only",
+        10.0,
+        above=0,
+        advanced=True,
+    )
     valid: tuple[str, ...] = option(
         "tasks to validate on (default: some of --tasks)",
         (),

@@ -25,7 +25,13 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers
 # Settings that readers of a record use. The others may come from an earlier version.
 _NEEDED = {"seed", "max_length", "tasks"}
 # Values for a record that is older than the setting.
-_BEFORE = {"keep_duplicates": True, "lora_kernels": [], "held_out": 0.0, "valid_every": 100}
+_BEFORE = {
+    "keep_duplicates": True,
+    "lora_kernels": [],
+    "held_out": 0.0,
+    "valid_every": 100,
+    "logit_scale": 10.0,
+}
 _READ = {"parts", "algorithm", *(field.name for field in dataclasses.fields(InnerSettings))}
 
 

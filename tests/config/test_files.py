@@ -105,7 +105,8 @@ DEFAULTS = {
     | INNER
     | ALGORITHM
     | {"whole_tasks": False, "keep_duplicates": False, "learning_rate": 2e-5, "steps": 300}
-    | {"memory": None, "valid": (), "valid_classes": None, "held_out": 0.25, "valid_every": 100},
+    | {"memory": None, "valid": (), "valid_classes": None, "held_out": 0.25, "valid_every": 100}
+    | {"logit_scale": 10.0},
     "adapt": MODEL
     | TASKS
     | INNER
@@ -176,6 +177,7 @@ BOUNDS = {
         "meta_batch_size": (1, 0),
         "held_out": (0.5, 0.51),
         "valid_every": (1, 0),
+        "logit_scale": (1e-9, 0.0),
     },
     "finetune": {"epochs": (0.01, 0.0), "batch_size": (1, 0), "steps": (1, 0)},
 }
