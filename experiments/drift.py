@@ -1,10 +1,9 @@
 r"""Find out why meta-training on some data sets can harm the accuracy on another.
 
-Claim: the temperature decides. With logits of ten times a cosine, the loss keeps pulling together
-texts that are classified correctly already. A sentence encoder then groups the texts of another
-data set more coarsely: two of its classes are less similar on average, but a class and the most
-similar one are more similar. Accuracy there falls while that on the source rises, and more ways
-raise both changes. With logits of fifty times a cosine, accuracy rises on both.
+Claim: harm depends on the temperature and on the data sets. With logits of ten times a cosine,
+training on CLINC150 raises the accuracy of a sentence encoder there and lowers it on BANKING77;
+more ways raise both changes. With fifty times a cosine it rises on both. (On HWU64, after training
+on the two others, both temperatures gain, and ten times gains more.)
 Paper: prototypical networks (Snell et al. 2017, arXiv:1703.05175); averages of the weights before
 and after training (Wortsman et al. 2022, arXiv:2109.01903); a pull to the start (Li et al. 2018,
 arXiv:1802.01483).
