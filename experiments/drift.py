@@ -1,9 +1,9 @@
 r"""Find out why meta-training on some data sets can harm the accuracy on another.
 
-Claim: harm depends on the scale of the logits and on the data sets. With logits of ten times a cosine,
-training on CLINC150 raises the accuracy of a sentence encoder there and lowers it on BANKING77;
-more ways raise both changes. With fifty times a cosine it rises on both. (On HWU64, after training
-on the two others, both scales gain, and ten times gains more.)
+Claim: harm depends on the scale of the logits and on the data sets. With logits of ten times a
+cosine, training on CLINC150 raises the accuracy of a sentence encoder there and lowers it on
+BANKING77; more ways raise both changes. With fifty times a cosine it rises on both. (On HWU64,
+after training on the two others, both scales gain, and ten times gains more.)
 Paper: prototypical networks (Snell et al. 2017, arXiv:1703.05175); averages of the weights before
 and after training (Wortsman et al. 2022, arXiv:2109.01903); a pull to the start (Li et al. 2018,
 arXiv:1802.01483).
