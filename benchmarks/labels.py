@@ -27,6 +27,7 @@ from sklearn.multiclass import OneVsRestClassifier
 import metajax
 from metajax import data
 from metajax.runs.features import features_of
+from metajax.runs.few_shot import FEATURE_NORM
 from metajax.training.evaluation import estimate
 
 _TRAINED = ("linear", "contrastive", "finetune")
@@ -48,6 +49,8 @@ def several(
     task: data.TaskData, shots: int, tested: int, rng: np.random.Generator
 ) -> tuple[Examples, Examples]:
     """Return texts with one to three labels each, made of different texts for each part."""
+    if len(task.label_names) < 3:
+        raise SystemExit("--data: has fewer than three classes; give others")
     support, test = _split(task, [shots] * len(task.label_names), rng)
     return _joined(task, support, len(support) // 2, rng), _joined(task, test, tested, rng)
 
@@ -55,20 +58,19 @@ def several(
 def _joined(
     task: data.TaskData, rows: np.ndarray, count: int, rng: np.random.Generator
 ) -> Examples:
-    """Join rows of different classes. Each row is used equally often, up to one."""
+    """Join rows of different classes. All rows are used before one is used again."""
     queue: list[int] = []
     texts, labels = [], np.zeros((count, len(task.label_names)), np.int64)
     for number, size in enumerate(1 + np.arange(count) % 3):
         own: list[int] = []
         while len(own) < size:
-            queue = queue or rng.permutation(rows).tolist()
             taken = {int(task.labels[row]) for row in own}
-            fits = [row for row in queue if int(task.labels[row]) not in taken]
-            if not fits:
-                queue = []
-                continue
-            queue.remove(fits[0])
-            own.append(fits[0])
+            next_row = next((row for row in queue if int(task.labels[row]) not in taken), None)
+            if next_row is None:
+                queue += rng.permutation(rows).tolist()
+            else:
+                queue.remove(next_row)
+                own.append(next_row)
         texts.append(" and ".join(task.texts[row] for row in own))
         labels[number, task.labels[own]] = 1
     return Examples(texts, labels)
@@ -81,12 +83,12 @@ def unequal(
     sizes = np.geomspace(1, shots, len(task.label_names)).round().astype(int)
     support, rest = _split(task, sizes.tolist(), rng)
     each = max(1, tested // len(sizes))
-    test = np.concatenate(
-        [rest[task.labels[rest] == label][:each] for label in range(len(task.label_names))]
-    )
-    return tuple(  # type: ignore[return-value]
-        Examples([task.texts[row] for row in rows], task.labels[rows]) for rows in (support, test)
-    )
+    by_class = [rest[task.labels[rest] == label][:each] for label in range(len(sizes))]
+    return _examples(task, support), _examples(task, np.concatenate(by_class))
+
+
+def _examples(task: data.TaskData, rows: np.ndarray) -> Examples:
+    return Examples([task.texts[row] for row in rows], task.labels[rows])
 
 
 def _split(
@@ -102,8 +104,8 @@ MAKE = {"several": several, "unequal": unequal}
 
 
 def frozen_features(model: str) -> Callable[[list[str]], np.ndarray]:
-    """Return a function from N texts to their features, float64 [N, H]."""
-    network, params = metajax.from_pretrained(model)
+    """Return a function from N texts to their features, float64 [N, H], as few-shot heads read."""
+    network, params = metajax.from_pretrained(model, feature_norm=FEATURE_NORM)
 
     def features(texts: list[str]) -> np.ndarray:
         tokens = data.tokenize(texts, None, network.tokenizer, 128)
@@ -138,9 +140,9 @@ def predictions_of(
 def scores(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Return the scores that are usual for this kind of labels, 0..1."""
     kinds = ("macro", "micro") if labels.ndim == 2 else ("macro",)
-    found = {f"{kind}-F1": f1_score(labels, predicted, average=kind) for kind in kinds}
+    measures = {f"{kind}-F1": f1_score(labels, predicted, average=kind) for kind in kinds}
     right = predicted == labels
-    return found | {"accuracy": float((right.all(1) if labels.ndim == 2 else right).mean())}
+    return measures | {"accuracy": float((right.all(1) if labels.ndim == 2 else right).mean())}
 
 
 def show(title: str, rows: dict[str, list[dict[str, float]]]) -> None:
@@ -148,17 +150,17 @@ def show(title: str, rows: dict[str, list[dict[str, float]]]) -> None:
     names = list(next(iter(rows.values()))[0])
     print(f"{title:<24}" + "".join(f"{name:>16}{'ahead':>15}" for name in names))
     first = next(iter(rows.values()))
-    for contender, found in rows.items():
+    for contender, scored in rows.items():
         cells = []
         for name in names:
-            own, other = (np.array([row[name] for row in each]) for each in (found, first))
+            own, other = (np.array([row[name] for row in each]) for each in (scored, first))
             cells.append(f"{_percent(own):>16}{_percent(own - other):>15}")
         print(f"{contender:<24}" + "".join(cells), flush=True)
 
 
 def _percent(values: np.ndarray) -> str:
-    found = estimate(values)
-    return f"{100 * found.mean:.2f} ± {100 * found.ci95:.2f}"
+    mean, ci95 = estimate(values)
+    return f"{100 * mean:.2f} ± {100 * ci95:.2f}"
 
 
 def main() -> None:

@@ -203,7 +203,7 @@ def interpolate(start: PyTree, end: PyTree, share: float) -> PyTree:
 
     Examples:
         >>> from metajax.tree import interpolate
-        >>> interpolate({"kernel": 1.0, "bias": 4.0}, {"kernel": 3.0, "bias": 0.0}, 0.25)
-        {'kernel': 1.5, 'bias': 3.0}
+        >>> interpolate({"bias": 4.0, "kernel": 1.0}, {"bias": 0.0, "kernel": 3.0}, 0.25)
+        {'bias': 3.0, 'kernel': 1.5}
     """
     return jax.tree.map(lambda a, b: (1 - share) * a + share * b, start, end)

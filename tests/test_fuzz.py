@@ -238,7 +238,7 @@ def _refuse(line):
         (lambda *_: _refuse("fix it"), "refused"),
         (lambda *_: int("x"), "failed"),
         (lambda *_: _refuse(""), "failed"),
-        (lambda *_: bytearray(60_000_000).count(1), "failed"),
+        (lambda *_: bytearray(200_000_000).count(1), "failed"),
     ],
     ids=["sound", "bad", "raises", "says nothing", "takes all memory"],
 )

@@ -186,8 +186,8 @@ def load_texts(
 
 def _texts(table: Table, columns: _Columns) -> tuple[list[str], list[str] | None]:
     assert columns.text is not None
-    pairs = None if columns.pair is None else text_column(table, columns.pair)
-    return text_column(table, columns.text), pairs
+    texts = text_column(table, columns.text)
+    return texts, None if columns.pair is None else text_column(table, columns.pair)
 
 
 def _load(
