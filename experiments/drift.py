@@ -48,7 +48,7 @@ from metajax.runs.features import features_of
 from metajax.training.evaluation import estimate, nearest_prototype
 from metajax.training.optimizer import adamw, learning_rate
 from metajax.training.outer import global_norm
-from metajax.tree import interpolate, is_norm_or_bias
+from metajax.tree import is_norm_or_bias
 from metajax.types import Params
 
 SHOTS = (1, 5, 10)
@@ -247,7 +247,7 @@ def run(options: argparse.Namespace, material: Material, variant: Variant, seed:
             add(f"step {step}", params, recent)
             recent = []
     for share in SHARES:
-        add(f"{share:g} of the way", interpolate(start, params, share), ())
+        add(f"{share:g} of the way", optax.incremental_update(params, start, share), ())
     return rows
 
 

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optax
 
 import metajax
 from experiments.runs import SETS, Trained, command, exported, intent_sets, judged, percent, trained
@@ -41,7 +42,6 @@ from experiments.unlabelled import letters
 from metajax.data.seeding import generator
 from metajax.runs.demo_data import write_data
 from metajax.training.evaluation import estimate
-from metajax.tree import interpolate
 
 METHODS: dict[str, dict[str, Any]] = {  # All have 120 texts per step.
     "protonet": {"algorithm": "protonet"},
@@ -137,7 +137,9 @@ def averaged(start: str, run: Trained, share: float) -> str:
         return end
     model, before = metajax.from_pretrained(start)
     _, after = metajax.from_pretrained(end)
-    metajax.save_pretrained(f"{end}-{share:g}", model, interpolate(before, after, share))
+    metajax.save_pretrained(
+        f"{end}-{share:g}", model, optax.incremental_update(after, before, share)
+    )
     return f"{end}-{share:g}"
 
 

@@ -188,22 +188,3 @@ def overlay(tree: PyTree, other: PyTree) -> PyTree:
         return other
     changed = {name: overlay(tree[name], other[name]) for name in tree if name in other}
     return tree | changed | {name: leaf for name, leaf in other.items() if name not in tree}
-
-
-def interpolate(start: PyTree, end: PyTree, share: float) -> PyTree:
-    """Return the point on the line between two pytrees of floats.
-
-    Averages of the weights before and after a training can keep most of its gain and lose less on
-    other tasks (WiSE-FT; Wortsman et al. 2022, https://arxiv.org/abs/2109.01903).
-
-    Args:
-        start: any pytree of floats.
-        end: a pytree like `start`.
-        share: of the way to `end`: 0 is `start`, 1 is `end`.
-
-    Examples:
-        >>> from metajax.tree import interpolate
-        >>> interpolate({"bias": 4.0, "kernel": 1.0}, {"bias": 0.0, "kernel": 3.0}, 0.25)
-        {'bias': 3.0, 'kernel': 1.5}
-    """
-    return jax.tree.map(lambda a, b: (1 - share) * a + share * b, start, end)

@@ -41,10 +41,3 @@ def test_falsy_leaves_are_leaves():
     ours, theirs = tree.select({"a": 0, "b": 0.0}, lambda path: path == "a")
     assert (ours, theirs) == ({"a": 0, "b": None}, {"a": None, "b": 0.0})
     assert tree.combine(ours, theirs) == {"a": 0, "b": 0.0}
-
-
-def test_the_ends_of_a_line_are_exact():
-    start, end = {"a": jnp.array([0.1, 3.0])}, {"a": jnp.array([0.7, -1.0])}
-    assert (tree.interpolate(start, end, 0.0)["a"] == start["a"]).all()
-    assert (tree.interpolate(start, end, 1.0)["a"] == end["a"]).all()
-    assert jnp.allclose(tree.interpolate(start, end, 0.25)["a"], jnp.array([0.25, 2.0]))
