@@ -230,7 +230,11 @@ def _episode_table(group: Comparison) -> str:
 
 
 def _confusion(runs: Sequence[Run], draw: _Draw) -> str:
-    judged = {run.name: run.results for run in runs if run.results and "dev" in run.results}
+    judged = {
+        run.name: run.results
+        for run in runs
+        if run.results and "confusion" in run.results.get("dev", {})
+    }
     if not judged:
         return note("None: adapt counts with --dev, labelled examples that it does not adapt to.")
     parts = []

@@ -107,15 +107,21 @@ def _read_run(name: str, path: str) -> Run:
 
 
 def _are_results(results: dict[str, Any]) -> bool:
-    """Return whether the measurements are numbers and a confusion matrix fits its labels."""
+    """Return whether the measurements are numbers and a confusion matrix fits its labels.
+
+    With several labels per text there is no such matrix, but a micro-F1.
+    """
     if not are_measures(results.get("after", {})):
         return False
     if "dev" not in results:
         return True
     try:
-        names, counts = results["labels"], results["dev"]["confusion"]
+        names, dev = results["labels"], results["dev"]
+        if "confusion" not in dev:
+            return is_number(dev["accuracy"]) and is_number(dev["micro_f1"])
+        counts = dev["confusion"]
         return (
-            is_number(results["dev"]["accuracy"])
+            is_number(dev["accuracy"])
             and all(isinstance(name, str) for name in names)
             and all(isinstance(count, int) for row in counts for count in row)
             and np.array(counts, int).shape == (len(names), len(names))

@@ -81,6 +81,21 @@ def test_adapt_agrees_with_the_estimator(material, tmp_path, capsys, names, meth
     assert lines[0].split("\t")[1] == f"a={shares[0, 0]:.4f}"
 
 
+def test_a_report_has_no_confusion_of_several_labels(material, tmp_path):
+    dev = write(tmp_path, "dev.csv", NEW, [["a"], ["a", "c"]])
+    settings = settings_of(material, tmp_path, dev=dev)
+    adapt.adapt(settings)
+    page = tmp_path / "page.html"
+    command = ["report", "--runs", settings.workdir, "--output", str(page)]
+    assert main(command) == 0
+    assert "None: adapt counts with --dev" in page.read_text()
+    results = tmp_path / "run" / "results.json"
+    known = json.loads(results.read_text())
+    known["dev"].pop("micro_f1")
+    results.write_text(json.dumps(known))
+    assert main(command) == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
