@@ -109,19 +109,19 @@ def hold_out(
     """Train without each fold, and compute the logits of its examples.
 
     Args:
-        few_shot: the network with one head of C classes.
-        examples: N examples of all C classes, one label each.
+        few_shot: the network with one head.
+        examples: N examples with one label each. C classes have examples, perhaps not all.
         method: the method, but not `steps`.
         folds: [N] from `deal`, with at least two folds.
         features: [N, H] of the network before training.
         until: value of `time.monotonic` after which no other fold is begun.
 
     Returns:
-        The logits of the examples of all folds, in the order of the examples. None if the time was
-        over before.
+        The logits of the examples of all folds, in the order of the examples, for the C classes
+        that have examples; the labels count these classes. None if the time was over before.
     """
-    labels, classes = examples.labels, few_shot.model.num_labels[0]
-    logits = np.zeros((len(labels), classes))
+    present, labels = np.unique(examples.labels, return_inverse=True)
+    logits = np.zeros((len(labels), len(present)))
     parts = [np.flatnonzero(folds != fold) for fold in range(folds.max() + 1)]
     plan: tuple[Shapes, ...] = ()
     if method.recipe is not None:
@@ -131,12 +131,12 @@ def hold_out(
         if time.monotonic() > until:
             return None
         if method.recipe is None:
-            head = head_maker(method)(features[rows], {"labels": labels[rows]}, classes)
-            found = features @ head["kernel"] + head["bias"]
+            head = head_maker(method)(features[rows], {"labels": labels[rows]}, len(present))
+            held_out = features @ head["kernel"] + head["bias"]
         else:
             params, _ = train_on(few_shot, examples, method, rows=rows, plan=plan)
-            found = logits_on(few_shot.model, params, examples)
-        logits[folds == fold] = found[folds == fold]
+            held_out = logits_on(few_shot.model, params, examples)[:, present]
+        logits[folds == fold] = held_out[folds == fold]
     weights = balanced_weights(labels) if method.class_weight else np.ones(len(labels))
     own = folds >= 0
     return HeldOut(logits[own], labels[own], weights[own] / weights[own].mean())

@@ -76,6 +76,33 @@ def test_an_example_has_the_logits_of_a_model_that_has_not_seen_it(few_shot, nam
         np.testing.assert_allclose(held.logits[folds == fold], expected, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("name", ["prototypes", "linear", "contrastive"])
+def test_a_class_without_examples_has_no_logits(few_shot, name):
+    """The logits are those of a network with the two classes that have examples."""
+    labels = np.array([0, 0, 0, 2, 2, 2, 2], np.int32)
+    folds, method = deal(labels, 0), method_choice.CANDIDATES[name]
+    assert few_shot.model.num_labels == (3,)
+    two = few_shot._replace(model=few_shot.model.replace(num_labels=(2,)))
+    held, expected = (
+        hold_out(own, examples, method, folds, features_of(own.model, own.params, examples))
+        for own, examples in (
+            (few_shot, examples_of(labels)),
+            (two, examples_of(labels // 2)),
+        )
+    )
+    np.testing.assert_array_equal(held.labels, labels // 2)
+    np.testing.assert_allclose(held.logits, expected.logits, rtol=1e-5, atol=1e-5)
+    assert held.temperature() < 1e3
+    weights = hold_out(
+        few_shot,
+        examples_of(labels),
+        methods.method_of("linear", "balanced"),
+        folds,
+        features_of(few_shot.model, few_shot.params, examples_of(labels)),
+    ).weights
+    np.testing.assert_allclose(weights, 7 / 2 / np.array([3] * 3 + [4] * 4))
+
+
 def test_a_balanced_class_weight_weighs_held_out_examples_too(few_shot):
     examples = examples_of(LABELS)
     features = features_of(few_shot.model, few_shot.params, examples)
@@ -211,6 +238,18 @@ def test_adapt_chooses_calibrates_and_repeats(material, tmp_path, monkeypatch):
         results.write_text(json.dumps(known | {name: value}))
         with pytest.raises(InputError, match=rf"results\.json: .*{name}.* (is|are) "):
             adapt.adapt(adapt_settings(material, tmp_path / "run"))
+
+
+def test_nothing_is_saved_before_the_dev_set_is_judged(material, tmp_path, monkeypatch):
+    """A checkpoint without results would stay when a resumed run chooses differently."""
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adapt, "judge", fail)
+    with pytest.raises(KeyboardInterrupt):
+        adapt.adapt(adapt_settings(material, tmp_path / "run", method="linear", dev=material.three))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_the_time_limit_leaves_out_what_trains_all_weights(few_shot, monkeypatch, caplog):
