@@ -96,8 +96,6 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     _log.info("%s: compiling for %d examples", run.path, len(task.labels))
     adapted = adapt_by(few_shot, examples, settings, chooses=chooses, known=known)
     _check_finite(adapted, task.name)
-    begin(run, lambda directory: save_config(directory, model))
-    _save(run, few_shot, adapted)
     results = _results(adapted, task)
     if settings.method == "steps":
         _warn_if_risen(adapted)
@@ -105,6 +103,10 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         params = few_shot.merge(adapted.params)
         classifier = Classifier(model, params, 0, settings.max_length, None)
         results["dev"] = judge(classifier, dev)
+
+    # Write checkpoint and results together, because a resumed run may choose differently.
+    begin(run, lambda directory: save_config(directory, model))
+    _save(run, few_shot, adapted)
     write_results(run, results)
     return results
 
