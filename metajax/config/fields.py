@@ -39,6 +39,7 @@ def option(
     maximum: float | None = None,
     choices: tuple[str, ...] | None = None,
     metavar: str | None = None,
+    if_empty: str | None = None,
     affects_results: bool = True,
     advanced: bool = False,
 ) -> Any:
@@ -52,6 +53,7 @@ def option(
         maximum: the largest value.
         choices: the only values.
         metavar: placeholder for the value in `--help`.
+        if_empty: if given, an empty string is refused; how to fix it.
         affects_results: whether a run is resumed only with the same value.
         advanced: whether only `--help-all` explains it.
     """
@@ -130,6 +132,8 @@ def check(setting: dataclasses.Field[Any], value: Any, name: str | None = None) 
         if not _has_type(item, types):
             wanted = " or ".join(_KINDS[kind] for kind in types)
             raise InputError(f"{name} {item!r}: wrong type; give {wanted}")
+        if item == "" and setting.metadata["if_empty"]:
+            raise InputError(f"{name}: is empty; {setting.metadata['if_empty']}")
         if problem := _problem(item, setting.metadata):
             raise InputError(f"{name} {item}: {problem}")
 

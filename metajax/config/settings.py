@@ -155,6 +155,7 @@ class AdaptSettings(ModelSettings, TaskSettings, MethodSettings):
         "what stands between the labels of a text, such as ';', so that it can have any number",
         None,
         metavar="TEXT",
+        if_empty="give what stands between the labels, such as ';'",
         advanced=True,
     )
     dev: str | None = option(
@@ -199,13 +200,13 @@ class PredictSettings(Settings):
         maximum=1,
         metavar="P",
     )
-    none_label: str = option("label of texts below --threshold", "none", metavar="NAME")
+    none_label: str = option(
+        "label of texts below --threshold", "none", metavar="NAME", if_empty="give a label"
+    )
     task: str | None = option("which head to use, if finetune trained several", None)
     batch_size: int = option("texts per batch", 64, minimum=1)
     max_length: int | None = option(
-        "truncate texts to this many tokens (default: as in the run, else 128)",
-        None,
-        minimum=3,
+        "truncate texts to this many tokens (default: as in the run, else 128)", None, minimum=3
     )
 
 
