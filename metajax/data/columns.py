@@ -50,10 +50,7 @@ def label_column(table: Table, column: str) -> list[str]:
     missing = [name for name in names.values() if name.casefold() in _MISSING]
     if missing:
         row = min(map(labels.index, missing))
-        raise InputError(
-            f"{table.place(row)}: {column!r} is {labels[row]!r}, which means a missing value; "
-            "fill it in or remove the row"
-        )
+        raise _missing_value(table, row, column, labels[row])
     _warn_of_missing(table, column, labels, _PERHAPS_MISSING)
     _warn_of_labels(table.source, {label.strip(): name for label, name in names.items()})
     return labels
@@ -62,27 +59,50 @@ def label_column(table: Table, column: str) -> list[str]:
 def several_labels_column(table: Table, column: str, separator: str) -> list[list[str]]:
     """Return any number of labels for each text, each in one spelling (see `normalize`).
 
-    A value is text, in which the separator stands between labels, or a list of labels. Empty text
-    has no labels.
+    A value is text, in which the separator stands between labels, a list of labels, or a whole
+    number. Empty text has no labels.
 
     Raises:
-        InputError: a value is neither, a label is empty, or a text has a label twice.
+        InputError: a value is none of these, a label is missing or empty, or a text has a label
+            twice.
     """
     names: dict[str, str] = {}
     labels: list[list[str]] = []
     for row, value in enumerate(table.column(column)):
-        if value is None or (isinstance(value, str) and not value.strip()):
-            value = []
-        own = value if isinstance(value, list) else str(value).split(separator)
+        listed = _listed(value, separator)
+        own = [str(label) if isinstance(label, int) else label for label in listed]
         for label in own:
+            if isinstance(label, str) and not normalize(label):
+                how = "remove a separator" if isinstance(value, str) else "remove it"
+                raise InputError(f"{table.place(row)}: has an empty label; {how}")
             _check_string(label, table, row, column)
             names[label] = normalize(label)
+            if names[label].casefold() in _MISSING:
+                raise _missing_value(table, row, column, names[label])
         labels.append([names[label] for label in own])
         if len(set(labels[-1])) < len(own):
             twice = next(name for name in labels[-1] if labels[-1].count(name) > 1)
             raise InputError(f"{table.place(row)}: has the label {twice!r} twice; give it once")
+    alone = [own[0] if len(own) == 1 else "" for own in labels]
+    _warn_of_missing(table, column, alone, _PERHAPS_MISSING)
     _warn_of_labels(table.source, {label.strip(): name for label, name in names.items()})
     return labels
+
+
+def _listed(value: Any, separator: str) -> list[Any]:
+    """Return the labels of a value, not yet checked."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return []
+    if isinstance(value, str):
+        return value.split(separator)
+    return value if isinstance(value, list) else [value]
+
+
+def _missing_value(table: Table, row: int, column: str, label: str) -> InputError:
+    return InputError(
+        f"{table.place(row)}: {column!r} is {label!r}, which means a missing value; "
+        "fill it in or remove the row"
+    )
 
 
 def score_column(table: Table, column: str) -> np.ndarray:

@@ -285,6 +285,8 @@ def _several_labels(name: str, table: Table, columns: _Columns, separator: str) 
     texts, pairs = _texts(table, columns)
     own = several_labels_column(table, columns.label, separator)
     names = sorted_names({label for labels in own for label in labels})
+    if not names:
+        raise InputError(f"{name}: no text has a label; check --label-column and --label-separator")
     ids = {label: i for i, label in enumerate(names)}
     matrix = np.zeros((len(texts), len(names)), np.int32)
     for row, labels in enumerate(own):

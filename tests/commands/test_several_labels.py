@@ -112,10 +112,26 @@ def test_what_needs_one_label_is_refused(material, tmp_path, changes, message):
         adapt.adapt(settings_of(material, tmp_path, **changes))
 
 
+def test_an_empty_separator_is_refused(material, tmp_path):
+    with pytest.raises(InputError, match=r"^--label-separator: is empty; give what .* as ';'$"):
+        settings_of(material, tmp_path, label_separator="")
+
+
+def test_a_separator_without_tasks_is_refused(material, tmp_path):
+    file = tmp_path / "names.json"
+    file.write_text(json.dumps({"a": "w1", "b": "w2"}))
+    with pytest.raises(InputError, match="--label-separator: needs --tasks; give them, or remove"):
+        adapt.adapt(settings_of(material, tmp_path, tasks=(), label_names=str(file)))
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([["a"], ["b", "", "a"]], r"examples.csv:3: no 'label'; fill it in or remove the row"),
+        ([["a"], ["b", "", "a"]], r"examples.csv:3: has an empty label; remove a separator"),
+        ([["a"], ["b", ""]], r"examples.csv:3: has an empty label; remove a separator"),
+        ([["a"], ["b", "NaN"]], r"examples.csv:3: 'label' is 'NaN', which means a missing value"),
+        ([["#N/A"], ["b"]], r"examples.csv:2: 'label' is '#N/A', which means a missing value"),
+        ([[], []], "examples.csv: no text has a label; check --label-column and --label-sep"),
         ([["a"], ["b", "a", "b"]], r"examples.csv:3: has the label 'b' twice; give it once"),
         ([["a"], [], ["a"]], "has examples of only 1 of the chosen classes"),
     ],
@@ -125,6 +141,39 @@ def test_labels_that_cannot_be_used(tmp_path, labels, message):
         load_tasks(
             [write(tmp_path, texts=TEXTS[: len(labels)], labels=labels)], label_separator=";"
         )
+
+
+def write_values(folder, *values):
+    rows = [{"text": f"w{row}", "label": value} for row, value in enumerate(values)]
+    (folder / "values.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "values.jsonl")
+
+
+def test_whole_numbers_are_labels_alone_and_in_lists(tmp_path):
+    [task] = load_tasks([write_values(tmp_path, 1, [1, 2], "2;10", None)], label_separator=";")
+    assert task.label_names == ("1", "2", "10")
+    assert task.labels.tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (float("nan"), "values.jsonl:2: no 'label'"),
+        ([None], "values.jsonl:2: no 'label'"),
+        ({"a": 1}, "values.jsonl:2: 'label' is dict, not text"),
+        (1.5, "values.jsonl:2: 'label' is float, not text"),
+        (["a", " "], "values.jsonl:2: has an empty label; remove it"),
+        (["a", "nan"], "values.jsonl:2: 'label' is 'nan', which means a missing value"),
+    ],
+)
+def test_values_that_are_no_labels(tmp_path, value, message):
+    with pytest.raises(InputError, match=message):
+        load_tasks([write_values(tmp_path, "a;b", value)], label_separator=";")
+
+
+def test_a_label_that_may_be_a_missing_value_is_named(tmp_path, caplog):
+    load_tasks([write(tmp_path, labels=[["a"], ["b"], ["none"], ["b"], []])], label_separator=";")
+    assert "examples.csv:4: 'label' is 'none' (1 rows like this)" in caplog.text
 
 
 def test_a_later_stage_begins_with_its_own_head(material, tmp_path):
