@@ -53,12 +53,13 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
           `log_likelihood` at its `temperature`, and its `accuracy`; and the names of those that the
           time limit `cut`.
         - `temperature` and `threshold`, with `--calibrate`: the logits are divided by the first;
-          95% of held-out examples then have a largest probability of at least the second.
+          95% of held-out examples then have a largest probability of at least the second. Both are
+          None if nothing can be held out.
         - `dev`, with `settings.dev`: number of `examples` of the dev set, `accuracy`, `macro_f1`,
           `balanced_accuracy` and `calibration_error` (all 0..1; the last is the expected
           calibration error), and `confusion` matrix (rows are true labels, columns are predicted
-          labels). With several labels per text: `accuracy` of all labels of a text, `macro_f1` and
-          `micro_f1`.
+          labels). With several labels per text: `accuracy` (fraction of texts whose labels are all
+          right), `macro_f1` and `micro_f1`.
 
         Of documents: number of `documents` and `chunks`; `inner_lr`; `before` and `after` the
         steps, the `loss` (nats per token) and `bits_per_byte` of the `tasks` and of `dev`; the same
@@ -232,17 +233,28 @@ def _read_choice(workdir: Path, settings: AdaptSettings, *, chooses: bool) -> di
         return None
     rate, choice = known.get("inner_lr"), known.get("choice")
     calibration = known.get("temperature"), known.get("threshold")
-    chosen = choice.get("chosen") if isinstance(choice, dict) else choice
+    calibrated = _is_positive(calibration[0]) and is_number(calibration[1])
+    if calibration == (None, None):  # Nothing could be held out.
+        calibrated = known.keys() >= {"temperature", "threshold"}
     problem = None
     if chooses and not _is_positive(rate) and not (rate is None and known.get("left_out")):
         problem = f"inner_lr is {rate}"
-    if settings.calibrate and not (_is_positive(calibration[0]) and is_number(calibration[1])):
+    if settings.calibrate and not calibrated:
         problem = "temperature and threshold are {} and {}".format(*calibration)
-    if settings.method == "choose" and chosen not in CANDIDATES:
-        problem = f"the choice is {chosen}"
+    if settings.method == "choose" and not _is_choice(choice):
+        problem = f"the choice is {choice}"
     if problem is not None:
         raise InputError(f"{workdir / 'results.json'}: {problem}; restore the file from a backup")
     return known
+
+
+def _is_choice(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("chosen"), str)
+        and value["chosen"] in CANDIDATES
+        and value.keys() >= {"folds", "examples", "candidates", "cut"}
+    )
 
 
 def _is_positive(value: Any) -> bool:
@@ -267,6 +279,8 @@ def _load_examples(settings: AdaptSettings) -> data.TaskData:
         InputError: there is not one task with classes, nor names instead.
     """
     named = settings.label_names
+    if settings.label_separator is not None and not settings.tasks:
+        raise InputError("--label-separator: needs --tasks; give them, or remove it")
     if len(settings.tasks) > 1 or not (settings.tasks or named):
         raise InputError(
             f"--tasks: {len(settings.tasks)} tasks given, but adapt takes one; give one task, or "

@@ -101,6 +101,8 @@ def _choice(results: Mapping[str, Any]) -> list[str]:
     if "choice" not in results:
         return []
     choice = results["choice"]
+    if not choice["folds"]:
+        return [f"- chosen method: {choice['chosen']} (no class has a second example)"]
     return [
         f"- chosen method: {choice['chosen']}, by {choice['folds']}-fold cross-validation on "
         f"{choice['examples']} examples",

@@ -23,12 +23,13 @@ class Calibration(NamedTuple):
     """What is known about a method's probabilities.
 
     Attributes:
-        temperature: divides the logits.
-        threshold: 95% of held-out examples have a largest probability of at least this.
+        temperature: divides the logits. None if nothing could be held out; they stay as they are.
+        threshold: 95% of held-out examples have a largest probability of at least this. None
+            likewise.
     """
 
-    temperature: float
-    threshold: float
+    temperature: float | None
+    threshold: float | None
 
 
 class Adapted(NamedTuple):

@@ -53,7 +53,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         classes_: [C], the labels in sorted order; 0..C-1 for an indicator matrix.
         choice_: how the method was chosen (see `metajax adapt`). None if it was not.
         calibration_: the `temperature` that divides the logits, and the `threshold` that 95% of
-            held-out examples reach by their largest probability. None without `calibrate`.
+            held-out examples reach by their largest probability; both None if nothing can be held
+            out. None without `calibrate`.
 
     Examples:
         >>> import tempfile, transformers
@@ -80,7 +81,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         label_names: Mapping[Any, str] | None = None,
         class_weight: str | None = None,
         calibrate: bool = False,
-        time_limit: float = 300.0,
+        time_limit: float = MethodSettings.time_limit,
         max_length: int = 128,
         batch_size: int = 64,
         seed: int = 0,

@@ -50,7 +50,7 @@ def adapt_by(
         known: results of an earlier run. If given, its choices are repeated.
     """
     method, choice, calibration = _settled(few_shot, examples, settings, known)
-    if calibration is not None:
+    if calibration is not None and calibration.temperature is not None:
         method = method._replace(temperature=calibration.temperature)
     adapted = adapt_to(few_shot, examples, method, chooses=chooses, known=known)
     return adapted._replace(choice=choice, calibration=calibration)
@@ -74,7 +74,7 @@ def _settled(
         return method, choice, Calibration(known["temperature"], known["threshold"])
     if choice is None:
         held = _hold_out(few_shot, examples, method)
-    return method, choice, Calibration(1.0, 0.0) if held is None else held.calibration()
+    return method, choice, Calibration(None, None) if held is None else held.calibration()
 
 
 def _choose(
@@ -90,7 +90,7 @@ def _choose(
     tried, folds = _try(few_shot, examples, settings.class_weight, until)
     choice = _described(tried, folds)
     _log.info("choose: %s is used", choice["chosen"])
-    return choice, tried.get(choice["chosen"])
+    return choice, _finite(tried).get(choice["chosen"])
 
 
 def _try(
@@ -129,8 +129,9 @@ def pick(tried: dict[str, HeldOut]) -> str:
     """Return the candidate with the largest calibrated log-likelihood.
 
     The default method is preferred unless another is ahead of it by more than the standard error of
-    the difference, example by example.
+    the difference, example by example. Candidates whose training diverged are never chosen.
     """
+    tried = _finite(tried)
     if not tried:
         return DEFAULT_METHOD
     losses = {name: held.weights * held.losses(held.temperature()) for name, held in tried.items()}
@@ -140,6 +141,11 @@ def pick(tried: dict[str, HeldOut]) -> str:
     ahead = losses[DEFAULT_METHOD] - losses[best]
     clear = ahead.mean() > ahead.std(ddof=1) / np.sqrt(len(ahead))
     return best if clear else DEFAULT_METHOD
+
+
+def _finite(tried: dict[str, HeldOut]) -> dict[str, HeldOut]:
+    """Return the candidates whose losses are all finite."""
+    return {name: held for name, held in tried.items() if np.isfinite(held.logits).all()}
 
 
 def _hold_out(few_shot: FewShot, examples: data.TokenizedTask, method: Method) -> HeldOut | None:
@@ -153,8 +159,13 @@ def _hold_out(few_shot: FewShot, examples: data.TokenizedTask, method: Method) -
         return None
     features = features_of(few_shot.model, few_shot.params, examples)
     held = hold_out(few_shot, examples, method, folds, features)
-    if held is not None:
-        _log.info("calibrate: %s", _shown(held))
+    if held is None or not np.isfinite(held.logits).all():
+        _log.warning(
+            "calibrate: the logits of held-out examples are not finite; the probabilities are not "
+            "calibrated"
+        )
+        return None
+    _log.info("calibrate: %s", _shown(held))
     return held
 
 
@@ -164,7 +175,7 @@ def _described(tried: dict[str, HeldOut], folds: int) -> dict[str, Any]:
         "chosen": pick(tried),
         "folds": folds,
         "examples": max((len(held.labels) for held in tried.values()), default=0),
-        "candidates": {name: _measured(held) for name, held in tried.items()},
+        "candidates": {name: _measured(held) for name, held in _finite(tried).items()},
         "cut": [name for name in CANDIDATES if name not in tried] if tried else [],
     }
 

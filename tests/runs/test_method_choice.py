@@ -183,10 +183,23 @@ def test_the_default_is_kept_unless_another_is_ahead_by_a_standard_error():
         assert method_choice.pick({"contrastive": default, "linear": other}) == chosen[-1]
     assert set(chosen) == {"linear", "contrastive"}
     # Without the default, the best is chosen; without any, the default.
-    assert method_choice.pick(
-        {"linear": default, "finetune": other._replace(logits=2 * default[0])}
-    )
+    best = HeldOut(np.array([margin(y, 1.0) for y in labels]), labels, ones)
+    for names in (("linear", "finetune"), ("finetune", "linear")):
+        assert method_choice.pick(dict(zip(names, (default, best)))) == names[1]
+        assert method_choice.pick(dict(zip(names, (best, default)))) == names[0]
     assert method_choice.pick({}) == "contrastive"
+
+
+def test_what_diverged_is_not_chosen():
+    held = held_of()
+    diverged = held._replace(logits=np.where(np.arange(40)[:, None] == 3, np.nan, held.logits))
+    assert method_choice.pick({"linear": held, "contrastive": diverged}) == "linear"
+    assert method_choice.pick({"linear": diverged, "contrastive": held}) == "contrastive"
+    assert method_choice.pick({"linear": diverged}) == "contrastive"
+    described = method_choice._described({"linear": held, "contrastive": diverged}, 4)
+    assert list(described["candidates"]) == ["linear"]
+    assert "contrastive" not in described["cut"]
+    json.dumps(described, allow_nan=False)
 
 
 def adapt_settings(material, workdir, **changes):
@@ -234,7 +247,13 @@ def test_adapt_chooses_calibrates_and_repeats(material, tmp_path, monkeypatch):
     results.write_text(json.dumps(known))
     again = adapt.adapt(adapt_settings(material, tmp_path / "run"))
     assert (again["choice"], again["temperature"]) == (known["choice"], 2.0)
-    for name, value in (("temperature", 0), ("threshold", "x"), ("choice", {"chosen": "x"})):
+    for name, value in (
+        ("temperature", 0),
+        ("temperature", None),
+        ("threshold", "x"),
+        *(("choice", value) for value in ([], {"chosen": []}, {"chosen": "x"})),
+        ("choice", {"chosen": "linear"}),
+    ):
         results.write_text(json.dumps(known | {name: value}))
         with pytest.raises(InputError, match=rf"results\.json: .*{name}.* (is|are) "):
             adapt.adapt(adapt_settings(material, tmp_path / "run"))
@@ -278,8 +297,20 @@ def test_one_example_of_each_class_takes_the_default(material, tmp_path, caplog)
     assert (own.choice_, own.calibration_) == ({"chosen": "contrastive"} | empty, None)
     assert "no class has a second example, so that nothing can be held out; contr" in caplog.text
     own = metajax.FewShotClassifier(str(material.bert), method="linear", calibrate=True)
-    assert own.fit(["w1 w2", "w3 w4"], ["a", "b"]).calibration_ == (1, 0)
+    assert own.fit(["w1 w2", "w3 w4"], ["a", "b"]).calibration_ == (None, None)
     assert "the probabilities are not calibrated" in caplog.text
+    plain = metajax.FewShotClassifier(str(material.bert), method="linear")
+    plain.fit(["w1 w2", "w3 w4"], ["a", "b"])
+    np.testing.assert_array_equal(own.predict_proba(["w1"]), plain.predict_proba(["w1"]))
+    rows = tiny.write_rows(tmp_path / "two.csv", [("w1 w2", "a"), ("w3 w4", "b")])
+    settings = adapt_settings(material, tmp_path / "run", tasks=(rows,))
+    results = adapt.adapt(settings)
+    assert (results["temperature"], results["threshold"]) == (None, None)
+    assert adapt.adapt(settings) == results  # A finished run keeps that too.
+    damaged = {name: value for name, value in results.items() if name != "threshold"}
+    (tmp_path / "run" / "results.json").write_text(json.dumps(damaged))
+    with pytest.raises(InputError, match="temperature and threshold are None and None; restore"):
+        adapt.adapt(settings)
 
 
 def test_calibrating_a_method_keeps_its_labels_and_is_saved(material, tmp_path):
@@ -344,3 +375,6 @@ def test_the_card_has_the_scores_of_the_candidates():
         "    - linear: log-likelihood -0.5100, accuracy 0.7500\n"
         "    - finetune: not tried, because of the time limit\n"
     )
+    empty = {"folds": 0, "examples": 0, "candidates": {}, "cut": []}
+    card = model_card("mine", **about, results={"choice": {"chosen": "contrastive"} | empty})
+    assert card.endswith("\n- chosen method: contrastive (no class has a second example)\n")
