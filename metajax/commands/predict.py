@@ -86,11 +86,17 @@ def _check_one_label(settings: PredictSettings, classifier: Classifier) -> None:
             raise InputError(
                 f"{shown}: {settings.model} does not give one label per text; remove it"
             )
-    names = model.label_names and model.label_names[classifier.head]
-    if settings.threshold is not None and settings.none_label in (names or ()):
+    if settings.threshold is not None and settings.none_label in _names_of(classifier):
         raise InputError(
             f"--none-label {settings.none_label}: {settings.model} has this label; give another"
         )
+
+
+def _names_of(classifier: Classifier) -> Sequence[str]:
+    """Return the names of the head's labels; LABEL_0, LABEL_1, ... if the model has none."""
+    model, head = classifier.model, classifier.head
+    names = model.label_names and model.label_names[head]
+    return names or [f"LABEL_{i}" for i in range(model.num_labels[head])]
 
 
 def _or_none(prediction: Prediction, settings: PredictSettings) -> Prediction:
@@ -124,11 +130,9 @@ def label(
         InputError: the texts are pairs but the classifier was trained on single texts, or vice
             versa.
     """
-    model, head = classifier.model, classifier.head
-    count = model.num_labels[head]
-    names = (model.label_names and model.label_names[head]) or [f"LABEL_{i}" for i in range(count)]
+    names = _names_of(classifier)
     for logits in logits_of(classifier, texts, pairs, batch_size):
-        yield _judged(model.problem_type, names, logits)
+        yield _judged(classifier.model.problem_type, names, logits)
 
 
 def _judged(problem_type: str | None, names: Sequence[str], logits: np.ndarray) -> Prediction:

@@ -20,7 +20,7 @@ NAMES = ("toxic", "obscene\t", "threat")
 def write_head(material, directory, **network):
     """A classifier that gives each label to about half of the texts."""
     model, params = from_pretrained(str(material.bert), "classification", num_labels=3)
-    model = model.replace(label_names=(NAMES,), **network)
+    model = model.replace(**{"label_names": (NAMES,)} | network)
     kernel = np.random.default_rng(0).normal(size=(1, 16, 3)).astype("f")
     kernel[:, :, 2] = kernel[:, :, 0]  # Two labels that occur together.
     params["classifier"] = {"kernel": 200 * kernel, "bias": np.zeros((1, 3), "f")}
@@ -105,15 +105,14 @@ def test_texts_below_the_threshold_have_no_label(refused, material, tmp_path):
         assert row["label"].replace("\t", r"\t") == label
         assert row["scores"][0][1] == share
     assert sum(fields[0] == "other" for fields in found) == 4
-    given = ("--threshold", 0.5, "--none-label", "toxic")
-    refused(
-        "--none-label toxic: model has this label",
-        "predict",
-        "--model",
-        "model",
-        *given,
-        stdin=b"w1",
-    )
+    write_head(material, tmp_path / "unnamed", label_names=None)
+    for name, none_label, message in (
+        ("model", "toxic", "--none-label toxic: model has this label"),
+        ("unnamed", "LABEL_0", "--none-label LABEL_0: unnamed has this label"),
+        ("model", "", "--none-label: is empty; give a label"),
+    ):
+        given = ("--threshold", 0.5, "--none-label", none_label)
+        refused(message, "predict", "--model", name, *given, stdin=b"w1")
 
 
 def test_json_lines_of_several_labels_and_of_values_have_all_scores(material, tmp_path):
