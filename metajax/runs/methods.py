@@ -12,6 +12,7 @@ import scipy.special
 
 from metajax import data
 from metajax.algorithms.prototypes import prototype_head
+from metajax.config.fields import flag
 from metajax.config.inner import MethodSettings
 from metajax.data.packing import Shapes
 from metajax.data.seeding import generator, shuffled_rows
@@ -73,7 +74,7 @@ class Method(NamedTuple):
 
     Attributes:
         name: one of `TRAINED`, or "steps".
-        recipe: how all weights are trained. None: they are not.
+        recipe: how all weights are trained. None: only a head is trained.
         inverse_strength: of logistic regression; see `logistic_head`.
         class_weight: "balanced": each class has the same weight in the loss of `finetune` and in
             logistic regression, however many examples it has.
@@ -120,12 +121,12 @@ def with_several_labels(few_shot: FewShot, settings: MethodSettings) -> FewShot:
     """
     if settings.method not in MULTI_LABEL:
         raise InputError(
-            f"method is {settings.method!r}, which needs one label for each text; for several use "
+            f"--method {settings.method}: needs one label for each text; for several use "
             f"{' or '.join(MULTI_LABEL)}"
         )
     for name in ("class_weight", "calibrate"):
         if getattr(settings, name):
-            raise InputError(f"{name}: needs one label for each text; remove it")
+            raise InputError(f"{flag(name)}: needs one label for each text; remove it")
     model = few_shot.model.replace(problem_type="multi_label_classification")
     return few_shot._replace(model=model)
 

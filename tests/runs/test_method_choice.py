@@ -358,7 +358,9 @@ def test_settings_that_a_method_does_not_take(changes, said):
 def test_several_labels_per_text_take_neither(material, name):
     changes = {name: "balanced" if name == "class_weight" else True}
     own = metajax.FewShotClassifier(str(material.bert), method="linear", **changes)
-    with pytest.raises(InputError, match=f"{name}: needs one label for each text"):
+    with pytest.raises(
+        InputError, match=f"^--{name.replace('_', '-')}: needs one label for each text"
+    ):
         own.fit(["w1", "w2"], [["a"], ["b", "a"]])
 
 
