@@ -41,7 +41,7 @@ class TaskData(_Examples):
         texts: N texts.
         pairs: N second texts, or None for single texts.
         labels: int32 [N], indices into label_names; float32 [N] for a regression; int32 [N, C] of
-            0 and 1 if a text can have several labels, which is not for episodes.
+            0 and 1 if a text can have several labels. Episodes need one label per text.
         label_names: the classes in the order of their ids; empty for a regression.
         hides_words: whether "[MASK]" in the texts stands for a hidden word, as in `smlmt:` tasks.
         keep_duplicates: whether episodes use all examples. By default they use one example of each

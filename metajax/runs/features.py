@@ -67,8 +67,8 @@ def logistic_head(
 def one_vs_rest_head(features: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Fit scikit-learn's logistic regression, one for each label.
 
-    Texts that have a label weigh as much as all others (`class_weight="balanced"`): otherwise a
-    label that one text of twenty has gets a probability above 0.5 from almost none.
+    Texts that have a label weigh as much as all others (`class_weight="balanced"`). Otherwise a
+    label that one text in twenty has hardly ever gets a probability above 0.5.
 
     Args:
         features: [N, H].
