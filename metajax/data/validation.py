@@ -39,9 +39,10 @@ def hold_out_tasks(
     """Hold out a share of the data sets, or of the classes or examples of each.
 
     New data sets are the best measure, then new classes, then new examples. So whole data sets are
-    held out if there are at least three. Otherwise classes are held out of those with enough of
-    them for an episode of both parts, and the others are trained on completely. If none has enough,
-    or episodes have all classes of a data set, then examples of each class are held out.
+    held out if there are at least three; those of hidden words count only if there are no others.
+    Otherwise classes are held out of those with enough of them for an episode of both parts, and
+    the others are trained on completely. If none has enough, or episodes have all classes of a data
+    set, then examples of each class are held out.
 
     Args:
         tasks: the data sets. `check_episodes` accepts them.
@@ -58,9 +59,11 @@ def hold_out_tasks(
         >>> held_out.kind, [len(task.label_names) for task in held_out.validation]
         ('classes', [2])
     """
-    if len(tasks) >= _FEWEST_SOURCES:
-        count = max(1, round(share * len(tasks)))
-        chosen = set(generator(seed, "validation").permutation(len(tasks))[:count])
+    labelled = [number for number, task in enumerate(tasks) if not task.hides_words]
+    sources = labelled or list(range(len(tasks)))
+    if len(sources) >= _FEWEST_SOURCES:
+        count = max(1, int(share * len(sources)))
+        chosen = set(generator(seed, "validation").permutation(sources)[:count].tolist())
         training = [task for number, task in enumerate(tasks) if number not in chosen]
         held_out = [task for number, task in enumerate(tasks) if number in chosen]
         return HeldOut(training, held_out, "data sets")
@@ -86,6 +89,9 @@ def _split_classes(
     count = max(spec.ways, round(share * total))
     if total - count < spec.ways:
         return None
+    if not task.keep_duplicates:
+        # If the labels of a text come into different parts, neither part can tell that it has both.
+        task = task.take(np.flatnonzero(~task.duplicates.conflicting))
     order = rng.permutation(total)
     return (
         task.take_classes(np.sort(order[count:])),
@@ -96,7 +102,10 @@ def _split_classes(
 def _split_examples(
     task: TaskData, spec: EpisodeSpec, share: float, rng: np.random.Generator
 ) -> _Split:
-    """Split the rows that episodes are sampled from, so that no text is in both parts."""
+    """Split the rows that episodes are sampled from.
+
+    No text is in both parts, unless the data set keeps duplicates.
+    """
     need = spec.shots + spec.queries
     parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for rows in task.drawn_rows():

@@ -18,6 +18,10 @@ def make_task(name, classes, each=4, repeated=0, **changes):
     return TaskData(name, texts, None, labels, names, **changes)
 
 
+def names_of(held_out):
+    return {name for task in held_out.validation for name in task.label_names}
+
+
 def labelled(task):
     return {(text, task.label_names[label]) for text, label in zip(task.texts, task.labels)}
 
@@ -32,7 +36,7 @@ def assert_apart(tasks, held_out):
     assert parts[0] | parts[1] == set().union(*map(labelled, tasks))
 
 
-@pytest.mark.parametrize(("count", "share", "held"), [(3, 0.25, 1), (8, 0.25, 2), (3, 0.5, 2)])
+@pytest.mark.parametrize(("count", "share", "held"), [(3, 0.25, 1), (8, 0.25, 2), (3, 0.5, 1), (9, 0.3, 2)])
 def test_of_three_or_more_data_sets_whole_ones_are_held_out(count, share, held):
     tasks = [make_task(f"t{number}", 3) for number in range(count)]
     held_out = hold_out_tasks(tasks, SPEC, 0, share)
@@ -43,6 +47,35 @@ def test_of_three_or_more_data_sets_whole_ones_are_held_out(count, share, held):
     chosen = {tuple(t.name for t in hold_out_tasks(tasks, SPEC, s, share)[1]) for s in range(20)}
     assert len(chosen) > 1  # The seed decides.
     assert hold_out_tasks(tasks, SPEC, 0, share) == held_out
+
+
+def test_data_sets_of_hidden_words_are_held_out_only_if_there_are_no_others():
+    words = [make_task(f"w{number}", 6, hides_words=True) for number in range(4)]
+    labelled = [make_task(f"t{number}", 6) for number in range(4)]
+    for seed in range(10):
+        held_out = hold_out_tasks([*words, *labelled], SPEC, seed, 0.5)
+        assert len(held_out.validation) == 2
+        assert not any(task.hides_words for task in held_out.validation)
+    assert len(hold_out_tasks(words, SPEC, 0, 0.5).validation) == 2
+    # The only labelled ones are trained on.
+    assert hold_out_tasks([*words, *labelled[:2]], SPEC, 0, 0.5).kind == "classes"
+
+
+@pytest.mark.parametrize("keep_duplicates", [False, True])
+def test_no_text_is_in_both_parts_whatever_its_labels(keep_duplicates):
+    """A text with several labels is in no episode of either part, although each has one of them."""
+    task = make_task("a", 6, each=8, keep_duplicates=keep_duplicates)
+    task = task._replace(texts=[*task.texts[:-8], *(f" {text} " for text in task.texts[:8])])
+    splits = [hold_out_tasks([task], SPEC, seed, 0.5) for seed in range(10)]
+    (held_out, *_) = (each for each in splits if len({"c00", "c05"} & names_of(each)) == 1)
+    assert held_out.kind == "classes"
+    parts = [
+        {task.texts[row].strip() for task in part for rows in task.drawn_rows() for row in rows}
+        for part in (held_out.training, held_out.validation)
+    ]
+    assert bool(parts[0] & parts[1]) == keep_duplicates
+    sizes = [len(part[0].texts) for part in (held_out.training, held_out.validation)]
+    assert sum(sizes) == (len(task.texts) if keep_duplicates else len(task.texts) - 16)
 
 
 @pytest.mark.parametrize(
