@@ -84,9 +84,10 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
         InputError: the input cannot be used.
     """
     check_split("--meta-batch-size", settings.meta_batch_size, settings.chunk_size)
+    documents = are_documents(settings)  # It refuses what only labelled tasks had before.
     settings = _as_begun(settings)
     memory = device_memory(settings)
-    tasks = (_documents if are_documents(settings) else _episodes)(settings)
+    tasks = (_documents if documents else _episodes)(settings)
     few_shot = tasks.few_shot
     settings = dataclasses.replace(settings, **few_shot.inner_settings())
     record = make_record(
@@ -244,6 +245,11 @@ def _as_begun(settings: MetatrainSettings) -> MetatrainSettings:
     known = read_record(to_path(settings.workdir))
     if known is None:
         return settings
-    newer = ("keep_duplicates", "held_out", "valid_every", "logit_scale")
-    missing = [name for name in newer if name not in known["settings"]]
-    return dataclasses.replace(settings, **{name: recorded(known, name) for name in missing})
+    names = (setting.name for setting in dataclasses.fields(settings))
+    missing = {name: recorded(known, name) for name in names if name not in known["settings"]}
+    begun = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in missing.items()
+        if value is not None
+    }
+    return dataclasses.replace(settings, **begun)

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 
 import jax
 import numpy as np
@@ -175,6 +176,18 @@ def test_metatrain_samples_the_documents_that_it_does_not_measure_on(
 
 def results_of(workdir):
     return json.loads((workdir / "results.json").read_text())
+
+
+def test_a_run_on_documents_from_before_a_setting_goes_on(trained, llama, folder, tmp_path):
+    run = shutil.copytree(trained["maml"], tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    for name in ("keep_duplicates", "lora_kernels", "held_out", "valid_every", "logit_scale"):
+        del record["settings"][name]
+    (run / "run.json").write_text(json.dumps(record))
+    results = (run / "results.json").read_text()
+    (run / "results.json").unlink()
+    tiny.succeed(*metatrain(llama, folder, run, algorithm="maml"))
+    assert (run / "results.json").read_text() == results
 
 
 def test_metatrain_lowers_the_loss_of_held_out_documents(trained, folder):
