@@ -71,11 +71,19 @@ def best_of(rows: Sequence[_Row]) -> Best | None:
     the interval of its gain is one that holds for all of them together, and it is kept only if the
     interval is above zero. Otherwise the start is kept: that costs a small gain at most, but a
     checkpoint that is worse on new data harms everyone who uses it.
+
+    Raises:
+        InputError: the validations have different numbers of episodes.
     """
-    found = [row for row in rows if _ACCURACIES in row]
-    if len(found) < 2:
+    measured = [row for row in rows if row.get(_ACCURACIES)]
+    if len(measured) < 2 or measured[0]["step"] != 0:
         return None
-    start, *later = found
+    start, *later = measured
+    if any(len(row[_ACCURACIES]) != len(start[_ACCURACIES]) for row in later):
+        raise InputError(
+            "metrics.jsonl: its validations differ in their numbers of episodes; restore it from a "
+            "backup"
+        )
     best = max(later, key=lambda row: row["valid"]["accuracy"])
     paired = np.subtract(best[_ACCURACIES], start[_ACCURACIES])
     gain, interval = map(float, estimate(paired, comparisons=len(later)))
@@ -125,7 +133,8 @@ def verdict(best: Best) -> str:
     which = f"the best checkpoint, of step {best.best_step}, is {gain} on the validation tasks"
     if best.kept_step:
         return f"{which}; later stages read it"
-    return (
-        f"{which}, which does not show a gain; later stages read the weights from before "
-        "meta-training"
-    )
+    if best.gain < -best.gain_ci95:
+        which = f"{which}: meta-training lowered the accuracy on the validation tasks"
+    else:
+        which = f"{which}, which does not show a gain"
+    return f"{which}; later stages read the weights from before meta-training"

@@ -290,8 +290,8 @@ def _take_steps(
 
 def _compiled_in(log: MetricsLog) -> float | None:
     """Return the seconds of the last step that compiled, in this process or before."""
-    compiled = (row["seconds"] for row in reversed(log.rows) if row.get("compiled"))
-    return next(compiled, None)
+    compiled = (row.get("seconds") for row in reversed(log.rows) if row.get("compiled"))
+    return next((seconds for seconds in compiled if seconds is not None), None)
 
 
 def _validated(stage: Stage, state: OuterState, clock: Clock) -> dict[str, Any]:

@@ -89,8 +89,7 @@ class Checkpoints:
         keep_every: int | None = None,
         frozen: Frozen = None,
     ) -> None:
-        self._record, self._frozen = record, frozen
-        self._directory = directory
+        self._directory, self._record, self._frozen = directory, record, frozen
         self._failed = False
         self._pending: Any = None  # The current save,
         self._saving = 0  # its step,
@@ -268,12 +267,12 @@ def load(directory: Path, step: int | None = None) -> Saved:
     """Read the parameters of the newest checkpoint in a directory, or of one step.
 
     Raises:
-        InputError: there is none, or none can be read. Another step than the given one is not read
-            in its place.
+        InputError: there is none, or none or not the given one can be read.
         StoppedError: the directory itself cannot be read.
     """
     damaged: dict[int, Exception] = {}
-    for each in reversed(saved_steps(directory)) if step is None else (step,):
+    steps = saved_steps(directory)
+    for each in reversed(steps) if step is None else {step} & {*steps, *whole_steps(directory)}:
         try:
             saved = _read(absolute(directory) / str(each), each)
         except Exception as error:
@@ -285,10 +284,11 @@ def load(directory: Path, step: int | None = None) -> Saved:
             at = directory, lost, reason_of(reason)
             _log.warning("%s: checkpoint %d cannot be read (%s); the one before it is used", *at)
         return saved
-    if step is not None:
+    if step is not None and steps:
+        reason = f"cannot be read ({reason_of(damaged[step])})" if step in damaged else "is missing"
         raise InputError(
-            f"{directory}: checkpoint {step}, which its run chose, cannot be read "
-            f"({reason_of(damaged[step])}); restore it, or start again in another --workdir"
+            f"{directory}: checkpoint {step}, which its run chose, {reason}; restore it, or use "
+            "another --workdir"
         )
     if damaged:
         raise InputError(none_readable(directory, damaged))

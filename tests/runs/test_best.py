@@ -60,7 +60,7 @@ def test_the_start_is_kept_unless_the_interval_of_the_gain_is_above_zero(gain):
     assert chosen_steps(best) == (0, 10)  # A later validation may narrow it down.
 
 
-def test_what_is_surely_better_than_one_start_may_be_the_luckiest_of_many():
+def test_what_is_significantly_better_than_one_start_may_be_the_luckiest_of_many():
     """A gain whose own interval is above zero, but not that of the best of three."""
     paired = NOISE[1]
     own = scipy.stats.t.ppf(0.975, EPISODES - 1) * paired.std(ddof=1) / EPISODES**0.5
@@ -78,7 +78,17 @@ def test_of_equal_checkpoints_the_first_is_the_best():
 def test_before_the_first_validation_there_is_no_best():
     for rows in ([], rows_of(), [*rows_of(), {"step": 1, "loss": 1.0}]):
         assert best_of(rows) is None
+    assert best_of(rows_of(0.1, 0.2)[1:]) is None  # The start is lost.
     assert chosen_steps(None) == (0,)
+
+
+def test_validations_of_different_episodes_are_refused():
+    rows = rows_of(0.1)
+    rows[-1]["valid_accuracies"].pop()
+    with pytest.raises(InputError, match="its validations differ in their numbers of episodes"):
+        best_of(rows)
+    rows[-1]["valid_accuracies"] = []
+    assert best_of(rows) is None
 
 
 def test_what_is_said():
@@ -94,7 +104,10 @@ def test_what_is_said():
     assert kept.endswith("; later stages read it")
     harm = verdict(Best(10, 0, -0.0312, 0.0104))
     assert "of step 10, is 3.12 ± 1.04 points behind the start" in harm
+    assert "meta-training lowered the accuracy on the validation tasks; later" in harm
     assert harm.endswith("later stages read the weights from before meta-training")
+    unclear = verdict(Best(10, 0, -0.0104, 0.0312))
+    assert "points behind the start on the validation tasks, which does not show a gain" in unclear
 
 
 @pytest.fixture

@@ -232,6 +232,12 @@ def test_a_resumed_run_says_how_long_the_last_compilation_took(make_stage, caplo
     assert "pretrain: compiling for step 5 (last: 7 s)" in caplog.messages
 
 
+def test_a_line_that_lost_its_seconds_says_nothing_of_the_compilation():
+    rows = [{"seconds": 3.0, "compiled": True}, {"seconds": 1.0}, {"compiled": True}]
+    assert loop._compiled_in(SimpleNamespace(rows=rows)) == 3.0
+    assert loop._compiled_in(SimpleNamespace(rows=rows[1:])) is None
+
+
 def test_a_resumed_run_goes_on_from_its_checkpoint(make_stage):
     tracked = {"track": ("tensorboard",)}
     with pytest.raises(RuntimeError, match="no data"):

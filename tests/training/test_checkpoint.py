@@ -167,8 +167,9 @@ def test_loading_writes_nothing(tmp_path):
 
 
 def test_loading_nothing_says_what_to_do(tmp_path):
-    with pytest.raises(InputError, match="nowhere: has no checkpoint yet"):
-        checkpoint.load(tmp_path / "nowhere")
+    for step in (None, 0):
+        with pytest.raises(InputError, match="nowhere: has no checkpoint yet"):
+            checkpoint.load(tmp_path / "nowhere", step)
     assert not (tmp_path / "nowhere").exists()
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty: has no checkpoint yet"):
@@ -372,8 +373,8 @@ def test_one_step_is_read_and_no_other_in_its_place(tmp_path):
     assert saved.step == 2
     np.testing.assert_array_equal(saved.params["w"], [2, 2, 2])
     truncate(tmp_path / "c" / "2")
-    for step in (2, 7):
-        message = f"c: checkpoint {step}, which its run chose, cannot be read .*; restore it"
+    for step, problem in ((2, "cannot be read .*"), (7, "is missing")):
+        message = f"c: checkpoint {step}, which its run chose, {problem}; restore it"
         with pytest.raises(InputError, match=message):
             checkpoint.load(tmp_path / "c", step)
 
