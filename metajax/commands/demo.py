@@ -29,7 +29,7 @@ from metajax.runs.demo_documents import DocumentData, write_documents
 from metajax.runs.document_eval import DocumentRow
 from metajax.runs.eval_set import Row
 from metajax.runs.paths import on_disk
-from metajax.runs.workdir import cache_directory, check_writable
+from metajax.runs.workdir import cache_directory, check_writable, read_results
 
 _LENGTH = 24
 _SHOTS = 5
@@ -124,9 +124,15 @@ def _read_documents(
 
 def _closing(places: _Places, minutes: float) -> str:
     """Return the last lines of the output: the paths of the results, and a next step."""
+    results = read_results(Path(places.metatrain)) or {}
+    start = (
+        "On docstrings, checkpoint has the weights from before meta-training, because no "
+        "checkpoint was better on the validation tasks.\n"
+    )
     return (
         "\ncheckpoint is the meta-trained model; the other methods start from the same weights "
         "without meta-training. none does not adapt.\n"
+        f"{start if results.get('kept_step') == 0 else ''}"
         f"report       {places.report}  (learning curves, loss by chunk)\n"
         f"checkpoints  {', '.join(places.runs)}\n"
         f"took         {minutes:.1f} minutes\n\n"

@@ -43,6 +43,12 @@ batch = model.tokenizer(["Where is my parcel?"], return_tensors="np", return_tok
 print(model.label_names[0][model(params, dict(batch)).logits[0].argmax()])
 ```
 """
+# Results of a checkpoint that is not exported if its run kept the start.
+_OF_BEST = ("best_step", "kept_step", "gain", "gain_ci95")
+_START = (
+    "- The weights are those from before meta-training, because no checkpoint was better on the "
+    "validation tasks."
+)
 _POOLINGS = {
     "mean": "the mean over its tokens",
     "cls": "its first token",
@@ -78,10 +84,16 @@ def model_card(
         lineage: the runs that led to the model, as text.
         results: results of the last run, if it has any.
     """
-    measured = {key: value for key, value in (results or {}).items() if _is_plain(value)}
-    listed = "\n".join(
-        [*(f"- {key}: {value}" for key, value in measured.items()), *_choice(results or {})]
-    )
+    results = results or {}
+    keeps_start = results.get("kept_step") == 0
+    measured = {
+        key: value
+        for key, value in results.items()
+        if _is_plain(value) and not (keeps_start and key in _OF_BEST)
+    }
+    lines = [f"- {key}: {value}" for key, value in measured.items()]
+    lines += [_START] * keeps_start + _choice(results)
+    listed = "\n".join(lines)
     return _TEMPLATE.format(
         name=name,
         model_type=model_type,

@@ -109,10 +109,17 @@ def open_source(
             model, params = _for_tasks(model, params, rng)
         where = address(path) if path.is_dir() else spec
         return Source(model, params, {"path": where, **hashes(spec)})
-    saved = checkpoint.load(path / "checkpoints", step_to_read(path))
+    chosen = step_to_read(path)
+    saved = checkpoint.load(path / "checkpoints", chosen)
     check_record(saved.record, path / "checkpoints" / str(saved.step))
     if not (path / "results.json").is_file():
         _log.warning("%s: is not finished; using the checkpoint of step %d", path, saved.step)
+    elif chosen == 0:
+        _log.warning(
+            "%s: uses the weights from before meta-training, because no checkpoint was better on "
+            "the validation tasks",
+            path,
+        )
     _check_finite(saved.params, f"{path}: the checkpoint of step {saved.step}")
     model = rebuild(path / "model", record["model"]).replace(**runtime)
     params, learned = _initialization(saved.params, saved.record)

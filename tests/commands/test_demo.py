@@ -81,6 +81,15 @@ def test_the_demo_holds_modules_out(tmp_path):
     assert lines_of(files.test_classes) == test
 
 
+@pytest.mark.parametrize("kept_step", [0, 24])
+def test_the_end_of_the_demo_says_whether_the_start_was_kept(tmp_path, kept_step):
+    places = demo_module._Places.of(tmp_path)
+    (tmp_path / "metatrain").mkdir()
+    (tmp_path / "metatrain" / "results.json").write_text(json.dumps({"kept_step": kept_step}))
+    start = "On docstrings, checkpoint has the weights from before meta-training"
+    assert (start in demo_module._closing(places, 1.0)) == (kept_step == 0)
+
+
 @pytest.mark.usefixtures("library")
 def test_the_demos_new_task_is_of_five_modules_held_out(tmp_path):
     files = demo_data.write_data(tmp_path, 0)

@@ -380,3 +380,17 @@ def test_the_card_has_the_scores_of_the_candidates():
     empty = {"folds": 0, "examples": 0, "candidates": {}, "cut": []}
     card = model_card("mine", **about, results={"choice": {"chosen": "contrastive"} | empty})
     assert card.endswith("\n- chosen method: contrastive (no class has a second example)\n")
+
+
+def test_the_card_of_a_run_that_kept_its_start_has_no_gain():
+    about = {"model_type": "bert", "stage": "metatrain", "pooling": "mean", "width": 16}
+    about |= {"max_length": 16, "normalized": True, "classifier": False, "lineage": "-"}
+    results = {"measured_on": "x", "best_step": 4, "gain": -0.1, "gain_ci95": 0.05}
+    card = model_card("mine", **about, results=results | {"kept_step": 0})
+    assert card.endswith(
+        "- measured_on: x\n"
+        "- The weights are those from before meta-training, because no checkpoint was better on "
+        "the validation tasks.\n"
+    )
+    card = model_card("mine", **about, results=results | {"kept_step": 4})
+    assert "- gain: -0.1\n- gain_ci95: 0.05\n- kept_step: 4\n" in card
