@@ -12,7 +12,7 @@ from metajax.config.groups import DrawSettings, TaskSettings
 from metajax.errors import InputError, printable
 from metajax.models import Transformer
 from metajax.runs.progress import Progress
-from metajax.runs.token_cache import cache_directory, tokenize_once
+from metajax.runs.token_cache import tokenize_once, tokens_directory
 
 _log = logging.getLogger("metajax")
 MANY = 50_000  # Texts that take seconds to tokenize.
@@ -112,7 +112,7 @@ def tokenized(
             bar.update(count=texts)
 
         arrays = [
-            tokenize_once(task, model.tokenizer, length, cache_directory(), count)
+            tokenize_once(task, model.tokenizer, length, tokens_directory(), count)
             if len(task.texts) >= keep_from
             else data.tokenize_task(task, model.tokenizer, length, per_chunk_fn=count)
             for task in tasks

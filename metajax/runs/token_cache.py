@@ -17,18 +17,22 @@ import numpy as np
 
 from metajax import data
 from metajax.errors import reason_of
+from metajax.runs.workdir import cache_directory
 
 _log = logging.getLogger("metajax")
 _FORMAT = 1  # Increase it if the tokens of a text change, or the files.
 _CHUNK = 4096  # Texts hashed at once.
 
 
-def cache_directory() -> Path:
+def tokens_directory() -> Path:
     """Return the directory of the files, in the cache of `datasets`."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
     home = os.environ.get("HF_HOME") or os.path.join(cache, "huggingface")
     datasets = os.environ.get("HF_DATASETS_CACHE") or os.path.join(home, "datasets")
-    return Path(os.path.expanduser(datasets), "metajax")
+    expanded = os.path.expanduser(datasets)
+    if expanded.startswith("~"):  # In some containers the user has no home.
+        return cache_directory() / "tokens"
+    return Path(expanded, "metajax")
 
 
 def tokenize_once(

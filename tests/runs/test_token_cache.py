@@ -21,7 +21,8 @@ from metajax import data
 from metajax.errors import InputError
 from metajax.runs import token_cache
 from metajax.runs.task_data import tokenized
-from metajax.runs.token_cache import cache_directory, content_hash, tokenize_once
+from metajax.runs.token_cache import content_hash, tokenize_once, tokens_directory
+from metajax.runs.workdir import cache_directory
 
 TASK = data.TaskData(
     "films", ["w1 w2", "w3", "w4 w5 w6 w7 w8", "w1  w2"], None, np.array([0, 1, 1, 0]), ("-", "+")
@@ -265,4 +266,12 @@ def test_the_directory_is_that_of_datasets(monkeypatch, variables):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     config = runpy.run_path(datasets.config.__file__)
-    assert cache_directory() == config["HF_DATASETS_CACHE"] / "metajax"
+    assert tokens_directory() == config["HF_DATASETS_CACHE"] / "metajax"
+
+
+def test_without_a_home_the_directory_is_a_temporary_one(monkeypatch):
+    for name in ("XDG_CACHE_HOME", "HF_HOME", "HF_DATASETS_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(token_cache.os.path, "expanduser", lambda path: path)
+    assert tokens_directory() == cache_directory() / "tokens"
+    assert tokens_directory().is_absolute()
