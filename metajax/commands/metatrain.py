@@ -1,9 +1,9 @@
 """Stage 2: meta-training on episodes of many tasks, or on streams of documents."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +31,7 @@ from metajax.runs.parts import check_split
 from metajax.runs.paths import to_path
 from metajax.runs.record import make_record, read_record, recorded
 from metajax.runs.source import describe
-from metajax.runs.task_data import fingerprints, load, tokenized
+from metajax.runs.task_data import MANY, fingerprints, load, tokenized
 from metajax.runs.validation import (
     VALIDATED_EPISODES,
     describe_validation,
@@ -56,7 +56,8 @@ class _Tasks(NamedTuple):
     Attributes:
         few_shot: the network and its inner loop.
         make_tasks: function from a step's number to its local tasks.
-        measure: function from `few_shot`, perhaps with other engines, to `measure` of a `Stage`.
+        measure: function from `few_shot` and the settings, perhaps with a memory plan, to `measure`
+            of a `Stage`.
         measured_on: see `Stage`.
         validate: the same for `accuracies` of a `Validation`, or None without validation.
         held_out: for the record: the tasks for validation.
@@ -64,9 +65,9 @@ class _Tasks(NamedTuple):
 
     few_shot: FewShot
     make_tasks: Callable[[int], Task]
-    measure: Callable[[FewShot], Callable[[Params], dict[str, float]]]
+    measure: Callable[[FewShot, MetatrainSettings], Callable[[Params], dict[str, float]]]
     measured_on: str
-    validate: Callable[[FewShot], Accuracies] | None = None
+    validate: Callable[[FewShot, MetatrainSettings], Accuracies] | None = None
     held_out: dict[str, Any] | None = None
 
 
@@ -124,18 +125,20 @@ def _stage(run: Run, settings: MetatrainSettings, tasks: _Tasks) -> Stage:
         algorithm=few_shot.schedule(settings.steps, low_memory=settings.low_memory),
         make_tasks=tasks.make_tasks,
         num_steps=settings.steps,
-        measure=tasks.measure(few_shot),
+        measure=tasks.measure(few_shot, settings),
         measured_on=tasks.measured_on,
         chunk_size=settings.chunk_size,
         initialization=few_shot.entry.initialization,
         rates_factor=_rates_factor(settings),
         frozen=few_shot.frozen,
-        validation=tasks.validate and Validation(tasks.validate(few_shot), settings.valid_every),
+        validation=tasks.validate
+        and Validation(tasks.validate(few_shot, settings), settings.valid_every),
     )
 
 
 def _episodes(settings: MetatrainSettings) -> _Tasks:
     tasks = load(settings, split="train")
+    large = {task.name for task in tasks if len(task.texts) >= MANY}
     spec = episode_spec(settings)
     data.check_episodes(tasks, spec)
     held_out = validation_tasks(settings, tasks, spec)
@@ -143,7 +146,10 @@ def _episodes(settings: MetatrainSettings) -> _Tasks:
     classes = spec.ways or max(len(task.label_names) for task in tasks)
     spec = spec._replace(ways=classes)  # Episodes of all tasks have the same shapes.
     few_shot = _scaled(open_few_shot(settings.model, settings, settings, classes), settings)
-    examples = tokenized(tasks, few_shot.model, few_shot.text_length(settings.max_length))
+    # The parts of a large data set are kept too.
+    keep_from = min((len(task.texts) for task in tasks if task.name in large), default=MANY)
+    length = few_shot.text_length(settings.max_length)
+    examples = tokenized(tasks, few_shot.model, length, keep_from=min(keep_from, MANY))
     number = len(held_out.training)
     training, validation = examples[:number], examples[number:]
     make_tasks = episode_sampler(
@@ -155,14 +161,14 @@ def _episodes(settings: MetatrainSettings) -> _Tasks:
         distributed.local_slice(settings.meta_batch_size),
     )
     if validation:
-        accuracies = partial(_accuracies, settings, validation, spec, VALIDATED_EPISODES, 0)
+        accuracies = functools.partial(_accuracies, validation, spec, VALIDATED_EPISODES, 0)
     else:  # Training never takes the step after the last, so these episodes are new.
         after = settings.steps
-        accuracies = partial(_accuracies, settings, training, spec, _MEASURED_EPISODES, after)
+        accuracies = functools.partial(_accuracies, training, spec, _MEASURED_EPISODES, after)
     return _Tasks(
         few_shot,
         make_tasks,
-        lambda few_shot: _mean(accuracies(few_shot)),
+        lambda few_shot, settings: _mean(accuracies(few_shot, settings)),
         describe_validation(held_out) if validation else _MEASURED_ON,
         accuracies if validation else None,
         record_validation(held_out) if validation else None,
@@ -186,12 +192,12 @@ def _scaled(few_shot: FewShot, settings: MetatrainSettings) -> FewShot:
 
 
 def _accuracies(
-    settings: MetatrainSettings,
     examples: list[data.TokenizedTask],
     spec: data.EpisodeSpec,
     count: int,
     step: int,
     few_shot: FewShot,
+    settings: MetatrainSettings,
 ) -> Accuracies:
     """Return `(params) -> [count]`, the query accuracies of the episodes of a step."""
     algorithm, rng = few_shot.algorithm(), jax.random.key(settings.seed)
@@ -199,10 +205,14 @@ def _accuracies(
     at_once = settings.chunk_size or settings.meta_batch_size // jax.device_count() or 1
     chunk_size = math.gcd(count, default_chunk_size(at_once))
 
-    def accuracies(params: Params) -> np.ndarray:
+    @functools.cache  # Each validation uses the same episodes.
+    def episodes() -> Task:
         all_episodes, twice = slice(0, count), 2  # Before and after.
         sampler = episode_sampler(examples, spec, settings.seed, count, twice, all_episodes)
-        infos = run_episodes(algorithm, params, sampler(step), rng, chunk_size=chunk_size)
+        return sampler(step)
+
+    def accuracies(params: Params) -> np.ndarray:
+        infos = run_episodes(algorithm, params, episodes(), rng, chunk_size=chunk_size)
         return np.asarray(infos.query_aux["accuracy"])
 
     return accuracies
@@ -220,7 +230,9 @@ def _documents(settings: MetatrainSettings) -> _Tasks:
     training, held_out = hold_out(settings, documents)
     windows = open_windows(held_out, spec, "the held-out documents")
 
-    def measure_with(few_shot: FewShot) -> Callable[[Params], dict[str, float]]:
+    def measure_with(
+        few_shot: FewShot, _: MetatrainSettings
+    ) -> Callable[[Params], dict[str, float]]:
         algorithm = few_shot.algorithm(low_memory=False)
         losses = adapted_losses(few_shot.model, algorithm, few_shot.merge)
         return lambda params: windows.results(losses("held-out documents", windows, params))
@@ -247,9 +259,9 @@ def _as_begun(settings: MetatrainSettings) -> MetatrainSettings:
         return settings
     names = (setting.name for setting in dataclasses.fields(settings))
     missing = {name: recorded(known, name) for name in names if name not in known["settings"]}
-    begun = {
+    begun: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in missing.items()
-        if value is not None
+        if value is not None and not (name == "held_out" and settings.valid)
     }
     return dataclasses.replace(settings, **begun)

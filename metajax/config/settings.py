@@ -80,17 +80,14 @@ class MetatrainSettings(
     learning_rate: float = option("peak outer learning rate of AdamW", 2e-5, above=0)
     steps: int = option("outer steps", 300, minimum=1)
     logit_scale: float = option(
-        "with protonet: the logits of a prototype are this times a cosine; a larger one trains on "
-        "wrong and close queries only",
+        "with protonet: the logits of a prototype are this times a cosine; a larger one gives "
+        "wrong and close queries more weight; later stages use 10",
         10.0,
         above=0,
         advanced=True,
     )
     valid: tuple[str, ...] = option(
-        "tasks to validate on (default: some of --tasks)",
-        (),
-        metavar="TASK",
-        affects_results=False,
+        "tasks to validate on (default: some of --tasks)", (), metavar="TASK", affects_results=False
     )
     valid_classes: str | None = option(
         "keep only the labels in this file of --valid",
@@ -109,7 +106,7 @@ class MetatrainSettings(
     )
     valid_every: int = option(
         "steps between validations; later stages read the best checkpoint, or the weights from "
-        "before if none is surely better",
+        "before if none is significantly better",
         100,
         minimum=1,
         advanced=True,
@@ -121,6 +118,10 @@ class MetatrainSettings(
             raise InputError(
                 f"--valid-classes {self.valid_classes}: needs --valid; add it, with the file of "
                 "--tasks if these classes are there"
+            )
+        if self.valid and self.held_out != MetatrainSettings.held_out:
+            raise InputError(
+                f"--held-out {self.held_out:g}: has no effect with --valid; remove one of them"
             )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from metajax import data
 from metajax.config.settings import MetatrainSettings
+from metajax.data.duplicates import examples
 from metajax.errors import InputError
 from metajax.runs.task_data import load
 
@@ -28,7 +29,7 @@ def validation_tasks(
         own = dataclasses.replace(settings, tasks=settings.valid, classes=settings.valid_classes)
         validation = load(own, split="train")
         data.check_episodes(validation, spec)
-        _check_apart(tasks, validation)
+        _check_apart(settings, tasks, validation)
         return data.HeldOut(list(tasks), validation, "--valid")
     if not settings.held_out:
         return data.HeldOut(list(tasks), [], "")
@@ -71,13 +72,28 @@ def _named(held_out: data.HeldOut) -> str:
     return f"examples of {names}" if held_out.kind == "examples" else names
 
 
-def _check_apart(tasks: Sequence[data.TaskData], validation: Sequence[data.TaskData]) -> None:
-    """Refuse validation on a class of the same file that is trained on."""
-    for task in validation:
-        trained = {name for each in tasks if each.name == task.name for name in each.label_names}
+def _check_apart(
+    settings: MetatrainSettings, tasks: Sequence[data.TaskData], validation: Sequence[data.TaskData]
+) -> None:
+    """Refuse validation on a class of the same data that is trained on. Warn of equal texts."""
+    hashes, valid_hashes = (
+        [data.fingerprint(spec, glue_dir=settings.glue_dir) for spec in specs]
+        for specs in (settings.tasks, settings.valid)
+    )
+    texts = {text for task in tasks for text in examples(task.texts, task.pairs)}
+    for task, content in zip(validation, valid_hashes, strict=True):
+        same = [each for each, other in zip(tasks, hashes, strict=True) if other == content]
+        trained = {name for each in same for name in each.label_names}
         both = sorted(trained & set(task.label_names))
         if both:
             raise InputError(
                 f"{task.name}: --valid and --tasks share the label {both[0]!r}; choose different "
                 "labels of the file with --classes and --valid-classes, or give other files"
+            )
+        repeated = sum(text in texts for text in examples(task.texts, task.pairs))
+        if repeated:
+            _log.warning(
+                "%s: %d of %d validation texts are also training texts, so the gain is too high; "
+                "remove them",
+                *(task.name, repeated, len(task.texts)),
             )

@@ -285,9 +285,9 @@ def load(directory: Path, step: int | None = None) -> Saved:
             _log.warning("%s: checkpoint %d cannot be read (%s); the one before it is used", *at)
         return saved
     if step is not None and steps:
-        reason = f"cannot be read ({reason_of(damaged[step])})" if step in damaged else "is missing"
+        fault = f"cannot be read ({reason_of(damaged[step])})" if step in damaged else "is missing"
         raise InputError(
-            f"{directory}: checkpoint {step}, which its run chose, {reason}; restore it, or use "
+            f"{directory}: checkpoint {step}, which its run chose, {fault}; restore it, or use "
             "another --workdir"
         )
     if damaged:

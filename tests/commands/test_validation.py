@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,7 +91,9 @@ def test_a_run_that_gets_worse_keeps_the_start_and_says_so(scripted, material, t
         tiny.assert_same_bits(open_source(str(run)).params[part], start[part])
     evaluate = ("evaluate", "--model", run, "--tasks", material.intents, "--ways", 3)
     out = tmp_path / "rows.json"
-    tiny.succeed(*evaluate, "--queries", 3, "--episodes", 4, "--output", out)
+    done = tiny.run(*evaluate, "--queries", 3, "--episodes", 4, "--output", out)
+    assert done.status == 0, done.err
+    assert f"{run}: uses the weights from before meta-training, because no checkpoint" in done.err
     rows = {row["method"]: row["accuracies"] for row in json.loads(out.read_text())}
     assert rows["checkpoint"] == rows["same-steps"]
 
@@ -125,6 +128,38 @@ def test_validation_is_on_classes_that_no_step_sees(material, tmp_path, monkeypa
     assert due == [7, 10]
 
 
+def test_validation_takes_as_many_episodes_at_once_as_the_memory_plan_says(
+    material, tmp_path, monkeypatch
+):
+    stages, calls = [], []
+    monkeypatch.setattr(training, "train", lambda stage, params: stages.append(stage) or {})
+    monkeypatch.setattr(training, "device_memory", lambda settings: 10**9)
+    monkeypatch.setattr(training, "choose_plan", lambda *_: {"chunk_size": 1})
+    monkeypatch.setattr(training, "default_chunk_size", lambda total: total)
+
+    def run_episodes(algorithm, params, tasks, rng, *, chunk_size):
+        calls.append((tasks, chunk_size))
+        return SimpleNamespace(query_aux={"accuracy": np.zeros(VALIDATED_EPISODES)})
+
+    monkeypatch.setattr(training, "run_episodes", run_episodes)
+    command = metatrain_command(material, tmp_path / "run", **STEPS | {"meta_batch_size": 16})
+    tiny.succeed(*command)
+    for _ in range(2):
+        stages[0].validation.accuracies({})
+    (tasks, chunk_size), (again, _) = calls
+    assert chunk_size == 1
+    assert again is tasks  # They are not drawn again.
+
+
+def test_the_tokens_of_both_parts_of_a_large_data_set_are_kept(material, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "train", lambda stage, params: {})
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for many, files in ((49, 0), (48, 2)):  # The file has 48 texts.
+        monkeypatch.setattr(training, "MANY", many)
+        tiny.succeed(*metatrain_command(material, tmp_path / "run", **STEPS))
+        assert len(list(tmp_path.glob("cache/metajax/*.arrow"))) == files
+
+
 def test_validation_tasks_can_be_given(material, tmp_path, monkeypatch):
     stages = []
     monkeypatch.setattr(training, "train", lambda stage, params: stages.append(stage) or {})
@@ -148,6 +183,29 @@ def test_validation_tasks_can_be_given(material, tmp_path, monkeypatch):
     done = tiny.run(*command)
     assert done.status == 2
     assert "--valid and --tasks share the label 'topic0'; choose different" in done.err
+    copy = shutil.copy(material.intents, tmp_path / "copy.jsonl")
+    done = tiny.run(*metatrain_command(material, tmp_path / "run", **given | {"valid": copy}))
+    assert done.status == 2
+    assert "copy.jsonl: --valid and --tasks share the label 'topic0'; choose different" in done.err
+
+
+def test_validation_texts_that_are_trained_on_are_counted(material, tmp_path, monkeypatch):
+    """They may have other labels in another file."""
+    monkeypatch.setattr(training, "train", lambda stage, params: {})
+    rows = tiny.examples(6, 12, seed=1)
+    valid = tiny.write_rows(tmp_path / "valid.csv", rows)
+    command = metatrain_command(material, tmp_path / "run", **STEPS | {"valid": valid})
+    command[command.index("--tasks") + 1] = tiny.write_rows(tmp_path / "train.csv", rows[:-6])
+    done = tiny.run(*command)
+    assert done.status == 0, done.err
+    assert f"valid.csv: {len(rows) - 6} of {len(rows)} validation texts are also" in done.err
+
+
+def test_what_is_held_out_has_no_effect_with_valid(material, tmp_path):
+    given = STEPS | {"valid": material.new, "held_out": 0.4}
+    done = tiny.run(*metatrain_command(material, tmp_path / "run", **given))
+    assert done.status == 2
+    assert "--held-out 0.4: has no effect with --valid; remove one of them" in done.err
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,9 @@ def assert_apart(tasks, held_out):
     assert parts[0] | parts[1] == set().union(*map(labelled, tasks))
 
 
-@pytest.mark.parametrize(("count", "share", "held"), [(3, 0.25, 1), (8, 0.25, 2), (3, 0.5, 1), (9, 0.3, 2)])
+@pytest.mark.parametrize(
+    ("count", "share", "held"), [(3, 0.25, 1), (8, 0.25, 2), (3, 0.5, 1), (9, 0.3, 2)]
+)
 def test_of_three_or_more_data_sets_whole_ones_are_held_out(count, share, held):
     tasks = [make_task(f"t{number}", 3) for number in range(count)]
     held_out = hold_out_tasks(tasks, SPEC, 0, share)
