@@ -51,7 +51,7 @@ def test_it_learns_and_prints_what_it_shows(printed):
 
 
 def test_the_readme_has_the_same_example():
-    (example,) = re.findall(r"```python\n(import.*?)\n```", README, re.DOTALL)
+    example, _ = re.findall(r"```python\n(import.*?)\n```", README, re.DOTALL)
     (output,) = re.findall(r"```text\n(query loss.*?)```", README, re.DOTALL)
     assert "".join(CELLS[0]["source"]) == example
     assert stored(CELLS[0]) == output
