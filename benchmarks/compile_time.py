@@ -10,7 +10,6 @@ change the time that passes, but hardly the CPU time. Prints a table and, with -
 as JSON.
 """
 
-import argparse
 import json
 import os
 import time
@@ -21,11 +20,10 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 from jax.extend import core
 
-from benchmarks.gpu import add_sizes, meta_gradient
-from benchmarks.memory import SHAPES
-from benchmarks.traffic import shapes_for
+from benchmarks.gpu import meta_gradient
+from benchmarks.traffic import shapes_for, target_parser
 from metajax.platforms import compiling_for
-from metajax.training.targets import CHIPS, Target, compile_for_target, find_target
+from metajax.training.targets import Target, compile_for_target, find_target
 
 T = TypeVar("T")
 
@@ -78,14 +76,7 @@ def count_equations(jaxpr: Any) -> int:
 
 def main() -> None:
     """Print the phases of each engine."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--target", default="h100", help=f"one of {', '.join(CHIPS)}")
-    parser.add_argument("--model", choices=SHAPES, default="base")
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument("--output", help="write the rows as JSON")
-    add_sizes(parser)
+    parser = target_parser(__doc__)
     parser.set_defaults(engine=["default"])
     options = parser.parse_args()
     target = find_target(options.target)

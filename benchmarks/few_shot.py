@@ -105,16 +105,17 @@ def show(title: str, results: dict[str, list[dict[str, Any]]]) -> None:
     scores = {name: np.array([row["accuracy"] for row in rows]) for name, rows in results.items()}
     for name, rows in results.items():
         means = {key: np.mean([row[key] for row in rows]) for key in ("fit", "predict")}
-        ahead = "" if "setfit" not in scores else _percent(scores[name] - scores["setfit"])
+        ahead = "" if "setfit" not in scores else percent(scores[name] - scores["setfit"])
         peak = max(row["peak_bytes"] for row in rows) / 1e9
         print(
-            f"{name:<28}{_percent(scores[name]):>16}{ahead:>18}{means['fit']:>9.1f}"
+            f"{name:<28}{percent(scores[name]):>16}{ahead:>18}{means['fit']:>9.1f}"
             f"{means['predict']:>9.2f}{peak:>7.2f}",
             flush=True,
         )
 
 
-def _percent(values: np.ndarray) -> str:
+def percent(values: np.ndarray) -> str:
+    """Return the mean of values in 0..1 and its 95% interval, in percent."""
     found = estimate(values)
     return f"{100 * found.mean:.2f} ± {100 * found.ci95:.2f}"
 

@@ -25,10 +25,10 @@ from sklearn.metrics import f1_score
 from sklearn.multiclass import OneVsRestClassifier
 
 import metajax
+from benchmarks.few_shot import percent
 from metajax import data
 from metajax.runs.features import features_of
 from metajax.runs.few_shot import FEATURE_NORM
-from metajax.training.evaluation import estimate
 
 _TRAINED = ("linear", "contrastive", "finetune")
 OURS = {
@@ -154,13 +154,8 @@ def show(title: str, rows: dict[str, list[dict[str, float]]]) -> None:
         cells = []
         for name in names:
             own, other = (np.array([row[name] for row in each]) for each in (scored, first))
-            cells.append(f"{_percent(own):>16}{_percent(own - other):>15}")
+            cells.append(f"{percent(own):>16}{percent(own - other):>15}")
         print(f"{contender:<24}" + "".join(cells), flush=True)
-
-
-def _percent(values: np.ndarray) -> str:
-    mean, ci95 = estimate(values)
-    return f"{100 * mean:.2f} ± {100 * ci95:.2f}"
 
 
 def main() -> None:

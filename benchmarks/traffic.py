@@ -130,17 +130,23 @@ def show(row: dict[str, Any], kernels: int) -> None:
         print(f"  {size / 1e9:8.0f} GB {100 * size / row['bytes']:5.1f}%  {name}")
 
 
-def main() -> None:
-    """Print a table for each engine."""
+def target_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what is compiled, for which target, and where the rows are written."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--target", default="h100", help=f"one of {', '.join(CHIPS)}")
     parser.add_argument("--model", choices=SHAPES, default="base")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument("--kernels", type=int, default=0, help="number of operations to list")
     parser.add_argument("--output", help="write the rows as JSON")
     add_sizes(parser)
+    return parser
+
+
+def main() -> None:
+    """Print a table for each engine."""
+    parser = target_parser(__doc__)
+    parser.add_argument("--kernels", type=int, default=0, help="number of operations to list")
     options = parser.parse_args()
     target = find_target(options.target)
     print("engine             GB    TFLOP GB moved   kernels   seconds  to compile")
