@@ -24,7 +24,7 @@ class HeldOut(NamedTuple):
         >>> import numpy as np
         >>> from metajax.data import EpisodeSpec, TaskData, hold_out_tasks
         >>> films = TaskData("films", ["dull", "fine"], None, np.array([0, 1]), ("bad", "good"))
-        >>> hold_out_tasks([films] * 4, EpisodeSpec(2, 1, 0), seed=0, share=0.25).kind
+        >>> hold_out_tasks([films] * 4, EpisodeSpec(2, 1, 0), seed=0, fraction=0.25).kind
         'data sets'
     """
 
@@ -34,9 +34,9 @@ class HeldOut(NamedTuple):
 
 
 def hold_out_tasks(
-    tasks: Sequence[TaskData], spec: EpisodeSpec, seed: int, share: float
+    tasks: Sequence[TaskData], spec: EpisodeSpec, seed: int, fraction: float
 ) -> HeldOut:
-    """Hold out a share of the data sets, or of the classes or examples of each.
+    """Hold out a fraction of the data sets, or of the classes or examples of each.
 
     New data sets are the best measure, then new classes, then new examples. So whole data sets are
     held out if there are at least three; those of hidden words count only if there are no others.
@@ -48,28 +48,28 @@ def hold_out_tasks(
         tasks: the data sets. `check_episodes` accepts them.
         spec: the size of an episode.
         seed: the run's seed.
-        share: in 0..0.5. At least as much is held out as an episode needs.
+        fraction: in 0..0.5. At least as much is held out as an episode needs.
 
     Examples:
         >>> import numpy as np
         >>> from metajax.data import EpisodeSpec, TaskData, hold_out_tasks
         >>> texts, labels = ["a", "b", "c", "d"], np.arange(4, dtype=np.int32)
         >>> task = TaskData("letters", texts, None, labels, ("A", "B", "C", "D"))
-        >>> held_out = hold_out_tasks([task], EpisodeSpec(2, 1, 0), seed=0, share=0.25)
+        >>> held_out = hold_out_tasks([task], EpisodeSpec(2, 1, 0), seed=0, fraction=0.25)
         >>> held_out.kind, [len(task.label_names) for task in held_out.validation]
         ('classes', [2])
     """
     labelled = [number for number, task in enumerate(tasks) if not task.hides_words]
     sources = labelled or list(range(len(tasks)))
     if len(sources) >= _FEWEST_SOURCES:
-        count = max(1, int(share * len(sources)))
+        count = max(1, int(fraction * len(sources)))
         chosen = set(generator(seed, "validation").permutation(sources)[:count].tolist())
         training = [task for number, task in enumerate(tasks) if number not in chosen]
         held_out = [task for number, task in enumerate(tasks) if number in chosen]
         return HeldOut(training, held_out, "data sets")
     for kind, split in (("classes", _split_classes), ("examples", _split_examples)):
         rngs = [generator(seed, "validation", number) for number in range(len(tasks))]
-        splits = [split(task, spec, share, rng) for task, rng in zip(tasks, rngs)]
+        splits = [split(task, spec, fraction, rng) for task, rng in zip(tasks, rngs)]
         held_out = [each[1] for each in splits if each is not None]
         if held_out:
             kept = [task if each is None else each[0] for task, each in zip(tasks, splits)]
@@ -81,12 +81,12 @@ _Split = tuple[TaskData, TaskData] | None  # To train on, for validation; None i
 
 
 def _split_classes(
-    task: TaskData, spec: EpisodeSpec, share: float, rng: np.random.Generator
+    task: TaskData, spec: EpisodeSpec, fraction: float, rng: np.random.Generator
 ) -> _Split:
     if spec.ways is None:
         return None
     total = len(task.label_names)
-    count = max(spec.ways, round(share * total))
+    count = max(spec.ways, round(fraction * total))
     if total - count < spec.ways:
         return None
     if not task.keep_duplicates:
@@ -100,7 +100,7 @@ def _split_classes(
 
 
 def _split_examples(
-    task: TaskData, spec: EpisodeSpec, share: float, rng: np.random.Generator
+    task: TaskData, spec: EpisodeSpec, fraction: float, rng: np.random.Generator
 ) -> _Split:
     """Split the rows that episodes are sampled from.
 
@@ -109,7 +109,7 @@ def _split_examples(
     need = spec.shots + spec.queries
     parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for rows in task.drawn_rows():
-        count = max(need, round(share * len(rows)))
+        count = max(need, round(fraction * len(rows)))
         if len(rows) - count < need:
             return None
         order = rng.permutation(rows)

@@ -37,18 +37,18 @@ def assert_apart(tasks, held_out):
 
 
 @pytest.mark.parametrize(
-    ("count", "share", "held"), [(3, 0.25, 1), (8, 0.25, 2), (3, 0.5, 1), (9, 0.3, 2)]
+    ("count", "fraction", "held"), [(3, 0.25, 1), (8, 0.25, 2), (3, 0.5, 1), (9, 0.3, 2)]
 )
-def test_of_three_or_more_data_sets_whole_ones_are_held_out(count, share, held):
+def test_of_three_or_more_data_sets_whole_ones_are_held_out(count, fraction, held):
     tasks = [make_task(f"t{number}", 3) for number in range(count)]
-    held_out = hold_out_tasks(tasks, SPEC, 0, share)
+    held_out = hold_out_tasks(tasks, SPEC, 0, fraction)
     assert held_out.kind == "data sets"
     assert len(held_out.validation) == held
     assert [task for task in tasks if task in held_out.training] == held_out.training
     assert_apart(tasks, held_out)
-    chosen = {tuple(t.name for t in hold_out_tasks(tasks, SPEC, s, share)[1]) for s in range(20)}
+    chosen = {tuple(t.name for t in hold_out_tasks(tasks, SPEC, s, fraction)[1]) for s in range(20)}
     assert len(chosen) > 1  # The seed decides.
-    assert hold_out_tasks(tasks, SPEC, 0, share) == held_out
+    assert hold_out_tasks(tasks, SPEC, 0, fraction) == held_out
 
 
 def test_data_sets_of_hidden_words_are_held_out_only_if_there_are_no_others():
@@ -81,12 +81,12 @@ def test_no_text_is_in_both_parts_whatever_its_labels(keep_duplicates):
 
 
 @pytest.mark.parametrize(
-    ("classes", "share", "held"), [(20, 0.25, 5), (20, 0.5, 10), (8, 0.25, 3), (6, 0.25, 3)]
+    ("classes", "fraction", "held"), [(20, 0.25, 5), (20, 0.5, 10), (8, 0.25, 3), (6, 0.25, 3)]
 )
-def test_of_fewer_a_share_of_the_classes_is_held_out(classes, share, held):
+def test_of_fewer_a_share_of_the_classes_is_held_out(classes, fraction, held):
     """At least as many as an episode has."""
     tasks = [make_task("a", classes), make_task("b", 5)]  # Too few to hold some out.
-    held_out = hold_out_tasks(tasks, SPEC, 0, share)
+    held_out = hold_out_tasks(tasks, SPEC, 0, fraction)
     assert held_out.kind == "classes"
     (validation,) = held_out.validation
     assert len(validation.label_names) == held
@@ -97,7 +97,7 @@ def test_of_fewer_a_share_of_the_classes_is_held_out(classes, share, held):
     assert_apart(tasks, held_out)
     for part in (held_out.training, held_out.validation):
         check_episodes(part, SPEC)
-    other = hold_out_tasks(tasks, SPEC, 1, share).validation[0]
+    other = hold_out_tasks(tasks, SPEC, 1, fraction).validation[0]
     assert other.label_names != validation.label_names
 
 
