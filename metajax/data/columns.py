@@ -63,7 +63,7 @@ def several_labels_column(table: Table, column: str, separator: str) -> list[lis
     number. Empty text has no labels.
 
     Raises:
-        InputError: a value is none of these, a label is missing or empty, or a text has a label
+        InputError: a value is not one of these, a label is missing or empty, or a text has a label
             twice.
     """
     names: dict[str, str] = {}

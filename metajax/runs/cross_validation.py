@@ -18,7 +18,7 @@ from metajax.runs.methods import Method, balanced_weights, head_maker, train_on
 from metajax.runs.support_training import plan_steps
 
 _MOST_FOLDS = 4
-_KEPT = 0.95  # Share of held-out examples above the threshold.
+_KEPT = 0.95  # Fraction of held-out examples above the threshold.
 _LARGEST = math.log(1e4)  # Of the temperature and its inverse, as a logarithm.
 
 
@@ -47,7 +47,7 @@ def deal(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 class HeldOut(NamedTuple):
-    """What a method says of M held-out examples.
+    """Logits of M held-out examples.
 
     Attributes:
         logits: float64 [M, C].
@@ -65,7 +65,7 @@ class HeldOut(NamedTuple):
         return -logs[np.arange(len(self.labels)), self.labels]
 
     def accuracy(self) -> float:
-        """Return the share of correct labels, by weight."""
+        """Return the fraction of correct labels, by weight."""
         return float(np.mean(self.weights * (self.logits.argmax(1) == self.labels)))
 
     def temperature(self) -> float:
@@ -86,8 +86,8 @@ class HeldOut(NamedTuple):
             )
 
         bounds = (-_LARGEST, _LARGEST)
-        found = scipy.optimize.minimize_scalar(loss, bounds=bounds, options={"xatol": 1e-6})
-        return float(np.exp(found.x))
+        optimum = scipy.optimize.minimize_scalar(loss, bounds=bounds, options={"xatol": 1e-6})
+        return float(np.exp(optimum.x))
 
     def calibration(self) -> Calibration:
         """Return the temperature, and the threshold at this temperature."""

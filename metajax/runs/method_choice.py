@@ -106,23 +106,27 @@ def _try(
     tried: dict[str, HeldOut] = {}
     if folds.max() < 1:
         _log.warning(
-            "choose: no class has a second example, so that nothing can be held out; %s is used",
+            "choose: no class has a second example, so nothing can be held out; %s is used",
             DEFAULT_METHOD,
         )
         return tried, 0
     features = features_of(few_shot.model, few_shot.params, examples)
     for name, method in CANDIDATES.items():
         method = method._replace(class_weight=class_weight)
-        limit = math.inf if method.recipe is None else until  # A head takes no time.
+        limit = math.inf if method.recipe is None else until  # A head takes little time.
         held = hold_out(few_shot, examples, method, folds, features, until=limit)
         if held is None:
             break
         tried[name] = held
         _log.info("choose: %s: %s", name, _shown(held))
-    cut = [name for name in CANDIDATES if name not in tried]
-    if cut:
+    if cut := _cut(tried):
         _log.warning("choose: the time limit left out %s", ", ".join(cut))
     return tried, int(folds.max()) + 1
+
+
+def _cut(tried: dict[str, HeldOut]) -> list[str]:
+    """Return the candidates that were not tried."""
+    return [name for name in CANDIDATES if name not in tried]
 
 
 def pick(tried: dict[str, HeldOut]) -> str:
@@ -153,7 +157,7 @@ def _hold_out(few_shot: FewShot, examples: data.TokenizedTask, method: Method) -
     folds = deal(examples.labels, few_shot.seed)
     if folds.max() < 1:
         _log.warning(
-            "calibrate: no class has a second example, so that nothing can be held out; the "
+            "calibrate: no class has a second example, so nothing can be held out; the "
             "probabilities are not calibrated"
         )
         return None
@@ -176,7 +180,7 @@ def _described(tried: dict[str, HeldOut], folds: int) -> dict[str, Any]:
         "folds": folds,
         "examples": max((len(held.labels) for held in tried.values()), default=0),
         "candidates": {name: _measured(held) for name, held in _finite(tried).items()},
-        "cut": [name for name in CANDIDATES if name not in tried] if tried else [],
+        "cut": _cut(tried) if tried else [],
     }
 
 

@@ -34,7 +34,7 @@ def load(
         pair_column=settings.pair_column,
         label_column=settings.label_column,
         classes=settings.classes,
-        label_separator=getattr(settings, "label_separator", None),
+        label_separator=_given(settings, "label_separator"),
         keep_duplicates=isinstance(settings, DrawSettings) and settings.keep_duplicates,
     )
     for task in tasks:

@@ -295,7 +295,7 @@ def test_one_example_of_each_class_takes_the_default(material, tmp_path, caplog)
     np.testing.assert_array_equal(own.predict_proba(["w1"]), expected.predict_proba(["w1"]))
     empty = {"folds": 0, "examples": 0, "candidates": {}, "cut": []}
     assert (own.choice_, own.calibration_) == ({"chosen": "contrastive"} | empty, None)
-    assert "no class has a second example, so that nothing can be held out; contr" in caplog.text
+    assert "no class has a second example, so nothing can be held out; contr" in caplog.text
     own = metajax.FewShotClassifier(str(material.bert), method="linear", calibrate=True)
     assert own.fit(["w1 w2", "w3 w4"], ["a", "b"]).calibration_ == (None, None)
     assert "the probabilities are not calibrated" in caplog.text
