@@ -36,7 +36,7 @@ from metajax.config.settings import (
     PretrainSettings,
 )
 from metajax.errors import InputError, StoppedError, one_line
-from metajax.models import files
+from metajax.models import hashes
 from metajax.reporting.plots import compared_accuracies
 from metajax.runs.document_eval import DocumentRow
 from metajax.runs.eval_set import Row
@@ -189,7 +189,7 @@ def evaluated(root: Path, model: str, *methods: str, **settings: Any) -> list[An
 def _identity(model: Path) -> Any:
     """Return what identifies weights: the losses and times of a run, or else hashes."""
     log = model / "metrics.jsonl"
-    return data.fingerprint(str(log)) if log.is_file() else files.hashes(str(model))
+    return data.fingerprint(str(log)) if log.is_file() else hashes(str(model))
 
 
 def digest(settings: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from metajax.models import Transformer, save_adapters, save_pretrained
 from metajax.models.files import base_of
 from metajax.models.prefix import prefix_length
 from metajax.models.save import to_json
-from metajax.models.sentence import pooling_files
+from metajax.models.sentence import sentence_files
 from metajax.runs.card import model_card
 from metajax.runs.classifier import open_classifier
 from metajax.runs.paths import on_disk, to_path
@@ -85,24 +85,26 @@ def _export_sentence_encoder(
         model = model.replace(head="encoder")
         params = {name: params[name] for name in model.parts}
     pooling = "last" if pooling == "pooler" else pooling
-    width, normalized = model.config.hidden_size, model.feature_norm is not None
     max_length = text_length(model, record["settings"]["max_length"])
+    width, normalized = model.config.hidden_size, model.feature_norm is not None
+    described = {
+        **sentence_files(pooling, width, model.dense, normalize=normalized),
+        "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
+    }
     card = model_card(
         output.name,
         model_type=model.config.model_type,
         stage=record["stage"],
         pooling=pooling,
-        width=width,
+        width=model.feature_size,
+        dense=None if model.dense is None else model.dense.activation,
+        prompt=model.prompt,
         max_length=max_length,
         normalized=normalized,
         classifier=model.head == "classification",
         lineage=summary(lineage(LineageSettings(model=spec))),
         results=read_results(to_path(spec)),
     )
-    described = {
-        **pooling_files(pooling, width, normalize=normalized),
-        "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
-    }
 
     def save(directory: Path) -> None:
         save_pretrained(directory, model, params)

@@ -2,8 +2,8 @@
 
 from metajax.models.causal import causal_lm_loss
 from metajax.models.config import TransformerConfig
-from metajax.models.contracts import Outputs
-from metajax.models.files import hashes
+from metajax.models.contracts import DenseLayer, Outputs
+from metajax.models.hashing import hashes
 from metajax.models.losses import (
     classification_loss,
     contrastive_loss,
@@ -28,6 +28,7 @@ from metajax.models.save import save_config, save_pretrained
 Bert, BertConfig = Transformer, TransformerConfig  # Aliases: their earlier names.
 
 __all__ = [
+    "DenseLayer",
     "Outputs",
     "Transformer",
     "TransformerConfig",

@@ -48,12 +48,36 @@ class Outputs(NamedTuple):
     logits: jax.Array | None
 
 
+class DenseLayer(NamedTuple):
+    """A dense layer on the pooled vector, which sentence-transformers calls `Dense`.
+
+    Attributes:
+        size: D, the number of its outputs.
+        activation: what is applied to them: "linear" (nothing), "tanh", "relu", "gelu", "silu" or
+            "sigmoid".
+        bias: whether it has a bias.
+
+    Examples:
+        >>> import jax
+        >>> from metajax.models import DenseLayer, Transformer, TransformerConfig
+        >>> config = TransformerConfig(9, hidden_size=12, num_hidden_layers=1)
+        >>> model = Transformer(config, pooling="mean", dense=DenseLayer(6))
+        >>> model.init(jax.random.key(0))["dense"]["kernel"].shape
+        (12, 6)
+    """
+
+    size: int
+    activation: str = "tanh"
+    bias: bool = True
+
+
 class TransformerChanges(TypedDict, total=False):
     """The attributes of a `Transformer`, for `replace`."""
 
     config: TransformerConfig
     head: Head
     pooling: Pooling
+    dense: DenseLayer | None
     feature_norm: float | None
     num_labels: tuple[int, ...]
     label_names: tuple[tuple[str, ...] | None, ...] | None
@@ -62,10 +86,15 @@ class TransformerChanges(TypedDict, total=False):
     remat: bool
     dtype: Any
     source: str | None
+    prompt: str
 
 
 def check_use(
-    config: TransformerConfig, head: str, pooling: str, feature_norm: float | None
+    config: TransformerConfig,
+    head: str,
+    pooling: str,
+    dense: DenseLayer | None,
+    feature_norm: float | None,
 ) -> None:
     """Check the head and the features of a `Transformer`.
 
@@ -87,6 +116,11 @@ def check_use(
     if pooling not in get_args(Pooling):
         raise InputError(
             f"pooling is {pooling!r}; it has to be one of {', '.join(get_args(Pooling))}"
+        )
+    if dense is not None and pooling == "pooler" and not config.family.decoder:
+        raise InputError(
+            "pooling is 'pooler', but the model has a Dense layer, which reads another vector; "
+            "leave the pooling out"
         )
     if feature_norm is not None and not (is_number(feature_norm) and feature_norm > 0):
         raise InputError(f"feature_norm is {feature_norm!r}; it has to be a number above 0")

@@ -59,6 +59,7 @@ _TABLE: dict[Path, tuple[str, ...]] = {
     **_dense(("pooler",), "pooler.dense"),
     **_dense(("pooler", "dense"), "pooler.dense"),
     **_norm(("pooler", "norm"), "pooler.norm"),
+    **_dense(("dense",), "linear"),  # As in sentence-transformers' own file.
     **_dense(("masked_lm", "dense"), "cls.predictions.transform.dense"),
     **_norm(("masked_lm", "norm"), "cls.predictions.transform.LayerNorm"),
     ("masked_lm", "bias"): ("cls.predictions.bias",),
@@ -70,7 +71,7 @@ _TABLE: dict[Path, tuple[str, ...]] = {
 }
 _TRANSPOSED = ("kernel", "decoder")
 _STACKED = ("layers", "classifier")
-_REQUIRED = ("embeddings", "relative", "layers", "final_norm")
+_REQUIRED = ("embeddings", "relative", "layers", "final_norm", "dense")
 
 # Ignored without a message: buffers of old versions, the next-sentence head, and heads that were
 # not asked for. (A tied decoder repeats the embeddings.)

@@ -4,10 +4,10 @@ Nothing in a directory is ever executed: no remote code, no unpickling beyond pl
 """
 
 import functools
-import hashlib
 import importlib.util
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,9 +33,16 @@ TOKENIZER_FILES = (
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _SENTENCEPIECE = "spm.model"
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", _SENTENCEPIECE)
-_SMALL = ("config.json", "1_Pooling/config.json", *TOKENIZER_FILES)
-# Of sentence-transformers.
-_SENTENCE = ("modules.json", "config_sentence_transformers.json", "*_Pooling/config.json")
+SMALL = ("config.json", "1_Pooling/config.json", *TOKENIZER_FILES)
+# Of sentence-transformers. Weights of its modules have the names of the model's.
+_SENTENCE = (
+    "modules.json",
+    "config_sentence_transformers.json",
+    "*_Pooling/config.json",
+    "*_Dense*/config.json",
+    "*_Dense*/model.safetensors",
+    "*_Dense*/pytorch_model.bin",
+)
 _SAFE = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors", *COMPANIONS)
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
 _HINT = "pass --model the path of a local directory with config.json and model.safetensors instead"
@@ -55,9 +62,9 @@ def resolve(name_or_path: str) -> Path:
     # A hub id is NAME or OWNER/NAME.
     if name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1:
         raise InputError(f"{name_or_path}: no such directory; check the path")
-    directory = _snapshot(name_or_path, (*_SMALL, *_SENTENCE, *_SAFE))
+    directory = _snapshot(name_or_path, (*SMALL, *_SENTENCE, *_SAFE))
     if not any(directory.glob("model*.safetensors")):
-        directory = _snapshot(name_or_path, (*_SMALL, *_SENTENCE, *_TORCH))
+        directory = _snapshot(name_or_path, (*SMALL, *_SENTENCE, *_TORCH))
     return directory
 
 
@@ -128,39 +135,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def hashes(name_or_path: str) -> dict[str, str]:
-    """Hashes that identify a model: `sha256` of its weights, `config_sha256` of its other files.
-
-    Each is the sha256 (hexadecimal) of its files' sha256s, in the order they are read.
-
-    Args:
-        name_or_path: a directory in Hugging Face format or a hub id.
-
-    Raises:
-        InputError: the model cannot be read, or has no weights.
-
-    Examples:
-        >>> import metajax, pathlib, tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     size = pathlib.Path(folder, "model.safetensors").write_bytes(b"weights")
-        ...     metajax.models.hashes(folder)["sha256"][:8]
-        '59f3d85b'
-    """
-    directory = resolve(name_or_path)
-    small = [directory / name for name in _SMALL if (directory / name).is_file()]
-    weights = [path for path, _ in _weight_files(directory)]
-    return {"sha256": digest(weights), "config_sha256": digest(small)}
-
-
-def digest(paths: list[Path]) -> str:
-    """Return the sha256 (hexadecimal) of the files' sha256s."""
-    whole = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()
-
-
 def base_of(directory: Path) -> str | None:
     """Return the base that a directory of adapters names; None if it is not such a directory.
 
@@ -185,12 +159,6 @@ def base_of(directory: Path) -> str | None:
     return base
 
 
-def adapter_hashes(directory: Path) -> dict[str, str]:
-    """Return the hashes of a directory of adapters; see `metajax.models.hashes`."""
-    names = {"sha256": ADAPTER_WEIGHTS, "config_sha256": ADAPTER_CONFIG}
-    return {key: digest([directory / name]) for key, name in names.items()}
-
-
 def read_weights(directory: Path) -> dict[str, Stored]:
     """All tensors of a directory by name, from safetensors or else PyTorch files.
 
@@ -199,11 +167,11 @@ def read_weights(directory: Path) -> dict[str, Stored]:
     Raises:
         InputError: there are none, or they cannot be read.
     """
-    parts = [read(path) for path, read in _weight_files(directory)]
+    parts = [read(path) for path, read in weight_files(directory)]
     return {key: value for part in parts for key, value in part.items()}
 
 
-def _weight_files(directory: Path) -> list[tuple[Path, Reader]]:
+def weight_files(directory: Path) -> list[tuple[Path, Reader]]:
     """The files that hold a directory's weights, each with its reader."""
     readers: dict[str, Reader] = {
         "model.safetensors": read_safetensors,
@@ -241,15 +209,15 @@ def _shards(directory: Path, index: str) -> list[Path]:
     return [directory / name for name in sorted(set(names.values()))]
 
 
-def refuse_not_finite(directory: Path) -> NoReturn:
-    """Name the weights that are not finite.
+def refuse_not_finite(weights: Sequence[tuple[Path, Reader]]) -> NoReturn:
+    """Name the tensor in a list of files that is not finite.
 
     Raises:
         InputError: always.
     """
     path, name, finite = next(
         (path, name, finite)
-        for path, read in _weight_files(directory)
+        for path, read in weights
         for name, value in read(path).items()
         if not (finite := np.isfinite(value.read())).all() and not BUFFER.search(name)
     )
@@ -257,6 +225,22 @@ def refuse_not_finite(directory: Path) -> NoReturn:
         f"{path}: {np.sum(~finite)} of {finite.size} numbers of the tensor {name} are not finite; "
         "fetch it again, or give weights from before training diverged"
     )
+
+
+def tokenizer_for(source: str | None, vocab_size: int) -> Any:
+    """The fast tokenizer in the directory `source`, for a model with this many tokens.
+
+    Raises:
+        InputError: there is none that can be used.
+    """
+    loaded = tokenizer(source)
+    largest = max(loaded.get_vocab().values(), default=0)
+    if largest >= vocab_size:
+        raise InputError(
+            f"{source}: the tokenizer has a token {largest}, but the model's last token is "
+            f"{vocab_size - 1}; give the model's tokenizer"
+        )
+    return loaded
 
 
 @functools.lru_cache(maxsize=8)

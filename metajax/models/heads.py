@@ -126,13 +126,13 @@ class MaskedLMHead(nnx.Module):
 class Projection(nnx.Module):
     """Two layers between features and classifier (LEOPARD: Bansal et al. 2020, equation 4)."""
 
-    def __init__(self, config: TransformerConfig, width: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, size: int, width: int, *, rngs: nnx.Rngs):
         scale = config.initializer_range
-        self.first = Dense(config.hidden_size, width, scale, rngs=rngs)
+        self.first = Dense(size, width, scale, rngs=rngs)
         self.second = Dense(width, width, scale, rngs=rngs)
 
     def __call__(self, features_BxH: jax.Array) -> jax.Array:
-        """`[B, H]` to `[B, W]`, in at least float32."""
+        """`[B, D]` to `[B, W]`, in at least float32."""
         return self.second(jnp.tanh(self.first(widen(features_BxH))))
 
 

@@ -25,7 +25,9 @@ ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,
     "gelu_new": jax.nn.gelu,
     "gelu_pytorch_tanh": jax.nn.gelu,
+    "linear": lambda x: x,
     "relu": jax.nn.relu,
+    "sigmoid": jax.nn.sigmoid,
     "silu": jax.nn.silu,
     "tanh": jnp.tanh,
 }

@@ -284,7 +284,7 @@ def zero_init(model: Transformer) -> InitFn:
         del support, rng
         classes = model.num_labels[0]
         return _with_classifier(
-            params, jnp.zeros((model.config.hidden_size, classes)), jnp.zeros(classes)
+            params, jnp.zeros((model.feature_size, classes)), jnp.zeros(classes)
         )
 
     return suits_layout(init_fn, model)

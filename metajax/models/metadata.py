@@ -10,7 +10,7 @@ from metajax.errors import InputError, reason_of
 from metajax.models.families import family_of
 from metajax.models.files import read_json, read_weights, resolve
 from metajax.models.renaming import to_bert, unwrapped
-from metajax.models.sentence import pooling_of_modules
+from metajax.models.sentence import dense_weights, pooling_of_modules
 from metajax.models.stored import Stored
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
@@ -225,13 +225,16 @@ def other_head(values: Mapping[str, Any]) -> str | None:
 
 
 def read_tensors(directory: Path, values: Mapping[str, Any], offset: int) -> dict[str, Stored]:
-    """Read the weights of a directory, by BERT's names; see `to_bert`.
+    """Read the weights of a directory, by BERT's names (see `to_bert`), with its dense layer.
 
     Raises:
         InputError: the weights cannot be read.
     """
     kind = values["model_type"]
-    return to_bert(unwrapped(read_weights(directory), kind, str(directory)), kind, offset)
+    tensors = to_bert(unwrapped(read_weights(directory), kind, str(directory)), kind, offset)
+    for path, read in dense_weights(directory):
+        tensors |= read(path)
+    return tensors
 
 
 def classifier_rows(tensors: Mapping[str, Stored]) -> list[int]:

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from metajax.dtypes import at_least_float32
-from metajax.errors import InputError
 from metajax.models import files
 from metajax.models.bert import count_blocks, run_blocks
 from metajax.models.config import TransformerConfig
@@ -16,6 +15,7 @@ from metajax.models.context import context_of, shared_of
 from metajax.models.contracts import (
     HEAD_KEY,
     Batch,
+    DenseLayer,
     Head,
     Outputs,
     Params,
@@ -51,10 +51,12 @@ class Transformer:
         remat: checkpoint each block (less memory in the backward pass, more time).
         dtype: dtype of the computation; None means the dtype of the parameters.
         source: the directory with the tokenizer.
+        dense: a layer on the pooled vector [B, H], which makes it [B, D]; None means none.
+        prompt: what sentence-transformers puts before each text. The network itself ignores it.
 
     Raises:
-        InputError: head, pooling, num_labels, feature_norm, label_names or problem_type cannot be
-            used, or the config's family has no such head.
+        InputError: head, pooling, dense, num_labels, feature_norm, label_names or problem_type
+            cannot be used, or the config's family has no such head.
 
     Examples:
         >>> import jax, metajax
@@ -80,9 +82,11 @@ class Transformer:
     remat: bool = False
     dtype: Any = None
     source: str | None = None
+    dense: DenseLayer | None = None
+    prompt: str = ""
 
     def __post_init__(self) -> None:
-        check_use(self.config, self.head, self.pooling, self.feature_norm)
+        check_use(self.config, self.head, self.pooling, self.dense, self.feature_norm)
         check_labels(self.num_labels, self.label_names, self.problem_type)
 
     def replace(self, **changes: Unpack["TransformerChanges"]) -> "Transformer":
@@ -103,16 +107,14 @@ class Transformer:
             A nested dict with these keys: `embeddings` (with `word` `[V, H]`, or `embedding_size`
             wide), `relative` (only if blocks share relative positions), `layers` (all N blocks
             stacked, `[N, ...]`; `[1, ...]` if they share their parameters), `pooler` (or
-            `final_norm` in a decoder), and the key of the head: `masked_lm`, `lm_head` (unless it
-            is tied to the embedding table), or `classifier` with `kernel` `[T, H, C]` and `bias`
-            `[T, C]` for T heads with up to C classes.
+            `final_norm` in a decoder), `dense` (if there is one), and the key of the head:
+            `masked_lm`, `lm_head` (unless it is tied to the embedding table), or `classifier` with
+            `kernel` `[T, H, C]` and `bias` `[T, C]` for T heads with up to C classes.
         """
-        names = self.parts
-        keys = zip(names, jax.random.split(rng, len(names)))
-        return {
-            name: nnx.to_pure_dict(nnx.state(self._part(name, nnx.Rngs(params=key))))
-            for name, key in keys
-        }
+        names, sizes = self.parts, (self.num_labels, self.projection, self.dense)
+        keys = map(nnx.Rngs, jax.random.split(rng, len(names)))
+        parts = {name: make_part(self.config, name, *sizes, key) for name, key in zip(names, keys)}
+        return {name: nnx.to_pure_dict(nnx.state(part)) for name, part in parts.items()}
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -122,6 +124,7 @@ class Transformer:
         family = self.config.family
         last = ["final_norm"] if family.final_norm else []
         last += [] if family.decoder else ["pooler"]
+        last += ["dense"] if self.dense else []
         between = ["projection"] if head == "classifier" and self.projection else []
         shared = ["relative"] if family.relative else []
         return ("embeddings", *shared, "layers", *last, *between, *([head] if head else []))
@@ -268,7 +271,11 @@ class Transformer:
         if "prefix" in params and "first_token" in batch:
             batch = unpack(batch)
         hidden = self._hidden(params, batch, rng)
-        return hidden, self._pool(params, hidden, batch)
+        pooled = self._pool(params, hidden, batch)
+        if self.dense is not None:
+            dense = nnx.merge(self._graph("dense"), params["dense"])
+            pooled = ACTIVATION[self.dense.activation](dense(pooled))
+        return hidden, pooled
 
     def _hidden(self, params: Params, batch: Batch, rng: jax.Array | None) -> jax.Array:
         embed_rng, layers_rng = (None, None) if rng is None else jax.random.split(rng)
@@ -292,16 +299,13 @@ class Transformer:
             return pooled
         return ACTIVATION[self.config.family.pooler_act](pooled)
 
-    def _part(self, name: str, rngs: nnx.Rngs) -> nnx.Module:
-        return make_part(self.config, name, self.num_labels, self.projection, rngs)
-
     def _graph(self, name: str, adapted: tuple[str, ...] = ()) -> Any:
-        return graph_of(self.config, name, self.num_labels, self.projection, adapted)
+        return graph_of(self.config, name, self.num_labels, self.projection, self.dense, adapted)
 
     @property
-    def uses_pooler(self) -> bool:
-        """Whether the logits depend on BERT's pooler."""
-        return self.head == "classification" and self.pooling == "pooler"
+    def feature_size(self) -> int:
+        """The number of features of a text: H, or D with a dense layer."""
+        return self.config.hidden_size if self.dense is None else self.dense.size
 
     @property
     def tokenizer(self) -> Any:
@@ -310,11 +314,4 @@ class Transformer:
         Raises:
             InputError: the model has no directory, or no usable tokenizer is in it.
         """
-        tokenizer = files.tokenizer(self.source)
-        largest = max(tokenizer.get_vocab().values(), default=0)
-        if largest >= self.config.vocab_size:
-            raise InputError(
-                f"{self.source}: the tokenizer has a token {largest}, but the model's "
-                f"last token is {self.config.vocab_size - 1}; give the model's tokenizer"
-            )
-        return tokenizer
+        return files.tokenizer_for(self.source, self.config.vocab_size)

@@ -9,6 +9,7 @@ from flax import nnx
 
 from metajax.models.bert import Block, Embeddings
 from metajax.models.config import TransformerConfig
+from metajax.models.contracts import DenseLayer
 from metajax.models.deberta import DebertaBlock, RelativeEmbeddings
 from metajax.models.gpt2 import PreNormBlock
 from metajax.models.heads import ClassificationHeads, MaskedLMHead, Projection
@@ -32,6 +33,7 @@ def make_part(
     name: str,
     num_labels: tuple[int, ...],
     projection: int | None,
+    dense: DenseLayer | None,
     rngs: nnx.Rngs,
 ) -> nnx.Module:
     """Create the part of a top-level key of the parameters.
@@ -41,6 +43,7 @@ def make_part(
         name: the key.
         num_labels: see `Transformer`.
         projection: see `Transformer`.
+        dense: see `Transformer`.
         rngs: for the initial values.
     """
     if name == "embeddings":
@@ -67,10 +70,25 @@ def make_part(
     if name == "lm_head":
         size, scale = config.hidden_size, config.initializer_range
         return Dense(size, config.vocab_size, scale, rngs=rngs, bias=False)
+    if name == "dense" and dense is not None:
+        size, scale = config.hidden_size, config.initializer_range
+        return Dense(size, dense.size, scale, rngs=rngs, bias=dense.bias)
+    size = config.hidden_size if dense is None else dense.size
     if name == "projection":
-        return Projection(config, projection or 0, rngs=rngs)
-    size = projection or config.hidden_size
-    return ClassificationHeads(config, num_labels, size, rngs=rngs)
+        return Projection(config, size, projection or 0, rngs=rngs)
+    return ClassificationHeads(config, num_labels, projection or size, rngs=rngs)
+
+
+def unused_parts(head: str, pooling: str) -> tuple[str, ...]:
+    """Return the keys of parameters that the logits of a model do not depend on.
+
+    Args:
+        head: see `Transformer`.
+        pooling: see `Transformer`.
+    """
+    if head != "classification":
+        return ("pooler", "dense")
+    return () if pooling == "pooler" else ("pooler",)
 
 
 @functools.lru_cache(maxsize=256)
@@ -79,23 +97,25 @@ def graph_of(
     name: str,
     num_labels: tuple[int, ...],
     projection: int | None,
+    dense: DenseLayer | None,
     adapted: tuple[str, ...] = (),
 ) -> Any:
     """Return the structure of a part without arrays. A call then only merges the parameters.
 
     Args:
-        config: as for `make_part`, like the next three.
+        config: as for `make_part`, like the next four.
         name: see there.
         num_labels: see there.
         projection: see there.
+        dense: see there.
         adapted: the names of the dense layers with an adapter.
     """
 
     def build() -> nnx.Module:
-        part = make_part(config, name, num_labels, projection, nnx.Rngs(0))
-        for dense in adapted:  # A graph has no shapes.
-            getattr(part, dense).down = nnx.Param(jnp.zeros(()))
-            getattr(part, dense).up = nnx.Param(jnp.zeros(()))
+        part = make_part(config, name, num_labels, projection, dense, nnx.Rngs(0))
+        for layer in adapted:  # A graph has no shapes.
+            getattr(part, layer).down = nnx.Param(jnp.zeros(()))
+            getattr(part, layer).up = nnx.Param(jnp.zeros(()))
         return part
 
     return nnx.graphdef(nnx.eval_shape(build))

@@ -21,7 +21,7 @@ from metajax.models.metadata import (
     read_tensors,
 )
 from metajax.models.model import Transformer
-from metajax.models.sentence import remarks
+from metajax.models.sentence import default_prompt, dense_of_modules, dense_weights, remarks
 
 _log = logging.getLogger("metajax")
 
@@ -67,7 +67,8 @@ def from_pretrained(
 
     Returns:
         The model, whose `source` is the directory, and its parameters in `param_dtype`, with the
-        structure of `Transformer.init`.
+        structure of `Transformer.init`. The model has the `dense` layer and the default `prompt` of
+        sentence-transformers' files, if there are any.
 
     Raises:
         InputError: the model cannot be read or is not supported, or its weights are not finite; or
@@ -100,7 +101,7 @@ def from_pretrained(
     try:
         loaded = convert.from_hugging_face(tensors, template, str(directory), param_dtype)
     except convert.NotFiniteError:
-        files.refuse_not_finite(directory)
+        files.refuse_not_finite([*files.weight_files(directory), *dense_weights(directory)])
     for remark in metadata.remarks if "classifier" in loaded else ():
         _log.warning("%s: %s", directory / "config.json", remark)
     for remark in remarks(directory):
@@ -179,12 +180,14 @@ def _model(
         config=config,
         head=head,
         pooling=cast(Pooling, pooling or read_pooling(directory, values) or "pooler"),
+        dense=dense_of_modules(directory),
         feature_norm=metadata.feature_norm if feature_norm is None else feature_norm,
         num_labels=num_labels,
         label_names=label_names or (metadata.label_names if fits else None),
         projection=metadata.projection if own_head else None,
         problem_type=cast(ProblemType, metadata.problem_type) if own_head else None,
         source=str(directory),
+        prompt=default_prompt(directory),
     )
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from metajax.models import convert, files
 from metajax.models.contracts import Params
 from metajax.models.model import Transformer
 from metajax.models.renaming import from_bert
-from metajax.models.sentence import pooling_files
+from metajax.models.sentence import DENSE, DENSE_WEIGHTS, PROMPTS, prompt_files, sentence_files
 from metajax.reading import expand_home
 
 _CLASS = {
@@ -30,8 +29,8 @@ def save_pretrained(directory: str | os.PathLike[str], model: Transformer, param
     BertForSequenceClassification does not support every classifier (other pooling, `feature_norm`,
     several heads, and a bias in GPT-2). Such a classifier goes to a separate file,
     `classifier.safetensors`, next to a BertModel. The pooler, which BertForMaskedLM lacks, goes to
-    `pooler.safetensors`. `from_pretrained` reads both files. The pooling is also written for
-    sentence-transformers.
+    `pooler.safetensors`. `from_pretrained` reads both files. The pooling, a dense layer and a
+    prompt are also written for sentence-transformers.
 
     config.json is removed first and written last, so a directory with config.json is complete.
 
@@ -71,9 +70,13 @@ def save_pretrained(directory: str | os.PathLike[str], model: Transformer, param
     architecture, weights = _weights(model, params, plain=plain)
     contents = {name: to_safetensors(tensors) for name, tensors in weights.items()}
     contents.update(_tokenizer_files(model))
-    if model.pooling != "pooler":
-        described = pooling_files(model.pooling, model.config.hidden_size, normalize=False)
-        contents.update({name: to_json(value) for name, value in described.items()})
+    described = prompt_files(model.prompt)
+    if model.pooling != "pooler" or model.dense is not None:
+        # Of the networks with a dense layer, a decoder's pooler is the last token.
+        pooling = "last" if model.pooling == "pooler" else model.pooling
+        width = model.config.hidden_size
+        described |= sentence_files(pooling, width, model.dense, normalize=False)
+    contents.update({name: to_json(value) for name, value in described.items()})
     dtype = str(np.dtype(params["embeddings"]["word"].dtype))
     contents["config.json"] = to_json(_config(model, architecture, dtype, plain=plain))
     _write(target, contents, with_tokenizer=model.source is not None)
@@ -117,7 +120,9 @@ def _weights(
 ) -> tuple[str, dict[str, dict[str, np.ndarray]]]:
     """Return the class to load with, and the tensors of each file."""
     family, head = model.config.family, model.head
-    main, aside = convert.to_hugging_face(params), {}
+    main, aside = convert.to_hugging_face(params), dict[str, dict[str, np.ndarray]]()
+    if "dense" in params:
+        aside[DENSE_WEIGHTS] = _take(main, "linear.")
     if head == "classification" and not plain:
         aside["classifier.safetensors"] = _take(main, "classifier.") | _take(main, "projection.")
         head = "encoder"
@@ -140,7 +145,7 @@ def _take(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
 
 def is_plain(model: Transformer, params: Params) -> bool:
     """Return whether transformers' ForSequenceClassification supports a classifier."""
-    if model.head != "classification" or model.pooling != "pooler":
+    if model.head != "classification" or model.pooling != "pooler" or model.dense is not None:
         return False
     if not model.config.family.classifier_bias and np.any(params["classifier"]["bias"]):
         return False
@@ -193,7 +198,9 @@ def to_json(value: Any) -> bytes:
 
 def _write(target: Path, contents: Mapping[str, bytes], *, with_tokenizer: bool) -> None:
     """Write all files under other names, then rename them, config.json last."""
-    (target / "1_Pooling").mkdir(exist_ok=True)
+    folders = [target / name for name in ("1_Pooling", DENSE)]
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
     for name, content in contents.items():
         with open(target / f"{name}.tmp", "wb") as file:
             file.write(content)
@@ -201,15 +208,17 @@ def _write(target: Path, contents: Mapping[str, bytes], *, with_tokenizer: bool)
             os.fsync(file.fileno())
     (target / "config.json").unlink(missing_ok=True)
     # Files of an earlier model would be read as files of this one.
-    left = {"modules.json", "1_Pooling/config.json", *files.COMPANIONS, *_other_weights(target)}
+    modules = ("modules.json", PROMPTS, *(f"{folder.name}/config.json" for folder in folders))
+    left = {*modules, DENSE_WEIGHTS, *files.COMPANIONS, *_other_weights(target)}
     if with_tokenizer:
         left |= set(files.TOKENIZER_FILES)
     for name in left - contents.keys():
         (target / name).unlink(missing_ok=True)
     for name in (*(n for n in contents if n != "config.json"), "config.json"):
         os.replace(target / f"{name}.tmp", target / name)
-    if not any((target / "1_Pooling").iterdir()):
-        shutil.rmtree(target / "1_Pooling")
+    for folder in folders:
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _other_weights(target: Path) -> list[str]:

@@ -5,13 +5,33 @@ from pathlib import Path
 from typing import Any
 
 from metajax.errors import InputError, reason_of
-from metajax.models.files import read_json
+from metajax.models.contracts import DenseLayer
+from metajax.models.files import read_json, weight_files
+from metajax.models.stored import Reader
 from metajax.reading import parse_json, read_bytes
 
 # Their names of poolings, and ours.
 POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last", "weightedmean": "weighted-mean"}
 MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
-_APPLIED = ("Transformer", "Pooling", "Normalize")
+# Of a dense layer that is written.
+DENSE = "2_Dense"
+DENSE_WEIGHTS = f"{DENSE}/model.safetensors"
+_APPLIED = ("Transformer", "Pooling", "Dense", "Normalize")
+# PyTorch's activations, and our names of them.
+_ACTIVATIONS = {
+    "Identity": "linear",
+    "Tanh": "tanh",
+    "ReLU": "relu",
+    "GELU": "gelu",
+    "SiLU": "silu",
+    "Sigmoid": "sigmoid",
+}
+# What a Dense may say besides, because only this is supported.
+_DENSE_DEMANDED = {
+    "module_input_name": ("sentence_embedding",),
+    "module_output_name": ("sentence_embedding", None),
+    "use_residual": (False,),
+}
 
 
 def pooling_of_modules(directory: Path, *, decoder: bool) -> str | None:
@@ -24,8 +44,7 @@ def pooling_of_modules(directory: Path, *, decoder: bool) -> str | None:
     Raises:
         InputError: a file is not valid, or this pooling is not supported.
     """
-    places = [place for kind, place in _modules(directory) if kind == "Pooling"] or ["1_Pooling"]
-    path = directory / places[0] / "config.json"
+    path = _pooling_file(directory)
     if not path.exists():
         return None
     flags = read_json(path)
@@ -44,32 +63,102 @@ def pooling_of_modules(directory: Path, *, decoder: bool) -> str | None:
     return supported[named]
 
 
+def dense_of_modules(directory: Path) -> DenseLayer | None:
+    """Return the dense layer of a directory; None if it has none.
+
+    Raises:
+        InputError: a file is not valid, or this layer is not supported.
+    """
+    folder = _dense_folder(directory)
+    if folder is None:
+        return None
+    path = folder / "config.json"
+    values = read_json(path)
+    name = str(values.get("activation_function", "Tanh")).rpartition(".")[2]
+    if name not in _ACTIVATIONS:
+        raise InputError(
+            f"{path}: the activation function {name} is not supported; give a model with "
+            f"{', '.join(_ACTIVATIONS)}"
+        )
+    for key, only in _DENSE_DEMANDED.items():
+        if values.get(key, only[0]) not in only:
+            raise InputError(
+                f"{path}: {key} is {values[key]!r}, but only {only[0]!r} is supported; give a "
+                "model with this value"
+            )
+    size, bias = values.get("out_features"), values.get("bias", True)
+    if type(size) is not int or size < 1 or type(bias) is not bool:
+        raise InputError(
+            f"{path}: out_features is {size!r} and bias is {bias!r}; they have to be a number "
+            "above 0, and true or false"
+        )
+    return DenseLayer(size, _ACTIVATIONS[name], bias)
+
+
+def dense_weights(directory: Path) -> list[tuple[Path, Reader]]:
+    """Return the files with the weights of a directory's dense layer, each with its reader.
+
+    Raises:
+        InputError: a file is not valid, or the weights are missing.
+    """
+    folder = _dense_folder(directory)
+    return [] if folder is None else weight_files(folder)
+
+
+def _dense_folder(directory: Path) -> Path | None:
+    kinds = [(kind, place) for kind, place in _modules(directory) if kind in ("Dense", "Normalize")]
+    places = [place for kind, place in kinds if kind == "Dense"]
+    if places and (len(places) > 1 or kinds[0][0] != "Dense"):
+        raise InputError(
+            f"{directory / MODULES}: has the modules {', '.join(kind for kind, _ in kinds)}, but "
+            "only one Dense, before Normalize, is supported; give another model"
+        )
+    return directory / places[0] if places else None
+
+
+def default_prompt(directory: Path) -> str:
+    """Return what a directory puts before each text; often nothing.
+
+    Raises:
+        InputError: a file is not valid, or the pooling leaves out the prompt.
+    """
+    path = directory / PROMPTS
+    settings = read_json(path) if path.exists() else {}
+    prompts, name = settings.get("prompts"), settings.get("default_prompt_name")
+    prompt = (prompts.get(name) if isinstance(prompts, dict) else None) or ""
+    if not isinstance(prompt, str):
+        raise InputError(f"{path}: the prompt {name!r} is {prompt!r}, not a text; fix it")
+    pooling = _pooling_file(directory)
+    if prompt and pooling.exists() and not read_json(pooling).get("include_prompt", True):
+        raise InputError(
+            f"{pooling}: include_prompt is false, but pooling without the prompt is not supported; "
+            f"remove default_prompt_name from {PROMPTS}, and put {prompt!r} before your texts"
+        )
+    return prompt
+
+
 def remarks(directory: Path) -> list[str]:
     """Return what of a sentence encoder is not applied, a line each.
 
     Raises:
         InputError: a file is not valid.
     """
-    found = [
-        f"its module {kind} ({place}) is not applied; features are the pooled hidden states"
+    return [
+        f"its module {kind} ({place}) is not applied; features are those without it"
         for kind, place in _modules(directory)
         if kind not in _APPLIED
     ]
-    path = directory / PROMPTS
-    settings = read_json(path) if path.exists() else {}
-    prompts, name = settings.get("prompts"), settings.get("default_prompt_name")
-    prompt = prompts.get(name) if isinstance(prompts, dict) else None
-    if prompt:
-        found.append(f"its default prompt {prompt!r} is not put before texts; put it before yours")
-    return found
 
 
-def pooling_files(pooling: str, width: int, *, normalize: bool) -> dict[str, Any]:
-    """Return the files that describe a sentence encoder, as JSON by name.
+def sentence_files(
+    pooling: str, width: int, dense: DenseLayer | None, *, normalize: bool
+) -> dict[str, Any]:
+    """Return the files that describe the modules of a sentence encoder, as JSON by name.
 
     Args:
         pooling: "mean", "cls", "last" or "weighted-mean".
-        width: features of a vector.
+        width: H, the size of the hidden states.
+        dense: the layer on the pooled vector. Its weights belong into `DENSE_WEIGHTS`.
         normalize: whether to scale vectors to unit length.
     """
     names = {ours: theirs for theirs, ours in POOLINGS.items()}
@@ -78,17 +167,41 @@ def pooling_files(pooling: str, width: int, *, normalize: bool) -> dict[str, Any
         *("weightedmean_tokens", "lasttoken"),
     )
     kinds = {"": "Transformer", "1_Pooling": "Pooling"}
-    kinds |= {"2_Normalize": "Normalize"} if normalize else {}
+    kinds |= {} if dense is None else {DENSE: "Dense"}
+    kinds |= {f"{len(kinds)}_Normalize": "Normalize"} if normalize else {}
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (path, kind) in enumerate(kinds.items())
     ]
     on = re.compile(f"{names[pooling]}(_tokens?)?")
     flags = {f"pooling_mode_{mode}": bool(on.fullmatch(mode)) for mode in modes}
-    return {
+    described = {
         MODULES: modules,
         "1_Pooling/config.json": {"word_embedding_dimension": width, **flags},
     }
+    if dense is None:
+        return described
+    (theirs,) = (theirs for theirs, ours in _ACTIVATIONS.items() if ours == dense.activation)
+    layer = "linear" if theirs == "Identity" else "activation"
+    described[f"{DENSE}/config.json"] = {
+        "in_features": width,
+        "out_features": dense.size,
+        "bias": dense.bias,
+        "activation_function": f"torch.nn.modules.{layer}.{theirs}",
+    }
+    return described
+
+
+def prompt_files(prompt: str) -> dict[str, Any]:
+    """Return the file that puts a prompt before each text, as JSON by name; none without one."""
+    if not prompt:
+        return {}
+    return {PROMPTS: {"prompts": {"default": prompt}, "default_prompt_name": "default"}}
+
+
+def _pooling_file(directory: Path) -> Path:
+    places = [place for kind, place in _modules(directory) if kind == "Pooling"] or ["1_Pooling"]
+    return directory / places[0] / "config.json"
 
 
 def _modules(directory: Path) -> list[tuple[str, str]]:

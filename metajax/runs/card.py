@@ -12,7 +12,7 @@ tags: [sentence-transformers, feature-extraction, metajax]
 # {name}
 
 A sentence encoder of type {model_type}, trained by metajax ({stage}). A text of at most
-{max_length} tokens becomes a vector of {width} numbers: {pooling}{normalized}.
+{max_length} tokens becomes a vector of {width} numbers: {pooling}{dense}{normalized}.{prompt}
 
 ## Load
 
@@ -64,6 +64,8 @@ def model_card(
     stage: str,
     pooling: str,
     width: int,
+    dense: str | None,
+    prompt: str,
     max_length: int,
     normalized: bool,
     classifier: bool,
@@ -78,6 +80,8 @@ def model_card(
         stage: the command of its last run.
         pooling: see `Transformer`.
         width: features of a vector.
+        dense: the activation of the layer on the pooled vector. None: there is none.
+        prompt: what is put before each text, if anything.
         max_length: largest number of tokens of a text.
         normalized: whether vectors have unit length.
         classifier: whether a classifier is in the directory.
@@ -101,6 +105,8 @@ def model_card(
         max_length=max_length,
         width=width,
         pooling=_POOLINGS[pooling],
+        dense="" if dense is None else f", through a dense layer with the activation {dense}",
+        prompt=f" `{prompt}` is put before each text." if prompt else "",
         normalized=", scaled to unit length" if normalized else "",
         classifier=_CLASSIFIER.format(name=name) if classifier else "",
         lineage=lineage,

@@ -251,7 +251,7 @@ def describe_gradient(
         origin = few_shot._replace(source=source, params=weights).start
         params, task = learner.shared.reparametrize(origin, Task(rows, None))[:2]
         if few_shot.inner["head"] == "prototypes":
-            size, classes = few_shot.model.config.hidden_size, few_shot.model.num_labels[0]
+            size, classes = few_shot.model.feature_size, few_shot.model.num_labels[0]
             head = {"kernel": jnp.zeros((1, size, classes)), "bias": jnp.zeros((1, classes))}
             params = _with_classifier(params, head)
         elif learner.shared.init_fn is not None:

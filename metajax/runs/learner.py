@@ -225,11 +225,11 @@ def make_algorithm(
         case "leopard":
             return leopard(
                 lambda params, batch, rng: model.features(params, batch),
-                model.config.hidden_size,
+                model.feature_size,
                 model.num_labels[0],
                 optimizer,
                 steps,
-                width=model.config.hidden_size,
+                width=model.feature_size,
                 rng=rng,
                 low_memory=low_memory,
                 unroll=shared.unroll,
@@ -261,7 +261,7 @@ def make_schedule(
 def adapted_model(model: Transformer, inner: dict[str, Any]) -> Transformer:
     """Return the network for the parameters from `as_classifier`."""
     generated = inner["algorithm"] == "leopard"
-    return model.replace(projection=model.config.hidden_size) if generated else model
+    return model.replace(projection=model.feature_size) if generated else model
 
 
 def as_classifier(adapted: Params) -> Params:

@@ -12,6 +12,7 @@ import jax
 from metajax.config.groups import ModelSettings, TrainSettings
 from metajax.errors import InputError, StoppedError
 from metajax.models import Transformer, save_config
+from metajax.models.parts import unused_parts
 from metajax.platforms import target_platform
 from metajax.runs.best import (
     Validation,
@@ -219,10 +220,10 @@ def _optimizer(stage: Stage) -> Any:
     schedule = learning_rate(
         settings.learning_rate, stage.num_steps, math.ceil(settings.warmup * stage.num_steps)
     )
-    # Weight decay would shrink a pooler that the loss does not use.
+    # Weight decay would shrink parts that the loss does not use.
     inside = "" if stage.initialization is None else f"{stage.initialization}/"
-    poolers = (f"{inside}pooler/", f"{inside}base/pooler/")
-    fixed = () if stage.model.uses_pooler else poolers
+    unused = unused_parts(stage.model.head, stage.model.pooling)
+    fixed = tuple(f"{inside}{base}{part}/" for part in unused for base in ("", "base/"))
     return adamw(
         schedule,
         weight_decay=settings.weight_decay,

@@ -21,8 +21,9 @@ from metajax.models import (
     load_adapters,
     with_head,
 )
-from metajax.models.contracts import HEAD_KEY, Head
-from metajax.models.files import adapter_hashes, base_of, read_json
+from metajax.models.contracts import HEAD_KEY, DenseLayer, Head
+from metajax.models.files import base_of, read_json
+from metajax.models.hashing import adapter_hashes
 from metajax.models.pretrained import HeadOptions
 from metajax.runs.adapters import adapter_kind, adapter_settings, make_adapters
 from metajax.runs.best import step_to_read
@@ -269,6 +270,8 @@ def rebuild(directory: Path, described: dict[str, Any]) -> Transformer:
     try:
         config = TransformerConfig.from_dict(read_json(file), str(file))
         settings = {name: _tuples(value) for name, value in described.items()}
+        if "dense" in settings:
+            settings["dense"] = DenseLayer(*settings["dense"])
         return Transformer(config=config, source=str(directory), **settings)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
@@ -284,7 +287,9 @@ def describe(model: Transformer) -> dict[str, Any]:
     """Return the fields of a network that a run's record needs besides the config."""
     names = ("head", "pooling", "feature_norm", "num_labels", "label_names", "projection")
     kind = {} if model.problem_type is None else {"problem_type": model.problem_type}
-    return {name: getattr(model, name) for name in names} | kind
+    # Only sentence encoders have these.
+    encoder = {name: value for name in ("dense", "prompt") if (value := getattr(model, name))}
+    return {name: getattr(model, name) for name in names} | kind | encoder
 
 
 def text_length(model: Transformer, max_length: int, *, prefix: int = 0) -> int:

@@ -14,6 +14,7 @@ from metajax import data
 from metajax.data.batches import token_batch
 from metajax.data.packing import Shapes, plan_shapes
 from metajax.models import Transformer
+from metajax.models.parts import unused_parts
 from metajax.runs.progress import progress
 from metajax.training.optimizer import adamw, learning_rate
 from metajax.types import Batch, Key, LossFn, Params
@@ -141,7 +142,7 @@ def _compiled(
     The rate is an argument, so that training with other rates and numbers of steps compiles nothing
     again.
     """
-    fixed = () if model.uses_pooler else ("pooler/",)
+    fixed = tuple(f"{part}/" for part in unused_parts(model.head, model.pooling))
     optimizer = adamw(1.0, weight_decay=0.01, clip_norm=1.0, fixed=fixed)
     loss_fn = make_loss(model)
 

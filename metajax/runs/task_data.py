@@ -98,6 +98,8 @@ def tokenized(
 ) -> list[data.TokenizedTask]:
     """Tokenize the data sets; log how many texts were too long.
 
+    If the model has a prompt, it is put before each text, and of a pair before the first.
+
     Args:
         tasks: the data sets.
         model: a model with its tokenizer.
@@ -106,6 +108,9 @@ def tokenized(
             later runs.
     """
     total = sum(len(task.labels) for task in tasks)
+    if model.prompt:
+        _log.info("%s: its prompt %r is put before each text", model.source, model.prompt)
+        tasks = [task._replace(texts=[model.prompt + x for x in task.texts]) for task in tasks]
     with Progress("tokenize", "text", total, shown=total >= MANY) as bar:
 
         def count(texts: int) -> None:

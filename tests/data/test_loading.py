@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from metajax.config.groups import TaskSettings
-from metajax.data import TaskData
+from metajax.data import TaskData, tokenize
 from metajax.runs.task_data import fingerprints, load, relabel, tokenized
 
 COLUMNS = "text,text_pair,label,body,second,kind"
@@ -78,7 +78,7 @@ def test_relabelled_examples_keep_their_classes():
 
 
 def test_texts_are_cut_to_the_length_given_and_counted_once(tokenizer, caplog):
-    model = SimpleNamespace(tokenizer=tokenizer)
+    model = SimpleNamespace(tokenizer=tokenizer, prompt="")
     tasks = [
         data_set([0, 1, 0], ("a", "b"), ["w1 w2 w3 w4", "w5", "w6 w7 w8 w9"]),
         data_set([1, 0], ("a", "b"), ["w1", "w2 w3 w4"]),
@@ -90,6 +90,18 @@ def test_texts_are_cut_to_the_length_given_and_counted_once(tokenizer, caplog):
     caplog.clear()
     tokenized(tasks, model, 6)
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("pairs", [None, ["w5", "w6 w7"]])
+def test_a_prompt_is_put_before_each_text(tokenizer, caplog, pairs):
+    model = SimpleNamespace(tokenizer=tokenizer, prompt="w8 w9: ", source="encoder")
+    task = data_set([0, 1], ("a", "b"), ["w1 w2", "w3"])._replace(pairs=pairs)
+    with caplog.at_level(logging.INFO):
+        (found,) = tokenized([task], model, 16)
+    assert caplog.messages == ["encoder: its prompt 'w8 w9: ' is put before each text"]
+    texts = ["w8 w9: w1 w2", "w8 w9: w3"]
+    expected = tokenize(texts, pairs, tokenizer, 16)
+    np.testing.assert_array_equal(found.tokens.input_ids, expected.input_ids)
 
 
 def test_a_batch_of_a_data_set_has_all_its_examples(make_task):

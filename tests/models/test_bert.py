@@ -13,6 +13,7 @@ from metajax.models.bert import Block
 from metajax.models.contracts import TransformerChanges
 from metajax.models.heads import mean_pool, mean_pool_packed, rescale
 from metajax.models.layers import ACTIVATION, LayerNorm, dropout, keep_mask
+from metajax.models.parts import unused_parts
 from tests.models.helpers import TINY, make_batch, make_params
 
 MODEL = Transformer(TINY)
@@ -316,7 +317,7 @@ def test_the_logits_depend_on_the_pooler_where_the_model_says_so(head, pooling):
     params = make_params(model)
     changed = params | {"pooler": jax.tree.map(lambda leaf: leaf + 1, params["pooler"])}
     one, other = (model(each, make_batch()).logits for each in (params, changed))
-    assert model.uses_pooler == bool((one != other).any())
+    assert ("pooler" not in unused_parts(head, pooling)) == bool((one != other).any())
 
 
 def test_too_long_input_is_refused():

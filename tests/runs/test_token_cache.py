@@ -230,7 +230,7 @@ def test_a_directory_that_cannot_be_made(tokenizer, tmp_path, caplog):
 
 def test_only_large_data_sets_are_kept(tokenizer, tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
-    model = SimpleNamespace(tokenizer=tokenizer)
+    model = SimpleNamespace(tokenizer=tokenizer, prompt="")
     small = TASK._replace(texts=TASK.texts[:3], labels=TASK.labels[:3])
     expected = tokenized([small, TASK], model, 6)
     assert not list(tmp_path.iterdir())
