@@ -25,6 +25,7 @@ from metajax.runs.method_choice import CANDIDATES, adapt_by
 from metajax.runs.methods import prepare, with_several_labels
 from metajax.runs.metrics import MetricsLog
 from metajax.runs.record import make_record
+from metajax.runs.regression import check_numbers
 from metajax.runs.source import describe
 from metajax.runs.task_data import fingerprints, load, relabel, tokenized
 from metajax.runs.workdir import Run, begin, locked, open_run, read_results, write_results
@@ -40,12 +41,12 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     Returns:
         A dict with these keys:
 
-        - `labels`: names of the task's labels.
+        - `labels`: names of the task's labels; empty if the labels are numbers.
         - `examples`: number of examples.
         - `inner_lr`: rate of the inner steps. None if the prototypes were kept.
         - `loss`: loss on the examples before each step; with `contrastive` or `finetune`, the
           training loss of each step.
-        - `loss_after`: loss of the classifier on the examples.
+        - `loss_after`: loss on the examples after the steps; with numbers, the mean squared error.
         - `left_out`, if prototypes and steps were compared by cross-validation: number of
           `examples`, and the accuracies of the `prototypes` and of the `steps` at rate `inner_lr`.
         - `choice`, with `--method choose`: the name of the candidate that was `chosen`, the numbers
@@ -59,7 +60,8 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
           `balanced_accuracy` and `calibration_error` (all 0..1; the last is the expected
           calibration error), and `confusion` matrix (rows are true labels, columns are predicted
           labels). With several labels per text: `accuracy` (fraction of texts whose labels are all
-          right), `macro_f1` and `micro_f1`.
+          right), `macro_f1` and `micro_f1`. With numbers: `pearson`, `spearman` and
+          `mean_squared_error`.
 
         Of documents: number of `documents` and `chunks`; `inner_lr`; `before` and `after` the
         steps, the `loss` (nats per token) and `bits_per_byte` of the `tasks` and of `dev`; the same
@@ -74,7 +76,9 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         return _adapt_to_documents(settings)
     task = _load_examples(settings)
     dev = _load_dev(settings, task)
-    few_shot = open_few_shot(settings.model, settings, settings, len(task.label_names))
+    few_shot = open_few_shot(settings.model, settings, settings, len(task.label_names) or 1)
+    if not task.label_names:
+        check_numbers(settings)
     if task.labels.ndim == 2:
         few_shot = with_several_labels(few_shot, settings)
     few_shot, model = prepare(few_shot, settings.method, task.label_names)
@@ -163,7 +167,7 @@ def _save(run: Run, few_shot: FewShot, adapted: Adapted, before: float | None = 
     at = "" if adapted.rate is None else f" at rate {adapted.rate:g}"
     change = f", loss {before:.3f} -> {losses[-1]:.3f}"
     if run.record["settings"]["method"] != "steps":  # The training loss may be another one.
-        change = f"; loss of the classifier on the examples: {losses[-1]:.3f}"
+        change = f"; loss on the examples afterwards: {losses[-1]:.3f}"
     _log.info("%s: %d steps%s%s", run.path, steps, at, change)
     with (
         locked(run),
@@ -276,7 +280,7 @@ def _load_examples(settings: AdaptSettings) -> data.TaskData:
     """Load the one task, and add the names of its labels.
 
     Raises:
-        InputError: there is not one task with classes, nor names instead.
+        InputError: there is not one task, nor names instead.
     """
     named = settings.label_names
     if settings.label_separator is not None and not settings.tasks:
@@ -291,10 +295,8 @@ def _load_examples(settings: AdaptSettings) -> data.TaskData:
         empty = data.TaskData(str(named), [], None, np.zeros(0, np.int32), ())
         return with_label_names(empty, names)
     (task,) = load(settings, split="train")
-    if not task.label_names:
-        raise InputError(
-            f"{task.name}: is a regression task, but adapt needs classes; give another task"
-        )
+    if names and not task.label_names:
+        raise InputError(f"--label-names: {task.name} has numbers, which have no names; remove it")
     return with_label_names(task, names) if names else task
 
 

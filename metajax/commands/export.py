@@ -19,7 +19,7 @@ from metajax.models.prefix import prefix_length
 from metajax.models.save import to_json
 from metajax.models.sentence import sentence_files
 from metajax.runs.card import model_card
-from metajax.runs.classifier import open_classifier
+from metajax.runs.classifier import is_regression, open_classifier
 from metajax.runs.paths import on_disk, to_path
 from metajax.runs.record import read_record
 from metajax.runs.source import Source, open_source, text_length
@@ -102,6 +102,7 @@ def _export_sentence_encoder(
         max_length=max_length,
         normalized=normalized,
         classifier=model.head == "classification",
+        regression=is_regression(model),
         lineage=summary(lineage(LineageSettings(model=spec))),
         results=read_results(to_path(spec)),
     )

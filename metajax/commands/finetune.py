@@ -23,6 +23,7 @@ from metajax.runs.source import Source, describe, open_source, text_length
 from metajax.runs.task_data import fingerprints, load, relabel, tokenized
 from metajax.runs.workdir import open_run
 from metajax.training import distributed
+from metajax.training.evaluation import correlation
 from metajax.types import Params, Task
 
 
@@ -162,23 +163,12 @@ def _sklearn(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
     return metric
 
 
-def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
-    def metric(labels: np.ndarray, guesses: np.ndarray) -> float:
-        from scipy import stats
-
-        if np.ptp(labels) == 0 or np.ptp(guesses) == 0:
-            return 0.0  # Not defined. Scikit-learn's Matthews correlation is also 0 here.
-        return getattr(stats, name)(labels, guesses).statistic
-
-    return metric
-
-
-METRICS = {
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": _sklearn("accuracy_score"),
     "f1": _sklearn("f1_score"),
     "matthews": _sklearn("matthews_corrcoef"),
-    "pearson": _correlation("pearsonr"),
-    "spearman": _correlation("spearmanr"),
+    "pearson": functools.partial(correlation, "pearsonr"),
+    "spearman": functools.partial(correlation, "spearmanr"),
 }
 # Wang et al. 2019, table 1. Other tasks use accuracy.
 GLUE_METRICS = {

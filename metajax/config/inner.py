@@ -115,6 +115,13 @@ class MethodSettings(InnerSettings):
         "seconds after which --method choose tries no more", 300.0, above=0, advanced=True
     )
 
+    regression: bool = option(
+        "the labels are numbers, and a number is predicted (--method linear or finetune; "
+        "glue:stsb needs no --regression)",
+        False,
+        advanced=True,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.class_weight is not None and self.method not in _WEIGHTED:

@@ -106,6 +106,7 @@ def load_tasks(
     label_column: str | None = None,
     classes: str | Path | Sequence[str | Path] | None = None,
     label_separator: str | None = None,
+    regression: bool = False,
     keep_duplicates: bool = False,
 ) -> list[TaskData]:
     r"""Load one task per spec, in order.
@@ -124,6 +125,7 @@ def load_tasks(
         classes: files with the labels to keep, one per line. Examples with other labels are
             removed. All words of "smlmt:" tasks are kept.
         label_separator: what stands between the labels of a text, which can then have any number.
+        regression: whether the labels of files and of hub data sets are numbers to predict.
         keep_duplicates: whether an episode may contain a text several times (see `TaskData`).
 
     Returns:
@@ -143,12 +145,9 @@ def load_tasks(
         (['good film', 'bad film'], [1, 0], ('no', 'yes'))
     """
     columns = _Columns(text_column, pair_column, label_column)
-    tasks = [
-        _load(str(spec), glue_dir, split, columns, label_separator, keep_duplicates)._replace(
-            keep_duplicates=keep_duplicates
-        )
-        for spec in specs
-    ]
+    how = (glue_dir, split, columns, label_separator, regression, keep_duplicates)
+    loaded = [_load(str(spec), *how) for spec in specs]
+    tasks = [task._replace(keep_duplicates=keep_duplicates) for task in loaded]
     if classes is not None and label_separator is not None:
         raise InputError("--classes: needs one label for each text; remove it")
     if classes is not None:
@@ -196,9 +195,10 @@ def _load(
     split: str,
     columns: _Columns,
     label_separator: str | None,
+    regression: bool,
     keep_duplicates: bool,
 ) -> TaskData:
-    if label_separator is not None and spec.startswith(("glue:", "smlmt:")):
+    if label_separator is not None and (regression or spec.startswith(("glue:", "smlmt:"))):
         raise InputError(f"{spec}: has one label for each text; remove --label-separator")
     if spec.startswith("glue:"):
         return _load_glue(glue_name(spec[5:]), glue_dir, split)
@@ -216,7 +216,7 @@ def _load(
     columns = _find_columns(table, columns)
     if label_separator is not None:
         return _several_labels(spec, table, columns, label_separator)
-    return _task(spec, table, columns, order)
+    return _task(spec, table, columns, () if regression else order)
 
 
 def _hidden_words(spec: str, keep_duplicates: bool) -> TaskData:

@@ -165,15 +165,16 @@ def _config(model: Transformer, architecture: str, dtype: str, *, plain: bool) -
         names = names or tuple(f"LABEL_{i}" for i in range(count))
         values["id2label"] = {str(i): name for i, name in enumerate(names)}
         values["label2id"] = {name: i for i, name in enumerate(names)}
-        if count == 1:
-            values["problem_type"] = "regression"
     elif model.head == "classification":
         metadata["num_labels"] = model.num_labels
         metadata["label_names"] = model.label_names
         if model.projection is not None:
             metadata["projection"] = model.projection
-    if model.problem_type is not None:
-        values["problem_type"] = model.problem_type
+    problem_type = model.problem_type
+    if model.head == "classification" and model.num_labels == (1,):
+        problem_type = problem_type or "regression"
+    if problem_type is not None:
+        values["problem_type"] = problem_type
     return {**values, "metajax": metadata} if metadata else values
 
 

@@ -109,7 +109,8 @@ def _read_run(name: str, path: str) -> Run:
 def _are_results(results: dict[str, Any]) -> bool:
     """Return whether the measurements are numbers and a confusion matrix fits its labels.
 
-    With several labels per text there is no such matrix, but a micro-F1.
+    With several labels per text there is no such matrix, but a micro-F1. With numbers there are
+    correlations.
     """
     if not are_measures(results.get("after", {})):
         return False
@@ -117,6 +118,8 @@ def _are_results(results: dict[str, Any]) -> bool:
         return True
     try:
         names, dev = results["labels"], results["dev"]
+        if "pearson" in dev:
+            return are_measures(dev)
         if "confusion" not in dev:
             return is_number(dev["accuracy"]) and is_number(dev["micro_f1"])
         counts = dev["confusion"]

@@ -43,6 +43,18 @@ batch = model.tokenizer(["Where is my parcel?"], return_tensors="np", return_tok
 print(model.label_names[0][model(params, dict(batch)).logits[0].argmax()])
 ```
 """
+_REGRESSION = """
+`classifier.safetensors` predicts a number from these vectors, scaled to the length `feature_norm`
+of `config.json` if it has one. metajax reads both:
+
+```python
+import metajax
+
+model, params = metajax.from_pretrained("{name}", head="classification")
+batch = model.tokenizer(["Where is my parcel?"], return_tensors="np", return_token_type_ids=True)
+print(float(model(params, dict(batch)).logits[0, 0]))
+```
+"""
 # Results of a checkpoint that is not exported if its run kept the start.
 _OF_BEST = ("best_step", "kept_step", "gain", "gain_ci95")
 _START = (
@@ -69,6 +81,7 @@ def model_card(
     max_length: int,
     normalized: bool,
     classifier: bool,
+    regression: bool,
     lineage: str,
     results: Mapping[str, Any] | None,
 ) -> str:
@@ -85,6 +98,7 @@ def model_card(
         max_length: largest number of tokens of a text.
         normalized: whether vectors have unit length.
         classifier: whether a classifier is in the directory.
+        regression: whether it predicts numbers.
         lineage: the runs that led to the model, as text.
         results: results of the last run, if it has any.
     """
@@ -98,6 +112,7 @@ def model_card(
     lines = [f"- {key}: {value}" for key, value in measured.items()]
     lines += [_START] * keeps_start + _choice(results)
     listed = "\n".join(lines)
+    described = _REGRESSION if regression else _CLASSIFIER
     return _TEMPLATE.format(
         name=name,
         model_type=model_type,
@@ -108,7 +123,7 @@ def model_card(
         dense="" if dense is None else f", through a dense layer with the activation {dense}",
         prompt=f" `{prompt}` is put before each text." if prompt else "",
         normalized=", scaled to unit length" if normalized else "",
-        classifier=_CLASSIFIER.format(name=name) if classifier else "",
+        classifier=described.format(name=name) if classifier else "",
         lineage=lineage,
         results=f"\n## Results of the last run\n\n{listed}\n" if listed else "",
     )

@@ -50,6 +50,11 @@ def is_multi_label(model: Transformer) -> bool:
     return model.problem_type == "multi_label_classification"
 
 
+def is_regression(model: Transformer) -> bool:
+    """Return whether a network predicts one number for each text."""
+    return model.num_labels == (1,) and not is_multi_label(model)
+
+
 def open_classifier(spec: str, task: str | None) -> Classifier:
     """Open a model that can label text.
 

@@ -26,7 +26,7 @@ _PREFIX = "documents:"
 _OF_LABELS = (
     *("ways", "shots", "whole_tasks", "keep_duplicates", "head", "layers", "classes", "glue_dir"),
     *("text_column", "pair_column", "label_column", "splits", "curve", "episodes"),
-    *("label_names", "label_separator", "valid", "held_out", "valid_every"),
+    *("label_names", "label_separator", "regression", "valid", "held_out", "valid_every"),
     "logit_scale",
 )
 _QUERIES = EpisodeSettings.queries

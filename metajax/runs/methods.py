@@ -20,11 +20,12 @@ from metajax.errors import InputError
 from metajax.models import Transformer, classification_loss, contrastive_loss, multi_label_loss
 from metajax.models.attention import MASKED
 from metajax.runs.choice import Adapted, choose, repeat, take_steps
-from metajax.runs.classifier import is_multi_label
+from metajax.runs.classifier import is_multi_label, is_regression
 from metajax.runs.descent import Descent, fold, pack
 from metajax.runs.features import features_of, logistic_head, logits_on, one_vs_rest_head
 from metajax.runs.few_shot import FewShot
 from metajax.runs.learner import adapted_model, as_classifier
+from metajax.runs.regression import ridge_head, standardized, with_scale
 from metajax.runs.support_training import Recipe, train
 from metajax.types import Params
 
@@ -155,7 +156,7 @@ def adapt_to(
     Args:
         few_shot: the network, and the settings of its inner loop, from `prepare`.
         examples: the examples. If the network is multi-label, labels [N, C], and the method is one
-            of `MULTI_LABEL`.
+            of `MULTI_LABEL`. If it predicts numbers, labels float32 [N], and one of `NUMBERS`.
         method: the method.
         chooses: whether to choose the rate of plain inner steps, and between them and prototypes.
         known: results of an earlier run. If given, its choice is repeated.
@@ -188,6 +189,8 @@ def _adapt_whole(few_shot: FewShot, examples: data.TokenizedTask) -> Adapted:
 
 def _train(few_shot: FewShot, examples: data.TokenizedTask, method: Method) -> Adapted:
     """Train the network on the examples, or only a head on its frozen features."""
+    if is_regression(few_shot.model):
+        return _train_regression(few_shot, examples, method)
     params, losses = train_on(few_shot, examples, method, what=method.name)
     if method.temperature != 1:
         head = {key: leaf / method.temperature for key, leaf in params["classifier"].items()}
@@ -198,6 +201,16 @@ def _train(few_shot: FewShot, examples: data.TokenizedTask, method: Method) -> A
     else:
         after = -scipy.special.log_softmax(logits, 1)[np.arange(len(labels)), labels].mean()
     return Adapted(params, [*losses, float(after)], None)
+
+
+def _train_regression(few_shot: FewShot, examples: data.TokenizedTask, method: Method) -> Adapted:
+    """Train the network on standardized numbers, and give its head their scale."""
+    own, scale = standardized(examples)
+    params, losses = train_on(few_shot, own, method, what=method.name)
+    params = with_scale(params, scale)
+    errors = logits_on(few_shot.model, params, examples)[:, 0] - examples.labels
+    losses = [scale.deviation**2 * loss for loss in losses]
+    return Adapted(params, [*losses, float(np.square(errors).mean())], None)
 
 
 def train_on(
@@ -264,13 +277,16 @@ def _with_head(
 ) -> Params:
     """Add a head for the features of some examples. Classes without any are never predicted.
 
-    A multi-label head is always logistic regression, one for each label.
+    A multi-label head is always logistic regression, one for each label. One for numbers is always
+    ridge regression.
     """
     # Features of all examples have the same shapes for all rows, so that they are compiled once.
     features, dtype = features_of(model, params, examples)[rows], params["embeddings"]["word"].dtype
     given = examples.labels[rows]
     if is_multi_label(model):
         head = one_vs_rest_head(features, given)
+    elif is_regression(model):
+        head = ridge_head(features, given)
     else:
         present, labels = np.unique(given, return_inverse=True)
         own, classes = make_head(features, {"labels": labels}, len(present)), model.num_labels[0]

@@ -26,6 +26,9 @@ def load(
     Log repeated texts and texts with several labels.
     """
     drawn = isinstance(settings, DrawSettings) and not getattr(settings, "splits", None)
+    regression = bool(_given(settings, "regression"))
+    if regression and settings.classes is not None:
+        raise InputError("--classes: does not apply to the numbers of --regression; remove one")
     tasks = data.load_tasks(
         settings.tasks if specs is None else specs,
         glue_dir=settings.glue_dir,
@@ -35,9 +38,12 @@ def load(
         label_column=settings.label_column,
         classes=settings.classes,
         label_separator=_given(settings, "label_separator"),
+        regression=regression,
         keep_duplicates=isinstance(settings, DrawSettings) and settings.keep_duplicates,
     )
     for task in tasks:
+        if regression and task.label_names:
+            raise InputError(f"{task.name}: has classes, not numbers; remove --regression")
         _report_duplicates(task, drawn=drawn)
     return tasks
 

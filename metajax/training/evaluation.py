@@ -210,6 +210,15 @@ def calibration_error(confidences: np.ndarray, correct: np.ndarray) -> float:
     return float(np.abs(gaps).sum() / len(confidences))
 
 
+def correlation(name: str, labels: np.ndarray, guesses: np.ndarray) -> float:
+    """Return a correlation of numbers [N]: "pearsonr" or "spearmanr" of scipy.stats."""
+    from scipy import stats
+
+    if np.ptp(labels) == 0 or np.ptp(guesses) == 0:
+        return 0.0  # Not defined. Scikit-learn's Matthews correlation is also 0 here.
+    return float(getattr(stats, name)(labels, guesses).statistic)
+
+
 def nearest_prototype(features: np.ndarray, labels: np.ndarray, query: np.ndarray) -> np.ndarray:
     """Label each query by the nearest class mean (Snell et al. 2017, arXiv:1703.05175).
 

@@ -1,0 +1,80 @@
+"""Numbers as the labels of a task: which methods take them, their scale, ridge regression."""
+
+import logging
+from typing import NamedTuple
+
+import numpy as np
+
+from metajax import data
+from metajax.config.fields import flag
+from metajax.config.inner import MethodSettings
+from metajax.errors import InputError
+from metajax.types import Params
+
+_log = logging.getLogger("metajax")
+NUMBERS = ("linear", "finetune")  # The methods for tasks with numbers.
+# Of ridge regression, for targets with mean 0 and standard deviation 1.
+_STRENGTHS = np.logspace(-3, 3, 13)
+
+
+class Scale(NamedTuple):
+    """The mean and the standard deviation of a task's numbers."""
+
+    mean: float
+    deviation: float
+
+
+def check_numbers(settings: MethodSettings) -> None:
+    """Check the method and its settings for a task with numbers.
+
+    Raises:
+        InputError: they need classes.
+    """
+    if settings.method not in NUMBERS:
+        raise InputError(
+            f"--method {settings.method}: needs classes; for numbers use {' or '.join(NUMBERS)}"
+        )
+    for name in ("class_weight", "calibrate"):
+        if getattr(settings, name):
+            raise InputError(f"{flag(name)}: needs classes, but the labels are numbers; remove it")
+
+
+def standardized(examples: data.TokenizedTask) -> tuple[data.TokenizedTask, Scale]:
+    """Return the examples with numbers of mean 0 and standard deviation 1.
+
+    Raises:
+        InputError: all numbers are the same.
+    """
+    numbers = examples.labels.astype(np.float64)
+    scale = Scale(float(numbers.mean()), float(numbers.std()))
+    if np.ptp(numbers) == 0:
+        raise InputError(
+            f"{examples.name}: the label of all examples is {numbers[0]:g}; give examples with "
+            "different ones"
+        )
+    labels = ((numbers - scale.mean) / scale.deviation).astype(np.float32)
+    return examples._replace(labels=labels), scale
+
+
+def with_scale(params: Params, scale: Scale) -> Params:
+    """Return parameters whose head gives numbers in their own scale, from standardized ones."""
+    kernel, bias = (params["classifier"][name] for name in ("kernel", "bias"))
+    kernel, bias = kernel * scale.deviation, bias * scale.deviation + scale.mean
+    return {**params, "classifier": {"kernel": kernel, "bias": bias}}
+
+
+def ridge_head(features: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
+    """Fit scikit-learn's ridge regression, at the strength with the least leave-one-out error.
+
+    Args:
+        features: [N, H], N at least 2.
+        targets: [N], with mean 0 and standard deviation 1.
+
+    Returns:
+        `kernel` [H, 1] and `bias` [1], float64.
+    """
+    from sklearn.linear_model import RidgeCV  # Slow to import.
+
+    fitted = RidgeCV(alphas=_STRENGTHS).fit(features, targets)
+    _log.info("ridge regression: the strength %g has the least error", fitted.alpha_)
+    return {"kernel": fitted.coef_[:, None], "bias": np.array([fitted.intercept_])}
