@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from metajax.models import Bert, Transformer, from_pretrained, save_pretrained
     from metajax.runs.estimator import FewShotClassifier
     from metajax.runs.planning import plan
+    from metajax.runs.regressor import FewShotRegressor
     from metajax.training.evaluation import Estimate, evaluate
     from metajax.training.outer import Metrics, OuterState
     from metajax.training.parallel import OuterLoop, outer_loop, task_mesh
@@ -30,6 +31,7 @@ __all__ = [
     "Bert",
     "Estimate",
     "FewShotClassifier",
+    "FewShotRegressor",
     "InputError",
     "LossFn",
     "MetaAlgorithm",
@@ -70,6 +72,7 @@ _MODULES = {
     "models": ("Bert", "Transformer", "from_pretrained", "save_pretrained"),
     "runs.estimator": ("FewShotClassifier",),
     "runs.planning": ("plan",),
+    "runs.regressor": ("FewShotRegressor",),
     "training.evaluation": ("Estimate", "evaluate"),
     "training.outer": ("Metrics", "OuterState"),
     "training.parallel": ("OuterLoop", "outer_loop", "task_mesh"),

@@ -22,6 +22,7 @@ from metajax.runs.workdir import read_json
 from metajax.types import Params
 
 SAVED = "few_shot_classifier.json"  # The settings of a `FewShotClassifier`, beside its weights.
+SAVED_REGRESSOR = "few_shot_regressor.json"  # Of a `FewShotRegressor`.
 
 
 class Classifier(NamedTuple):
@@ -90,8 +91,9 @@ def open_classifier(spec: str, task: str | None) -> Classifier:
         problem = "--task: is missing" if task is None else f"--task {task}: unknown task"
         raise InputError(f"{problem}; choose from {', '.join(names)}")
     head, model, params = names.index(task), source.model, source.params
-    if record is None and (path / SAVED).is_file():
-        saved = read_json(path / SAVED)
+    files = [path / name for name in (SAVED, SAVED_REGRESSOR) if (path / name).is_file()]
+    if record is None and files:
+        saved = read_json(files[0])
         return Classifier(model, params, head, saved["settings"]["max_length"], saved["pairs"])
     if record is None:
         return Classifier(model, params, head, ModelSettings.max_length, None)

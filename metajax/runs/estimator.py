@@ -18,7 +18,7 @@ from metajax.models import save_pretrained
 from metajax.runs.choice import Calibration
 from metajax.runs.classifier import SAVED, Classifier, open_classifier, probabilities
 from metajax.runs.few_shot import open_few_shot
-from metajax.runs.labels import plain, read_labels
+from metajax.runs.labels import plain, read_labels, read_texts
 from metajax.runs.method_choice import adapt_by
 from metajax.runs.methods import prepare, with_several_labels
 from metajax.runs.task_data import tokenized
@@ -109,12 +109,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             InputError: the model, the texts or the labels cannot be used.
         """
         how = self._check()
-        texts, pairs = _texts([] if X is None else X)
+        texts, pairs = read_texts([] if X is None else X)
         kind, classes, labels = read_labels([] if y is None else y, self.label_names or {})
         names = list((self.label_names or {}).values())
         if names and pairs is not None:
             raise InputError("label_names: are single texts, but the examples are pairs; omit them")
-        texts += _texts(names)[0]
+        texts += read_texts(names)[0]
         if not texts:
             raise InputError("fit: there are no examples; give texts, or label_names")
         if len(labels) != len(texts):
@@ -163,7 +163,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             InputError: the texts cannot be used.
         """
         check_is_fitted(self, "classes_")
-        texts, pairs = _texts(X)
+        texts, pairs = read_texts(X)
         if not texts:
             return np.empty((0, len(self.classes_)))
         return probabilities(self._classifier, texts, pairs, self.batch_size)
@@ -247,29 +247,3 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         loaded.choice_ = written.get("choice")
         loaded.calibration_ = None if calibration is None else Calibration(*calibration)
         return loaded
-
-
-def _texts(given: Any) -> tuple[list[str], list[str] | None]:
-    """Return texts, and second texts if they are pairs.
-
-    Raises:
-        InputError: something else is given.
-    """
-    if isinstance(given, str | bytes | Mapping) or hasattr(given, "columns"):
-        what = "a table" if hasattr(given, "columns") else f"a single {type(given).__name__}"
-        raise InputError(f"texts: are {what}; give a list of texts, or one column")
-    try:
-        rows = [row if isinstance(row, tuple | list | np.ndarray) else (row,) for row in given]
-    except TypeError:
-        raise InputError(f"texts: are {given!r}; give a list of texts") from None
-    for number, row in enumerate(rows):
-        if not all(isinstance(part, str) and part.strip() for part in row):
-            shown = row[0] if len(row) == 1 else row
-            raise InputError(f"texts: number {number} is {shown!r}, not a text; remove it")
-        if len(row) != len(rows[0]) or not 1 <= len(row) <= 2:
-            raise InputError(
-                f"texts: number {number} has {len(row)} texts, unlike the first; give single "
-                "texts or pairs"
-            )
-    columns = [[str(part) for part in column] for column in zip(*rows)] or [[]]
-    return columns[0], columns[1] if len(columns) == 2 else None

@@ -1,4 +1,4 @@
-"""The labels that a `FewShotClassifier` is fitted to: one for each text, or any number."""
+"""The texts that a `FewShotClassifier` is fitted to, and their labels: one each, or any number."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -23,6 +23,32 @@ class Labels(NamedTuple):
     kind: Kind
     classes: np.ndarray
     numbers: np.ndarray
+
+
+def read_texts(given: Any) -> tuple[list[str], list[str] | None]:
+    """Return texts, and second texts if they are pairs.
+
+    Raises:
+        InputError: something else is given.
+    """
+    if isinstance(given, str | bytes | Mapping) or hasattr(given, "columns"):
+        what = "a table" if hasattr(given, "columns") else f"a single {type(given).__name__}"
+        raise InputError(f"texts: are {what}; give a list of texts, or one column")
+    try:
+        rows = [row if isinstance(row, tuple | list | np.ndarray) else (row,) for row in given]
+    except TypeError:
+        raise InputError(f"texts: are {given!r}; give a list of texts") from None
+    for number, row in enumerate(rows):
+        if not all(isinstance(part, str) and part.strip() for part in row):
+            shown = row[0] if len(row) == 1 else row
+            raise InputError(f"texts: number {number} is {shown!r}, not a text; remove it")
+        if len(row) != len(rows[0]) or not 1 <= len(row) <= 2:
+            raise InputError(
+                f"texts: number {number} has {len(row)} texts, unlike the first; give single "
+                "texts or pairs"
+            )
+    columns = [[str(part) for part in column] for column in zip(*rows)] or [[]]
+    return columns[0], columns[1] if len(columns) == 2 else None
 
 
 def read_labels(given: Any, names: Iterable[Any] = ()) -> Labels:
