@@ -24,6 +24,7 @@ from metajax.runs.label_names import read_label_names, with_label_names
 from metajax.runs.method_choice import CANDIDATES, adapt_by
 from metajax.runs.methods import prepare, with_several_labels
 from metajax.runs.metrics import MetricsLog
+from metajax.runs.original import with_weights
 from metajax.runs.record import make_record
 from metajax.runs.regression import check_numbers
 from metajax.runs.source import describe
@@ -49,10 +50,12 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         - `loss_after`: loss on the examples after the steps; with numbers, the mean squared error.
         - `left_out`, if prototypes and steps were compared by cross-validation: number of
           `examples`, and the accuracies of the `prototypes` and of the `steps` at rate `inner_lr`.
-        - `choice`, with `--method choose`: the name of the candidate that was `chosen`, the numbers
-          of `folds` and of held-out `examples`, for each of the `candidates` its mean
+        - `choice`, with `--method choose` or `--weights choose`: the method that was `chosen`, the
+          numbers of `folds` and of held-out `examples`, for each of the `candidates` its mean
           `log_likelihood` at its `temperature`, and its `accuracy`; and the names of those that the
-          time limit `cut`.
+          time limit `cut`. With `--weights choose` also the `weights` that were chosen, and the
+          `verdict` that says why; the names of candidates with the original weights begin with
+          `original`.
         - `temperature` and `threshold`, with `--calibrate`: the logits are divided by the first;
           95% of held-out examples then have a largest probability of at least the second. Both are
           None if nothing can be held out.
@@ -71,8 +74,9 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         InputError: the input cannot be used.
     """
     if are_documents(settings):
-        if settings.method != "steps":
-            raise InputError(f"--method {settings.method}: needs labels; give labelled tasks")
+        for name, default in (("method", "steps"), ("weights", "checkpoint")):
+            if (value := getattr(settings, name)) != default:
+                raise InputError(f"--{name} {value}: needs labels; give labelled tasks")
         return _adapt_to_documents(settings)
     task = _load_examples(settings)
     dev = _load_dev(settings, task)
@@ -85,6 +89,7 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     chooses = False
     if settings.method == "steps":
         settings, chooses = _with_steps(settings, few_shot)
+    few_shot, original = with_weights(few_shot, settings, settings.weights)
     (examples,) = tokenized([task], model, few_shot.text_length(settings.max_length))
     record = make_record(
         "adapt",
@@ -99,7 +104,9 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     # Keep the choices of a finished run, because another machine might choose differently.
     known = _read_choice(run.path, settings, chooses=chooses)
     _log.info("%s: compiling for %d examples", run.path, len(task.labels))
-    adapted = adapt_by(few_shot, examples, settings, chooses=chooses, known=known)
+    adapted = adapt_by(
+        few_shot, examples, settings, original=original, chooses=chooses, known=known
+    )
     _check_finite(adapted, task.name)
     results = _results(adapted, task)
     if settings.method == "steps":
@@ -233,7 +240,8 @@ def _read_choice(workdir: Path, settings: AdaptSettings, *, chooses: bool) -> di
             comparison with prototypes, a method, a temperature.
     """
     known = read_results(workdir)
-    if known is None or not (chooses or settings.calibrate or settings.method == "choose"):
+    compares = "choose" in (settings.method, settings.weights)
+    if known is None or not (chooses or settings.calibrate or compares):
         return None
     rate, choice = known.get("inner_lr"), known.get("choice")
     calibration = known.get("temperature"), known.get("threshold")
@@ -245,18 +253,20 @@ def _read_choice(workdir: Path, settings: AdaptSettings, *, chooses: bool) -> di
         problem = f"inner_lr is {rate}"
     if settings.calibrate and not calibrated:
         problem = "temperature and threshold are {} and {}".format(*calibration)
-    if settings.method == "choose" and not _is_choice(choice):
+    if compares and not _is_choice(choice, settings):
         problem = f"the choice is {choice}"
     if problem is not None:
         raise InputError(f"{workdir / 'results.json'}: {problem}; restore the file from a backup")
     return known
 
 
-def _is_choice(value: Any) -> bool:
+def _is_choice(value: Any, settings: AdaptSettings) -> bool:
+    methods = tuple(CANDIDATES) if settings.method == "choose" else (settings.method,)
+    weights = ("checkpoint", "original") if settings.weights == "choose" else (None,)
     return (
         isinstance(value, dict)
-        and isinstance(value.get("chosen"), str)
-        and value["chosen"] in CANDIDATES
+        and value.get("chosen") in methods
+        and value.get("weights") in weights
         and value.keys() >= {"folds", "examples", "candidates", "cut"}
     )
 

@@ -18,9 +18,9 @@ from metajax.runs.document_eval import table as document_table
 from metajax.runs.document_tasks import are_documents
 from metajax.runs.eval_set import EvalSet, Row, choose_protocol
 from metajax.runs.features import features_of, logits_on
-from metajax.runs.few_shot import FewShot, not_meta_trained, open_as_trained, open_few_shot
+from metajax.runs.few_shot import FewShot, not_meta_trained, open_few_shot
 from metajax.runs.methods import RECIPES, method_of, train_on
-from metajax.runs.record import identity
+from metajax.runs.original import open_original
 from metajax.runs.support_training import plan_steps
 from metajax.runs.task_data import load
 from metajax.runs.workdir import writable, write_atomically
@@ -138,21 +138,7 @@ def _plain(settings: EvaluateSettings, few_shot: FewShot, classes: int | None) -
     """Open the weights from before meta-training, or the model itself if not meta-trained."""
     if not few_shot.is_meta_trained:
         return few_shot
-    record = few_shot.source.record["record"]
-    parent = record["parent"]["path"]
-    try:
-        plain = open_as_trained(parent, settings, few_shot, classes)
-    except InputError as error:
-        raise InputError(
-            f"{settings.model}: the weights from before meta-training cannot be read ({error}); "
-            "restore them, because the other methods start from them"
-        ) from None
-    if identity(plain.source.record) != identity(record["parent"]):
-        raise InputError(
-            f"{parent}: has changed since {settings.model} was meta-trained from it; "
-            "restore the old weights, because the other methods start from them"
-        )
-    return plain
+    return open_original(few_shot, settings, classes)
 
 
 def _methods(settings: EvaluateSettings, few_shot: FewShot) -> tuple[str, ...]:

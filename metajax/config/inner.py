@@ -99,6 +99,14 @@ class MethodSettings(InnerSettings):
         choices=METHODS,
         metavar="NAME",
     )
+    weights: str = option(
+        "checkpoint (the weights of --model), original (those that its run started from), or "
+        "choose (one of the two, by cross-validation on the examples)",
+        "checkpoint",
+        choices=("checkpoint", "original", "choose"),
+        metavar="NAME",
+        advanced=True,
+    )
     class_weight: str | None = option(
         "balanced: each class has the same weight in the loss, however many examples it has",
         None,
@@ -112,7 +120,7 @@ class MethodSettings(InnerSettings):
         advanced=True,
     )
     time_limit: float = option(
-        "seconds after which --method choose tries no more", 300.0, above=0, advanced=True
+        "seconds after which choose tries no more", 300.0, above=0, advanced=True
     )
 
     regression: bool = option(

@@ -14,7 +14,8 @@ from metajax.data.seeding import generator
 from metajax.runs.choice import Calibration
 from metajax.runs.features import logits_on
 from metajax.runs.few_shot import FewShot
-from metajax.runs.methods import Method, balanced_weights, head_maker, train_on
+from metajax.runs.learner import adapted_model
+from metajax.runs.methods import HEADS, Method, adapt_to, balanced_weights, head_maker, train_on
 from metajax.runs.support_training import plan_steps
 
 _MOST_FOLDS = 4
@@ -104,6 +105,7 @@ def hold_out(
     folds: np.ndarray,
     features: np.ndarray,
     *,
+    chooses: bool = False,
     until: float = math.inf,
 ) -> HeldOut | None:
     """Train without each fold, and compute the logits of its examples.
@@ -111,9 +113,10 @@ def hold_out(
     Args:
         few_shot: the network with one head.
         examples: N examples with one label each. C classes have examples, perhaps not all.
-        method: the method, but not `steps`.
+        method: the method.
         folds: [N] from `deal`, with at least two folds.
         features: [N, H] of the network before training.
+        chooses: as for `adapt_to`.
         until: value of `time.monotonic` after which no other fold is begun.
 
     Returns:
@@ -130,9 +133,14 @@ def hold_out(
     for fold, rows in enumerate(parts):
         if time.monotonic() > until:
             return None
-        if method.recipe is None:
+        if method.name in HEADS:
             head = head_maker(method)(features[rows], {"labels": labels[rows]}, len(present))
             held_out = features @ head["kernel"] + head["bias"]
+        elif method.name == "steps":
+            support = data.take_examples(examples, rows)
+            adapted = adapt_to(few_shot, support, method, chooses=chooses)
+            model = adapted_model(few_shot.model, few_shot.inner)
+            held_out = logits_on(model, few_shot.merge(adapted.params), examples)[:, present]
         else:
             params, _ = train_on(few_shot, examples, method, rows=rows, plan=plan)
             held_out = logits_on(few_shot.model, params, examples)[:, present]

@@ -21,11 +21,12 @@ from metajax.runs.few_shot import open_few_shot
 from metajax.runs.labels import plain, read_labels, read_texts
 from metajax.runs.method_choice import adapt_by
 from metajax.runs.methods import prepare, with_several_labels
+from metajax.runs.original import with_weights
 from metajax.runs.task_data import tokenized
 from metajax.runs.workdir import read_json
 
 _NUMBERS = ("max_length", "batch_size", "seed")
-_HOW = ("class_weight", "calibrate", "time_limit")  # Settings of the method.
+_HOW = ("weights", "class_weight", "calibrate", "time_limit")  # Settings of the method.
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # Has no types.
@@ -38,6 +39,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         model: hub id, Hugging Face directory, or workdir of an earlier stage.
         method: how to adapt to the examples; see `metajax adapt --method`. "choose" chooses it by
             cross-validation on the examples.
+        weights: "checkpoint" (those of the model), "original" (those that its run started from) or
+            "choose" (one of the two, by cross-validation on the examples).
         class_weight: "balanced": each class has the same weight in the loss, however many examples
             it has; not for texts with several labels.
         calibrate: whether to calibrate the probabilities by cross-validation on the examples, which
@@ -51,7 +54,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
     Attributes:
         classes_: [C], the labels in sorted order; 0..C-1 for an indicator matrix.
-        choice_: how the method was chosen (see `metajax adapt`). None if it was not.
+        choice_: how the method and the weights were chosen (see `metajax adapt`). None if they were
+            not.
         calibration_: the `temperature` that divides the logits, and the `threshold` that 95% of
             held-out examples reach by their largest probability; both None if nothing can be held
             out. None without `calibrate`.
@@ -78,6 +82,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         model: str = "sentence-transformers/all-MiniLM-L6-v2",
         *,
         method: str = DEFAULT_METHOD,
+        weights: str = MethodSettings.weights,
         label_names: Mapping[Any, str] | None = None,
         class_weight: str | None = None,
         calibrate: bool = False,
@@ -88,6 +93,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     ):
         self.model = model
         self.method = method
+        self.weights = weights
         self.label_names = label_names
         self.class_weight = class_weight
         self.calibrate = calibrate
@@ -130,8 +136,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             few_shot = with_several_labels(few_shot, how)
         few_shot, model = prepare(few_shot, self.method, shown)
         task = data.TaskData("the examples", texts, pairs, labels, shown)
+        few_shot, original = with_weights(few_shot, settings, self.weights)
         (examples,) = tokenized([task], model, few_shot.text_length(self.max_length))
-        adapted = adapt_by(few_shot, examples, how, chooses=few_shot.can_choose_rate)
+        chooses = few_shot.can_choose_rate
+        adapted = adapt_by(few_shot, examples, how, original=original, chooses=chooses)
         params = few_shot.merge(adapted.params)
         self._classifier = Classifier(model, params, 0, self.max_length, pairs is not None)
         self.classes_, self._kind = classes, kind

@@ -18,9 +18,7 @@ def features_of(
     model: Transformer, params: Params, examples: data.TokenizedTask, *, batch_size: int = _BATCH
 ) -> np.ndarray:
     """Return the features of N texts, float64 [N, H], scaled to `model.feature_norm`."""
-    batches = data.packed_eval_batches(examples, batch_size)
-    batched = [np.asarray(_compiled(model)(params, batch), np.float64) for batch in batches]
-    return np.concatenate(batched)[: len(examples.labels)]
+    return _over_batches(_compiled(model), params, examples, batch_size)
 
 
 @functools.lru_cache(maxsize=4)
@@ -28,8 +26,22 @@ def _compiled(model: Transformer) -> Callable[..., jax.Array]:
     return jax.jit(model.features)
 
 
+def _over_batches(
+    function: Callable[..., jax.Array],
+    params: Params,
+    examples: data.TokenizedTask,
+    batch_size: int = _BATCH,
+) -> np.ndarray:
+    batches = data.packed_eval_batches(examples, batch_size)
+    batched = [np.asarray(function(params, batch), np.float64) for batch in batches]
+    return np.concatenate(batched)[: len(examples.labels)]
+
+
 def logits_on(model: Transformer, params: Params, examples: data.TokenizedTask) -> np.ndarray:
     """Return the logits of the only head of a network, float64 [N, C], by `features_of`."""
+    if model.projection is not None:  # The head does not read the features themselves.
+        logits = jax.jit(lambda params, batch: model(params, batch).logits)
+        return _over_batches(logits, params, examples)
     kernel, bias = (np.asarray(params["classifier"][name][0]) for name in ("kernel", "bias"))
     return features_of(model, params, examples) @ kernel + bias
 

@@ -66,7 +66,8 @@ RECIPES = {
 }
 # Of fine-tuning for texts with several labels, of which each has few examples.
 _SEVERAL_LABELS = Recipe(multi_label_loss, epoch_rows, 1e-4, steps=60, batch_size=64)
-TRAINED = (*RECIPES, "linear", "prototypes")  # All methods but the inner steps.
+HEADS = ("linear", "prototypes")  # Methods that only train a head.
+TRAINED = (*RECIPES, *HEADS)  # All methods but the inner steps.
 MULTI_LABEL = ("linear", "finetune")  # Those for texts with several labels.
 
 
@@ -128,6 +129,10 @@ def with_several_labels(few_shot: FewShot, settings: MethodSettings) -> FewShot:
     for name in ("class_weight", "calibrate"):
         if getattr(settings, name):
             raise InputError(f"{flag(name)}: needs one label for each text; remove it")
+    if settings.weights == "choose":
+        raise InputError(
+            "--weights choose: needs one label for each text; use checkpoint or original"
+        )
     model = few_shot.model.replace(problem_type="multi_label_classification")
     return few_shot._replace(model=model)
 

@@ -31,6 +31,7 @@ _BEFORE = {
     "held_out": 0.0,
     "valid_every": 100,
     "logit_scale": 10.0,
+    "weights": "checkpoint",
 }
 _READ = {"parts", "algorithm", *(field.name for field in dataclasses.fields(InnerSettings))}
 

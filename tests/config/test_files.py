@@ -111,7 +111,8 @@ DEFAULTS = {
     | TASKS
     | INNER
     | {"dev": None, "method": "steps", "tasks": (), "label_names": None, "label_separator": None}
-    | {"class_weight": None, "calibrate": False, "time_limit": 300.0, "regression": False},
+    | {"weights": "checkpoint", "class_weight": None, "calibrate": False, "time_limit": 300.0}
+    | {"regression": False},
     "predict": {"input": "-", "output": "-", "task": None, "batch_size": 64, "max_length": None}
     | {"format": "tsv", "top": 1, "threshold": None, "none_label": "none"},
     "plan": MODEL

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -196,10 +197,18 @@ def test_what_diverged_is_not_chosen():
     assert method_choice.pick({"linear": held, "contrastive": diverged}) == "linear"
     assert method_choice.pick({"linear": diverged, "contrastive": held}) == "contrastive"
     assert method_choice.pick({"linear": diverged}) == "contrastive"
-    described = method_choice._described({"linear": held, "contrastive": diverged}, 4)
+    tried = {"linear": held, "contrastive": diverged}
+    described = method_choice._described(search_of(None), tried, 4)
     assert list(described["candidates"]) == ["linear"]
     assert "contrastive" not in described["cut"]
     json.dumps(described, allow_nan=False)
+
+
+def search_of(few_shot, examples=None, original=None, method="choose"):
+    """A search; without a network, of which only the candidates' names are read."""
+    few_shot = few_shot or SimpleNamespace(model=SimpleNamespace(problem_type=None))
+    settings = MethodSettings(method=method, weights="choose" if original else "checkpoint")
+    return method_choice._Search(few_shot, original, examples, settings, False)
 
 
 def adapt_settings(material, workdir, **changes):
@@ -280,9 +289,10 @@ def test_the_time_limit_leaves_out_what_trains_all_weights(few_shot, monkeypatch
     tried = functools.partial(hold_out, few_shot, examples, methods.method_of("linear"))
     assert tried(deal(LABELS, 0), features, until=3.0) is not None  # The folds begin at 0, 1, 2, 3.
     assert tried(deal(LABELS, 0), features, until=6.5) is None  # At 4, 5, 6 and 7.
-    found, folds = method_choice._try(few_shot, examples, None, until=0.0)
+    search = search_of(few_shot, examples)
+    found, folds = method_choice._try(search, until=0.0)
     assert (list(found), folds) == (list(FROZEN), 4)
-    cut = method_choice._described(found, folds)["cut"]
+    cut = method_choice._described(search, found, folds)["cut"]
     assert cut == [name for name in method_choice.CANDIDATES if name not in FROZEN]
     assert "the time limit left out contrastive, finetune, contrastive 1e-4" in caplog.text
 

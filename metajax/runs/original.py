@@ -1,0 +1,72 @@
+"""`--weights`: the weights that a run trained, or those that it started from."""
+
+from metajax.config.fields import flag
+from metajax.config.groups import ModelSettings
+from metajax.errors import InputError
+from metajax.runs.few_shot import FewShot, open_as_trained
+from metajax.runs.record import identity
+
+
+def open_original(few_shot: FewShot, settings: ModelSettings, classes: int | None) -> FewShot:
+    """Open the weights that a run started from, with the inner loop of its own weights.
+
+    Args:
+        few_shot: the weights of the run.
+        settings: `--model`, seed, dtype and remat.
+        classes: as for `open_few_shot`.
+
+    Raises:
+        InputError: they cannot be read, or are other weights now.
+    """
+    parent = few_shot.source.record["record"]["parent"]
+    try:
+        original = open_as_trained(parent["path"], settings, few_shot, classes)
+    except InputError as error:
+        raise InputError(
+            f"{settings.model}: the original weights, which it was trained from, cannot be read "
+            f"({error}); restore them"
+        ) from None
+    if identity(original.source.record) != identity(parent):
+        raise InputError(
+            f"{parent['path']}: has changed since {settings.model} was trained from it; restore "
+            "the original weights"
+        )
+    return original
+
+
+def with_weights(
+    few_shot: FewShot, settings: ModelSettings, weights: str
+) -> tuple[FewShot, FewShot | None]:
+    """Return the weights to adapt, and the original ones if both are to be compared.
+
+    They differ in nothing else. If the run kept its start, there is nothing to compare, and both
+    are `few_shot`.
+
+    Args:
+        few_shot: the weights of `--model`, from `prepare`.
+        settings: see `open_original`.
+        weights: `--weights`.
+
+    Raises:
+        InputError: the original weights are not known, or cannot be used.
+    """
+    if weights == "checkpoint":
+        return few_shot, None
+    given, source = f"{flag('weights')} {weights}", few_shot.source
+    if "record" not in source.record:
+        raise InputError(
+            f"{given}: {settings.model} is not the workdir of a run, so its original weights are "
+            f"not known; give one, or remove {flag('weights')}"
+        )
+    if weights == "choose" and not source.record["step"]:
+        return few_shot, few_shot
+    was_frozen = source.continues(few_shot.inner) and source.adapter_settings["freeze"]
+    if weights == "choose" and few_shot.frozen is not None and not was_frozen:
+        raise InputError(
+            f"{given}: the run of {settings.model} did not freeze the weights that --freeze keeps; "
+            "remove --freeze"
+        )
+    (classes,) = few_shot.model.num_labels
+    original = open_original(few_shot, settings, classes)
+    original = few_shot._replace(params=original.params, source=original.source, learned=None)
+    return (original, None) if weights == "original" else (few_shot, original)
