@@ -130,13 +130,17 @@ def model_card(
 
 
 def _choice(results: Mapping[str, Any]) -> list[str]:
-    """Return lines about the choice of the method, if there was one."""
+    """Return lines about the choice of the method and of the weights, if there was one."""
     if "choice" not in results:
         return []
-    choice = results["choice"]
+    choice, weights = results["choice"], []
+    if "weights" in choice:
+        weights = [f"- chosen weights: {choice['weights']} ({choice['verdict']})"]
     if not choice["folds"]:
-        return [f"- chosen method: {choice['chosen']} (no class has a second example)"]
+        method = f"- chosen method: {choice['chosen']} (no class has a second example)"
+        return weights or [method]
     return [
+        *weights,
         f"- chosen method: {choice['chosen']}, by {choice['folds']}-fold cross-validation on "
         f"{choice['examples']} examples",
         *(

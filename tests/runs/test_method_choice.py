@@ -391,6 +391,9 @@ def test_the_card_has_the_scores_of_the_candidates():
     empty = {"folds": 0, "examples": 0, "candidates": {}, "cut": []}
     card = model_card("mine", **about, results={"choice": {"chosen": "contrastive"} | empty})
     assert card.endswith("\n- chosen method: contrastive (no class has a second example)\n")
+    weights = {"chosen": "linear", "weights": "original", "verdict": "it is ahead"}
+    card = model_card("mine", **about, results={"choice": empty | weights})
+    assert card.endswith("\n\n- chosen weights: original (it is ahead)\n")
 
 
 def test_the_card_of_a_run_that_kept_its_start_has_no_gain():
