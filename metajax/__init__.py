@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from metajax.algorithms.supervised import supervised
     from metajax.algorithms.test_time import test_time_training
     from metajax.errors import InputError
+    from metajax.estimator import FewShotClassifier
     from metajax.models import Bert, Transformer, from_pretrained, save_pretrained
-    from metajax.runs.estimator import FewShotClassifier
     from metajax.runs.planning import plan
     from metajax.runs.regressor import FewShotRegressor
     from metajax.training.evaluation import Estimate, evaluate
@@ -70,7 +70,7 @@ _MODULES = {
     "algorithms.test_time": ("test_time_training",),
     "errors": ("InputError",),
     "models": ("Bert", "Transformer", "from_pretrained", "save_pretrained"),
-    "runs.estimator": ("FewShotClassifier",),
+    "estimator": ("FewShotClassifier",),
     "runs.planning": ("plan",),
     "runs.regressor": ("FewShotRegressor",),
     "training.evaluation": ("Estimate", "evaluate"),

@@ -28,6 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "runs": {*LIBRARY, "config"},
     "reporting": {*LIBRARY, "config", "runs"},
     "commands": {*LIBRARY, "config", "runs", "reporting"},
+    "estimator": {*CONTRACTS, "data", "models", "config", "runs", "commands"},
     "cli": {"errors", "reading", "config", "training", "runs", "commands"},
     "__main__": {"cli"},
 }

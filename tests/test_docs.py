@@ -3,7 +3,8 @@
 The blocks of a page run in order, in a directory with the files that the pages name. A block's
 language decides how it is tested:
 
-- python: executed; a page's blocks share their names. Loops of 100 steps or more take two.
+- python: executed; a page's blocks share their names. Loops of 100 steps or more take two, and so
+  do `steps=100` or more.
 - sh: `metajax` commands run, with a small step or two (plan is only parsed); of `make`, `pip` and
   `python -m` it is checked that target, extra, module and options exist. Other programs need
   `<!-- not run: WHY -->` before the block; then its `metajax` commands are only parsed.
@@ -185,6 +186,7 @@ def run_page(page: str, text: str) -> dict:
                 Path(block.title).write_text(block.text)
             elif block.language == "python":
                 code = re.sub(r"range\(\d{3,}\)", "range(2)", block.text)
+                code = re.sub(r"\bsteps=\d{3,}", "steps=2", code)
                 exec(compile("\n" * (block.line - 1) + code, page, "exec"), names)
             elif block.language == "sh":
                 run_shell(block.text, block.run)

@@ -60,7 +60,7 @@ def with_weights(
         )
     if weights == "choose" and not source.record["step"]:
         return few_shot, few_shot
-    was_frozen = source.continues(few_shot.inner) and source.adapter_settings["freeze"]
+    was_frozen = source.continues(few_shot.inner) and source.adapter_settings.get("freeze")
     if weights == "choose" and few_shot.frozen is not None and not was_frozen:
         raise InputError(
             f"{given}: the run of {settings.model} did not freeze the weights that --freeze keeps; "

@@ -112,7 +112,7 @@ def test_the_original_weights_are_used_if_they_are_ahead_by_a_standard_error():
         assert (weights, method) == ("original" if expected else "checkpoint", "linear")
         assert f"original linear minus that of linear is {ahead.mean():.4f} ± " in why
         decisions.append(bool(expected))
-    assert decisions == [True, True, False, False]
+    assert decisions == [True, False, False, False]  # Two of these are ahead in the mean alone.
 
 
 def test_each_has_its_own_method():

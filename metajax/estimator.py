@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -11,14 +12,17 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from metajax import data
+from metajax.commands.metatrain import metatrain
 from metajax.config.groups import ModelSettings
 from metajax.config.inner import DEFAULT_METHOD, METHODS, InnerSettings, MethodSettings
+from metajax.config.settings import MetatrainSettings
 from metajax.errors import InputError
 from metajax.models import save_pretrained
 from metajax.runs.choice import Calibration
 from metajax.runs.classifier import SAVED, Classifier, open_classifier, probabilities
-from metajax.runs.few_shot import open_few_shot
+from metajax.runs.few_shot import FewShot, open_few_shot
 from metajax.runs.labels import plain, read_labels, read_texts
+from metajax.runs.memory_tasks import Tasks, write_tasks
 from metajax.runs.method_choice import adapt_by
 from metajax.runs.methods import prepare, with_several_labels
 from metajax.runs.original import with_weights
@@ -56,6 +60,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         classes_: [C], the labels in sorted order; 0..C-1 for an indicator matrix.
         choice_: how the method and the weights were chosen (see `metajax adapt`). None if they were
             not.
+        meta_results_: the results of `meta_fit` (see `metajax metatrain`): with validation, the
+            `gain` on held-out tasks, its interval `gain_ci95`, and the `kept_step` (0: the weights
+            of the model).
         calibration_: the `temperature` that divides the logits, and the `threshold` that 95% of
             held-out examples reach by their largest probability; both None if nothing can be held
             out. None without `calibrate`.
@@ -76,6 +83,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         >>> classifier.predict(["good book"]).tolist(), classifier.predict_proba(["bad"]).shape
         (['+'], (1, 2))
     """
+
+    _start: FewShot | None = None  # After `meta_fit`.
 
     def __init__(
         self,
@@ -101,6 +110,54 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         self.max_length = max_length
         self.batch_size = batch_size
         self.seed = seed
+
+    def meta_fit(
+        self,
+        tasks: Tasks,
+        *,
+        algorithm: str = "protonet",
+        steps: int = MetatrainSettings.steps,
+        learning_rate: float = MetatrainSettings.learning_rate,
+        workdir: str | os.PathLike[str] | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Meta-train on other labelled data sets; `fit` then adapts the result.
+
+        This is `metajax metatrain`: it validates on data sets or classes that it holds out, and
+        keeps the weights of the model if no checkpoint is significantly better on them. A clone, or
+        what `load` returns, is not meta-trained: to use the weights there, keep the `workdir` and
+        give it as `model`.
+
+        Args:
+            tasks: `(texts, labels)` of each data set by its name, or a list of `(name, (texts,
+                labels))`. Each text has one label.
+            algorithm: see `metajax metatrain --algorithm`.
+            steps: number of outer steps.
+            learning_rate: peak learning rate of AdamW.
+            workdir: directory of the run, which resumes if it exists. By default a temporary one.
+            **settings: other settings of `metajax metatrain`, such as `ways=8`.
+
+        Raises:
+            InputError: the model, the data sets or the settings cannot be used.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            own: dict[str, Any] = {
+                "model": os.fspath(self.model),
+                "tasks": write_tasks(Path(folder), tasks),
+                "workdir": os.path.join(folder, "run") if workdir is None else os.fspath(workdir),
+                **{"seed": int(self.seed), "max_length": int(self.max_length)},
+                **{"algorithm": algorithm, "steps": steps, "learning_rate": learning_rate},
+            }
+            try:
+                how = MetatrainSettings(**own, **settings)
+                self.meta_results_ = metatrain(how)
+            except InputError as error:
+                raise InputError(str(error).replace(folder + os.sep, "")) from None
+            where = ModelSettings(model=how.workdir, seed=how.seed, max_length=how.max_length)
+            few_shot = open_few_shot(how.workdir, where, InnerSettings(), 2)
+        adapters = dict(few_shot.source.adapter_settings)  # A mapping that can be pickled.
+        self._start = few_shot._replace(source=few_shot.source._replace(adapter_settings=adapters))
+        return self
 
     def fit(self, X: Any = None, y: Any = None) -> Self:
         """Adapt to labelled texts.
@@ -130,7 +187,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             raise InputError(f"fit: only {len(classes)} class is given; give at least two")
         spec = os.fspath(self.model)
         settings = ModelSettings(model=spec, seed=int(self.seed), max_length=int(self.max_length))
-        few_shot = open_few_shot(spec, settings, InnerSettings(), len(classes))
+        if self._start is None:
+            few_shot = open_few_shot(spec, settings, InnerSettings(), len(classes))
+        else:
+            model = self._start.model.replace(num_labels=(len(classes),))
+            few_shot = self._start._replace(model=model, seed=settings.seed)
         shown = tuple(map(str, classes))
         if kind != "single":
             few_shot = with_several_labels(few_shot, how)

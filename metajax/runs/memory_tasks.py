@@ -1,0 +1,53 @@
+"""Labelled texts in memory as files, for a stage that reads files."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from metajax.errors import InputError
+from metajax.runs.labels import read_labels, read_texts
+
+Tasks = Mapping[str, tuple[Any, Any]] | Iterable[tuple[str, tuple[Any, Any]]]
+
+
+def write_tasks(folder: Path, tasks: Tasks) -> tuple[str, ...]:
+    """Write data sets as JSON Lines, and return the paths of their files.
+
+    Args:
+        folder: an empty directory.
+        tasks: `(texts, labels)` of each data set by its name, or a list of `(name, (texts,
+            labels))`. Texts and labels are as for `FewShotClassifier.fit`, with one label each.
+
+    Raises:
+        InputError: they are something else.
+    """
+    try:
+        named = dict(tasks)
+    except (TypeError, ValueError):
+        named = {}
+    if not named:
+        raise InputError("tasks: have no data sets; give a dict of names and (texts, labels)")
+    return tuple(_write(folder, str(name), task) for name, task in named.items())
+
+
+def _write(folder: Path, name: str, task: Any) -> str:
+    where, file = f"tasks: {name}", folder / f"{name}.jsonl"
+    if file.parent != folder:
+        raise InputError(f"{where}: is not the name of a file; give a name without a slash")
+    if not isinstance(task, tuple | list) or len(task) != 2:
+        raise InputError(f"{where}: is no pair of texts and labels; give (texts, labels)")
+    try:
+        texts, pairs = read_texts(task[0])
+        kind, classes, numbers = read_labels(task[1])
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    if kind != "single":
+        raise InputError(f"{where}: has several labels per text; give one for each text")
+    if len(numbers) != len(texts):
+        raise InputError(f"{where}: {len(texts)} texts have {len(numbers)} labels; give one each")
+    columns = {"text": texts, "label": [str(classes[number]) for number in numbers]}
+    columns |= {} if pairs is None else {"text_pair": pairs}
+    rows = (dict(zip(columns, row)) for row in zip(*columns.values()))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(file)
