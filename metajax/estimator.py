@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -22,7 +22,7 @@ from metajax.runs.choice import Calibration
 from metajax.runs.classifier import SAVED, Classifier, open_classifier, probabilities
 from metajax.runs.few_shot import FewShot, open_few_shot
 from metajax.runs.labels import plain, read_labels, read_texts
-from metajax.runs.memory_tasks import Tasks, write_tasks
+from metajax.runs.memory_tasks import MetaFitSettings, Tasks, write_tasks
 from metajax.runs.method_choice import adapt_by
 from metajax.runs.methods import prepare, with_several_labels
 from metajax.runs.original import with_weights
@@ -119,7 +119,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         steps: int = MetatrainSettings.steps,
         learning_rate: float = MetatrainSettings.learning_rate,
         workdir: str | os.PathLike[str] | None = None,
-        **settings: Any,
+        **settings: Unpack[MetaFitSettings],
     ) -> Self:
         """Meta-train on other labelled data sets; `fit` then adapts the result.
 
@@ -135,7 +135,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             steps: number of outer steps.
             learning_rate: peak learning rate of AdamW.
             workdir: directory of the run, which resumes if it exists. By default a temporary one.
-            **settings: other settings of `metajax metatrain`, such as `ways=8`.
+            **settings: other settings of `metajax metatrain`, such as `ways` and `logit_scale`.
 
         Raises:
             InputError: the model, the data sets or the settings cannot be used.

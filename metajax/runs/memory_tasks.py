@@ -3,12 +3,28 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from metajax.errors import InputError
 from metajax.runs.labels import read_labels, read_texts
 
 Tasks = Mapping[str, tuple[Any, Any]] | Iterable[tuple[str, tuple[Any, Any]]]
+
+
+class MetaFitSettings(TypedDict, total=False):
+    """Further settings of `FewShotClassifier.meta_fit`; see `metajax metatrain --help-all`."""
+
+    ways: int
+    shots: int
+    queries: int
+    whole_tasks: bool
+    meta_batch_size: int
+    chunk_size: int
+    inner_steps: int
+    inner_lr: float
+    logit_scale: float
+    held_out: float
+    valid_every: int
 
 
 def write_tasks(folder: Path, tasks: Tasks) -> tuple[str, ...]:

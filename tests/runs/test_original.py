@@ -261,9 +261,9 @@ def test_what_has_no_original_weights_is_refused(material, chain, tmp_path):
     own = metajax.FewShotClassifier(str(chain.metatrain), method="linear", weights="choose")
     with pytest.raises(InputError, match="--weights choose: needs one label for each text"):
         own.fit(["w1", "w2"], [["a"], ["b", "a"]])
-    where = {"tasks": (f"documents:{material.text}",), "model": str(chain.metatrain)}
+    documents = (f"documents:{material.text}",)
     with pytest.raises(InputError, match="--weights original: needs labels; give labelled tasks"):
-        adapt(settings_of(material, "x", tmp_path / "run", **where, weights="original"))
+        adapt(settings_of(material, "x", tmp_path / "run", tasks=documents, weights="original"))
     frozen = {"lora": 2, "freeze": True}
     with pytest.raises(InputError, match="did not freeze the weights that --freeze keeps; remove"):
         adapt(settings_of(material, chain.metatrain, tmp_path / "run", **frozen))
