@@ -22,7 +22,7 @@ from metajax.runs.choice import Calibration
 from metajax.runs.classifier import SAVED, Classifier, open_classifier, probabilities
 from metajax.runs.few_shot import FewShot, open_few_shot
 from metajax.runs.labels import plain, read_labels, read_texts
-from metajax.runs.memory_tasks import MetaFitSettings, Tasks, write_tasks
+from metajax.runs.memory_tasks import MetaFitSettings, Tasks, without_run, write_tasks
 from metajax.runs.method_choice import adapt_by
 from metajax.runs.methods import prepare, with_several_labels
 from metajax.runs.original import with_weights
@@ -155,8 +155,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                 raise InputError(str(error).replace(folder + os.sep, "")) from None
             where = ModelSettings(model=how.workdir, seed=how.seed, max_length=how.max_length)
             few_shot = open_few_shot(how.workdir, where, InnerSettings(), 2)
-        adapters = dict(few_shot.source.adapter_settings)  # A mapping that can be pickled.
-        self._start = few_shot._replace(source=few_shot.source._replace(adapter_settings=adapters))
+            self._start = without_run(few_shot, os.fspath(self.model))
         return self
 
     def fit(self, X: Any = None, y: Any = None) -> Self:

@@ -1,11 +1,14 @@
-"""Labelled texts in memory as files, for a stage that reads files."""
+"""Meta-training on labelled texts in memory, by a stage that reads and writes files."""
 
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
+from metajax.config.groups import ModelSettings
+from metajax.config.inner import InnerSettings
 from metajax.errors import InputError
+from metajax.runs.few_shot import FewShot, describe_few_shot
 from metajax.runs.labels import read_labels, read_texts
 
 Tasks = Mapping[str, tuple[Any, Any]] | Iterable[tuple[str, tuple[Any, Any]]]
@@ -67,3 +70,18 @@ def _write(folder: Path, name: str, task: Any) -> str:
     rows = (dict(zip(columns, row)) for row in zip(*columns.values()))
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(file)
+
+
+def without_run(few_shot: FewShot, model: str) -> FewShot:
+    """Return the network without need of its run's files, so that they can be deleted.
+
+    Args:
+        few_shot: the weights of a run.
+        model: what the run started from, which has the same tokenizer.
+    """
+    begun = describe_few_shot(model, ModelSettings(model=model), InnerSettings(), 2)
+    adapters = dict(few_shot.source.adapter_settings)  # A mapping that can be pickled.
+    return few_shot._replace(
+        model=few_shot.model.replace(source=begun.model.source),
+        source=few_shot.source._replace(adapter_settings=adapters),
+    )
