@@ -145,10 +145,11 @@ def _try(search: _Search, until: float) -> tuple[dict[str, HeldOut], int]:
     if len(search.names) == 1:
         return tried, 0
     if folds.max() < 1:
-        _log.warning(
-            "choose: no class has a second example, so nothing can be held out; %s is used",
-            search.default,
-        )
+        if search.original is None:  # Otherwise the verdict says it.
+            _log.warning(
+                "choose: no class has a second example, so nothing can be held out; %s is used",
+                search.default,
+            )
         return tried, 0
     features = {
         start: features_of(few_shot.model, few_shot.params, examples)
