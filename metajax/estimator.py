@@ -150,12 +150,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             }
             try:
                 how = MetatrainSettings(**own, **settings)
-                self.meta_results_ = metatrain(how)
+                results = metatrain(how)
             except InputError as error:
                 raise InputError(str(error).replace(folder + os.sep, "")) from None
             where = ModelSettings(model=how.workdir, seed=how.seed, max_length=how.max_length)
             few_shot = open_few_shot(how.workdir, where, InnerSettings(), 2)
             self._start = without_run(few_shot, os.fspath(self.model))
+        measured_on = results["measured_on"].replace(folder + os.sep, "")
+        self.meta_results_ = results | {"measured_on": measured_on}
         return self
 
     def fit(self, X: Any = None, y: Any = None) -> Self:

@@ -73,7 +73,7 @@ def test_a_run_in_memory_leaves_nothing_and_validates(material, tmp_path, monkey
     own.meta_fit([("intents", INTENTS)], **SETTINGS | {"learning_rate": 3.0})
     assert not list(tmp_path.iterdir())
     assert own.meta_results_["kept_step"] == 0
-    assert own.meta_results_["measured_on"].startswith("64 episodes of validation tasks")
+    assert own.meta_results_["measured_on"].endswith("validation tasks: 3 classes of intents.jsonl")
     own.fit(TEXTS, LABELS)
     assert (own.choice_["weights"], own.choice_["candidates"]) == ("checkpoint", {})
     plain = classifier_of(material).fit(TEXTS, LABELS).predict_proba(TEXTS)
