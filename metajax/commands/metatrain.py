@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ from metajax.runs.document_tasks import (
     open_windows,
     stream_spec,
 )
-from metajax.runs.episodes import episode_sampler, episode_spec
+from metajax.runs.episodes import episode_sampler, episode_sources, episode_spec
 from metajax.runs.few_shot import FewShot, open_few_shot
 from metajax.runs.loop import Stage, train
 from metajax.runs.memory_plan import choose_plan, device_memory, step_memory, with_plan
@@ -60,6 +60,8 @@ class _Tasks(NamedTuple):
             of a `Stage`.
         measured_on: see `Stage`.
         validate: the same for `accuracies` of a `Validation`, or None without validation.
+        sources: see `Stage`.
+        valid_sources: see `sources` of `Validation`.
         held_out: for the record: the tasks for validation.
     """
 
@@ -68,6 +70,8 @@ class _Tasks(NamedTuple):
     measure: Callable[[FewShot, MetatrainSettings], Callable[[Params], dict[str, float]]]
     measured_on: str
     validate: Callable[[FewShot, MetatrainSettings], Accuracies] | None = None
+    sources: Callable[[int], Sequence[str]] | None = None
+    valid_sources: Sequence[str] | None = None
     held_out: dict[str, Any] | None = None
 
 
@@ -131,8 +135,11 @@ def _stage(run: Run, settings: MetatrainSettings, tasks: _Tasks) -> Stage:
         initialization=few_shot.entry.initialization,
         rates_factor=_rates_factor(settings),
         frozen=few_shot.frozen,
+        sources=tasks.sources,
         validation=tasks.validate
-        and Validation(tasks.validate(few_shot, settings), settings.valid_every),
+        and Validation(
+            tasks.validate(few_shot, settings), settings.valid_every, tasks.valid_sources
+        ),
     )
 
 
@@ -160,6 +167,7 @@ def _episodes(settings: MetatrainSettings) -> _Tasks:
         settings.steps,
         distributed.local_slice(settings.meta_batch_size),
     )
+    valid_sources = episode_sources(validation, settings.seed, VALIDATED_EPISODES)
     if validation:
         accuracies = functools.partial(_accuracies, validation, spec, VALIDATED_EPISODES, 0)
     else:  # Training never takes the step after the last, so these episodes are new.
@@ -171,6 +179,8 @@ def _episodes(settings: MetatrainSettings) -> _Tasks:
         lambda few_shot, settings: _mean(accuracies(few_shot, settings)),
         describe_validation(held_out) if validation else _MEASURED_ON,
         accuracies if validation else None,
+        episode_sources(training, settings.seed, settings.meta_batch_size),
+        valid_sources and valid_sources(0),
         record_validation(held_out) if validation else None,
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 from metajax.commands.lineage import entries, lineage
 from metajax.config.settings import LineageSettings, ReportSettings
 from metajax.errors import InputError
+from metajax.reporting.by_source import by_source
 from metajax.reporting.data import Comparison, Run, read_evaluation, read_runs
 from metajax.reporting.page import figures, lists, note, page, table
 from metajax.reporting.plots import (
@@ -66,6 +67,7 @@ def report(settings: ReportSettings) -> dict[str, Any]:
         "Learning curves": _by_stage(runs, "loss", "learning", learning_curves, draw),
         "Before and after": _before_and_after(runs),
         **_validation(runs, draw),
+        **by_source(runs, draw),
         "Adaptation curves": _adaptation(groups, draw),
         **_by_chunk(groups, draw),
         "Methods": _methods(groups),

@@ -34,7 +34,13 @@ from metajax.data.documents import (
 from metajax.data.draws import Draws, fixed_episodes, join_draws
 from metajax.data.duplicates import Duplicates, find_duplicates
 from metajax.data.episode_batches import fit_episodes, gather, plan_drawn, plan_episodes
-from metajax.data.episodes import Episodes, EpisodeSpec, check_episodes, sample_episodes
+from metajax.data.episodes import (
+    Episodes,
+    EpisodeSpec,
+    check_episodes,
+    draw_sources,
+    sample_episodes,
+)
 from metajax.data.fingerprints import fingerprint
 from metajax.data.hub import has_split
 from metajax.data.masking import (
@@ -79,6 +85,7 @@ __all__ = [
     "count_chunks",
     "cut_chunks",
     "document_batch",
+    "draw_sources",
     "find_duplicates",
     "fingerprint",
     "fit_episodes",

@@ -117,6 +117,33 @@ def check_episodes(tasks: Sequence[TaskData | TokenizedTask], spec: EpisodeSpec)
             )
 
 
+def draw_sources(
+    tasks: Sequence[TokenizedTask], seed: int, step: int, count: int, *, first: int = 0
+) -> np.ndarray:
+    """Return the data set of each episode that `sample_episodes` samples, int64 [T].
+
+    Args:
+        tasks: the data sets.
+        seed: the run's seed.
+        step: number of the step.
+        count: T, number of episodes.
+        first: number of the first episode within the step.
+
+    Examples:
+        >>> import metajax.data as data, numpy as np
+        >>> ids, rows = np.ones((6, 8), np.int32), (np.arange(3), np.arange(3, 6))
+        >>> tokens = data.Tokens(ids, np.zeros((6, 8), np.int8), ids.sum(1), truncated=0)
+        >>> task = data.TokenizedTask("films", tokens, np.repeat([0, 1], 3), ("bad", "good"), rows)
+        >>> data.draw_sources([task, task], seed=0, step=0, count=5).shape
+        (5,)
+    """
+    bounds = np.cumsum(np.sqrt([len(task.labels) for task in tasks]))
+    bounds /= bounds[-1]
+    numbers = range(first, first + count)
+    places = [generator(seed, "episode", step, number).random() for number in numbers]
+    return np.searchsorted(bounds, places, side="right")
+
+
 def sample_episodes(
     tasks: Sequence[TokenizedTask],
     spec: EpisodeSpec,
@@ -155,14 +182,12 @@ def sample_episodes(
         ((5, 2), (5, 4))
     """
     C = max(len(task.label_names) for task in tasks) if spec.ways is None else spec.ways
-    bounds = np.cumsum(np.sqrt([len(task.labels) for task in tasks]))
-    bounds /= bounds[-1]
-    which = np.empty(count, np.int64)
+    which = draw_sources(tasks, seed, step, count, first=first)
     classes = np.full((count, C), -1)
     rows = np.empty((count, C, spec.shots + spec.queries), np.int64)
     for t in range(count):
         rng = generator(seed, "episode", step, first + t)
-        which[t] = np.searchsorted(bounds, rng.random(), side="right")
+        rng.random()  # It chose the data set.
         by_class = tasks[which[t]].rows_by_class
         drawn = rng.permutation(len(by_class))[:C]
         classes[t, : len(drawn)] = drawn

@@ -4,6 +4,7 @@ All of it is a function of the rows of `metrics.jsonl`. So a run that resumes ch
 never been killed, and a later stage can choose from a run that has not finished.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,12 +12,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metajax.errors import InputError
+from metajax.runs.by_source import (
+    means_by_source,
+    note_of_worst,
+    summary_by_source,
+    summary_of_gains,
+)
 from metajax.runs.metrics import read_metrics
 from metajax.runs.workdir import read_results
 from metajax.training.checkpoint import saved_steps
 from metajax.training.evaluation import estimate
 from metajax.types import Params
 
+_log = logging.getLogger("metajax")
 _ACCURACIES = "valid_accuracies"
 _Row = dict[str, Any]
 
@@ -27,19 +35,27 @@ class Validation(NamedTuple):
     Attributes:
         accuracies: `(params) -> [E]`, the accuracy of each episode; always of the same episodes.
         every: number of steps between two validations. The last step is validated too.
+        sources: the source of each episode, or None if there is only one.
     """
 
     accuracies: Callable[[Params], np.ndarray]
     every: int
+    sources: Sequence[str] | None = None
 
     def is_due(self, step: int, num_steps: int) -> bool:
         """Return whether to validate after this step."""
         return step % self.every == 0 or step == num_steps
 
 
-def validated(name: str, accuracies: np.ndarray) -> _Row:
-    """Return the part of a row that has a validation: its summary by a name, and each episode."""
-    return {name: summary(accuracies), _ACCURACIES: np.asarray(accuracies, float).tolist()}
+def validated(name: str, accuracies: np.ndarray, sources: Sequence[str] | None = None) -> _Row:
+    """Return the part of a row that has a validation: its summary by a name, and each episode.
+
+    With the source of each episode, it also has the mean of each source.
+    """
+    row = {name: summary(accuracies), _ACCURACIES: np.asarray(accuracies, float).tolist()}
+    if sources is not None:
+        row["valid_sources"] = means_by_source(sources, {"accuracy": np.asarray(accuracies)})
+    return row
 
 
 def summary(accuracies: np.ndarray) -> dict[str, float]:
@@ -119,11 +135,20 @@ def step_to_read(workdir: Path) -> int | None:
 def progress_note(rows: Sequence[_Row], best: Best | None) -> str:
     """Describe the last step for the progress line, with the last validation and the best."""
     note = "skipped" if "skipped" in rows[-1] else f"loss {rows[-1]['loss']:.4f}"
+    note = ", ".join(filter(None, (note, note_of_worst(rows))))
     if best is None:
         return note
     last = next(row["valid"]["accuracy"] for row in reversed(rows) if "valid" in row)
     points = f"{100 * best.gain:+.1f} points at step {best.best_step}"
     return f"{note}, valid {100 * last:.1f}% (best {points})"
+
+
+def log_by_source(path: Path, rows: Sequence[_Row], best: Best | None) -> None:
+    """Log the last losses and the gains on the validation tasks by source, if there are several."""
+    if losses := summary_by_source(rows):
+        _log.info("%s: by source, %s", path, losses)
+    if best is not None and (gains := summary_of_gains(rows, best.best_step)):
+        _log.info("%s: by source, gains at step %d: %s", path, best.best_step, gains)
 
 
 def verdict(best: Best) -> str:

@@ -26,6 +26,19 @@ def episode_sampler(
     return episodes
 
 
+def episode_sources(
+    examples: list[data.TokenizedTask], seed: int, count: int
+) -> Callable[[int], list[str]] | None:
+    """Return a function from a step to the source of each of its episodes; None for one source."""
+    if len({task.name for task in examples}) < 2:
+        return None
+
+    def sources(step: int) -> list[str]:
+        return [examples[number].name for number in data.draw_sources(examples, seed, step, count)]
+
+    return sources
+
+
 def episode_spec(settings: EpisodeSettings) -> data.EpisodeSpec:
     """Return the size of an episode."""
     ways = None if settings.whole_tasks else settings.ways

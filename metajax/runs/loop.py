@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from metajax.runs.best import (
     Validation,
     best_of,
     chosen_steps,
+    log_by_source,
     progress_note,
     validated,
     verdict,
@@ -63,6 +64,8 @@ class Stage(NamedTuple):
         initialization: key of the network's parameters in the meta-parameters, or None.
         rates_factor: see `adamw`.
         frozen: see `metajax.outer_loop`.
+        sources: function from a step's number to the source of each task of all processes; None if
+            there is only one source.
         validation: used instead of `measure`, also between the steps; the best checkpoint is kept.
     """
 
@@ -78,6 +81,7 @@ class Stage(NamedTuple):
     initialization: str | None = None
     rates_factor: float | None = None
     frozen: Frozen = None
+    sources: Callable[[int], Sequence[str]] | None = None
     validation: Validation | None = None
 
 
@@ -172,6 +176,7 @@ def _train_from(
         checkpoints.remove_surplus(chosen_steps(best_of(log.rows)))
         stop.check()
         state = _take_steps(stage, outer, state, log, checkpoints, stop)
+        log_by_source(run.path, log.rows, best_of(log.rows))
         if stage.validation is not None:
             return _validated_results(stage, log)
         with stop.at_once():
@@ -186,7 +191,8 @@ def _measured(stage: Stage, name: str, state: OuterState) -> dict[str, Any]:
     if stage.validation is None:
         return {name: stage.measure(params)}
     # All processes have to choose the same checkpoint.
-    return validated(name, distributed.from_first(stage.validation.accuracies(params)))
+    accuracies = distributed.from_first(stage.validation.accuracies(params))
+    return validated(name, accuracies, stage.validation.sources)
 
 
 def _validated_results(stage: Stage, log: MetricsLog) -> dict[str, Any]:
@@ -265,7 +271,8 @@ def _take_steps(
                 compiled.add(shapes)
                 progress.compiling()
             state, metrics = outer.step(state, tasks)
-            row = metrics_row(step + 1, metrics)  # Waits for the step.
+            sources = None if stage.sources is None else stage.sources(step)
+            row = metrics_row(step + 1, metrics, sources)  # Waits for the step.
             row |= clock.lap() | peak_memory() | new
             valid = _validated(stage, state, clock)
             log.write(row | valid)

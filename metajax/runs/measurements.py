@@ -3,12 +3,13 @@
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from metajax.runs.by_source import losses_by_source
 from metajax.training.outer import Metrics
 
 
@@ -34,14 +35,24 @@ class Clock:
         return {"seconds": round(seconds, 6), "data_wait": round(waited / seconds, 6)}
 
 
-def metrics_row(step: int, metrics: Metrics) -> dict[str, Any]:
-    """Return metrics as JSON: scalars by name, and the support losses as a list."""
+def metrics_row(
+    step: int, metrics: Metrics, sources: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Return metrics as JSON: scalars by name, and the support losses as a list.
+
+    Args:
+        step: the number of outer steps taken.
+        metrics: of the last of them.
+        sources: the source of each task, to add the scalars by source.
+    """
     host = jax.device_get(metrics)
     row: dict[str, Any] = {"step": step, "loss": _number(host.query_loss)}
     row |= {name: _number(value) for name, value in host.query_aux.items() if np.ndim(value) == 0}
     if host.support_loss.size:
         row["support_loss"] = [_number(value) for value in host.support_loss]
     row["grad_norm"] = _number(host.grad_norm)
+    if sources is not None:
+        row["sources"] = losses_by_source(sources, host.tasks)
     return row | {"skipped": True} if host.skipped else row
 
 

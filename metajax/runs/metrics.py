@@ -110,7 +110,20 @@ def _is_metrics(row: Any) -> bool:
         numbers.remove(None)
     if not are_measures(row.get("before", {})) or not all(map(is_number, numbers)):
         return False
+    if not all(_are_by_source(row.get(name, {})) for name in ("sources", "valid_sources")):
+        return False
     return "valid_accuracies" not in row or _is_validation(row)
+
+
+def _are_by_source(sources: Any) -> bool:
+    """Return whether a value has by source a number of tasks, and numbers or None by name."""
+    return isinstance(sources, dict) and all(
+        isinstance(means, dict)
+        and isinstance(means.get("tasks"), int)
+        and means["tasks"] > 0
+        and all(value is None or is_number(value) for value in means.values())
+        for means in sources.values()
+    )
 
 
 def _is_validation(row: dict[str, Any]) -> bool:

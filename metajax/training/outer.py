@@ -78,7 +78,7 @@ def initial_state(
 
 
 class Metrics(NamedTuple):
-    """The means over the tasks of one outer step.
+    """The means over the T tasks of one outer step, and the values of each task.
 
     Attributes:
         query_loss: [] after adaptation.
@@ -87,6 +87,7 @@ class Metrics(NamedTuple):
         grad_norm: [] Euclidean norm of the mean meta-gradient.
         skipped: [] bool, whether the step was not taken because the loss or the norm is not finite:
             the inner rate is too high, or an inner Adam has no `eps_root` (see `metajax.maml`).
+        tasks: the losses and the auxiliary output of each task, in their order; leaves [T, ...].
 
     Examples:
         >>> import jax, jax.numpy as jnp, metajax, optax
@@ -95,8 +96,8 @@ class Metrics(NamedTuple):
         >>> outer = metajax.outer_loop(metajax.maml(loss_fn, optax.sgd(0.5), 1), optax.sgd(1.0))
         >>> tasks = metajax.Task(support=jnp.ones((4, 2)), query=jnp.ones((4, 2)))
         >>> _, metrics = outer.step(outer.init(jnp.zeros(2), jax.random.key(0)), tasks)
-        >>> float(metrics.query_loss), bool(metrics.skipped)
-        (0.25, False)
+        >>> float(metrics.query_loss), bool(metrics.skipped), metrics.tasks.query_loss.shape
+        (0.25, False, (4,))
     """
 
     query_loss: jax.Array
@@ -104,6 +105,7 @@ class Metrics(NamedTuple):
     support_loss: jax.Array
     grad_norm: jax.Array
     skipped: jax.Array
+    tasks: MetaInfo
 
 
 def num_tasks(tasks: Task) -> int:
@@ -193,7 +195,7 @@ def mean_meta_grad(
     chunk_size: int | None,
     frozen: Frozen = None,
 ) -> tuple[PyTree, MetaInfo]:
-    """Compute the means of the meta-gradients and of the MetaInfo over tasks.
+    """Compute the mean of the meta-gradients over T tasks, and the MetaInfo of each, [T, ...].
 
     Both are in at least float32. The gradient of leaves that are not floating-point is None.
     """
@@ -202,12 +204,26 @@ def mean_meta_grad(
         grads, info = algorithm.meta_grad(meta_params, task, key)
         return split_trained(grads, frozen)[0], info
 
-    def mean(leaf: jax.Array) -> jax.Array:
-        return leaf.mean(0, at_least_float32(leaf.dtype) if is_float(leaf) else None)
+    def number(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(at_least_float32(leaf.dtype) if is_float(leaf) else float)
 
     grads, infos = map_tasks(meta_grad, tasks, keys, chunk_size)
     count = num_tasks(tasks)
-    return jax.tree.map(lambda leaf: leaf / count, grads), jax.tree.map(mean, infos)
+    return jax.tree.map(lambda leaf: leaf / count, grads), jax.tree.map(number, infos)
+
+
+def gather_infos(infos: MetaInfo, axis_name: str | tuple[str, ...]) -> MetaInfo:
+    """Gather the MetaInfo [T / D, ...] of the tasks of each of D devices on all of them, [T, ...].
+
+    It is a sum, which the compiler joins with the sum of the gradients.
+    """
+    count, own = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
+
+    def gather(leaf: jax.Array) -> jax.Array:
+        placed = jnp.zeros((count, *leaf.shape), leaf.dtype).at[own].set(leaf)
+        return jax.lax.psum(placed, axis_name).reshape(count * leaf.shape[0], *leaf.shape[1:])
+
+    return jax.tree.map(gather, infos)
 
 
 def global_norm(tree: PyTree) -> jax.Array:
@@ -219,14 +235,15 @@ def apply_meta_grad(
     optimizer: optax.GradientTransformation,
     state: OuterState,
     grads: PyTree,
-    info: MetaInfo,
+    infos: MetaInfo,
     frozen: Frozen = None,
 ) -> tuple[OuterState, Metrics]:
-    """Take the outer step along a mean meta-gradient.
+    """Take the outer step along a mean meta-gradient, with the MetaInfo of each task, [T, ...].
 
     If the gradient or its loss is not finite, only the number of the step changes. The optimizer
     sees only floating-point parameters, and gradients in their dtypes.
     """
+    info = jax.tree.map(lambda leaf: leaf.mean(0), infos)
     norm = global_norm(grads)
     usable = jnp.isfinite(norm) & jnp.isfinite(info.query_loss)
     before, fixed = split_trained(state.meta_params, frozen)
@@ -238,7 +255,8 @@ def apply_meta_grad(
         (before, state.opt_state),
     )
     meta_params = combine(after, fixed)
-    metrics = Metrics(info.query_loss, info.query_aux, info.support_loss, norm, ~usable)
+    means = (info.query_loss, info.query_aux, info.support_loss)
+    metrics = Metrics(*means, norm, ~usable, infos)
     return OuterState(state.step + 1, meta_params, opt_state, state.rng), metrics
 
 
@@ -268,9 +286,9 @@ def outer_step(
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * count
         keys = task_keys(jax.random.fold_in(state.rng, state.step), first, count)
         current = at_step(algorithm, state.step)
-        mean = mean_meta_grad(current, state.meta_params, tasks, keys, chunk_size, frozen)
+        grads, infos = mean_meta_grad(current, state.meta_params, tasks, keys, chunk_size, frozen)
         if axis_name is not None:
-            mean = jax.lax.pmean(mean, axis_name)
-        return apply_meta_grad(optimizer, state, *mean, frozen)
+            grads, infos = jax.lax.pmean(grads, axis_name), gather_infos(infos, axis_name)
+        return apply_meta_grad(optimizer, state, grads, infos, frozen)
 
     return step

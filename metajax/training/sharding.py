@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from metajax.training.outer import (
     Frozen,
     OuterState,
+    gather_infos,
     mean_meta_grad,
     num_tasks,
     split_trained,
@@ -30,7 +31,7 @@ def sharded_meta_grad(
     chunk_size: int | None,
     frozen: Frozen,
 ) -> tuple[Params, MetaInfo]:
-    """`mean_meta_grad` of tasks split over a mesh; the gradients are sharded like the parameters.
+    """`mean_meta_grad` of T tasks split over a mesh; gradients are sharded like the parameters.
 
     Args:
         algorithm: the algorithm.
@@ -51,8 +52,8 @@ def sharded_meta_grad(
         count = num_tasks(tasks)
         keys = task_keys(key, jax.lax.axis_index(MESH_AXES) * count, count)
         params = jax.tree.map(gather, shards, meta_params)
-        grads, info = mean_meta_grad(algorithm, params, tasks, keys, chunk_size, frozen)
-        return jax.tree.map(mean, grads, trained), jax.lax.pmean(info, MESH_AXES)
+        grads, infos = mean_meta_grad(algorithm, params, tasks, keys, chunk_size, frozen)
+        return jax.tree.map(mean, grads, trained), gather_infos(infos, MESH_AXES)
 
     return jax.shard_map(
         device_share,

@@ -294,6 +294,8 @@ BAD = {
     ),
     "a validation without a mean": (
         spoil("metrics.jsonl", '{"step": 1, "loss": 1, "valid_accuracies": [1, 0]}\n'),
+        spoil("metrics.jsonl", '{"step": 1, "loss": 1, "sources": {"a": {"loss": 1}}}\n'),
+        spoil("metrics.jsonl", '{"step": 0, "valid_sources": {"a": {"tasks": 1, "x": "1"}}}\n'),
         "metrics.jsonl:1: has no metrics",
     ),
     "no evaluation": (lambda run: ("--runs", run, "--evaluations", "x.json"), "x.json: no such"),

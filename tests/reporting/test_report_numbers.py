@@ -287,6 +287,38 @@ def test_the_validations_are_drawn_and_the_best_is_compared_with_the_start(tmp_p
     assert not [row for row in shown if row[:1] == ["none"] and "start" in row[-1]]
 
 
+def test_sources_have_a_picture_and_a_table(tmp_path, monkeypatch):
+    """Of a run with several: losses by step, the first and the last steps, and validations."""
+    monkeypatch.setitem(STAGES, "many", "metatrain")
+    runs = [write_run(tmp_path, name) for name in ("many", "one")]
+    start = np.linspace(0.2, 0.8, 8)
+    rows = [{"step": 0, **validated(0 * start, start, "before")}]
+    for step in range(1, 121):
+        means = {"easy": {"tasks": 2, "loss": 1.0 / step, "accuracy": 0.75}}
+        if step % 2:
+            means["hard"] = {"tasks": 1, "loss": 2.0 if step <= 100 else 4.0, "accuracy": 0.25}
+        rows.append({"step": step, "loss": 1.0, "sources": means})
+    rows[-1] |= validated(0.1 + 0 * start, start)
+    for row, (easy, hard) in ((rows[0], (0.5, 0.125)), (rows[-1], (0.625, 0.25))):
+        measured = {"easy": easy, "hard": hard}
+        row["valid_sources"] = {k: {"tasks": 4, "accuracy": v} for k, v in measured.items()}
+    (runs[0] / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pictures = {}
+    monkeypatch.setattr(Figure, "savefig", keep_in(pictures))
+    report(ReportSettings(runs=tuple(map(str, runs)), output=str(tmp_path / "page.html")))
+    (axes,) = pictures["sources-1"].axes
+    assert "sources-2" not in pictures
+    faint = axes.lines[0]  # The highest loss comes first.
+    assert faint.get_xdata().tolist() == list(range(1, 121, 2))
+    assert faint.get_ydata().tolist() == [2.0] * 50 + [4.0] * 10
+    shown = Page((tmp_path / "page.html").read_text()).rows
+    hard = ["hard", "60", "2.0000", "2.4000", "25.0", "25.0", "12.5", "25.0"]
+    first, last = (np.mean([1 / n for n in range(*ends)]) for ends in ((1, 101), (21, 121)))
+    easy = ["easy", "240", f"{first:.4f}", f"{last:.4f}", "75.0", "75.0", "50.0", "62.5"]
+    at = shown.index(hard)
+    assert shown[at : at + 2] == [hard, easy]
+
+
 def keep_in(pictures):
     save = Figure.savefig
 

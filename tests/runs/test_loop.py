@@ -210,6 +210,30 @@ def test_a_run_takes_the_steps_that_its_settings_ask_for(make_stage):
     assert json.loads((make_stage.workdir / "results.json").read_text()) == results
 
 
+def test_each_step_is_reported_by_source(make_stage, caplog):
+    """The sources are those of the step; a row is complete when the run goes on."""
+
+    def names(step):
+        return ["ab"[(step + task) % 3 == 0] for task in range(TASKS)]
+
+    with caplog.at_level(logging.INFO, "metajax"):
+        loop.train(make_stage()._replace(sources=names), initial_params())
+    _, *rows = tiny.rows_of(make_stage.workdir)
+    assert len(rows) == STEPS
+    for row in rows:
+        noise, own = noise_of(row["step"] - 1), np.array(names(row["step"] - 1))
+        assert row["sources"].keys() == {"a", "b"}
+        assert row["loss"] == pytest.approx(
+            sum(each["tasks"] * each["loss"] for each in row["sources"].values()) / TASKS
+        )
+        for name, means in row["sources"].items():
+            assert means.keys() == {"tasks", "loss", "noise"}
+            assert means["tasks"] == (own == name).sum()
+            assert means["noise"] == pytest.approx(noise[own == name].mean(), rel=1e-5)
+    (line,) = (each for each in caplog.messages if "by source" in each)
+    assert line.startswith(f"{make_stage.workdir}: by source, last 7 steps: ")
+
+
 def interrupted(step):
     """Make the tasks of a step, as far as step 5."""
     if step == 5:

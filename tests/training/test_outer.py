@@ -60,6 +60,8 @@ def test_the_step_follows_the_mean_over_tasks_with_keys_by_counting(x64):
         np.testing.assert_allclose(metrics.query_loss, infos.query_loss, rtol=1e-12)
         np.testing.assert_allclose(metrics.query_aux["worst"], infos.query_aux["worst"], rtol=1e-12)
         np.testing.assert_allclose(metrics.support_loss, infos.support_loss, rtol=1e-12)
+        each = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(info for _, info in results))
+        assert problems.relative_gap(metrics.tasks, each) < 1e-12
         norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(grads)))
         np.testing.assert_allclose(metrics.grad_norm, norm, rtol=1e-12)
 
@@ -171,8 +173,8 @@ def test_the_loss_and_the_gradient_have_to_be_finite(grad, loss, skipped):
     params = {"w": jnp.ones(2), "v": jnp.zeros(())}
     before = OuterState(jnp.int32(4), params, optimizer.init(params), jax.random.key(3))
     grads = {"w": jnp.array([1.0, 2.0]), "v": jnp.float32(grad)}
-    info = MetaInfo(jnp.float32(loss), {"accuracy": jnp.float32(0.5)}, jnp.zeros(2))
-    after, metrics = apply_meta_grad(optimizer, before, grads, info)
+    infos = MetaInfo(jnp.float32([loss]), {"accuracy": jnp.float32([0.5])}, jnp.zeros((1, 2)))
+    after, metrics = apply_meta_grad(optimizer, before, grads, infos)
     assert (metrics.skipped, after.step) == (skipped, 5)
     # Adam's first step is as long as its rate, whatever the gradient.
     moved = 0.0 if skipped else -0.5

@@ -111,7 +111,8 @@ def test_one_mean_of_the_gradients_and_no_other_traffic(name):
     leaves = jax.tree.leaves(states[0].meta_params)
     size = sum(4 * leaf.size for leaf in leaves)
     split = sum(4 * leaf.size for leaf in leaves if any(n % 4 == 0 for n in leaf.shape))
-    losses = 4 * 2 * (name != "supervised")  # Of the inner steps, reported.
+    # Reported of each of the 8 tasks: the loss, the worst, and two losses of inner steps.
+    losses = 4 * 8 * (2 if name == "supervised" else 4)
     found = {k: collectives(loop.lower(states[k], tasks)) for k, loop in loops.items()}
     assert found[0] == {"all-reduce": size + losses}
     # Parameters to all, a shard of the gradients' sum to each, its mean over the other axis.

@@ -1,0 +1,70 @@
+"""metatrain on several data sets at once."""
+
+import json
+import shutil
+
+import pytest
+import tiny
+
+from tests.stage_commands import metatrain_command
+
+STEPS = {"steps": 6, "save_every": 3, "algorithm": "fomaml"}
+TIMES = {"seconds", "data_wait", "peak_memory_bytes", "valid_seconds", "compiled"}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Two data sets with enough classes to hold some of each out."""
+    folder = tmp_path_factory.mktemp("sources")
+    return [tiny.write_rows(folder / f"{n}.csv", tiny.examples(6, 6, seed=n)) for n in range(2)]
+
+
+def command_on(files, material, workdir, **changes):
+    command = metatrain_command(material, workdir, **STEPS | changes)
+    at = command.index("--tasks") + 1
+    command[at : at + 1] = files
+    return command
+
+
+def rows_of(workdir):
+    return [
+        {name: value for name, value in row.items() if name not in TIMES}
+        for row in tiny.rows_of(workdir)
+    ]
+
+
+def test_each_source_is_measured(files, material, tmp_path):
+    run, parts = tmp_path / "run", tmp_path / "parts"
+    settings = {"held_out": 0.25, "valid_every": 3, "meta_batch_size": 3}
+    done = tiny.run(*command_on(files, material, run, **settings))
+    assert done.status == 0, done.err
+    names = {str(file) for file in files}
+    before, *rows = rows_of(run)
+    for row in rows:
+        assert row["sources"].keys() <= names
+        assert sum(each["tasks"] for each in row["sources"].values()) == 3
+        for name in ("loss", "accuracy"):
+            total = sum(each["tasks"] * each[name] for each in row["sources"].values())
+            assert row[name] == pytest.approx(total / 3, rel=1e-5)
+    assert {name for row in rows for name in row["sources"]} == names
+    for row in (before, rows[2], rows[5]):
+        by_source = row["valid_sources"]
+        assert by_source.keys() == names
+        assert sum(each["tasks"] for each in by_source.values()) == 64
+        total = sum(each["tasks"] * each["accuracy"] for each in by_source.values())
+        assert total / 64 == pytest.approx(sum(row["valid_accuracies"]) / 64)
+    assert "by source, last 6 steps: " in done.err
+    assert "by source, gains at step " in done.err
+    # A run that resumes has the same rows.
+    shutil.copytree(run, parts)
+    (parts / "results.json").unlink()
+    shutil.rmtree(parts / "checkpoints" / "6")
+    tiny.succeed(*command_on(files, material, parts, **settings))
+    assert rows_of(parts) == [before, *rows]
+
+
+def test_one_source_is_not_named(files, material, tmp_path):
+    done = tiny.run(*command_on(files[:1], material, tmp_path / "run", held_out=0.25, steps=1))
+    assert done.status == 0, done.err
+    assert not any(name in json.dumps(rows_of(tmp_path / "run")) for name in ("sources",))
+    assert "by source" not in done.err
