@@ -51,6 +51,14 @@ def test_pairs_are_the_same_if_both_texts_are():
     assert found.conflicting.tolist() == [True, False, False, True]
 
 
+def test_the_texts_of_a_pair_are_told_apart():
+    """What is joined may be the same, also with a number before it."""
+    texts, pairs = ["ab", "a", "2 a", "ab"], ["c", "bc", "b", "c"]
+    found = find_duplicates(texts, pairs, [0, 0, 0, 0])
+    assert found.first.tolist() == [0, 1, 2, 0]
+    assert find_duplicates([], None, []).first.shape == (0,)
+
+
 def test_three_labels_with_the_first_one_last():
     found = find_duplicates(["a", "a", "a", "b"], None, [0, 1, 0, 0])
     assert found.conflicting.tolist() == [True, True, True, False]
