@@ -28,9 +28,9 @@ from metajax.commands.export import export
 from metajax.commands.finetune import finetune
 from metajax.commands.metatrain import metatrain
 from metajax.commands.pretrain import pretrain
+from metajax.config.results import ExportSettings
 from metajax.config.settings import (
     EvaluateSettings,
-    ExportSettings,
     FinetuneSettings,
     MetatrainSettings,
     PretrainSettings,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import metajax
-from metajax.config import plan, settings
+from metajax.config import plan, results, settings
 from metajax.config.fields import Settings, convert, flag, is_required, value_types
 from metajax.config.files import read_config
 from metajax.config.groups import DeviceSettings
@@ -26,9 +26,9 @@ COMMANDS: dict[str, type[Settings]] = {
     "predict": settings.PredictSettings,
     "evaluate": settings.EvaluateSettings,
     "plan": plan.PlanSettings,
-    "lineage": settings.LineageSettings,
-    "report": settings.ReportSettings,
-    "export": settings.ExportSettings,
+    "lineage": results.LineageSettings,
+    "report": results.ReportSettings,
+    "export": results.ExportSettings,
     "demo": settings.DemoSettings,
 }
 _COMMON = ("--config", "--log-level", "--help", "--help-all")  # Flags that are not settings.

@@ -13,13 +13,13 @@ from metajax.commands.metatrain import metatrain
 from metajax.commands.predict import label
 from metajax.commands.pretrain import pretrain
 from metajax.commands.report import report
+from metajax.config.results import ReportSettings
 from metajax.config.settings import (
     AdaptSettings,
     DemoSettings,
     EvaluateSettings,
     MetatrainSettings,
     PretrainSettings,
-    ReportSettings,
 )
 from metajax.errors import InputError
 from metajax.reporting.plots import check_drawable

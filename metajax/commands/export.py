@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metajax.commands.lineage import lineage, summary
-from metajax.config.settings import ExportSettings, LineageSettings
+from metajax.config.results import ExportSettings, LineageSettings
 from metajax.errors import InputError
 from metajax.models import Transformer, save_adapters, save_pretrained
 from metajax.models.files import base_of

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from metajax.config.fields import flag
-from metajax.config.settings import LineageSettings
+from metajax.config.results import LineageSettings
 from metajax.errors import InputError, printable
 from metajax.runs.paths import address, to_path
 from metajax.runs.record import SETTINGS, read_record

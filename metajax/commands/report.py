@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from metajax.commands.lineage import entries, lineage
-from metajax.config.settings import LineageSettings, ReportSettings
+from metajax.config.results import LineageSettings, ReportSettings
 from metajax.errors import InputError
 from metajax.reporting.by_source import by_source
 from metajax.reporting.data import Comparison, Run, read_evaluation, read_runs

@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from metajax.commands.report import report
-from metajax.config.settings import ReportSettings
+from metajax.config.results import ReportSettings
 from metajax.reporting.data import read_evaluation, read_runs
 from tests.reporting.test_report import Page
 

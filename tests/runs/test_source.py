@@ -16,7 +16,8 @@ from metajax.commands.export import export
 from metajax.commands.lineage import entries, lineage
 from metajax.config.groups import ModelSettings
 from metajax.config.inner import InnerSettings
-from metajax.config.settings import ExportSettings, FinetuneSettings, LineageSettings
+from metajax.config.results import ExportSettings, LineageSettings
+from metajax.config.settings import FinetuneSettings
 from metajax.errors import InputError
 from metajax.models import Transformer, hashes, save_config
 from metajax.runs.classifier import open_classifier
