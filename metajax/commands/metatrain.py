@@ -31,12 +31,13 @@ from metajax.runs.parts import check_split
 from metajax.runs.paths import to_path
 from metajax.runs.record import make_record, read_record, recorded
 from metajax.runs.source import describe
-from metajax.runs.task_data import MANY, fingerprints, load, tokenized
+from metajax.runs.task_data import fingerprints, load, tokenized
 from metajax.runs.validation import (
     VALIDATED_EPISODES,
     describe_validation,
+    load_validation,
     record_validation,
-    validation_tasks,
+    training_and_validation,
 )
 from metajax.runs.workdir import Run, open_run
 from metajax.training import distributed
@@ -145,20 +146,18 @@ def _stage(run: Run, settings: MetatrainSettings, tasks: _Tasks) -> Stage:
 
 def _episodes(settings: MetatrainSettings) -> _Tasks:
     tasks = load(settings, split="train")
-    large = {task.name for task in tasks if len(task.texts) >= MANY}
     spec = episode_spec(settings)
     data.check_episodes(tasks, spec)
-    held_out = validation_tasks(settings, tasks, spec)
-    tasks = [*held_out.training, *held_out.validation]
-    classes = spec.ways or max(len(task.label_names) for task in tasks)
-    spec = spec._replace(ways=classes)  # Episodes of all tasks have the same shapes.
+    given = load_validation(settings, tasks, spec)
+    classes = spec.ways or max(len(task.label_names) for task in [*tasks, *given])
     few_shot = _scaled(open_few_shot(settings.model, settings, settings, classes), settings)
-    # The parts of a large data set are kept too.
-    keep_from = min((len(task.texts) for task in tasks if task.name in large), default=MANY)
     length = few_shot.text_length(settings.max_length)
-    examples = tokenized(tasks, few_shot.model, length, keep_from=min(keep_from, MANY))
-    number = len(held_out.training)
-    training, validation = examples[:number], examples[number:]
+    # Whole data sets: their tokens do not depend on what is held out.
+    examples = tokenized([*tasks, *given], few_shot.model, length)
+    whole, given_examples = examples[: len(tasks)], examples[len(tasks) :]
+    held_out = training_and_validation(settings, whole, given_examples, spec)
+    training, validation = held_out.training, held_out.validation
+    spec = spec._replace(ways=classes)  # Episodes of all tasks have the same shapes.
     make_tasks = episode_sampler(
         training,
         spec,

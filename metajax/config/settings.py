@@ -86,6 +86,14 @@ class MetatrainSettings(
         above=0,
         advanced=True,
     )
+    source_weights: tuple[float, ...] = option(
+        "for each of --tasks, how often episodes come from it, relative to the others; 0: never "
+        "(default: the square root of its number of examples)",
+        (),
+        minimum=0,
+        metavar="WEIGHT",
+        advanced=True,
+    )
     valid: tuple[str, ...] = option(
         "tasks to validate on (default: some of --tasks)", (), metavar="TASK", affects_results=False
     )
@@ -114,6 +122,7 @@ class MetatrainSettings(
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_weights(self.tasks, self.source_weights)
         if self.valid_classes is not None and not self.valid:
             raise InputError(
                 f"--valid-classes {self.valid_classes}: needs --valid; add it, with the file of "
@@ -123,6 +132,16 @@ class MetatrainSettings(
             raise InputError(
                 f"--held-out {self.held_out:g}: has no effect with --valid; remove one of them"
             )
+
+
+def _check_weights(tasks: tuple[str, ...], weights: tuple[float, ...]) -> None:
+    if weights and len(weights) != len(tasks):
+        raise InputError(
+            f"--source-weights: has {len(weights)} weights for {len(tasks)} data sets; give one "
+            "for each of --tasks"
+        )
+    if weights and not any(weights):
+        raise InputError("--source-weights: are all 0; give at least one a weight above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

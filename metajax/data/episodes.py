@@ -1,5 +1,6 @@
 """Sample episodes: choose the examples of a data set that make up a task."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -117,10 +118,26 @@ def check_episodes(tasks: Sequence[TaskData | TokenizedTask], spec: EpisodeSpec)
             )
 
 
+def _bounds(tasks: Sequence[TokenizedTask]) -> np.ndarray:
+    """Return the probability that one of the first 1, 2, ... tasks is drawn."""
+    weights = [
+        math.sqrt(task.num_examples) if task.weight is None else task.weight for task in tasks
+    ]
+    bounds = np.cumsum(weights, dtype=float)
+    return bounds / bounds[-1]
+
+
+def _draw_source(bounds: np.ndarray, rng: np.random.Generator) -> int:
+    return int(np.searchsorted(bounds, rng.random(), side="right"))
+
+
 def draw_sources(
     tasks: Sequence[TokenizedTask], seed: int, step: int, count: int, *, first: int = 0
 ) -> np.ndarray:
     """Return the data set of each episode that `sample_episodes` samples, int64 [T].
+
+    Each is drawn on its own, with a probability proportional to the weight of the data set, or to
+    the square root of its number of examples as in LEOPARD.
 
     Args:
         tasks: the data sets.
@@ -137,11 +154,9 @@ def draw_sources(
         >>> data.draw_sources([task, task], seed=0, step=0, count=5).shape
         (5,)
     """
-    bounds = np.cumsum(np.sqrt([len(task.labels) for task in tasks]))
-    bounds /= bounds[-1]
-    numbers = range(first, first + count)
-    places = [generator(seed, "episode", step, number).random() for number in numbers]
-    return np.searchsorted(bounds, places, side="right")
+    bounds, numbers = _bounds(tasks), range(first, first + count)
+    drawn = [_draw_source(bounds, generator(seed, "episode", step, number)) for number in numbers]
+    return np.array(drawn, np.int64)
 
 
 def sample_episodes(
@@ -156,10 +171,9 @@ def sample_episodes(
     """Sample the episodes `first` to `first + count - 1` of a step.
 
     Each episode is a function of (seed, step, its number), so that several hosts can share a step.
-    The probability of a data set is proportional to the square root of its number of examples, as
-    in LEOPARD. Classes are sampled uniformly without replacement, in random order even if all are
-    used. Therefore the meaning of a label can only be learned from the support set, not memorized
-    (Yin et al. 2020, https://arxiv.org/abs/1912.03820).
+    Its data set is that of `draw_sources`. Classes are sampled uniformly without replacement, in
+    random order even if all are used. Therefore the meaning of a label can only be learned from the
+    support set, not memorized (Yin et al. 2020, https://arxiv.org/abs/1912.03820).
 
     Args:
         tasks: the data sets. `check_episodes` accepts them.
@@ -182,12 +196,12 @@ def sample_episodes(
         ((5, 2), (5, 4))
     """
     C = max(len(task.label_names) for task in tasks) if spec.ways is None else spec.ways
-    which = draw_sources(tasks, seed, step, count, first=first)
+    bounds, which = _bounds(tasks), np.empty(count, np.int64)
     classes = np.full((count, C), -1)
     rows = np.empty((count, C, spec.shots + spec.queries), np.int64)
     for t in range(count):
         rng = generator(seed, "episode", step, first + t)
-        rng.random()  # It chose the data set.
+        which[t] = _draw_source(bounds, rng)
         by_class = tasks[which[t]].rows_by_class
         drawn = rng.permutation(len(by_class))[:C]
         classes[t, : len(drawn)] = drawn

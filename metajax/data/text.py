@@ -41,9 +41,13 @@ class TokenizedTask(NamedTuple):
     Attributes:
         name: the task's name.
         tokens: the examples.
-        labels: int32 [N], or as in `TaskData`.
+        labels: int32 [N], or as in `TaskData`; -1 for examples that belong to another part of the
+            data set (see `hold_out_tasks`).
         label_names: the classes in the order of their ids; empty for a regression.
         rows_by_class: the rows of each class that episodes are sampled from, int64 [n_c].
+        weight: how often episodes come from the task, relative to other tasks; None means the
+            square root of its number of examples.
+        hides_words: as in `TaskData`.
 
     Examples:
         >>> import metajax.data as data, numpy as np
@@ -60,6 +64,13 @@ class TokenizedTask(NamedTuple):
     labels: np.ndarray
     label_names: tuple[str, ...]
     rows_by_class: tuple[np.ndarray, ...]
+    weight: float | None = None
+    hides_words: bool = False
+
+    @property
+    def num_examples(self) -> int:
+        """The number of examples that episodes are sampled from."""
+        return sum(map(len, self.rows_by_class))
 
 
 class Blocks(NamedTuple):
@@ -194,12 +205,14 @@ def tokenize_task(
             mask = tokenizer.mask_token
             texts = [t if k else t[t.index(mask) :] for t, k in zip(texts, kept)]
             tokens = tokenize(texts, task.pairs, tokenizer, max_length)
+    return with_tokens(task, tokens)
+
+
+def with_tokens(task: TaskData, tokens: Tokens) -> TokenizedTask:
+    """Return a task with the tokens of its texts."""
+    rows = task.drawn_rows()
     return TokenizedTask(
-        task.name,
-        tokens,
-        task.labels,
-        task.label_names,
-        task.drawn_rows(),
+        task.name, tokens, task.labels, task.label_names, rows, hides_words=task.hides_words
     )
 
 

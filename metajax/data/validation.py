@@ -7,7 +7,7 @@ import numpy as np
 
 from metajax.data.episodes import EpisodeSpec
 from metajax.data.seeding import generator
-from metajax.data.tasks import TaskData
+from metajax.data.text import TokenizedTask
 
 _FEWEST_SOURCES = 3  # Of fewer, holding one out would leave too little to train on.
 
@@ -21,20 +21,22 @@ class HeldOut(NamedTuple):
         kind: what is held out: "data sets", "classes" or "examples".
 
     Examples:
-        >>> import numpy as np
-        >>> from metajax.data import EpisodeSpec, TaskData, hold_out_tasks
-        >>> films = TaskData("films", ["dull", "fine"], None, np.array([0, 1]), ("bad", "good"))
-        >>> hold_out_tasks([films] * 4, EpisodeSpec(2, 1, 0), seed=0, fraction=0.25).kind
+        >>> import metajax.data as data, numpy as np
+        >>> ids = np.ones((2, 3), np.int32)
+        >>> tokens = data.Tokens(ids, np.zeros((2, 3), np.int8), ids.sum(1), truncated=0)
+        >>> rows = (np.array([0]), np.array([1]))
+        >>> films = data.TokenizedTask("films", tokens, np.array([0, 1]), ("bad", "good"), rows)
+        >>> data.hold_out_tasks([films] * 4, data.EpisodeSpec(2, 1, 0), seed=0, fraction=0.25).kind
         'data sets'
     """
 
-    training: list[TaskData]
-    validation: list[TaskData]
+    training: list[TokenizedTask]
+    validation: list[TokenizedTask]
     kind: str
 
 
 def hold_out_tasks(
-    tasks: Sequence[TaskData], spec: EpisodeSpec, seed: int, fraction: float
+    tasks: Sequence[TokenizedTask], spec: EpisodeSpec, seed: int, fraction: float
 ) -> HeldOut:
     """Hold out a fraction of the data sets, or of the classes or examples of each.
 
@@ -44,6 +46,9 @@ def hold_out_tasks(
     the others are trained on completely. If none has enough, or episodes have all classes of a data
     set, then examples of each class are held out.
 
+    Only examples that episodes are sampled from count. So no text is in both parts, unless the data
+    set keeps duplicates.
+
     Args:
         tasks: the data sets. `check_episodes` accepts them.
         spec: the size of an episode.
@@ -51,11 +56,12 @@ def hold_out_tasks(
         fraction: in 0..0.5. At least as much is held out as an episode needs.
 
     Examples:
-        >>> import numpy as np
-        >>> from metajax.data import EpisodeSpec, TaskData, hold_out_tasks
-        >>> texts, labels = ["a", "b", "c", "d"], np.arange(4, dtype=np.int32)
-        >>> task = TaskData("letters", texts, None, labels, ("A", "B", "C", "D"))
-        >>> held_out = hold_out_tasks([task], EpisodeSpec(2, 1, 0), seed=0, fraction=0.25)
+        >>> import metajax.data as data, numpy as np
+        >>> ids, labels = np.ones((4, 3), np.int32), np.arange(4)
+        >>> tokens = data.Tokens(ids, np.zeros((4, 3), np.int8), ids.sum(1), truncated=0)
+        >>> rows = tuple(labels[:, None])  # One of each class.
+        >>> task = data.TokenizedTask("letters", tokens, labels, ("A", "B", "C", "D"), rows)
+        >>> held_out = data.hold_out_tasks([task], data.EpisodeSpec(2, 1, 0), 0, fraction=0.25)
         >>> held_out.kind, [len(task.label_names) for task in held_out.validation]
         ('classes', [2])
     """
@@ -77,11 +83,12 @@ def hold_out_tasks(
     return HeldOut(list(tasks), [], "examples")
 
 
-_Split = tuple[TaskData, TaskData] | None  # To train on, for validation; None if there are too few.
+# To train on, for validation; None if there are too few.
+_Split = tuple[TokenizedTask, TokenizedTask] | None
 
 
 def _split_classes(
-    task: TaskData, spec: EpisodeSpec, fraction: float, rng: np.random.Generator
+    task: TokenizedTask, spec: EpisodeSpec, fraction: float, rng: np.random.Generator
 ) -> _Split:
     if spec.ways is None:
         return None
@@ -89,31 +96,36 @@ def _split_classes(
     count = max(spec.ways, round(fraction * total))
     if total - count < spec.ways:
         return None
-    if not task.keep_duplicates:
-        # If the labels of a text come into different parts, neither part can tell that it has both.
-        task = task.take(np.flatnonzero(~task.duplicates.conflicting))
     order = rng.permutation(total)
-    return (
-        task.take_classes(np.sort(order[count:])),
-        task.take_classes(np.sort(order[:count])),
-    )
+
+    def part(classes: np.ndarray) -> TokenizedTask:
+        rows, names = task.rows_by_class, task.label_names
+        return _part(task, [rows[n] for n in classes], [names[n] for n in classes])
+
+    return part(np.sort(order[count:])), part(np.sort(order[:count]))
 
 
 def _split_examples(
-    task: TaskData, spec: EpisodeSpec, fraction: float, rng: np.random.Generator
+    task: TokenizedTask, spec: EpisodeSpec, fraction: float, rng: np.random.Generator
 ) -> _Split:
-    """Split the rows that episodes are sampled from.
-
-    No text is in both parts, unless the data set keeps duplicates.
-    """
     need = spec.shots + spec.queries
     parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    for rows in task.drawn_rows():
+    for rows in task.rows_by_class:
         count = max(need, round(fraction * len(rows)))
         if len(rows) - count < need:
             return None
         order = rng.permutation(rows)
-        parts[0].append(order[count:])
-        parts[1].append(order[:count])
-    training, held_out = (task.take(np.sort(np.concatenate(rows))) for rows in parts)
-    return training, held_out
+        parts[0].append(np.sort(order[count:]))
+        parts[1].append(np.sort(order[:count]))
+    names = task.label_names
+    return _part(task, parts[0], names), _part(task, parts[1], names)
+
+
+def _part(
+    task: TokenizedTask, rows: Sequence[np.ndarray], label_names: Sequence[str]
+) -> TokenizedTask:
+    """Return a part of a task, with the same tokens: its episodes use the rows of each class."""
+    labels = np.full(len(task.labels), -1, np.int32)
+    for label, own in enumerate(rows):
+        labels[own] = label
+    return task._replace(labels=labels, label_names=tuple(label_names), rows_by_class=tuple(rows))

@@ -1,7 +1,6 @@
 """Open a model that can label text, and run it."""
 
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -121,7 +120,7 @@ def logits_of(
         )
     length = text_length(model, max_length, prefix=prefix_length(params))
     task = data.TaskData("the input", texts, pairs, np.zeros(len(texts), np.int32), ("",))
-    (examples,) = tokenized([task], model, length, keep_from=math.inf)
+    (examples,) = tokenized([task], model, length, keep=False)
     left = len(texts)
     for batch in data.packed_eval_batches(examples, batch_size, head=head):
         yield from np.asarray(_compiled(model)(params, batch))[:left, : model.num_labels[head]]

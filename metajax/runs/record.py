@@ -32,6 +32,7 @@ _BEFORE = {
     "valid_every": 100,
     "logit_scale": 10.0,
     "weights": "checkpoint",
+    "source_weights": [],
 }
 _READ = {"parts", "algorithm", *(field.name for field in dataclasses.fields(InnerSettings))}
 

@@ -96,11 +96,7 @@ def _given(settings: TaskSettings, name: str) -> Any:
 
 
 def tokenized(
-    tasks: Sequence[data.TaskData],
-    model: Transformer,
-    length: int,
-    *,
-    keep_from: float = MANY,
+    tasks: Sequence[data.TaskData], model: Transformer, length: int, *, keep: bool = True
 ) -> list[data.TokenizedTask]:
     """Tokenize the data sets; log how many texts were too long.
 
@@ -110,8 +106,7 @@ def tokenized(
         tasks: the data sets.
         model: a model with its tokenizer.
         length: largest number of tokens of a text.
-        keep_from: the tokens of data sets with at least this many texts are kept on disk, for
-            later runs.
+        keep: whether the tokens of large data sets are kept on disk, for later runs.
     """
     total = sum(len(task.labels) for task in tasks)
     if model.prompt:
@@ -124,7 +119,7 @@ def tokenized(
 
         arrays = [
             tokenize_once(task, model.tokenizer, length, tokens_directory(), count)
-            if len(task.texts) >= keep_from
+            if keep and len(task.texts) >= MANY
             else data.tokenize_task(task, model.tokenizer, length, per_chunk_fn=count)
             for task in tasks
         ]

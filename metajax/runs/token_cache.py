@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +17,14 @@ from typing import Any
 import numpy as np
 
 from metajax import data
+from metajax.data.text import with_tokens
 from metajax.errors import reason_of
 from metajax.runs.workdir import cache_directory
 
 _log = logging.getLogger("metajax")
+_PARTIAL = ".partial"
 _FORMAT = 1  # Increase it if the tokens of a text change, or the files.
+_STALE = 24 * 60 * 60  # Seconds after which nobody writes to a partial file any more.
 _CHUNK = 4096  # Texts hashed at once.
 
 
@@ -62,8 +66,7 @@ def tokenize_once(
     if tokens is not None:
         _log.info("%s: reads its tokens from the cache (%s)", task.name, path)
         per_chunk_fn(len(task.texts))
-        names, rows = task.label_names, task.drawn_rows()
-        return data.TokenizedTask(task.name, tokens, task.labels, names, rows)
+        return with_tokens(task, tokens)
     examples = data.tokenize_task(task, tokenizer, max_length, per_chunk_fn=per_chunk_fn)
     _write(path, examples.tokens)
     # The system can take back the memory of a mapped file.
@@ -131,9 +134,10 @@ def _write(path: Path, tokens: data.Tokens) -> None:
         names=["input_ids", "token_type_ids", "lengths"],
         metadata={"truncated": str(tokens.truncated)},
     )
-    partial = path.with_name(f"{path.stem}-{uuid.uuid4().hex}.partial")
+    partial = path.with_name(f"{path.stem}-{uuid.uuid4().hex}{_PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path.parent)
         with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_stream(file, batch.schema) as stream:
             stream.write_batch(batch)
         with open(partial, "rb+") as file:
@@ -147,3 +151,11 @@ def _write(path: Path, tokens: data.Tokens) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def _remove_stale(directory: Path) -> None:
+    """Remove what killed processes left. A writer that loses its file only keeps no tokens."""
+    for partial in directory.glob(f"*{_PARTIAL}"):
+        with contextlib.suppress(OSError):  # Another process was faster, or owns it.
+            if time.time() - partial.stat().st_mtime > _STALE:
+                partial.unlink()

@@ -17,23 +17,62 @@ VALIDATED_EPISODES = 64
 _MORE = "give others with --valid"
 
 
-def validation_tasks(
+def load_validation(
     settings: MetatrainSettings, tasks: Sequence[data.TaskData], spec: data.EpisodeSpec
-) -> data.HeldOut:
-    """Load the tasks of `--valid`, or hold out some of the training tasks. Log what is held out.
+) -> list[data.TaskData]:
+    """Load the tasks of `--valid`.
 
     Raises:
-        InputError: the tasks of `--valid` cannot be used, or some are training tasks.
+        InputError: they cannot be used, or some are training tasks.
     """
-    if settings.valid:
-        own = dataclasses.replace(settings, tasks=settings.valid, classes=settings.valid_classes)
-        validation = load(own, split="train")
-        data.check_episodes(validation, spec)
-        _check_apart(settings, tasks, validation)
-        return data.HeldOut(list(tasks), validation, "--valid")
+    if not settings.valid:
+        return []
+    own = dataclasses.replace(settings, tasks=settings.valid, classes=settings.valid_classes)
+    validation = load(own, split="train")
+    data.check_episodes(validation, spec)
+    _check_apart(settings, tasks, validation)
+    return validation
+
+
+def training_and_validation(
+    settings: MetatrainSettings,
+    tasks: Sequence[data.TokenizedTask],
+    given: Sequence[data.TokenizedTask],
+    spec: data.EpisodeSpec,
+) -> data.HeldOut:
+    """Return the tasks to train on, with their weights, and those for validation, without.
+
+    Args:
+        settings: the settings.
+        tasks: the data sets of `--tasks`.
+        given: those of `--valid`. Without any, some of the tasks are held out, as `--held-out` says
+            and is logged.
+        spec: the size of an episode.
+
+    Raises:
+        InputError: only tasks of weight 0 are left to train on.
+    """
+    if settings.source_weights:
+        tasks = [
+            task._replace(weight=weight) for task, weight in zip(tasks, settings.source_weights)
+        ]
+    if given:
+        return data.HeldOut(list(tasks), list(given), "--valid")
     if not settings.held_out:
         return data.HeldOut(list(tasks), [], "")
     held_out = data.hold_out_tasks(tasks, spec, settings.seed, settings.held_out)
+    _report(held_out)
+    if all(task.weight == 0 for task in held_out.training):
+        raise InputError(
+            f"--source-weights: {_named(held_out)} is held out for validation, and the others have "
+            "the weight 0; give another a weight above 0, or --valid"
+        )
+    validation = [task._replace(weight=None) for task in held_out.validation]
+    return held_out._replace(validation=validation)
+
+
+def _report(held_out: data.HeldOut) -> None:
+    """Log what is held out."""
     if not held_out.validation:
         _log.warning(
             "nothing can be held out for validation, because an episode needs all classes and "
@@ -48,7 +87,6 @@ def validation_tasks(
         )
     else:
         _log.info("held out for validation: %s; %s", _named(held_out), _MORE)
-    return held_out
 
 
 def describe_validation(held_out: data.HeldOut) -> str:
@@ -59,7 +97,7 @@ def describe_validation(held_out: data.HeldOut) -> str:
 def record_validation(held_out: data.HeldOut) -> dict[str, Any]:
     """Return what is held out, for the record of a run."""
     rows = [
-        {"task": task.name, "classes": list(task.label_names), "examples": len(task.labels)}
+        {"task": task.name, "classes": list(task.label_names), "examples": task.num_examples}
         for task in held_out.validation
     ]
     return {"kind": held_out.kind, "tasks": rows}

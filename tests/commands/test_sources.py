@@ -6,6 +6,7 @@ import shutil
 import pytest
 import tiny
 
+from metajax.commands import metatrain as training
 from tests.stage_commands import metatrain_command
 
 STEPS = {"steps": 6, "save_every": 3, "algorithm": "fomaml"}
@@ -68,3 +69,47 @@ def test_one_source_is_not_named(files, material, tmp_path):
     assert done.status == 0, done.err
     assert not any(name in json.dumps(rows_of(tmp_path / "run")) for name in ("sources",))
     assert "by source" not in done.err
+
+
+def test_weights_are_for_training(files, material, tmp_path):
+    """Validation draws by size, as without them."""
+    weights = ("--source-weights", "0,2.5")
+    settings = {"held_out": 0.25, "steps": 2}
+    tiny.succeed(*command_on(files, material, tmp_path / "run", **settings), *weights)
+    before, *rows = rows_of(tmp_path / "run")
+    assert {name for row in rows for name in row["sources"]} == {str(files[1])}
+    assert before["valid_sources"].keys() == {str(file) for file in files}
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["settings"]["source_weights"] == [0, 2.5]
+
+
+def test_weights_that_leave_nothing_to_train_on(files, material, tmp_path, monkeypatch):
+    """Of three data sets, one is held out. With --valid, all are trained on."""
+    monkeypatch.setattr(training, "train", lambda stage, params: {})
+    three = [*files, tiny.write_rows(tmp_path / "2.csv", tiny.examples(6, 6, seed=2))]
+    results = []
+    for number in range(3):
+        weights = [str(int(place == number)) for place in range(3)]
+        command = command_on(three, material, tmp_path / "run", held_out=0.25)
+        results.append(tiny.run(*command, "--source-weights", *weights))
+    assert sorted(result.status for result in results) == [0, 0, 2]
+    (refused,) = (result for result in results if result.status)
+    assert "is held out for validation, and the others have the weight 0; give" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("1", "--source-weights: has 1 weights for 2 data sets; give one for each of --tasks"),
+        ("0 0", "--source-weights: are all 0; give at least one a weight above 0"),
+        ("1 -1", "--source-weights -1.0: out of range; give a number of at least 0"),
+        ("1 nan", "--source-weights nan: not finite; give a finite number"),
+        ("1 x", "--source-weights 'x': wrong type; give a number"),
+    ],
+)
+def test_weights_that_cannot_be(files, material, tmp_path, weights, message):
+    command = command_on(files, material, tmp_path / "run")
+    done = tiny.run(*command, "--source-weights", *weights.split())
+    assert done.status == 2
+    assert message in done.err
+    assert done.err.count("\n") == 1

@@ -9,6 +9,8 @@ import pytest
 import tiny
 
 from metajax.commands import metatrain as training
+from metajax.data import tasks
+from metajax.runs import task_data
 from metajax.runs.best import best_of
 from metajax.runs.source import open_source
 from metajax.runs.validation import VALIDATED_EPISODES
@@ -151,13 +153,28 @@ def test_validation_takes_as_many_episodes_at_once_as_the_memory_plan_says(
     assert again is tasks  # They are not drawn again.
 
 
-def test_the_tokens_of_both_parts_of_a_large_data_set_are_kept(material, tmp_path, monkeypatch):
+def test_tokens_and_repeated_texts_do_not_depend_on_what_is_held_out(
+    material, tmp_path, monkeypatch
+):
+    """A large data set is tokenized once for all runs, and searched for duplicates once in each."""
+    searched = []
+    find_duplicates = tasks.find_duplicates
+    monkeypatch.setattr(
+        tasks, "find_duplicates", lambda *given: searched.append(1) or find_duplicates(*given)
+    )
     monkeypatch.setattr(training, "train", lambda stage, params: {})
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    for many, files in ((49, 0), (48, 2)):  # The file has 48 texts.
-        monkeypatch.setattr(training, "MANY", many)
-        tiny.succeed(*metatrain_command(material, tmp_path / "run", **STEPS))
-        assert len(list(tmp_path.glob("cache/metajax/*.arrow"))) == files
+    runs = [{"seed": 0}, {"seed": 1}, {"held_out": 0.5}, {"held_out": 0}, {"ways": 4}]
+    for many, files in ((49, 0), (48, 1)):  # The file has 48 texts.
+        monkeypatch.setattr(task_data, "MANY", many)
+        for number, changes in enumerate(runs):
+            run = tmp_path / f"{many}-{number}"
+            done = tiny.run(*metatrain_command(material, run, **STEPS | changes))
+            assert done.status == 0, done.err
+            assert len(list(tmp_path.glob("cache/metajax/*.arrow"))) == files
+            assert ("reads its tokens from the cache" in done.err) == (files == 1 and number > 0)
+            assert len(searched) == 1
+            searched.clear()
 
 
 def test_validation_tasks_can_be_given(material, tmp_path, monkeypatch):

@@ -56,6 +56,21 @@ def test_the_sources_are_those_of_the_episodes(intents):
     assert (steps[:, 0] != steps[:, 1]).mean() == pytest.approx(2 * share * (1 - share), abs=0.03)
 
 
+@pytest.mark.parametrize("weights", [(1, 3), (0.5, 1.5), (2, 0), (0, 0.1)])
+def test_sources_are_drawn_by_their_weights(intents, weights):
+    weighted = [task._replace(weight=weight) for task, weight in zip(intents, weights)]
+    sources = draw_sources(weighted, 0, 0, 4000)
+    shares = np.bincount(sources, minlength=2) / 4000
+    assert shares == pytest.approx(np.array(weights) / sum(weights), abs=0.03 * all(weights))
+
+
+def test_only_examples_that_episodes_use_count(intents):
+    """Such as those that are not held out, and one of each text."""
+    few = intents[0]._replace(rows_by_class=tuple(r[:1] for r in intents[0].rows_by_class))
+    sources = draw_sources([few, intents[1]], 0, 0, 4000)
+    assert (sources == 0).mean() == pytest.approx(6**0.5 / (6**0.5 + 6), abs=0.03)
+
+
 def test_shares_make_up_the_whole(intents):
     whole = sample_episodes(intents, SPEC, 1, 2, 8)
     shares = [sample_episodes(intents, SPEC, 1, 2, 2, first=first) for first in (0, 2, 4, 6)]
@@ -91,7 +106,8 @@ def test_classes_and_examples_are_drawn_uniformly(intents):
 
 
 def test_data_sets_are_drawn_by_the_root_of_their_size(make_task):
-    tasks = [make_task("large", [72] * 4), make_task("small", [8] * 4)]  # 288 and 32: 3 to 1
+    # 288 texts, none of them twice, and 32: 3 to 1.
+    tasks = [make_task("large", [72] * 4, longest=11), make_task("small", [8] * 4)]
     task = sample_episodes(tasks, EpisodeSpec(2, 1, 1), 0, 0, 4000).task
     assert np.mean(task == 0) == pytest.approx(0.75, abs=0.025)
 

@@ -1,14 +1,17 @@
 """Tasks that are held out to choose the best checkpoint on."""
 
+import zlib
+
 import numpy as np
 import pytest
 
-from metajax.data import EpisodeSpec, TaskData, check_episodes, hold_out_tasks
+from metajax.data import EpisodeSpec, TaskData, Tokens, check_episodes, hold_out_tasks
+from metajax.data.text import with_tokens
 
 SPEC = EpisodeSpec(ways=3, shots=1, queries=2)
 
 
-def make_task(name, classes, each=4, repeated=0, **changes):
+def make_texts(name, classes, each=4, repeated=0, **changes):
     """A data set whose texts name their class; the first so many texts come twice."""
     labels = np.repeat(np.arange(classes), each).astype(np.int32)
     texts = [f"{name} {label} {row}" for row, label in enumerate(labels)]
@@ -18,12 +21,41 @@ def make_task(name, classes, each=4, repeated=0, **changes):
     return TaskData(name, texts, None, labels, names, **changes)
 
 
+def as_tokens(task):
+    """Return a data set with one token for each text, which differs between texts."""
+    ids = np.array([[zlib.crc32(text.strip().encode())] for text in task.texts])
+    tokens = Tokens(ids, np.zeros(ids.shape, np.int8), np.ones(len(ids), np.int32), truncated=0)
+    return with_tokens(task, tokens)
+
+
+def make_task(*given, **changes):
+    return as_tokens(make_texts(*given, **changes))
+
+
 def names_of(held_out):
     return {name for task in held_out.validation for name in task.label_names}
 
 
+def texts_of(tasks):
+    return {
+        task.tokens.input_ids[row, 0] for task in tasks for own in task.rows_by_class for row in own
+    }
+
+
 def labelled(task):
-    return {(text, task.label_names[label]) for text, label in zip(task.texts, task.labels)}
+    found = {
+        (task.tokens.input_ids[row, 0], task.label_names[label])
+        for label, rows in enumerate(task.rows_by_class)
+        for row in rows
+    }
+    rows = np.flatnonzero(task.labels >= 0)
+    names = {(task.tokens.input_ids[row, 0], task.label_names[task.labels[row]]) for row in rows}
+    assert found == names
+    return found
+
+
+def sizes_of(task):
+    return [len(rows) for rows in task.rows_by_class]
 
 
 def assert_apart(tasks, held_out):
@@ -44,11 +76,12 @@ def test_of_three_or_more_data_sets_whole_ones_are_held_out(count, fraction, hel
     held_out = hold_out_tasks(tasks, SPEC, 0, fraction)
     assert held_out.kind == "data sets"
     assert len(held_out.validation) == held
-    assert [task for task in tasks if task in held_out.training] == held_out.training
+    kept = {id(task) for task in held_out.training}
+    assert [task for task in tasks if id(task) in kept] == held_out.training
     assert_apart(tasks, held_out)
     chosen = {tuple(t.name for t in hold_out_tasks(tasks, SPEC, s, fraction)[1]) for s in range(20)}
     assert len(chosen) > 1  # The seed decides.
-    assert hold_out_tasks(tasks, SPEC, 0, fraction) == held_out
+    assert hold_out_tasks(tasks, SPEC, 0, fraction) == held_out  # The same objects.
 
 
 def test_data_sets_of_hidden_words_are_held_out_only_if_there_are_no_others():
@@ -66,18 +99,16 @@ def test_data_sets_of_hidden_words_are_held_out_only_if_there_are_no_others():
 @pytest.mark.parametrize("keep_duplicates", [False, True])
 def test_no_text_is_in_both_parts_whatever_its_labels(keep_duplicates):
     """A text with several labels is in no episode of either part, although each has one of them."""
-    task = make_task("a", 6, each=8, keep_duplicates=keep_duplicates)
-    task = task._replace(texts=[*task.texts[:-8], *(f" {text} " for text in task.texts[:8])])
+    task = make_texts("a", 6, each=8, keep_duplicates=keep_duplicates)
+    texts = [*task.texts[:-8], *(f" {text} " for text in task.texts[:8])]
+    task = as_tokens(task._replace(texts=texts))
     splits = [hold_out_tasks([task], SPEC, seed, 0.5) for seed in range(10)]
     (held_out, *_) = (each for each in splits if len({"c00", "c05"} & names_of(each)) == 1)
     assert held_out.kind == "classes"
-    parts = [
-        {task.texts[row].strip() for task in part for rows in task.drawn_rows() for row in rows}
-        for part in (held_out.training, held_out.validation)
-    ]
+    parts = [texts_of(part) for part in (held_out.training, held_out.validation)]
     assert bool(parts[0] & parts[1]) == keep_duplicates
-    sizes = [len(part[0].texts) for part in (held_out.training, held_out.validation)]
-    assert sum(sizes) == (len(task.texts) if keep_duplicates else len(task.texts) - 16)
+    sizes = [part[0].num_examples for part in (held_out.training, held_out.validation)]
+    assert sum(sizes) == (len(texts) if keep_duplicates else len(texts) - 16)
 
 
 @pytest.mark.parametrize(
@@ -109,15 +140,12 @@ def test_with_too_few_classes_examples_are_held_out(spec):
     held_out = hold_out_tasks([task], spec, 0, 0.25)
     assert held_out.kind == "examples"
     assert_apart([task], held_out)
-    counts = [
-        np.bincount(part.labels, minlength=classes).tolist()
-        for part in (held_out.training[0], held_out.validation[0])
-    ]
+    counts = [sizes_of(part[0]) for part in (held_out.training, held_out.validation)]
     assert counts == [[12] * classes, [4] * classes]
     for part in (held_out.training, held_out.validation):
         check_episodes(part, spec)
     few = hold_out_tasks([make_task("a", classes, each=7)], spec, 0, 0.25)
-    assert np.bincount(few.validation[0].labels).tolist() == [3] * classes
+    assert sizes_of(few.validation[0]) == [3] * classes
 
 
 def test_nothing_is_held_out_if_episodes_need_everything():
@@ -126,10 +154,11 @@ def test_nothing_is_held_out_if_episodes_need_everything():
     assert (held_out.training, held_out.validation) == (tasks, [])
 
 
-def test_pairs_and_settings_of_a_data_set_are_kept():
-    task = make_task("a", 6, keep_duplicates=True, hides_words=True)
-    task = task._replace(pairs=[text.upper() for text in task.texts])
-    held_out = hold_out_tasks([task], SPEC, 0, 0.25)
-    for part in (*held_out.training, *held_out.validation):
-        assert (part.keep_duplicates, part.hides_words) == (True, True)
-        assert part.pairs == [text.upper() for text in part.texts]
+def test_parts_share_tokens_and_keep_the_settings_of_a_data_set():
+    task = make_task("a", 6, hides_words=True)._replace(weight=2.0)
+    for spec in (SPEC, EpisodeSpec(None, 1, 1)):
+        held_out = hold_out_tasks([task], spec, 0, 0.25)
+        assert held_out.validation
+        for part in (*held_out.training, *held_out.validation):
+            assert (part.name, part.hides_words, part.weight) == ("a", True, 2.0)
+            assert part.tokens is task.tokens

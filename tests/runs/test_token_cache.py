@@ -9,6 +9,7 @@ import runpy
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from transformers import BertTokenizer
 
 from metajax import data
 from metajax.errors import InputError
-from metajax.runs import token_cache
+from metajax.runs import task_data, token_cache
 from metajax.runs.task_data import tokenized
 from metajax.runs.token_cache import content_hash, tokenize_once, tokens_directory
 from metajax.runs.workdir import cache_directory
@@ -228,15 +229,44 @@ def test_a_directory_that_cannot_be_made(tokenizer, tmp_path, caplog):
     assert len(caplog.messages) == 1
 
 
+def test_what_killed_processes_left_is_removed_in_time(tokenizer, tmp_path):
+    """But not what another process may be writing."""
+    old, new, other = (tmp_path / name for name in ("a.partial", "b.partial", "c.arrow"))
+    now = time.time()
+    for path, age in ((old, 25), (new, 23), (other, 100)):
+        path.write_text("")
+        os.utime(path, (now, now - 3600 * age))
+    once(TASK, tokenizer, tmp_path)
+    assert not old.exists()
+    assert new.exists()
+    assert other.exists()
+
+
+def test_a_writer_that_loses_its_file_keeps_no_tokens(tokenizer, tmp_path, caplog, monkeypatch):
+    replace = os.replace
+
+    def lose(source, target):
+        os.unlink(source)
+        replace(source, target)
+
+    monkeypatch.setattr(token_cache.os, "replace", lose)
+    assert_same(once(TASK, tokenizer, tmp_path), data.tokenize_task(TASK, tokenizer, 6))
+    assert "tokens cannot be kept (" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
 def test_only_large_data_sets_are_kept(tokenizer, tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     model = SimpleNamespace(tokenizer=tokenizer, prompt="")
     small = TASK._replace(texts=TASK.texts[:3], labels=TASK.labels[:3])
     expected = tokenized([small, TASK], model, 6)
     assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(task_data, "MANY", 4)
+    assert_same(tokenized([TASK], model, 6, keep=False)[0], expected[1])
+    assert not list(tmp_path.iterdir())
     with caplog.at_level(logging.INFO):
         for _ in range(2):
-            found = tokenized([small, TASK], model, 6, keep_from=4)
+            found = tokenized([small, TASK], model, 6)
             for a, b in zip(found, expected, strict=True):
                 assert_same(a, b)
     (file,) = (tmp_path / "metajax").iterdir()
