@@ -166,7 +166,8 @@ def _episodes(settings: MetatrainSettings) -> _Tasks:
         settings.steps,
         distributed.local_slice(settings.meta_batch_size),
     )
-    valid_sources = episode_sources(validation, settings.seed, VALIDATED_EPISODES)
+    valid_sources = episode_sources(validation, settings.seed, np.arange(VALIDATED_EPISODES))
+    order = distributed.tasks_by_device(settings.meta_batch_size)
     if validation:
         accuracies = functools.partial(_accuracies, validation, spec, VALIDATED_EPISODES, 0)
     else:  # Training never takes the step after the last, so these episodes are new.
@@ -178,7 +179,7 @@ def _episodes(settings: MetatrainSettings) -> _Tasks:
         lambda few_shot, settings: _mean(accuracies(few_shot, settings)),
         describe_validation(held_out) if validation else _MEASURED_ON,
         accuracies if validation else None,
-        episode_sources(training, settings.seed, settings.meta_batch_size),
+        episode_sources(training, settings.seed, order),
         valid_sources and valid_sources(0),
         record_validation(held_out) if validation else None,
     )

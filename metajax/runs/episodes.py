@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import numpy as np
+
 from metajax import data
 from metajax.config.groups import EpisodeSettings
 from metajax.types import Task
@@ -27,14 +29,21 @@ def episode_sampler(
 
 
 def episode_sources(
-    examples: list[data.TokenizedTask], seed: int, count: int
+    examples: list[data.TokenizedTask], seed: int, order: np.ndarray
 ) -> Callable[[int], list[str]] | None:
-    """Return a function from a step to the source of each of its episodes; None for one source."""
+    """Return a function from a step to the source of each of its episodes; None for one source.
+
+    Args:
+        examples: the data sets.
+        seed: the run's seed.
+        order: the numbers of all episodes of a step, in the order in which they are measured.
+    """
     if len({task.name for task in examples}) < 2:
         return None
 
     def sources(step: int) -> list[str]:
-        return [examples[number].name for number in data.draw_sources(examples, seed, step, count)]
+        drawn = data.draw_sources(examples, seed, step, len(order))
+        return [examples[number].name for number in drawn[order]]
 
     return sources
 

@@ -52,6 +52,18 @@ def local_slice(total: int) -> slice:
     return slice(jax.process_index() * count, (jax.process_index() + 1) * count)
 
 
+def tasks_by_device(total: int) -> np.ndarray:
+    """Return the numbers of the tasks of a step, in the order of the devices that compute them.
+
+    Each process has the tasks of `local_slice`. On some machines, the devices of a process do not
+    follow one another.
+    """
+    owners = [device.process_index for device in all_devices()]
+    tasks = np.empty(total, np.int64)
+    tasks[np.argsort(np.repeat(owners, total // len(owners)), kind="stable")] = np.arange(total)
+    return tasks
+
+
 def barrier() -> str:
     """Wait for all processes, and say on which host each of them is."""
     if jax.process_count() == 1:

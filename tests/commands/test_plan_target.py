@@ -36,9 +36,9 @@ def test_the_cost_of_a_program_on_two_devices(settings):
     (kind, collective), *others = found.estimate.collectives.items()
     assert (kind, others) == ("all-reduce", [])
     assert collective["count"] == 1
-    # Means of the gradients and of three numbers to report. The pooler has no gradient.
+    # The mean of the gradients, and three numbers of each task. The pooler has no gradient.
     pooler = 16 * 16 + 16
-    assert collective["bytes"] == 4 * (cost.count_parameters(settings) - pooler + 3)
+    assert collective["bytes"] == 4 * (cost.count_parameters(settings) - pooler + 3 * 4)
     assert found.estimate.seconds == CHIPS["h100"].seconds(
         found.flops, found.estimate.moved, "float32"
     )

@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import tiny
 
 from metajax.commands import metatrain as training
+from metajax.training import distributed
 from tests.stage_commands import metatrain_command
 
 STEPS = {"steps": 6, "save_every": 3, "algorithm": "fomaml"}
@@ -69,6 +71,18 @@ def test_one_source_is_not_named(files, material, tmp_path):
     assert done.status == 0, done.err
     assert not any(name in json.dumps(rows_of(tmp_path / "run")) for name in ("sources",))
     assert "by source" not in done.err
+
+
+def test_the_sources_are_in_the_order_of_the_devices(files, material, tmp_path, monkeypatch):
+    stages = []
+    monkeypatch.setattr(training, "train", lambda stage, params: stages.append(stage) or {})
+    command = command_on(files, material, tmp_path / "run", meta_batch_size=16)
+    tiny.succeed(*command)
+    backwards = np.arange(16)[::-1]
+    monkeypatch.setattr(distributed, "tasks_by_device", lambda total: backwards[:total])
+    tiny.succeed(*command)
+    found = [stage.sources(3) for stage in stages]
+    assert found[0] == found[1][::-1] != found[1]
 
 
 def test_weights_are_for_training(files, material, tmp_path):

@@ -275,6 +275,16 @@ def test_each_process_has_its_own_tasks(monkeypatch):
     assert distributed.local_slice(6) == slice(4, 6)
 
 
+def test_tasks_are_in_the_order_of_the_devices(monkeypatch):
+    """Of eight devices of two processes, in blocks of two by two, each has two of 16 tasks."""
+    assert distributed.tasks_by_device(16).tolist() == list(range(16))
+    owners = [0, 0, 1, 1, 0, 0, 1, 1]
+    devices = [SimpleNamespace(process_index=owner) for owner in owners]
+    monkeypatch.setattr(distributed, "all_devices", lambda: devices)
+    found = distributed.tasks_by_device(16).tolist()
+    assert found == [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15]
+
+
 def test_the_settings_say_which_process_this_is(monkeypatch):
     asked = []
     monkeypatch.setattr(

@@ -80,7 +80,8 @@ def collectives(target, shards):
 def check_one_mean(target):
     found, size = collectives(target, 1)
     (mean,) = found
-    scalars = 4 * 4  # Losses of the query set and of the inner steps, and the worst.
+    # Of each task: losses of the query set and of the inner steps, and the worst.
+    scalars = 4 * 4 * problems.NUM_TASKS
     assert (mean.kind, mean.times) == ("all-reduce", 1)
     assert size <= mean.size <= size + scalars
     kinds = {each.kind for each in collectives(target, 4)[0]}
