@@ -34,12 +34,7 @@ from metajax.runs.workdir import Run, begin, locked, read_results, write_results
 from metajax.training import distributed
 from metajax.training.checkpoint import Checkpoints
 from metajax.training.optimizer import adamw, learning_rate
-from metajax.training.outer import (
-    AlgorithmOrSchedule,
-    Frozen,
-    OuterState,
-    initial_state,
-)
+from metajax.training.outer import AlgorithmOrSchedule, Frozen, OuterState, initial_state
 from metajax.training.parallel import OuterLoop, outer_loop
 from metajax.types import Params, Task
 
