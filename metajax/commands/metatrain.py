@@ -30,6 +30,7 @@ from metajax.runs.memory_plan import choose_plan, device_memory, step_memory, wi
 from metajax.runs.parts import check_split
 from metajax.runs.paths import to_path
 from metajax.runs.record import make_record, read_record, recorded
+from metajax.runs.similar_classes import with_similar_classes
 from metajax.runs.source import describe
 from metajax.runs.task_data import fingerprints, load, tokenized
 from metajax.runs.validation import (
@@ -159,7 +160,7 @@ def _episodes(settings: MetatrainSettings) -> _Tasks:
     training, validation = held_out.training, held_out.validation
     spec = spec._replace(ways=classes)  # Episodes of all tasks have the same shapes.
     make_tasks = episode_sampler(
-        training,
+        with_similar_classes(few_shot.model, few_shot.params, training, settings.similar_classes),
         spec,
         settings.seed,
         settings.meta_batch_size,

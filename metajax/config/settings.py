@@ -86,6 +86,13 @@ class MetatrainSettings(
         above=0,
         advanced=True,
     )
+    similar_classes: int = option(
+        "draw the classes of an episode from this many that are the most similar by the features "
+        "of the original weights; 0: from all",
+        0,
+        minimum=0,
+        advanced=True,
+    )
     source_weights: tuple[float, ...] = option(
         "for each of --tasks, how often episodes come from it, relative to the others; 0: never "
         "(default: the square root of its number of examples)",
@@ -123,6 +130,16 @@ class MetatrainSettings(
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_weights(self.tasks, self.source_weights)
+        if self.whole_tasks and self.similar_classes:
+            raise InputError(
+                f"--similar-classes {self.similar_classes}: has no effect with --whole-tasks, "
+                "which takes all classes; remove one of them"
+            )
+        if 0 < self.similar_classes < self.ways:
+            raise InputError(
+                f"--similar-classes {self.similar_classes}: is fewer than {self.ways} ways; give "
+                "more, or 0 for all"
+            )
         if self.valid_classes is not None and not self.valid:
             raise InputError(
                 f"--valid-classes {self.valid_classes}: needs --valid; add it, with the file of "

@@ -171,9 +171,10 @@ def sample_episodes(
     """Sample the episodes `first` to `first + count - 1` of a step.
 
     Each episode is a function of (seed, step, its number), so that several hosts can share a step.
-    Its data set is that of `draw_sources`. Classes are sampled uniformly without replacement, in
-    random order even if all are used. Therefore the meaning of a label can only be learned from the
-    support set, not memorized (Yin et al. 2020, https://arxiv.org/abs/1912.03820).
+    Its data set is that of `draw_sources`. Classes are sampled uniformly without replacement, or
+    from those that are `similar` to one of them, in random order even if all are used. Therefore
+    the meaning of a label can only be learned from the support set, not memorized (Yin et al. 2020,
+    https://arxiv.org/abs/1912.03820).
 
     Args:
         tasks: the data sets. `check_episodes` accepts them.
@@ -203,7 +204,9 @@ def sample_episodes(
         rng = generator(seed, "episode", step, first + t)
         which[t] = _draw_source(bounds, rng)
         by_class = tasks[which[t]].rows_by_class
-        drawn = rng.permutation(len(by_class))[:C]
+        similar = tasks[which[t]].similar
+        pool = np.arange(len(by_class)) if similar is None else similar[rng.integers(len(by_class))]
+        drawn = rng.permutation(pool)[:C]
         classes[t, : len(drawn)] = drawn
         for way, label in enumerate(drawn):
             rows[t, way] = rng.choice(by_class[label], rows.shape[2], replace=False)

@@ -48,6 +48,8 @@ class TokenizedTask(NamedTuple):
         weight: how often episodes come from the task, relative to other tasks; None means the
             square root of its number of examples.
         hides_words: as in `TaskData`.
+        similar: int64 [C, M]; for each class, those that an episode may have beside each other.
+            None means any.
 
     Examples:
         >>> import metajax.data as data, numpy as np
@@ -66,6 +68,7 @@ class TokenizedTask(NamedTuple):
     rows_by_class: tuple[np.ndarray, ...]
     weight: float | None = None
     hides_words: bool = False
+    similar: np.ndarray | None = None
 
     @property
     def num_examples(self) -> int:

@@ -33,6 +33,7 @@ _BEFORE = {
     "logit_scale": 10.0,
     "weights": "checkpoint",
     "source_weights": [],
+    "similar_classes": 0,
 }
 _READ = {"parts", "algorithm", *(field.name for field in dataclasses.fields(InnerSettings))}
 

@@ -1,3 +1,6 @@
+import collections
+import itertools
+
 import numpy as np
 import pytest
 
@@ -54,6 +57,27 @@ def test_the_sources_are_those_of_the_episodes(intents):
     share = (steps == 1).mean()
     assert share == pytest.approx(6 / (6 + 48**0.5), abs=0.02)  # Of 36 and 48 examples.
     assert (steps[:, 0] != steps[:, 1]).mean() == pytest.approx(2 * share * (1 - share), abs=0.03)
+
+
+def test_similar_classes_share_an_episode(intents):
+    """Each class is the centre of as many episodes, and an episode has only its similar classes."""
+    similar = np.array(
+        [[0, 1, 2, 3], [1, 0, 2, 3], [2, 1, 0, 5], [3, 4, 5, 0], [4, 3, 5, 1], [5, 4, 3, 2]]
+    )
+    task = intents[0]._replace(similar=similar)
+    episodes = sample_episodes([task], SPEC, 0, 0, 6000)
+    sets = [frozenset(classes) for classes in episodes.classes.tolist()]
+    allowed = [
+        {frozenset(three) for three in itertools.combinations(row, 3)} for row in similar.tolist()
+    ]
+    expected = collections.Counter()
+    for row in allowed:
+        for three in row:
+            expected[three] += 6000 / (6 * 4)
+    found = collections.Counter(sets)
+    assert found.keys() == expected.keys()
+    for three, count in expected.items():
+        assert found[three] == pytest.approx(count, abs=5 * count**0.5)
 
 
 @pytest.mark.parametrize("weights", [(1, 3), (0.5, 1.5), (2, 0), (0, 0.1)])

@@ -190,7 +190,7 @@ def test_a_run_of_metatrain_from_before_a_setting_goes_on(chain, material, tmp_p
     run = shutil.copytree(chain.metatrain, tmp_path / "run")
     record = json.loads((run / "run.json").read_text())
     names = ("keep_duplicates", "lora_kernels", "held_out", "valid_every", "logit_scale")
-    for name in (*names, "valid", "valid_classes", "source_weights"):
+    for name in (*names, "valid", "valid_classes", "source_weights", "similar_classes"):
         del record["settings"][name]
     (run / "run.json").write_text(json.dumps(record))
     (run / "results.json").unlink()
