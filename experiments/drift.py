@@ -45,6 +45,7 @@ from metajax.models.contracts import Pooling
 from metajax.runs.described import pooling_of
 from metajax.runs.episodes import episode_sampler
 from metajax.runs.features import features_of
+from metajax.runs.similar_classes import with_similar_classes
 from metajax.training.evaluation import estimate, nearest_prototype
 from metajax.training.optimizer import adamw, learning_rate
 from metajax.training.outer import global_norm
@@ -70,6 +71,7 @@ class Variant(NamedTuple):
         logit_scale: the logits are about this many times a cosine.
         norms: train only normalizations and biases.
         pull: share of the distance to the start that each step takes back.
+        similar_classes: as for `metatrain`.
     """
 
     learning_rate: float = 5e-5
@@ -80,6 +82,7 @@ class Variant(NamedTuple):
     logit_scale: float = 10.0
     norms: bool = False
     pull: float = 0.0
+    similar_classes: int = 0
 
 
 VARIANTS = {  # All have 120 texts per step.
@@ -96,6 +99,9 @@ VARIANTS = {  # All have 120 texts per step.
     "norms only": Variant(norms=True),
     "norms only, rate 5e-4": Variant(norms=True, learning_rate=5e-4),
     "pull 0.05": Variant(pull=0.05),
+    "similar classes": Variant(similar_classes=10),
+    "similar classes, logit scale 20": Variant(similar_classes=10, logit_scale=20.0),
+    "similar classes, logit scale 50": Variant(similar_classes=10, logit_scale=50.0),
     "40 ways, logit scale 50": Variant(ways=40, queries=2, episodes=1, logit_scale=50.0),
     "40 ways, logit scale 50, rate 1e-5": Variant(1e-5, 40, 1, 2, 1, 50.0),
 }
@@ -183,6 +189,7 @@ def train(
     seed: int,
 ) -> Iterator[tuple[Params, Any]]:
     """Meta-train a prototypical network; yield the parameters and the metrics of each step."""
+    examples = with_similar_classes(model, start, examples, variant.similar_classes)
     model = model.replace(feature_norm=math.sqrt(variant.logit_scale))
     algorithm = metajax.protonet(
         lambda params, batch, rng: model.features(params, batch), variant.ways

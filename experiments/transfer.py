@@ -45,6 +45,19 @@ from metajax.training.evaluation import estimate
 
 METHODS: dict[str, dict[str, Any]] = {  # All have 120 texts per step.
     "protonet": {"algorithm": "protonet"},
+    "protonet, logit scale 20": {"algorithm": "protonet", "logit_scale": 20.0},
+    "protonet, logit scale 50": {"algorithm": "protonet", "logit_scale": 50.0},
+    "protonet, similar classes": {"algorithm": "protonet", "similar_classes": 10},
+    "protonet, similar classes, logit scale 20": {
+        "algorithm": "protonet",
+        "similar_classes": 10,
+        "logit_scale": 20.0,
+    },
+    "protonet, similar classes, logit scale 50": {
+        "algorithm": "protonet",
+        "similar_classes": 10,
+        "logit_scale": 50.0,
+    },
     "protonet, 40 ways": {
         "algorithm": "protonet",
         "ways": 40,
@@ -52,6 +65,7 @@ METHODS: dict[str, dict[str, Any]] = {  # All have 120 texts per step.
         "meta_batch_size": 1,
     },
     "first-order maml": {"algorithm": "fomaml"},
+    "first-order maml, similar classes": {"algorithm": "fomaml", "similar_classes": 10},
 }
 HEADS = ("prototypes", "linear", "same-steps")
 BASELINES = ("knn", "finetune", "contrastive")
