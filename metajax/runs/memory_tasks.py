@@ -26,6 +26,7 @@ class MetaFitSettings(TypedDict, total=False):
     inner_steps: int
     inner_lr: float
     logit_scale: float
+    similar_classes: int
     held_out: float
     valid_every: int
 
