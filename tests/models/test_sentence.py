@@ -88,6 +88,9 @@ def test_a_prompt_that_cannot_be_applied_is_refused(encoder):
         read_model(str(encoder))
     write(encoder, config_sentence_transformers=prompts | {"default_prompt_name": None})
     assert read_model(str(encoder)).prompt == ""
+    write(encoder, config_sentence_transformers=prompts)
+    write(encoder, **{"1_Pooling__config": pooling | {"include_prompt": True}})
+    assert read_model(str(encoder)).prompt == "q: "
 
 
 DENSE = {"in_features": 8, "out_features": 5, "bias": True}
