@@ -37,6 +37,10 @@ def check_numbers(settings: MethodSettings) -> None:
     for name in ("class_weight", "calibrate"):
         if getattr(settings, name):
             raise InputError(f"{flag(name)}: needs classes, but the labels are numbers; remove it")
+    if settings.weights == "choose":
+        raise InputError(
+            "--weights choose: needs classes, but the labels are numbers; give one of the others"
+        )
 
 
 def standardized(examples: data.TokenizedTask) -> tuple[data.TokenizedTask, Scale]:

@@ -113,6 +113,7 @@ def test_numbers_have_to_differ():
         ({"method": "contrastive"}, "^--method contrastive: needs classes; for numbers use"),
         ({"method": "finetune", "class_weight": "balanced"}, "^--class-weight: needs classes, but"),
         ({"method": "linear", "calibrate": True}, "^--calibrate: needs classes, but the labels"),
+        ({"method": "linear", "weights": "choose"}, "^--weights choose: needs classes, but the"),
     ],
 )
 def test_what_needs_classes_is_refused(settings, message):
