@@ -294,7 +294,13 @@ BAD = {
     ),
     "a validation without a mean": (
         spoil("metrics.jsonl", '{"step": 1, "loss": 1, "valid_accuracies": [1, 0]}\n'),
+        "metrics.jsonl:1: has no metrics",
+    ),
+    "a source without its number of tasks": (
         spoil("metrics.jsonl", '{"step": 1, "loss": 1, "sources": {"a": {"loss": 1}}}\n'),
+        "metrics.jsonl:1: has no metrics",
+    ),
+    "a validation of a source without a number": (
         spoil("metrics.jsonl", '{"step": 0, "valid_sources": {"a": {"tasks": 1, "x": "1"}}}\n'),
         "metrics.jsonl:1: has no metrics",
     ),
