@@ -1,8 +1,8 @@
 r"""Leave one data set out: meta-train on the others, and adapt to it.
 
 Claim: on all classes of a data set of intents, a small BERT that was meta-trained on two other sets
-is ahead of its original weights, by intervals that exclude zero, and of multi-task fine-tuning. (A
-sentence encoder can lose accuracy: see experiments/drift.py.)
+is ahead of its original weights, by intervals that exclude zero, and of multi-task fine-tuning. A
+sentence encoder can lose accuracy (see experiments/drift.py), but not with similar classes.
 Paper: leaving whole data sets out: Triantafillou et al. 2020 (arXiv:1903.03096), section 3;
 averages of the weights before and after training (Wortsman et al. 2022, arXiv:2109.01903).
 Command: python -m experiments.transfer --model BERT --data DATA --target BANKING77 \
