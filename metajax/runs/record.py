@@ -34,6 +34,9 @@ _BEFORE = {
     "weights": "checkpoint",
     "source_weights": [],
     "similar_classes": 0,
+    "regression": False,
+    "calibrate": False,
+    "time_limit": 300.0,
 }
 _READ = {"parts", "algorithm", *(field.name for field in dataclasses.fields(InnerSettings))}
 

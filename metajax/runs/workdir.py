@@ -172,6 +172,11 @@ def _difference(known: dict[str, Any], new: dict[str, Any]) -> str | None:
         return "there are fewer files, or they have another order"
     if identity(known["parent"]) != identity(new["parent"]):
         return "--model has other weights"
+    # Their files are not in the hash of the config.
+    for name in ("dense", "prompt"):
+        old_value, value = known["model"].get(name), new["model"].get(name)
+        if old_value != value:
+            return f"{name} of --model was {old_value!r}, is now {value!r}"
     return None
 
 

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 
 from metajax import data, from_pretrained
+from metajax.models import DenseLayer
 from metajax.training import checkpoint
 from tests.stage_commands import COMMANDS, metatrain_command, pretrain_command
 
@@ -199,3 +201,40 @@ def test_a_run_of_metatrain_from_before_a_setting_goes_on(chain, material, tmp_p
     done = tiny.run(*command[:at], *command[at + 2 :])
     assert done.status == 0, done.err
     assert results(run) == results(chain.metatrain)
+
+
+def test_a_run_of_adapt_from_before_a_setting_goes_on(chain, material, tmp_path):
+    run = shutil.copytree(chain.adapt, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    for name in ("weights", "class_weight", "calibrate", "time_limit", "regression"):
+        del record["settings"][name]
+    (run / "run.json").write_text(json.dumps(record))
+    before = contents(run)
+    command = ("adapt", "--model", chain.metatrain, "--tasks", material.new, "--workdir", run)
+    done = tiny.run(*command, "--inner-lr", 0.1)
+    assert done.status == 0, done.err
+    assert contents(run).keys() == before.keys()
+
+
+def test_a_changed_prompt_or_dense_layer_is_refused(material, tmp_path):
+    """Its file is not the config, whose hash the record has."""
+    changes = {"pooling": "mean", "dense": DenseLayer(6), "prompt": "w7 "}
+    model = tiny.write_model(tmp_path / "encoder", head="encoder", **changes)
+    command = pretrain_command(SimpleNamespace(bert=model, text=material.text), tmp_path / "run")
+    tiny.succeed(*command)
+    for name, old, new, said in (
+        (
+            "config_sentence_transformers.json",
+            "w7 ",
+            "w8 ",
+            "prompt of --model was 'w7 ', is now 'w8 '",
+        ),
+        ("2_Dense/config.json", "Tanh", "ReLU", "dense of --model was "),
+    ):
+        file = model / name
+        known = file.read_text()
+        file.write_text(known.replace(old, new))
+        done = tiny.run(*command)
+        file.write_text(known)
+        assert (done.status, said in done.err) == (2, True), done.err
+    assert tiny.run(*command).status == 0
