@@ -1,6 +1,5 @@
 """`FewShotClassifier`: few-shot classification in memory, with scikit-learn's conventions."""
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -11,17 +10,22 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from metajax import data
 from metajax.commands.metatrain import metatrain
 from metajax.config.groups import ModelSettings
 from metajax.config.inner import DEFAULT_METHOD, METHODS, InnerSettings, MethodSettings
 from metajax.config.settings import MetatrainSettings
-from metajax.errors import InputError
+from metajax.errors import InputError, StoppedError
 from metajax.models import save_pretrained
 from metajax.runs.choice import Calibration
-from metajax.runs.classifier import SAVED, Classifier, open_classifier, probabilities
+from metajax.runs.classifier import (
+    SAVED,
+    Classifier,
+    open_classifier,
+    probabilities,
+    write_settings,
+)
 from metajax.runs.few_shot import FewShot, open_few_shot
-from metajax.runs.labels import plain, read_labels, read_texts
+from metajax.runs.labels import plain, read_examples, read_labels, read_texts
 from metajax.runs.memory_tasks import MetaFitSettings, Tasks, without_run, write_tasks
 from metajax.runs.method_choice import adapt_by
 from metajax.runs.methods import prepare, with_several_labels
@@ -84,7 +88,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         (['+'], (1, 2))
     """
 
-    _start: FewShot | None = None  # After `meta_fit`.
+    _start: tuple[str, FewShot] | None = None  # After `meta_fit`: its `model`, and the result.
 
     def __init__(
         self,
@@ -139,6 +143,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
         Raises:
             InputError: the model, the data sets or the settings cannot be used.
+            StoppedError: an interrupt has stopped it, or its loss is not finite.
         """
         with tempfile.TemporaryDirectory() as folder:
             own: dict[str, Any] = {
@@ -153,9 +158,16 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                 results = metatrain(how)
             except InputError as error:
                 raise InputError(str(error).replace(folder + os.sep, "")) from None
+            except StoppedError as error:
+                if workdir is not None:
+                    raise
+                raise StoppedError(
+                    "meta_fit: stopped, and of a temporary run nothing is kept; give a workdir, "
+                    "where the same call resumes"
+                ) from error
             where = ModelSettings(model=how.workdir, seed=how.seed, max_length=how.max_length)
             few_shot = open_few_shot(how.workdir, where, InnerSettings(), 2)
-            self._start = without_run(few_shot, os.fspath(self.model))
+            self._start = own["model"], without_run(few_shot, own["model"])
         measured_on = results["measured_on"].replace(folder + os.sep, "")
         self.meta_results_ = results | {"measured_on": measured_on}
         return self
@@ -173,37 +185,26 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             InputError: the model, the texts or the labels cannot be used.
         """
         how = self._check()
-        texts, pairs = read_texts([] if X is None else X)
-        kind, classes, labels = read_labels([] if y is None else y, self.label_names or {})
-        names = list((self.label_names or {}).values())
-        if names and pairs is not None:
-            raise InputError("label_names: are single texts, but the examples are pairs; omit them")
-        texts += read_texts(names)[0]
-        if not texts:
-            raise InputError("fit: there are no examples; give texts, or label_names")
-        if len(labels) != len(texts):
-            counts = f"{len(texts) - len(names)} texts have {len(labels) - len(names)} labels"
-            raise InputError(f"fit: {counts}; give one each")
-        if len(classes) < 2:
-            raise InputError(f"fit: only {len(classes)} class is given; give at least two")
+        task, kind, classes = read_examples(X, y, self.label_names or {})
         spec = os.fspath(self.model)
         settings = ModelSettings(model=spec, seed=int(self.seed), max_length=int(self.max_length))
         if self._start is None:
             few_shot = open_few_shot(spec, settings, InnerSettings(), len(classes))
         else:
-            model = self._start.model.replace(num_labels=(len(classes),))
-            few_shot = self._start._replace(model=model, seed=settings.seed)
-        shown = tuple(map(str, classes))
+            trained, start = self._start
+            if trained != spec:
+                raise InputError("model: has changed since meta_fit; call meta_fit again")
+            model = start.model.replace(num_labels=(len(classes),))
+            few_shot = start._replace(model=model, seed=settings.seed)
         if kind != "single":
             few_shot = with_several_labels(few_shot, how)
-        few_shot, model = prepare(few_shot, self.method, shown)
-        task = data.TaskData("the examples", texts, pairs, labels, shown)
+        few_shot, model = prepare(few_shot, self.method, task.label_names)
         few_shot, original = with_weights(few_shot, settings, self.weights)
         (examples,) = tokenized([task], model, few_shot.text_length(self.max_length))
         chooses = few_shot.can_choose_rate
         adapted = adapt_by(few_shot, examples, how, original=original, chooses=chooses)
         params = few_shot.merge(adapted.params)
-        self._classifier = Classifier(model, params, 0, self.max_length, pairs is not None)
+        self._classifier = Classifier(model, params, 0, self.max_length, task.pairs is not None)
         self.classes_, self._kind = classes, kind
         self.choice_, self.calibration_ = adapted.choice, adapted.calibration
         return self
@@ -296,7 +297,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             "calibration": self.calibration_,
             "pairs": self._classifier.pairs,
         }
-        (folder / SAVED).write_text(json.dumps(settings, indent=2) + "\n")
+        write_settings(folder, SAVED, settings)
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:

@@ -1,8 +1,10 @@
 """Open a model that can label text, and run it."""
 
 import functools
+import json
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,6 +24,13 @@ from metajax.types import Params
 
 SAVED = "few_shot_classifier.json"  # The settings of a `FewShotClassifier`, beside its weights.
 SAVED_REGRESSOR = "few_shot_regressor.json"  # Of a `FewShotRegressor`.
+
+
+def write_settings(folder: Path, name: str, settings: dict[str, Any]) -> None:
+    """Write a file of settings beside the weights, and remove the other kind's from before."""
+    for other in {SAVED, SAVED_REGRESSOR} - {name}:
+        (folder / other).unlink(missing_ok=True)
+    (folder / name).write_text(json.dumps(settings, indent=2) + "\n")
 
 
 class Classifier(NamedTuple):

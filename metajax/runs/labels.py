@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from metajax import data
 from metajax.errors import InputError
 
 Kind = Literal["single", "indicator", "lists"]
@@ -49,6 +50,38 @@ def read_texts(given: Any) -> tuple[list[str], list[str] | None]:
             )
     columns = [[str(part) for part in column] for column in zip(*rows)] or [[]]
     return columns[0], columns[1] if len(columns) == 2 else None
+
+
+def read_examples(
+    texts: Any, labels: Any, names: Mapping[Any, str]
+) -> tuple[data.TaskData, Kind, np.ndarray]:
+    """Read what a `FewShotClassifier` is fitted to.
+
+    Args:
+        texts: see `read_texts`. None: none.
+        labels: see `read_labels`. None: none.
+        names: the name of each label, which is one more example.
+
+    Returns:
+        The examples; how labels were given, and the classes [C], as in `Labels`.
+
+    Raises:
+        InputError: they are not labelled texts, or there is only one class.
+    """
+    own, pairs = read_texts([] if texts is None else texts)
+    kind, classes, numbers = read_labels([] if labels is None else labels, names)
+    if names and pairs is not None:
+        raise InputError("label_names: are single texts, but the examples are pairs; omit them")
+    own += read_texts(list(names.values()))[0]
+    if not own:
+        raise InputError("fit: there are no examples; give texts, or label_names")
+    if len(numbers) != len(own):
+        counts = f"{len(own) - len(names)} texts have {len(numbers) - len(names)} labels"
+        raise InputError(f"fit: {counts}; give one each")
+    if len(classes) < 2:
+        raise InputError(f"fit: only {len(classes)} class is given; give at least two")
+    shown = tuple(map(str, classes))
+    return data.TaskData("the examples", own, pairs, numbers, shown), kind, classes
 
 
 def read_labels(given: Any, names: Iterable[Any] = ()) -> Labels:

@@ -40,15 +40,20 @@ def write_tasks(folder: Path, tasks: Tasks) -> tuple[str, ...]:
             labels))`. Texts and labels are as for `FewShotClassifier.fit`, with one label each.
 
     Raises:
-        InputError: they are something else.
+        InputError: they are something else, or two have the same name.
     """
     try:
-        named = dict(tasks)
+        given = list(tasks.items() if isinstance(tasks, Mapping) else tasks)
+        names = [str(name) for name in dict(given)]
     except (TypeError, ValueError):
-        named = {}
-    if not named:
+        given, names = [], []
+    if not given:
         raise InputError("tasks: have no data sets; give a dict of names and (texts, labels)")
-    return tuple(_write(folder, str(name), task) for name, task in named.items())
+    if len(set(names)) < len(given):
+        raise InputError(
+            "tasks: two data sets have the same name; give each data set a name of its own"
+        )
+    return tuple(_write(folder, str(name), task) for name, task in given)
 
 
 def _write(folder: Path, name: str, task: Any) -> str:

@@ -161,7 +161,8 @@ def adapt_to(
     Args:
         few_shot: the network, and the settings of its inner loop, from `prepare`.
         examples: the examples. If the network is multi-label, labels [N, C], and the method is one
-            of `MULTI_LABEL`. If it predicts numbers, labels float32 [N], and one of `NUMBERS`.
+            of `MULTI_LABEL`. If it predicts numbers, labels float32 [N], and one of
+            `REGRESSION_METHODS`.
         method: the method.
         chooses: whether to choose the rate of plain inner steps, and between them and prototypes.
         known: results of an earlier run. If given, its choice is repeated.

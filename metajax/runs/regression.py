@@ -12,7 +12,7 @@ from metajax.errors import InputError
 from metajax.types import Params
 
 _log = logging.getLogger("metajax")
-NUMBERS = ("linear", "finetune")  # The methods for tasks with numbers.
+REGRESSION_METHODS = ("linear", "finetune")
 # Of ridge regression, for targets with mean 0 and standard deviation 1.
 _STRENGTHS = np.logspace(-3, 3, 13)
 
@@ -30,10 +30,9 @@ def check_numbers(settings: MethodSettings) -> None:
     Raises:
         InputError: they need classes.
     """
-    if settings.method not in NUMBERS:
-        raise InputError(
-            f"--method {settings.method}: needs classes; for numbers use {' or '.join(NUMBERS)}"
-        )
+    if settings.method not in REGRESSION_METHODS:
+        allowed = " or ".join(REGRESSION_METHODS)
+        raise InputError(f"--method {settings.method}: needs classes; for numbers use {allowed}")
     for name in ("class_weight", "calibrate"):
         if getattr(settings, name):
             raise InputError(f"{flag(name)}: needs classes, but the labels are numbers; remove it")

@@ -1,6 +1,5 @@
 """`FewShotRegressor`: numbers for texts, in memory, with scikit-learn's conventions."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any, Self
@@ -14,11 +13,17 @@ from metajax.config.groups import ModelSettings
 from metajax.config.inner import InnerSettings
 from metajax.errors import InputError
 from metajax.models import save_pretrained
-from metajax.runs.classifier import SAVED_REGRESSOR, Classifier, logits_of, open_classifier
+from metajax.runs.classifier import (
+    SAVED_REGRESSOR,
+    Classifier,
+    logits_of,
+    open_classifier,
+    write_settings,
+)
 from metajax.runs.few_shot import open_few_shot
 from metajax.runs.labels import read_texts
 from metajax.runs.methods import adapt_to, method_of, prepare
-from metajax.runs.regression import NUMBERS
+from metajax.runs.regression import REGRESSION_METHODS
 from metajax.runs.task_data import tokenized
 from metajax.runs.workdir import read_json
 
@@ -98,8 +103,9 @@ class FewShotRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # 
         return self
 
     def _check(self) -> None:
-        if self.method not in NUMBERS:
-            raise InputError(f"method is {self.method!r}; it has to be {' or '.join(NUMBERS)}")
+        if self.method not in REGRESSION_METHODS:
+            allowed = " or ".join(REGRESSION_METHODS)
+            raise InputError(f"method is {self.method!r}; it has to be {allowed}")
         for name in ("batch_size", "max_length"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
@@ -128,7 +134,7 @@ class FewShotRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # 
         numbers = {name: int(getattr(self, name)) for name in ("max_length", "batch_size", "seed")}
         settings = {"model": os.fspath(self.model), "method": self.method, **numbers}
         written = {"settings": settings, "pairs": self._fitted.pairs}
-        (folder / SAVED_REGRESSOR).write_text(json.dumps(written, indent=2) + "\n")
+        write_settings(folder, SAVED_REGRESSOR, written)
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
@@ -157,7 +163,9 @@ def _numbers(given: Any) -> np.ndarray:
         raise InputError("labels: are not all numbers; give a number for each text") from None
     if numbers.ndim != 1:
         raise InputError(f"labels: have the shape {numbers.shape}; give a number for each text")
-    wrong = np.flatnonzero(~np.isfinite(numbers))
+    wrong = np.flatnonzero(~(np.abs(numbers) <= np.finfo(np.float32).max))
     if wrong.size:
-        raise InputError(f"labels: number {wrong[0]} is {numbers[wrong[0]]}; give finite numbers")
+        raise InputError(
+            f"labels: number {wrong[0]} is {numbers[wrong[0]]}; give finite numbers up to 3.4e38"
+        )
     return numbers.astype(np.float32)

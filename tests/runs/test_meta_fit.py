@@ -11,7 +11,7 @@ import sklearn.base
 import tiny
 
 import metajax
-from metajax.errors import InputError
+from metajax.errors import InputError, StoppedError
 from metajax.runs.memory_tasks import write_tasks
 
 SETTINGS = {"steps": 2, "learning_rate": 1e-3, "ways": 3, "queries": 3, "meta_batch_size": 2}
@@ -80,6 +80,26 @@ def test_a_run_in_memory_leaves_nothing_and_validates(material, tmp_path, monkey
     np.testing.assert_allclose(own.predict_proba(TEXTS), plain, atol=1e-5)
 
 
+def test_another_model_is_not_confused_with_what_was_meta_trained(trained):
+    own, _ = trained
+    model = own.model
+    own.set_params(model="another")
+    with pytest.raises(InputError, match="model: has changed since meta_fit; call meta_fit"):
+        own.fit(TEXTS, LABELS)
+    own.set_params(model=model)
+
+
+def test_a_stopped_temporary_run_does_not_promise_to_resume(material, tmp_path, monkeypatch):
+    def stopped(_):
+        raise StoppedError("stopped by SIGINT after step 3, which is saved; the same command ...")
+
+    monkeypatch.setattr(metajax.estimator, "metatrain", stopped)
+    with pytest.raises(StoppedError, match="of a temporary run nothing is kept; give a workdir"):
+        classifier_of(material).meta_fit({"intents": INTENTS})
+    with pytest.raises(StoppedError, match="step 3, which is saved"):
+        classifier_of(material).meta_fit({"intents": INTENTS}, workdir=tmp_path / "run")
+
+
 def test_the_original_weights_can_be_chosen(trained):
     own, _ = trained
     own.set_params(weights="choose").fit(TEXTS, LABELS)
@@ -109,6 +129,8 @@ def test_the_files_have_the_texts_and_labels(tmp_path):
         ({}, "^tasks: have no data sets; give a dict of names"),
         (7, "^tasks: have no data sets"),
         ([INTENTS], "^tasks: have no data sets"),
+        ([("a", INTENTS), ("a", INTENTS)], "^tasks: two data sets have the same name"),
+        ({1: INTENTS, "1": INTENTS}, "^tasks: two data sets have the same name"),
         ({"a/b": INTENTS}, "^tasks: a/b: is not the name of a file; give a name without a slash"),
         ({"films": INTENTS[0]}, "^tasks: films: is no pair of texts and labels"),
         ({"films": (["x"], ["a", "b"])}, "^tasks: films: 1 texts have 2 labels; give one each"),
