@@ -39,7 +39,8 @@ _CLASSIFIER = """
 import metajax
 
 model, params = metajax.from_pretrained("{name}", head="classification")
-batch = model.tokenizer(["Where is my parcel?"], return_tensors="np", return_token_type_ids=True)
+text = model.prompt + "Where is my parcel?"  # Of a pair, the prompt is put before the first text.
+batch = model.tokenizer([text], return_tensors="np", return_token_type_ids=True)
 print(model.label_names[0][model(params, dict(batch)).logits[0].argmax()])
 ```
 """
@@ -51,7 +52,8 @@ of `config.json` if it has one. metajax reads both:
 import metajax
 
 model, params = metajax.from_pretrained("{name}", head="classification")
-batch = model.tokenizer(["Where is my parcel?"], return_tensors="np", return_token_type_ids=True)
+text = model.prompt + "Where is my parcel?"  # Of a pair, the prompt is put before the first text.
+batch = model.tokenizer([text], return_tensors="np", return_token_type_ids=True)
 print(float(model(params, dict(batch)).logits[0, 0]))
 ```
 """

@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -76,7 +77,17 @@ def test_a_dense_layer_and_a_prompt_take_part_in_all_stages(encoder, material, t
     exported(tmp_path / "adapt", tmp_path / "out")
     kinds = [each["path"] for each in json.loads((tmp_path / "out/modules.json").read_text())]
     assert kinds == ["", "1_Pooling", "2_Dense", "3_Normalize"]
-    assert "vector of 12 numbers" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "vector of 12 numbers" in card
+    found: dict[str, Any] = {}
+    exec(
+        card.split("metajax reads both:\n\n```python\n")[1]
+        .split("```")[0]
+        .replace('"out"', repr(str(tmp_path / "out"))),
+        found,
+    )
+    prompt = found["model"].tokenizer.convert_tokens_to_ids(["w7", "w8"])
+    assert found["batch"]["input_ids"][0, 1:3].tolist() == prompt
     model, params = from_pretrained(str(tmp_path / "out"), "classification")
     assert (model.dense, model.prompt) == (DenseLayer(12), "w7 w8 ")
     jax.tree.map(np.testing.assert_array_equal, params["dense"], after)
