@@ -216,7 +216,8 @@ def pick_weights(tried: dict[str, HeldOut], default: str) -> tuple[str, str, str
     others = {name: held for name, held in finite.items() if name not in own}
     method, other = pick(own, default), pick(others, _ORIGINAL + default)
     if other not in others:
-        return "checkpoint", method, f"{other} has no result to compare; the checkpoint is used"
+        why = "has no finite result" if other in tried else "was left out by the time limit"
+        return "checkpoint", method, f"{other} {why}; the checkpoint is used"
     chosen = other.removeprefix(_ORIGINAL)
     if method not in own:
         return "original", chosen, f"{method} has no finite result; the original weights are used"
@@ -267,7 +268,7 @@ def _described(search: _Search, tried: dict[str, HeldOut], folds: int) -> dict[s
         "folds": folds,
         "examples": max((len(held.labels) for held in tried.values()), default=0),
         "candidates": {name: _measured(held) for name, held in _finite(tried).items()},
-        "cut": _cut(search, tried) if tried else [],
+        "cut": _cut(search, tried) if folds else [],
     }
 
 

@@ -39,8 +39,8 @@ def with_weights(
 ) -> tuple[FewShot, FewShot | None]:
     """Return the weights to adapt, and the original ones if both are to be compared.
 
-    They differ in nothing else. If the run kept its start, there is nothing to compare, and both
-    are `few_shot`.
+    They differ in nothing else. If meta-training kept its start, there is nothing to compare, and
+    both are `few_shot`.
 
     Args:
         few_shot: the weights of `--model`, from `prepare`.
@@ -58,13 +58,14 @@ def with_weights(
             f"{given}: {settings.model} is not the workdir of a run, so its original weights are "
             f"not known; give one, or remove {flag('weights')}"
         )
-    if weights == "choose" and not source.record["step"]:
+    stage, step = source.record["record"]["stage"], source.record["step"]
+    if weights == "choose" and stage == "metatrain" and not step:  # It kept its start.
         return few_shot, few_shot
     was_frozen = source.continues(few_shot.inner) and source.adapter_settings.get("freeze")
     if weights == "choose" and few_shot.frozen is not None and not was_frozen:
         raise InputError(
-            f"{given}: the run of {settings.model} did not freeze the weights that --freeze keeps; "
-            "remove --freeze"
+            f"{given}: {settings.model} trained the weights that --freeze does not save; remove "
+            "--freeze"
         )
     (classes,) = few_shot.model.num_labels
     original = open_original(few_shot, settings, classes)

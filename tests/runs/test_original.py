@@ -135,7 +135,7 @@ def test_without_results_to_compare_the_checkpoint_is_used():
     weights, _, why = pick_weights(tried, "linear")
     assert (weights, why) == (
         "checkpoint",
-        "original linear has no result to compare; the checkpoint is used",
+        "original linear has no finite result; the checkpoint is used",
     )
     tried = {"linear": diverged, "original linear": held}
     assert pick_weights(tried, "linear")[:2] == ("original", "linear")
@@ -247,7 +247,8 @@ def test_the_time_limit_keeps_the_checkpoint(chain, material):
     how = MethodSettings(method="finetune", weights="choose", time_limit=1e-6)
     choice = adapt_by(few_shot, examples, how, original=original).choice
     assert choice["weights"] == "checkpoint"
-    assert "original finetune has no result to compare" in choice["verdict"]
+    assert "original finetune was left out by the time limit" in choice["verdict"]
+    assert choice["cut"] == ["finetune", "original finetune"]
 
 
 def test_what_has_no_original_weights_is_refused(material, chain, tmp_path):
@@ -265,5 +266,5 @@ def test_what_has_no_original_weights_is_refused(material, chain, tmp_path):
     with pytest.raises(InputError, match="--weights original: needs labels; give labelled tasks"):
         adapt(settings_of(material, "x", tmp_path / "run", tasks=documents, weights="original"))
     frozen = {"lora": 2, "freeze": True}
-    with pytest.raises(InputError, match="did not freeze the weights that --freeze keeps; remove"):
+    with pytest.raises(InputError, match="trained the weights that --freeze does not save; remove"):
         adapt(settings_of(material, chain.metatrain, tmp_path / "run", **frozen))
