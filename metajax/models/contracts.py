@@ -11,6 +11,7 @@ from metajax.reading import is_number
 Params = dict[str, Any]
 Batch = dict[str, jax.Array]
 Head = Literal["encoder", "masked_lm", "causal_lm", "classification"]
+Activation = Literal["linear", "tanh", "relu", "gelu", "silu", "sigmoid"]
 Pooling = Literal["pooler", "mean", "cls", "last", "weighted-mean"]
 ProblemType = Literal["multi_label_classification", "regression"]
 
@@ -53,8 +54,7 @@ class DenseLayer(NamedTuple):
 
     Attributes:
         size: D, the number of its outputs.
-        activation: what is applied to them: "linear" (nothing), "tanh", "relu", "gelu", "silu" or
-            "sigmoid".
+        activation: what is applied to them; "linear" is nothing.
         bias: whether it has a bias.
 
     Examples:
@@ -67,7 +67,7 @@ class DenseLayer(NamedTuple):
     """
 
     size: int
-    activation: str = "tanh"
+    activation: Activation = "tanh"
     bias: bool = True
 
 
@@ -96,7 +96,7 @@ def check_use(
     dense: DenseLayer | None,
     feature_norm: float | None,
 ) -> None:
-    """Check the head and the features of a `Transformer`.
+    """Check the head, the features and the dense layer of a `Transformer`.
 
     Raises:
         InputError: they cannot be used, or the config's family has no such head.
@@ -121,6 +121,13 @@ def check_use(
         raise InputError(
             "pooling is 'pooler', but the model has a Dense layer, which reads another vector; "
             "leave the pooling out"
+        )
+    if dense is not None and not (isinstance(dense.size, int) and dense.size >= 1):
+        raise InputError(f"the size of dense is {dense.size!r}; it has to be a number above 0")
+    if dense is not None and dense.activation not in get_args(Activation):
+        raise InputError(
+            f"the activation of dense is {dense.activation!r}; it has to be one of "
+            f"{', '.join(get_args(Activation))}"
         )
     if feature_norm is not None and not (is_number(feature_norm) and feature_norm > 0):
         raise InputError(f"feature_norm is {feature_norm!r}; it has to be a number above 0")

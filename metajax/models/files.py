@@ -34,7 +34,7 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 _SENTENCEPIECE = "spm.model"
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", _SENTENCEPIECE)
 SMALL = ("config.json", "1_Pooling/config.json", *TOKENIZER_FILES)
-# Of sentence-transformers. Weights of its modules have the names of the model's.
+# Of sentence-transformers. A module's weight files are named like the model's.
 _SENTENCE = (
     "modules.json",
     "config_sentence_transformers.json",

@@ -72,7 +72,7 @@ def save_pretrained(directory: str | os.PathLike[str], model: Transformer, param
     contents.update(_tokenizer_files(model))
     described = prompt_files(model.prompt)
     if model.pooling != "pooler" or model.dense is not None:
-        # Of the networks with a dense layer, a decoder's pooler is the last token.
+        # A decoder's pooler is the last token.
         pooling = "last" if model.pooling == "pooler" else model.pooling
         width = model.config.hidden_size
         described |= sentence_files(pooling, width, model.dense, normalize=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from metajax.errors import InputError, reason_of
-from metajax.models.contracts import DenseLayer
+from metajax.models.contracts import Activation, DenseLayer
 from metajax.models.files import read_json, weight_files
 from metajax.models.stored import Reader
 from metajax.reading import parse_json, read_bytes
@@ -18,7 +18,7 @@ DENSE = "2_Dense"
 DENSE_WEIGHTS = f"{DENSE}/model.safetensors"
 _APPLIED = ("Transformer", "Pooling", "Dense", "Normalize")
 # PyTorch's activations, and our names of them.
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Activation] = {
     "Identity": "linear",
     "Tanh": "tanh",
     "ReLU": "relu",
@@ -26,7 +26,7 @@ _ACTIVATIONS = {
     "SiLU": "silu",
     "Sigmoid": "sigmoid",
 }
-# What a Dense may say besides, because only this is supported.
+# Options of a Dense module; only these values are supported.
 _DENSE_DEMANDED = {
     "module_input_name": ("sentence_embedding",),
     "module_output_name": ("sentence_embedding", None),
@@ -125,6 +125,8 @@ def default_prompt(directory: Path) -> str:
     path = directory / PROMPTS
     settings = read_json(path) if path.exists() else {}
     prompts, name = settings.get("prompts"), settings.get("default_prompt_name")
+    if not isinstance(name, str | None):
+        raise InputError(f"{path}: default_prompt_name is {name!r}, not a text; fix it")
     prompt = (prompts.get(name) if isinstance(prompts, dict) else None) or ""
     if not isinstance(prompt, str):
         raise InputError(f"{path}: the prompt {name!r} is {prompt!r}, not a text; fix it")

@@ -81,6 +81,9 @@ def test_a_prompt_that_cannot_be_applied_is_refused(encoder):
     write(encoder, config_sentence_transformers=prompts)
     with pytest.raises(InputError, match=r"transformers.json: the prompt 'query' is 5, not a text"):
         read_model(str(encoder))
+    write(encoder, config_sentence_transformers=prompts | {"default_prompt_name": ["query"]})
+    with pytest.raises(InputError, match=r"default_prompt_name is \['query'\], not a text; fix it"):
+        read_model(str(encoder))
     prompts["prompts"]["query"] = "q: "
     pooling = {"pooling_mode": "mean", "include_prompt": False}
     write(encoder, config_sentence_transformers=prompts, **{"1_Pooling__config": pooling})
@@ -161,6 +164,18 @@ def test_a_dense_layer_comes_back(encoder, tmp_path, stored, head):
     save_pretrained(tmp_path / "again", model.replace(dense=None, head="encoder"), rest)
     assert read_model(str(tmp_path / "again")).dense is None
     assert not (tmp_path / "again" / "2_Dense").exists()
+
+
+@pytest.mark.parametrize(
+    ("dense", "said"),
+    [
+        (DenseLayer(0), "the size of dense is 0; it has to be a number above 0"),
+        (DenseLayer(5, "elu"), "the activation of dense is 'elu'; it has to be one of linear, "),
+    ],
+)
+def test_a_dense_layer_that_cannot_be_saved_is_refused(encoder, dense, said):
+    with pytest.raises(InputError, match=said):
+        read_model(str(encoder)).replace(dense=dense)
 
 
 def test_the_weights_of_a_dense_layer_identify_a_model(encoder):
