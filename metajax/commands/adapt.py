@@ -80,9 +80,9 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         return _adapt_to_documents(settings)
     task = _load_examples(settings)
     dev = _load_dev(settings, task)
-    few_shot = open_few_shot(settings.model, settings, settings, len(task.label_names) or 1)
     if not task.label_names:
         check_numbers(settings)
+    few_shot = open_few_shot(settings.model, settings, settings, len(task.label_names) or 1)
     if task.labels.ndim == 2:
         few_shot = with_several_labels(few_shot, settings)
     few_shot, model = prepare(few_shot, settings.method, task.label_names)
@@ -244,12 +244,13 @@ def _read_choice(workdir: Path, settings: AdaptSettings, *, chooses: bool) -> di
     if known is None or not (chooses or settings.calibrate or compares):
         return None
     rate, choice = known.get("inner_lr"), known.get("choice")
-    calibration = known.get("temperature"), known.get("threshold")
-    calibrated = _is_positive(calibration[0]) and is_number(calibration[1])
+    calibration: tuple[Any, Any] = known.get("temperature"), known.get("threshold")
+    calibrated = all(map(is_number, calibration)) and calibration[0] > 0
     if calibration == (None, None):  # Nothing could be held out.
         calibrated = known.keys() >= {"temperature", "threshold"}
     problem = None
-    if chooses and not _is_positive(rate) and not (rate is None and known.get("left_out")):
+    has_rate = rate is not None and is_number(rate) and rate > 0
+    if chooses and not has_rate and not (rate is None and known.get("left_out")):
         problem = f"inner_lr is {rate}"
     if settings.calibrate and not calibrated:
         problem = "temperature and threshold are {} and {}".format(*calibration)
@@ -271,10 +272,6 @@ def _is_choice(value: Any, settings: AdaptSettings) -> bool:
     )
 
 
-def _is_positive(value: Any) -> bool:
-    return is_number(value) and value > 0
-
-
 def _warn_if_risen(adapted: Adapted) -> None:
     if adapted.losses[-1] > adapted.losses[0] and adapted.rate is not None:
         _log.warning(
@@ -290,7 +287,7 @@ def _load_examples(settings: AdaptSettings) -> data.TaskData:
     """Load the one task, and add the names of its labels.
 
     Raises:
-        InputError: there is not one task, nor names instead.
+        InputError: there is not one task, nor names instead, or there is only one class.
     """
     named = settings.label_names
     if settings.label_separator is not None and not settings.tasks:
@@ -307,7 +304,10 @@ def _load_examples(settings: AdaptSettings) -> data.TaskData:
     (task,) = load(settings, split="train")
     if names and not task.label_names:
         raise InputError(f"--label-names: {task.name} has numbers, which have no names; remove it")
-    return with_label_names(task, names) if names else task
+    task = with_label_names(task, names) if names else task
+    if len(task.label_names) == 1:
+        raise InputError(f"{task.name}: only 1 class is given; give at least two")
+    return task
 
 
 def _load_dev(settings: AdaptSettings, task: data.TaskData) -> data.TaskData | None:

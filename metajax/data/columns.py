@@ -109,7 +109,7 @@ def score_column(table: Table, column: str) -> np.ndarray:
     """Return a column's numbers, float32 [N].
 
     Raises:
-        InputError: a value is missing or not a finite number.
+        InputError: a value is missing, not a finite number, or too large.
     """
     scores = []
     for row, value in enumerate(table.column(column)):
@@ -119,6 +119,10 @@ def score_column(table: Table, column: str) -> np.ndarray:
             score = float("nan")
         if not np.isfinite(score):
             raise InputError(f"{table.place(row)}: {column!r} is {value!r}, not a number; fix it")
+        if abs(score) > np.finfo(np.float32).max:
+            raise InputError(
+                f"{table.place(row)}: {column!r} is {value!r}; give numbers up to 3.4e38"
+            )
         scores.append(score)
     return np.array(scores, np.float32)
 

@@ -122,6 +122,23 @@ def test_inner_steps_need_classes(material, tmp_path):
     assert (done.status, "--method steps: needs classes; for numbers use" in done.err) == (2, True)
 
 
+def test_one_class_is_refused_before_the_model_is_opened(material, tmp_path):
+    topics = tiny.write_rows(tmp_path / "topics.csv", tiny.examples(1, 3))
+    nowhere = type(material)(bert=tmp_path / "nowhere")
+    done = adapt(nowhere, tmp_path, tasks=topics)
+    said = f"{topics}: only 1 class is given; give at least two"
+    assert (done.status, said in done.err) == (2, True), done.err
+    done = adapt(nowhere, tmp_path, "--regression", method="steps")
+    assert (done.status, "--method steps: needs classes" in done.err) == (2, True), done.err
+
+
+def test_a_number_that_float32_does_not_hold_is_refused(material, tmp_path):
+    tasks = write(tmp_path / "examples.csv", numbers=[*NUMBERS[:-1], 1e39])
+    done = adapt(material, tmp_path, "--regression", tasks=tasks)
+    said = "examples.csv:7: 'label' is '1e+39'; give numbers up to 3.4e38"
+    assert (done.status, said in done.err) == (2, True), done.err
+
+
 def test_classes_are_no_numbers(material, tmp_path):
     given = ("--regression", "--glue-dir", material.glue)
     done = adapt(material, tmp_path, *given, tasks="glue:mrpc")

@@ -155,6 +155,17 @@ def test_the_regressor_has_the_conventions_of_scikit_learn(fitted, material):
     assert fitted.predict([]).shape == (0,)
 
 
+def test_a_regressor_and_a_classifier_replace_each_other(fitted, material, tmp_path):
+    """The length of the one that is saved last is read."""
+    classifier = metajax.FewShotClassifier(str(material.bert), method="linear", max_length=12)
+    classifier.fit(TEXTS[:4], list("abab"))
+    for last, length in ((classifier, 12), (fitted, 16), (classifier, 12)):
+        last.save(tmp_path)
+        assert len(list(tmp_path.glob("few_shot_*.json"))) == 1
+        assert open_classifier(str(tmp_path), None).max_length == length
+        assert type(last).load(tmp_path).get_params() == last.get_params()
+
+
 def test_a_saved_regressor_comes_back(fitted, tmp_path):
     fitted.save(tmp_path / "saved")
     loaded = metajax.FewShotRegressor.load(tmp_path / "saved")
@@ -173,6 +184,11 @@ def test_a_saved_regressor_comes_back(fitted, tmp_path):
         (TEXTS, NUMBERS[1:], "^fit: 7 texts have 6 numbers; give one each"),
         (TEXTS[:2], ["a", "b"], "^labels: are not all numbers; give a number for each text"),
         (TEXTS[:2], [1.0, np.nan], "^labels: number 1 is nan; give finite numbers"),
+        (
+            TEXTS[:2],
+            [1.0, -1e39],
+            r"^labels: number 1 is -1e\+39; give finite numbers up to 3.4e38",
+        ),
         (TEXTS[:2], [[1.0], [2.0]], r"^labels: have the shape \(2, 1\); give a number for each"),
         ([], [], "^fit: there are no examples; give texts"),
         (TEXTS[:1], [1.0], "^the examples: the label of all examples is 1; give examples with"),
