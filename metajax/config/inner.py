@@ -122,7 +122,6 @@ class MethodSettings(InnerSettings):
     time_limit: float = option(
         "seconds after which choose tries no more", 300.0, above=0, advanced=True
     )
-
     regression: bool = option(
         "the labels are numbers, and a number is predicted (--method linear or finetune; "
         "glue:stsb needs no --regression)",
