@@ -244,13 +244,12 @@ def _read_choice(workdir: Path, settings: AdaptSettings, *, chooses: bool) -> di
     if known is None or not (chooses or settings.calibrate or compares):
         return None
     rate, choice = known.get("inner_lr"), known.get("choice")
-    calibration: tuple[Any, Any] = known.get("temperature"), known.get("threshold")
-    calibrated = all(map(is_number, calibration)) and calibration[0] > 0
+    calibration = known.get("temperature"), known.get("threshold")
+    calibrated = _is_positive(calibration[0]) and is_number(calibration[1])
     if calibration == (None, None):  # Nothing could be held out.
         calibrated = known.keys() >= {"temperature", "threshold"}
     problem = None
-    has_rate = rate is not None and is_number(rate) and rate > 0
-    if chooses and not has_rate and not (rate is None and known.get("left_out")):
+    if chooses and not _is_positive(rate) and not (rate is None and known.get("left_out")):
         problem = f"inner_lr is {rate}"
     if settings.calibrate and not calibrated:
         problem = "temperature and threshold are {} and {}".format(*calibration)
@@ -272,6 +271,10 @@ def _is_choice(value: Any, settings: AdaptSettings) -> bool:
     )
 
 
+def _is_positive(value: Any) -> bool:
+    return is_number(value) and value > 0
+
+
 def _warn_if_risen(adapted: Adapted) -> None:
     if adapted.losses[-1] > adapted.losses[0] and adapted.rate is not None:
         _log.warning(
@@ -287,7 +290,7 @@ def _load_examples(settings: AdaptSettings) -> data.TaskData:
     """Load the one task, and add the names of its labels.
 
     Raises:
-        InputError: there is not one task, nor names instead, or there is only one class.
+        InputError: there is not one task, nor names instead.
     """
     named = settings.label_names
     if settings.label_separator is not None and not settings.tasks:
@@ -304,10 +307,7 @@ def _load_examples(settings: AdaptSettings) -> data.TaskData:
     (task,) = load(settings, split="train")
     if names and not task.label_names:
         raise InputError(f"--label-names: {task.name} has numbers, which have no names; remove it")
-    task = with_label_names(task, names) if names else task
-    if len(task.label_names) == 1:
-        raise InputError(f"{task.name}: only 1 class is given; give at least two")
-    return task
+    return with_label_names(task, names) if names else task
 
 
 def _load_dev(settings: AdaptSettings, task: data.TaskData) -> data.TaskData | None:

@@ -119,7 +119,7 @@ def score_column(table: Table, column: str) -> np.ndarray:
             score = float("nan")
         if not np.isfinite(score):
             raise InputError(f"{table.place(row)}: {column!r} is {value!r}, not a number; fix it")
-        if abs(score) > np.finfo(np.float32).max:
+        if abs(score) > float(np.finfo(np.float32).max):
             raise InputError(
                 f"{table.place(row)}: {column!r} is {value!r}; give numbers up to 3.4e38"
             )

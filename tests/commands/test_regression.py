@@ -1,6 +1,7 @@
 """Adapt to numbers on the command line, and predict, export and report them."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -122,14 +123,13 @@ def test_inner_steps_need_classes(material, tmp_path):
     assert (done.status, "--method steps: needs classes; for numbers use" in done.err) == (2, True)
 
 
-def test_one_class_is_refused_before_the_model_is_opened(material, tmp_path):
-    topics = tiny.write_rows(tmp_path / "topics.csv", tiny.examples(1, 3))
-    nowhere = type(material)(bert=tmp_path / "nowhere")
-    done = adapt(nowhere, tmp_path, tasks=topics)
-    said = f"{topics}: only 1 class is given; give at least two"
-    assert (done.status, said in done.err) == (2, True), done.err
+def test_what_needs_classes_is_refused_before_the_model_is_opened(tmp_path):
+    nowhere = SimpleNamespace(bert=tmp_path / "nowhere")
     done = adapt(nowhere, tmp_path, "--regression", method="steps")
     assert (done.status, "--method steps: needs classes" in done.err) == (2, True), done.err
+    topics = tiny.write_rows(tmp_path / "topics.csv", tiny.examples(1, 3))
+    done = adapt(nowhere, tmp_path, tasks=topics)
+    assert (done.status, "has examples of only 1 of the chosen" in done.err) == (2, True), done.err
 
 
 def test_a_number_that_float32_does_not_hold_is_refused(material, tmp_path):
