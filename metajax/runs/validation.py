@@ -27,7 +27,9 @@ def load_validation(
     """
     if not settings.valid:
         return []
-    own = dataclasses.replace(settings, tasks=settings.valid, classes=settings.valid_classes)
+    own = dataclasses.replace(
+        settings, tasks=settings.valid, classes=settings.valid_classes, source_weights=()
+    )
     validation = load(own, split="train")
     data.check_episodes(validation, spec)
     _check_apart(settings, tasks, validation)

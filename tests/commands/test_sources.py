@@ -97,6 +97,19 @@ def test_weights_are_for_training(files, material, tmp_path):
     assert record["settings"]["source_weights"] == [0, 2.5]
 
 
+def test_weights_are_not_those_of_the_data_sets_of_valid(files, material, tmp_path, monkeypatch):
+    stages = []
+    monkeypatch.setattr(training, "train", lambda stage, params: stages.append(stage) or {})
+    command = command_on(files, material, tmp_path / "run")
+    at = command.index("--held-out")
+    del command[at : at + 2]
+    other = tiny.write_rows(tmp_path / "other.csv", tiny.examples(3, 6, first=8))
+    tiny.succeed(*command, "--valid", other, "--source-weights", 0, 1)
+    (stage,) = stages
+    assert set(stage.sources(0)) == {str(files[1])}
+    assert stage.validation.sources is None  # It has one.
+
+
 def test_weights_that_leave_nothing_to_train_on(files, material, tmp_path, monkeypatch):
     """Of three data sets, one is held out. With --valid, all are trained on."""
     monkeypatch.setattr(training, "train", lambda stage, params: {})
