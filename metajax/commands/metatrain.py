@@ -264,11 +264,18 @@ def _rates_factor(settings: MetatrainSettings) -> float | None:
 
 
 def _as_begun(settings: MetatrainSettings) -> MetatrainSettings:
-    """Return the settings as the run began, where it began before a setting existed."""
+    """Return the settings as the run began, where it began before a setting existed.
+
+    What is given now stays: if it differs, it is refused as for any other setting.
+    """
     known = read_record(to_path(settings.workdir))
     if known is None:
         return settings
-    names = (setting.name for setting in dataclasses.fields(settings))
+    names = (
+        setting.name
+        for setting in dataclasses.fields(settings)
+        if getattr(settings, setting.name) == setting.default
+    )
     missing = {name: recorded(known, name) for name in names if name not in known["settings"]}
     begun: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value

@@ -188,7 +188,9 @@ def test_metrics_without_their_first_line_get_one_line(finished, material):
     assert "metrics.jsonl: has lost its first line" in done.err
 
 
-def test_a_run_of_metatrain_from_before_a_setting_goes_on(chain, material, tmp_path):
+@pytest.fixture
+def old_metatrain(chain, material, tmp_path):
+    """A run from before some settings, and the command that resumes it."""
     run = shutil.copytree(chain.metatrain, tmp_path / "run")
     record = json.loads((run / "run.json").read_text())
     names = ("keep_duplicates", "lora_kernels", "held_out", "valid_every", "logit_scale")
@@ -198,7 +200,13 @@ def test_a_run_of_metatrain_from_before_a_setting_goes_on(chain, material, tmp_p
     (run / "results.json").unlink()
     command = metatrain_command(material, run, chain.pretrain)
     at = command.index("--held-out")
-    done = tiny.run(*command[:at], *command[at + 2 :])
+    del command[at : at + 2]
+    return run, command
+
+
+def test_a_run_of_metatrain_from_before_a_setting_goes_on(old_metatrain, chain):
+    run, command = old_metatrain
+    done = tiny.run(*command)
     assert done.status == 0, done.err
     assert results(run) == results(chain.metatrain)
 
@@ -238,3 +246,20 @@ def test_a_changed_prompt_or_dense_layer_is_refused(material, tmp_path):
         file.write_text(known)
         assert (done.status, said in done.err) == (2, True), done.err
     assert tiny.run(*command).status == 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "before", "now"),
+    [
+        ("--source-weights", 2, [], [2.0]),
+        ("--similar-classes", 4, 0, 4),
+        ("--held-out", 0.5, 0.0, 0.5),
+    ],
+)
+def test_a_setting_that_did_not_exist_cannot_be_given_to_a_run(
+    old_metatrain, flag, value, before, now
+):
+    _, command = old_metatrain
+    done = tiny.run(*command, flag, value)
+    assert done.status == 2
+    assert f"has a run with other settings ({flag} was {before}, is now {now}); " in done.err
