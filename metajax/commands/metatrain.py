@@ -155,12 +155,18 @@ def _episodes(settings: MetatrainSettings) -> _Tasks:
     length = few_shot.text_length(settings.max_length)
     # Whole data sets: their tokens do not depend on what is held out.
     examples = tokenized([*tasks, *given], few_shot.model, length)
+    names = _names_as_begun(settings)
+    examples = [task._replace(name=names.get(task.name, task.name)) for task in examples]
     whole, given_examples = examples[: len(tasks)], examples[len(tasks) :]
     held_out = training_and_validation(settings, whole, given_examples, spec)
     training, validation = held_out.training, held_out.validation
     spec = spec._replace(ways=classes)  # Episodes of all tasks have the same shapes.
+    with distributed.explain_host_errors():
+        similar = with_similar_classes(
+            few_shot.model, few_shot.params, training, settings.similar_classes
+        )
     make_tasks = episode_sampler(
-        with_similar_classes(few_shot.model, few_shot.params, training, settings.similar_classes),
+        similar,
         spec,
         settings.seed,
         settings.meta_batch_size,
@@ -283,3 +289,15 @@ def _as_begun(settings: MetatrainSettings) -> MetatrainSettings:
         if value is not None and not (name == "held_out" and settings.valid)
     }
     return dataclasses.replace(settings, **begun)
+
+
+def _names_as_begun(settings: MetatrainSettings) -> dict[str, str]:
+    """Return the names of the data sets when the run began, by their names now.
+
+    Files may have moved since, but the metrics of a run have one name for each.
+    """
+    known = read_record(to_path(settings.workdir))
+    if known is None:
+        return {}
+    begun = (*(recorded(known, "tasks") or ()), *(recorded(known, "valid") or ()))
+    return dict(zip((*settings.tasks, *settings.valid), begun))

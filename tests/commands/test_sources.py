@@ -58,11 +58,15 @@ def test_each_source_is_measured(files, material, tmp_path):
         assert total / 64 == pytest.approx(sum(row["valid_accuracies"]) / 64)
     assert "by source, last 6 steps: " in done.err
     assert "by source, gains at step " in done.err
-    # A run that resumes has the same rows.
+    # A run that resumes has the same rows, also if the files have moved.
     shutil.copytree(run, parts)
     (parts / "results.json").unlink()
     shutil.rmtree(parts / "checkpoints" / "6")
-    tiny.succeed(*command_on(files, material, parts, **settings))
+    (tmp_path / "moved").mkdir()
+    moved = [shutil.copy(file, tmp_path / "moved") for file in files]
+    done = tiny.run(*command_on(moved, material, parts, **settings))
+    assert done.status == 0, done.err
+    assert "by source, gains at step " in done.err
     assert rows_of(parts) == [before, *rows]
 
 
