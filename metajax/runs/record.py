@@ -38,7 +38,12 @@ _BEFORE = {
     "calibrate": False,
     "time_limit": 300.0,
 }
-_READ = {"parts", "algorithm", "valid", *(field.name for field in dataclasses.fields(InnerSettings))}
+_READ = {
+    "parts",
+    "algorithm",
+    "valid",
+    *(field.name for field in dataclasses.fields(InnerSettings)),
+}
 
 
 def make_record(
