@@ -112,7 +112,7 @@ def check_episodes(tasks: Sequence[TaskData | TokenizedTask], spec: EpisodeSpec)
                 f"fewer than {spec.shots} shots and {spec.queries} queries; "
                 + (
                     f"ask for fewer (a word is a class if it is hidden in {FEWEST} passages)"
-                    if isinstance(task, TaskData) and task.hides_words
+                    if task.hides_words
                     else "add examples, remove the class, or ask for fewer"
                 )
             )
@@ -131,9 +131,7 @@ def _draw_source(bounds: np.ndarray, rng: np.random.Generator) -> int:
     return int(np.searchsorted(bounds, rng.random(), side="right"))
 
 
-def draw_sources(
-    tasks: Sequence[TokenizedTask], seed: int, step: int, count: int, *, first: int = 0
-) -> np.ndarray:
+def draw_sources(tasks: Sequence[TokenizedTask], seed: int, step: int, count: int) -> np.ndarray:
     """Return the data set of each episode that `sample_episodes` samples, int64 [T].
 
     Each is drawn on its own, with a probability proportional to the weight of the data set, or to
@@ -144,7 +142,6 @@ def draw_sources(
         seed: the run's seed.
         step: number of the step.
         count: T, number of episodes.
-        first: number of the first episode within the step.
 
     Examples:
         >>> import metajax.data as data, numpy as np
@@ -154,9 +151,9 @@ def draw_sources(
         >>> data.draw_sources([task, task], seed=0, step=0, count=5).shape
         (5,)
     """
-    bounds, numbers = _bounds(tasks), range(first, first + count)
-    drawn = [_draw_source(bounds, generator(seed, "episode", step, number)) for number in numbers]
-    return np.array(drawn, np.int64)
+    bounds = _bounds(tasks)
+    rngs = (generator(seed, "episode", step, number) for number in range(count))
+    return np.array([_draw_source(bounds, rng) for rng in rngs], np.int64)
 
 
 def sample_episodes(
@@ -171,10 +168,11 @@ def sample_episodes(
     """Sample the episodes `first` to `first + count - 1` of a step.
 
     Each episode is a function of (seed, step, its number), so that several hosts can share a step.
-    Its data set is that of `draw_sources`. Classes are sampled uniformly without replacement, or
-    from those that are `similar` to one of them, in random order even if all are used. Therefore
-    the meaning of a label can only be learned from the support set, not memorized (Yin et al. 2020,
-    https://arxiv.org/abs/1912.03820).
+    Its data set is that of `draw_sources`. Classes are sampled uniformly without replacement, in
+    random order even if all are used. Therefore the meaning of a label can only be learned from the
+    support set, not memorized (Yin et al. 2020, https://arxiv.org/abs/1912.03820). With `similar`,
+    a class of the data set is drawn first, and the classes of the episode are sampled from those
+    similar to it; it need not be one of them.
 
     Args:
         tasks: the data sets. `check_episodes` accepts them.

@@ -48,7 +48,8 @@ class TokenizedTask(NamedTuple):
         weight: how often episodes come from the task, relative to other tasks; None means the
             square root of its number of examples.
         hides_words: as in `TaskData`.
-        similar: int64 [C, M]; for each class, those that an episode may have beside each other.
+        similar: int64 [C, M]; the classes that are similar to each class. An episode draws a class,
+            and then its classes from those similar to it; it need not be one of them.
             None means any.
 
     Examples:

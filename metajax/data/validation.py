@@ -46,8 +46,8 @@ def hold_out_tasks(
     the others are trained on completely. If none has enough, or episodes have all classes of a data
     set, then examples of each class are held out.
 
-    Only examples that episodes are sampled from count. So no text is in both parts, unless the data
-    set keeps duplicates.
+    Only examples that episodes are sampled from count. So no text of a data set is in both parts,
+    unless the data set keeps duplicates.
 
     Args:
         tasks: the data sets. `check_episodes` accepts them.

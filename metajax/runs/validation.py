@@ -42,7 +42,7 @@ def training_and_validation(
     given: Sequence[data.TokenizedTask],
     spec: data.EpisodeSpec,
 ) -> data.HeldOut:
-    """Return the tasks to train on, with their weights, and those for validation, without.
+    """Return the tasks to train on, with their weights, and those for validation without weights.
 
     Args:
         settings: the settings.
