@@ -8,7 +8,7 @@ from metajax.reporting.data import Run
 from metajax.reporting.page import figures, table
 from metajax.reporting.plots import Series, learning_curves
 from metajax.runs.best import best_of
-from metajax.runs.by_source import RECENT, Means, gains_by_source, recent_by_source
+from metajax.runs.by_source import RECENT, Means, gains_by_source, recent_by_source, short
 
 _MOST_DRAWN = 8  # More curves cannot be told apart.
 
@@ -31,10 +31,18 @@ def by_source(runs: Sequence[Run], draw: Callable[..., str]) -> dict[str, str]:
         caption = f"{run.name}: loss of each step by source"
         if len(last) > len(worst):
             caption += f"; the {len(worst)} highest"
-        curves = {source: _losses(run, source) for source in worst}
+        curves = {label: _losses(run, source) for label, source in zip(_labels(worst), worst)}
         drawn[caption] = draw(f"sources-{len(drawn) + 1}", learning_curves, curves)
         parts.append(_table(run, recent_by_source(steps[:RECENT]), last))
     return {"Sources": "\n".join([figures(drawn), *parts])} if drawn else {}
+
+
+def _labels(sources: Sequence[str]) -> list[str]:
+    """Return a short label of each source; with numbers if two would be the same."""
+    labels = [short(source) for source in sources]
+    if len(set(labels)) == len(labels):
+        return labels
+    return [f"{number}: {short(source, 25)}" for number, source in enumerate(sources, start=1)]
 
 
 def _losses(run: Run, source: str) -> Series:

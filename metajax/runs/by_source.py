@@ -10,7 +10,6 @@ from metajax.types import MetaInfo
 
 RECENT = 100  # Steps; in one alone, most sources have few tasks or none.
 _MOST_NAMED = 8
-_LONGEST = 28
 _Row = dict[str, Any]
 Means = dict[str, dict[str, float]]  # By source: the number of `tasks`, and means by name.
 
@@ -39,22 +38,17 @@ def losses_by_source(sources: Sequence[str], infos: MetaInfo) -> _Row:
         infos: of each task, NumPy arrays [T, ...].
     """
     values = {"loss": infos.query_loss} | infos.query_aux
-    found = means_by_source(sources, {name: v for name, v in values.items() if np.ndim(v) == 1})
+    scalars = {name: v for name, v in values.items() if np.ndim(v) == 1}
     return {
         source: {name: mean if np.isfinite(mean) else None for name, mean in means.items()}
-        for source, means in found.items()
+        for source, means in means_by_source(sources, scalars).items()
     }
 
 
-def recent_by_source(rows: Sequence[_Row], *, steps: int = RECENT) -> Means:
-    """Return the means over the tasks of the last steps; those that were not finite do not count.
-
-    Args:
-        rows: the rows of a run.
-        steps: how many of the last rows to use.
-    """
+def recent_by_source(rows: Sequence[_Row]) -> Means:
+    """Return the means over the tasks of the last steps; those not finite do not count."""
     totals = collections.defaultdict[str, dict[str, float]](lambda: collections.defaultdict(float))
-    for row in rows[-steps:]:
+    for row in rows[-RECENT:]:
         for source, means in row.get("sources", {}).items():
             if None not in means.values():
                 totals[source]["tasks"] += means["tasks"]
@@ -70,20 +64,21 @@ def recent_by_source(rows: Sequence[_Row], *, steps: int = RECENT) -> Means:
 
 def note_of_worst(rows: Sequence[_Row]) -> str:
     """Name the source with the lowest accuracy in the last steps; empty if there is only one."""
-    found = {s: means for s, means in recent_by_source(rows).items() if "accuracy" in means}
-    if len(found) < 2:
+    recent = recent_by_source(rows)
+    accuracies = {s: means["accuracy"] for s, means in recent.items() if "accuracy" in means}
+    if len(accuracies) < 2:
         return ""
-    worst = min(found, key=lambda source: found[source]["accuracy"])
-    return f"worst {short(worst)} {100 * found[worst]['accuracy']:.1f}%"
+    worst = min(accuracies, key=lambda source: accuracies[source])
+    return f"worst {short(worst)} {100 * accuracies[worst]:.1f}%"
 
 
 def summary_by_source(rows: Sequence[_Row]) -> str:
     """Describe the last steps by source, the highest loss first; empty if there is only one."""
-    found = recent_by_source(rows)
-    if len(found) < 2:
+    recent = recent_by_source(rows)
+    if len(recent) < 2:
         return ""
-    order = sorted(found, key=lambda source: -found[source]["loss"])
-    shown = [f"{short(source)} {_described(found[source])}" for source in order[:_MOST_NAMED]]
+    order = sorted(recent, key=lambda source: -recent[source]["loss"])
+    shown = [f"{short(source)} {_described(recent[source])}" for source in order[:_MOST_NAMED]]
     steps = min(RECENT, sum(1 for row in rows if row["step"]))
     return f"last {steps} steps: {_joined(shown, len(order))}"
 
@@ -93,13 +88,13 @@ def gains_by_source(rows: Sequence[_Row], step: int) -> dict[str, tuple[float, f
 
     It is empty if the validation tasks come from one source.
     """
-    found = {row["step"]: row["valid_sources"] for row in rows if "valid_sources" in row}
-    if 0 not in found or step not in found:
+    by_step = {row["step"]: row["valid_sources"] for row in rows if "valid_sources" in row}
+    if 0 not in by_step or step not in by_step:
         return {}
     return {
-        source: (means["accuracy"], found[step][source]["accuracy"])
-        for source, means in found[0].items()
-        if source in found[step]
+        source: (means["accuracy"], by_step[step][source]["accuracy"])
+        for source, means in by_step[0].items()
+        if source in by_step[step]
     }
 
 
@@ -123,6 +118,6 @@ def _described(means: Mapping[str, float]) -> str:
     return f"loss {means['loss']:.4f}{accuracy} ({means['tasks']:.0f} tasks)"
 
 
-def short(source: str) -> str:
+def short(source: str, longest: int = 28) -> str:
     """Return the end of a long name, which tells paths apart."""
-    return source if len(source) <= _LONGEST else f"…{source[-_LONGEST + 1 :]}"
+    return source if len(source) <= longest else f"…{source[1 - longest :]}"

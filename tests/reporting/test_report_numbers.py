@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from metajax.commands.report import report
 from metajax.config.results import ReportSettings
-from metajax.reporting.data import read_evaluation, read_runs
+from metajax.reporting.by_source import by_source
+from metajax.reporting.data import Run, read_evaluation, read_runs
 from tests.reporting.test_report import Page
 
 pytestmark = pytest.mark.xdist_group("report numbers")  # They share what they look at.
@@ -317,6 +318,31 @@ def test_sources_have_a_picture_and_a_table(tmp_path, monkeypatch):
     easy = ["easy", "240", f"{first:.4f}", f"{last:.4f}", "75.0", "75.0", "50.0", "62.5"]
     at = shown.index(hard)
     assert shown[at : at + 2] == [hard, easy]
+
+
+@pytest.mark.parametrize(
+    ("files", "labels"),
+    [
+        (
+            ("topics.csv", "intents.csv"),
+            ["…f/the/data/sets/intents.csv", "…of/the/data/sets/topics.csv"],
+        ),
+        (
+            ("1/of/many/texts/of/a/kind.csv", "2/of/many/texts/of/a/kind.csv"),
+            ["1: …many/texts/of/a/kind.csv", "2: …many/texts/of/a/kind.csv"],
+        ),
+    ],
+)
+def test_each_source_has_a_label_of_its_own(files, labels):
+    """It has the end of a path, and is short enough for the legend."""
+    sources = [f"/the/directory/of/the/data/sets/{file}" for file in files]
+    losses = {source: {"tasks": 1, "loss": loss} for loss, source in enumerate(sources)}
+    run = Run("run", "run", {}, [{"step": 1, "loss": 1.0, "sources": losses}], None)
+    drawn = []
+    by_source([run], lambda name, painter, curves: drawn.append(curves) or "")
+    assert list(drawn[0]) == labels
+    assert [curve.values.tolist() for curve in drawn[0].values()] == [[1.0], [0.0]]
+    assert max(map(len, labels)) <= 28
 
 
 def keep_in(pictures):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from metajax.runs.by_source import (
+    RECENT,
     gains_by_source,
     losses_by_source,
     means_by_source,
@@ -47,10 +48,10 @@ def test_the_scalars_of_a_step_are_kept_and_none_stands_for_nan():
 
 
 def test_steps_count_by_their_tasks_and_not_at_all_without_a_loss():
-    found = recent_by_source(ROWS)
-    assert found["a"] == pytest.approx({"tasks": 4, "loss": 10 / 4, "accuracy": 2.0 / 4})
-    assert found["b"] == pytest.approx({"tasks": 4, "loss": 6 / 4, "accuracy": 3.2 / 4})
-    assert recent_by_source(ROWS, steps=2)["a"]["tasks"] == 3
+    recent = recent_by_source(ROWS)
+    assert recent["a"] == pytest.approx({"tasks": 4, "loss": 10 / 4, "accuracy": 2.0 / 4})
+    assert recent["b"] == pytest.approx({"tasks": 4, "loss": 6 / 4, "accuracy": 3.2 / 4})
+    assert recent_by_source([*ROWS, *RECENT * ROWS[2:3]])["a"]["tasks"] == 3 * RECENT
 
 
 def test_the_worst_source_is_named_if_there_are_several():
