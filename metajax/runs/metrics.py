@@ -110,17 +110,26 @@ def _is_metrics(row: Any) -> bool:
         numbers.remove(None)
     if not are_measures(row.get("before", {})) or not all(map(is_number, numbers)):
         return False
-    if not all(_are_by_source(row.get(name, {})) for name in ("sources", "valid_sources")):
+    valid = row.get("valid_sources", {})
+    if not _are_by_source(row.get("sources", {}), "loss") or not _are_by_source(valid, "accuracy"):
+        return False
+    if any(means["accuracy"] is None for means in valid.values()):
         return False
     return "valid_accuracies" not in row or _is_validation(row)
 
 
-def _are_by_source(sources: Any) -> bool:
-    """Return whether a value has by source a number of tasks, and numbers or None by name."""
+def _are_by_source(sources: Any, needed: str) -> bool:
+    """Return whether a value has by source a number of tasks, and numbers or None by name.
+
+    Args:
+        sources: the value.
+        needed: one of the names.
+    """
     return isinstance(sources, dict) and all(
         isinstance(means, dict)
         and isinstance(means.get("tasks"), int)
         and means["tasks"] > 0
+        and needed in means
         and all(value is None or is_number(value) for value in means.values())
         for means in sources.values()
     )

@@ -301,7 +301,24 @@ BAD = {
         "metrics.jsonl:1: has no metrics",
     ),
     "a validation of a source without a number": (
-        spoil("metrics.jsonl", '{"step": 0, "valid_sources": {"a": {"tasks": 1, "x": "1"}}}\n'),
+        spoil(
+            "metrics.jsonl",
+            '{"step": 0, "valid_sources": {"a": {"tasks": 1, "accuracy": 1, "x": "1"}}}\n',
+        ),
+        "metrics.jsonl:1: has no metrics",
+    ),
+    "a source without a loss": (
+        spoil("metrics.jsonl", '{"step": 1, "loss": 1, "sources": {"a": {"tasks": 1}}}\n'),
+        "metrics.jsonl:1: has no metrics",
+    ),
+    "a validation of a source without an accuracy": (
+        spoil("metrics.jsonl", '{"step": 0, "valid_sources": {"a": {"tasks": 1}}}\n'),
+        "metrics.jsonl:1: has no metrics",
+    ),
+    "a validation of a source with no number": (
+        spoil(
+            "metrics.jsonl", '{"step": 0, "valid_sources": {"a": {"tasks": 1, "accuracy": null}}}\n'
+        ),
         "metrics.jsonl:1: has no metrics",
     ),
     "no evaluation": (lambda run: ("--runs", run, "--evaluations", "x.json"), "x.json: no such"),
