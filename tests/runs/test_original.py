@@ -251,6 +251,18 @@ def test_the_time_limit_keeps_the_checkpoint(chain, material):
     assert choice["cut"] == ["finetune", "original finetune"]
 
 
+def test_a_run_without_steps_has_original_weights_too(chain, material, tmp_path):
+    """Step 0 of `linear` is not that of a meta-training that kept its start."""
+    run = str(tmp_path / "run")
+    adapt(settings_of(material, chain.metatrain, run, method="linear"))
+    few_shot = prepared(run, "linear")
+    assert few_shot.source.record["step"] == 0
+    few_shot, original = with_weights(few_shot, ModelSettings(model=run), "choose")
+    assert original is not None
+    assert original is not few_shot
+    assert original.source.record["step"] > 0
+
+
 def test_what_has_no_original_weights_is_refused(material, chain, tmp_path):
     for weights in ("original", "choose"):
         with pytest.raises(
