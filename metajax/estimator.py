@@ -25,7 +25,7 @@ from metajax.runs.classifier import (
     write_settings,
 )
 from metajax.runs.few_shot import FewShot, open_few_shot
-from metajax.runs.labels import plain, read_examples, read_labels, read_texts
+from metajax.runs.labels import check_sizes, plain, read_examples, read_labels, read_texts
 from metajax.runs.memory_tasks import MetaFitSettings, Tasks, without_run, write_tasks
 from metajax.runs.method_choice import adapt_by
 from metajax.runs.methods import prepare, with_several_labels
@@ -214,9 +214,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             raise InputError(f"method is {self.method!r}; it has to be one of {', '.join(METHODS)}")
         if not isinstance(self.label_names or {}, Mapping):
             raise InputError(f"label_names is {self.label_names!r}; give a dict, or None")
-        for name in ("batch_size", "max_length"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
+        check_sizes(batch_size=self.batch_size, max_length=self.max_length)
         given = {name: getattr(self, name) for name in _HOW}
         return MethodSettings(method=self.method, **given)
 

@@ -26,6 +26,17 @@ class Labels(NamedTuple):
     numbers: np.ndarray
 
 
+def check_sizes(**sizes: int) -> None:
+    """Check parameters of an estimator that are at least 1.
+
+    Raises:
+        InputError: one is not.
+    """
+    for name, value in sizes.items():
+        if value < 1:
+            raise InputError(f"{name} is {value}; give at least 1")
+
+
 def read_texts(given: Any) -> tuple[list[str], list[str] | None]:
     """Return texts, and second texts if they are pairs.
 

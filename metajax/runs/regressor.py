@@ -21,7 +21,7 @@ from metajax.runs.classifier import (
     write_settings,
 )
 from metajax.runs.few_shot import open_few_shot
-from metajax.runs.labels import read_texts
+from metajax.runs.labels import check_sizes, read_texts
 from metajax.runs.methods import adapt_to, method_of, prepare
 from metajax.runs.regression import REGRESSION_METHODS
 from metajax.runs.task_data import tokenized
@@ -106,9 +106,7 @@ class FewShotRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # 
         if self.method not in REGRESSION_METHODS:
             allowed = " or ".join(REGRESSION_METHODS)
             raise InputError(f"method is {self.method!r}; it has to be {allowed}")
-        for name in ("batch_size", "max_length"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
+        check_sizes(batch_size=self.batch_size, max_length=self.max_length)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_fitted")
