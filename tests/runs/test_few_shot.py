@@ -32,7 +32,7 @@ class Small:
     """A network for few-shot learning that compiles quickly; a key doubles its features."""
 
     head, remat, num_labels = "classification", False, (CLASSES,)
-    problem_type = None
+    problem_type, feature_size = None, HIDDEN
     family = SimpleNamespace(rotary=False)
     config = SimpleNamespace(
         hidden_size=HIDDEN, num_hidden_layers=BLOCKS, blocks=BLOCKS, family=family
