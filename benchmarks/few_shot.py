@@ -10,9 +10,12 @@ process of its own, adapts and predicts. SetFit runs in another environment:
 
 DATA is the folder with `glue` and `intents`. `--classes 01/test` keeps the test classes of the
 split 01 of an intent set. SetFit has its own defaults: one epoch of pairs, then logistic
-regression. `METHOD+names` also has the labels' names, and with `--shots 0` nothing else. Prints
-accuracies with their 95% intervals over draws, the paired difference to SetFit,
-seconds to adapt (with loading and compiling), seconds for 1,000 predictions, and peak memory.
+regression; `--setfit-iterations 20` has the 20 pairs of each kind per example of SetFit's paper,
+which large support sets need. `METHOD+names` also has the labels' names, and with `--shots 0`
+nothing else. `--meta-trained RUN` adds rows of the methods that start from a run's weights; the run
+must not have seen the data set (experiments/transfer.py leaves it out). Prints accuracies with
+their 95% intervals over draws, the paired difference to SetFit, seconds to adapt (with loading and
+compiling), seconds for 1,000 predictions, and peak memory.
 """
 
 import argparse
@@ -32,6 +35,7 @@ GLUE = ("sst2", "cola", "mrpc", "rte")
 INTENTS = {"banking77": "BANKING77", "clinc150": "CLINC150", "hwu64": "HWU64"}
 OURS = ("contrastive", "finetune", "steps", "linear", "prototypes")
 NAMED = tuple(f"{method}+names" for method in OURS)  # The labels' names are examples too.
+META = ", meta-trained"
 
 
 def load(options: argparse.Namespace, name: str) -> tuple[data.TaskData, data.TaskData | None]:
@@ -89,8 +93,10 @@ def run(
         named = [label.replace("_", " ") for label in labels] if name in NAMED else []
         (Path(place) / "names.json").write_text(json.dumps(named))
         python = options.setfit_python if name == "setfit" else sys.executable
+        model = options.meta_trained if name.endswith(META) else options.model
         script = Path(__file__).parent / "few_shot_contender.py"
-        command = [python, str(script), name, options.model, str(seed), place]
+        command = [python, str(script), name.removesuffix(META), model, str(seed), place]
+        command += [str(options.setfit_iterations)] * (options.setfit_iterations is not None)
         subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
         result = json.loads((Path(place) / "result.json").read_text())
     truth = np.array([row["label"] for row in rows[1]])
@@ -125,7 +131,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--setfit-python", help="the Python of SetFit's environment")
+    parser.add_argument(
+        "--setfit-iterations", type=int, help="SetFit's num_iterations, instead of all pairs"
+    )
     parser.add_argument("--model", required=True, help="the directory of a sentence encoder")
+    parser.add_argument("--meta-trained", help="a run of metatrain from --model on other sets")
     parser.add_argument("--data", required=True, help="the folder with glue and intents")
     parser.add_argument("--set", nargs="+", choices=(*GLUE, *INTENTS), default=["sst2"])
     parser.add_argument("--classes", help="of an intent set, such as 01/test (default: all)")
@@ -140,6 +150,7 @@ def main() -> None:
     if options.classes and options.classes.count("/") != 1:
         parser.error(f"--classes {options.classes}: is not SPLIT/PART; give, for example, 01/test")
     names = [*(["setfit"] if options.setfit_python else []), *options.methods]
+    names += [method + META for method in options.methods if options.meta_trained]
     written = []
     for name in options.set:
         task, test = load(options, name)

@@ -1,8 +1,9 @@
 """Adapt to a support set and predict, for `benchmarks.few_shot`, which defines the protocol.
 
-`python few_shot_contender.py NAME MODEL SEED FOLDER` reads `support.json` and `test.json` and
-writes `result.json`. NAME is setfit or a method of `metajax.FewShotClassifier`, with `+names` if
-the names of `names.json` are examples too.
+`python few_shot_contender.py NAME MODEL SEED FOLDER [ITERATIONS]` reads `support.json` and
+`test.json` and writes `result.json`. NAME is setfit or a method of `metajax.FewShotClassifier`,
+with `+names` if the names of `names.json` are examples too. ITERATIONS is SetFit's
+`num_iterations`.
 """
 
 import json
@@ -33,8 +34,10 @@ def fit_metajax(
     return lambda texts: classifier.predict(texts).tolist()
 
 
-def fit_setfit(model: str, seed: int, rows: list[dict[str, Any]]) -> Predict:
-    """Fit SetFit with its defaults. It has no pairs of texts; they are joined."""
+def fit_setfit(
+    model: str, seed: int, rows: list[dict[str, Any]], iterations: int | None
+) -> Predict:
+    """Fit SetFit with its other defaults. It has no pairs of texts; they are joined."""
     import datasets
     import setfit
 
@@ -46,7 +49,9 @@ def fit_setfit(model: str, seed: int, rows: list[dict[str, Any]]) -> Predict:
         "label": [row["label"] for row in rows],
     }
     classifier = setfit.SetFitModel.from_pretrained(model)
-    arguments = setfit.TrainingArguments(seed=seed, report_to="none", save_strategy="no")
+    arguments = setfit.TrainingArguments(
+        seed=seed, report_to="none", save_strategy="no", num_iterations=iterations
+    )
     trainer = setfit.Trainer(classifier, arguments, datasets.Dataset.from_dict(columns))
     trainer.train()
     return lambda texts: [int(label) for label in classifier.predict(list(map(joined, texts)))]
@@ -60,7 +65,7 @@ def main() -> None:
     names = json.loads((folder / "names.json").read_text())
     begun = time.perf_counter()
     if name == "setfit":
-        predict = fit_setfit(model, seed, support)
+        predict = fit_setfit(model, seed, support, int(sys.argv[5]) if sys.argv[5:] else None)
     else:
         predict = fit_metajax(name, model, seed, support, names)
     fitted = time.perf_counter()

@@ -230,14 +230,16 @@ def test_few_shot_classifiers_on_the_same_draws(monkeypatch, capsys, tmp_path):
     command = ["few_shot", "--model", str(model), "--data", str(tmp_path / "data")]
     command += ["--set", "hwu64", "--seeds", "0", "1", "--output", str(output)]
     command += ["--methods", "linear", "prototypes+names", "--shots", "2"]
-    monkeypatch.setattr(sys, "argv", command)
+    other = tiny.write_model(tmp_path / "other", seed=1)
+    monkeypatch.setattr(sys, "argv", [*command, "--meta-trained", str(other)])
     few_shot.main()
     found = json.loads(output.read_text())
+    names = ("linear", "prototypes+names", "linear, meta-trained", "prototypes+names, meta-trained")
     assert [(row["seed"], row["method"]) for row in found] == [
-        (seed, method) for seed in (0, 1) for method in ("linear", "prototypes+names")
+        (seed, method) for seed in (0, 1) for method in names
     ]
     assert all(0 <= row["accuracy"] <= 1 < row["peak_bytes"] for row in found)
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert len(capsys.readouterr().out.splitlines()) == 5
 
 
 @pytest.mark.slow
