@@ -1,6 +1,7 @@
 """Frozen features of texts, and logistic regression on them."""
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 
 import jax
@@ -69,7 +70,9 @@ def logistic_head(
     from sklearn.linear_model import LogisticRegression  # Slow to import.
 
     regression = LogisticRegression(C=inverse_strength, class_weight=class_weight, max_iter=1000)
-    fitted = regression.fit(features, batch["labels"])
+    with warnings.catch_warnings():  # One example of each class is not a mistake here.
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
+        fitted = regression.fit(features, batch["labels"])
     kernel, bias = fitted.coef_.T, fitted.intercept_
     if num_classes == 2:  # scikit-learn has one logit, the difference of these two.
         kernel, bias = np.concatenate([-kernel, kernel], 1) / 2, np.concatenate([-bias, bias]) / 2

@@ -118,6 +118,13 @@ def test_contrastive_batches_have_several_examples_of_a_class():
     assert sorted(few) == [0, 1, 2]
 
 
+def test_a_logistic_head_of_one_example_per_class_does_not_warn():
+    """Pytest makes an error of a warning; scikit-learn warns from some classes on."""
+    features = np.random.default_rng(0).normal(size=(30, 8))
+    head = logistic_head(features, {"labels": np.arange(30)}, 30)
+    assert head["kernel"].shape == (8, 30)
+
+
 @pytest.mark.parametrize("classes", [2, 4])
 def test_a_logistic_head_has_the_probabilities_of_scikit_learn(classes):
     rng = np.random.default_rng(0)
