@@ -16,6 +16,7 @@ from metajax.errors import InputError
 from metajax.models import classification_loss
 from metajax.models.contracts import Pooling
 from metajax.runs.described import pooling_of
+from metajax.runs.features import compiled_logits
 from metajax.runs.loop import Stage, train
 from metajax.runs.parts import with_parts
 from metajax.runs.record import make_record
@@ -52,7 +53,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     dev_names = {head: train_tasks[head].name for head in dev_tasks}
     steps = _num_steps(settings, train_tasks)
     plan = data.plan_batches(examples, settings.seed, settings.batch_size, parts, steps)
-    logits = jax.jit(lambda params, batch: model(params, batch).logits)
+    logits = compiled_logits(model)
 
     def make_tasks(step: int) -> Task:
         batch = data.supervised_batch(examples, settings.seed, step, settings.batch_size)

@@ -1,12 +1,10 @@
 """Open a model that can label text, and run it."""
 
-import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import scipy.special
 
@@ -17,6 +15,7 @@ from metajax.models import Transformer
 from metajax.models.files import base_of
 from metajax.models.metadata import no_classifier
 from metajax.models.prefix import prefix_length
+from metajax.runs.features import compiled_logits
 from metajax.runs.source import find, open_source, text_length
 from metajax.runs.task_data import tokenized
 from metajax.runs.workdir import read_json
@@ -132,13 +131,9 @@ def logits_of(
     (examples,) = tokenized([task], model, length, keep=False)
     left = len(texts)
     for batch in data.packed_eval_batches(examples, batch_size, head=head):
-        yield from np.asarray(_compiled(model)(params, batch))[:left, : model.num_labels[head]]
+        logits = np.asarray(compiled_logits(model)(params, batch))
+        yield from logits[:left, : model.num_labels[head]]
         left -= batch_size
-
-
-@functools.lru_cache(maxsize=4)
-def _compiled(model: Transformer) -> Callable[..., jax.Array]:
-    return jax.jit(lambda params, batch: model(params, batch).logits)
 
 
 def probabilities(

@@ -27,6 +27,12 @@ def _compiled(model: Transformer) -> Callable[..., jax.Array]:
     return jax.jit(model.features)
 
 
+@functools.lru_cache(maxsize=4)
+def compiled_logits(model: Transformer) -> Callable[..., jax.Array]:
+    """Return `(params, batch) -> logits` of a network, which compiles once for each shape."""
+    return jax.jit(lambda params, batch: model(params, batch).logits)
+
+
 def _over_batches(
     function: Callable[..., jax.Array],
     params: Params,
@@ -41,8 +47,7 @@ def _over_batches(
 def logits_on(model: Transformer, params: Params, examples: data.TokenizedTask) -> np.ndarray:
     """Return the logits of the only head of a network, float64 [N, C], by `features_of`."""
     if model.projection is not None:  # The head does not read the features themselves.
-        logits = jax.jit(lambda params, batch: model(params, batch).logits)
-        return _over_batches(logits, params, examples)
+        return _over_batches(compiled_logits(model), params, examples)
     kernel, bias = (np.asarray(params["classifier"][name][0]) for name in ("kernel", "bias"))
     return features_of(model, params, examples) @ kernel + bias
 
