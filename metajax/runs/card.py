@@ -31,9 +31,8 @@ The last run comes first. A hash is the beginning of a sha256.
 {lineage}
 ```
 {results}"""
-_CLASSIFIER = """
-`classifier.safetensors` is a classifier of these vectors, scaled to the length `feature_norm` of
-`config.json` if it has one, with the classes of `config.json`. metajax reads both:
+_HEAD = """
+`classifier.safetensors` {purpose}. metajax reads both:
 
 ```python
 import metajax
@@ -41,22 +40,19 @@ import metajax
 model, params = metajax.from_pretrained("{name}", head="classification")
 text = model.prompt + "Where is my parcel?"  # Of a pair, the prompt is put before the first text.
 batch = model.tokenizer([text], return_tensors="np", return_token_type_ids=True)
-print(model.label_names[0][model(params, dict(batch)).logits[0].argmax()])
+print({answer})
 ```
 """
-_REGRESSION = """
-`classifier.safetensors` predicts a number from these vectors, scaled to the length `feature_norm`
-of `config.json` if it has one. metajax reads both:
-
-```python
-import metajax
-
-model, params = metajax.from_pretrained("{name}", head="classification")
-text = model.prompt + "Where is my parcel?"  # Of a pair, the prompt is put before the first text.
-batch = model.tokenizer([text], return_tensors="np", return_token_type_ids=True)
-print(float(model(params, dict(batch)).logits[0, 0]))
-```
-"""
+_CLASSIFIER = {
+    "purpose": "is a classifier of these vectors, scaled to the length `feature_norm` of\n"
+    "`config.json` if it has one, with the classes of `config.json`",
+    "answer": "model.label_names[0][model(params, dict(batch)).logits[0].argmax()]",
+}
+_REGRESSION = {
+    "purpose": "predicts a number from these vectors, scaled to the length `feature_norm`\n"
+    "of `config.json` if it has one",
+    "answer": "float(model(params, dict(batch)).logits[0, 0])",
+}
 # Results of a checkpoint that is not exported if its run kept the start.
 _OF_BEST = ("best_step", "kept_step", "gain", "gain_ci95")
 _START = (
@@ -125,7 +121,7 @@ def model_card(
         dense="" if dense is None else f", through a dense layer with the activation {dense}",
         prompt=f" `{prompt}` is put before each text." if prompt else "",
         normalized=", scaled to unit length" if normalized else "",
-        classifier=described.format(name=name) if classifier else "",
+        classifier=_HEAD.format(name=name, **described) if classifier else "",
         lineage=lineage,
         results=f"\n## Results of the last run\n\n{listed}\n" if listed else "",
     )

@@ -103,7 +103,7 @@ def hold_out(
     examples: data.TokenizedTask,
     method: Method,
     folds: np.ndarray,
-    features: np.ndarray,
+    features: np.ndarray | None,
     *,
     chooses: bool = False,
     until: float = math.inf,
@@ -115,7 +115,7 @@ def hold_out(
         examples: N examples with one label each. C classes have examples, perhaps not all.
         method: the method.
         folds: [N] from `deal`, with at least two folds.
-        features: [N, H] of the network before training.
+        features: [N, H] of the network before training. None if the method is not one of `HEADS`.
         chooses: as for `adapt_to`.
         until: value of `time.monotonic` after which no other fold is begun.
 
@@ -134,6 +134,7 @@ def hold_out(
         if time.monotonic() > until:
             return None
         if method.name in HEADS:
+            assert features is not None
             head = head_maker(method)(features[rows], {"labels": labels[rows]}, len(present))
             held_out = features @ head["kernel"] + head["bias"]
         elif method.name == "steps":

@@ -151,9 +151,9 @@ def _try(search: _Search, until: float) -> tuple[dict[str, HeldOut], int]:
                 search.default,
             )
         return tried, 0
+    methods = search.methods.values()
     features = {
-        start: features_of(few_shot.model, few_shot.params, examples)
-        for start, few_shot in search.starts.items()
+        start: _features(few_shot, examples, *methods) for start, few_shot in search.starts.items()
     }
     for method_name, method in search.methods.items():
         limit = math.inf if method.name in HEADS else until  # A head takes little time.
@@ -169,6 +169,15 @@ def _try(search: _Search, until: float) -> tuple[dict[str, HeldOut], int]:
     if cut := _cut(search, tried):
         _log.warning("choose: the time limit left out %s", ", ".join(cut))
     return tried, int(folds.max()) + 1
+
+
+def _features(
+    few_shot: FewShot, examples: data.TokenizedTask, *methods: Method
+) -> np.ndarray | None:
+    """Return the features that methods train only a head on; None if none of them does."""
+    if not any(method.name in HEADS for method in methods):
+        return None
+    return features_of(few_shot.model, few_shot.params, examples)
 
 
 def _cut(search: _Search, tried: dict[str, HeldOut]) -> list[str]:
@@ -242,7 +251,7 @@ def _hold_out(few_shot: FewShot, examples: data.TokenizedTask, method: Method) -
             "probabilities are not calibrated"
         )
         return None
-    features = features_of(few_shot.model, few_shot.params, examples)
+    features = _features(few_shot, examples, method)
     held = hold_out(few_shot, examples, method, folds, features)
     if held is None or not np.isfinite(held.logits).all():
         _log.warning(
