@@ -15,13 +15,16 @@ which large support sets need. `METHOD+names` also has the labels' names, and wi
 nothing else. `--meta-trained RUN` adds rows of the methods that start from a run's weights; the run
 must not have seen the data set (experiments/transfer.py leaves it out). Prints accuracies with
 their 95% intervals over draws, the paired difference to SetFit, seconds to adapt (with loading and
-compiling), seconds for 1,000 predictions, and peak memory.
+compiling), seconds for 1,000 predictions, and peak memory. With `--output`, finished rows are not
+run again.
 """
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -105,6 +108,29 @@ def run(
     return result
 
 
+class Finished:
+    """Results by data set, shots, seed and method, kept in the file `--output` if it is given."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        fixed = ("model", "meta_trained", "classes", "tested", "setfit_iterations")
+        self._settings = {name: getattr(options, name) for name in fixed}
+        self._path = Path(options.output) if options.output else None
+        self._rows: list[dict[str, Any]] = []
+        if self._path and self._path.exists():
+            self._rows = json.loads(self._path.read_text())
+
+    def get(self, key: dict[str, Any], contend: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return a result of the file with the same key and settings, or that of `contend`."""
+        key = key | self._settings
+        for row in self._rows:
+            if key.items() <= row.items():
+                return row
+        self._rows.append(key | contend())
+        if self._path:
+            self._path.write_text(json.dumps(self._rows, indent=2) + "\n")
+        return self._rows[-1]
+
+
 def show(title: str, results: dict[str, list[dict[str, Any]]]) -> None:
     """Print a row per contender, with the paired difference to SetFit if it took part."""
     print(f"{title:<28}{'accuracy':>16}{'ahead of SetFit':>18}{'fit s':>9}{'1,000 s':>9}{'GB':>7}")
@@ -145,13 +171,13 @@ def main() -> None:
     parser.add_argument(
         "--methods", nargs="+", choices=(*OURS, *NAMED), default=["contrastive", "linear"]
     )
-    parser.add_argument("--output", help="write the rows as JSON")
+    parser.add_argument("--output", help="a JSON file that keeps finished rows")
     options = parser.parse_args()
     if options.classes and options.classes.count("/") != 1:
         parser.error(f"--classes {options.classes}: is not SPLIT/PART; give, for example, 01/test")
     names = [*(["setfit"] if options.setfit_python else []), *options.methods]
     names += [method + META for method in options.methods if options.meta_trained]
-    written = []
+    finished = Finished(options)
     for name in options.set:
         task, test = load(options, name)
         for shots in options.shots:
@@ -160,11 +186,9 @@ def main() -> None:
             for seed in options.seeds:
                 rows = draw(own, task, test, seed)
                 for each in names:
-                    results[each].append(run(own, each, seed, rows, task.label_names))
-                    written.append({"set": name, "shots": shots, "seed": seed, "method": each})
-                    written[-1] |= results[each][-1]
-                if options.output:
-                    Path(options.output).write_text(json.dumps(written, indent=2) + "\n")
+                    key = {"set": name, "shots": shots, "seed": seed, "method": each}
+                    contend = functools.partial(run, own, each, seed, rows, task.label_names)
+                    results[each].append(finished.get(key, contend))
             show(f"{name}, {shots} per class", results)
 
 
