@@ -39,19 +39,20 @@ import optax
 import metajax
 from experiments.runs import SETS, Trained, command, exported, intent_sets, judged, percent, trained
 from experiments.unlabelled import letters
+from metajax.config.settings import MetatrainSettings
 from metajax.data.seeding import generator
 from metajax.runs.demo_data import write_data
 from metajax.training.evaluation import estimate
 
 METHODS: dict[str, dict[str, Any]] = {  # All have 120 texts per step.
-    "protonet": {"algorithm": "protonet"},
-    "protonet, logit scale 20": {"algorithm": "protonet", "logit_scale": 20.0},
+    "protonet": {"algorithm": "protonet"},  # Its logit scale is 20.
+    "protonet, logit scale 10": {"algorithm": "protonet", "logit_scale": 10.0},
     "protonet, logit scale 50": {"algorithm": "protonet", "logit_scale": 50.0},
     "protonet, similar classes": {"algorithm": "protonet", "similar_classes": 10},
-    "protonet, similar classes, logit scale 20": {
+    "protonet, similar classes, logit scale 10": {
         "algorithm": "protonet",
         "similar_classes": 10,
-        "logit_scale": 20.0,
+        "logit_scale": 10.0,
     },
     "protonet, similar classes, logit scale 50": {
         "algorithm": "protonet",
@@ -63,6 +64,7 @@ METHODS: dict[str, dict[str, Any]] = {  # All have 120 texts per step.
         "ways": 40,
         "queries": 2,
         "meta_batch_size": 1,
+        "logit_scale": 10.0,
     },
     "first-order maml": {"algorithm": "fomaml"},
     "first-order maml, similar classes": {"algorithm": "fomaml", "similar_classes": 10},
@@ -161,13 +163,15 @@ def all_weights(
     options: argparse.Namespace, files: Sequence[str], extra: Sequence[str], root: Path
 ) -> dict[str, list[str]]:
     """Train each way with each seed; return the directories of the weights by name."""
-    shared = {"model": options.model, "steps": options.steps, "max_length": 32}
-    shared["learning_rate"] = options.learning_rate
+    shared = {"model": options.model, "max_length": 32}
+    training = {"steps": options.steps, "learning_rate": options.learning_rate}
+    defaults = {"held_out": MetatrainSettings.held_out}
     name = "-".join(Path(file).stem for file in files)
     weights = {"original": [options.model]}
     for seed in options.seeds:
         for method in options.methods:
             settings = METHODS[method] | shared | {"seed": seed, "tasks": (*files, *extra)}
+            settings |= defaults if options.defaults else training
             if settings["algorithm"] != "protonet":  # It takes no inner steps.
                 settings["inner_lr"] = options.inner_lr
             run = trained(root, f"{name}-{method.replace(' ', '-')}", "metatrain", **settings)
@@ -177,7 +181,7 @@ def all_weights(
                     averaged(options.model, run, share)
                 )
         if options.multi_task:
-            settings = shared | {"seed": seed, "tasks": tuple(files), "pooling": "mean"}
+            settings = shared | training | {"seed": seed, "tasks": tuple(files), "pooling": "mean"}
             run = trained(root, f"{name}-finetune", "finetune", **settings)
             weights.setdefault("multi-task", []).append(run.path)
     return weights
@@ -232,6 +236,11 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("--baselines", nargs="*", choices=BASELINES, default=["knn"])
     made.add_argument("--steps", type=int, default=100, help="of each training")
     made.add_argument("--learning-rate", type=float, default=5e-5, help="of each training")
+    made.add_argument(
+        "--defaults",
+        action="store_true",
+        help="meta-train with metatrain's own steps, learning rate and validation",
+    )
     made.add_argument("--inner-lr", type=float, default=0.1, help="of all adaptation")
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of each training")
     made.add_argument("--shots", type=int, nargs="+", default=[1, 5, 10])

@@ -24,7 +24,7 @@ from metajax.runs.document_tasks import (
     stream_spec,
 )
 from metajax.runs.episodes import episode_sampler, episode_sources, episode_spec
-from metajax.runs.few_shot import FewShot, open_few_shot
+from metajax.runs.few_shot import LOGIT_SCALE, FewShot, open_few_shot
 from metajax.runs.loop import Stage, train
 from metajax.runs.memory_plan import choose_plan, device_memory, step_memory, with_plan
 from metajax.runs.parts import check_split
@@ -46,6 +46,7 @@ from metajax.training.evaluation import run_episodes
 from metajax.training.outer import default_chunk_size
 from metajax.types import Params, Task
 
+_PROTONET_LOGIT_SCALE = 20.0
 _MEASURED_EPISODES = 32
 _MEASURED_ON = "new episodes of the training classes (for unseen classes: metajax evaluate)"
 
@@ -96,7 +97,9 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
     memory = device_memory(settings)
     tasks = (_documents if documents else _episodes)(settings)
     few_shot = tasks.few_shot
-    settings = dataclasses.replace(settings, **few_shot.inner_settings())
+    settings = dataclasses.replace(
+        settings, **few_shot.inner_settings(), logit_scale=_logit_scale(few_shot, settings)
+    )
     record = make_record(
         "metatrain",
         settings,
@@ -151,7 +154,10 @@ def _episodes(settings: MetatrainSettings) -> _Tasks:
     data.check_episodes(tasks, spec)
     given = load_validation(settings, tasks, spec)
     classes = spec.ways or max(len(task.label_names) for task in [*tasks, *given])
-    few_shot = _scaled(open_few_shot(settings.model, settings, settings, classes), settings)
+    few_shot = open_few_shot(settings.model, settings, settings, classes)
+    if few_shot.inner["algorithm"] == "protonet":
+        feature_norm = math.sqrt(_logit_scale(few_shot, settings))
+        few_shot = few_shot._replace(model=few_shot.model.replace(feature_norm=feature_norm))
     length = few_shot.text_length(settings.max_length)
     # Whole data sets: their tokens do not depend on what is held out.
     examples = tokenized([*tasks, *given], few_shot.model, length)
@@ -192,20 +198,19 @@ def _episodes(settings: MetatrainSettings) -> _Tasks:
     )
 
 
-def _scaled(few_shot: FewShot, settings: MetatrainSettings) -> FewShot:
-    """Scale the features so that the logits of prototypes are as the settings say.
+def _logit_scale(few_shot: FewShot, settings: MetatrainSettings) -> float:
+    """Return how many times a cosine the logits of a prototype are in training.
 
     Raises:
         InputError: the algorithm takes inner steps, whose rate goes with the usual scale.
     """
-    if settings.logit_scale == MetatrainSettings.logit_scale:
-        return few_shot
-    if few_shot.inner["algorithm"] != "protonet":
+    if few_shot.inner["algorithm"] == "protonet":
+        return settings.logit_scale or _PROTONET_LOGIT_SCALE
+    if settings.logit_scale not in (None, LOGIT_SCALE):
         raise InputError(
             f"--logit-scale {settings.logit_scale:g}: needs --algorithm protonet; omit it"
         )
-    feature_norm = math.sqrt(settings.logit_scale)
-    return few_shot._replace(model=few_shot.model.replace(feature_norm=feature_norm))
+    return LOGIT_SCALE
 
 
 def _accuracies(

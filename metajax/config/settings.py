@@ -79,10 +79,10 @@ class MetatrainSettings(
 
     learning_rate: float = option("peak outer learning rate of AdamW", 2e-5, above=0)
     steps: int = option("outer steps", 300, minimum=1)
-    logit_scale: float = option(
-        "with protonet: the logits of a prototype are this times a cosine; a larger one gives "
-        "wrong and close queries more weight; later stages use 10",
-        10.0,
+    logit_scale: float | None = option(
+        "with protonet: the logits of a prototype are this times a cosine (default: 20); a larger "
+        "one gives wrong and close queries more weight; later stages use 10",
+        None,
         above=0,
         advanced=True,
     )

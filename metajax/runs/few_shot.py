@@ -34,7 +34,8 @@ _log = logging.getLogger("metajax")
 
 # With features of this length, logits of prototypes are about 10 times a cosine. This is a common
 # temperature of few-shot classifiers on features of unit length.
-FEATURE_NORM = math.sqrt(10)
+LOGIT_SCALE = 10.0
+FEATURE_NORM = math.sqrt(LOGIT_SCALE)
 
 
 class InnerChanges(TypedDict, total=False):

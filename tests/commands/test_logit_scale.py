@@ -57,9 +57,9 @@ def test_the_loss_has_the_scale_and_adapt_the_usual_one(material, tmp_path, scal
     done = tiny.run(*metatrain_command(material, run, model, **SETTINGS, **given))
     assert done.status == 0, done.err
     _, row = tiny.rows_of(run)
-    assert row["loss"] == pytest.approx(first_loss(model, material, scale or 10), rel=1e-5)
+    assert row["loss"] == pytest.approx(first_loss(model, material, scale or 20), rel=1e-5)
     record = json.loads((run / "run.json").read_text())
-    assert record["model"]["feature_norm"] == pytest.approx(np.sqrt(scale or 10))
+    assert record["model"]["feature_norm"] == pytest.approx(np.sqrt(scale or 20))
     adapted = tmp_path / "adapted"
     adapt(AdaptSettings(model=str(run), tasks=(str(material.intents),), workdir=str(adapted)))
     record = json.loads((adapted / "run.json").read_text())
