@@ -72,11 +72,10 @@ def train(
     """
     kept, small = _mentioned(examples, params["embeddings"]["word"].shape[0])
     plan = plan or plan_steps([small], recipe, seed)
-    optimizer, step = _compiled(model, recipe.make_loss)
+    begin, step = _compiled(model, recipe.make_loss)
     schedule = learning_rate(recipe.learning_rate, recipe.steps, math.ceil(recipe.steps / 10))
-    own = _with_table(params, params["embeddings"]["word"][kept])
-    own = jax.tree.map(jnp.array, own)  # Copies, because a step overwrites its arguments.
-    state, losses = optimizer.init(own), []
+    own, state = begin(params, kept)
+    losses = []
     steps = range(recipe.steps)
     for number in steps if what is None else progress(steps, what, "step"):
         batch = data.packed_parts(_batch(small, recipe, seed, number, weights), 1, plan)
@@ -136,15 +135,25 @@ def _with_table(params: Params, table: jax.Array) -> Params:
 @functools.lru_cache(maxsize=8)
 def _compiled(
     model: Transformer, make_loss: Callable[[Transformer], LossFn]
-) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
-    """Return the optimizer, and `(params, state, batch, key, rate) -> (params, state, loss)`.
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Compile the start of a training, and a step.
 
     The rate is an argument, so that training with other rates and numbers of steps compiles nothing
     again.
+
+    Returns:
+        `(params, kept) -> (params, state)`, with only the rows `kept` of the embedding table, and
+        `(params, state, batch, key, rate) -> (params, state, loss)`.
     """
     fixed = tuple(f"{part}/" for part in unused_parts(model.head, model.pooling))
     optimizer = adamw(1.0, weight_decay=0.01, clip_norm=1.0, fixed=fixed)
     loss_fn = make_loss(model)
+
+    @jax.jit
+    def begin(params: Params, kept: np.ndarray) -> tuple[Params, Any]:
+        own = _with_table(params, params["embeddings"]["word"][kept])
+        own = jax.tree.map(jnp.array, own)  # Copies, because a step overwrites its arguments.
+        return own, optimizer.init(own)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(
@@ -155,4 +164,4 @@ def _compiled(
         updates = optax.tree.scale(rate, updates)
         return optax.apply_updates(params, updates), state, loss
 
-    return optimizer, step
+    return begin, step
