@@ -19,6 +19,8 @@ def features_of(
     model: Transformer, params: Params, examples: data.TokenizedTask, *, batch_size: int = _BATCH
 ) -> np.ndarray:
     """Return the features of N texts, float64 [N, H], scaled to `model.feature_norm`."""
+    # Without a head, parameters have the same structure before training one and after.
+    params = {name: value for name, value in params.items() if name != "classifier"}
     return _over_batches(_compiled(model), params, examples, batch_size)
 
 

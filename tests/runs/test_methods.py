@@ -21,7 +21,7 @@ from metajax.config.groups import ModelSettings
 from metajax.config.inner import InnerSettings
 from metajax.config.settings import EvaluateSettings
 from metajax.models import Transformer
-from metajax.runs import methods, support_training
+from metajax.runs import features, methods, support_training
 from metajax.runs.eval_set import choose_protocol
 from metajax.runs.features import features_of, logistic_head, one_vs_rest_head
 from metajax.runs.few_shot import open_few_shot
@@ -220,6 +220,12 @@ def test_features_come_in_the_order_of_the_texts(few_shot):
     found = features_of(few_shot.model, few_shot.params, examples, batch_size=3)
     expected = few_shot.model.features(few_shot.params, padded(examples, np.arange(7)))
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_features_with_and_without_a_head_are_one_program(few_shot):
+    features._compiled.cache_clear()
+    methods.adapt_to(few_shot, examples_of(), methods.method_of("linear"), chooses=False)
+    assert features._compiled(few_shot.model)._cache_size() == 1
 
 
 @pytest.mark.parametrize("method", ["contrastive", "finetune"])
