@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -158,7 +159,7 @@ def from_hugging_face(
     for path, like in _leaves(template):
         if path[0] not in absent:
             parts = [tensors[name] for name in expected[path]]
-            _put(loaded, path, jnp.asarray(_join(path, parts, like, dtype)))
+            _put(loaded, path, jax.device_put(_join(path, parts, like, dtype)))
     return loaded
 
 
