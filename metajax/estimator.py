@@ -10,7 +10,6 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from metajax.commands.metatrain import metatrain
 from metajax.config.groups import ModelSettings
 from metajax.config.inner import DEFAULT_METHOD, METHODS, InnerSettings, MethodSettings
 from metajax.config.settings import MetatrainSettings
@@ -145,6 +144,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             InputError: the model, the data sets or the settings cannot be used.
             StoppedError: an interrupt has stopped it, or its loss is not finite.
         """
+        from metajax.commands.metatrain import metatrain  # Slow to import, because of Orbax.
+
         with tempfile.TemporaryDirectory() as folder:
             own: dict[str, Any] = {
                 "model": os.fspath(self.model),

@@ -115,6 +115,22 @@ def test_importing_loads_nothing_heavy():
         assert metajax.__getattr__(name) is sys.modules[module]
 
 
+LIGHT_ESTIMATOR = """
+import sys
+import metajax
+assert metajax.FewShotClassifier
+heavy = {"orbax", "transformers", "datasets", "torch"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+
+
+def test_the_estimator_imports_what_fit_needs():
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT_ESTIMATOR], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+
+
 WITH_EXAMPLES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in sorted((ROOT / "metajax").rglob("*.py"))

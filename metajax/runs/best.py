@@ -20,7 +20,6 @@ from metajax.runs.by_source import (
 )
 from metajax.runs.metrics import read_metrics
 from metajax.runs.workdir import read_results
-from metajax.training.checkpoint import saved_steps
 from metajax.training.evaluation import estimate
 from metajax.types import Params
 
@@ -125,6 +124,8 @@ def step_to_read(workdir: Path) -> int | None:
                 f"{workdir / 'results.json'}: has no results of a run; restore it from a backup"
             )
         return step
+    from metajax.training.checkpoint import saved_steps  # Slow to import, because of Orbax.
+
     newest = max(saved_steps(workdir / "checkpoints"), default=0)
     # What was validated later may not be saved.
     rows = [row for row in read_metrics(workdir / "metrics.jsonl") if row["step"] <= newest]

@@ -29,7 +29,6 @@ from metajax.runs.adapters import adapter_kind, adapter_settings, make_adapters
 from metajax.runs.best import step_to_read
 from metajax.runs.paths import address, in_bucket, local, to_path
 from metajax.runs.record import check_record, identity, read_record
-from metajax.training import checkpoint
 from metajax.tree import overlay, path_name
 from metajax.types import LossFn, Params
 
@@ -110,6 +109,8 @@ def open_source(
             model, params = _for_tasks(model, params, rng)
         where = address(path) if path.is_dir() else spec
         return Source(model, params, {"path": where, **hashes(spec)})
+    from metajax.training import checkpoint  # Slow to import, because of Orbax.
+
     chosen = step_to_read(path)
     saved = checkpoint.load(path / "checkpoints", chosen)
     check_record(saved.record, path / "checkpoints" / str(saved.step))

@@ -165,7 +165,7 @@ def test_each_alternative_has_the_cost_of_its_own_settings(material, monkeypatch
 
 
 def test_it_reads_no_weights_and_takes_a_workdir(chain, monkeypatch):
-    monkeypatch.setattr("metajax.runs.source.checkpoint.load", None)
+    monkeypatch.setattr("metajax.training.checkpoint.load", None)
     settings = PlanSettings(model=str(chain.metatrain), **SMALL)
     assert measure(settings).total > 0
 

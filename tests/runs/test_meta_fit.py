@@ -93,7 +93,7 @@ def test_a_stopped_temporary_run_does_not_promise_to_resume(material, tmp_path, 
     def stopped(_):
         raise StoppedError("stopped by SIGINT after step 3, which is saved; the same command ...")
 
-    monkeypatch.setattr(metajax.estimator, "metatrain", stopped)
+    monkeypatch.setattr("metajax.commands.metatrain.metatrain", stopped)
     with pytest.raises(StoppedError, match="of a temporary run nothing is kept; give a workdir"):
         classifier_of(material).meta_fit({"intents": INTENTS})
     with pytest.raises(StoppedError, match="step 3, which is saved"):
