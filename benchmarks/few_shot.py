@@ -8,15 +8,16 @@ process of its own, adapts and predicts. SetFit runs in another environment:
     python -m benchmarks.few_shot --setfit-python setfit/bin/python \
         --model all-MiniLM-L6-v2 --data DATA --set sst2 --shots 8 --seeds 0 1 2
 
-DATA is the folder with `glue` and `intents`. `--classes 01/test` keeps the test classes of the
-split 01 of an intent set. SetFit has its own defaults: one epoch of pairs, then logistic
-regression; `--setfit-iterations 20` has the 20 pairs of each kind per example of SetFit's paper,
-which large support sets need. `METHOD+names` also has the labels' names, and with `--shots 0`
-nothing else. `--meta-trained RUN` adds rows of the methods that start from a run's weights; the run
-must not have seen the data set (experiments/transfer.py leaves it out). Prints accuracies with
-their 95% intervals over draws, the paired difference to SetFit, seconds to adapt (with loading and
-compiling), seconds for 1,000 predictions, and peak memory. With `--output`, finished rows are not
-run again.
+Use a Python without PyTorch, as `pip install .` makes it: transformers imports PyTorch wherever it
+is installed, which takes seconds and 0.2 GB. DATA is the folder with `glue` and `intents`.
+`--classes 01/test` keeps the test classes of the split 01 of an intent set. SetFit has its own
+defaults: one epoch of pairs, then logistic regression; `--setfit-iterations 20` has the 20 pairs of
+each kind per example of SetFit's paper, which large support sets need. `METHOD+names` also has the
+labels' names, and with `--shots 0` nothing else. `--meta-trained RUN` adds rows of the methods that
+start from a run's weights; the run must not have seen the data set (experiments/transfer.py leaves
+it out). Prints accuracies with their 95% intervals over draws, the paired difference to SetFit,
+seconds to adapt (with loading and compiling), seconds for 1,000 predictions, and peak memory. With
+`--output`, finished rows are not run again.
 """
 
 import argparse
