@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from metajax.errors import InputError
     from metajax.estimator import FewShotClassifier
     from metajax.models import Bert, Transformer, from_pretrained, save_pretrained
+    from metajax.regressor import FewShotRegressor
     from metajax.runs.planning import plan
-    from metajax.runs.regressor import FewShotRegressor
     from metajax.training.evaluation import Estimate, evaluate
     from metajax.training.outer import Metrics, OuterState
     from metajax.training.parallel import OuterLoop, outer_loop, task_mesh
@@ -72,7 +72,7 @@ _MODULES = {
     "models": ("Bert", "Transformer", "from_pretrained", "save_pretrained"),
     "estimator": ("FewShotClassifier",),
     "runs.planning": ("plan",),
-    "runs.regressor": ("FewShotRegressor",),
+    "regressor": ("FewShotRegressor",),
     "training.evaluation": ("Estimate", "evaluate"),
     "training.outer": ("Metrics", "OuterState"),
     "training.parallel": ("OuterLoop", "outer_loop", "task_mesh"),

@@ -29,6 +29,7 @@ ARROWS: dict[str, set[str]] = {
     "reporting": {*LIBRARY, "config", "runs"},
     "commands": {*LIBRARY, "config", "runs", "reporting"},
     "estimator": {*CONTRACTS, "data", "models", "config", "runs", "commands"},
+    "regressor": {*CONTRACTS, "data", "models", "config", "runs"},
     "cli": {"errors", "reading", "config", "training", "runs", "commands"},
     "__main__": {"cli"},
 }

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import data
+from metajax.config.inner import check_any_labels
 from metajax.config.settings import AdaptSettings
 from metajax.errors import InputError
 from metajax.models import save_config
@@ -26,7 +27,6 @@ from metajax.runs.methods import prepare, with_several_labels
 from metajax.runs.metrics import MetricsLog
 from metajax.runs.original import with_weights
 from metajax.runs.record import make_record
-from metajax.runs.regression import check_numbers
 from metajax.runs.source import describe
 from metajax.runs.task_data import fingerprints, load, relabel, tokenized
 from metajax.runs.workdir import Run, begin, locked, open_run, read_results, write_results
@@ -81,7 +81,7 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     task = _load_examples(settings)
     dev = _load_dev(settings, task)
     if not task.label_names:
-        check_numbers(settings)
+        check_any_labels(settings, "the labels are numbers")
     few_shot = open_few_shot(settings.model, settings, settings, len(task.label_names) or 1)
     if task.labels.ndim == 2:
         few_shot = with_several_labels(few_shot, settings)

@@ -84,6 +84,8 @@ class InnerSettings(Settings):
 
 METHODS = ("steps", "contrastive", "finetune", "linear", "prototypes", "choose")
 DEFAULT_METHOD = "contrastive"  # Of weights that were not meta-trained.
+# Methods that also learn numbers, or several labels for a text.
+ANY_LABELS = ("linear", "finetune")
 _WEIGHTED = ("contrastive", "finetune", "linear", "choose")  # Methods that take --class-weight.
 
 
@@ -147,6 +149,27 @@ class MethodSettings(InnerSettings):
             if value is not None and value != ():
                 shown = flag_and_value(setting.name, value)
                 raise InputError(f"{shown}: --method {self.method} takes no inner steps; remove it")
+
+
+def check_any_labels(settings: MethodSettings, labels: str) -> None:
+    """Check the settings for a task whose texts do not have one class each.
+
+    Args:
+        settings: the method and its settings.
+        labels: what they have instead, such as "the labels are numbers".
+
+    Raises:
+        InputError: the method, or one of its settings, needs one class for each text.
+    """
+    problem = f"needs one class for each text, but {labels}"
+    if settings.method not in ANY_LABELS:
+        allowed = " or ".join(ANY_LABELS)
+        raise InputError(f"--method {settings.method}: {problem}; use {allowed}")
+    for name in ("class_weight", "calibrate"):
+        if getattr(settings, name):
+            raise InputError(f"{flag(name)}: {problem}; remove it")
+    if settings.weights == "choose":
+        raise InputError(f"--weights choose: {problem}; use checkpoint or original")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,9 @@ import scipy.special
 
 from metajax import data
 from metajax.algorithms.prototypes import prototype_head
-from metajax.config.fields import flag
-from metajax.config.inner import MethodSettings
+from metajax.config.inner import MethodSettings, check_any_labels
 from metajax.data.packing import Shapes
 from metajax.data.seeding import generator, shuffled_rows
-from metajax.errors import InputError
 from metajax.models import Transformer, classification_loss, contrastive_loss, multi_label_loss
 from metajax.models.attention import MASKED
 from metajax.runs.choice import Adapted, choose, repeat, take_steps
@@ -68,7 +66,6 @@ RECIPES = {
 _SEVERAL_LABELS = Recipe(multi_label_loss, epoch_rows, 1e-4, steps=60, batch_size=64)
 HEADS = ("linear", "prototypes")  # Methods that only train a head.
 TRAINED = (*RECIPES, *HEADS)  # All methods but the inner steps.
-MULTI_LABEL = ("linear", "finetune")  # Those for texts with several labels.
 
 
 class Method(NamedTuple):
@@ -119,20 +116,9 @@ def with_several_labels(few_shot: FewShot, settings: MethodSettings) -> FewShot:
     """Return the network for texts with any number of labels.
 
     Raises:
-        InputError: the method, or one of its settings, needs one label for each text.
+        InputError: the method, or one of its settings, needs one class for each text.
     """
-    if settings.method not in MULTI_LABEL:
-        raise InputError(
-            f"--method {settings.method}: needs one label for each text; for several use "
-            f"{' or '.join(MULTI_LABEL)}"
-        )
-    for name in ("class_weight", "calibrate"):
-        if getattr(settings, name):
-            raise InputError(f"{flag(name)}: needs one label for each text; remove it")
-    if settings.weights == "choose":
-        raise InputError(
-            "--weights choose: needs one label for each text; use checkpoint or original"
-        )
+    check_any_labels(settings, "a text can have several")
     model = few_shot.model.replace(problem_type="multi_label_classification")
     return few_shot._replace(model=model)
 
@@ -160,9 +146,8 @@ def adapt_to(
 
     Args:
         few_shot: the network, and the settings of its inner loop, from `prepare`.
-        examples: the examples. If the network is multi-label, labels [N, C], and the method is one
-            of `MULTI_LABEL`. If it predicts numbers, labels float32 [N], and one of
-            `REGRESSION_METHODS`.
+        examples: the examples. If the network is multi-label, with labels [N, C]; if it predicts
+            numbers, with labels float32 [N]. The method is then one of `ANY_LABELS`.
         method: the method.
         chooses: whether to choose the rate of plain inner steps, and between them and prototypes.
         known: results of an earlier run. If given, its choice is repeated.

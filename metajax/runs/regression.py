@@ -1,4 +1,4 @@
-"""Numbers as the labels of a task: which methods take them, their scale, ridge regression."""
+"""Numbers as the labels of a task: their scale, ridge regression."""
 
 import logging
 from typing import NamedTuple
@@ -6,13 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from metajax import data
-from metajax.config.fields import flag
-from metajax.config.inner import MethodSettings
 from metajax.errors import InputError
 from metajax.types import Params
 
 _log = logging.getLogger("metajax")
-REGRESSION_METHODS = ("linear", "finetune")
 # Of ridge regression, for targets with mean 0 and standard deviation 1.
 _STRENGTHS = np.logspace(-3, 3, 13)
 
@@ -22,24 +19,6 @@ class Scale(NamedTuple):
 
     mean: float
     deviation: float
-
-
-def check_numbers(settings: MethodSettings) -> None:
-    """Check the method and its settings for a task with numbers.
-
-    Raises:
-        InputError: they need classes.
-    """
-    if settings.method not in REGRESSION_METHODS:
-        allowed = " or ".join(REGRESSION_METHODS)
-        raise InputError(f"--method {settings.method}: needs classes; for numbers use {allowed}")
-    for name in ("class_weight", "calibrate"):
-        if getattr(settings, name):
-            raise InputError(f"{flag(name)}: needs classes, but the labels are numbers; remove it")
-    if settings.weights == "choose":
-        raise InputError(
-            "--weights choose: needs classes, but the labels are numbers; give one of the others"
-        )
 
 
 def standardized(examples: data.TokenizedTask) -> tuple[data.TokenizedTask, Scale]:

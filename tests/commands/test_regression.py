@@ -120,13 +120,16 @@ def test_what_needs_classes_is_refused(material, tmp_path, given, message):
 
 def test_inner_steps_need_classes(material, tmp_path):
     done = adapt(material, tmp_path, "--regression", method="steps")
-    assert (done.status, "--method steps: needs classes; for numbers use" in done.err) == (2, True)
+    assert (done.status, "--method steps: needs one class for each text, but" in done.err) == (
+        2,
+        True,
+    )
 
 
 def test_what_needs_classes_is_refused_before_the_model_is_opened(tmp_path):
     nowhere = SimpleNamespace(bert=tmp_path / "nowhere")
     done = adapt(nowhere, tmp_path, "--regression", method="steps")
-    assert (done.status, "--method steps: needs classes" in done.err) == (2, True), done.err
+    assert (done.status, "--method steps: needs one class" in done.err) == (2, True), done.err
     topics = tiny.write_rows(tmp_path / "topics.csv", tiny.examples(1, 3))
     done = adapt(nowhere, tmp_path, tasks=topics)
     assert (done.status, "has examples of only 1 of the chosen" in done.err) == (2, True), done.err

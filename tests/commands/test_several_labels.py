@@ -99,10 +99,13 @@ def test_a_report_has_no_confusion_of_several_labels(material, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "steps"}, "^--method steps: needs one label for each text; for several"),
-        ({"method": "contrastive"}, "for several use linear or finetune"),
-        ({"class_weight": "balanced"}, "^--class-weight: needs one label for each text; remove it"),
-        ({"calibrate": True}, "^--calibrate: needs one label for each text; remove it"),
+        ({"method": "steps"}, "^--method steps: needs one class for each text, but a text can"),
+        ({"method": "contrastive"}, "a text can have several; use linear or finetune"),
+        ({"class_weight": "balanced"}, "^--class-weight: needs one class for each text"),
+        (
+            {"calibrate": True},
+            "^--calibrate: needs one class for each text, but a text can have several; remove it",
+        ),
         ({"classes": "names.txt"}, "--classes: needs one label for each text; remove it"),
         ({"tasks": ("glue:sst2",)}, "glue:sst2: has one label for each text; remove --label-sep"),
     ],

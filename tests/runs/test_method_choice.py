@@ -370,7 +370,7 @@ def test_several_labels_per_text_take_neither(material, name):
     changes = {name: "balanced" if name == "class_weight" else True}
     own = metajax.FewShotClassifier(str(material.bert), method="linear", **changes)
     with pytest.raises(
-        InputError, match=f"^--{name.replace('_', '-')}: needs one label for each text"
+        InputError, match=f"^--{name.replace('_', '-')}: needs one class for each text"
     ):
         own.fit(["w1", "w2"], [["a"], ["b", "a"]])
 

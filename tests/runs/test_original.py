@@ -272,7 +272,7 @@ def test_what_has_no_original_weights_is_refused(material, chain, tmp_path):
     with pytest.raises(InputError, match="--weights mine: unknown value; choose from checkpoint,"):
         settings_of(material, material.bert, tmp_path / "run", weights="mine")
     own = metajax.FewShotClassifier(str(chain.metatrain), method="linear", weights="choose")
-    with pytest.raises(InputError, match="--weights choose: needs one label for each text"):
+    with pytest.raises(InputError, match="--weights choose: needs one class for each text"):
         own.fit(["w1", "w2"], [["a"], ["b", "a"]])
     documents = (f"documents:{material.text}",)
     with pytest.raises(InputError, match="--weights original: needs labels; give labelled tasks"):

@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from metajax import data
 from metajax.config.groups import ModelSettings
-from metajax.config.inner import InnerSettings
+from metajax.config.inner import ANY_LABELS, InnerSettings
 from metajax.errors import InputError
 from metajax.models import save_pretrained
 from metajax.runs.classifier import (
@@ -23,7 +23,6 @@ from metajax.runs.classifier import (
 from metajax.runs.few_shot import open_few_shot
 from metajax.runs.labels import check_sizes, read_texts
 from metajax.runs.methods import adapt_to, method_of, prepare
-from metajax.runs.regression import REGRESSION_METHODS
 from metajax.runs.task_data import tokenized
 from metajax.runs.workdir import read_json
 
@@ -103,8 +102,8 @@ class FewShotRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # 
         return self
 
     def _check(self) -> None:
-        if self.method not in REGRESSION_METHODS:
-            allowed = " or ".join(REGRESSION_METHODS)
+        if self.method not in ANY_LABELS:
+            allowed = " or ".join(ANY_LABELS)
             raise InputError(f"method is {self.method!r}; it has to be {allowed}")
         check_sizes(batch_size=self.batch_size, max_length=self.max_length)
 
