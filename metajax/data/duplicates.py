@@ -60,7 +60,7 @@ def find_duplicates(
         >>> films.first.tolist(), films.conflicting.tolist()
         ([0, 1, 0, 1], [False, True, False, True])
     """
-    keys = _hashes(texts, pairs)
+    keys = hashes(texts, pairs)
     order = np.lexsort(keys.T)  # Stable: of equal texts, the first comes first.
     begins = np.ones(len(keys), bool)
     begins[1:] = (keys[order[1:]] != keys[order[:-1]]).any(1)
@@ -72,8 +72,22 @@ def find_duplicates(
     return Duplicates(first, several[first])
 
 
-def _hashes(texts: Sequence[str], pairs: Sequence[str] | None) -> np.ndarray:
-    """Return a hash of each example, uint64 [N, 2]: the examples take ten times the memory."""
+def are_among(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return which examples have the text of one of others, bool [N].
+
+    Args:
+        keys: uint64 [N, 2], from `hashes`.
+        others: uint64 [M, 2], likewise.
+    """
+    pair = np.dtype([("", np.uint64)] * 2)
+    return np.isin(keys.view(pair)[:, 0], others.view(pair)[:, 0])
+
+
+def hashes(texts: Sequence[str], pairs: Sequence[str] | None) -> np.ndarray:
+    """Return a hash of each example, uint64 [N, 2]: the examples take ten times the memory.
+
+    Equal texts have equal hashes. A single text has that of a pair whose second text is empty.
+    """
     content = bytearray()
     others = itertools.repeat("") if pairs is None else map(normalize, pairs)
     for text, other in zip(map(normalize, texts), others):

@@ -9,6 +9,7 @@ import numpy as np
 from metajax import data
 from metajax.config.fields import flag
 from metajax.config.groups import DrawSettings, TaskSettings
+from metajax.data.duplicates import are_among, hashes
 from metajax.errors import InputError, printable
 from metajax.models import Transformer
 from metajax.runs.progress import Progress
@@ -166,10 +167,8 @@ def relabel(task: data.TaskData, training: data.TaskData) -> data.TaskData:
 
 
 def _warn_of_shared(task: data.TaskData, training: data.TaskData) -> None:
-    both = [*training.texts, *task.texts], [*(training.pairs or ()), *(task.pairs or ())]
-    size = len(training.texts)
-    first = data.find_duplicates(both[0], both[1] or None, np.zeros(len(both[0]))).first
-    shared = int(np.sum(first[size:] < size))
+    own, others = (hashes(each.texts, each.pairs) for each in (task, training))
+    shared = int(are_among(own, others).sum())
     if shared:
         _log.warning(
             "%s: %d of %d examples are also in the training file, so measurements on this file are "

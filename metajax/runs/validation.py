@@ -5,9 +5,11 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from metajax import data
 from metajax.config.settings import MetatrainSettings
-from metajax.data.duplicates import examples
+from metajax.data.duplicates import are_among, hashes
 from metajax.errors import InputError
 from metajax.runs.task_data import load
 
@@ -116,13 +118,13 @@ def _check_apart(
     settings: MetatrainSettings, tasks: Sequence[data.TaskData], validation: Sequence[data.TaskData]
 ) -> None:
     """Refuse validation on a class of the same data that is trained on. Warn of equal texts."""
-    hashes, valid_hashes = (
+    contents, valid_contents = (
         [data.fingerprint(spec, glue_dir=settings.glue_dir) for spec in specs]
         for specs in (settings.tasks, settings.valid)
     )
-    texts = {text for task in tasks for text in examples(task.texts, task.pairs)}
-    for task, content in zip(validation, valid_hashes, strict=True):
-        same = [each for each, other in zip(tasks, hashes, strict=True) if other == content]
+    trained_on = np.concatenate([hashes(task.texts, task.pairs) for task in tasks])
+    for task, content in zip(validation, valid_contents, strict=True):
+        same = [each for each, other in zip(tasks, contents, strict=True) if other == content]
         trained = {name for each in same for name in each.label_names}
         both = sorted(trained & set(task.label_names))
         if both:
@@ -130,7 +132,7 @@ def _check_apart(
                 f"{task.name}: --valid and --tasks share the label {both[0]!r}; choose different "
                 "labels of the file with --classes and --valid-classes, or give other files"
             )
-        repeated = sum(text in texts for text in examples(task.texts, task.pairs))
+        repeated = int(are_among(hashes(task.texts, task.pairs), trained_on).sum())
         if repeated:
             _log.warning(
                 "%s: %d of %d validation texts are also training texts, so the gain is too high; "
