@@ -17,7 +17,7 @@ from metajax.models import Transformer, save_adapters, save_pretrained
 from metajax.models.files import base_of
 from metajax.models.prefix import prefix_length
 from metajax.models.save import to_json
-from metajax.models.sentence import sentence_files
+from metajax.models.sentence import sentence_files, sentence_pooling
 from metajax.runs.card import model_card
 from metajax.runs.classifier import is_regression, open_classifier
 from metajax.runs.paths import on_disk, to_path
@@ -75,8 +75,8 @@ def _export_sentence_encoder(
     Raises:
         InputError: the model pools by BERT's pooler.
     """
-    pooling = model.pooling
-    if pooling == "pooler" and not model.config.family.decoder:
+    pooling = sentence_pooling(model)
+    if pooling is None:
         raise InputError(
             f"--format sentence-transformers: {spec} pools by BERT's pooler, which that library "
             "does not have; finetune it with --pooling mean, or export it without --format"
@@ -84,11 +84,10 @@ def _export_sentence_encoder(
     if model.head != "classification":
         model = model.replace(head="encoder")
         params = {name: params[name] for name in model.parts}
-    pooling = "last" if pooling == "pooler" else pooling
     max_length = text_length(model, record["settings"]["max_length"])
-    width, normalized = model.config.hidden_size, model.feature_norm is not None
+    normalized = model.feature_norm is not None
     described = {
-        **sentence_files(pooling, width, model.dense, normalize=normalized),
+        **sentence_files(model, normalize=normalized),
         "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
     }
     card = model_card(

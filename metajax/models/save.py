@@ -29,8 +29,8 @@ def save_pretrained(directory: str | os.PathLike[str], model: Transformer, param
     BertForSequenceClassification does not support every classifier (other pooling, `feature_norm`,
     several heads, and a bias in GPT-2). Such a classifier goes to a separate file,
     `classifier.safetensors`, next to a BertModel. The pooler, which BertForMaskedLM lacks, goes to
-    `pooler.safetensors`. `from_pretrained` reads both files. The pooling, a dense layer and a
-    prompt are also written for sentence-transformers.
+    `pooler.safetensors`. `from_pretrained` reads both files. The pooling, a dense layer and the
+    prompts, with all named ones of `model.source`, are also written for sentence-transformers.
 
     config.json is removed first and written last, so a directory with config.json is complete.
 
@@ -70,12 +70,9 @@ def save_pretrained(directory: str | os.PathLike[str], model: Transformer, param
     architecture, weights = _weights(model, params, plain=plain)
     contents = {name: to_safetensors(tensors) for name, tensors in weights.items()}
     contents.update(_tokenizer_files(model))
-    described = prompt_files(model.prompt)
+    described = prompt_files(model)
     if model.pooling != "pooler" or model.dense is not None:
-        # A decoder's pooler is the last token.
-        pooling = "last" if model.pooling == "pooler" else model.pooling
-        width = model.config.hidden_size
-        described |= sentence_files(pooling, width, model.dense, normalize=False)
+        described |= sentence_files(model, normalize=False)
     contents.update({name: to_json(value) for name, value in described.items()})
     dtype = str(np.dtype(params["embeddings"]["word"].dtype))
     contents["config.json"] = to_json(_config(model, architecture, dtype, plain=plain))
@@ -83,7 +80,7 @@ def save_pretrained(directory: str | os.PathLike[str], model: Transformer, param
 
 
 def save_config(directory: str | os.PathLike[str], model: Transformer) -> None:
-    """Write the tokenizer and then config.json, without weights.
+    """Write the tokenizer, the prompts and then config.json, without weights.
 
     config.json only has the model's `config`, not its head, pooling, `feature_norm` or classes.
 
@@ -104,7 +101,8 @@ def save_config(directory: str | os.PathLike[str], model: Transformer) -> None:
     """
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
-    contents = {**_tokenizer_files(model), "config.json": to_json(model.config.to_dict())}
+    described = prompt_files(model) | {"config.json": model.config.to_dict()}
+    contents = _tokenizer_files(model) | {name: to_json(each) for name, each in described.items()}
     replace_files(target, contents)
 
 

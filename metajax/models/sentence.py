@@ -2,13 +2,16 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metajax.errors import InputError, reason_of
 from metajax.models.contracts import Activation, DenseLayer
 from metajax.models.files import read_json, weight_files
 from metajax.models.stored import Reader
 from metajax.reading import parse_json, read_bytes
+
+if TYPE_CHECKING:
+    from metajax.models.model import Transformer
 
 # Their names of poolings, and ours.
 POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last", "weightedmean": "weighted-mean"}
@@ -152,17 +155,23 @@ def remarks(directory: Path) -> list[str]:
     ]
 
 
-def sentence_files(
-    pooling: str, width: int, dense: DenseLayer | None, *, normalize: bool
-) -> dict[str, Any]:
+def sentence_pooling(model: "Transformer") -> str | None:
+    """Return the pooling of a network as a sentence encoder; None for BERT's pooler."""
+    if model.pooling != "pooler":
+        return model.pooling
+    return "last" if model.config.family.decoder else None
+
+
+def sentence_files(model: "Transformer", *, normalize: bool) -> dict[str, Any]:
     """Return the files that describe the modules of a sentence encoder, as JSON by name.
 
     Args:
-        pooling: "mean", "cls", "last" or "weighted-mean".
-        width: H, the size of the hidden states.
-        dense: the layer on the pooled vector. Its weights belong into `DENSE_WEIGHTS`.
+        model: the network; its `sentence_pooling` is not None. The weights of its dense layer
+            belong into `DENSE_WEIGHTS`.
         normalize: whether to scale vectors to unit length.
     """
+    pooling, width, dense = sentence_pooling(model), model.config.hidden_size, model.dense
+    assert pooling is not None
     names = {ours: theirs for theirs, ours in POOLINGS.items()}
     modes = (
         *("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens"),
@@ -194,11 +203,21 @@ def sentence_files(
     return described
 
 
-def prompt_files(prompt: str) -> dict[str, Any]:
-    """Return the file that puts a prompt before each text, as JSON by name; none without one."""
-    if not prompt:
+def prompt_files(model: "Transformer") -> dict[str, Any]:
+    """Return the file of prompts, as JSON by name; none if all are empty.
+
+    It has all named prompts of the model's directory, and the model's own as the default one.
+    """
+    path = Path(model.source or "") / PROMPTS
+    settings = read_json(path) if model.source and path.exists() else {}
+    prompts, name = settings.get("prompts"), settings.get("default_prompt_name")
+    prompts = prompts if isinstance(prompts, dict) else {}
+    if model.prompt != (prompts.get(name) or ""):
+        name = "default" if model.prompt else None
+        prompts = {**prompts, "default": model.prompt} if model.prompt else prompts
+    if not any(prompts.values()):
         return {}
-    return {PROMPTS: {"prompts": {"default": prompt}, "default_prompt_name": "default"}}
+    return {PROMPTS: {"prompts": prompts, "default_prompt_name": name}}
 
 
 def _pooling_file(directory: Path) -> Path:

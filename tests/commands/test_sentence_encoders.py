@@ -1,6 +1,7 @@
 """Export of a sentence encoder for sentence-transformers, with a model card."""
 
 import json
+import shutil
 from types import SimpleNamespace
 from typing import Any
 
@@ -96,6 +97,18 @@ def test_a_dense_layer_and_a_prompt_take_part_in_all_stages(encoder, material, t
     runs = (tmp_path / "adapt", tmp_path / "out")
     outs = [tiny.succeed("predict", "--model", run, "--input", texts) for run in runs]
     assert outs[0] == outs[1]
+
+
+def test_every_named_prompt_is_exported(encoder, material, tmp_path):
+    """Through the directory of a run, which keeps them for later stages."""
+    prompts = {"prompts": {"query": "w7 w8 ", "passage": "w9 "}, "default_prompt_name": "query"}
+    name = "config_sentence_transformers.json"
+    shutil.copytree(encoder, tmp_path / "encoder")
+    (tmp_path / "encoder" / name).write_text(json.dumps(prompts))
+    given = ("--tasks", material.new, "--workdir", tmp_path / "run", "--method", "linear")
+    tiny.succeed("adapt", "--model", tmp_path / "encoder", *given)
+    exported(tmp_path / "run", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / name).read_text()) == prompts
 
 
 @pytest.mark.parametrize("method", ["finetune", "contrastive", "linear"])

@@ -76,6 +76,24 @@ def test_the_default_prompt_is_read_and_written(encoder, tmp_path):
         assert read_model(str(encoder)).prompt == ""
 
 
+def test_named_prompts_are_kept(encoder, tmp_path):
+    prompts = {"prompts": {"query": "query: ", "passage": "passage: "}}
+    again = tmp_path / "again"
+    for name in (None, "query"):
+        write(encoder, config_sentence_transformers=prompts | {"default_prompt_name": name})
+        model, params = from_pretrained(str(encoder))
+        save_pretrained(again, model, params)
+        written = json.loads((again / "config_sentence_transformers.json").read_text())
+        assert written == prompts | {"default_prompt_name": name}
+    save_pretrained(again, model.replace(prompt="mine: "), params)
+    written = json.loads((again / "config_sentence_transformers.json").read_text())
+    assert written["prompts"] == prompts["prompts"] | {"default": "mine: "}
+    assert read_model(str(again)).prompt == "mine: "
+    save_pretrained(again, model.replace(prompt=""), params)
+    written = json.loads((again / "config_sentence_transformers.json").read_text())
+    assert written == prompts | {"default_prompt_name": None}
+
+
 def test_a_prompt_that_cannot_be_applied_is_refused(encoder):
     prompts = {"prompts": {"query": 5}, "default_prompt_name": "query"}
     write(encoder, config_sentence_transformers=prompts)
@@ -238,7 +256,7 @@ def test_a_damaged_list_of_modules_is_refused(encoder, content):
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last", "weighted-mean"])
 def test_every_pooling_comes_back(tmp_path, pooling):
-    files = sentence_files(pooling, 8, None, normalize=True)
+    files = sentence_files(Transformer(TINY, pooling=pooling), normalize=True)
     write(
         tmp_path,
         modules=files["modules.json"],
@@ -255,7 +273,7 @@ def test_a_qwen3_pools_the_last_token(tmp_path):
     model = Transformer(dataclasses.replace(TINY, **llama_settings("qwen3")))
     params = make_params(model)
     save_pretrained(tmp_path, model, params)
-    files = sentence_files("last", 8, None, normalize=True)
+    files = sentence_files(model, normalize=True)
     write(tmp_path, modules=files["modules.json"])
     write(tmp_path, **{"1_Pooling__config": files["1_Pooling/config.json"]})
     model, params = from_pretrained(str(tmp_path))
