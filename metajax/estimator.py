@@ -199,7 +199,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             few_shot = start._replace(model=model, seed=settings.seed)
         if kind != "single":
             few_shot = with_several_labels(few_shot, how)
-        few_shot, model = prepare(few_shot, self.method, task.label_names)
+        few_shot, model = prepare(few_shot, self.method, task)
         few_shot, original = with_weights(few_shot, settings, self.weights)
         (examples,) = tokenized([task], model, few_shot.text_length(self.max_length))
         chooses = few_shot.can_choose_rate

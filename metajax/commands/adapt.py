@@ -85,7 +85,7 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     few_shot = open_few_shot(settings.model, settings, settings, len(task.label_names) or 1)
     if task.labels.ndim == 2:
         few_shot = with_several_labels(few_shot, settings)
-    few_shot, model = prepare(few_shot, settings.method, task.label_names)
+    few_shot, model = prepare(few_shot, settings.method, task)
     chooses = False
     if settings.method == "steps":
         settings, chooses = _with_steps(settings, few_shot)

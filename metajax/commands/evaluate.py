@@ -13,6 +13,7 @@ import numpy as np
 from metajax import data
 from metajax.config.settings import EvaluateSettings
 from metajax.errors import InputError, printable
+from metajax.models import Transformer
 from metajax.runs.document_eval import DocumentRow, choose_methods, compare, open_eval_windows
 from metajax.runs.document_eval import table as document_table
 from metajax.runs.document_tasks import are_documents
@@ -21,6 +22,7 @@ from metajax.runs.features import features_of, logits_on
 from metajax.runs.few_shot import FewShot, not_meta_trained, open_few_shot
 from metajax.runs.methods import RECIPES, method_of, train_on
 from metajax.runs.original import open_original
+from metajax.runs.source import text_length
 from metajax.runs.support_training import plan_steps
 from metajax.runs.task_data import load
 from metajax.runs.workdir import writable, write_atomically
@@ -76,9 +78,13 @@ def _on_episodes(settings: EvaluateSettings) -> list[Row]:
     length = few_shot.text_length(settings.max_length)
     eval_set = choice.open(few_shot.model, length)
     begun = time.perf_counter()
+    own_set = eval_set
+    if plain.source.encodes_texts and any(task.pairs is not None for task in tasks):
+        siamese = plain.model.replace(siamese=True)
+        own_set = choice.open(siamese, text_length(siamese, settings.max_length))
     features: dict[int, np.ndarray] = {}
     if any(method in BASELINES for method in methods):
-        features = _unit_features(plain, eval_set)
+        features = _unit_features(plain, own_set)
     feature_seconds = time.perf_counter() - begun
     adaptation, steps = _adaptation(few_shot, settings), few_shot.inner["inner_steps"]
     rows: list[Row] = []
@@ -89,7 +95,7 @@ def _on_episodes(settings: EvaluateSettings) -> list[Row]:
         if adapts:
             scores = eval_set.score(method, partial(adaptation, params))
         elif method in RECIPES:
-            scores = _run_trained(method, plain, eval_set)
+            scores = _run_trained(method, plain, own_set)
         else:
             scores = _run_baseline(method, features, eval_set)
         curve = settings.curve if adapts else None
@@ -182,10 +188,11 @@ def _run_trained(method: str, few_shot: FewShot, eval_set: EvalSet) -> np.ndarra
             support = supports[len(accuracies)]
             key = support.tokens.input_ids.tobytes() + support.labels.tobytes()
             if key != known[0]:  # Published draws have several episodes with one support set.
-                known = key, train_on(few_shot, support, method_of(method), plan=plan)[0]
+                own = few_shot._replace(model=_reader(few_shot, support))
+                known = key, train_on(own, support, method_of(method), plan=plan)[0]
             rows = episodes.query[t][episodes.query_mask[t] > 0]
             query = data.take_examples(eval_set.examples[task], rows)
-            logits = logits_on(few_shot.model, known[1], query)
+            logits = logits_on(_reader(few_shot, query), known[1], query)
             labels = episodes.query_labels[t][episodes.query_mask[t] > 0]
             accuracies.append(float(np.mean(logits.argmax(1) == labels)))
     return eval_set.by_draw(accuracies)
@@ -202,11 +209,17 @@ def _support(eval_set: EvalSet, episodes: data.Episodes, t: int) -> data.Tokeniz
     return data.take_examples(eval_set.examples[episodes.task[t]], rows)._replace(labels=labels)
 
 
+def _reader(few_shot: FewShot, examples: data.TokenizedTask) -> Transformer:
+    """Return the network for some examples: a siamese one for pairs of texts apart."""
+    return few_shot.model.replace(siamese=examples.tokens.apart)
+
+
 def _unit_features(few_shot: FewShot, eval_set: EvalSet) -> dict[int, np.ndarray]:
     """Return the frozen features of each data set of the episodes, scaled to unit length."""
-    model = few_shot.model.replace(feature_norm=1.0)
+    few_shot = few_shot._replace(model=few_shot.model.replace(feature_norm=1.0))
+    sets = eval_set.examples
     return {
-        number: features_of(model, few_shot.params, eval_set.examples[number])
+        number: features_of(_reader(few_shot, sets[number]), few_shot.params, sets[number])
         for number in {int(task) for chunk in eval_set.episodes for task in chunk.task}
     }
 

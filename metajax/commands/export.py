@@ -102,6 +102,7 @@ def _export_sentence_encoder(
         normalized=normalized,
         classifier=model.head == "classification",
         regression=is_regression(model),
+        siamese=model.siamese,
         lineage=summary(lineage(LineageSettings(model=spec))),
         results=read_results(to_path(spec)),
     )

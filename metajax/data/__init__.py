@@ -52,6 +52,7 @@ from metajax.data.masking import (
     take,
 )
 from metajax.data.packing import Shape, Shapes
+from metajax.data.pairs import tokenize_apart
 from metajax.data.readers import read_lines
 from metajax.data.tasks import TaskData, load_tasks
 from metajax.data.text import (
@@ -119,6 +120,7 @@ __all__ = [
     "take",
     "take_examples",
     "tokenize",
+    "tokenize_apart",
     "tokenize_documents",
     "tokenize_task",
 ]

@@ -13,18 +13,24 @@ _SAMPLED = 16  # Batches of an evaluation that its shapes are planned for.
 
 
 def token_batch(tokens: Tokens, rows: np.ndarray, length: int) -> dict[str, np.ndarray]:
-    """Return input_ids, attention_mask, token_type_ids int32 [B, length] for some rows."""
+    """Return input_ids, attention_mask, token_type_ids int32 [B, length] for some rows.
+
+    If the texts of pairs are apart, also `second` int32 [B], where each second text begins.
+    """
     B, width = len(rows), min(length, tokens.input_ids.shape[1])
     input_ids = np.zeros((B, length), np.int32)
     input_ids[:, :width] = tokens.input_ids[rows, :width]
     token_type_ids = np.zeros((B, length), np.int32)
     token_type_ids[:, :width] = tokens.token_type_ids[rows, :width]
     attention_mask = (np.arange(length) < tokens.lengths[rows, None]).astype(np.int32)
-    return {
+    batch = {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
         "token_type_ids": token_type_ids,
     }
+    if tokens.apart:
+        batch["second"] = (tokens.lengths[rows] - token_type_ids.sum(1)).astype(np.int32)
+    return batch
 
 
 def take_examples(task: TokenizedTask, rows: np.ndarray) -> TokenizedTask:
@@ -163,7 +169,7 @@ def packed_parts(
     """
     (shape,) = fit_shapes((_lengths(batch, parts),), plan)
     split = {key: value.reshape(parts, -1, *value.shape[1:])[own] for key, value in batch.items()}
-    tokens = ("input_ids", "attention_mask", "token_type_ids")
+    tokens = split.keys() & {"input_ids", "attention_mask", "token_type_ids", "second"}
     packed = [
         pack({key: split[key][p] for key in tokens}, shape) for p in range(len(split["labels"]))
     ]

@@ -90,7 +90,9 @@ def pack(batch: dict[str, np.ndarray], shape: Shape) -> dict[str, np.ndarray]:
     """Pack a padded batch. Its texts have to fit.
 
     Args:
-        batch: input_ids, attention_mask, token_type_ids [B, W], with padding at the end.
+        batch: input_ids, attention_mask, token_type_ids [B, W], with padding at the end. Perhaps
+            `second` [B], where the second text of each pair begins: each text is then an example of
+            its own, and there are 2 B, the two of a pair one after the other.
         shape: R rows of L tokens.
 
     Returns:
@@ -109,11 +111,18 @@ def pack(batch: dict[str, np.ndarray], shape: Shape) -> dict[str, np.ndarray]:
         flat[target] = np.broadcast_to(values, mask.shape)[mask]
         return flat.reshape(shape)
 
+    types, examples = batch["token_type_ids"], np.arange(len(mask))[:, None]
+    if "second" in batch:
+        second = batch["second"][:, None]
+        in_second = inside >= second
+        inside = inside - second * in_second
+        types, examples = np.zeros_like(types), 2 * examples + in_second
+        first = (first[:, None] + np.concatenate([0 * second, second], 1)).reshape(-1)
     return {
         "input_ids": spread(batch["input_ids"], 0),
-        "token_type_ids": spread(batch["token_type_ids"], 0),
+        "token_type_ids": spread(types, 0),
         "position_ids": spread(inside, 0),
-        "example_ids": spread(np.arange(len(mask))[:, None], -1),
+        "example_ids": spread(examples, -1),
         "first_token": first.astype(np.int32),
     }
 

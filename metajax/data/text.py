@@ -20,6 +20,7 @@ class Tokens(NamedTuple):
         token_type_ids: int8 [N, L]; 1 in the second text of a pair.
         lengths: int32 [N]; number of tokens without padding.
         truncated: number of texts that were longer than the limit.
+        apart: whether the texts of pairs are tokenized each by itself; see `tokenize_apart`.
 
     Examples:
         >>> import metajax.data as data, numpy as np
@@ -33,6 +34,7 @@ class Tokens(NamedTuple):
     token_type_ids: np.ndarray
     lengths: np.ndarray
     truncated: int
+    apart: bool = False
 
 
 class TokenizedTask(NamedTuple):
@@ -155,13 +157,8 @@ def tokenize(
         truncated += long
         if per_chunk_fn is not None:
             per_chunk_fn(len(rows))
-    sizes = np.concatenate(lengths)
-    return Tokens(
-        _pad(ids, sizes, tokenizer.pad_token_id),
-        _pad(types, sizes, 0),
-        sizes,
-        truncated,
-    )
+    sizes, padding = np.concatenate(lengths), tokenizer.pad_token_id
+    return Tokens(_pad(ids, sizes, padding), _pad(types, sizes, 0), sizes, truncated)
 
 
 def tokenize_task(

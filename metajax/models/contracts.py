@@ -87,6 +87,7 @@ class TransformerChanges(TypedDict, total=False):
     dtype: Any
     source: str | None
     prompt: str
+    siamese: bool
 
 
 def check_use(

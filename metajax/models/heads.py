@@ -4,6 +4,8 @@ Sizes in array names: B examples, L tokens, M positions, H hidden, V vocabulary,
 of the largest head.
 """
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,9 @@ from metajax.dtypes import at_least_float32, widen
 from metajax.models.attention import MASKED
 from metajax.models.config import TransformerConfig
 from metajax.models.layers import ACTIVATION, Dense, LayerNorm, dropout, normal
+
+if TYPE_CHECKING:
+    from metajax.models.model import Transformer
 
 
 def pool(pooling: str, hidden: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
@@ -89,6 +94,32 @@ def rescale(x_BxH: jax.Array, length: float | None) -> jax.Array:
     # The inner `where` keeps the derivative at zero finite.
     scale_Bx1 = length * jax.lax.rsqrt(jnp.where(square_Bx1 > 0, square_Bx1, 1))
     return (x_BxH * scale_Bx1).astype(x_BxH.dtype)
+
+
+def features_of(model: "Transformer", pooled: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+    """Return the features of texts `[B, D]`; of a siamese network, those of pairs `[B, 2 D]`.
+
+    Those of a pair are |u - v| and u * v of the vectors of its texts, as in InferSent (Conneau et
+    al. 2017, arXiv:1705.02364, section 3.1), but without u and v themselves.
+
+    Args:
+        model: the network.
+        pooled: the vectors of the texts, the two of a pair one after the other.
+        batch: their batch.
+
+    Raises:
+        ValueError: the network is siamese and the batch is not packed.
+    """
+    scaled = rescale(pooled, model.feature_norm)
+    if not model.siamese:
+        return scaled
+    if "first_token" not in batch:
+        raise ValueError(
+            "the network encodes each text of a pair by itself; give a packed batch of the two "
+            "(metajax.data.tokenize_apart, packed_eval_batches)"
+        )
+    u_BxD, v_BxD = scaled[0::2], scaled[1::2]
+    return jnp.concatenate([jnp.abs(u_BxD - v_BxD), u_BxD * v_BxD], axis=1)
 
 
 class MaskedLMHead(nnx.Module):

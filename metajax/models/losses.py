@@ -12,6 +12,7 @@ from metajax.dtypes import widen
 from metajax.errors import InputError
 from metajax.models.attention import MASKED
 from metajax.models.contracts import Batch, Params
+from metajax.models.heads import rescale
 from metajax.models.model import Transformer
 from metajax.models.reparametrization import suits_layout
 from metajax.types import InitFn, LossFn
@@ -206,12 +207,11 @@ def contrastive_loss(model: Transformer, *, temperature: float = 0.1) -> LossFn:
         >>> bool(losses[0] < losses[1])
         True
     """
-    model = model.replace(feature_norm=1.0)
 
     def loss_fn(
         params: Params, batch: Batch, rng: jax.Array | None
     ) -> tuple[jax.Array, dict[str, Any]]:
-        features_BxH = widen(model.features(params, batch, rng))
+        features_BxH = rescale(widen(model.features(params, batch, rng)), 1.0)
         others_BxB = ~jnp.eye(len(features_BxH), dtype=bool)
         cosines_BxB = features_BxH @ features_BxH.T / temperature
         cosines_BxB = jnp.where(others_BxB, cosines_BxB, MASKED)

@@ -32,6 +32,7 @@ class HeadMetadata(NamedTuple):
         num_labels: see `Transformer`.
         label_names: see `Transformer`.
         projection: see `Transformer`.
+        siamese: see `Transformer`.
         problem_type: see `Transformer`.
         remarks: messages for users of the head.
     """
@@ -42,6 +43,7 @@ class HeadMetadata(NamedTuple):
     problem_type: str | None
     remarks: tuple[str, ...] = ()
     projection: int | None = None
+    siamese: bool = False
 
 
 def read_head_metadata(
@@ -83,8 +85,9 @@ def read_head_metadata(
             f'{where}: "metajax", "num_labels" or "problem_type" is not valid '
             f"({reason_of(error)}); fix it"
         ) from error
-    type_ = _own_type(problem_type, num_labels)
-    return HeadMetadata(feature_norm, num_labels, label_names, type_, projection=projection)
+    type_, siamese = _own_type(problem_type, num_labels), own.get("siamese") is True
+    head = feature_norm, num_labels, label_names, type_
+    return HeadMetadata(*head, projection=projection, siamese=siamese)
 
 
 def _transformers_head(
@@ -157,6 +160,20 @@ def named_pooling(name_or_path: str) -> str | None:
     """
     directory = resolve(name_or_path)
     return read_pooling(directory, read_json(directory / "config.json"))
+
+
+def encodes_texts(name_or_path: str) -> bool:
+    """Return whether a directory or hub model encodes single texts, also those of pairs.
+
+    That is a sentence encoder without a head, or with one that compares the texts of pairs.
+
+    Raises:
+        InputError: the model cannot be read, or its pooling is not supported.
+    """
+    directory = resolve(name_or_path)
+    values = read_json(directory / "config.json")
+    head = read_head_metadata(directory, values | {"id2label": None})
+    return head.siamese or (head.num_labels is None and bool(read_pooling(directory, values)))
 
 
 def check_labels(

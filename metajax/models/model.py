@@ -24,7 +24,7 @@ from metajax.models.contracts import (
     TransformerChanges,
     check_use,
 )
-from metajax.models.heads import pool, rescale
+from metajax.models.heads import features_of, pool
 from metajax.models.layers import ACTIVATION, dropout
 from metajax.models.metadata import check_labels
 from metajax.models.parts import adapters_in, graph_of, make_part
@@ -53,6 +53,8 @@ class Transformer:
         source: the directory with the tokenizer.
         dense: a layer on the pooled vector [B, H], which makes it [B, D]; None means none.
         prompt: what sentence-transformers puts before each text. The network itself ignores it.
+        siamese: whether each text of a pair is encoded by itself. A batch, which is packed, has 2 B
+            texts, `pooled` is then `[2 B, D]`, and features compare the two of a pair: `[B, 2 D]`.
 
     Raises:
         InputError: head, pooling, dense, num_labels, feature_norm, label_names or problem_type
@@ -61,14 +63,12 @@ class Transformer:
     Examples:
         >>> import jax, metajax
         >>> from metajax.models import TransformerConfig
-        >>> config = TransformerConfig(
-        ...     vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1,
-        ...     intermediate_size=4, max_position_embeddings=8)
+        >>> config = TransformerConfig(vocab_size=9, hidden_size=12, num_hidden_layers=1)
         >>> model = metajax.Transformer(config)
         >>> tokens = jax.numpy.ones((2, 5), int)
         >>> batch = {"input_ids": tokens, "attention_mask": tokens, "token_type_ids": 0 * tokens}
         >>> model(model.init(jax.random.key(0)), batch).last_hidden_state.shape
-        (2, 5, 4)
+        (2, 5, 12)
     """
 
     config: TransformerConfig
@@ -84,6 +84,7 @@ class Transformer:
     source: str | None = None
     dense: DenseLayer | None = None
     prompt: str = ""
+    siamese: bool = False
 
     def __post_init__(self) -> None:
         check_use(self.config, self.head, self.pooling, self.dense, self.feature_norm)
@@ -111,7 +112,7 @@ class Transformer:
             `masked_lm`, `lm_head` (unless it is tied to the embedding table), or `classifier` with
             `kernel` `[T, H, C]` and `bias` `[T, C]` for T heads with up to C classes.
         """
-        names, sizes = self.parts, (self.num_labels, self.projection, self.dense)
+        names, sizes = self.parts, (self.num_labels, self.projection, self.dense, self.feature_size)
         keys = map(nnx.Rngs, jax.random.split(rng, len(names)))
         parts = {name: make_part(self.config, name, *sizes, key) for name, key in zip(names, keys)}
         return {name: nnx.to_pure_dict(nnx.state(part)) for name, part in parts.items()}
@@ -160,7 +161,7 @@ class Transformer:
         elif self.head == "causal_lm":
             logits = self.decode(params, hidden)
         elif self.head == "classification":
-            features = rescale(pooled, self.feature_norm)
+            features = features_of(self, pooled, batch)
             if self.projection:
                 features = nnx.merge(self._graph("projection"), params["projection"])(features)
             head = nnx.merge(self._graph("classifier"), params["classifier"])
@@ -179,7 +180,7 @@ class Transformer:
             ValueError: rows are longer than the model has positions.
         """
         encoder_rng = None if rng is None else jax.random.split(rng)[0]
-        return rescale(self._encode(params, batch, encoder_rng)[1], self.feature_norm)
+        return features_of(self, self._encode(params, batch, encoder_rng)[1], batch)
 
     def hidden(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
         """Return a call's `last_hidden_state` `[B, L, H]`; a packed batch needs no `first_token`.
@@ -300,12 +301,13 @@ class Transformer:
         return ACTIVATION[self.config.family.pooler_act](pooled)
 
     def _graph(self, name: str, adapted: tuple[str, ...] = ()) -> Any:
-        return graph_of(self.config, name, self.num_labels, self.projection, self.dense, adapted)
+        sizes = (self.num_labels, self.projection, self.dense, self.feature_size)
+        return graph_of(self.config, name, *sizes, adapted)
 
     @property
     def feature_size(self) -> int:
-        """The number of features of a text: H, or D with a dense layer."""
-        return self.config.hidden_size if self.dense is None else self.dense.size
+        """The number of features of a text: H, or D with a dense layer; of a pair, twice that."""
+        return (self.dense.size if self.dense else self.config.hidden_size) * (1 + self.siamese)
 
     @property
     def tokenizer(self) -> Any:

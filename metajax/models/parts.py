@@ -34,6 +34,7 @@ def make_part(
     num_labels: tuple[int, ...],
     projection: int | None,
     dense: DenseLayer | None,
+    features: int,
     rngs: nnx.Rngs,
 ) -> nnx.Module:
     """Create the part of a top-level key of the parameters.
@@ -44,6 +45,7 @@ def make_part(
         num_labels: see `Transformer`.
         projection: see `Transformer`.
         dense: see `Transformer`.
+        features: its `feature_size`.
         rngs: for the initial values.
     """
     if name == "embeddings":
@@ -73,10 +75,9 @@ def make_part(
     if name == "dense" and dense is not None:
         size, scale = config.hidden_size, config.initializer_range
         return Dense(size, dense.size, scale, rngs=rngs, bias=dense.bias)
-    size = config.hidden_size if dense is None else dense.size
     if name == "projection":
-        return Projection(config, size, projection or 0, rngs=rngs)
-    return ClassificationHeads(config, num_labels, projection or size, rngs=rngs)
+        return Projection(config, features, projection or 0, rngs=rngs)
+    return ClassificationHeads(config, num_labels, projection or features, rngs=rngs)
 
 
 def unused_parts(head: str, pooling: str) -> tuple[str, ...]:
@@ -98,21 +99,23 @@ def graph_of(
     num_labels: tuple[int, ...],
     projection: int | None,
     dense: DenseLayer | None,
+    features: int,
     adapted: tuple[str, ...] = (),
 ) -> Any:
     """Return the structure of a part without arrays. A call then only merges the parameters.
 
     Args:
-        config: as for `make_part`, like the next four.
+        config: as for `make_part`, like the next five.
         name: see there.
         num_labels: see there.
         projection: see there.
         dense: see there.
+        features: see there.
         adapted: the names of the dense layers with an adapter.
     """
 
     def build() -> nnx.Module:
-        part = make_part(config, name, num_labels, projection, dense, nnx.Rngs(0))
+        part = make_part(config, name, num_labels, projection, dense, features, nnx.Rngs(0))
         for layer in adapted:  # A graph has no shapes.
             getattr(part, layer).down = nnx.Param(jnp.zeros(()))
             getattr(part, layer).up = nnx.Param(jnp.zeros(()))

@@ -186,6 +186,7 @@ def _model(
         label_names=label_names or (metadata.label_names if fits else None),
         projection=metadata.projection if own_head else None,
         problem_type=cast(ProblemType, metadata.problem_type) if own_head else None,
+        siamese=own_head and metadata.siamese,
         source=str(directory),
         prompt=default_prompt(directory),
     )
@@ -242,6 +243,7 @@ def with_head(
         label_names=label_names or (model.label_names if same else None),
         projection=model.projection if same and head == "classification" else None,
         problem_type=model.problem_type if same and head == "classification" else None,
+        siamese=model.siamese and same and head == "classification",
         pooling=pooling or model.pooling,
         feature_norm=model.feature_norm if feature_norm is None else feature_norm,
     )

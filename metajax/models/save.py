@@ -145,6 +145,8 @@ def is_plain(model: Transformer, params: Params) -> bool:
     """Return whether transformers' ForSequenceClassification supports a classifier."""
     if model.head != "classification" or model.pooling != "pooler" or model.dense is not None:
         return False
+    if model.siamese:
+        return False
     if not model.config.family.classifier_bias and np.any(params["classifier"]["bias"]):
         return False
     return model.feature_norm is model.projection is None and len(model.num_labels) == 1
@@ -168,6 +170,8 @@ def _config(model: Transformer, architecture: str, dtype: str, *, plain: bool) -
         metadata["label_names"] = model.label_names
         if model.projection is not None:
             metadata["projection"] = model.projection
+        if model.siamese:
+            metadata["siamese"] = True
     problem_type = model.problem_type
     if model.head == "classification" and model.num_labels == (1,):
         problem_type = problem_type or "regression"

@@ -43,6 +43,14 @@ batch = model.tokenizer([text], return_tensors="np", return_token_type_ids=True)
 print({answer})
 ```
 """
+_HEAD_OF_PAIRS = """
+`classifier.safetensors` labels pairs of texts by `|u - v|` and `u * v` of their vectors `u` and
+`v`, scaled to the length `feature_norm` of `config.json`. metajax reads both:
+
+```sh
+metajax predict --model {name} --input pairs.csv
+```
+"""
 _CLASSIFIER = {
     "purpose": "is a classifier of these vectors, scaled to the length `feature_norm` of\n"
     "`config.json` if it has one, with the classes of `config.json`",
@@ -80,6 +88,7 @@ def model_card(
     normalized: bool,
     classifier: bool,
     regression: bool,
+    siamese: bool,
     lineage: str,
     results: Mapping[str, Any] | None,
 ) -> str:
@@ -97,6 +106,7 @@ def model_card(
         normalized: whether vectors have unit length.
         classifier: whether a classifier is in the directory.
         regression: whether it predicts numbers.
+        siamese: whether it compares the two texts of a pair.
         lineage: the runs that led to the model, as text.
         results: results of the last run, if it has any.
     """
@@ -111,6 +121,7 @@ def model_card(
     lines += [_START] * keeps_start + _choice(results)
     listed = "\n".join(lines)
     described = _REGRESSION if regression else _CLASSIFIER
+    head = _HEAD_OF_PAIRS if siamese else _HEAD
     return _TEMPLATE.format(
         name=name,
         model_type=model_type,
@@ -121,7 +132,7 @@ def model_card(
         dense="" if dense is None else f", through a dense layer with the activation {dense}",
         prompt=f" `{prompt}` is put before each text." if prompt else "",
         normalized=", scaled to unit length" if normalized else "",
-        classifier=_HEAD.format(name=name, **described) if classifier else "",
+        classifier=head.format(name=name, **described) if classifier else "",
         lineage=lineage,
         results=f"\n## Results of the last run\n\n{listed}\n" if listed else "",
     )

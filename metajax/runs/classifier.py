@@ -103,7 +103,8 @@ def open_classifier(spec: str, task: str | None) -> Classifier:
         saved = read_json(files[0])
         return Classifier(model, params, head, saved["settings"]["max_length"], saved["pairs"])
     if record is None:
-        return Classifier(model, params, head, ModelSettings.max_length, None)
+        pairs = True if model.siamese else None
+        return Classifier(model, params, head, ModelSettings.max_length, pairs)
     run_settings = record["settings"]
     pairs = dict(zip(names, record.get("pairs", ()))).get(task)
     columns = (run_settings.get("text_column"), run_settings.get("pair_column"))

@@ -16,6 +16,7 @@ from metajax.config.groups import ModelSettings
 from metajax.config.inner import AlgorithmSettings, InnerSettings
 from metajax.errors import InputError
 from metajax.models import Transformer
+from metajax.models.contracts import TransformerChanges
 from metajax.models.prefix import prefix_length
 from metajax.runs.adapters import is_frozen, lora_kernels, make_adapters
 from metajax.runs.described import describe_source, pooling_of
@@ -280,12 +281,12 @@ def _few_shot(
     lora_kernels(source.params, resolved["lora_kernels"])  # The check.
     if resolved["head"] == "checkpoint":
         source = open_(spec, settings, head="classification", num_labels=(classes,), **features)
-        if source.model.projection is not None:
+        if source.model.projection is not None or source.model.siamese:
+            read = "compares the texts of pairs" if source.model.siamese else "reads a projection"
             raise InputError(
-                f"--head checkpoint: the head of {spec} reads a projection (leopard); choose "
+                f"--head checkpoint: the head of {spec} {read}, and inner steps do not; choose "
                 "prototypes or zero"
             )
-    model = source.model.replace(
-        head="classification", num_labels=(classes,), label_names=None, projection=None
-    )
+    plain: TransformerChanges = {"label_names": None, "projection": None, "siamese": False}
+    model = source.model.replace(head="classification", num_labels=(classes,), **plain)
     return FewShot(model, source.params, resolved, source, settings.seed)

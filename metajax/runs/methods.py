@@ -123,13 +123,20 @@ def with_several_labels(few_shot: FewShot, settings: MethodSettings) -> FewShot:
     return few_shot._replace(model=model)
 
 
-def prepare(
-    few_shot: FewShot, method: str, label_names: tuple[str, ...]
-) -> tuple[FewShot, Transformer]:
-    """Return what `adapt_to` needs for a method, and the network of its result."""
-    few_shot = few_shot._replace(model=few_shot.model.replace(label_names=(label_names,)))
+def prepare(few_shot: FewShot, method: str, task: data.TaskData) -> tuple[FewShot, Transformer]:
+    """Return what `adapt_to` needs for a method, and the network of its result.
+
+    Args:
+        few_shot: the network, and the settings of its inner loop.
+        method: the method.
+        task: the examples. If they are pairs, a sentence encoder reads each text by itself, but not
+            for inner steps, which are those of meta-training.
+    """
+    few_shot = few_shot._replace(model=few_shot.model.replace(label_names=(task.label_names,)))
     if method == "steps":
         return few_shot, adapted_model(few_shot.model, few_shot.inner)
+    if task.pairs is not None and few_shot.source.encodes_texts:
+        few_shot = few_shot._replace(model=few_shot.model.replace(siamese=True))
     few_shot = few_shot.without_inner_loop()
     return few_shot, few_shot.model
 

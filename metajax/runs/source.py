@@ -24,6 +24,7 @@ from metajax.models import (
 from metajax.models.contracts import HEAD_KEY, DenseLayer, Head
 from metajax.models.files import base_of, read_json
 from metajax.models.hashing import adapter_hashes
+from metajax.models.metadata import encodes_texts
 from metajax.models.pretrained import HeadOptions
 from metajax.runs.adapters import adapter_kind, adapter_settings, make_adapters
 from metajax.runs.best import step_to_read
@@ -64,6 +65,16 @@ class Source(NamedTuple):
     def meta_settings(self) -> dict[str, Any]:
         """The settings of the run that meta-trained the weights; empty if there is none."""
         return _meta_settings(self.record.get("record", {}))
+
+    @property
+    def encodes_texts(self) -> bool:
+        """Whether pairs are best read text by text: a sentence encoder that no stage has trained.
+
+        Also a run that has adapted one to pairs.
+        """
+        if "record" in self.record:
+            return bool(self.record["record"]["model"].get("siamese"))
+        return "base" not in self.record and encodes_texts(self.record["path"])
 
     def continues(self, inner: Mapping[str, Any]) -> bool:
         """Whether the settings of an inner loop ask for the adapters that the weights have."""
@@ -289,13 +300,18 @@ def describe(model: Transformer) -> dict[str, Any]:
     names = ("head", "pooling", "feature_norm", "num_labels", "label_names", "projection")
     kind = {} if model.problem_type is None else {"problem_type": model.problem_type}
     # Only sentence encoders have these.
-    encoder = {name: value for name in ("dense", "prompt") if (value := getattr(model, name))}
+    own = ("dense", "prompt", "siamese")
+    encoder = {name: value for name in own if (value := getattr(model, name))}
     return {name: getattr(model, name) for name in names} | kind | encoder
 
 
 def text_length(model: Transformer, max_length: int, *, prefix: int = 0) -> int:
-    """Limit the tokens per text to the positions of the model, without those of a prefix."""
-    return min(max_length, model.config.max_position_embeddings - prefix)
+    """Limit the tokens per text to the positions of the model, without those of a prefix.
+
+    A siamese network reads the two texts of a pair in one row.
+    """
+    room = model.config.max_position_embeddings - prefix
+    return min(max_length, room // 2 if model.siamese else room)
 
 
 def without_dropout(loss_fn: LossFn) -> LossFn:

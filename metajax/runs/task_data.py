@@ -101,7 +101,8 @@ def tokenized(
 ) -> list[data.TokenizedTask]:
     """Tokenize the data sets; log how many texts were too long.
 
-    If the model has a prompt, it is put before each text, and of a pair before the first.
+    If the model has a prompt, it is put before each text, and of a pair before the first. A siamese
+    network reads each text of a pair by itself.
 
     Args:
         tasks: the data sets.
@@ -109,25 +110,34 @@ def tokenized(
         length: largest number of tokens of a text.
         keep: whether the tokens of large data sets are kept on disk, for later runs.
     """
-    total = sum(len(task.labels) for task in tasks)
+    total = sum(len(task.texts) + len((model.siamese and task.pairs) or ()) for task in tasks)
     if model.prompt:
         _log.info("%s: its prompt %r is put before each text", model.source, model.prompt)
-        tasks = [task._replace(texts=[model.prompt + x for x in task.texts]) for task in tasks]
+        tasks = [_with_prompt(task, model) for task in tasks]
     with Progress("tokenize", "text", total, shown=total >= MANY) as bar:
 
         def count(texts: int) -> None:
             bar.update(count=texts)
 
-        arrays = [
-            tokenize_once(task, model.tokenizer, length, tokens_directory(), count)
-            if keep and len(task.texts) >= MANY
-            else data.tokenize_task(task, model.tokenizer, length, per_chunk_fn=count)
-            for task in tasks
-        ]
+        def tokenize(task: data.TaskData) -> data.TokenizedTask:
+            if model.siamese and task.pairs is not None:
+                return data.tokenize_apart(task, model.tokenizer, length, per_chunk_fn=count)
+            if keep and len(task.texts) >= MANY:
+                return tokenize_once(task, model.tokenizer, length, tokens_directory(), count)
+            return data.tokenize_task(task, model.tokenizer, length, per_chunk_fn=count)
+
+        arrays = list(map(tokenize, tasks))
     truncated = sum(task.tokens.truncated for task in arrays)
     if truncated:
         _log.warning("%d of %d texts were cut to %d tokens", truncated, total, length)
     return arrays
+
+
+def _with_prompt(task: data.TaskData, model: Transformer) -> data.TaskData:
+    task = task._replace(texts=[model.prompt + text for text in task.texts])
+    if not model.siamese or task.pairs is None:
+        return task
+    return task._replace(pairs=[model.prompt + text for text in task.pairs])
 
 
 def relabel(task: data.TaskData, training: data.TaskData) -> data.TaskData:

@@ -236,7 +236,7 @@ def test_adapt_chooses_calibrates_and_repeats(material, tmp_path, monkeypatch):
     (example,) = data.load_tasks([str(material.three)])
     spec, texts = str(material.bert), [f"w{number} w{number + 7}" for number in range(6)]
     few_shot = open_few_shot(spec, ModelSettings(model=spec), InnerSettings(), 3)
-    few_shot, model = methods.prepare(few_shot, "linear", example.label_names)
+    few_shot, model = methods.prepare(few_shot, "linear", example)
     (examples,) = tokenized([example], model, 16)
     params, _ = methods.train_on(few_shot, examples, kept[choice["chosen"]])
     expected, calibrated = (

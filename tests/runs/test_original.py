@@ -12,6 +12,7 @@ from metajax.commands.adapt import adapt
 from metajax.config.groups import ModelSettings
 from metajax.config.inner import AlgorithmSettings, InnerSettings, MethodSettings
 from metajax.config.settings import AdaptSettings
+from metajax.data import TaskData
 from metajax.errors import InputError
 from metajax.runs.classifier import Classifier, open_classifier, probabilities
 from metajax.runs.cross_validation import HeldOut, deal, hold_out
@@ -44,7 +45,8 @@ def settings_of(material, model, workdir, **changes):
 
 def prepared(model, method="linear", classes=3):
     few_shot = open_few_shot(str(model), ModelSettings(model=str(model)), InnerSettings(), classes)
-    return prepare(few_shot, method, tuple(f"topic{label}" for label in range(classes)))[0]
+    names = tuple(f"topic{label}" for label in range(classes))
+    return prepare(few_shot, method, TaskData("", [], None, np.zeros(0, np.int32), names))[0]
 
 
 def shares_of(model):
@@ -76,7 +78,7 @@ def test_an_example_has_the_logits_of_steps_that_have_not_seen_it(material, algo
     few_shot = open_few_shot(spec, ModelSettings(model=spec), inner, 3)
     settings = settings_of(material, spec, "run", max_length=128)
     (task,) = load(settings, split="train")
-    few_shot, model = prepare(few_shot, "steps", task.label_names)
+    few_shot, model = prepare(few_shot, "steps", task)
     (examples,) = tokenized([task], model, 128)
     folds, method = deal(task.labels, 0), method_of("steps")
     held = hold_out(few_shot, examples, method, folds, np.zeros((24, 1)))

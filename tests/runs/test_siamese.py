@@ -1,0 +1,130 @@
+"""Pairs of texts with a sentence encoder, which reads each text by itself."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import tiny
+
+import metajax
+from metajax.config.groups import ModelSettings
+from metajax.config.inner import InnerSettings
+from metajax.data import TaskData
+from metajax.models.metadata import encodes_texts
+from metajax.runs.classifier import logits_of, open_classifier
+from metajax.runs.few_shot import open_few_shot
+from metajax.runs.methods import prepare
+from metajax.runs.record import read_record
+
+
+def draw_pairs(count, seed):
+    """Pairs of equal texts, which are similar, and of different ones, which are not."""
+    draw = random.Random(seed)
+    texts = [" ".join(draw.choices(tiny.WORDS, k=4)) for _ in range(count)]
+    others = [text if row % 2 else texts[row - 1] for row, text in enumerate(texts)]
+    return texts, others, ["same" if row % 2 else "other" for row in range(count)]
+
+
+PAIRS, NEW = draw_pairs(16, 1), draw_pairs(30, 2)
+GIVEN, ASKED = (list(zip(*pairs[:2])) for pairs in (PAIRS, NEW))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return tiny.write_model(tmp_path_factory.mktemp("encoder"), head="encoder", pooling="mean")
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tasks") / "pairs.csv"
+    path.write_text("\n".join(map(",".join, [("text", "text_pair", "label"), *zip(*PAIRS)])))
+    return path
+
+
+def test_only_a_sentence_encoder_reads_pairs_apart(encoder, material, tmp_path):
+    assert encodes_texts(str(encoder))
+    assert not encodes_texts(str(material.bert))
+    where = ModelSettings(model=str(encoder))
+    few_shot = open_few_shot(str(encoder), where, InnerSettings(), 2)
+    pairs = TaskData("pairs", ["a"], ["b"], np.zeros(1, np.int32), ("same", "other"))
+    singles = pairs._replace(pairs=None)
+    for method, task, apart in (
+        ("linear", pairs, True),
+        ("choose", pairs, True),
+        ("linear", singles, False),
+        ("steps", pairs, False),
+    ):
+        assert prepare(few_shot, method, task)[0].model.siamese is apart
+
+
+@pytest.mark.parametrize("method", ["prototypes", "linear", "contrastive", "finetune"])
+def test_equal_texts_are_told_from_others(encoder, tmp_path, method):
+    own = metajax.FewShotClassifier(str(encoder), method=method).fit(GIVEN, PAIRS[2])
+    assert own.predict(ASKED).tolist() == NEW[2]
+    own.save(tmp_path)
+    again = metajax.FewShotClassifier.load(tmp_path)
+    np.testing.assert_allclose(again.predict_proba(ASKED), own.predict_proba(ASKED), atol=1e-6)
+
+
+def test_the_commands_read_pairs_as_the_library_does(encoder, tasks, tmp_path):
+    given = ("--tasks", tasks, "--workdir", tmp_path / "run", "--method", "linear")
+    tiny.succeed("adapt", "--model", encoder, *given, "--dev", tasks)
+    assert read_record(tmp_path / "run")["model"]["siamese"] is True
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["dev"]["accuracy"] == 1
+    own = metajax.FewShotClassifier(str(encoder), method="linear").fit(GIVEN, PAIRS[2])
+    (tmp_path / "new.txt").write_text("".join("\t".join(pair) + "\n" for pair in ASKED))
+    exported = ("export", "--model", tmp_path / "run", "--output")
+    tiny.succeed(*exported, tmp_path / "plain")
+    tiny.succeed(*exported, tmp_path / "out", "--format", "sentence-transformers")
+    assert "metajax predict --model out" in (tmp_path / "out" / "README.md").read_text()
+    for name in ("run", "plain", "out"):
+        classifier = open_classifier(str(tmp_path / name), None)
+        logits = np.stack(list(logits_of(classifier, NEW[0], NEW[1], 64)))
+        odds = np.log(own.predict_proba(ASKED))
+        np.testing.assert_allclose(np.diff(logits), np.diff(odds), atol=1e-4)
+        out = tiny.succeed("predict", "--model", tmp_path / name, "--input", tmp_path / "new.txt")
+        assert [line.split("\t")[0] for line in out.splitlines()] == NEW[2]
+        (tmp_path / "one.txt").write_text("w1\n")
+        done = tiny.run("predict", "--model", tmp_path / name, "--input", tmp_path / "one.txt")
+        assert (
+            done.status,
+            "has single texts, but the model was trained on pairs" in done.err,
+        ) == (
+            2,
+            True,
+        )
+
+
+def test_a_run_on_pairs_is_adapted_to_others(encoder, tasks, tmp_path):
+    given = ("--tasks", tasks, "--method", "finetune", "--workdir")
+    tiny.succeed("adapt", "--model", encoder, *given, tmp_path / "first")
+    tiny.succeed("adapt", "--model", tmp_path / "first", *given, tmp_path / "second")
+    assert read_record(tmp_path / "second")["model"]["siamese"] is True
+
+
+@pytest.mark.parametrize("methods", ["prototypes", "linear", "knn", "contrastive", "finetune"])
+def test_an_evaluation_reads_pairs_apart(encoder, tasks, tmp_path, methods):
+    size = ("--ways", 2, "--shots", 3, "--queries", 4, "--episodes", 3)
+    given = ("--tasks", tasks, *size, "--methods", methods, "--output", tmp_path / "rows.json")
+    tiny.succeed("evaluate", "--model", encoder, *given)
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert row["accuracy"] == 1
+
+
+def test_the_prompt_is_put_before_both_texts(encoder, tmp_path):
+    changes = {"pooling": "mean", "prompt": "w7 w8 "}
+    prompted = tiny.write_model(tmp_path / "prompted", head="encoder", **changes)
+    by_hand = [tuple(f"w7 w8 {text}" for text in pair) for pair in GIVEN]
+    given = metajax.FewShotClassifier(str(prompted), method="linear").fit(GIVEN, PAIRS[2])
+    own = metajax.FewShotClassifier(str(encoder), method="linear").fit(by_hand, PAIRS[2])
+    found, expected = given.predict_proba(GIVEN), own.predict_proba(by_hand)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_similarities_are_learned(encoder):
+    numbers = [5.0 if label == "same" else 0.0 for label in PAIRS[2]]
+    expected = [5.0 if label == "same" else 0.0 for label in NEW[2]]
+    for method in ("linear", "finetune"):
+        own = metajax.FewShotRegressor(str(encoder), method=method).fit(GIVEN, numbers)
+        assert np.corrcoef(own.predict(ASKED), expected)[0, 1] > 0.8
