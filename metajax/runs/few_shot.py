@@ -287,6 +287,7 @@ def _few_shot(
                 f"--head checkpoint: the head of {spec} {read}, and inner steps do not; choose "
                 "prototypes or zero"
             )
-    plain: TransformerChanges = {"label_names": None, "projection": None, "siamese": False}
-    model = source.model.replace(head="classification", num_labels=(classes,), **plain)
+    changes: TransformerChanges = {"head": "classification", "num_labels": (classes,)}
+    changes |= {"label_names": None, "projection": None, "siamese": False}
+    model = source.model.replace(**changes)
     return FewShot(model, source.params, resolved, source, settings.seed)
