@@ -186,7 +186,7 @@ def _run_trained(method: str, few_shot: FewShot, eval_set: EvalSet) -> np.ndarra
     for episodes in eval_set.progress(method):
         for t, task in enumerate(episodes.task):
             support = supports[len(accuracies)]
-            key = support.tokens.input_ids.tobytes() + support.labels.tobytes()
+            key = np.asarray(support.tokens.input_ids).tobytes() + support.labels.tobytes()
             if key != known[0]:  # Published draws have several episodes with one support set.
                 own = few_shot._replace(model=_reader(few_shot, support))
                 known = key, train_on(own, support, method_of(method), plan=plan)[0]

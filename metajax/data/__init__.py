@@ -58,11 +58,11 @@ from metajax.data.tasks import TaskData, load_tasks
 from metajax.data.text import (
     Blocks,
     TokenizedTask,
-    Tokens,
     pack_blocks,
     tokenize,
     tokenize_task,
 )
+from metajax.data.tokens import Tokens
 from metajax.data.validation import HeldOut, hold_out_tasks
 
 __all__ = [

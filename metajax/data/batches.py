@@ -6,7 +6,8 @@ import numpy as np
 
 from metajax.data.packing import Shape, Shapes, bucket, fit_shapes, pack, plan_shapes
 from metajax.data.seeding import shuffled_rows
-from metajax.data.text import TokenizedTask, Tokens
+from metajax.data.text import TokenizedTask
+from metajax.data.tokens import Tokens
 
 _PLANNED_STEPS = 64
 _SAMPLED = 16  # Batches of an evaluation that its shapes are planned for.
@@ -19,9 +20,9 @@ def token_batch(tokens: Tokens, rows: np.ndarray, length: int) -> dict[str, np.n
     """
     B, width = len(rows), min(length, tokens.input_ids.shape[1])
     input_ids = np.zeros((B, length), np.int32)
-    input_ids[:, :width] = tokens.input_ids[rows, :width]
+    input_ids[:, :width] = tokens.input_ids[rows][:, :width]
     token_type_ids = np.zeros((B, length), np.int32)
-    token_type_ids[:, :width] = tokens.token_type_ids[rows, :width]
+    token_type_ids[:, :width] = tokens.token_type_ids[rows][:, :width]
     attention_mask = (np.arange(length) < tokens.lengths[rows, None]).astype(np.int32)
     batch = {
         "input_ids": input_ids,

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from metajax.data.tasks import TaskData
-from metajax.data.text import TokenizedTask, Tokens, tokenize, with_tokens
+from metajax.data.text import TokenizedTask, tokenize, with_tokens
+from metajax.data.tokens import Tokens
 
 
 def tokenize_apart(

@@ -9,32 +9,8 @@ import numpy as np
 from metajax.data.encoding import CHUNK, encode, encode_chunks, encode_ids
 from metajax.data.smlmt import MASK
 from metajax.data.tasks import TaskData
+from metajax.data.tokens import Tokens, join, pad
 from metajax.errors import InputError
-
-
-class Tokens(NamedTuple):
-    """N tokenized texts, padded to the longest one.
-
-    Attributes:
-        input_ids: int32 [N, L].
-        token_type_ids: int8 [N, L]; 1 in the second text of a pair.
-        lengths: int32 [N]; number of tokens without padding.
-        truncated: number of texts that were longer than the limit.
-        apart: whether the texts of pairs are tokenized each by itself; see `tokenize_apart`.
-
-    Examples:
-        >>> import metajax.data as data, numpy as np
-        >>> ids = np.array([[2, 6, 3, 0], [2, 6, 7, 3]], np.int32)
-        >>> tokens = data.Tokens(ids, np.zeros((2, 4), np.int8), np.array([3, 4]), truncated=0)
-        >>> tokens.input_ids[0, : tokens.lengths[0]].tolist()
-        [2, 6, 3]
-    """
-
-    input_ids: np.ndarray
-    token_type_ids: np.ndarray
-    lengths: np.ndarray
-    truncated: int
-    apart: bool = False
 
 
 class TokenizedTask(NamedTuple):
@@ -135,30 +111,7 @@ def tokenize(
         >>> tokens.input_ids.tolist(), tokens.lengths.tolist(), tokens.truncated
         ([[2, 5, 6, 3], [2, 7, 3, 0]], [4, 3], 1)
     """
-    if pairs is not None and not tokenizer.num_special_tokens_to_add(pair=True):
-        raise InputError(
-            "the model's tokenizer puts nothing between the two texts of a pair; join each pair "
-            "to a single text"
-        )
-    least = tokenizer.num_special_tokens_to_add(pairs is not None) + 1
-    if max_length < least:
-        raise InputError(
-            f"a maximum length of {max_length} tokens leaves no room for text; give {least} or more"
-        )
-    # Arrays from the start: as lists, the tokens of a million texts take a gigabyte.
-    ids, types, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int8)], [np.zeros(0, np.int32)]
-    truncated = 0
-    for begin in range(0, len(texts), CHUNK):
-        chunk = slice(begin, begin + CHUNK)
-        rows, long = _truncated(tokenizer, texts[chunk], pairs and pairs[chunk], max_length)
-        ids.append(_joined((row.ids for row in rows), np.int32))
-        types.append(_joined((row.type_ids for row in rows), np.int8))
-        lengths.append(np.array([len(row) for row in rows], np.int32))
-        truncated += long
-        if per_chunk_fn is not None:
-            per_chunk_fn(len(rows))
-    sizes, padding = np.concatenate(lengths), tokenizer.pad_token_id
-    return Tokens(_pad(ids, sizes, padding), _pad(types, sizes, 0), sizes, truncated)
+    return pad(_tokenize(texts, pairs, tokenizer, max_length, per_chunk_fn))
 
 
 def tokenize_task(
@@ -191,6 +144,16 @@ def tokenize_task(
         >>> task.tokens.input_ids.shape, [rows.tolist() for rows in task.rows_by_class]
         ((2, 4), [[1], [0]])
     """
+    return with_tokens(task, pad(join_tokens(task, tokenizer, max_length, per_chunk_fn)))
+
+
+def join_tokens(
+    task: TaskData,
+    tokenizer: Any,
+    max_length: int,
+    per_chunk_fn: Callable[[int], None] | None = None,
+) -> Tokens:
+    """Return the tokens of `tokenize_task`, as `JoinedRows`."""
     texts = task.texts
     if task.hides_words:
         if tokenizer.mask_token is None:
@@ -199,14 +162,14 @@ def tokenize_task(
                 "give a masked language model"
             )
         texts = [text.replace(MASK, tokenizer.mask_token) for text in texts]
-    tokens = tokenize(texts, task.pairs, tokenizer, max_length, per_chunk_fn=per_chunk_fn)
+    tokens = _tokenize(texts, task.pairs, tokenizer, max_length, per_chunk_fn)
     if task.hides_words:
-        kept = (tokens.input_ids == tokenizer.mask_token_id).any(1)
+        kept = (np.asarray(tokens.input_ids) == tokenizer.mask_token_id).any(1)
         if not kept.all():  # Truncated before the mask token: begin these with it instead.
             mask = tokenizer.mask_token
             texts = [t if k else t[t.index(mask) :] for t, k in zip(texts, kept)]
-            tokens = tokenize(texts, task.pairs, tokenizer, max_length)
-    return with_tokens(task, tokens)
+            tokens = _tokenize(texts, task.pairs, tokenizer, max_length)
+    return tokens
 
 
 def with_tokens(task: TaskData, tokens: Tokens) -> TokenizedTask:
@@ -272,6 +235,45 @@ def pack_blocks(lines: Sequence[str], tokenizer: Any, block_length: int) -> Bloc
     return Blocks(input_ids, attention_mask, word_start & maskable, maskable)
 
 
+def _tokenize(
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    tokenizer: Any,
+    max_length: int,
+    per_chunk_fn: Callable[[int], None] | None = None,
+) -> Tokens:
+    """Return what `tokenize` does, one text after the other."""
+    if pairs is not None and not tokenizer.num_special_tokens_to_add(pair=True):
+        raise InputError(
+            "the model's tokenizer puts nothing between the two texts of a pair; join each pair "
+            "to a single text"
+        )
+    least = tokenizer.num_special_tokens_to_add(pairs is not None) + 1
+    if max_length < least:
+        raise InputError(
+            f"a maximum length of {max_length} tokens leaves no room for text; give {least} or more"
+        )
+    # Arrays from the start: as lists, the tokens of a million texts take a gigabyte.
+    ids, types, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int8)], [np.zeros(0, np.int32)]
+    truncated = 0
+    for begin in range(0, len(texts), CHUNK):
+        chunk = slice(begin, begin + CHUNK)
+        rows, long = _truncated(tokenizer, texts[chunk], pairs and pairs[chunk], max_length)
+        ids.append(_joined((row.ids for row in rows), np.int32))
+        types.append(_joined((row.type_ids for row in rows), np.int8))
+        lengths.append(np.array([len(row) for row in rows], np.int32))
+        truncated += long
+        if per_chunk_fn is not None:
+            per_chunk_fn(len(rows))
+    return join(
+        np.concatenate(ids),
+        np.concatenate(types),
+        np.concatenate(lengths),
+        tokenizer.pad_token_id,
+        truncated,
+    )
+
+
 def _truncated(
     tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
 ) -> tuple[list[Any], int]:
@@ -293,14 +295,6 @@ def _truncated(
 
 def _joined(rows: Iterable[list[int]], dtype: type) -> np.ndarray:
     return np.fromiter(itertools.chain.from_iterable(rows), dtype)
-
-
-def _pad(chunks: list[np.ndarray], lengths: np.ndarray, value: int) -> np.ndarray:
-    width = int(lengths.max(initial=1))
-    flat = np.concatenate(chunks)
-    padded = np.full((len(lengths), width), value, flat.dtype)
-    padded[np.arange(width) < lengths[:, None]] = flat
-    return padded
 
 
 def _stream(lines: Sequence[str], tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -121,10 +121,11 @@ def _mentioned(
     examples: data.TokenizedTask, vocabulary: int
 ) -> tuple[np.ndarray, data.TokenizedTask]:
     """Return the rows of the table to keep, and the examples with places in them as tokens."""
-    unused = np.bincount(examples.tokens.input_ids.reshape(-1), minlength=vocabulary) == 0
+    ids = np.asarray(examples.tokens.input_ids)
+    unused = np.bincount(ids.reshape(-1), minlength=vocabulary) == 0
     count = min(vocabulary, -(-int((~unused).sum()) // _ROUNDING) * _ROUNDING)
     kept = np.sort(np.argsort(unused, kind="stable")[:count])
-    places = np.searchsorted(kept, examples.tokens.input_ids).astype(np.int32)
+    places = np.searchsorted(kept, ids).astype(np.int32)
     return kept, examples._replace(tokens=examples.tokens._replace(input_ids=places))
 
 

@@ -108,21 +108,25 @@ def tokenized(
         tasks: the data sets.
         model: a model with its tokenizer.
         length: largest number of tokens of a text.
-        keep: whether the tokens of large data sets are kept on disk, for later runs.
+        keep: whether the tokens of many texts are kept on disk, for later runs. Then they are
+            mapped into memory.
     """
     total = sum(len(task.texts) + len((model.siamese and task.pairs) or ()) for task in tasks)
     if model.prompt:
         _log.info("%s: its prompt %r is put before each text", model.source, model.prompt)
-        tasks = [_with_prompt(task, model) for task in tasks]
+    keep = keep and total >= MANY
+    if keep:
+        _log.info("tokens are read from, or kept in, %s", tokens_directory())
     with Progress("tokenize", "text", total, shown=total >= MANY) as bar:
 
         def count(texts: int) -> None:
             bar.update(count=texts)
 
         def tokenize(task: data.TaskData) -> data.TokenizedTask:
+            task = _with_prompt(task, model) if model.prompt else task
             if model.siamese and task.pairs is not None:
                 return data.tokenize_apart(task, model.tokenizer, length, per_chunk_fn=count)
-            if keep and len(task.texts) >= MANY:
+            if keep:
                 return tokenize_once(task, model.tokenizer, length, tokens_directory(), count)
             return data.tokenize_task(task, model.tokenizer, length, per_chunk_fn=count)
 

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from metajax import data
-from metajax.data.text import with_tokens
+from metajax.data.text import join_tokens, with_tokens
+from metajax.data.tokens import JoinedRows, join
 from metajax.errors import reason_of
 from metajax.runs.workdir import cache_directory
 
 _log = logging.getLogger("metajax")
 _PARTIAL = ".partial"
-_FORMAT = 1  # Increase it if the tokens of a text change, or the files.
+_FORMAT = 2  # Increase it if the tokens of a text change, or the files.
 _STALE = 24 * 60 * 60  # Seconds after which nobody writes to a partial file any more.
 _CHUNK = 4096  # Texts hashed at once.
 
@@ -48,6 +49,9 @@ def tokenize_once(
 ) -> data.TokenizedTask:
     """Return what `data.tokenize_task` does, with tokens that are mapped from a file.
 
+    The tokens are `JoinedRows`: the file has no padding, and only the texts that a batch takes are
+    padded.
+
     If the directory lacks the file, or if the file is damaged, it is written first. If that fails,
     a warning says why.
 
@@ -64,13 +68,12 @@ def tokenize_once(
     path = directory / f"{content_hash(task, tokenizer, max_length)}.arrow"
     tokens = _read(path)
     if tokens is not None:
-        _log.info("%s: reads its tokens from the cache (%s)", task.name, path)
         per_chunk_fn(len(task.texts))
         return with_tokens(task, tokens)
-    examples = data.tokenize_task(task, tokenizer, max_length, per_chunk_fn=per_chunk_fn)
-    _write(path, examples.tokens)
+    tokens = join_tokens(task, tokenizer, max_length, per_chunk_fn)
+    _write(path, tokens)
     # The system can take back the memory of a mapped file.
-    return examples._replace(tokens=_read(path) or examples.tokens)
+    return with_tokens(task, _read(path) or tokens)
 
 
 def content_hash(task: data.TaskData, tokenizer: Any, max_length: int) -> str:
@@ -104,35 +107,36 @@ def _read(path: Path) -> data.Tokens | None:
     import pyarrow as pa
 
     try:
-        content = np.memmap(path, np.uint8, "r").data
+        with pa.memory_map(str(path)) as file:
+            content = file.read_buffer()  # It stays mapped, without an open file.
     except OSError:
         return None
-    except ValueError:  # It is empty.
-        content = memoryview(b"")
-    size = hashlib.sha256().digest_size
-    if hashlib.sha256(content[:-size]).digest() != content[-size:]:
+    end = max(0, content.size - hashlib.sha256().digest_size)
+    if hashlib.sha256(content[:end]).digest() != bytes(content[end:]):
         _log.warning("%s: is damaged; it is written again", path)
         return None
-    with pa.ipc.open_stream(pa.py_buffer(content[:-size])) as stream:
+    with pa.ipc.open_stream(content[:end]) as stream:
         metadata, batch = stream.schema.metadata, stream.read_next_batch()
-    ids, types = (
-        batch[name].flatten().to_numpy().reshape(len(batch), -1)
-        for name in ("input_ids", "token_type_ids")
-    )
-    return data.Tokens(ids, types, batch["lengths"].to_numpy(), int(metadata[b"truncated"]))
+    ids, types = (batch[name].values.to_numpy() for name in ("input_ids", "token_type_ids"))
+    pad_id, truncated = int(metadata[b"pad_id"]), int(metadata[b"truncated"])
+    return join(ids, types, batch["lengths"].to_numpy(), pad_id, truncated)
 
 
 def _write(path: Path, tokens: data.Tokens) -> None:
     """Write tokens to a file, at once for other processes; log if that fails."""
     import pyarrow as pa
 
-    def array(rows: np.ndarray) -> Any:
-        return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
-
+    ids, types = tokens.input_ids, tokens.token_type_ids
+    assert isinstance(ids, JoinedRows)
+    assert isinstance(types, JoinedRows)
+    lists = [
+        pa.LargeListArray.from_arrays(pa.array(rows.bounds), pa.array(rows.values))
+        for rows in (ids, types)
+    ]
     batch = pa.record_batch(
-        [array(tokens.input_ids), array(tokens.token_type_ids), pa.array(tokens.lengths)],
+        [*lists, pa.array(tokens.lengths)],
         names=["input_ids", "token_type_ids", "lengths"],
-        metadata={"truncated": str(tokens.truncated)},
+        metadata={"pad_id": str(ids.fill), "truncated": str(tokens.truncated)},
     )
     partial = path.with_name(f"{path.stem}-{uuid.uuid4().hex}{_PARTIAL}")
     try:

@@ -19,6 +19,7 @@ import pytest
 from transformers import BertTokenizer
 
 from metajax import data
+from metajax.data.tokens import JoinedRows
 from metajax.errors import InputError
 from metajax.runs import task_data, token_cache
 from metajax.runs.task_data import tokenized
@@ -51,9 +52,11 @@ def once(task, tokenizer, directory, max_length=6):
 
 
 def assert_same(found, expected):
+    every = np.arange(len(expected.labels))
     for a, b in zip(found.tokens[:3], expected.tokens[:3], strict=True):
-        np.testing.assert_array_equal(a, b)
-        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a[every], b[every])
+        assert a[every].dtype == b[every].dtype
+    assert found.tokens.input_ids.shape == expected.tokens.input_ids.shape
     assert found.tokens.truncated == expected.tokens.truncated
     assert (found.name, found.label_names) == (expected.name, expected.label_names)
     np.testing.assert_array_equal(found.labels, expected.labels)
@@ -70,7 +73,7 @@ def test_tokens_are_read_as_they_were_written(task, tokenizer, tmp_path, monkeyp
     expected = data.tokenize_task(task, tokenizer, 6)
     assert expected.tokens.truncated
     assert_same(once(task, tokenizer, tmp_path), expected)
-    monkeypatch.setattr(data, "tokenize_task", no_tokenization)
+    monkeypatch.setattr(token_cache, "join_tokens", no_tokenization)
     assert_same(once(task, tokenizer, tmp_path), expected)
     # Labels and names are not in the file.
     other = task._replace(name="other", labels=1 - task.labels)
@@ -136,8 +139,8 @@ def test_a_lone_surrogate_has_a_name(tokenizer):
 
 @pytest.mark.parametrize("place", ["start", "middle", "truncated", "end"])
 def test_a_changed_byte_is_noticed(tokenizer, tmp_path, caplog, place):
-    expected = once(TASK, tokenizer, tmp_path)
-    expected = expected._replace(tokens=expected.tokens._replace(input_ids=expected.tokens[0] + 0))
+    expected = data.tokenize_task(TASK, tokenizer, 6)
+    once(TASK, tokenizer, tmp_path)
     (file,) = tmp_path.iterdir()
     whole = bytearray(file.read_bytes())
     where = {
@@ -255,24 +258,34 @@ def test_a_writer_that_loses_its_file_keeps_no_tokens(tokenizer, tmp_path, caplo
     assert not list(tmp_path.iterdir())
 
 
-def test_only_large_data_sets_are_kept(tokenizer, tmp_path, caplog, monkeypatch):
+def test_only_many_texts_are_kept(tokenizer, tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     model = SimpleNamespace(tokenizer=tokenizer, prompt="")
     small = TASK._replace(texts=TASK.texts[:3], labels=TASK.labels[:3])
-    expected = tokenized([small, TASK], model, 6)
-    assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(task_data, "MANY", 4)
-    assert_same(tokenized([TASK], model, 6, keep=False)[0], expected[1])
+    monkeypatch.setattr(task_data, "MANY", 7)
+    expected = tokenized([small], model, 6) + tokenized([TASK], model, 6)
+    tokenized([small, TASK], model, 6, keep=False)
     assert not list(tmp_path.iterdir())
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             found = tokenized([small, TASK], model, 6)
             for a, b in zip(found, expected, strict=True):
                 assert_same(a, b)
-    (file,) = (tmp_path / "metajax").iterdir()
-    assert [text for text in caplog.messages if "cache" in text] == [
-        f"films: reads its tokens from the cache ({file})"
-    ]
+    assert len(list((tmp_path / "metajax").iterdir())) == 2
+    where = f"tokens are read from, or kept in, {tmp_path / 'metajax'}"
+    assert [text for text in caplog.messages if "kept" in text] == [where] * 2
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
+def test_mapped_files_are_not_open(tokenizer, tmp_path):
+    def files():
+        return len(os.listdir("/proc/self/fd"))
+
+    once(TASK, tokenizer, tmp_path)
+    before = files()
+    held = [once(TASK, tokenizer, tmp_path) for _ in range(10)]
+    assert files() == before
+    assert isinstance(held[0].tokens.input_ids, JoinedRows)
 
 
 def test_an_impossible_length_is_refused_first(tokenizer, tmp_path):
