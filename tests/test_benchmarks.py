@@ -17,6 +17,7 @@ from benchmarks import (
     few_shot,
     gpu,
     labels,
+    many_texts,
     memory,
     peers,
     profile_step,
@@ -75,6 +76,15 @@ def test_streams(monkeypatch, capsys, tmp_path):
     ]
     assert all(row["copies"] > 0 and row["seconds"] > 0 for row in rows)
     assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+@pytest.mark.slow
+def test_many_texts(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["many_texts", "--texts", "50000", "--files", "5"])
+    many_texts.main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [["| 1,000", "1"], ["| 50,000", "5"], ["| 50,000", "5"]]
+    assert [int(row[2]) > 0 for row in rows] == [False, False, True]
 
 
 @pytest.mark.slow
