@@ -54,6 +54,9 @@ class JoinedRows:
 class Tokens(NamedTuple):
     """N tokenized texts, padded to the longest one.
 
+    Tokens that are mapped from a file are `JoinedRows`: `input_ids[rows]` pads some of them, and
+    `numpy.asarray(input_ids)` all.
+
     Attributes:
         input_ids: int32 [N, L].
         token_type_ids: int8 [N, L]; 1 in the second text of a pair.
