@@ -380,7 +380,7 @@ def test_the_card_has_the_scores_of_the_candidates():
     choice = {"chosen": "linear", "folds": 4, "examples": 24, "cut": ["finetune"]}
     results = {"loss_after": 0.3, "choice": choice | {"candidates": {"linear": row}}}
     about = {"model_type": "bert", "stage": "adapt", "pooling": "mean", "width": 16}
-    about |= {"dense": None, "prompt": "", "regression": False}
+    about |= {"dense": None, "prompt": "", "regression": False, "siamese": False}
     about |= {"max_length": 16, "normalized": True, "classifier": True, "lineage": "-"}
     card = model_card("mine", **about, results=results)
     assert card.endswith(
@@ -399,7 +399,7 @@ def test_the_card_has_the_scores_of_the_candidates():
 
 def test_the_card_of_a_run_that_kept_its_start_has_no_gain():
     about = {"model_type": "bert", "stage": "metatrain", "pooling": "mean", "width": 16}
-    about |= {"dense": None, "prompt": "", "regression": False}
+    about |= {"dense": None, "prompt": "", "regression": False, "siamese": False}
     about |= {"max_length": 16, "normalized": True, "classifier": False, "lineage": "-"}
     results = {"measured_on": "x", "best_step": 4, "gain": -0.1, "gain_ci95": 0.05}
     card = model_card("mine", **about, results=results | {"kept_step": 0})
