@@ -84,7 +84,7 @@ def _on_episodes(settings: EvaluateSettings) -> list[Row]:
         own_set = choice.open(siamese, text_length(siamese, settings.max_length))
     features: dict[int, np.ndarray] = {}
     if any(method in BASELINES for method in methods):
-        features = _unit_features(plain, own_set)
+        features = _frozen_features(plain, own_set)
     feature_seconds = time.perf_counter() - begun
     adaptation, steps = _adaptation(few_shot, settings), few_shot.inner["inner_steps"]
     rows: list[Row] = []
@@ -214,14 +214,19 @@ def _reader(few_shot: FewShot, examples: data.TokenizedTask) -> Transformer:
     return few_shot.model.replace(siamese=examples.tokens.apart)
 
 
-def _unit_features(few_shot: FewShot, eval_set: EvalSet) -> dict[int, np.ndarray]:
-    """Return the frozen features of each data set of the episodes, scaled to unit length."""
-    few_shot = few_shot._replace(model=few_shot.model.replace(feature_norm=1.0))
-    sets = eval_set.examples
-    return {
-        number: features_of(_reader(few_shot, sets[number]), few_shot.params, sets[number])
-        for number in {int(task) for chunk in eval_set.episodes for task in chunk.task}
-    }
+def _frozen_features(few_shot: FewShot, eval_set: EvalSet) -> dict[int, np.ndarray]:
+    """Return the frozen features of each data set of the episodes.
+
+    They have unit length, but those of pairs apart have the scale of `adapt`, which says how much
+    `u * v` weighs beside `|u - v|`.
+    """
+    unit = few_shot._replace(model=few_shot.model.replace(feature_norm=1.0))
+    features = {}
+    for number in {int(task) for chunk in eval_set.episodes for task in chunk.task}:
+        examples = eval_set.examples[number]
+        own = few_shot if examples.tokens.apart else unit
+        features[number] = features_of(_reader(own, examples), few_shot.params, examples)
+    return features
 
 
 def _run_baseline(method: str, features: dict[int, np.ndarray], eval_set: EvalSet) -> np.ndarray:

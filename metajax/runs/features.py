@@ -1,7 +1,6 @@
 """Frozen features of texts, and logistic regression on them."""
 
 import functools
-import warnings
 from collections.abc import Callable, Mapping
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 from metajax import data
 from metajax.models import Transformer
 from metajax.models.attention import MASKED
+from metajax.training.evaluation import fit_logistic
 from metajax.types import Params
 
 _BATCH = 64
@@ -74,12 +74,7 @@ def logistic_head(
     Returns:
         `kernel` [H, C] and `bias` [C], float64. Its softmax has the same probabilities.
     """
-    from sklearn.linear_model import LogisticRegression  # Slow to import.
-
-    regression = LogisticRegression(C=inverse_strength, class_weight=class_weight, max_iter=1000)
-    with warnings.catch_warnings():  # One example of each class is not a mistake here.
-        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
-        fitted = regression.fit(features, batch["labels"])
+    fitted = fit_logistic(features, batch["labels"], C=inverse_strength, class_weight=class_weight)
     kernel, bias = fitted.coef_.T, fitted.intercept_
     if num_classes == 2:  # scikit-learn has one logit, the difference of these two.
         kernel, bias = np.concatenate([-kernel, kernel], 1) / 2, np.concatenate([-bias, bias]) / 2
@@ -99,12 +94,9 @@ def one_vs_rest_head(features: np.ndarray, labels: np.ndarray) -> dict[str, np.n
     Returns:
         `kernel` [H, C] and `bias` [C], float64. Their sigmoids are the probabilities.
     """
-    from sklearn.linear_model import LogisticRegression  # Slow to import.
-
     kernel = np.zeros((features.shape[1], labels.shape[1]))
     bias = np.where(labels[0] == 1, -MASKED, MASKED)
     for column in np.flatnonzero((labels != labels[0]).any(0)):
-        regression = LogisticRegression(class_weight="balanced", max_iter=1000)
-        fitted = regression.fit(features, labels[:, column])
+        fitted = fit_logistic(features, labels[:, column], class_weight="balanced")
         kernel[:, column], bias[column] = fitted.coef_[0], fitted.intercept_[0]
     return {"kernel": kernel, "bias": bias}

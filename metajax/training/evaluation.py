@@ -1,6 +1,7 @@
 """Evaluation on episodes, with 95% intervals; baselines on frozen features."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -241,9 +242,17 @@ def nearest_neighbour(features: np.ndarray, labels: np.ndarray, query: np.ndarra
 
 def logistic_regression(features: np.ndarray, labels: np.ndarray, query: np.ndarray) -> np.ndarray:
     """Label each query [Q, H] by scikit-learn's logistic regression, with its defaults."""
-    from sklearn.linear_model import LogisticRegression
+    return fit_logistic(features, labels).predict(query)
 
-    return LogisticRegression(max_iter=1000).fit(features, labels).predict(query)
+
+def fit_logistic(features: np.ndarray, labels: np.ndarray, **settings: Any) -> Any:
+    """Fit scikit-learn's logistic regression to features [S, H] and labels [S], with settings."""
+    from sklearn.linear_model import LogisticRegression  # Slow to import.
+
+    regression = LogisticRegression(max_iter=1000, **settings)
+    with warnings.catch_warnings():  # One example of each class is not a mistake here.
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
+        return regression.fit(features, labels)
 
 
 BASELINES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
