@@ -111,7 +111,7 @@ def tokenized(
         keep: whether the tokens of many texts are kept on disk, for later runs. Then they are
             mapped into memory.
     """
-    total = sum(len(task.texts) + len((model.siamese and task.pairs) or ()) for task in tasks)
+    total = sum(len(task.texts) * (1 + _is_apart(task, model)) for task in tasks)
     if model.prompt:
         _log.info("%s: its prompt %r is put before each text", model.source, model.prompt)
     keep = keep and total >= MANY
@@ -124,7 +124,7 @@ def tokenized(
 
         def tokenize(task: data.TaskData) -> data.TokenizedTask:
             task = _with_prompt(task, model) if model.prompt else task
-            if model.siamese and task.pairs is not None:
+            if _is_apart(task, model):
                 return data.tokenize_apart(task, model.tokenizer, length, per_chunk_fn=count)
             if keep:
                 return tokenize_once(task, model.tokenizer, length, tokens_directory(), count)
@@ -137,11 +137,15 @@ def tokenized(
     return arrays
 
 
+def _is_apart(task: data.TaskData, model: Transformer) -> bool:
+    return model.siamese and task.pairs is not None
+
+
 def _with_prompt(task: data.TaskData, model: Transformer) -> data.TaskData:
-    task = task._replace(texts=[model.prompt + text for text in task.texts])
-    if not model.siamese or task.pairs is None:
-        return task
-    return task._replace(pairs=[model.prompt + text for text in task.pairs])
+    pairs = task.pairs
+    if pairs is not None and model.siamese:
+        pairs = [model.prompt + text for text in pairs]
+    return task._replace(texts=[model.prompt + text for text in task.texts], pairs=pairs)
 
 
 def relabel(task: data.TaskData, training: data.TaskData) -> data.TaskData:

@@ -44,7 +44,7 @@ def protocol_of(tasks, tokenizer, **changes):
         model="m", tasks=(tasks,), ways=2, shots=3, queries=3, episodes=20, **changes
     )
     choice = choose_protocol(settings, load(settings, split="train"))
-    return choice.open(SimpleNamespace(tokenizer=tokenizer, prompt=""), 8)
+    return choice.open(SimpleNamespace(tokenizer=tokenizer, prompt="", siamese=False), 8)
 
 
 def on_both_sides(protocol):

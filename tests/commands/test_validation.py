@@ -172,7 +172,7 @@ def test_tokens_and_repeated_texts_do_not_depend_on_what_is_held_out(
             done = tiny.run(*metatrain_command(material, run, **STEPS | changes))
             assert done.status == 0, done.err
             assert len(list(tmp_path.glob("cache/metajax/*.arrow"))) == files
-            assert ("reads its tokens from the cache" in done.err) == (files == 1 and number > 0)
+            assert ("tokens are read from, or kept in" in done.err) == (files == 1)
             assert len(searched) == 1
             searched.clear()
 

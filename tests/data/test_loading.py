@@ -78,7 +78,7 @@ def test_relabelled_examples_keep_their_classes():
 
 
 def test_texts_are_cut_to_the_length_given_and_counted_once(tokenizer, caplog):
-    model = SimpleNamespace(tokenizer=tokenizer, prompt="")
+    model = SimpleNamespace(tokenizer=tokenizer, prompt="", siamese=False)
     tasks = [
         data_set([0, 1, 0], ("a", "b"), ["w1 w2 w3 w4", "w5", "w6 w7 w8 w9"]),
         data_set([1, 0], ("a", "b"), ["w1", "w2 w3 w4"]),
@@ -94,7 +94,7 @@ def test_texts_are_cut_to_the_length_given_and_counted_once(tokenizer, caplog):
 
 @pytest.mark.parametrize("pairs", [None, ["w5", "w6 w7"]])
 def test_a_prompt_is_put_before_each_text(tokenizer, caplog, pairs):
-    model = SimpleNamespace(tokenizer=tokenizer, prompt="w8 w9: ", source="encoder")
+    model = SimpleNamespace(tokenizer=tokenizer, prompt="w8 w9: ", siamese=False, source="encoder")
     task = data_set([0, 1], ("a", "b"), ["w1 w2", "w3"])._replace(pairs=pairs)
     with caplog.at_level(logging.INFO):
         (found,) = tokenized([task], model, 16)

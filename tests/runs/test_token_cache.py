@@ -260,7 +260,7 @@ def test_a_writer_that_loses_its_file_keeps_no_tokens(tokenizer, tmp_path, caplo
 
 def test_only_many_texts_are_kept(tokenizer, tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
-    model = SimpleNamespace(tokenizer=tokenizer, prompt="")
+    model = SimpleNamespace(tokenizer=tokenizer, prompt="", siamese=False)
     small = TASK._replace(texts=TASK.texts[:3], labels=TASK.labels[:3])
     monkeypatch.setattr(task_data, "MANY", 7)
     expected = tokenized([small], model, 6) + tokenized([TASK], model, 6)
