@@ -74,7 +74,9 @@ def logistic_head(
     Returns:
         `kernel` [H, C] and `bias` [C], float64. Its softmax has the same probabilities.
     """
-    fitted = fit_logistic(features, batch["labels"], C=inverse_strength, class_weight=class_weight)
+    fitted = fit_logistic(
+        features, batch["labels"], inverse_strength=inverse_strength, class_weight=class_weight
+    )
     kernel, bias = fitted.coef_.T, fitted.intercept_
     if num_classes == 2:  # scikit-learn has one logit, the difference of these two.
         kernel, bias = np.concatenate([-kernel, kernel], 1) / 2, np.concatenate([-bias, bias]) / 2

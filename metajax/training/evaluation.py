@@ -245,11 +245,24 @@ def logistic_regression(features: np.ndarray, labels: np.ndarray, query: np.ndar
     return fit_logistic(features, labels).predict(query)
 
 
-def fit_logistic(features: np.ndarray, labels: np.ndarray, **settings: Any) -> Any:
-    """Fit scikit-learn's logistic regression to features [S, H] and labels [S], with settings."""
+def fit_logistic(
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    inverse_strength: float = 1.0,
+    class_weight: str | None = None,
+) -> Any:
+    """Fit scikit-learn's logistic regression to features [S, H] and labels [S].
+
+    Args:
+        features: of the examples.
+        labels: of the examples.
+        inverse_strength: scikit-learn's `C`; a smaller one regularizes more.
+        class_weight: scikit-learn's; "balanced" or None.
+    """
     from sklearn.linear_model import LogisticRegression  # Slow to import.
 
-    regression = LogisticRegression(max_iter=1000, **settings)
+    regression = LogisticRegression(C=inverse_strength, class_weight=class_weight, max_iter=1000)
     with warnings.catch_warnings():  # One example of each class is not a mistake here.
         warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
         return regression.fit(features, labels)
