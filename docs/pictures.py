@@ -109,6 +109,30 @@ def speed(path: Path) -> None:
     save(figure, path)
 
 
+def few_shot(path: Path) -> None:
+    """Draw how far methods are ahead of SetFit, with their seconds to adapt."""
+    log = (ROOT / "benchmarks/logs/few_shot.md").read_text().split("## On one core")[1]
+    number = r"(-?[\d.]+)"
+    columns = rf"(\S.*?) +{number} ± {number} +{number} ± {number} +{number} +{number} +{number}"
+    panels: dict[str, list[re.Match[str]]] = {}
+    for line in log.splitlines():
+        if title := re.match(r"\w+, \d+ per class(?=  )", line):
+            rows = panels.setdefault(title[0], [])
+        elif row := re.fullmatch(columns, line):
+            rows.append(row)
+    figure = Figure(figsize=(8.8, 2.2), layout="constrained")
+    for axes, (title, (setfit, *rows)) in zip(figure.subplots(1, len(panels)), panels.items()):
+        places = range(len(rows))[::-1]
+        leads, intervals = (np.array([float(row[column]) for row in rows]) for column in (4, 5))
+        axes.axvline(0, color=GREY)
+        axes.errorbar(leads, places, xerr=intervals, fmt="o", color=BLUE, capsize=3)
+        axes.set_yticks(places, [f"{row[1]} ({float(row[6]):.0f} s)" for row in rows])
+        name = title.split(",")[0]
+        axes.set(title=f"{name} (SetFit: {float(setfit[6]):.0f} s)", xlabel="points ahead")
+        axes.margins(y=0.15)
+    save(figure, path)
+
+
 def memory(path: Path) -> None:
     """Draw the memory of a meta-gradient by number of inner steps."""
     log = ROOT / "benchmarks/logs/steps.md"
@@ -165,6 +189,7 @@ PICTURES = {
     "stages": stages,
     "speed": speed,
     "memory": memory,
+    "few_shot": few_shot,
 }
 
 
