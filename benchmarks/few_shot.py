@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from metajax import data
+from metajax.runs.workdir import write_atomically
 from metajax.training.evaluation import estimate
 
 GLUE = ("sst2", "cola", "mrpc", "rte")
@@ -113,22 +114,23 @@ class Finished:
     """Results by data set, shots, seed and method, kept in the file `--output` if it is given."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        fixed = ("model", "meta_trained", "classes", "tested", "setfit_iterations")
-        self._settings = {name: getattr(options, name) for name in fixed}
-        self._path = Path(options.output) if options.output else None
+        self._options = options
         self._rows: list[dict[str, Any]] = []
-        if self._path and self._path.exists():
-            self._rows = json.loads(self._path.read_text())
+        if options.output and Path(options.output).exists():
+            self._rows = json.loads(Path(options.output).read_text())
 
     def get(self, key: dict[str, Any], contend: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return a result of the file with the same key and settings, or that of `contend`."""
-        key = key | self._settings
+        names = ["model", "data", "classes", "tested"]
+        names += ["setfit_iterations"] * (key["method"] == "setfit")
+        names += ["meta_trained"] * key["method"].endswith(META)
+        key = key | {name: getattr(self._options, name) for name in names}
         for row in self._rows:
             if key.items() <= row.items():
                 return row
         self._rows.append(key | contend())
-        if self._path:
-            self._path.write_text(json.dumps(self._rows, indent=2) + "\n")
+        if self._options.output:
+            write_atomically(Path(self._options.output), json.dumps(self._rows, indent=2) + "\n")
         return self._rows[-1]
 
 

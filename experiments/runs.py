@@ -144,8 +144,7 @@ class Result(NamedTuple):
 def trained(root: Path, name: str, stage: str, **settings: Any) -> Trained:
     """Run a training stage in `root`, with the settings of `metajax STAGE`.
 
-    But `held_out` of metatrain is 0 unless it is given: most tables are of runs on all training
-    classes.
+    Without `held_out`, metatrain trains on all classes, because most tables are of such runs.
     """
     run, make = _STAGES[stage]
     workdir = root / f"{name}-{digest(settings)}"

@@ -249,7 +249,18 @@ def test_few_shot_classifiers_on_the_same_draws(monkeypatch, capsys, tmp_path):
         (seed, method) for seed in (0, 1) for method in names
     ]
     assert all(0 <= row["accuracy"] <= 1 < row["peak_bytes"] for row in found)
-    assert len(capsys.readouterr().out.splitlines()) == 5
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) == 5
+
+    def fail(*given, **settings):
+        raise AssertionError("a finished row was run again")
+
+    monkeypatch.setattr(few_shot, "run", fail)
+    few_shot.main()
+    assert capsys.readouterr().out == printed
+    monkeypatch.setattr(sys, "argv", command)
+    few_shot.main()
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 @pytest.mark.slow

@@ -405,6 +405,14 @@ def test_sentences_without_labels_are_of_no_held_out_class(material):
     assert not held_out & set(lines)
 
 
+def test_transfer_has_the_defaults_of_metatrain(material, asked):
+    given = [*material.given, "--data", str(material.root), "--target", "HWU64", "--shares", "1"]
+    transfer.main([*given, "--seeds", "0", "--methods", "protonet", "--defaults"])
+    (settings,) = (settings for settings in asked if "algorithm" in settings)
+    assert settings["held_out"] == MetatrainSettings.held_out
+    assert not settings.keys() & {"steps", "learning_rate"}
+
+
 def sentences(files):
     """Return the letters of the sentences of data sets and plain texts."""
     lines = [line for file in files for line in Path(file).read_text().splitlines()]

@@ -275,7 +275,7 @@ def _rates_factor(settings: MetatrainSettings) -> float | None:
 
 
 def _as_begun(settings: MetatrainSettings) -> MetatrainSettings:
-    """Return the settings as the run began, where it began before a setting existed.
+    """Return the settings as the run began, if it began before a setting or with another default.
 
     What is given now stays: if it differs, it is refused as for any other setting.
     """
@@ -293,6 +293,8 @@ def _as_begun(settings: MetatrainSettings) -> MetatrainSettings:
         for name, value in missing.items()
         if value is not None and not (name == "held_out" and settings.valid)
     }
+    if settings.logit_scale is None and settings.algorithm == known["settings"].get("algorithm"):
+        begun["logit_scale"] = recorded(known, "logit_scale")
     return dataclasses.replace(settings, **begun)
 
 

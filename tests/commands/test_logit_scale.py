@@ -66,6 +66,16 @@ def test_the_loss_has_the_scale_and_adapt_the_usual_one(material, tmp_path, scal
     assert record["model"]["feature_norm"] == pytest.approx(np.sqrt(10))
 
 
+def test_a_run_resumes_with_the_scale_that_it_began_with(material, tmp_path):
+    run, given = tmp_path / "run", SETTINGS | {"steps": 2}
+    tiny.succeed(*metatrain_command(material, run, **given, logit_scale=10))
+    (run / "results.json").unlink()
+    tiny.succeed(*metatrain_command(material, run, **given))
+    assert json.loads((run / "run.json").read_text())["settings"]["logit_scale"] == 10
+    done = tiny.run(*metatrain_command(material, run, **given, logit_scale=20))
+    assert (done.status, "--logit-scale" in done.err) == (2, True)
+
+
 def test_inner_steps_have_the_usual_scale(material, tmp_path):
     changes = SETTINGS | {"algorithm": "fomaml", "inner_steps": 1, "logit_scale": 50}
     done = tiny.run(*metatrain_command(material, tmp_path / "run", **changes))

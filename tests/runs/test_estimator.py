@@ -144,7 +144,7 @@ def test_it_works_in_a_thread(fitted):
         ((text for text in ["w1", 3]), [1, 2], "number 1 is 3, not a text"),
         (["w1", "w2"], "ab", "labels: are not a list"),
         (["w1", "w2"], [[1], [2]], "--method contrastive: needs one class for each text"),
-        (["w1", "w2"], np.eye(2), "for several use linear or finetune"),
+        (["w1", "w2"], np.eye(2), "a text can have several; use linear or finetune"),
         (["w1", "w2"], np.zeros((2, 2, 2)), "give one label for each text, or a matrix"),
         (["w1", "w2"], [0.5, 1.5], "labels: number 0 is 0.5"),
         ([], [], "there are no examples; give texts, or label_names"),
