@@ -111,7 +111,8 @@ def speed(path: Path) -> None:
 
 def few_shot(path: Path) -> None:
     """Draw how far methods are ahead of SetFit, with their seconds to adapt."""
-    log = (ROOT / "benchmarks/logs/few_shot.md").read_text().split("## On one core")[1]
+    log = (ROOT / "benchmarks/logs/few_shot.md").read_text()
+    log = log.split("## On one core")[1].split("\n## ")[0]
     number = r"(-?[\d.]+)"
     columns = rf"(\S.*?) +{number} ± {number} +{number} ± {number} +{number} +{number} +{number}"
     panels: dict[str, list[re.Match[str]]] = {}
