@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class JoinedRows:
     """N rows of different lengths, one after the other, that are padded when they are read.
 
@@ -34,14 +34,25 @@ class JoinedRows:
     @property
     def shape(self) -> tuple[int, int]:
         """N, L."""
-        return len(self.bounds) - 1, self.width
+        return len(self), self.width
 
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Return the padded rows of some numbers, int [B]: [B, L]."""
-        places = self.bounds[rows][:, None] + np.arange(self.width)
-        filled = places < self.bounds[rows + 1][:, None]
-        padded = np.full(places.shape, self.fill, self.values.dtype)
-        padded[filled] = self.values[places[filled]]
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """Return padded rows, as an array [N, L] would: [B, L], or [L] of a single number.
+
+        Args:
+            rows: numbers of rows, bool [N], or a slice.
+        """
+        begins, ends = self.bounds[:-1][rows], self.bounds[1:][rows]
+        filled = np.arange(self.width) < (ends - begins)[..., None]
+        padded = np.full(filled.shape, self.fill, self.values.dtype)
+        # Indexes only of tokens that exist: with a long text, most of the array is padding.
+        sizes = np.ravel(ends - begins)
+        places = np.repeat(np.ravel(begins) - (np.cumsum(sizes) - sizes), sizes)
+        places += np.arange(places.size)
+        padded[filled] = self.values[places]
         return padded
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Tokens that are joined give the batches of padded tokens, bit for bit."""
 
+import tracemalloc
+
 import jax
 import numpy as np
 import pytest
@@ -49,13 +51,58 @@ def test_joined_rows_are_padded_when_they_are_read(joined):
         assert_equal(token_batch(joined, rows, length), token_batch(expected, rows, length))
 
 
+SELECTIONS = {
+    "one": 3,
+    "last": -1,
+    "number": np.int64(7),
+    "negative": np.array([-1, 0, -40]),
+    "mask": np.arange(40) % 3 == 0,
+    "slice": slice(5, 30, 2),
+    "backwards": slice(None, None, -1),
+    "list": [4, 4, 39],
+    "none": np.zeros(0, np.int64),
+    "none of a list": [],
+    "pairs": np.array([[1, 2], [3, 0]]),
+}
+
+
+@pytest.mark.parametrize("rows", SELECTIONS.values(), ids=SELECTIONS)
+def test_rows_are_chosen_as_from_an_array(joined, rows):
+    expected = padded_by_hand(joined)
+    for a, b in zip(joined[:2], expected[:2], strict=True):
+        assert_equal(a[rows], b[rows])
+
+
+def test_joined_rows_have_a_length_and_an_end(joined):
+    rows, expected = joined.input_ids, padded_by_hand(joined).input_ids
+    assert len(rows) == 40
+    assert_equal(list(rows), list(expected))
+    for beyond in (40, -41, np.array([0, 40])):
+        with pytest.raises(IndexError):
+            rows[beyond]
+
+
+def test_a_long_text_costs_no_memory_in_short_ones():
+    """Beside the result, the array of its places is the largest one."""
+    lengths = np.full(20_000, 8, np.int32)
+    lengths[5] = 512
+    ids = np.ones(lengths.sum(), np.int32)
+    rows = join(ids, ids.astype(np.int8), lengths, PAD, 0).input_ids
+    tracemalloc.start()
+    result = rows[np.arange(20_000)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.7 * result.nbytes
+
+
 def test_texts_without_tokens():
     none = join(np.zeros(0, np.int32), np.zeros(0, np.int8), np.zeros(0, np.int32), PAD, 0)
     assert pad(none).input_ids.shape == none.input_ids.shape == (0, 1)
     lengths = np.array([0, 2, 0], np.int32)
     some = join(np.array([5, 6], np.int32), np.zeros(2, np.int8), lengths, PAD, 0).input_ids
     assert some[np.array([2, 0, 1])].tolist() == [[PAD, PAD], [PAD, PAD], [5, 6]]
-    assert np.asarray(some).tolist() == [[PAD, PAD], [5, 6], [PAD, PAD]]
+    assert some[0].tolist() == some[-1].tolist() == [PAD, PAD]
+    assert np.asarray(some).tolist() == some[:].tolist() == [[PAD, PAD], [5, 6], [PAD, PAD]]
 
 
 def test_all_batches_are_equal(joined):
