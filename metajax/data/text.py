@@ -9,7 +9,7 @@ import numpy as np
 from metajax.data.encoding import CHUNK, encode, encode_chunks, encode_ids
 from metajax.data.smlmt import MASK
 from metajax.data.tasks import TaskData
-from metajax.data.tokens import Tokens, join, pad
+from metajax.data.tokens import JoinedRows, Tokens, join, pad
 from metajax.errors import InputError
 
 
@@ -164,7 +164,8 @@ def join_tokens(
         texts = [text.replace(MASK, tokenizer.mask_token) for text in texts]
     tokens = _tokenize(texts, task.pairs, tokenizer, max_length, per_chunk_fn)
     if task.hides_words:
-        kept = (np.asarray(tokens.input_ids) == tokenizer.mask_token_id).any(1)
+        assert isinstance(tokens.input_ids, JoinedRows)
+        kept = tokens.input_ids.contain(tokenizer.mask_token_id)
         if not kept.all():  # Truncated before the mask token: begin these with it instead.
             mask = tokenizer.mask_token
             texts = [t if k else t[t.index(mask) :] for t, k in zip(texts, kept)]

@@ -55,6 +55,13 @@ class JoinedRows:
         padded[filled] = self.values[places]
         return padded
 
+    def contain(self, value: int) -> np.ndarray:
+        """Return which rows have a number, bool [N]."""
+        rows = np.zeros(len(self), bool)
+        places = np.flatnonzero(self.values == value)
+        rows[np.searchsorted(self.bounds, places, "right") - 1] = True
+        return rows
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Return all rows, padded."""
         padded = np.full(self.shape, self.fill, self.values.dtype)

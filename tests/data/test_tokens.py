@@ -82,6 +82,15 @@ def test_joined_rows_have_a_length_and_an_end(joined):
             rows[beyond]
 
 
+@pytest.mark.parametrize("value", [4, 5, 6, PAD])
+def test_rows_that_contain_a_number(value):
+    """Also beside rows of no tokens, and not where it is only padding."""
+    ids, lengths = np.array([5, 5, 6, 5, 6, 4], np.int32), np.array([0, 2, 0, 0, 3, 0, 1, 0])
+    rows = join(ids, ids.astype(np.int8), lengths.astype(np.int32), PAD, 0).input_ids
+    expected = [value in row[:length] for row, length in zip(np.asarray(rows), lengths)]
+    assert rows.contain(value).tolist() == expected
+
+
 def test_a_long_text_costs_no_memory_in_short_ones():
     """Beside the result, the array of its places is the largest one."""
     lengths = np.full(20_000, 8, np.int32)
