@@ -13,7 +13,7 @@ from metajax.data.duplicates import are_among, hashes
 from metajax.errors import InputError, printable
 from metajax.models import Transformer
 from metajax.runs.progress import Progress
-from metajax.runs.token_cache import tokenize_once, tokens_directory
+from metajax.runs.token_cache import TokenCache, tokens_directory
 
 _log = logging.getLogger("metajax")
 MANY = 50_000  # Texts that take seconds to tokenize.
@@ -115,7 +115,8 @@ def tokenized(
     if model.prompt:
         _log.info("%s: its prompt %r is put before each text", model.source, model.prompt)
     keep = keep and total >= MANY
-    if keep:
+    cache = TokenCache(model.tokenizer, length, tokens_directory()) if keep else None
+    if cache is not None:
         _log.info("tokens are read from, or kept in, %s", tokens_directory())
     with Progress("tokenize", "text", total, shown=total >= MANY) as bar:
 
@@ -126,8 +127,8 @@ def tokenized(
             task = _with_prompt(task, model) if model.prompt else task
             if _is_apart(task, model):
                 return data.tokenize_apart(task, model.tokenizer, length, per_chunk_fn=count)
-            if keep:
-                return tokenize_once(task, model.tokenizer, length, tokens_directory(), count)
+            if cache is not None:
+                return cache.tokenize(task, count)
             return data.tokenize_task(task, model.tokenizer, length, per_chunk_fn=count)
 
         arrays = list(map(tokenize, tasks))

@@ -40,44 +40,52 @@ def tokens_directory() -> Path:
     return Path(expanded, "metajax")
 
 
-def tokenize_once(
-    task: data.TaskData,
-    tokenizer: Any,
-    max_length: int,
-    directory: Path,
-    per_chunk_fn: Callable[[int], None],
-) -> data.TokenizedTask:
-    """Return what `data.tokenize_task` does, with tokens that are mapped from a file.
-
-    The tokens are `JoinedRows`: the file has no padding, and only the texts that a batch takes are
-    padded.
-
-    If the directory lacks the file, or if the file is damaged, it is written first. If that fails,
-    a warning says why.
+class TokenCache:
+    """Files with the tokens of data sets.
 
     Args:
-        task: the examples.
         tokenizer: the model's fast tokenizer, of transformers.
         max_length: as for `data.tokenize_task`.
-        directory: where the file is.
-        per_chunk_fn: as for `data.tokenize_task`.
-
-    Raises:
-        InputError: as `data.tokenize_task`.
+        directory: where the files are.
     """
-    path = directory / f"{content_hash(task, tokenizer, max_length)}.arrow"
-    tokens = _read(path)
-    if tokens is not None:
-        per_chunk_fn(len(task.texts))
+
+    def __init__(self, tokenizer: Any, max_length: int, directory: Path) -> None:
+        self._tokenizer, self._max_length, self._directory = tokenizer, max_length, directory
+        self._hash = tokenizer_hash(tokenizer, max_length)
+        self._keeps = True
+
+    def tokenize(
+        self, task: data.TaskData, per_chunk_fn: Callable[[int], None]
+    ) -> data.TokenizedTask:
+        """Return what `data.tokenize_task` does, with tokens that are mapped from a file.
+
+        The tokens are `JoinedRows`: the file has no padding, and only the texts that a batch takes
+        are padded.
+
+        If the directory lacks the file, or if the file is damaged, it is written first. If that
+        fails, a warning says why, and no further files are written.
+
+        Args:
+            task: the examples.
+            per_chunk_fn: as for `data.tokenize_task`.
+
+        Raises:
+            InputError: as `data.tokenize_task`.
+        """
+        path = self._directory / f"{content_hash(task, self._hash)}.arrow"
+        tokens = _read(path)
+        if tokens is not None:
+            per_chunk_fn(len(task.texts))
+            return with_tokens(task, tokens)
+        tokens = join_tokens(task, self._tokenizer, self._max_length, per_chunk_fn)
+        self._keeps = self._keeps and _write(path, tokens)
+        if self._keeps:  # The system can take back the memory of a mapped file.
+            tokens = _read(path) or tokens
         return with_tokens(task, tokens)
-    tokens = join_tokens(task, tokenizer, max_length, per_chunk_fn)
-    _write(path, tokens)
-    # The system can take back the memory of a mapped file.
-    return with_tokens(task, _read(path) or tokens)
 
 
-def content_hash(task: data.TaskData, tokenizer: Any, max_length: int) -> str:
-    """Return the sha256 (hexadecimal) of everything that determines the tokens of a task."""
+def tokenizer_hash(tokenizer: Any, max_length: int) -> str:
+    """Return the sha256 (hexadecimal) of what determines the tokens of every text."""
     import tokenizers
     import transformers
 
@@ -91,8 +99,18 @@ def content_hash(task: data.TaskData, tokenizer: Any, max_length: int) -> str:
         "tokenizer": [type(tokenizer).__name__, backend.to_str()],
         "special": [tokenizer.pad_token_id, tokenizer.mask_token, tokenizer.split_special_tokens],
         "length": [max_length, tokenizer.truncation_side],
-        "texts": [len(task.texts), task.pairs is not None, task.hides_words],
     }
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+
+
+def content_hash(task: data.TaskData, tokenizer: str) -> str:
+    """Return the sha256 (hexadecimal) of everything that determines the tokens of a task.
+
+    Args:
+        task: the examples.
+        tokenizer: the `tokenizer_hash`.
+    """
+    state = [tokenizer, len(task.texts), task.pairs is not None, task.hides_words]
     digest = hashlib.sha256(json.dumps(state).encode())
     for texts in (task.texts, task.pairs or []):
         for begin in range(0, len(texts), _CHUNK):
@@ -122,8 +140,8 @@ def _read(path: Path) -> data.Tokens | None:
     return join(ids, types, batch["lengths"].to_numpy(), pad_id, truncated)
 
 
-def _write(path: Path, tokens: data.Tokens) -> None:
-    """Write tokens to a file, at once for other processes; log if that fails."""
+def _write(path: Path, tokens: data.Tokens) -> bool:
+    """Write tokens to a file, at once for other processes; return whether it worked, or log."""
     import pyarrow as pa
 
     ids, types = tokens.input_ids, tokens.token_type_ids
@@ -152,9 +170,11 @@ def _write(path: Path, tokens: data.Tokens) -> None:
             "%s: tokens cannot be kept (%s); free space, or set HF_DATASETS_CACHE",
             *(path.parent, reason_of(error)),
         )
+        return False
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+    return True
 
 
 def _remove_stale(directory: Path) -> None:

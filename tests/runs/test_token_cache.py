@@ -23,7 +23,7 @@ from metajax.data.tokens import JoinedRows
 from metajax.errors import InputError
 from metajax.runs import task_data, token_cache
 from metajax.runs.task_data import tokenized
-from metajax.runs.token_cache import content_hash, tokenize_once, tokens_directory
+from metajax.runs.token_cache import TokenCache, content_hash, tokenizer_hash, tokens_directory
 from metajax.runs.workdir import cache_directory
 
 TASK = data.TaskData(
@@ -48,7 +48,11 @@ def tokenizer():
 
 
 def once(task, tokenizer, directory, max_length=6):
-    return tokenize_once(task, tokenizer, max_length, directory, lambda count: None)
+    return TokenCache(tokenizer, max_length, directory).tokenize(task, lambda count: None)
+
+
+def name_of(task, tokenizer, max_length):
+    return content_hash(task, tokenizer_hash(tokenizer, max_length))
 
 
 def assert_same(found, expected):
@@ -87,7 +91,7 @@ def test_tokens_are_read_as_they_were_written(task, tokenizer, tmp_path, monkeyp
 def test_each_text_is_counted_once(tokenizer, tmp_path):
     for _ in range(2):
         counts = []
-        tokenize_once(TASK, tokenizer, 6, tmp_path, counts.append)
+        TokenCache(tokenizer, 6, tmp_path).tokenize(TASK, counts.append)
         assert sum(counts) == 4
 
 
@@ -101,31 +105,31 @@ def test_whatever_changes_the_tokens_changes_the_name(tokenizer):
     added = copy.deepcopy(tokenizer)
     added.add_tokens(["film"])
     hashes = [
-        content_hash(TASK, tokenizer, 6),
-        content_hash(TASK, tokenizer, 7),
-        content_hash(TASK, added, 6),
-        content_hash(TASK, changed(pad_token="w9"), 6),
-        content_hash(TASK, changed(mask_token="w9"), 6),
-        content_hash(TASK, changed(truncation_side="left"), 6),
-        content_hash(TASK, changed(split_special_tokens=True), 6),
-        content_hash(TASK._replace(hides_words=True), tokenizer, 6),
-        content_hash(TASK._replace(texts=TASK.texts[:3]), tokenizer, 6),
-        content_hash(TASK._replace(texts=["w1 w", "2w3", *TASK.texts[2:]]), tokenizer, 6),
-        content_hash(TASK._replace(pairs=[""] * 4), tokenizer, 6),
-        content_hash(PAIRS, tokenizer, 6),
-        content_hash(PAIRS._replace(texts=PAIRS.pairs, pairs=PAIRS.texts), tokenizer, 6),
+        name_of(TASK, tokenizer, 6),
+        name_of(TASK, tokenizer, 7),
+        name_of(TASK, added, 6),
+        name_of(TASK, changed(pad_token="w9"), 6),
+        name_of(TASK, changed(mask_token="w9"), 6),
+        name_of(TASK, changed(truncation_side="left"), 6),
+        name_of(TASK, changed(split_special_tokens=True), 6),
+        name_of(TASK._replace(hides_words=True), tokenizer, 6),
+        name_of(TASK._replace(texts=TASK.texts[:3]), tokenizer, 6),
+        name_of(TASK._replace(texts=["w1 w", "2w3", *TASK.texts[2:]]), tokenizer, 6),
+        name_of(TASK._replace(pairs=[""] * 4), tokenizer, 6),
+        name_of(PAIRS, tokenizer, 6),
+        name_of(PAIRS._replace(texts=PAIRS.pairs, pairs=PAIRS.texts), tokenizer, 6),
     ]
     assert len(set(hashes)) == len(hashes)
 
 
 def test_what_leaves_the_tokens_alone_leaves_the_name(tokenizer):
     """Earlier calls, labels, chunks of hashing, and another process."""
-    expected = content_hash(PAIRS, tokenizer, 6)
+    expected = name_of(PAIRS, tokenizer, 6)
     tokenizer(["w1 w2"], padding="max_length", truncation=True, max_length=4)
-    assert content_hash(PAIRS._replace(name="x", labels=PAIRS.labels * 0), tokenizer, 6) == expected
+    assert name_of(PAIRS._replace(name="x", labels=PAIRS.labels * 0), tokenizer, 6) == expected
     script = """
-from tests.runs.test_token_cache import PAIRS, content_hash, make_tokenizer
-print(content_hash(PAIRS, make_tokenizer(), 6))
+from tests.runs.test_token_cache import PAIRS, make_tokenizer, name_of
+print(name_of(PAIRS, make_tokenizer(), 6))
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "7"}
     command = [sys.executable, "-c", script]
@@ -134,7 +138,7 @@ print(content_hash(PAIRS, make_tokenizer(), 6))
 
 
 def test_a_lone_surrogate_has_a_name(tokenizer):
-    assert content_hash(TASK._replace(texts=["\ud800"] * 4), tokenizer, 6)
+    assert name_of(TASK._replace(texts=["\ud800"] * 4), tokenizer, 6)
 
 
 @pytest.mark.parametrize("place", ["start", "middle", "truncated", "end"])
@@ -205,10 +209,12 @@ def test_a_full_disk_costs_one_warning(tokenizer, tmp_path, caplog, monkeypatch)
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    expected = data.tokenize_task(TASK, tokenizer, 6)
-    with monkeypatch.context() as patch:
-        patch.setattr(token_cache.os, "replace", full)
-        assert_same(once(TASK, tokenizer, tmp_path), expected)
+    tasks = [TASK, PAIRS, HIDDEN]
+    monkeypatch.setattr(token_cache.os, "replace", full)
+    cache = TokenCache(tokenizer, 6, tmp_path)
+    for task in tasks:
+        found = cache.tokenize(task, lambda count: None)
+        assert_same(found, data.tokenize_task(task, tokenizer, 6))
     (message,) = caplog.messages
     assert message.startswith(f"{tmp_path}: tokens cannot be kept (")
     assert message.endswith("No space left on device); free space, or set HF_DATASETS_CACHE")
@@ -230,6 +236,17 @@ def test_a_directory_that_cannot_be_made(tokenizer, tmp_path, caplog):
     expected = data.tokenize_task(TASK, tokenizer, 6)
     assert_same(once(TASK, tokenizer, tmp_path / "file" / "metajax"), expected)
     assert len(caplog.messages) == 1
+
+
+def test_what_was_kept_is_read_after_a_failure(tokenizer, tmp_path, monkeypatch):
+    once(PAIRS, tokenizer, tmp_path)
+    cache = TokenCache(tokenizer, 6, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(token_cache, "_write", lambda path, tokens: False)
+        cache.tokenize(TASK, lambda count: None)
+    monkeypatch.setattr(token_cache, "join_tokens", no_tokenization)
+    expected = data.tokenize_task(PAIRS, tokenizer, 6)
+    assert_same(cache.tokenize(PAIRS, lambda count: None), expected)
 
 
 def test_what_killed_processes_left_is_removed_in_time(tokenizer, tmp_path):
