@@ -52,6 +52,8 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     dev_examples = dict(zip(dev_tasks, both[len(train_tasks) :]))
     dev_names = {head: train_tasks[head].name for head in dev_tasks}
     steps = _num_steps(settings, train_tasks)
+    record = _record(settings, source, train_tasks)
+    del train_tasks, dev_tasks  # The texts of large data sets take memory.
     plan = data.plan_batches(examples, settings.seed, settings.batch_size, parts, steps)
     logits = compiled_logits(model)
 
@@ -67,7 +69,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
 
     return train(
         Stage(
-            run=open_run(settings.workdir, _record(settings, source, train_tasks)),
+            run=open_run(settings.workdir, record),
             settings=settings,
             model=model,
             algorithm=supervised(classification_loss(model)),

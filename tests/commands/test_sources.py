@@ -1,5 +1,6 @@
 """metatrain on several data sets at once."""
 
+import gc
 import json
 import shutil
 
@@ -7,9 +8,12 @@ import numpy as np
 import pytest
 import tiny
 
+from metajax.commands import finetune as fine_tuning
 from metajax.commands import metatrain as training
+from metajax.data import TaskData
+from metajax.errors import StoppedError
 from metajax.training import distributed
-from tests.stage_commands import metatrain_command
+from tests.stage_commands import finetune_command, metatrain_command
 
 STEPS = {"steps": 6, "save_every": 3, "algorithm": "fomaml"}
 TIMES = {"seconds", "data_wait", "peak_memory_bytes", "valid_seconds", "compiled"}
@@ -144,3 +148,23 @@ def test_weights_that_cannot_be(files, material, tmp_path, weights, message):
     assert done.status == 2
     assert message in done.err
     assert done.err.count("\n") == 1
+
+
+def count_tasks():
+    gc.collect()
+    return sum(issubclass(type(each), TaskData) for each in gc.get_objects())
+
+
+@pytest.mark.parametrize(
+    ("module", "command"), [(training, metatrain_command), (fine_tuning, finetune_command)]
+)
+def test_texts_are_not_kept_while_training(module, command, material, tmp_path, monkeypatch):
+    before, while_training = count_tasks(), []
+
+    def train(stage, params):
+        while_training.append(count_tasks())
+        raise StoppedError("enough")
+
+    monkeypatch.setattr(module, "train", train)
+    assert tiny.run(*command(material, tmp_path / "run")).status == 1
+    assert while_training == [before]
