@@ -12,6 +12,7 @@ import typing
 from pathlib import Path
 
 import pytest
+import tiny
 
 import metajax
 
@@ -124,10 +125,27 @@ assert not heavy, heavy
 """
 
 
-def test_the_estimator_imports_what_fit_needs():
+def test_importing_the_estimator_loads_no_other_framework():
     done = subprocess.run(
         [sys.executable, "-c", LIGHT_ESTIMATOR], capture_output=True, text=True, cwd=ROOT
     )
+    assert done.returncode == 0, done.stderr
+
+
+FIT = """
+import sys
+import metajax
+classifier = metajax.FewShotClassifier(sys.argv[1], method="linear")
+classifier.fit(["w1 w2", "w3"], ["+", "-"]).predict(["w1"])
+heavy = {"orbax", "datasets"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+
+
+@pytest.mark.slow
+def test_fit_imports_neither_orbax_nor_datasets(tmp_path):
+    command = [sys.executable, "-c", FIT, tiny.write_model(tmp_path / "bert")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 
