@@ -72,8 +72,8 @@ class JoinedRows:
 class Tokens(NamedTuple):
     """N tokenized texts, padded to the longest one.
 
-    Tokens that are mapped from a file are `JoinedRows`: `input_ids[rows]` pads some of them, and
-    `numpy.asarray(input_ids)` all.
+    Commands map the tokens of many texts from files without padding. Then `input_ids[rows]` pads
+    some texts, and `numpy.asarray(input_ids)` all; `token_type_ids` likewise.
 
     Attributes:
         input_ids: int32 [N, L].
