@@ -52,7 +52,8 @@ def measure(root: Path, name: str, files: list[Path], model: str) -> str:
         process = subprocess.Popen(command, env=os.environ | own, stdout=output, stderr=output)
         _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - begun
-    assert status == 0, log.read_text()
+    process.returncode = os.waitstatus_to_exitcode(status)  # Popen does not see that it ended.
+    assert process.returncode == 0, log.read_text()
     cpu = usage.ru_utime + usage.ru_stime
     return f"{disk / 1e6:.0f} | {seconds:.0f} | {cpu:.1f} | {usage.ru_maxrss / 1e6:.2f}"
 
