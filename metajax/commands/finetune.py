@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -13,7 +14,7 @@ from metajax import data
 from metajax.algorithms.supervised import supervised
 from metajax.config.settings import FinetuneSettings
 from metajax.errors import InputError
-from metajax.models import classification_loss
+from metajax.models import classification_loss, with_head
 from metajax.models.contracts import Pooling
 from metajax.runs.described import pooling_of
 from metajax.runs.features import compiled_logits
@@ -26,6 +27,8 @@ from metajax.runs.workdir import open_run
 from metajax.training import distributed
 from metajax.training.evaluation import correlation
 from metajax.types import Params, Task
+
+_log = logging.getLogger("metajax")
 
 
 def finetune(settings: FinetuneSettings) -> dict[str, Any]:
@@ -83,8 +86,8 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
 
 
 def _open_source(settings: FinetuneSettings, tasks: Sequence[data.TaskData]) -> Source:
-    """Open the model with one head per task."""
-    return open_source(
+    """Open the model with one head per task, which reads the two texts of a pair together."""
+    source = open_source(
         settings.model,
         settings,
         head="classification",
@@ -92,6 +95,20 @@ def _open_source(settings: FinetuneSettings, tasks: Sequence[data.TaskData]) -> 
         label_names=tuple(task.label_names for task in tasks),
         pooling=cast(Pooling, settings.pooling),
     )
+    if not source.model.siamese:
+        return source
+    _log.warning(
+        "%s: its head compares the texts of pairs and is not used; finetune reads them together",
+        settings.model,
+    )
+    params = {name: value for name, value in source.params.items() if name != "classifier"}
+    model, params = with_head(
+        source.model.replace(siamese=False),
+        params,
+        head="classification",
+        rng=jax.random.key(settings.seed),
+    )
+    return source._replace(model=model, params=params)
 
 
 def _num_steps(settings: FinetuneSettings, tasks: Sequence[data.TaskData]) -> int:

@@ -96,11 +96,13 @@ def rescale(x_BxH: jax.Array, length: float | None) -> jax.Array:
     return (x_BxH * scale_Bx1).astype(x_BxH.dtype)
 
 
-def features_of(model: "Transformer", pooled: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
-    """Return the features of texts `[B, D]`; of a siamese network, those of pairs `[B, 2 D]`.
+def head_features(
+    model: "Transformer", pooled: jax.Array, batch: dict[str, jax.Array]
+) -> jax.Array:
+    """Return what a head reads: vectors of texts `[B, D]`; of a siamese network, pairs `[B, 2 D]`.
 
-    Those of a pair are |u - v| and u * v of the vectors of its texts, as in InferSent (Conneau et
-    al. 2017, arXiv:1705.02364, section 3.1), but without u and v themselves.
+    The features of a pair are |u - v| and u * v of the vectors of its texts, as in InferSent
+    (Conneau et al. 2017, arXiv:1705.02364, section 3.1), but without u and v themselves.
 
     Args:
         model: the network.
@@ -108,12 +110,13 @@ def features_of(model: "Transformer", pooled: jax.Array, batch: dict[str, jax.Ar
         batch: their batch.
 
     Raises:
-        ValueError: the network is siamese and the batch is not packed.
+        ValueError: the network is siamese and the batch has not two texts for each example.
     """
     scaled = rescale(pooled, model.feature_norm)
     if not model.siamese:
         return scaled
-    if "first_token" not in batch:
+    examples = {len(batch[name]) for name in ("labels", "task") if name in batch}
+    if "first_token" not in batch or len(pooled) % 2 or examples - {len(pooled) // 2}:
         raise ValueError(
             "the network encodes each text of a pair by itself; give a packed batch of the two "
             "(metajax.data.tokenize_apart, packed_eval_batches)"

@@ -24,7 +24,7 @@ from metajax.models.contracts import (
     TransformerChanges,
     check_use,
 )
-from metajax.models.heads import features_of, pool
+from metajax.models.heads import head_features, pool
 from metajax.models.layers import ACTIVATION, dropout
 from metajax.models.metadata import check_labels
 from metajax.models.parts import adapters_in, graph_of, make_part
@@ -161,7 +161,7 @@ class Transformer:
         elif self.head == "causal_lm":
             logits = self.decode(params, hidden)
         elif self.head == "classification":
-            features = features_of(self, pooled, batch)
+            features = head_features(self, pooled, batch)
             if self.projection:
                 features = nnx.merge(self._graph("projection"), params["projection"])(features)
             head = nnx.merge(self._graph("classifier"), params["classifier"])
@@ -180,7 +180,7 @@ class Transformer:
             ValueError: rows are longer than the model has positions.
         """
         encoder_rng = None if rng is None else jax.random.split(rng)[0]
-        return features_of(self, self._encode(params, batch, encoder_rng)[1], batch)
+        return head_features(self, self._encode(params, batch, encoder_rng)[1], batch)
 
     def hidden(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
         """Return a call's `last_hidden_state` `[B, L, H]`; a packed batch needs no `first_token`.

@@ -65,13 +65,13 @@ def describe_source(spec: str, settings: ModelSettings, **head: Unpack[HeadOptio
         return described._replace(adapter_settings=lora_settings(split))
     adapters: dict[str, Any] = {}
     if record is None:
-        model = read_model(spec, **head).replace(problem_type=None)
+        model = read_model(spec, **head).replace(problem_type=None, siamese=False)
     else:
         if record["settings"].get("freeze"):
             adapters = adapter_settings(record["settings"])
-        # The label names of the run do not apply to another head.
-        changes: dict[str, Any] = {"label_names": None, "problem_type": None, **head}
-        model = rebuild(path / "model", record["model"]).replace(**changes)
+        # What the run says about its labels and pairs does not apply to another head.
+        changes: dict[str, Any] = {"label_names": None, "problem_type": None, "siamese": False}
+        model = rebuild(path / "model", record["model"]).replace(**changes | head)
     model = model.replace(remat=settings.remat, dtype=DTYPES[settings.dtype])
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return Source(model, shapes, {"record": record or {}}, adapter_settings=adapters)

@@ -73,7 +73,7 @@ class Source(NamedTuple):
         Also a run that has adapted one to pairs.
         """
         if "record" in self.record:
-            return bool(self.record["record"]["model"].get("siamese"))
+            return bool(self.record["record"].get("model", {}).get("siamese"))
         return "base" not in self.record and encodes_texts(self.record["path"])
 
     def continues(self, inner: Mapping[str, Any]) -> bool:

@@ -62,8 +62,10 @@ def test_the_head_of_a_siamese_network_reads_pairs():
     np.testing.assert_allclose(logits, features @ params["classifier"]["kernel"][0], atol=1e-5)
     labelled = batch | {"labels": jnp.array([0, 1, 1])}
     assert classification_loss(model)(params, labelled, None)[0].shape == ()
-    with pytest.raises(ValueError, match="encodes each text of a pair by itself; give a packed"):
-        model(params, alone)
+    one = {"labels": jnp.array([1])}  # It would go with any number of features.
+    for other in (alone, batch | {"first_token": batch["first_token"][:3]}, batch | one):
+        with pytest.raises(ValueError, match="encodes each text of a pair by itself; give a pack"):
+            model(params, other)
 
 
 def test_contrastive_learning_of_pairs_uses_cosines_of_their_features():

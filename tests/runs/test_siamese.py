@@ -8,14 +8,18 @@ import pytest
 import tiny
 
 import metajax
+from metajax.commands import finetune as finetuning
 from metajax.config.groups import ModelSettings
 from metajax.config.inner import InnerSettings
+from metajax.config.settings import FinetuneSettings
 from metajax.data import TaskData
 from metajax.models.metadata import encodes_texts
 from metajax.runs.classifier import logits_of, open_classifier
+from metajax.runs.described import describe_source
 from metajax.runs.few_shot import open_few_shot
 from metajax.runs.methods import prepare
 from metajax.runs.record import read_record
+from metajax.runs.task_data import load
 
 
 def draw_pairs(count, seed):
@@ -40,6 +44,16 @@ def tasks(tmp_path_factory):
     path = tmp_path_factory.mktemp("tasks") / "pairs.csv"
     path.write_text("\n".join(map(",".join, [("text", "text_pair", "label"), *zip(*PAIRS)])))
     return path
+
+
+@pytest.fixture(scope="module")
+def adapted(encoder, tasks, tmp_path_factory):
+    """A run of `linear` on pairs, and its export."""
+    folder = tmp_path_factory.mktemp("adapted")
+    given = ("--tasks", tasks, "--workdir", folder / "run", "--method", "linear")
+    tiny.succeed("adapt", "--model", encoder, *given, "--dev", tasks)
+    tiny.succeed("export", "--model", folder / "run", "--output", folder / "plain")
+    return folder
 
 
 def test_only_a_sentence_encoder_reads_pairs_apart(encoder, material, tmp_path):
@@ -67,33 +81,41 @@ def test_equal_texts_are_told_from_others(encoder, tmp_path, method):
     np.testing.assert_allclose(again.predict_proba(ASKED), own.predict_proba(ASKED), atol=1e-6)
 
 
-def test_the_commands_read_pairs_as_the_library_does(encoder, tasks, tmp_path):
-    given = ("--tasks", tasks, "--workdir", tmp_path / "run", "--method", "linear")
-    tiny.succeed("adapt", "--model", encoder, *given, "--dev", tasks)
-    assert read_record(tmp_path / "run")["model"]["siamese"] is True
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["dev"]["accuracy"] == 1
+def test_the_commands_read_pairs_as_the_library_does(encoder, adapted, tmp_path):
+    run = adapted / "run"
+    assert read_record(run)["model"]["siamese"] is True
+    assert json.loads((run / "results.json").read_text())["dev"]["accuracy"] == 1
     own = metajax.FewShotClassifier(str(encoder), method="linear").fit(GIVEN, PAIRS[2])
     (tmp_path / "new.txt").write_text("".join("\t".join(pair) + "\n" for pair in ASKED))
-    exported = ("export", "--model", tmp_path / "run", "--output")
-    tiny.succeed(*exported, tmp_path / "plain")
-    tiny.succeed(*exported, tmp_path / "out", "--format", "sentence-transformers")
+    exported = ("--output", tmp_path / "out", "--format", "sentence-transformers")
+    tiny.succeed("export", "--model", run, *exported)
     assert "metajax predict --model out" in (tmp_path / "out" / "README.md").read_text()
-    for name in ("run", "plain", "out"):
-        classifier = open_classifier(str(tmp_path / name), None)
+    for path in (run, adapted / "plain", tmp_path / "out"):
+        classifier = open_classifier(str(path), None)
         logits = np.stack(list(logits_of(classifier, NEW[0], NEW[1], 64)))
         odds = np.log(own.predict_proba(ASKED))
         np.testing.assert_allclose(np.diff(logits), np.diff(odds), atol=1e-4)
-        out = tiny.succeed("predict", "--model", tmp_path / name, "--input", tmp_path / "new.txt")
+        out = tiny.succeed("predict", "--model", path, "--input", tmp_path / "new.txt")
         assert [line.split("\t")[0] for line in out.splitlines()] == NEW[2]
         (tmp_path / "one.txt").write_text("w1\n")
-        done = tiny.run("predict", "--model", tmp_path / name, "--input", tmp_path / "one.txt")
-        assert (
-            done.status,
-            "has single texts, but the model was trained on pairs" in done.err,
-        ) == (
-            2,
-            True,
-        )
+        done = tiny.run("predict", "--model", path, "--input", tmp_path / "one.txt")
+        assert done.status == 2
+        assert "has single texts, but the model was trained on pairs" in done.err
+
+
+@pytest.mark.parametrize("name", ["run", "plain"])
+def test_finetune_puts_a_new_head_on_one_that_compares_texts(adapted, tasks, tmp_path, name):
+    """Also with as many classes: it reads the two texts of a pair together."""
+    path, where = str(adapted / name), {"tasks": (str(tasks),), "workdir": str(tmp_path / "run")}
+    settings = FinetuneSettings(model=path, pooling="mean", steps=1, **where)
+    source = finetuning._open_source(settings, load(settings, split="train"))
+    found = describe_source(path, settings, head="classification", num_labels=(2,), pooling="mean")
+    for each in (source, found):
+        assert not each.model.siamese
+        assert each.params["classifier"]["kernel"].shape == (1, 16, 2)
+    assert found.encodes_texts == (name == "run")
+    tiny.succeed("finetune", "--model", path, "--tasks", tasks, "--workdir", tmp_path, "--steps", 1)
+    assert "siamese" not in read_record(tmp_path)["model"]
 
 
 def test_a_run_on_pairs_is_adapted_to_others(encoder, tasks, tmp_path):
