@@ -177,6 +177,12 @@ def _difference(known: dict[str, Any], new: dict[str, Any]) -> str | None:
         old_value, value = known["model"].get(name), new["model"].get(name)
         if old_value != value:
             return f"{name} of --model was {old_value!r}, is now {value!r}"
+    # An encoder that names its pooling only now, or a run from before pairs could be read apart.
+    old_value, value = (
+        "apart" if each["model"].get("siamese") else "together" for each in (known, new)
+    )
+    if old_value != value:
+        return f"the texts of a pair were read {old_value}, are now read {value}"
     return None
 
 

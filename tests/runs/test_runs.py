@@ -150,6 +150,7 @@ def test_which_settings_may_differ_when_a_run_is_resumed(tmp_path, stage):
         ({"parent": {"path": "elsewhere", "sha256": "5", "step": 3}}, None),
         ({"parent": {"path": "bert", "sha256": "6", "step": 3}}, "--model has other weights"),
         ({"parent": {"path": "bert", "sha256": "5", "step": 4}}, "--model has other weights"),
+        ({"model": {"siamese": True}}, "a pair were read together, are now read apart"),
         ({"stage": "metatrain"}, "belongs to a pretrain run, not to metatrain"),
     ],
 )
