@@ -27,8 +27,8 @@ from metajax.runs.few_shot import FewShot, open_few_shot
 from metajax.runs.labels import check_sizes, plain, read_examples, read_labels, read_texts
 from metajax.runs.memory_tasks import MetaFitSettings, Tasks, without_run, write_tasks
 from metajax.runs.method_choice import adapt_by
-from metajax.runs.methods import prepare, with_several_labels
-from metajax.runs.original import with_weights
+from metajax.runs.methods import with_several_labels
+from metajax.runs.original import prepare_weights
 from metajax.runs.task_data import tokenized
 from metajax.runs.workdir import read_json
 
@@ -199,8 +199,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             few_shot = start._replace(model=model, seed=settings.seed)
         if kind != "single":
             few_shot = with_several_labels(few_shot, how)
-        few_shot, model = prepare(few_shot, self.method, task)
-        few_shot, original = with_weights(few_shot, settings, self.weights)
+        few_shot, model, original = prepare_weights(few_shot, settings, how, task)
         (examples,) = tokenized([task], model, few_shot.text_length(self.max_length))
         chooses = few_shot.can_choose_rate
         adapted = adapt_by(few_shot, examples, how, original=original, chooses=chooses)

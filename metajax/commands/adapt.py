@@ -23,9 +23,9 @@ from metajax.runs.document_tasks import are_documents
 from metajax.runs.few_shot import FewShot, open_few_shot
 from metajax.runs.label_names import read_label_names, with_label_names
 from metajax.runs.method_choice import CANDIDATES, adapt_by
-from metajax.runs.methods import prepare, with_several_labels
+from metajax.runs.methods import with_several_labels
 from metajax.runs.metrics import MetricsLog
-from metajax.runs.original import with_weights
+from metajax.runs.original import prepare_weights
 from metajax.runs.record import make_record
 from metajax.runs.source import describe
 from metajax.runs.task_data import fingerprints, load, relabel, tokenized
@@ -85,11 +85,10 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     few_shot = open_few_shot(settings.model, settings, settings, len(task.label_names) or 1)
     if task.labels.ndim == 2:
         few_shot = with_several_labels(few_shot, settings)
-    few_shot, model = prepare(few_shot, settings.method, task)
+    few_shot, model, original = prepare_weights(few_shot, settings, settings, task)
     chooses = False
     if settings.method == "steps":
         settings, chooses = _with_steps(settings, few_shot)
-    few_shot, original = with_weights(few_shot, settings, settings.weights)
     (examples,) = tokenized([task], model, few_shot.text_length(settings.max_length))
     record = make_record(
         "adapt",

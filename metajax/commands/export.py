@@ -15,6 +15,7 @@ from metajax.config.results import ExportSettings, LineageSettings
 from metajax.errors import InputError
 from metajax.models import Transformer, save_adapters, save_pretrained
 from metajax.models.files import base_of
+from metajax.models.metadata import encodes_texts
 from metajax.models.prefix import prefix_length
 from metajax.models.save import to_json
 from metajax.models.sentence import sentence_files, sentence_pooling
@@ -51,24 +52,30 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     if settings.format == "peft":
         return _export_adapters(output, settings.model)
     if record["stage"] in ("adapt", "finetune") and record["model"].get("head") != "causal_lm":
-        model, params = _with_one_head(settings)
+        (model, params), apart = _with_one_head(settings), True  # Its head says how it reads pairs.
     else:
         source = open_source(settings.model)
-        model, params = _as_saved(source), source.params
+        model, params, apart = _as_saved(source), source.params, source.encodes_texts
     if prefix_length(params):
         raise InputError(
             f"{settings.model}: has vectors before the text (--prefix), which have no place in "
             "Hugging Face's format; use the run itself"
         )
     if settings.format == "sentence-transformers":
-        return _export_sentence_encoder(output, settings.model, record, model, params)
-    _write(output, partial(save_pretrained, model=model, params=params))
+        return _export_sentence_encoder(output, settings.model, record, model, params, apart=apart)
+    _write(output, partial(save_pretrained, model=model, params=params), apart=apart)
     (loads_in,) = json.loads((output / "config.json").read_text())["architectures"]
     return {"output": str(output), "head": model.head, "loads_in": loads_in}
 
 
 def _export_sentence_encoder(
-    output: Path, spec: str, record: dict[str, Any], model: Transformer, params: Params
+    output: Path,
+    spec: str,
+    record: dict[str, Any],
+    model: Transformer,
+    params: Params,
+    *,
+    apart: bool,
 ) -> dict[str, Any]:
     """Write a directory that sentence-transformers loads, with a model card.
 
@@ -114,7 +121,7 @@ def _export_sentence_encoder(
             (directory / name).write_bytes(to_json(value))
         (directory / "README.md").write_text(card, encoding="utf-8")
 
-    _write(output, save)
+    _write(output, save, apart=apart)
     loads_in = "sentence_transformers.SentenceTransformer"
     return {"output": str(output), "head": model.head, "loads_in": loads_in}
 
@@ -169,11 +176,23 @@ def _export_adapters(output: Path, spec: str) -> dict[str, Any]:
     return {"output": str(output), "head": model.head, "loads_in": "peft.PeftModel"}
 
 
-def _write(output: Path, save: Callable[[Path], None]) -> None:
-    """Write a directory under a temporary name, and rename it when it is complete."""
+def _write(output: Path, save: Callable[[Path], None], *, apart: bool = True) -> None:
+    """Write a directory under a temporary name, and rename it when it is complete.
+
+    Args:
+        output: the directory.
+        save: `(directory) -> None` writes the files.
+        apart: whether pairs may be read text by text. If not, config.json says so of a sentence
+            encoder, whose pairs would otherwise be read like this.
+    """
     unfinished = output.with_name(f".{output.name}.part")
     try:
         save(unfinished)
+        if not apart and encodes_texts(str(unfinished)):
+            config = unfinished / "config.json"
+            values = json.loads(config.read_text())
+            values["metajax"] = values.get("metajax", {}) | {"siamese": False}
+            config.write_bytes(to_json(values))
         os.replace(unfinished, output)
     except OSError as error:
         if error.errno not in (errno.EBUSY, errno.EXDEV):

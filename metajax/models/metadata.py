@@ -165,7 +165,8 @@ def named_pooling(name_or_path: str) -> str | None:
 def encodes_texts(name_or_path: str) -> bool:
     """Return whether a directory or hub model encodes single texts, also those of pairs.
 
-    That is a sentence encoder without a head, or with one that compares the texts of pairs.
+    That is a sentence encoder without a head, or with one that compares the texts of pairs; but not
+    if `siamese` in config.json is false, because its training has read the texts of pairs together.
 
     Raises:
         InputError: the model cannot be read, or its pooling is not supported.
@@ -173,7 +174,9 @@ def encodes_texts(name_or_path: str) -> bool:
     directory = resolve(name_or_path)
     values = read_json(directory / "config.json")
     head = read_head_metadata(directory, values | {"id2label": None})
-    return head.siamese or (head.num_labels is None and bool(read_pooling(directory, values)))
+    if "siamese" in values.get("metajax", {}):
+        return head.siamese
+    return head.num_labels is None and bool(read_pooling(directory, values))
 
 
 def check_labels(

@@ -126,19 +126,30 @@ def with_several_labels(few_shot: FewShot, settings: MethodSettings) -> FewShot:
 def prepare(few_shot: FewShot, method: str, task: data.TaskData) -> tuple[FewShot, Transformer]:
     """Return what `adapt_to` needs for a method, and the network of its result.
 
+    If the examples are pairs of texts, log how they are read.
+
     Args:
         few_shot: the network, and the settings of its inner loop.
         method: the method.
-        task: the examples. If they are pairs, a sentence encoder reads each text by itself, but not
-            for inner steps, which are those of meta-training.
+        task: the examples.
     """
-    few_shot = few_shot._replace(model=few_shot.model.replace(label_names=(task.label_names,)))
+    apart = reads_apart(few_shot, method, task)
+    if task.pairs is not None:
+        how = "each by itself, and compared" if apart else "together, as one text"
+        _log.info("%s: the two texts of a pair are read %s", task.name, how)
+    model = few_shot.model.replace(label_names=(task.label_names,), siamese=apart)
+    few_shot = few_shot._replace(model=model)
     if method == "steps":
-        return few_shot, adapted_model(few_shot.model, few_shot.inner)
-    if task.pairs is not None and few_shot.source.encodes_texts:
-        few_shot = few_shot._replace(model=few_shot.model.replace(siamese=True))
-    few_shot = few_shot.without_inner_loop()
-    return few_shot, few_shot.model
+        return few_shot, adapted_model(model, few_shot.inner)
+    return few_shot.without_inner_loop(), model
+
+
+def reads_apart(few_shot: FewShot, method: str, task: data.TaskData) -> bool:
+    """Return whether examples are pairs of texts that a method reads each by itself.
+
+    A sentence encoder does, but not for inner steps, which are those of meta-training.
+    """
+    return method != "steps" and task.pairs is not None and few_shot.source.encodes_texts
 
 
 def adapt_to(

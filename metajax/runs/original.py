@@ -2,8 +2,12 @@
 
 from metajax.config.fields import flag
 from metajax.config.groups import ModelSettings
+from metajax.config.inner import MethodSettings
+from metajax.data import TaskData
 from metajax.errors import InputError
+from metajax.models import Transformer
 from metajax.runs.few_shot import FewShot, open_as_trained
+from metajax.runs.methods import prepare, reads_apart
 from metajax.runs.record import identity
 
 
@@ -43,7 +47,7 @@ def with_weights(
     both are `few_shot`.
 
     Args:
-        few_shot: the weights of `--model`, from `prepare`.
+        few_shot: the weights of `--model`, without an inner loop if the method has none.
         settings: see `open_original`.
         weights: `--weights`.
 
@@ -71,3 +75,36 @@ def with_weights(
     original = open_original(few_shot, settings, classes)
     original = few_shot._replace(params=original.params, source=original.source, learned=None)
     return (original, None) if weights == "original" else (few_shot, original)
+
+
+def prepare_weights(
+    few_shot: FewShot, settings: ModelSettings, how: MethodSettings, task: TaskData
+) -> tuple[FewShot, Transformer, FewShot | None]:
+    """Return what `prepare` does, for the weights to adapt, and what to compare them with.
+
+    Args:
+        few_shot: the weights of `--model`.
+        settings: see `open_original`.
+        how: the method and `--weights`.
+        task: the examples.
+
+    Returns:
+        The weights to adapt, the network of the result, and the original weights if both are to be
+        compared; see `with_weights`.
+
+    Raises:
+        InputError: as in `with_weights`, or the two read pairs of texts in different ways.
+    """
+    if how.method != "steps":
+        few_shot = few_shot.without_inner_loop()
+    few_shot, original = with_weights(few_shot, settings, how.weights)
+    prepared, model = prepare(few_shot, how.method, task)
+    if original is None or original is few_shot:
+        return prepared, model, original and prepared
+    if reads_apart(original, how.method, task) != prepared.model.siamese:
+        raise InputError(
+            f"{flag('weights')} {how.weights}: {settings.model} reads the two texts of a pair "
+            "together, and its original weights read them apart, so they cannot be compared; give "
+            f"{flag('weights')} original or checkpoint"
+        )
+    return prepared, model, original._replace(model=prepared.model)

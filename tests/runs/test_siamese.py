@@ -1,6 +1,7 @@
 """Pairs of texts with a sentence encoder, which reads each text by itself."""
 
 import json
+import logging
 import random
 
 import numpy as np
@@ -10,7 +11,7 @@ import tiny
 import metajax
 from metajax.commands import finetune as finetuning
 from metajax.config.groups import ModelSettings
-from metajax.config.inner import InnerSettings
+from metajax.config.inner import InnerSettings, MethodSettings
 from metajax.config.settings import FinetuneSettings
 from metajax.data import TaskData
 from metajax.models.metadata import encodes_texts
@@ -18,6 +19,7 @@ from metajax.runs.classifier import logits_of, open_classifier
 from metajax.runs.described import describe_source
 from metajax.runs.few_shot import open_few_shot
 from metajax.runs.methods import prepare
+from metajax.runs.original import prepare_weights
 from metajax.runs.record import read_record
 from metajax.runs.task_data import load
 
@@ -56,7 +58,7 @@ def adapted(encoder, tasks, tmp_path_factory):
     return folder
 
 
-def test_only_a_sentence_encoder_reads_pairs_apart(encoder, material, tmp_path):
+def test_only_a_sentence_encoder_reads_pairs_apart(encoder, material, caplog):
     assert encodes_texts(str(encoder))
     assert not encodes_texts(str(material.bert))
     where = ModelSettings(model=str(encoder))
@@ -69,7 +71,12 @@ def test_only_a_sentence_encoder_reads_pairs_apart(encoder, material, tmp_path):
         ("linear", singles, False),
         ("steps", pairs, False),
     ):
-        assert prepare(few_shot, method, task)[0].model.siamese is apart
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            assert prepare(few_shot, method, task)[0].model.siamese is apart
+        how = "each by itself, and compared" if apart else "together, as one text"
+        line = [f"pairs: the two texts of a pair are read {how}"]
+        assert caplog.messages == (line if task is pairs else [])
 
 
 @pytest.mark.parametrize("method", ["prototypes", "linear", "contrastive", "finetune"])
@@ -101,6 +108,50 @@ def test_the_commands_read_pairs_as_the_library_does(encoder, adapted, tmp_path)
         done = tiny.run("predict", "--model", path, "--input", tmp_path / "one.txt")
         assert done.status == 2
         assert "has single texts, but the model was trained on pairs" in done.err
+
+
+@pytest.fixture(scope="module")
+def trained(encoder, tasks, tmp_path_factory):
+    """A run of metatrain from a sentence encoder."""
+    path = tmp_path_factory.mktemp("trained") / "run"
+    size = ("--ways", 2, "--shots", 2, "--queries", 2, "--meta-batch-size", 8)
+    steps = ("--steps", 1, "--warmup", 0, "--inner-steps", 1, "--held-out", 0)
+    given = ("--tasks", tasks, "--workdir", path, *size, *steps)
+    tiny.succeed("metatrain", "--model", encoder, *given)
+    return path
+
+
+def test_pairs_are_read_as_the_weights_in_use_read_them(encoder, trained, tasks, tmp_path):
+    """The original weights are a sentence encoder, and the trained ones have read pairs."""
+    shares = {}
+    for weights in ("checkpoint", "original"):
+        own = metajax.FewShotClassifier(str(trained), method="linear", weights=weights)
+        shares[weights] = own.fit(GIVEN, PAIRS[2]).predict_proba(ASKED)
+    plain = metajax.FewShotClassifier(str(encoder), method="linear").fit(GIVEN, PAIRS[2])
+    np.testing.assert_allclose(shares["original"], plain.predict_proba(ASKED), atol=1e-6)
+    assert np.abs(shares["original"] - shares["checkpoint"]).max() > 0.1
+    given = ("--tasks", tasks, "--workdir", tmp_path / "run", "--weights")
+    command = ("adapt", "--model", trained, *given)
+    done = tiny.run(*command, "choose", "--method", "linear")
+    assert (done.status, "give --weights original or checkpoint" in done.err) == (2, True)
+    tiny.succeed(*command, "original", "--method", "linear")
+    assert read_record(tmp_path / "run")["model"]["siamese"] is True
+    where, how = ModelSettings(model=str(trained)), MethodSettings(weights="choose")
+    few_shot = open_few_shot(str(trained), where, InnerSettings(), 2)
+    (task,) = load(FinetuneSettings(model="", tasks=(str(tasks),), workdir="run"), split="train")
+    prepared, model, original = prepare_weights(few_shot, where, how, task)
+    assert not (prepared.model.siamese or model.siamese or original.model.siamese)
+
+
+@pytest.mark.parametrize("format_", [(), ("--format", "sentence-transformers")])
+def test_exported_weights_read_pairs_as_their_run_does(trained, tmp_path, format_):
+    tiny.succeed("export", "--model", trained, "--output", tmp_path / "out", *format_)
+    assert not encodes_texts(str(tmp_path / "out"))
+    config = tmp_path / "out" / "config.json"
+    values = json.loads(config.read_text())
+    assert values["metajax"].pop("siamese") is False
+    config.write_text(json.dumps(values))
+    assert encodes_texts(str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("name", ["run", "plain"])
