@@ -17,7 +17,7 @@ from metajax.models import Transformer
 from metajax.runs.document_eval import DocumentRow, choose_methods, compare, open_eval_windows
 from metajax.runs.document_eval import table as document_table
 from metajax.runs.document_tasks import are_documents
-from metajax.runs.eval_set import EvalSet, Row, choose_protocol
+from metajax.runs.eval_set import Choice, EvalSet, Row, choose_protocol
 from metajax.runs.features import features_of, logits_on
 from metajax.runs.few_shot import FewShot, not_meta_trained, open_few_shot
 from metajax.runs.methods import RECIPES, method_of, train_on
@@ -29,6 +29,8 @@ from metajax.runs.workdir import writable, write_atomically
 from metajax.training.evaluation import BASELINES, estimate, run_episodes
 from metajax.types import Params, Task
 
+_ADAPTING = ("checkpoint", "same-steps")  # By the inner loop.
+
 
 def evaluate(settings: EvaluateSettings) -> list[Row] | list[DocumentRow]:
     """Run each method on the same episodes, or on the same windows of documents.
@@ -36,8 +38,9 @@ def evaluate(settings: EvaluateSettings) -> list[Row] | list[DocumentRow]:
     `checkpoint` adapts the meta-parameters of the checkpoint. The other methods start from the
     weights from before meta-training: `same-steps` adapts them in the same way; `finetune` and
     `contrastive` train them on each support set; `prototypes`, `linear` and `knn` classify on
-    their frozen features, scaled to unit length. On documents,
-    `none` does not adapt them, and `context` reads the stream before the text to predict.
+    their frozen features, scaled to unit length. Of pairs that a sentence encoder reads text by
+    text, features have the scale of `adapt`. On documents, `none` does not adapt them, and
+    `context` reads the stream before the text to predict.
 
     Returns:
         One row per method, in the order of the settings.
@@ -75,27 +78,23 @@ def _on_episodes(settings: EvaluateSettings) -> list[Row]:
         )
     methods = _methods(settings, few_shot)
     plain = few_shot if methods == ("checkpoint",) else _plain(settings, few_shot, choice.ways)
-    length = few_shot.text_length(settings.max_length)
-    eval_set = choice.open(few_shot.model, length)
+    apart = plain.source.encodes_texts and any(task.pairs is not None for task in tasks)
+    eval_sets = _open_sets(settings, few_shot, choice, methods, apart=apart)
     begun = time.perf_counter()
-    own_set = eval_set
-    if plain.source.encodes_texts and any(task.pairs is not None for task in tasks):
-        siamese = plain.model.replace(siamese=True)
-        own_set = choice.open(siamese, text_length(siamese, settings.max_length))
     features: dict[int, np.ndarray] = {}
-    if any(method in BASELINES for method in methods):
-        features = _frozen_features(plain, own_set)
+    for method in [method for method in methods if method in BASELINES][:1]:
+        features = _frozen_features(plain, eval_sets[method])
     feature_seconds = time.perf_counter() - begun
     adaptation, steps = _adaptation(few_shot, settings), few_shot.inner["inner_steps"]
     rows: list[Row] = []
     for method in methods:
-        start = time.perf_counter()
-        adapts = method in ("checkpoint", "same-steps")
+        start, eval_set = time.perf_counter(), eval_sets[method]
+        adapts = method in _ADAPTING
         params = (few_shot if method == "checkpoint" else plain).meta_params
         if adapts:
             scores = eval_set.score(method, partial(adaptation, params))
         elif method in RECIPES:
-            scores = _run_trained(method, plain, own_set)
+            scores = _run_trained(method, plain, eval_set)
         else:
             scores = _run_baseline(method, features, eval_set)
         curve = settings.curve if adapts else None
@@ -111,6 +110,34 @@ def _on_episodes(settings: EvaluateSettings) -> list[Row]:
             )
         rows.append(row)
     return rows
+
+
+def _open_sets(
+    settings: EvaluateSettings,
+    few_shot: FewShot,
+    choice: Choice,
+    methods: Sequence[str],
+    *,
+    apart: bool,
+) -> dict[str, EvalSet]:
+    """Return the same episodes for each method, with tokens as it reads them.
+
+    Args:
+        settings: the settings.
+        few_shot: the weights of `--model`.
+        choice: the episodes.
+        methods: the methods.
+        apart: whether the texts of pairs are tokenized each by itself, except for inner steps.
+    """
+    reads_apart = {method: apart and method not in _ADAPTING for method in methods}
+    opened: dict[bool, EvalSet] = {}
+    if not all(reads_apart.values()):
+        length = few_shot.text_length(settings.max_length)
+        opened[False] = choice.open(few_shot.model, length)
+    if any(reads_apart.values()):
+        siamese = few_shot.model.replace(siamese=True)
+        opened[True] = choice.open(siamese, text_length(siamese, settings.max_length))
+    return {method: opened[reads_apart[method]] for method in methods}
 
 
 def _row(
@@ -188,11 +215,11 @@ def _run_trained(method: str, few_shot: FewShot, eval_set: EvalSet) -> np.ndarra
             support = supports[len(accuracies)]
             key = np.asarray(support.tokens.input_ids).tobytes() + support.labels.tobytes()
             if key != known[0]:  # Published draws have several episodes with one support set.
-                own = few_shot._replace(model=_reader(few_shot, support))
+                own = few_shot._replace(model=_network_for(support, few_shot))
                 known = key, train_on(own, support, method_of(method), plan=plan)[0]
             rows = episodes.query[t][episodes.query_mask[t] > 0]
             query = data.take_examples(eval_set.examples[task], rows)
-            logits = logits_on(_reader(few_shot, query), known[1], query)
+            logits = logits_on(_network_for(query, few_shot), known[1], query)
             labels = episodes.query_labels[t][episodes.query_mask[t] > 0]
             accuracies.append(float(np.mean(logits.argmax(1) == labels)))
     return eval_set.by_draw(accuracies)
@@ -209,7 +236,7 @@ def _support(eval_set: EvalSet, episodes: data.Episodes, t: int) -> data.Tokeniz
     return data.take_examples(eval_set.examples[episodes.task[t]], rows)._replace(labels=labels)
 
 
-def _reader(few_shot: FewShot, examples: data.TokenizedTask) -> Transformer:
+def _network_for(examples: data.TokenizedTask, few_shot: FewShot) -> Transformer:
     """Return the network for some examples: a siamese one for pairs of texts apart."""
     return few_shot.model.replace(siamese=examples.tokens.apart)
 
@@ -225,7 +252,7 @@ def _frozen_features(few_shot: FewShot, eval_set: EvalSet) -> dict[int, np.ndarr
     for number in {int(task) for chunk in eval_set.episodes for task in chunk.task}:
         examples = eval_set.examples[number]
         own = few_shot if examples.tokens.apart else unit
-        features[number] = features_of(_reader(own, examples), few_shot.params, examples)
+        features[number] = features_of(_network_for(examples, own), few_shot.params, examples)
     return features
 
 

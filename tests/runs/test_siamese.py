@@ -9,19 +9,24 @@ import pytest
 import tiny
 
 import metajax
+from metajax.commands import evaluate as evaluating
 from metajax.commands import finetune as finetuning
+from metajax.commands.evaluate import evaluate
 from metajax.config.groups import ModelSettings
 from metajax.config.inner import InnerSettings, MethodSettings
-from metajax.config.settings import FinetuneSettings
+from metajax.config.settings import EvaluateSettings, FinetuneSettings
 from metajax.data import TaskData
 from metajax.models.metadata import encodes_texts
-from metajax.runs.classifier import logits_of, open_classifier
+from metajax.runs import eval_set
+from metajax.runs.classifier import Classifier, logits_of, open_classifier, probabilities
 from metajax.runs.described import describe_source
+from metajax.runs.eval_set import choose_protocol
+from metajax.runs.features import features_of
 from metajax.runs.few_shot import open_few_shot
-from metajax.runs.methods import prepare
+from metajax.runs.methods import adapt_to, method_of, prepare
 from metajax.runs.original import prepare_weights
 from metajax.runs.record import read_record
-from metajax.runs.task_data import load
+from metajax.runs.task_data import load, tokenized
 
 
 def draw_pairs(count, seed):
@@ -140,7 +145,8 @@ def test_pairs_are_read_as_the_weights_in_use_read_them(encoder, trained, tasks,
     few_shot = open_few_shot(str(trained), where, InnerSettings(), 2)
     (task,) = load(FinetuneSettings(model="", tasks=(str(tasks),), workdir="run"), split="train")
     prepared, model, original = prepare_weights(few_shot, where, how, task)
-    assert not (prepared.model.siamese or model.siamese or original.model.siamese)
+    for each in (prepared.model, model, original.model):
+        assert not each.siamese
 
 
 @pytest.mark.parametrize("format_", [(), ("--format", "sentence-transformers")])
@@ -176,17 +182,70 @@ def test_a_run_on_pairs_is_adapted_to_others(encoder, tasks, tmp_path):
     assert read_record(tmp_path / "second")["model"]["siamese"] is True
 
 
-@pytest.mark.parametrize(
-    ("methods", "least"),
-    # Training a random network on six pairs, with dropout, unlearns most of it.
-    [("prototypes", 0.9), ("linear", 0.9), ("knn", 0.9), ("contrastive", 0.6), ("finetune", 0.6)],
-)
-def test_an_evaluation_reads_pairs_apart(encoder, tasks, tmp_path, methods, least):
-    size = ("--ways", 2, "--shots", 3, "--queries", 4, "--episodes", 3)
-    given = ("--tasks", tasks, *size, "--methods", methods, "--output", tmp_path / "rows.json")
-    tiny.succeed("evaluate", "--model", encoder, *given)
-    (row,) = json.loads((tmp_path / "rows.json").read_text())
-    assert row["accuracy"] > least
+def evaluation(encoder, tasks, *methods):
+    size = {"ways": 2, "shots": 3, "queries": 4, "episodes": 3}
+    return EvaluateSettings(model=str(encoder), tasks=(str(tasks),), methods=methods, **size)
+
+
+@pytest.fixture(scope="module")
+def episodes(encoder, tasks):
+    """Three episodes of pairs, apart: the network, the pairs, and their rows and labels."""
+    settings = evaluation(encoder, tasks)
+    few_shot = open_few_shot(str(encoder), settings, InnerSettings(), 2)
+    (task,) = load(settings, split="train")
+    siamese = few_shot.model.replace(siamese=True)
+    return few_shot, task, choose_protocol(settings, [task]).open(siamese, 16)
+
+
+@pytest.mark.parametrize("method", ["prototypes", "linear", "contrastive", "finetune"])
+def test_an_evaluation_reads_pairs_apart(encoder, tasks, episodes, method):
+    """It adapts to the support set of each episode as `adapt` does."""
+    few_shot, task, drawn = episodes
+    (chunk,), accuracies = drawn.episodes, []
+    for t in range(3):
+        parts = []
+        for rows, labels in (
+            (chunk.support[t], chunk.support_labels[t]),
+            (chunk.query[t], chunk.query_labels[t]),
+        ):
+            texts, pairs = ([side[row] for row in rows] for side in (task.texts, task.pairs))
+            parts.append(task._replace(texts=texts, pairs=pairs, labels=labels))
+        support, query = parts
+        prepared, model = prepare(few_shot, method, support)
+        (examples,) = tokenized([support], model, 16)
+        params = adapt_to(prepared, examples, method_of(method), chooses=False).params
+        shares = probabilities(Classifier(model, params, 0, 16, None), query.texts, query.pairs, 8)
+        accuracies.append(np.mean(shares.argmax(1) == query.labels))
+    (row,) = evaluate(evaluation(encoder, tasks, method))
+    np.testing.assert_allclose(row.accuracies, accuracies)
+
+
+def test_the_frozen_features_of_pairs_have_the_scale_of_adapt(episodes):
+    few_shot, task, drawn = episodes
+    sides = []
+    for texts in (task.texts, task.pairs):
+        (alone,) = tokenized([task._replace(texts=texts, pairs=None)], few_shot.model, 16)
+        raw = few_shot.model.replace(feature_norm=None)
+        vectors = features_of(raw, few_shot.params, alone)
+        sides.append(np.sqrt(10) * vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    u, v = sides
+    expected = np.concatenate([np.abs(u - v), u * v], 1)
+    found = evaluating._frozen_features(few_shot, drawn)
+    np.testing.assert_allclose(found[0], expected, atol=1e-4)
+
+
+def test_only_the_tokens_that_a_method_reads_are_made(encoder, tasks, monkeypatch):
+    made = []
+
+    def tokenize(tasks, model, length):
+        made.append(model.siamese)
+        return tokenized(tasks, model, length)
+
+    monkeypatch.setattr(eval_set, "tokenized", tokenize)
+    evaluate(evaluation(encoder, tasks, "prototypes", "knn"))
+    assert made == [True]
+    evaluate(evaluation(encoder, tasks, "same-steps", "prototypes"))
+    assert made[1:] == [False, True]
 
 
 def test_the_prompt_is_put_before_both_texts(encoder, tmp_path):
