@@ -102,7 +102,7 @@ def _export_sentence_encoder(
         model_type=model.config.model_type,
         stage=record["stage"],
         pooling=pooling,
-        width=model.feature_size,
+        width=model.replace(siamese=False).feature_size,
         dense=None if model.dense is None else model.dense.activation,
         prompt=model.prompt,
         max_length=max_length,

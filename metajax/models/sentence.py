@@ -133,11 +133,11 @@ def default_prompt(directory: Path) -> str:
     prompt = (prompts.get(name) if isinstance(prompts, dict) else None) or ""
     if not isinstance(prompt, str):
         raise InputError(f"{path}: the prompt {name!r} is {prompt!r}, not a text; fix it")
-    pooling = _pooling_file(directory)
-    if prompt and pooling.exists() and not read_json(pooling).get("include_prompt", True):
+    if prompt and _leaves_out_prompts(directory):
         raise InputError(
-            f"{pooling}: include_prompt is false, but pooling without the prompt is not supported; "
-            f"remove default_prompt_name from {PROMPTS}, and put {prompt!r} before your texts"
+            f"{_pooling_file(directory)}: include_prompt is false, but pooling without the prompt "
+            f"is not supported; remove default_prompt_name from {PROMPTS}, and put {prompt!r} "
+            "before your texts"
         )
     return prompt
 
@@ -206,15 +206,21 @@ def sentence_files(model: "Transformer", *, normalize: bool) -> dict[str, Any]:
 def prompt_files(model: "Transformer") -> dict[str, Any]:
     """Return the file of prompts, as JSON by name; none if all are empty.
 
-    It has all named prompts of the model's directory, and the model's own as the default one.
+    It has all named prompts of the model's directory, and the model's own as the default one; but
+    no named ones if the pooling of the directory leaves out prompts, because ours does not.
     """
-    path = Path(model.source or "") / PROMPTS
-    settings = read_json(path) if model.source and path.exists() else {}
+    path, settings = Path(model.source or "") / PROMPTS, dict[str, Any]()
+    if model.source and path.exists() and not _leaves_out_prompts(path.parent):
+        settings = read_json(path)
     prompts, name = settings.get("prompts"), settings.get("default_prompt_name")
     prompts = prompts if isinstance(prompts, dict) else {}
     if model.prompt != (prompts.get(name) or ""):
-        name = "default" if model.prompt else None
-        prompts = {**prompts, "default": model.prompt} if model.prompt else prompts
+        name = None
+        if model.prompt:
+            name = "default"
+            while name in prompts:
+                name += "_"
+            prompts = {**prompts, name: model.prompt}
     if not any(prompts.values()):
         return {}
     return {PROMPTS: {"prompts": prompts, "default_prompt_name": name}}
@@ -223,6 +229,11 @@ def prompt_files(model: "Transformer") -> dict[str, Any]:
 def _pooling_file(directory: Path) -> Path:
     places = [place for kind, place in _modules(directory) if kind == "Pooling"] or ["1_Pooling"]
     return directory / places[0] / "config.json"
+
+
+def _leaves_out_prompts(directory: Path) -> bool:
+    path = _pooling_file(directory)
+    return path.exists() and not read_json(path).get("include_prompt", True)
 
 
 def _modules(directory: Path) -> list[tuple[str, str]]:

@@ -44,7 +44,7 @@ print({answer})
 ```
 """
 _HEAD_OF_PAIRS = """
-`classifier.safetensors` labels pairs of texts by `|u - v|` and `u * v` of their vectors `u` and
+`classifier.safetensors` {verb} pairs of texts by `|u - v|` and `u * v` of their vectors `u` and
 `v`, scaled to the length `feature_norm` of `config.json`. metajax reads both:
 
 ```sh
@@ -52,11 +52,13 @@ metajax predict --model {name} --input pairs.csv
 ```
 """
 _CLASSIFIER = {
+    "verb": "labels",
     "purpose": "is a classifier of these vectors, scaled to the length `feature_norm` of\n"
     "`config.json` if it has one, with the classes of `config.json`",
     "answer": "model.label_names[0][model(params, dict(batch)).logits[0].argmax()]",
 }
 _REGRESSION = {
+    "verb": "scores",
     "purpose": "predicts a number from these vectors, scaled to the length `feature_norm`\n"
     "of `config.json` if it has one",
     "answer": "float(model(params, dict(batch)).logits[0, 0])",

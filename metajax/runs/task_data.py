@@ -109,12 +109,12 @@ def tokenized(
         model: a model with its tokenizer.
         length: largest number of tokens of a text.
         keep: whether the tokens of many texts are kept on disk, for later runs. Then they are
-            mapped into memory.
+            mapped into memory. Those of pairs apart are not kept.
     """
     total = sum(len(task.texts) * (1 + _is_apart(task, model)) for task in tasks)
     if model.prompt:
         _log.info("%s: its prompt %r is put before each text", model.source, model.prompt)
-    keep = keep and total >= MANY
+    keep = keep and total >= MANY and not all(_is_apart(task, model) for task in tasks)
     cache = TokenCache(model.tokenizer, length, tokens_directory()) if keep else None
     if cache is not None:
         _log.info("tokens are read from, or kept in, %s", tokens_directory())

@@ -18,7 +18,7 @@ from metajax.models import (
     read_model,
     save_pretrained,
 )
-from metajax.models.sentence import pooling_of_modules, sentence_files
+from metajax.models.sentence import pooling_of_modules, prompt_files, sentence_files
 from tests.models.helpers import TINY, llama_settings, make_batch, make_params
 
 PREFIX = "sentence_transformers.models."
@@ -92,6 +92,24 @@ def test_named_prompts_are_kept(encoder, tmp_path):
     save_pretrained(again, model.replace(prompt=""), params)
     written = json.loads((again / "config_sentence_transformers.json").read_text())
     assert written == prompts | {"default_prompt_name": None}
+    prompts = {"prompts": {"default": "query: "}, "default_prompt_name": None}
+    write(encoder, config_sentence_transformers=prompts)
+    assert prompt_files(model.replace(prompt="mine: "))["config_sentence_transformers.json"] == {
+        "prompts": {"default": "query: ", "default_": "mine: "},
+        "default_prompt_name": "default_",
+    }
+
+
+def test_named_prompts_that_the_pooling_leaves_out_are_not_kept(encoder):
+    prompts = {"prompts": {"query": "query: "}, "default_prompt_name": None}
+    pooling = {"pooling_mode": "mean", "include_prompt": True}
+    for kept in (True, False):
+        own = {"1_Pooling__config": pooling | {"include_prompt": kept}}
+        write(encoder, config_sentence_transformers=prompts, **own)
+        model, _ = from_pretrained(str(encoder))
+        assert prompt_files(model) == (
+            {"config_sentence_transformers.json": prompts} if kept else {}
+        )
 
 
 def test_a_prompt_that_cannot_be_applied_is_refused(encoder):

@@ -18,7 +18,7 @@ from metajax.models import (
     save_pretrained,
     with_head,
 )
-from tests.models.helpers import TINY
+from tests.models.helpers import ENCODERS, TINY
 
 LENGTHS = np.array([[3, 5], [4, 2], [1, 1]])  # Of the two texts of each pair.
 
@@ -40,10 +40,17 @@ def make_pairs():
     return batch, {name: jnp.asarray(leaf) for name, leaf in alone.items()}
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls", "last", "weighted-mean"])
+@pytest.mark.parametrize(
+    ("kind", "pooling"),
+    [
+        *(("bert", pooling) for pooling in ("mean", "cls", "last", "weighted-mean")),
+        *((kind, "mean") for kind in ("roberta", "mpnet", "deberta-v2", "modernbert")),
+    ],
+)
 @pytest.mark.usefixtures("x64")
-def test_features_of_a_pair_compare_those_of_its_texts(pooling):
-    model = Transformer(TINY, pooling=pooling, feature_norm=3.0)
+def test_features_of_a_pair_compare_those_of_its_texts(kind, pooling):
+    config = dataclasses.replace(TINY, model_type=kind, **ENCODERS.get(kind, {}))
+    model = Transformer(config, pooling=pooling, feature_norm=3.0)
     params = jax.tree.map(lambda leaf: leaf.astype(float), model.init(jax.random.key(0)))
     batch, alone = make_pairs()
     vectors = np.asarray(model.features(params, alone))

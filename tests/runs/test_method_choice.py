@@ -410,3 +410,7 @@ def test_the_card_of_a_run_that_kept_its_start_has_no_gain():
     )
     card = model_card("mine", **about, results=results | {"kept_step": 4})
     assert "- gain: -0.1\n- gain_ci95: 0.05\n- kept_step: 4\n" in card
+    about |= {"classifier": True, "siamese": True}
+    for regression, verb in ((False, "labels"), (True, "scores")):
+        card = model_card("mine", **about | {"regression": regression}, results={})
+        assert f"`classifier.safetensors` {verb} pairs of texts by" in card

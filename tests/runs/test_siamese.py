@@ -101,7 +101,9 @@ def test_the_commands_read_pairs_as_the_library_does(encoder, adapted, tmp_path)
     (tmp_path / "new.txt").write_text("".join("\t".join(pair) + "\n" for pair in ASKED))
     exported = ("--output", tmp_path / "out", "--format", "sentence-transformers")
     tiny.succeed("export", "--model", run, *exported)
-    assert "metajax predict --model out" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "metajax predict --model out" in card
+    assert "becomes a vector of 16 numbers" in card
     for path in (run, adapted / "plain", tmp_path / "out"):
         classifier = open_classifier(str(path), None)
         logits = np.stack(list(logits_of(classifier, NEW[0], NEW[1], 64)))

@@ -249,6 +249,9 @@ def test_texts_are_as_long_as_asked_for_and_as_the_model_has_positions():
         32,
         32,
     ]
+    # The two texts of a pair share a row, which cannot be longer than the model has positions.
+    siamese = Transformer(tiny.CONFIG, siamese=True)
+    assert [text_length(siamese, length) for length in (8, 16, 500)] == [8, 16, 16]
 
 
 def test_the_lineage_of_a_run(run, bert, tmp_path):

@@ -293,6 +293,17 @@ def test_only_many_texts_are_kept(tokenizer, tmp_path, caplog, monkeypatch):
     assert [text for text in caplog.messages if "kept" in text] == [where] * 2
 
 
+def test_tokens_of_pairs_apart_are_not_kept(tokenizer, tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setattr(task_data, "MANY", 1)
+    model = SimpleNamespace(tokenizer=tokenizer, prompt="", siamese=True)
+    for tasks, kept in (([PAIRS], False), ([PAIRS, TASK], True)):
+        with caplog.at_level(logging.INFO):
+            tokenized(tasks, model, 6)
+        assert any("kept" in text for text in caplog.messages) == kept
+        assert len(list(tmp_path.rglob("*.arrow"))) == kept
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
 def test_mapped_files_are_not_open(tokenizer, tmp_path):
     def files():
