@@ -70,8 +70,8 @@ def describe_source(spec: str, settings: ModelSettings, **head: Unpack[HeadOptio
         if record["settings"].get("freeze"):
             adapters = adapter_settings(record["settings"])
         # What the run says about its labels and pairs does not apply to another head.
-        changes: dict[str, Any] = {"label_names": None, "problem_type": None, "siamese": False}
-        model = rebuild(path / "model", record["model"]).replace(**changes | head)
+        changes: dict[str, Any] = {"label_names": None, "problem_type": None, **head}
+        model = rebuild(path / "model", record["model"]).replace(siamese=False, **changes)
     model = model.replace(remat=settings.remat, dtype=DTYPES[settings.dtype])
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return Source(model, shapes, {"record": record or {}}, adapter_settings=adapters)
