@@ -103,7 +103,7 @@ def rows(material, compiled):
         patch.setattr(stage, "time", SimpleNamespace(perf_counter=lambda: now[0]))
         patch.setattr(EvalSet, "score", taking(ADAPT, EvalSet.score))
         patch.setattr(stage, "_run_baseline", taking(JUDGE, stage._run_baseline))
-        patch.setattr(stage, "_unit_features", taking(FEATURES, stage._unit_features))
+        patch.setattr(stage, "_frozen_features", taking(FEATURES, stage._frozen_features))
         return evaluate(dataclasses.replace(material.settings, curve=1))
 
 
