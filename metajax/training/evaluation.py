@@ -236,8 +236,8 @@ def nearest_prototype(features: np.ndarray, labels: np.ndarray, query: np.ndarra
 
 
 def nearest_neighbour(features: np.ndarray, labels: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Label each query [Q, H] like the support example [S, H] with the largest inner product."""
-    return labels[np.argmax(query @ features.T, 1)]
+    """Label each query [Q, H] like the nearest support example [S, H]."""
+    return labels[np.argmax(query @ features.T - np.square(features).sum(1) / 2, 1)]
 
 
 def logistic_regression(features: np.ndarray, labels: np.ndarray, query: np.ndarray) -> np.ndarray:

@@ -199,11 +199,13 @@ def test_evaluation_computes_no_meta_gradient(chunk_size):
     ("name", "reference"),
     [("prototypes", NearestCentroid()), ("knn", KNeighborsClassifier(n_neighbors=1))],
 )
-def test_baselines_agree_with_scikit_learn(name, reference):
+@pytest.mark.parametrize("scaled", [True, False])
+def test_baselines_agree_with_scikit_learn(name, reference, scaled):
     rng = np.random.default_rng(0)
     features, query = rng.normal(size=(2, 40, 8))
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    query /= np.linalg.norm(query, axis=1, keepdims=True)
+    if scaled:
+        features /= np.linalg.norm(features, axis=1, keepdims=True)
+        query /= np.linalg.norm(query, axis=1, keepdims=True)
     for classes in (2, 5):
         labels = np.arange(40) % classes
         expected = reference.fit(features, labels).predict(query)
