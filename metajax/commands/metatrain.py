@@ -155,9 +155,8 @@ def _episodes(settings: MetatrainSettings) -> _Tasks:
     given = load_validation(settings, tasks, spec)
     classes = spec.ways or max(len(task.label_names) for task in [*tasks, *given])
     few_shot = open_few_shot(settings.model, settings, settings, classes)
-    if few_shot.inner["algorithm"] == "protonet":
-        feature_norm = math.sqrt(_logit_scale(few_shot, settings))
-        few_shot = few_shot._replace(model=few_shot.model.replace(feature_norm=feature_norm))
+    feature_norm = math.sqrt(_logit_scale(few_shot, settings))
+    few_shot = few_shot._replace(model=few_shot.model.replace(feature_norm=feature_norm))
     length = few_shot.text_length(settings.max_length)
     # Whole data sets: their tokens do not depend on what is held out.
     examples = tokenized([*tasks, *given], few_shot.model, length)

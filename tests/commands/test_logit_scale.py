@@ -9,6 +9,7 @@ import pytest
 import scipy.special
 import tiny
 
+from metajax.commands import metatrain as training
 from metajax.commands.adapt import adapt
 from metajax.config.settings import AdaptSettings, MetatrainSettings
 from metajax.runs.episodes import episode_sampler, episode_spec
@@ -76,7 +77,8 @@ def test_a_run_resumes_with_the_scale_that_it_began_with(material, tmp_path):
     assert (done.status, "--logit-scale" in done.err) == (2, True)
 
 
-def test_inner_steps_have_the_usual_scale(material, tmp_path):
+def test_inner_steps_have_the_usual_scale(material, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "tokenized", None)  # It is refused before texts are tokenized.
     changes = SETTINGS | {"algorithm": "fomaml", "inner_steps": 1, "logit_scale": 50}
     done = tiny.run(*metatrain_command(material, tmp_path / "run", **changes))
     assert done.status == 2
