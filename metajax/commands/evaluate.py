@@ -82,8 +82,8 @@ def _on_episodes(settings: EvaluateSettings) -> list[Row]:
     eval_sets = _open_sets(settings, few_shot, choice, methods, apart=apart)
     begun = time.perf_counter()
     features: dict[int, np.ndarray] = {}
-    for method in [method for method in methods if method in BASELINES][:1]:
-        features = _frozen_features(plain, eval_sets[method])
+    if baseline := next((method for method in methods if method in BASELINES), None):
+        features = _frozen_features(plain, eval_sets[baseline])
     feature_seconds = time.perf_counter() - begun
     adaptation, steps = _adaptation(few_shot, settings), few_shot.inner["inner_steps"]
     rows: list[Row] = []
