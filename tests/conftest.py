@@ -1,24 +1,37 @@
-"""Fixtures: eight simulated devices, and programs that compile quickly or in float64."""
+"""Fixtures: eight simulated devices, and programs that compile quickly, once, or in float64."""
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import jax
 import pytest
+import tiny
 
 from tests.stage_fixtures import chain, compiled, evaluation, material, refused  # noqa: F401
 from tests.xla_flags import quick_flags
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # Workers inherit them.
     os.environ["XLA_FLAGS"] = quick_flags()
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="metajax-tests-")
+        atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    # Also of programs that compile in a moment: most are operations on one array.
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+# JAX has been imported already. Processes that tests start read the environment.
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 # Tracing creates millions of objects. With Python's default thresholds, garbage collection takes a
 # tenth of the tests' time.
 gc.set_threshold(100_000, 50, 100)
 
 # The fixtures `x64` and `optimized` turn optimizations on again where a test needs exact numbers.
-# JAX has been imported already. Processes that tests start read the environment.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 jax.config.update("jax_disable_most_optimizations", True)
 # Only for this process. Other devices than the CPU work for tests of one device (docs/gpu.md).
@@ -29,11 +42,10 @@ if _PLATFORM == "cpu":
 
 
 @pytest.fixture(autouse=True)
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def one_device() -> Iterator[None]:
     """A test sees one device by default; tests of several devices name them."""
-    first = jax.devices()[:1]
-    monkeypatch.setattr(jax, "local_devices", lambda: first)
-    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    with tiny.one_device():
+        yield
 
 
 @pytest.fixture

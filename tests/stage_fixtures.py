@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,16 +12,9 @@ from tests.stage_commands import finetune_command, metatrain_command, pretrain_c
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory) -> Path:
-    """A cache of compiled programs that tests share."""
-    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    return Path(given) if given else tmp_path_factory.mktemp("xla")
-
-
-@pytest.fixture(autouse=True)
-def quick(compiled) -> Iterator[None]:
-    with tiny.one_quick_device(compiled):
-        yield
+def compiled() -> Path:
+    """The cache of compiled programs that all tests share."""
+    return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
 @pytest.fixture(scope="session")
@@ -42,11 +34,11 @@ def material(tmp_path_factory) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
-def chain(material, compiled, tmp_path_factory) -> SimpleNamespace:
+def chain(material, tmp_path_factory) -> SimpleNamespace:
     """The workdirs of pretrain -> metatrain -> adapt and pretrain -> finetune."""
     root = tmp_path_factory.mktemp("chain")
     places = {name: root / name for name in ("pretrain", "metatrain", "adapt", "finetune")}
-    with tiny.one_quick_device(compiled):
+    with tiny.one_device():
         out = {
             "pretrain": tiny.succeed(*pretrain_command(material, places["pretrain"])),
             "metatrain": tiny.succeed(
@@ -65,10 +57,10 @@ def chain(material, compiled, tmp_path_factory) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
-def evaluation(chain, material, compiled, tmp_path_factory) -> SimpleNamespace:
+def evaluation(chain, material, tmp_path_factory) -> SimpleNamespace:
     """All methods on ten episodes: the output of `evaluate` and the file that it wrote."""
     path = tmp_path_factory.mktemp("evaluation") / "rows.json"
-    with tiny.one_quick_device(compiled):
+    with tiny.one_device():
         out = tiny.succeed(
             *("evaluate", "--model", chain.metatrain, "--tasks", material.intents, "--ways", 3),
             *("--queries", 3, "--episodes", 10, "--curve", 2, "--output", path),

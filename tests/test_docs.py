@@ -201,13 +201,8 @@ def run_page(page: str, text: str) -> dict:
     return names
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    return tmp_path_factory.mktemp("xla")
-
-
 @pytest.fixture
-def desk(tmp_path, monkeypatch, compiled):
+def desk(tmp_path, monkeypatch):
     """A directory with all files that pages name."""
     monkeypatch.setattr(tiny, "CONFIG", dataclasses.replace(tiny.CONFIG, num_hidden_layers=1))
     for name in ("bert-base-uncased", "path/to/bert"):
@@ -226,8 +221,7 @@ def desk(tmp_path, monkeypatch, compiled):
     tiny.write_rows(tmp_path / "examples.csv", tiny.examples(3, 2, first=8))
     (tmp_path / "texts.txt").write_text("w50 w51\nw56 w57\n")
     monkeypatch.chdir(tmp_path)
-    with tiny.one_quick_device(compiled):
-        yield tmp_path
+    return tmp_path
 
 
 def made_before(page: str) -> str:

@@ -226,8 +226,7 @@ def material(tmp_path):
     given = ["--model", str(model), "--steps", "1", "--episodes", "2"]
     given += ["--root", str(tmp_path / "runs")]
     (tmp_path / "intents").symlink_to(tmp_path)
-    with tiny.one_quick_device(tmp_path / "xla"):
-        yield SimpleNamespace(root=tmp_path, given=given)
+    return SimpleNamespace(root=tmp_path, given=given)
 
 
 @pytest.mark.slow
@@ -240,8 +239,7 @@ def test_documents_take_a_step(tmp_path, capsys, monkeypatch):
     sizes |= {"steps": 1, "tasks": 1, "inner-steps": 4}
     given = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
     for _ in range(2):  # The second time all is there.
-        with tiny.one_quick_device(tmp_path / "xla"):
-            documents.main(["--root", str(tmp_path / "runs"), "--seeds", "3", *given])
+        documents.main(["--root", str(tmp_path / "runs"), "--seeds", "3", *given])
         lines = capsys.readouterr().out.splitlines()
         table = lines[
             lines.index(next(x for x in lines if x.startswith("test packages, seed 3"))) :
@@ -707,8 +705,7 @@ def published(tmp_path):
 
 @pytest.mark.slow
 def test_leopard_takes_a_step(published, capsys):
-    with tiny.one_quick_device(published.root / "xla"):
-        leopard.main([*published.given, "--tasks", "pairs"])
+    leopard.main([*published.given, "--tasks", "pairs"])
     *_, task, mean, _, _ = capsys.readouterr().out.splitlines()
     assert task.startswith("pairs")
     assert mean.startswith("mean over 1 tasks")

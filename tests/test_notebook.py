@@ -25,11 +25,11 @@ def numbers(text: str) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def printed(tmp_path_factory) -> list[str]:
+def printed() -> list[str]:
     """What each code cell prints, run in order in one namespace."""
     names: dict = {"__name__": "__main__"}
     found = []
-    with tiny.one_quick_device(tmp_path_factory.mktemp("xla")):
+    with tiny.one_device():
         for cell in CELLS:
             stream = io.StringIO()
             with contextlib.redirect_stdout(stream):

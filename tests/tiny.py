@@ -18,7 +18,6 @@ import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from tokenizers import ByteLevelBPETokenizer
 
 from metajax.cli.main import main
@@ -162,27 +161,13 @@ def run(*arguments, stdin=b"") -> Finished:
 
 
 @contextlib.contextmanager
-def one_quick_device(cache: Path) -> Iterator[None]:
-    """Use one device, and compile each program once."""
+def one_device() -> Iterator[None]:
+    """Use one device in a fixture that several tests share."""
     first = jax.devices()[:1]
-    settings = {
-        "jax_compilation_cache_dir": str(cache),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    before = {name: jax.config.values[name] for name in settings}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "local_devices", lambda: first)
         patch.setattr(jax, "local_device_count", lambda: 1)
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                jax.config.update(name, value)
-            compilation_cache.reset_cache()
+        yield
 
 
 def succeed(*arguments, **settings) -> str:

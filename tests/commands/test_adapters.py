@@ -104,10 +104,10 @@ def test_algorithms_take_adapters_and_adam(algorithm, freeze, material, tmp_path
 
 
 @pytest.fixture(scope="module")
-def frozen(material, compiled, tmp_path_factory):
+def frozen(material, tmp_path_factory):
     """A run with LoRA adapters on a frozen base, and these adapters in PEFT's format."""
     root = tmp_path_factory.mktemp("frozen")
-    with tiny.one_quick_device(compiled):
+    with tiny.one_device():
         tiny.succeed(*frozen_command(material, root / "meta", "lora", steps=2))
         exported = ("--output", root / "peft", "--format", "peft")
         out = tiny.succeed("export", "--model", root / "meta", *exported)

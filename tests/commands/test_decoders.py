@@ -112,9 +112,9 @@ def test_pretrain_predicts_next_tokens_as_it_is_told(
 
 
 @pytest.fixture(scope="module")
-def pretrained(models, material, compiled, tmp_path_factory):
+def pretrained(models, material, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("pretrained") / "run"
-    with tiny.one_quick_device(compiled):
+    with tiny.one_device():
         tiny.succeed(*command(material, models["llama"], workdir, learning_rate=0.03))
     return workdir
 

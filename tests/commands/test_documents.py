@@ -106,9 +106,9 @@ def interval(nats, tokens):
 
 
 @pytest.fixture(scope="module")
-def trained(llama, folder, compiled, tmp_path_factory):
+def trained(llama, folder, tmp_path_factory):
     workdirs = {}
-    with tiny.one_quick_device(compiled):
+    with tiny.one_device():
         for name in ("maml", "test-time-training"):
             workdirs[name] = tmp_path_factory.mktemp("trained") / name
             own = {"queries": None} if name == "test-time-training" else {}

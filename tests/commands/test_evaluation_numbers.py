@@ -88,7 +88,7 @@ def expected(material):
 
 
 @pytest.fixture(scope="module")
-def rows(material, compiled):
+def rows(material):
     """Results of `evaluate`, with a curve of fewer steps than are taken, on the tests' clock."""
     now = [0.0]
 
@@ -99,7 +99,7 @@ def rows(material, compiled):
 
         return timed
 
-    with tiny.one_quick_device(compiled), pytest.MonkeyPatch.context() as patch:
+    with tiny.one_device(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "time", SimpleNamespace(perf_counter=lambda: now[0]))
         patch.setattr(EvalSet, "score", taking(ADAPT, EvalSet.score))
         patch.setattr(stage, "_run_baseline", taking(JUDGE, stage._run_baseline))

@@ -56,7 +56,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def made(chain, compiled, evaluation, tmp_path_factory):
+def made(chain, evaluation, tmp_path_factory):
     """The report of a whole chain and of an evaluation, the labels and a name hostile."""
     root = tmp_path_factory.mktemp("report")
     rows = {
@@ -66,7 +66,7 @@ def made(chain, compiled, evaluation, tmp_path_factory):
     files = {name: tiny.write_rows(root / f"{name}.jsonl", rows[name]) for name in rows}
     adapted = root / "<i>mine"
     page = root / "page.html"
-    with tiny.one_quick_device(compiled):
+    with tiny.one_device():
         tiny.succeed(
             *("adapt", "--model", chain.metatrain, "--tasks", files["new"], "--inner-lr", 0.1),
             *("--dev", files["dev"], "--workdir", adapted),

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from jax.experimental.compilation_cache import compilation_cache
 
 from metajax.config.settings import MetatrainSettings
 from metajax.errors import InputError
@@ -166,16 +167,26 @@ def stage(material, tmp_path, monkeypatch):
     return caught[0]
 
 
-def test_the_program_that_is_measured_is_the_one_that_runs(stage, tmp_path):
+@pytest.fixture
+def own_cache(tmp_path):
+    """JAX's cache of compiled programs, empty."""
+    shared = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "xla"))
+    compilation_cache.reset_cache()
+    yield tmp_path / "xla"
+    jax.config.update("jax_compilation_cache_dir", shared)
+    compilation_cache.reset_cache()
+
+
+def test_the_program_that_is_measured_is_the_one_that_runs(stage, own_cache):
     """The run loads it from JAX's cache."""
     stage, params = stage
-    with tiny.one_quick_device(tmp_path / "xla"):
-        size = step_memory(stage, params)
-        outer = loop._outer_loop(stage)
-        state, tasks = outer.init(params, jax.random.key(stage.settings.seed)), stage.make_tasks(0)
-        found = outer.lower(state, tasks).compile().memory_analysis()
-        outer.step(state, tasks)
-    assert len(list((tmp_path / "xla").glob("jit_step-*-cache"))) == 1
+    size = step_memory(stage, params)
+    outer = loop._outer_loop(stage)
+    state, tasks = outer.init(params, jax.random.key(stage.settings.seed)), stage.make_tasks(0)
+    found = outer.lower(state, tasks).compile().memory_analysis()
+    outer.step(state, tasks)
+    assert len(list(own_cache.glob("jit_step-*-cache"))) == 1
     results = found.output_size_in_bytes - found.alias_size_in_bytes
     assert size == found.argument_size_in_bytes + found.temp_size_in_bytes + results
 

@@ -25,10 +25,10 @@ def classifier_of(material, **changes):
 
 
 @pytest.fixture(scope="module")
-def trained(material, compiled, tmp_path_factory):
+def trained(material, tmp_path_factory):
     """A classifier, and the run on which it is based."""
     workdir = tmp_path_factory.mktemp("meta") / "run"
-    with tiny.one_quick_device(compiled):
+    with tiny.one_device():
         own = classifier_of(material)
         assert own.meta_fit({"intents": INTENTS}, workdir=workdir, held_out=0, **SETTINGS) is own
     return own, workdir

@@ -29,11 +29,11 @@ TEXTS, LABELS = map(list, zip(*ROWS))
 
 
 @pytest.fixture(scope="module")
-def ruined(material, compiled, tmp_path_factory):
+def ruined(material, tmp_path_factory):
     """A run whose learning rate was so high that its weights have forgotten everything."""
     folder = tmp_path_factory.mktemp("ruined") / "run"
     changes = {"learning_rate": 3, "clip_norm": 100, "warmup": 0, "max_length": 16}
-    with tiny.one_quick_device(compiled):
+    with tiny.one_device():
         tiny.succeed(*metatrain_command(material, folder, **changes))
     return folder
 
