@@ -31,7 +31,7 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 # tenth of the tests' time.
 gc.set_threshold(100_000, 50, 100)
 
-# The fixtures `x64` and `optimized` turn optimizations on again where a test needs exact numbers.
+# The fixture `optimized` turns optimizations on again where a test needs them.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 jax.config.update("jax_disable_most_optimizations", True)
 # Only for this process. Other devices than the CPU work for tests of one device (docs/gpu.md).
@@ -57,8 +57,8 @@ def optimized() -> Iterator[None]:
 
 
 @pytest.fixture
-def x64(optimized) -> Iterator[None]:
-    """Use float64 and the optimizations that users have, only in this test."""
+def x64() -> Iterator[None]:
+    """Use float64, only in this test."""
     with jax.enable_x64(True):
         yield
 

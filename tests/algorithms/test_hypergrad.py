@@ -16,7 +16,8 @@ from metajax.platforms import compiling_for
 from metajax.training.flops import count_flops
 from metajax.training.outer import map_tasks, task_keys
 
-pytestmark = pytest.mark.usefixtures("x64")
+# The memory of programs as users have them.
+pytestmark = pytest.mark.usefixtures("optimized", "x64")
 
 OPTIMIZERS = {
     "sgd": optax.sgd(0.05),
