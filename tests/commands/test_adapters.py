@@ -14,6 +14,8 @@ from metajax.training import checkpoint
 from metajax.tree import paths
 from tests.stage_commands import metatrain_command
 
+pytestmark = pytest.mark.xdist_group("chain")  # The group of the tests that use `chain`.
+
 KINDS = {
     "lora": ({"lora": 2}, {"layers/qkv/kernel"}),
     "lora of other kernels": (

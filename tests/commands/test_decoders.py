@@ -19,6 +19,8 @@ from tests.commands.test_numbers import assert_same, draws, moved, ready  # noqa
 from tests.models.helpers import llama_settings
 from tests.stage_commands import metatrain_command
 
+pytestmark = pytest.mark.xdist_group("decoders")  # They share their runs.
+
 SEED = 3
 END = "<|endoftext|>"
 

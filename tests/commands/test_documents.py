@@ -21,6 +21,8 @@ from tests.commands.test_decoders import write_llama
 from tests.commands.test_numbers import assert_same, moved, ready  # noqa: F401
 from tests.runs.test_document_losses import LENGTH, QUERIES, RATE, STEPS, Reference, text
 
+pytestmark = pytest.mark.xdist_group("documents")  # They share their runs.
+
 SIZES = dict(zip("abcdefgh", (30, 26, 28, 12, 24, 22, 9, 31)))  # Words.
 
 

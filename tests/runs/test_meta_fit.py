@@ -14,6 +14,8 @@ import metajax
 from metajax.errors import InputError, StoppedError
 from metajax.runs.memory_tasks import write_tasks
 
+pytestmark = pytest.mark.xdist_group("meta_fit")  # They share their runs.
+
 SETTINGS = {"steps": 2, "learning_rate": 1e-3, "ways": 3, "queries": 3, "meta_batch_size": 2}
 INTENTS = tuple(map(list, zip(*tiny.examples(6, 8))))
 TEXTS, LABELS = map(list, zip(*tiny.examples(3, 4, first=7)))

@@ -28,6 +28,8 @@ from metajax.runs.original import prepare_weights
 from metajax.runs.record import read_record
 from metajax.runs.task_data import load, tokenized
 
+pytestmark = pytest.mark.xdist_group("pairs apart")  # They share their runs.
+
 
 def draw_pairs(count, seed):
     """Pairs of equal texts, which are similar, and of different ones, which are not."""
