@@ -1,5 +1,6 @@
 """Every algorithm of the registry on the command line: trained, evaluated, adapted and used."""
 
+import functools
 import json
 
 import jax
@@ -23,8 +24,10 @@ from metajax.training.outer import initial_state
 from tests import tiny
 from tests.stage_commands import metatrain_command
 
+pytestmark = pytest.mark.xdist_group("every algorithm")  # They share their runs.
+
 KEY = jax.random.key(0)
-QUICK = ("meta-sgd", "leopard")
+QUICK = ("maml++", "leopard")
 # The others take documents only; see test_documents.py.
 LABELLED = [name for name, entry in ALGORITHMS.items() if not entry.tests_on_stream]
 
@@ -41,6 +44,20 @@ def command_of(material, workdir, name):
     return command
 
 
+@pytest.fixture(scope="module")
+def trained(material, tmp_path_factory):
+    """A function that returns the workdir of a run with an algorithm."""
+
+    @functools.cache
+    def workdir_of(name):
+        workdir = tmp_path_factory.mktemp("meta") / "run"
+        with tiny.one_device():
+            tiny.succeed(*command_of(material, workdir, name))
+        return workdir
+
+    return workdir_of
+
+
 def opened(workdir, **inner):
     settings = ModelSettings(model=str(workdir))
     return open_few_shot(settings.model, settings, InnerSettings(**inner), 3)
@@ -49,9 +66,8 @@ def opened(workdir, **inner):
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in LABELLED]
 )
-def test_it_is_trained_evaluated_adapted_and_used(material, tmp_path, name):
-    meta, new = tmp_path / "meta", tmp_path / "new"
-    tiny.succeed(*command_of(material, meta, name))
+def test_it_is_trained_evaluated_adapted_and_used(trained, material, tmp_path, name):
+    meta, new = trained(name), tmp_path / "new"
     norms = [row["grad_norm"] for row in tiny.rows_of(meta) if "grad_norm" in row]
     assert len(norms) == 12
     assert np.isfinite(norms).all()
@@ -84,7 +100,7 @@ def check_what_was_learned(few_shot, material, new):
             moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), leaf, begun[name])
             assert max(jax.tree.leaves(moved)) > 1e-4, name
     (examples,) = tokenized(data.load_tasks([str(material.new)]), few_shot.model, 32)
-    adapted, _ = algorithm.adapt(few_shot.meta_params, tiny.batch_of(examples), None)
+    adapted, _ = jax.jit(algorithm.adapt)(few_shot.meta_params, tiny.batch_of(examples), None)
     saved = open_source(str(new)).params
     close = lambda one, other: np.testing.assert_allclose(one, other, atol=2e-5)  # noqa: E731
     jax.tree.map(close, saved, as_classifier(adapted))
@@ -111,9 +127,8 @@ def test_what_an_algorithm_does_not_take_is_refused(material, tmp_path):
         assert line in done.err
 
 
-def test_learned_rates_are_those_of_the_steps_that_were_trained(material, tmp_path):
-    meta = tmp_path / "meta"
-    tiny.succeed(*command_of(material, meta, "maml++"))
+def test_learned_rates_are_those_of_the_steps_that_were_trained(trained, material):
+    meta = trained("maml++")
     assert opened(meta, inner_steps=1).inner["inner_steps"] == 1
     with pytest.raises(InputError, match=r"--inner-steps 3: maml\+\+ has learned rates for 2"):
         opened(meta, inner_steps=3)
@@ -128,9 +143,8 @@ def test_learned_rates_are_those_of_the_steps_that_were_trained(material, tmp_pa
     assert "--curve: not available for maml++; remove --curve" in done.err
 
 
-def test_further_meta_training_begins_with_what_was_learned(material, tmp_path, caplog):
-    meta = tmp_path / "meta"
-    tiny.succeed(*command_of(material, meta, "maml++"))
+def test_further_meta_training_begins_with_what_was_learned(trained, caplog):
+    meta = trained("maml++")
 
     def begun(**given):
         settings = MetatrainSettings(
@@ -148,9 +162,8 @@ def test_further_meta_training_begins_with_what_was_learned(material, tmp_path, 
     assert begun(inner_steps=3).shape == (3, 2)
 
 
-def test_a_prototypical_network_takes_steps_where_it_is_told_to(material, tmp_path):
-    meta = tmp_path / "meta"
-    tiny.succeed(*command_of(material, meta, "protonet"))
+def test_a_prototypical_network_takes_steps_where_it_is_told_to(trained, material, tmp_path):
+    meta = trained("protonet")
     for given in ({}, {"inner_steps": 0}):
         assert opened(meta, **given).inner["algorithm"] == "protonet"
     for given in ({"inner_lr": 0.1}, {"lora": 2}):
