@@ -1,5 +1,6 @@
 """The training loop, on a problem whose steps are also calculated here."""
 
+import functools
 import itertools
 import json
 import logging
@@ -76,6 +77,7 @@ def make_tasks(step, spoilt=(), spoils_loss=False):
     return Task(None, {"centre": centre, "limit": limit, "spoils_loss": flags})
 
 
+@functools.cache
 def noise_of(step):
     """Return the noise of a step's tasks: task t draws from fold_in(fold_in(rng, n), t)."""
     rng = jax.random.fold_in(jax.random.key(SETTINGS["seed"]), step)
@@ -426,6 +428,8 @@ def writes_of(monkeypatch, stops_at):
 
 
 def test_a_run_killed_between_any_two_writes_chooses_the_same(valid_stage, monkeypatch):
+    outer = loop._outer_loop(valid_stage())  # Compiled once for all runs.
+    monkeypatch.setattr(loop, "_outer_loop", lambda stage: outer)
     expected = loop.train(valid_stage(), initial_params())
     state, files = tiny.training_state(valid_stage.workdir), saved_steps(valid_stage.workdir)
     rows = numbers_of(valid_stage.workdir)
