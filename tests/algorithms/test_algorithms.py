@@ -493,6 +493,16 @@ def test_gradients_have_the_structure_of_the_meta_parameters(x64, name):
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads)) > 0
 
 
+# Tasks stacked in a program of each kind.
+STACKED = {
+    "maml", "maml with adam", "maml of attached adapters", "reptile", "meta-sgd", "maml++",
+    "annealed maml++", "imaml", "imaml by neumann", "protonet", "proto-maml", "leopard",
+    "supervised", "low-memory maml of streams", "test-time-training",
+    "truncated test-time training",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [_row(name, slow=name not in STACKED) for name in TABLE])
 def test_vmap_is_a_loop(x64, name):
     algorithm, meta_params, tasks = setting(name)
     keys = jax.random.split(jax.random.key(1), 4)

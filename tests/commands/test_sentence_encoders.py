@@ -65,7 +65,7 @@ def dense_of(spec):
     return jax.tree.map(np.asarray, open_source(str(spec)).params["dense"])
 
 
-@pytest.mark.parametrize("algorithm", ["maml", "leopard"])
+@pytest.mark.parametrize("algorithm", ["maml", pytest.param("leopard", marks=pytest.mark.slow)])
 def test_a_dense_layer_and_a_prompt_take_part_in_all_stages(encoder, material, tmp_path, algorithm):
     changes = {"algorithm": algorithm, "layers": 1}
     out = tiny.run(*metatrain_command(material, tmp_path / "meta", encoder, **changes))

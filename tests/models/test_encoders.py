@@ -63,7 +63,10 @@ def outputs_of(outputs, head):
     return outputs.last_hidden_state if head == "encoder" else outputs.logits
 
 
-@pytest.mark.parametrize("head", ["encoder", "masked_lm", "classification"])
+# The other heads include the encoder.
+@pytest.mark.parametrize(
+    "head", [pytest.param("encoder", marks=pytest.mark.slow), "masked_lm", "classification"]
+)
 @pytest.mark.parametrize("model_type", ENCODERS)
 def test_outputs_and_gradients_are_transformers(tmp_path, model_type, head):
     """Outputs to 1e-12, and the gradient of every parameter."""
@@ -124,10 +127,14 @@ def test_packed_rows_change_nothing(model_type, pooling):
 def test_a_few_rows_at_a_time_change_nothing(model_type, monkeypatch):
     model = make_model(model_type)
     params, batch = make_params(model, dtype=jnp.float64), labelled(0)
-    run = lambda model: jax.value_and_grad(classification_loss(model), has_aux=True)  # noqa: E731
-    expected = run(model)(params, batch, None)
+
+    def run(model):
+        loss_fn = jax.value_and_grad(classification_loss(model), has_aux=True)
+        return jax.jit(loss_fn)(params, batch, None)
+
+    expected = run(model)
     monkeypatch.setitem(bert._CHUNK_TOKENS, "cpu", 8)
-    assert relative_gap(run(model.replace(remat=True))(params, batch, None), expected) < 1e-12
+    assert relative_gap(run(model.replace(remat=True)), expected) < 1e-12
 
 
 def nested(loss_fn, params, task, trainable, *, first_order=False):
@@ -145,8 +152,20 @@ def nested(loss_fn, params, task, trainable, *, first_order=False):
     return jax.jit(jax.grad(meta_loss))(params)
 
 
-@pytest.mark.parametrize("settings", [{}, {"low_memory": True}, {"first_order": True}])
-@pytest.mark.parametrize("model_type", ENCODERS)
+def of_engine(model_type, settings):
+    """Low memory and first order of one kind of block: they do not depend on what is in a block."""
+    quick = not settings or model_type == "deberta-v2"
+    return pytest.param(model_type, settings, marks=() if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [
+        of_engine(model_type, settings)
+        for model_type in ENCODERS
+        for settings in ({}, {"low_memory": True}, {"first_order": True})
+    ],
+)
 def test_maml_is_nested_grad(model_type, settings):
     model = make_model(model_type)
     params, loss_fn = make_params(model, dtype=jnp.float64), without_dropout(model)
@@ -163,8 +182,12 @@ def test_maml_is_nested_grad(model_type, settings):
 
 @pytest.mark.parametrize(
     ("model_type", "count"),
-    # All blocks of an ALBERT are one.
-    [(each, 0 if each == "albert" else 1) for each in ENCODERS],
+    [
+        ("mpnet", 1),  # Its blocks share relative positions.
+        ("modernbert", 1),  # Its blocks differ by their number.
+        pytest.param("albert", 0, marks=pytest.mark.slow),  # All its blocks are one.
+        pytest.param("deberta-v2", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_upper_layers_alone_are_nested_grad(model_type, count):
     """The gradient also goes through what is computed once, such as relative positions."""

@@ -72,7 +72,9 @@ def test_the_original_weights_are_those_that_the_run_started_from(chain):
     assert with_weights(kept, where, "choose")[1] is kept
 
 
-@pytest.mark.parametrize("algorithm", ["maml", "leopard", "reptile"])
+@pytest.mark.parametrize(
+    "algorithm", [pytest.param("maml", marks=pytest.mark.slow), "leopard", "reptile"]
+)
 def test_an_example_has_the_logits_of_steps_that_have_not_seen_it(material, algorithm):
     spec, inner = str(material.bert), AlgorithmSettings(algorithm=algorithm, inner_lr=0.05)
     few_shot = open_few_shot(spec, ModelSettings(model=spec), inner, 3)
