@@ -1,5 +1,7 @@
 """Sums are computed in at least float32; each case here would fail in a lower precision."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,6 +100,7 @@ def test_clipping_is_that_of_optax_and_has_a_derivative_at_zero(x64):
     """Finite, where that of optax is not, and that of optax elsewhere."""
     ours, theirs = clip_by_global_norm(2.0), optax.clip_by_global_norm(2.0)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def clipped(by, grads):
         return by.update(grads, optax.EmptyState())[0]
 
@@ -152,6 +155,7 @@ def test_means_of_many_examples():
     batch |= {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
     params = model.init(jax.random.key(0))
     one = jax.tree.map(lambda leaf: leaf[:1], batch)
-    expected, _ = classification_loss(model)(params, one, None)
-    loss, _ = classification_loss(model)(params, batch, None)
+    loss_fn = jax.jit(classification_loss(model))
+    expected, _ = loss_fn(params, one, None)
+    loss, _ = loss_fn(params, batch, None)
     np.testing.assert_allclose(loss, expected, rtol=1e-6)

@@ -58,9 +58,9 @@ def test_rows_in_chunks_change_nothing(monkeypatch):
         monkeypatch.setitem(bert._CHUNK_TOKENS, "cpu", 256)
         assert_close(chunked, plain)
     # Dropout is that of the whole batch.
-    plain = MODEL(params, batch, KEY).pooled
+    plain = jax.jit(MODEL)(params, batch, KEY).pooled
     monkeypatch.setitem(bert._CHUNK_TOKENS, "cpu", 14)
-    assert_close(remat(params, batch, KEY).pooled, plain)
+    assert_close(jax.jit(remat)(params, batch, KEY).pooled, plain)
 
 
 @pytest.mark.usefixtures("x64")
@@ -268,7 +268,9 @@ def test_padding_changes_nothing(pooling):
     params, batch = make_params(model), make_batch()
     padded = {key: jnp.pad(value, ((0, 0), (0, 4))) for key, value in batch.items()}
     padded["input_ids"] = jnp.where(padded["attention_mask"] > 0, padded["input_ids"], 7)
-    np.testing.assert_allclose(model(params, padded).pooled, model(params, batch).pooled, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(model)(params, padded).pooled, jax.jit(model)(params, batch).pooled, atol=1e-5
+    )
 
 
 def test_an_example_of_padding_alone_is_finite():

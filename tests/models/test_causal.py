@@ -68,7 +68,7 @@ def masked(batch):
     [
         (UNTIED_MODEL, make_batch, 4),
         (TIED_MODEL, packed_batch, 5),
-        (TIED_MODEL, lambda: masked(make_batch()), 1000),
+        pytest.param(TIED_MODEL, lambda: masked(make_batch()), 1000, marks=pytest.mark.slow),
         (UNTIED_MODEL, lambda: masked(packed_batch()), 9),
     ],
 )
@@ -110,8 +110,8 @@ def test_tasks_at_once_are_those_one_by_one():
     params, loss_fn = make_params(TIED_MODEL), causal_lm_loss(TIED_MODEL, chunk_tokens=4)
     batches = [make_batch(seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
-    run = jax.grad(lambda params, batch: loss_fn(params, batch, None)[0])
-    found = jax.vmap(run, in_axes=(None, 0))(params, stacked)
+    run = jax.jit(jax.grad(lambda params, batch: loss_fn(params, batch, None)[0]))
+    found = jax.jit(jax.vmap(run, in_axes=(None, 0)))(params, stacked)
     for number, batch in enumerate(batches):
         jax.tree.map(
             lambda ours, alone, n=number: np.testing.assert_allclose(ours[n], alone, atol=1e-6),
@@ -121,7 +121,7 @@ def test_tasks_at_once_are_those_one_by_one():
 
 
 def test_packed_texts_lose_what_they_lose_alone():
-    params, loss_fn = make_params(TIED_MODEL), causal_lm_loss(TIED_MODEL)
+    params, loss_fn = make_params(TIED_MODEL), jax.jit(causal_lm_loss(TIED_MODEL))
     (loss, aux), (packed, packed_aux) = (
         loss_fn(params, batch, None) for batch in (make_batch(), packed_batch())
     )
@@ -132,7 +132,7 @@ def test_packed_texts_lose_what_they_lose_alone():
 def test_targets_may_come_from_outside_the_row():
     """The last token of a chunk of a document predicts the first one of the next."""
     params, batch = make_params(TIED_MODEL), make_batch(batch=1)
-    loss_fn = causal_lm_loss(TIED_MODEL)
+    loss_fn = jax.jit(causal_lm_loss(TIED_MODEL))
     expected, aux = loss_fn(params, batch, None)
     targets = jnp.concatenate([batch["input_ids"][:, 1:], jnp.array([[-1]])], axis=1)
     found, same = loss_fn(params, batch | {"targets": targets}, None)
@@ -145,7 +145,7 @@ def test_targets_may_come_from_outside_the_row():
 def test_without_tokens_to_predict_the_loss_and_its_gradient_are_zero(name):
     params, batch = make_params(TIED_MODEL), make_batch()
     batch[name] = jnp.zeros_like(batch["attention_mask"])
-    run = jax.value_and_grad(causal_lm_loss(TIED_MODEL), has_aux=True)
+    run = jax.jit(jax.value_and_grad(causal_lm_loss(TIED_MODEL), has_aux=True))
     (loss, aux), grads = run(params, batch, None)
     assert (loss, aux["accuracy"], aux["count"]) == (0, 0, 0)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
@@ -157,7 +157,9 @@ def twice(run):
 
 
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.parametrize("order", ["gradient", "second", "meta"])
+@pytest.mark.parametrize(
+    "order", ["gradient", pytest.param("second", marks=pytest.mark.slow), "meta"]
+)
 def test_memory_is_far_below_that_of_all_logits(order):
     """At V = 50,000; B L V floats would be 410 MB."""
     config = dataclasses.replace(
@@ -189,7 +191,7 @@ def test_the_loss_is_transformers(tmp_path):
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     ids, mask = (torch.tensor(np.asarray(batch[name])).long() for name in list(batch)[:2])
     expected = theirs(ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
-    loss, _ = causal_lm_loss(model)(params, batch, None)
+    loss, _ = jax.jit(causal_lm_loss(model))(params, batch, None)
     assert loss == pytest.approx(expected.item(), rel=1e-5)
 
 

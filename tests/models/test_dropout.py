@@ -87,12 +87,12 @@ def test_each_rate_drops_what_it_drops_in_transformers(tmp_path, config, rates):
     if not config.type_vocab_size:
         del given["token_type_ids"]
     expected = theirs.train()(**given, output_hidden_states=True)
-    ours = model(params, batch, KEY)
+    ours = jax.jit(model)(params, batch, KEY)
     np.testing.assert_allclose(ours.logits, expected.logits.detach(), atol=1e-4)
     gap = ours.last_hidden_state - expected.hidden_states[-1].detach().numpy()
     assert np.abs(gap * batch["attention_mask"][:, :, None]).max() < 1e-4
     # And that rate has an effect.
-    assert np.abs(ours.logits - model(params, batch).logits).max() > 1e-2
+    assert np.abs(ours.logits - jax.jit(model)(params, batch).logits).max() > 1e-2
 
 
 @pytest.mark.parametrize(("config", "separate"), [(TINY, False), (GPT2, True)])
@@ -121,10 +121,10 @@ def test_the_head_has_its_own_dropout():
     config = dataclasses.replace(TINY, **STILL | {"classifier_dropout": 0.5})
     model = Transformer(config, head="classification", num_labels=(3,), feature_norm=2.0)
     params, batch = make_params(model), make_batch()
-    outputs, plain = model(params, batch, KEY), model(params, batch)
+    outputs, plain = jax.jit(model)(params, batch, KEY), jax.jit(model)(params, batch)
     np.testing.assert_array_equal(outputs.pooled, plain.pooled)
-    features = model.features(params, batch, KEY)
-    np.testing.assert_array_equal(features, model.features(params, batch))
+    features = jax.jit(model.features)(params, batch, KEY)
+    np.testing.assert_array_equal(features, jax.jit(model.features)(params, batch))
     kernel, bias = (params["classifier"][name][0] for name in ("kernel", "bias"))
     expected = dropout(features, 0.5, jax.random.split(KEY)[1]) @ kernel + bias
     np.testing.assert_allclose(outputs.logits, expected, atol=1e-5)
@@ -134,15 +134,15 @@ def test_the_head_has_its_own_dropout():
 def test_features_and_losses_draw_what_a_call_draws():
     model = Transformer(TINY, head="classification", pooling="mean", feature_norm=2.0)
     params, batch = make_params(model), make_batch() | {"labels": jnp.array([0, 1, 1])}
-    outputs = model(params, batch, KEY)
-    features = np.asarray(model.features(params, batch, KEY))
+    outputs = jax.jit(model)(params, batch, KEY)
+    features = np.asarray(jax.jit(model.features)(params, batch, KEY))
     lengths = np.linalg.norm(outputs.pooled, axis=-1, keepdims=True)
     np.testing.assert_allclose(features, 2.0 * outputs.pooled / lengths, rtol=1e-5)
     start = prototype_init(model)(params, batch, KEY)["classifier"]["kernel"][0]
     expected = np.stack([features[0], features[1:].mean(0)], axis=1)
     np.testing.assert_allclose(start, expected, rtol=1e-5)
     log_probs = jax.nn.log_softmax(outputs.logits)
-    loss, _ = classification_loss(model)(params, batch, KEY)
+    loss, _ = jax.jit(classification_loss(model))(params, batch, KEY)
     np.testing.assert_allclose(loss, -log_probs[jnp.arange(3), batch["labels"]].mean(), rtol=1e-5)
 
 
@@ -150,7 +150,7 @@ def test_a_masked_lm_loss_draws_what_a_call_draws():
     model = Transformer(TINY, head="masked_lm")
     params, batch = make_params(model), make_batch()
     batch["targets"] = batch["input_ids"]
-    log_probs = jax.nn.log_softmax(model(params, batch, KEY).logits)
-    loss, _ = masked_lm_loss(model)(params, batch, KEY)
+    log_probs = jax.nn.log_softmax(jax.jit(model)(params, batch, KEY).logits)
+    loss, _ = jax.jit(masked_lm_loss(model))(params, batch, KEY)
     own = jnp.take_along_axis(log_probs, batch["targets"][..., None], axis=-1)
     np.testing.assert_allclose(loss, -own.mean(), rtol=1e-5)

@@ -145,7 +145,7 @@ def test_padding_changes_nothing(pooling):
     mask = batch["attention_mask"]
     other = {key: jnp.pad(value, ((0, 0), (0, 4))) for key, value in batch.items()}
     other["input_ids"] = jnp.where(other["attention_mask"] > 0, other["input_ids"], 9)
-    expected, found = model(params, batch), model(params, other)
+    expected, found = jax.jit(model)(params, batch), jax.jit(model)(params, other)
     np.testing.assert_allclose(found.logits, expected.logits, atol=1e-12)
     difference = found.last_hidden_state[:, :7] - expected.last_hidden_state
     assert (np.abs(difference) * mask[:, :, None]).max() < 1e-12

@@ -86,7 +86,7 @@ def run_theirs(theirs, batch, head):
 
 
 def outputs_of(model, params, batch):
-    outputs = model(params, batch)
+    outputs = jax.jit(model)(params, batch)
     return outputs.last_hidden_state if model.head == "encoder" else outputs.logits
 
 
@@ -163,7 +163,7 @@ def test_padding_before_a_text_changes_nothing():
     model, batch = make_model("mistral"), make_batch(batch=1)
     params = make_llama_params(model)
     other = {key: jnp.pad(value, ((0, 0), (5, 0))) for key, value in batch.items()}
-    expected, found = model(params, batch), model(params, other)
+    expected, found = jax.jit(model)(params, batch), jax.jit(model)(params, other)
     np.testing.assert_allclose(
         found.last_hidden_state[:, 5:], expected.last_hidden_state, atol=1e-12
     )
@@ -207,7 +207,9 @@ def test_reduced_parameters_give_the_same(head, packed):
     for reparametrize in (*changes, compose(*changes[:2])):
         small, task, undo = reparametrize(params, metajax.Task(batch, None))
         np.testing.assert_allclose(
-            model(small, task.support).logits, model(params, batch).logits, atol=1e-12
+            jax.jit(model)(small, task.support).logits,
+            jax.jit(model)(params, batch).logits,
+            atol=1e-12,
         )
         assert_equal(undo(small), params)
     assert ("input_ids" in task.support) is (head == "causal_lm")

@@ -26,21 +26,21 @@ def with_classes(*num_labels, **settings):
 def test_each_row_uses_its_own_head():
     model, params = with_classes(2, 3)
     batch = {**make_batch(), "task": jnp.array([1, 0, 1], jnp.int32)}
-    out = model(params, batch)
+    out = jax.jit(model)(params, batch)
     kernel, bias = params["classifier"]["kernel"], params["classifier"]["bias"]
     for row, task in enumerate([1, 0, 1]):
         expected = out.pooled[row] @ kernel[task] + bias[task]
         classes = model.num_labels[task]
         np.testing.assert_allclose(out.logits[row, :classes], expected[:classes], atol=1e-5)
         assert (out.logits[row, classes:] == -1e9).all()
-    first = model(params, make_batch()).logits
+    first = jax.jit(model)(params, make_batch()).logits
     assert (first[:, 2] == -1e9).all()
 
 
 def test_class_mask_switches_classes_off():
     model, params = with_classes(3)
     batch = {**make_batch(), "class_mask": jnp.array([1.0, 0.0, 1.0])}
-    logits = model(params, batch).logits
+    logits = jax.jit(model)(params, batch).logits
     assert (logits[:, 1] == -1e9).all()
     assert (logits[:, [0, 2]] > -1e3).all()
 
@@ -48,7 +48,7 @@ def test_class_mask_switches_classes_off():
 def test_classification_loss_weighs_examples():
     model, params = with_classes(3)
     batch = make_batch()
-    logits = np.asarray(model(params, batch).logits, np.float64)
+    logits = np.asarray(jax.jit(model)(params, batch).logits, np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     # The first and the third are right.
     labels = np.add(logits.argmax(-1), [0, 1, 0]) % 3
@@ -70,7 +70,7 @@ def test_classification_loss_weighs_examples():
 def test_regression_and_classification_in_one_batch():
     model, params = with_classes(1, 3)
     batch = make_batch(batch=4) | {"task": jnp.array([0, 1, 0, 1], jnp.int32)}
-    logits = np.asarray(model(params, batch).logits, np.float64)
+    logits = np.asarray(jax.jit(model)(params, batch).logits, np.float64)
     # Of the classifications, the first is right, with a quarter of the other's weight.
     right, wrong = logits[1].argmax(), (logits[3].argmax() + 1) % 3
     weights = np.array([2.0, 0.5, 1.0, 2.0])
@@ -91,7 +91,7 @@ def test_masked_lm_loss_ignores_padding():
     model = Transformer(TINY, head="masked_lm")
     params = make_params(model)
     batch = {**make_batch(), "positions": jnp.array([[1, 2], [0, 1], [1, 0]], jnp.int32)}
-    logits = np.asarray(model(params, batch).logits, np.float64)
+    logits = np.asarray(jax.jit(model)(params, batch).logits, np.float64)
     # Right, padding, right, wrong (a word before it), padding, wrong (a word after it).
     best = logits.argmax(-1)
     targets = np.where([[1, 0], [1, 1], [0, 1]], np.add(best, [[0, 0], [0, 1], [0, 30]]) % 31, -1)
@@ -122,7 +122,7 @@ def test_prototypes_against_numpy(feature_norm):
         "example_mask": jnp.array([1.0, 1.0, 1.0, 1.0, 0.0]),
     }
     started = prototype_init(model)(encoder, support, None)
-    features = np.asarray(model.features(encoder, support))
+    features = np.asarray(jax.jit(model.features)(encoder, support))
     if feature_norm:
         np.testing.assert_allclose(np.linalg.norm(features, axis=-1), 4.0, rtol=1e-5)
     expected = np.stack(
@@ -179,7 +179,7 @@ def test_contrastive_loss_is_equation_2():
     batches = [make_batch(seed) for seed in (0, 1)]
     batch = {name: jnp.concatenate([each[name] for each in batches]) for name in batches[0]}
     batch["labels"] = jnp.asarray(labels)
-    features = np.asarray(model.features(params, batch)) / 3
+    features = np.asarray(jax.jit(model.features)(params, batch)) / 3
     losses = []
     for i in range(5):
         others = [j for j in range(6) if j != i]
@@ -204,7 +204,7 @@ def test_multi_label_loss_is_the_mean_over_labels_and_examples():
     model, params = with_classes(4, problem_type="multi_label_classification")
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
     batch = make_batch()
-    logits = np.asarray(model(params, batch).logits)
+    logits = np.asarray(jax.jit(model)(params, batch).logits)
     labels = np.array([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
     shares = 1 / (1 + np.exp(-logits))
     losses = -(labels * np.log(shares) + (1 - labels) * np.log(1 - shares))

@@ -226,7 +226,7 @@ def outputs_of(theirs, model, batch):
 
 def assert_close(model, params, theirs, batch=None):
     batch = make_batch() if batch is None else batch
-    ours, base = model(lora.attach(params), batch), model(params["base"], batch)
+    ours, base = jax.jit(model)(lora.attach(params), batch), jax.jit(model)(params["base"], batch)
     mask = np.asarray(batch["attention_mask"])[:, :, None]
     expected = outputs_of(theirs, model, batch)
     found, plain = (x.last_hidden_state if x.logits is None else x.logits for x in (ours, base))

@@ -74,7 +74,7 @@ def test_vectors_of_tokens_are_like_these_tokens_in_front(model_type, changes, x
     model = make_model(model_type, **changes)
     params, tokens = with_prefix(model)
     batch = make_batch()
-    found = model(params, batch)
+    found = jax.jit(model)(params, batch)
     plain = {key: value for key, value in params.items() if key != "prefix"}
     hidden = model(plain, in_front(batch, tokens)).last_hidden_state[:, P:]
     mask = batch["attention_mask"][:, :, None]
@@ -95,8 +95,8 @@ def test_logits_and_loss_are_of_the_text_only(x64):
     assert np.abs((LLAMA(params, batch).logits - logits) * mask).max() < 1e-12
     # The first token of the text has no target.
     longer["loss_mask"] = (jnp.arange(P + batch["input_ids"].shape[1]) > P) * jnp.ones((3, 1))
-    loss, aux = causal_lm_loss(LLAMA)(params, batch, None)
-    expected, wanted = causal_lm_loss(LLAMA)(plain, longer, None)
+    loss, aux = jax.jit(causal_lm_loss(LLAMA))(params, batch, None)
+    expected, wanted = jax.jit(causal_lm_loss(LLAMA))(plain, longer, None)
     np.testing.assert_allclose(loss, expected, atol=1e-12)
     assert aux["count"] == wanted["count"]
 
@@ -105,7 +105,7 @@ def test_logits_and_loss_are_of_the_text_only(x64):
 def test_the_last_or_first_token_is_one_of_the_text(model_type, x64):
     model = make_model(model_type, pooling="pooler" if model_type == "llama" else "cls")
     params, _ = with_prefix(model)
-    found = model(params, batch := make_batch())
+    found = jax.jit(model)(params, batch := make_batch())
     last = batch["attention_mask"].sum(1) - 1 if model_type == "llama" else jnp.zeros(3, int)
     assert_equal(found.pooled, found.last_hidden_state[jnp.arange(3), last])
 
@@ -158,7 +158,7 @@ def test_packed_texts_have_vectors_each_of_its_own(model_type, pooling, shape, x
     params, _ = with_prefix(model)
     plain = make_batch()
     packed = pack({key: np.asarray(value) for key, value in plain.items()}, shape)
-    found, expected = (model(params, batch) for batch in (packed, plain))
+    found, expected = (jax.jit(model)(params, batch) for batch in (packed, plain))
     np.testing.assert_allclose(found.pooled, expected.pooled, atol=1e-12)
     np.testing.assert_allclose(found.logits, expected.logits, atol=1e-12)
 

@@ -172,12 +172,12 @@ def test_a_dense_layer_is_applied_after_the_pooling(encoder, activation):
     tensors = add_dense(encoder, activation_function=f"torch.nn.modules.{activation}", bias=bias)
     model, params = from_pretrained(str(encoder), param_dtype=np.float64, feature_norm=3.0)
     batch = make_batch()
-    found = model.features(params, batch)
+    found = jax.jit(model.features)(params, batch)
     hidden, mask = model.hidden(params, batch), np.asarray(batch["attention_mask"])[:, :, None]
     pooled = (np.asarray(hidden) * mask).sum(1) / mask.sum(1)
     linear = pooled @ tensors["linear.weight"].T + tensors.get("linear.bias", 0)
     expected = ACTIVATIONS[activation](linear)
-    np.testing.assert_allclose(model(params, batch).pooled, expected, rtol=1e-10)
+    np.testing.assert_allclose(jax.jit(model)(params, batch).pooled, expected, rtol=1e-10)
     scaled = 3 * expected / np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(found, scaled, rtol=1e-10)
 
@@ -296,7 +296,7 @@ def test_a_qwen3_pools_the_last_token(tmp_path):
     write(tmp_path, **{"1_Pooling__config": files["1_Pooling/config.json"]})
     model, params = from_pretrained(str(tmp_path))
     batch = make_batch()
-    found = model(params, batch).pooled
+    found = jax.jit(model)(params, batch).pooled
     given = {
         name: torch.tensor(np.asarray(batch[name])).long()
         for name in ("input_ids", "attention_mask")

@@ -53,9 +53,9 @@ def test_features_of_a_pair_compare_those_of_its_texts(kind, pooling):
     model = Transformer(config, pooling=pooling, feature_norm=3.0)
     params = jax.tree.map(lambda leaf: leaf.astype(float), model.init(jax.random.key(0)))
     batch, alone = make_pairs()
-    vectors = np.asarray(model.features(params, alone))
+    vectors = np.asarray(jax.jit(model.features)(params, alone))
     u, v = vectors[0::2], vectors[1::2]
-    found = model.replace(siamese=True).features(params, batch)
+    found = jax.jit(model.replace(siamese=True).features)(params, batch)
     np.testing.assert_allclose(found, np.concatenate([np.abs(u - v), u * v], 1), atol=1e-12)
 
 
@@ -64,11 +64,11 @@ def test_the_head_of_a_siamese_network_reads_pairs():
     params = model.init(jax.random.key(0))
     assert params["classifier"]["kernel"].shape == (1, 2 * TINY.hidden_size, 2)
     batch, alone = make_pairs()
-    features = np.asarray(model.features(params, batch))
-    logits = model(params, batch).logits
+    features = np.asarray(jax.jit(model.features)(params, batch))
+    logits = jax.jit(model)(params, batch).logits
     np.testing.assert_allclose(logits, features @ params["classifier"]["kernel"][0], atol=1e-5)
     labelled = batch | {"labels": jnp.array([0, 1, 1])}
-    assert classification_loss(model)(params, labelled, None)[0].shape == ()
+    assert jax.jit(classification_loss(model))(params, labelled, None)[0].shape == ()
     one = {"labels": jnp.array([1])}  # It would go with any number of features.
     for other in (alone, batch | {"first_token": batch["first_token"][:3]}, batch | one):
         with pytest.raises(ValueError, match="encodes each text of a pair by itself; give a pack"):
@@ -78,14 +78,14 @@ def test_the_head_of_a_siamese_network_reads_pairs():
 def test_contrastive_learning_of_pairs_uses_cosines_of_their_features():
     model = Transformer(TINY, pooling="mean", feature_norm=3.0, siamese=True)
     params, (batch, _) = model.init(jax.random.key(0)), make_pairs()
-    features = np.asarray(model.features(params, batch), float)
+    features = np.asarray(jax.jit(model.features)(params, batch), float)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     scores = unit @ unit.T / 0.1
     labels, losses = np.array([0, 1, 1]), []
     for row, other in ((1, 2), (2, 1)):
         rest = np.delete(scores[row], row)
         losses.append(np.log(np.exp(rest).sum()) - scores[row, other])
-    found, _ = contrastive_loss(model)(params, batch | {"labels": labels}, None)
+    found, _ = jax.jit(contrastive_loss(model))(params, batch | {"labels": labels}, None)
     np.testing.assert_allclose(found, np.mean(losses), rtol=1e-4)
 
 

@@ -185,6 +185,7 @@ def test_numbers_of_numpy_and_paths_are_settings(material, tmp_path):
 def test_weights_with_frozen_adapters_can_be_trained(material, tmp_path):
     """As the base and its adapters, merged; `adapt` too."""
     flags = ("--lora", 2, "--freeze", "--steps", 1, "--meta-batch-size", 1, "--max-length", 16)
+    flags += ("--inner-steps", 1, "--held-out", 0)
     where = ("--model", material.bert, "--tasks", material.intents, "--workdir", tmp_path / "meta")
     tiny.succeed("metatrain", *where, *flags)
     classifier = metajax.FewShotClassifier(str(tmp_path / "meta"), method="linear")
