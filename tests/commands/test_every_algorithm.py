@@ -12,7 +12,7 @@ from metajax import data
 from metajax.algorithms import ALGORITHMS
 from metajax.commands.plan import plan, summary
 from metajax.config.groups import ModelSettings
-from metajax.config.inner import InnerSettings
+from metajax.config.inner import RATES_LEARNING_RATE, InnerSettings
 from metajax.config.plan import PlanSettings
 from metajax.config.settings import MetatrainSettings
 from metajax.errors import InputError
@@ -141,6 +141,14 @@ def test_learned_rates_are_those_of_the_steps_that_were_trained(trained, materia
     )
     assert done.status == 2
     assert "--curve: not available for maml++; remove --curve" in done.err
+
+
+def test_rates_have_the_learning_rate_that_was_given(trained):
+    """They move further than twelve steps at the default could move them."""
+    few_shot = opened(trained("maml++"))
+    begun = few_shot.algorithm().init(few_shot.params)["rates"]
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), few_shot.learned["rates"], begun)
+    assert max(jax.tree.leaves(moved)) > 12 * RATES_LEARNING_RATE
 
 
 def test_further_meta_training_begins_with_what_was_learned(trained, caplog):
