@@ -1,8 +1,14 @@
 """The platform that a program is compiled for: tracing chooses by it."""
 
+import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import jax
+
+# The older emitters of the CPU's compiler. Their programs are as fast.
+QUICK = {"xla_cpu_use_fusion_emitters": False}
 
 # The caches of `jax.jit` tell its values apart.
 _PLATFORM = jax.make_user_context()
@@ -27,3 +33,21 @@ def compiling_for(platform: str) -> AbstractContextManager[None]:
 def target_platform() -> str:
     """Return the platform that programs are compiled for: by default, JAX's default backend."""
     return _PLATFORM.value or jax.default_backend()
+
+
+def quick_jit(function: Callable[..., Any], *, donate_argnums: Any = ()) -> Callable[..., Any]:
+    """Return `jax.jit(function)`, compiled in two thirds of the time and less memory on a CPU.
+
+    For programs that run for seconds, such as the training of a few-shot classifier.
+    """
+    return jax.jit(function, donate_argnums=donate_argnums, compiler_options=quick_options())
+
+
+@functools.cache
+def quick_options() -> dict[str, bool]:
+    """Return the options of quick compilation, or none if this version of XLA lacks them."""
+    try:
+        jax.jit(lambda: 0, compiler_options=QUICK).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return QUICK

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import pytest
 
 import metajax
+from metajax import platforms
 from metajax.config.settings import MetatrainSettings
 from metajax.models import Transformer
-from metajax.platforms import compiling_for, target_platform
+from metajax.platforms import compiling_for, quick_jit, target_platform
 from metajax.runs import loop
 from metajax.runs.inner import DEFAULTS
 from metajax.runs.learner import make_algorithm, make_learner
@@ -97,3 +98,14 @@ def test_options_of_the_cpu_compiler(platform, count):
     settings = MetatrainSettings(model="m", tasks=("t",), workdir="w", low_memory=True)
     with compiling_for(platform):
         assert len(loop.compiler_options(settings)) == count
+
+
+def test_quick_compilation_only_asks_for_what_xla_knows(monkeypatch, request):
+    """On this version it knows the option; one that does not compiles as usual."""
+    request.addfinalizer(platforms.quick_options.cache_clear)
+    platforms.quick_options.cache_clear()
+    assert platforms.quick_options() == platforms.QUICK
+    monkeypatch.setattr(platforms, "QUICK", {"xla_cpu_that_is_not_there": False})
+    platforms.quick_options.cache_clear()
+    assert platforms.quick_options() == {}
+    assert quick_jit(lambda x, y: x + y, donate_argnums=0)(jnp.ones(2), 1).tolist() == [2, 2]

@@ -13,6 +13,7 @@ from metajax import data
 from metajax.algorithms.prototypes import prototype_head
 from metajax.data.batches import token_batch
 from metajax.data.packing import plan_shapes
+from metajax.platforms import quick_jit
 from metajax.runs.few_shot import FewShot
 from metajax.runs.learner import make_direction
 from metajax.tree import combine, select
@@ -104,10 +105,10 @@ class Descent:
         self._counts = rest["example_mask"].sum(1).astype(int)
 
         features, attach = few_shot.model.features, learner.attach
-        self._features = jax.jit(lambda params, part: features(attach(params), part))
+        self._features = quick_jit(lambda params, part: features(attach(params), part))
         self._direction = make_direction(few_shot.inner)
         self._turn = self._direction and jax.jit(self._direction.update)
-        self._add_gradient = jax.jit(_adder(learner.loss_fn), donate_argnums=0)
+        self._add_gradient = quick_jit(_adder(learner.loss_fn), donate_argnums=0)
         self._first = [self._features_of(self._params, part) for part in self.parts]
 
     @property

@@ -9,6 +9,7 @@ import numpy as np
 from metajax import data
 from metajax.models import Transformer
 from metajax.models.attention import MASKED
+from metajax.platforms import quick_jit
 from metajax.training.evaluation import fit_logistic
 from metajax.types import Params
 
@@ -26,13 +27,13 @@ def features_of(
 
 @functools.lru_cache(maxsize=4)
 def _compiled(model: Transformer) -> Callable[..., jax.Array]:
-    return jax.jit(model.features)
+    return quick_jit(model.features)
 
 
 @functools.lru_cache(maxsize=4)
 def compiled_logits(model: Transformer) -> Callable[..., jax.Array]:
     """Return `(params, batch) -> logits` of a network, which compiles once for each shape."""
-    return jax.jit(lambda params, batch: model(params, batch).logits)
+    return quick_jit(lambda params, batch: model(params, batch).logits)
 
 
 def _over_batches(

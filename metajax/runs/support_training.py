@@ -15,6 +15,7 @@ from metajax.data.batches import token_batch
 from metajax.data.packing import Shapes, plan_shapes
 from metajax.models import Transformer
 from metajax.models.parts import unused_parts
+from metajax.platforms import quick_jit
 from metajax.runs.progress import progress
 from metajax.training.optimizer import adamw, learning_rate
 from metajax.types import Batch, Key, LossFn, Params
@@ -150,13 +151,13 @@ def _compiled(
     optimizer = adamw(1.0, weight_decay=0.01, clip_norm=1.0, fixed=fixed)
     loss_fn = make_loss(model)
 
-    @jax.jit
+    @quick_jit
     def begin(params: Params, kept: np.ndarray) -> tuple[Params, Any]:
         own = _with_table(params, params["embeddings"]["word"][kept])
         own = jax.tree.map(jnp.array, own)  # Copies, because a step overwrites its arguments.
         return own, optimizer.init(own)
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    @functools.partial(quick_jit, donate_argnums=(0, 1))
     def step(
         params: Params, state: Any, batch: Batch, key: Key, rate: jax.Array
     ) -> tuple[Params, Any, jax.Array]:
