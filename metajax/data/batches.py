@@ -188,6 +188,15 @@ def longest_text(tasks: Sequence[TokenizedTask]) -> int:
     return max(task.tokens.input_ids.shape[1] for task in tasks)
 
 
+def widest_row(tasks: Sequence[TokenizedTask]) -> int:
+    """Return the most tokens that a packed row should have.
+
+    A longer row than the longest text costs more attention than it saves padding. But a pair whose
+    texts are apart is two texts for the network, and of such pairs often only one fits.
+    """
+    return longest_text(tasks) * (2 if any(task.tokens.apart for task in tasks) else 1)
+
+
 def supervised_eval_batches(
     task: TokenizedTask, batch_size: int, *, head: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -252,7 +261,8 @@ def packed_eval_batches(
     lengths = np.zeros((-(-size // batch_size), 1, batch_size), np.int32)
     lengths.reshape(-1)[:size] = task.tokens.lengths
     spread = lengths[:: -(-len(lengths) // _SAMPLED)]
-    plan = plan_shapes([(each,) for each in spread], longest_text([task]), len(lengths))
+    longest, widest = longest_text([task]), widest_row([task])
+    plan = plan_shapes([(each,) for each in spread], longest, len(lengths), widest=widest)
     rounded = [(Shape(_round_up(shape.rows), shape.length),) for (shape,) in plan]
     for batch in supervised_eval_batches(task, batch_size, head=head):
         batch["attention_mask"] *= batch["example_mask"][:, None].astype(np.int32)

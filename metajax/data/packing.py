@@ -128,7 +128,7 @@ def pack(batch: dict[str, np.ndarray], shape: Shape) -> dict[str, np.ndarray]:
 
 
 def plan_shapes(
-    samples: Sequence[Sequence[np.ndarray]], longest: int, steps: int
+    samples: Sequence[Sequence[np.ndarray]], longest: int, steps: int, *, widest: int | None = None
 ) -> tuple[Shapes, ...]:
     """Choose the few shapes to which the steps of a run are packed; each is compiled once.
 
@@ -136,6 +136,7 @@ def plan_shapes(
         samples: typical steps. For each part of a step, the lengths [T, B] of its texts.
         longest: the longest possible text.
         steps: steps of the run.
+        widest: the longest row to choose from. By default, the longest text.
 
     Returns:
         At most three choices, the cheapest first: one that fits three quarters of the samples, if
@@ -144,7 +145,7 @@ def plan_shapes(
     """
     parts = list(zip(*samples, strict=True))
     anything = tuple(Shape(part[0].shape[1], longest) for part in parts)
-    tables = [_needs(part, longest) for part in parts]
+    tables = [_needs(part, longest, widest or longest) for part in parts]
     common = tuple(_cheapest(table, _SHARE) for table in tables)
     seen = tuple(_cheapest(table, 1.0) for table in tables)
     saved = 1 - sum(map(_cost, common)) / sum(map(_cost, seen))
@@ -167,9 +168,9 @@ def fit_shapes(parts: Sequence[np.ndarray], plan: Sequence[Shapes]) -> Shapes:
     return plan[-1]
 
 
-def _needs(samples: Sequence[np.ndarray], longest: int) -> dict[int, np.ndarray]:
+def _needs(samples: Sequence[np.ndarray], longest: int, widest: int) -> dict[int, np.ndarray]:
     """Return how many rows each sample needs, by length of a row."""
-    widths = sorted({bucket(length, longest) for length in (*BUCKETS, longest)})
+    widths = sorted({longest, *(bucket(length, widest) for length in BUCKETS)})
     return {
         width: np.array([max(rows_needed(row, width) for row in sample) for sample in samples])
         for width in widths

@@ -54,3 +54,15 @@ def test_pairs_stay_apart_in_batches(pairs):
     assert batch["first_token"].shape == (6,)  # Two of them belong to the missing pair.
     assert {*batch["example_ids"].reshape(-1).tolist()} - {-1} == {0, 1, 2, 3}
     assert batch["labels"].tolist() == [1, 0, 0]
+
+
+def test_rows_are_longer_than_the_longest_pair(tokenizer):
+    """In a row as long as the longest pair, there would be one pair."""
+    texts = ["w1 w2 w3"] * 23
+    task = TaskData("pairs", texts, texts, np.zeros(23, np.int32), ("a",))
+    apart = tokenize_apart(task, tokenizer, 5)
+    apart = apart._replace(tokens=apart.tokens._replace(lengths=np.array([10] + [8] * 22)))
+    together = apart._replace(tokens=apart.tokens._replace(apart=False))
+    (batch,), (usual,) = (packed_eval_batches(each, 23) for each in (apart, together))
+    assert batch["input_ids"].shape == (12, 16)
+    assert usual["input_ids"].shape == (24, 10)
