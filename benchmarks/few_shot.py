@@ -8,6 +8,11 @@ process of its own, adapts and predicts. SetFit runs in another environment:
     python -m benchmarks.few_shot --setfit-python setfit/bin/python \
         --model all-MiniLM-L6-v2 --data DATA --set sst2 --shots 8 --seeds 0 1 2
 
+FastFit 1.2.1 runs in a third one (`--fastfit-python`), with older versions of its requirements:
+
+    fastfit/bin/pip install fast-fit==1.2.1 torch==2.13.0 transformers==4.39.3 \
+        accelerate==0.28.0 datasets==2.21.0
+
 Use a Python without PyTorch, as `pip install .` makes it: transformers imports PyTorch wherever it
 is installed, which takes seconds and 0.2 GB. DATA is the folder with `glue` and `intents`.
 `--classes 01/test` keeps the test classes of the split 01 of an intent set. SetFit has its own
@@ -97,7 +102,8 @@ def run(
             (Path(place) / f"{part}.json").write_text(json.dumps(own))
         named = [label.replace("_", " ") for label in labels] if name in NAMED else []
         (Path(place) / "names.json").write_text(json.dumps(named))
-        python = options.setfit_python if name == "setfit" else sys.executable
+        others = {"setfit": options.setfit_python, "fastfit": options.fastfit_python}
+        python = others.get(name, sys.executable)
         model = options.meta_trained if name.endswith(META) else options.model
         script = Path(__file__).parent / "few_shot_contender.py"
         command = [python, str(script), name.removesuffix(META), model, str(seed), place]
@@ -160,6 +166,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--setfit-python", help="the Python of SetFit's environment")
+    parser.add_argument("--fastfit-python", help="the Python of FastFit's environment")
     parser.add_argument(
         "--setfit-iterations", type=int, help="SetFit's num_iterations, instead of all pairs"
     )
@@ -178,7 +185,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.classes and options.classes.count("/") != 1:
         parser.error(f"--classes {options.classes}: is not SPLIT/PART; give, for example, 01/test")
-    names = [*(["setfit"] if options.setfit_python else []), *options.methods]
+    names = ["setfit"] * bool(options.setfit_python) + ["fastfit"] * bool(options.fastfit_python)
+    names += options.methods
     names += [method + META for method in options.methods if options.meta_trained]
     finished = Finished(options)
     for name in options.set:

@@ -1,14 +1,15 @@
 """Adapt to a support set and predict, for `benchmarks.few_shot`, which defines the protocol.
 
 `python few_shot_contender.py NAME MODEL SEED FOLDER [ITERATIONS]` reads `support.json` and
-`test.json` and writes `result.json`. NAME is setfit or a method of `metajax.FewShotClassifier`,
-with `+names` if the names of `names.json` are examples too. ITERATIONS is SetFit's
-`num_iterations`.
+`test.json` and writes `result.json`. NAME is setfit, fastfit or a method of
+`metajax.FewShotClassifier`, with `+names` if the names of `names.json` are examples too. ITERATIONS
+is SetFit's `num_iterations`.
 """
 
 import json
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,9 +42,6 @@ def fit_setfit(
     import datasets
     import setfit
 
-    def joined(text: Any) -> str:
-        return text if isinstance(text, str) else " ".join(text)
-
     columns = {
         "text": [joined(row["text"]) for row in rows],
         "label": [row["label"] for row in rows],
@@ -57,6 +55,49 @@ def fit_setfit(
     return lambda texts: [int(label) for label in classifier.predict(list(map(joined, texts)))]
 
 
+def fit_fastfit(model: str, seed: int, rows: list[dict[str, Any]]) -> Predict:
+    """Fit FastFit with the settings of its documentation. It has no pairs of texts either."""
+    import fastfit.train
+    from datasets import Dataset, DatasetDict
+    from transformers import AutoTokenizer, pipeline
+
+    fastfit.train.load_metric = lambda *_, **__: None  # It would be downloaded.
+    columns = {
+        "text": [joined(row["text"]) for row in rows],
+        "label": [str(row["label"]) for row in rows],
+    }
+    support, place = Dataset.from_dict(columns), tempfile.mkdtemp()
+    trained = fastfit.train.FastFitTrainer(
+        dataset=DatasetDict(train=support, validation=support, test=support),
+        model_name_or_path=model,
+        text_column_name="text",
+        label_column_name="label",
+        num_train_epochs=40,
+        per_device_train_batch_size=32,
+        max_text_length=128,
+        dataloader_drop_last=False,
+        num_repeats=4,
+        optim="adafactor",
+        clf_loss_factor=0.1,
+        save_strategy="no",
+        output_dir=place,
+        seed=seed,
+    ).train()
+    trained.save_pretrained(place)
+    network = fastfit.FastFit.from_pretrained(place)
+    inputs = ["input_ids", "attention_mask"]
+    tokenizer = AutoTokenizer.from_pretrained(model, model_input_names=inputs)
+    classify = pipeline("text-classification", model=network, tokenizer=tokenizer)
+    return lambda texts: [
+        int(each["label"]) for each in classify([*map(joined, texts)], batch_size=64)
+    ]
+
+
+def joined(text: Any) -> str:
+    """Return a text, or the two of a pair as one."""
+    return text if isinstance(text, str) else " ".join(text)
+
+
 def main() -> None:
     name, model, seed, folder = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
     support, test = (
@@ -66,6 +107,8 @@ def main() -> None:
     begun = time.perf_counter()
     if name == "setfit":
         predict = fit_setfit(model, seed, support, int(sys.argv[5]) if sys.argv[5:] else None)
+    elif name == "fastfit":
+        predict = fit_fastfit(model, seed, support)
     else:
         predict = fit_metajax(name, model, seed, support, names)
     fitted = time.perf_counter()
