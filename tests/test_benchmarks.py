@@ -13,6 +13,7 @@ import tiny
 
 import benchmarks
 from benchmarks import (
+    choice,
     faults,
     few_shot,
     gpu,
@@ -22,11 +23,13 @@ from benchmarks import (
     peers,
     profile_step,
     scaling,
+    similarity,
     steps,
     streams,
     traffic,
 )
 from metajax.data import TaskData
+from metajax.runs.method_choice import CANDIDATES
 from metajax.training.hlo import parse
 from metajax.training.traffic import read_traffic
 
@@ -277,6 +280,43 @@ def test_several_labels_and_unequal_classes(monkeypatch, capsys, tmp_path):
     assert all(0 <= row["macro-F1"] <= 1 for row in found)
     assert {"micro-F1" in row for row in found if row["kind"] == "unequal"} == {False}
     assert len(capsys.readouterr().out.splitlines()) == 1 + 4 + 1 + 8
+
+
+@pytest.mark.slow
+def test_chosen_methods_and_calibrated_probabilities(monkeypatch, capsys, tmp_path):
+    intents = tmp_path / "intents" / "HWU64"
+    intents.mkdir(parents=True)
+    rows = [{"sentence": text, "label": label} for text, label in tiny.examples(4, 8)]
+    (intents / "full.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["choice", "--model", str(tiny.write_model(tmp_path / "model"))]
+    command += ["--data", str(tmp_path), "--seeds", "0", "1", "--tested", "8", "--methods"]
+    monkeypatch.setattr(sys, "argv", [*command, "linear", "linear, calibrated", "choose"])
+    choice.main()
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2 * 3 + 1 + 3
+    chosen = [line.split(" s ")[1] for line in printed if ", choose" in line]
+    assert {*chosen} <= {*CANDIDATES}
+    plain, calibrated = (line.split() for line in printed[7:9])
+    assert plain[1:3] == calibrated[2:4]  # Dividing the logits keeps the predictions.
+
+
+@pytest.mark.slow
+def test_similarity_of_sentences(monkeypatch, capsys, tmp_path):
+    folder = tmp_path / "glue" / "STS-B"
+    folder.mkdir(parents=True)
+    first, second = (tiny.examples(4, 5), tiny.examples(4, 5)[::-1])
+    lines = [f"{a}\t{b}\t{row % 6}" for row, ((a, _), (b, _)) in enumerate(zip(first, second))]
+    for part in ("train", "dev"):
+        text = "\n".join(["sentence1\tsentence2\tscore", *lines]) + "\n"
+        (folder / f"{part}.tsv").write_text(text)
+    command = ["similarity", "--model", str(tiny.write_model(tmp_path / "model"))]
+    command += ["--data", str(tmp_path), "--examples", "8", "--seeds", "0", "1"]
+    monkeypatch.setattr(sys, "argv", command)
+    similarity.main()
+    title, cosine, *ours = capsys.readouterr().out.splitlines()
+    assert title.startswith("STS-B, 8 pairs")
+    assert cosine.split()[3] == "0.00"  # The same for all draws.
+    assert [row.split()[0] for row in ours] == ["linear", "finetune"]
 
 
 def test_joined_texts_have_the_labels_of_their_parts():
