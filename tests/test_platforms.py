@@ -8,7 +8,7 @@ import metajax
 from metajax import platforms
 from metajax.config.settings import MetatrainSettings
 from metajax.models import Transformer
-from metajax.platforms import compiling_for, quick_jit, target_platform
+from metajax.platforms import compiling_for, quick_jit, quick_options, target_platform
 from metajax.runs import loop
 from metajax.runs.inner import DEFAULTS
 from metajax.runs.learner import make_algorithm, make_learner
@@ -100,12 +100,20 @@ def test_options_of_the_cpu_compiler(platform, count):
         assert len(loop.compiler_options(settings)) == count
 
 
+def test_quick_compilation_has_its_options_on_a_cpu(monkeypatch):
+    given, jit = [], jax.jit
+    monkeypatch.setattr(jax, "jit", lambda *a, **k: given.append(k) or jit(*a, **k))
+    x = jnp.ones(2)
+    assert quick_jit(lambda x, y: x + y, donate_argnums=0)(x, 1).tolist() == [2, 2]
+    assert x.is_deleted()
+    assert given[-1]["compiler_options"] == {"xla_cpu_use_fusion_emitters": False}
+    with compiling_for("gpu"):
+        assert quick_options() == {}
+
+
 def test_quick_compilation_only_asks_for_what_xla_knows(monkeypatch, request):
-    """On this version it knows the option; one that does not compiles as usual."""
-    request.addfinalizer(platforms.quick_options.cache_clear)
-    platforms.quick_options.cache_clear()
-    assert platforms.quick_options() == platforms.QUICK
-    monkeypatch.setattr(platforms, "QUICK", {"xla_cpu_that_is_not_there": False})
-    platforms.quick_options.cache_clear()
-    assert platforms.quick_options() == {}
-    assert quick_jit(lambda x, y: x + y, donate_argnums=0)(jnp.ones(2), 1).tolist() == [2, 2]
+    request.addfinalizer(platforms._is_known.cache_clear)
+    platforms._is_known.cache_clear()
+    monkeypatch.setattr(platforms, "_QUICK", {"xla_cpu_that_is_not_there": False})
+    assert quick_options() == {}
+    assert quick_jit(lambda x, y: x + y)(jnp.ones(2), 1).tolist() == [2, 2]

@@ -188,15 +188,6 @@ def longest_text(tasks: Sequence[TokenizedTask]) -> int:
     return max(task.tokens.input_ids.shape[1] for task in tasks)
 
 
-def widest_row(tasks: Sequence[TokenizedTask]) -> int:
-    """Return the most tokens that a packed row should have.
-
-    A longer row than the longest text costs more attention than it saves padding. But a pair whose
-    texts are apart is two texts for the network, and of such pairs often only one fits.
-    """
-    return longest_text(tasks) * (2 if any(task.tokens.apart for task in tasks) else 1)
-
-
 def supervised_eval_batches(
     task: TokenizedTask, batch_size: int, *, head: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -235,7 +226,7 @@ def supervised_eval_batches(
 
 
 def packed_eval_batches(
-    task: TokenizedTask, batch_size: int, *, head: int = 0
+    task: TokenizedTask, batch_size: int, *, head: int = 0, room: int | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield what `supervised_eval_batches` yields, packed, so that few shapes are compiled.
 
@@ -243,6 +234,9 @@ def packed_eval_batches(
         task: the examples.
         batch_size: B.
         head: the task's index in `supervised_batch`.
+        room: the most tokens of a row that is longer than the longest text. By default no row is:
+            it costs more attention than it saves padding. But a pair whose texts are apart is two
+            texts for the network, and a row as long as the longest pair often holds only one.
 
     Yields:
         Batches with the leaves of a part of `packed_parts`, and `example_mask` [B].
@@ -261,7 +255,8 @@ def packed_eval_batches(
     lengths = np.zeros((-(-size // batch_size), 1, batch_size), np.int32)
     lengths.reshape(-1)[:size] = task.tokens.lengths
     spread = lengths[:: -(-len(lengths) // _SAMPLED)]
-    longest, widest = longest_text([task]), widest_row([task])
+    longest = longest_text([task])
+    widest = None if room is None else min(room, 2 * longest)
     plan = plan_shapes([(each,) for each in spread], longest, len(lengths), widest=widest)
     rounded = [(Shape(_round_up(shape.rows), shape.length),) for (shape,) in plan]
     for batch in supervised_eval_batches(task, batch_size, head=head):

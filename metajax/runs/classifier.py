@@ -15,7 +15,7 @@ from metajax.models import Transformer
 from metajax.models.files import base_of
 from metajax.models.metadata import no_classifier
 from metajax.models.prefix import prefix_length
-from metajax.runs.features import compiled_logits
+from metajax.runs.features import compiled_logits, row_room
 from metajax.runs.source import find, open_source, text_length
 from metajax.runs.task_data import tokenized
 from metajax.runs.workdir import read_json
@@ -131,7 +131,8 @@ def logits_of(
     task = data.TaskData("the input", texts, pairs, np.zeros(len(texts), np.int32), ("",))
     (examples,) = tokenized([task], model, length, keep=False)
     left = len(texts)
-    for batch in data.packed_eval_batches(examples, batch_size, head=head):
+    room = row_room(model, params)
+    for batch in data.packed_eval_batches(examples, batch_size, head=head, room=room):
         logits = np.asarray(compiled_logits(model)(params, batch))
         yield from logits[:left, : model.num_labels[head]]
         left -= batch_size

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from metajax.config.plan import PlanSettings
-from metajax.platforms import compiling_for
+from metajax.platforms import compiling_for, quick_options
 from metajax.runs.loop import compiler_options
 from metajax.runs.parts import make_mesh
 from metajax.runs.programs import (
@@ -180,7 +180,8 @@ def _cost_of_adaptation(
     cost = Cost(_bytes(adaptation.kept), _bytes(adaptation.examples), 0, flops)
     if target is not None:
         return _on_target(cost, traced.lower(), target, settings.dtype, 1)
-    return cost._replace(working=working_bytes(traced.lower().compile(_QUICKLY)))
+    compiled = traced.lower().compile(_QUICKLY | quick_options())
+    return cost._replace(working=working_bytes(compiled))
 
 
 def _on_target(

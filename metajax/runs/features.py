@@ -22,7 +22,7 @@ def features_of(
     """Return the features of N texts, float64 [N, H], scaled to `model.feature_norm`."""
     # Without a head, parameters have the same structure before training one and after.
     params = {name: value for name, value in params.items() if name != "classifier"}
-    return _over_batches(_compiled(model), params, examples, batch_size)
+    return _over_batches(_compiled(model), model, params, examples, batch_size)
 
 
 @functools.lru_cache(maxsize=4)
@@ -36,13 +36,22 @@ def compiled_logits(model: Transformer) -> Callable[..., jax.Array]:
     return quick_jit(lambda params, batch: model(params, batch).logits)
 
 
+def row_room(model: Transformer, params: Params) -> int | None:
+    """Return the `room` of `packed_eval_batches`, if a network reads the texts of pairs apart."""
+    if not model.siamese or "prefix" in params:
+        return None
+    return model.config.max_position_embeddings
+
+
 def _over_batches(
     function: Callable[..., jax.Array],
+    model: Transformer,
     params: Params,
     examples: data.TokenizedTask,
     batch_size: int = _BATCH,
 ) -> np.ndarray:
-    batches = data.packed_eval_batches(examples, batch_size)
+    room = row_room(model, params)
+    batches = data.packed_eval_batches(examples, batch_size, room=room)
     batched = [np.asarray(function(params, batch), np.float64) for batch in batches]
     return np.concatenate(batched)[: len(examples.labels)]
 
@@ -50,7 +59,7 @@ def _over_batches(
 def logits_on(model: Transformer, params: Params, examples: data.TokenizedTask) -> np.ndarray:
     """Return the logits of the only head of a network, float64 [N, C], by `features_of`."""
     if model.projection is not None:  # The head does not read the features themselves.
-        return _over_batches(compiled_logits(model), params, examples)
+        return _over_batches(compiled_logits(model), model, params, examples)
     kernel, bias = (np.asarray(params["classifier"][name][0]) for name in ("kernel", "bias"))
     return features_of(model, params, examples) @ kernel + bias
 

@@ -17,6 +17,7 @@ from metajax.data.packing import Shapes
 from metajax.data.seeding import generator, shuffled_rows
 from metajax.models import Transformer, classification_loss, contrastive_loss, multi_label_loss
 from metajax.models.attention import MASKED
+from metajax.platforms import quick_jit
 from metajax.runs.choice import Adapted, choose, repeat, take_steps
 from metajax.runs.classifier import is_multi_label, is_regression
 from metajax.runs.descent import Descent, fold, pack
@@ -186,10 +187,10 @@ def _adapt_whole(few_shot: FewShot, examples: data.TokenizedTask) -> Adapted:
     """Adapt by the algorithm's `adapt`, on all examples at once."""
     model = adapted_model(few_shot.model, few_shot.inner)
     support = jax.tree.map(lambda leaf: leaf[0], pack(examples, 1))
-    adapt = jax.jit(few_shot.algorithm().adapt)
+    adapt = quick_jit(few_shot.algorithm().adapt)
     adapted, info = adapt(few_shot.meta_params, support, None)
     params = as_classifier(adapted)
-    loss_fn = jax.jit(classification_loss(model))
+    loss_fn = quick_jit(classification_loss(model))
     after = float(loss_fn(few_shot.merge(params), support, None)[0])
     losses = [*map(float, info.support_loss), after]
     rate = None if few_shot.entry.learned_rates else few_shot.inner["inner_lr"]

@@ -60,9 +60,11 @@ def test_rows_are_longer_than_the_longest_pair(tokenizer):
     """In a row as long as the longest pair, there would be one pair."""
     texts = ["w1 w2 w3"] * 23
     task = TaskData("pairs", texts, texts, np.zeros(23, np.int32), ("a",))
-    apart = tokenize_apart(task, tokenizer, 5)
-    apart = apart._replace(tokens=apart.tokens._replace(lengths=np.array([10] + [8] * 22)))
-    together = apart._replace(tokens=apart.tokens._replace(apart=False))
-    (batch,), (usual,) = (packed_eval_batches(each, 23) for each in (apart, together))
-    assert batch["input_ids"].shape == (12, 16)
-    assert usual["input_ids"].shape == (24, 10)
+    pairs = tokenize_apart(task, tokenizer, 5)
+    pairs = pairs._replace(tokens=pairs.tokens._replace(lengths=np.array([10] + [8] * 22)))
+    shapes = [
+        batch["input_ids"].shape
+        for room in (None, 10, 16, 512)
+        for batch in packed_eval_batches(pairs, 23, room=room)
+    ]
+    assert shapes == [(24, 10), (24, 10), (12, 16), (12, 16)]

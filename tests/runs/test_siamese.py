@@ -95,6 +95,16 @@ def test_equal_texts_are_told_from_others(encoder, tmp_path, method):
     np.testing.assert_allclose(again.predict_proba(ASKED), own.predict_proba(ASKED), atol=1e-6)
 
 
+def test_a_long_pair_leaves_no_row_that_is_too_long(encoder):
+    """Packed rows may be longer than the longest pair, but not than the model's positions."""
+    positions = metajax.from_pretrained(encoder)[0].config.max_position_embeddings
+    long, usual = (" ".join(["river"] * count) for count in (positions, positions // 3))
+    given = [(long, long), *[(usual, usual)] * 23]
+    own = metajax.FewShotClassifier(str(encoder), method="linear").fit(given, ["a", "b"] * 12)
+    found = own.predict_proba(given)
+    np.testing.assert_allclose(found[1], own.predict_proba(given[1:2])[0], atol=1e-6)
+
+
 def test_the_commands_read_pairs_as_the_library_does(encoder, adapted, tmp_path):
     run = adapted / "run"
     assert read_record(run)["model"]["siamese"] is True
