@@ -19,7 +19,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # Workers inherit them.
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="metajax-tests-")
         atexit.register(shutil.rmtree, cache, ignore_errors=True)
-    # Also of programs that compile in a moment: most are operations on one array.
+    # Keep all programs. Most compile in a moment: operations on one array.
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 # JAX has been imported already. Processes that tests start read the environment.
@@ -58,7 +58,10 @@ def optimized() -> Iterator[None]:
 
 @pytest.fixture
 def x64() -> Iterator[None]:
-    """Use float64, only in this test."""
+    """Use float64, only in this test.
+
+    With `optimized`, programs are also those that users have: in an exact test of each engine.
+    """
     with jax.enable_x64(True):
         yield
 

@@ -1,6 +1,5 @@
 """Fixtures of the tests that run commands, such as the whole chain of stages, run once."""
 
-import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +11,9 @@ from tests.stage_commands import finetune_command, metatrain_command, pretrain_c
 
 
 @pytest.fixture(scope="session")
-def compiled() -> Path:
-    """The cache of compiled programs that all tests share."""
-    return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+def compiled(tmp_path_factory) -> Path:
+    """A cache for processes that are killed, and may leave a part of a compiled program there."""
+    return tmp_path_factory.mktemp("compiled")
 
 
 @pytest.fixture(scope="session")

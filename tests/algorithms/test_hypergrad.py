@@ -16,7 +16,7 @@ from metajax.platforms import compiling_for
 from metajax.training.flops import count_flops
 from metajax.training.outer import map_tasks, task_keys
 
-# The memory of programs as users have them.
+# Some measure the memory of programs, which are those of users only if they are optimized.
 pytestmark = pytest.mark.usefixtures("optimized", "x64")
 
 OPTIMIZERS = {

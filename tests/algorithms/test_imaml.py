@@ -16,7 +16,7 @@ SGD = optax.sgd(0.05)
 
 
 @pytest.mark.parametrize(("solver", "prox_weight"), [("cg", 0.5), ("cg", 3.0), ("neumann", 30.0)])
-def test_imaml_on_a_quadratic(x64, solver, prox_weight):
+def test_imaml_on_a_quadratic(optimized, x64, solver, prox_weight):
     """Where both the descent and the solver have converged."""
     task, a, centre, q, goal, params = problems.quadratic_numbers(6)
     algorithm = metajax.imaml(

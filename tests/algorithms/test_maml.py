@@ -36,7 +36,7 @@ def unrolled(name, params, grad_fn, num_steps):
 
 @pytest.mark.parametrize("num_steps", [1, 3])
 @pytest.mark.parametrize("first_order", [False, True])
-def test_quadratic_has_the_closed_form(x64, num_steps, first_order):
+def test_quadratic_has_the_closed_form(optimized, x64, num_steps, first_order):
     task = problems.quadratic_task()
     (a, centre), (q, goal) = jax.device_get(task)
     algorithm = metajax.maml(
@@ -128,7 +128,7 @@ def test_inner_adam_needs_eps_root_where_a_gradient_is_zero():
 
 
 @pytest.mark.parametrize("first_order", [False, True])
-def test_start_is_differentiated_through(x64, first_order):
+def test_start_is_differentiated_through(optimized, x64, first_order):
     task = problems.quadratic_task()
     (a, centre), (q, goal) = jax.device_get(task)
     algorithm = metajax.maml(

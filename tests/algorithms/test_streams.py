@@ -183,7 +183,7 @@ def test_without_a_query_set_the_meta_loss_is_that_of_the_chunks(x64, low_memory
 @pytest.mark.parametrize(
     ("low_memory", "num_steps"), [(False, 37), (False, 40), (True, 67), (True, 72)]
 )
-def test_many_steps_are_exact(x64, num_steps, low_memory):
+def test_many_steps_are_exact(optimized, x64, num_steps, low_memory):
     """In segments, of which the last is shorter if there is no divisor."""
     task, params = stream_task(num_steps), problems.mlp_params()
 

@@ -9,7 +9,7 @@ import pytest
 
 import metajax
 from metajax.algorithms import ALGORITHMS
-from metajax.models import Transformer, classification_loss
+from metajax.models import Transformer, classification_loss, prototype_init
 from metajax.runs.inner import DEFAULTS
 from metajax.runs.learner import (
     adapted_model,
@@ -44,33 +44,36 @@ def params():
     return {name: leaf for name, leaf in whole.items() if name != "classifier"}
 
 
-def test_maml_plus_plus_weights_the_losses_of_all_steps_for_a_tenth_of_the_run():
-    """Of 40 steps; `algorithms/test_learned_rates.py` has the losses of each step."""
-    model = MODEL.replace(config=tiny.CONFIG)  # With two blocks, each of which has its rates.
+def test_maml_plus_plus_weights_the_losses_of_all_steps_for_a_tenth_of_the_run(params):
+    """One block has its own rates, as each of several has."""
     inner, task = INNER | {"algorithm": "maml++"}, metajax.Task(batch(1), batch(2))
+    schedule = make_schedule(MODEL, inner, KEY, 40)
+    loss_fn, begin = classification_loss(MODEL), prototype_init(MODEL)
 
     def expected(step):
-        learner = make_learner(model, inner)
         return metajax.maml_plus_plus(
-            learner.loss_fn,
+            lambda params, batch, rng: loss_fn(params, batch, None),
             0.1,
             2,
             step=step,
             multi_step=4,
             stacked=lambda path: path.startswith("layers/"),
-            unroll=learner.shared.unroll,
-            init_fn=learner.shared.init_fn,
+            init_fn=lambda params, support, rng: begin(params, support, None),
         )
 
-    def program(schedule):
-        run = lambda step, params: schedule(step).meta_grad(params, task, None)  # noqa: E731
-        return str(jax.make_jaxpr(run)(jnp.int32(0), meta_params))
+    meta_params = expected(0).init(params)
 
-    schedule, params = make_schedule(model, inner, KEY, 40), jax.eval_shape(model.init, KEY)
-    params.pop("classifier")
-    meta_params = jax.eval_shape(expected(0).init, params)
-    assert jax.eval_shape(schedule(0).init, params) == meta_params
-    assert program(schedule) == program(expected)
+    def rates(algorithm):
+        grads = algorithm.meta_grad(meta_params, task, None)[0]
+        return grads["rates"]["layers"]["qkv"]["kernel"]
+
+    both = jax.jit(lambda step: (rates(schedule(step)), rates(expected(step))))
+    grads = {step: both(jnp.int32(step)) for step in (0, 3, 4)}
+    for ours, theirs in grads.values():
+        assert ours.shape == (2, MODEL.config.num_hidden_layers)
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert np.abs(grads[0][0] - grads[3][0]).max() > 1e-5
+    assert np.abs(grads[3][0] - grads[4][0]).max() > 1e-5
 
 
 def test_other_algorithms_are_the_same_at_every_outer_step():
