@@ -5,8 +5,8 @@
 DATA is the folder with `glue` and `intents`; draws are those of `benchmarks.few_shot`. `choose` is
 the method that `metajax.FewShotClassifier` chooses on the support set. `calibrated` divides the
 logits by a temperature that is fitted to held-out examples of the support set. Prints the accuracy
-and the expected calibration error (ECE; 15 bins) in percent, with their 95% intervals over draws,
-and the paired difference to the first row.
+and the expected calibration error (ECE; 15 bins; less is better) in percent, with their 95%
+intervals over draws, and the paired difference to the first row.
 """
 
 import argparse
@@ -35,10 +35,10 @@ def contend(
     classifier = metajax.FewShotClassifier(
         model, method=method, calibrate=bool(calibrated), seed=seed
     ).fit(support, labels)
-    shares = classifier.predict_proba(test)
-    correct = classifier.classes_[shares.argmax(1)] == truth
+    probabilities = classifier.predict_proba(test)
+    correct = classifier.classes_[probabilities.argmax(1)] == truth
     chosen = "" if classifier.choice_ is None else str(classifier.choice_["chosen"])
-    error = calibration_error(shares.max(1), correct)
+    error = calibration_error(probabilities.max(1), correct)
     return {"accuracy": float(correct.mean()), "ECE": float(error)}, chosen
 
 

@@ -8,7 +8,7 @@ process of its own, adapts and predicts. SetFit runs in another environment:
     python -m benchmarks.few_shot --setfit-python setfit/bin/python \
         --model all-MiniLM-L6-v2 --data DATA --set sst2 --shots 8 --seeds 0 1 2
 
-FastFit 1.2.1 runs in a third one (`--fastfit-python`), with older versions of its requirements:
+FastFit 1.2.1 runs in one more environment (`--fastfit-python`), with older libraries:
 
     fastfit/bin/pip install fast-fit==1.2.1 torch==2.13.0 transformers==4.39.3 \
         accelerate==0.28.0 datasets==2.21.0

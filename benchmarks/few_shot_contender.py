@@ -9,7 +9,6 @@ is SetFit's `num_iterations`.
 import json
 import resource
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -55,8 +54,11 @@ def fit_setfit(
     return lambda texts: [int(label) for label in classifier.predict(list(map(joined, texts)))]
 
 
-def fit_fastfit(model: str, seed: int, rows: list[dict[str, Any]]) -> Predict:
-    """Fit FastFit with the settings of its documentation. It has no pairs of texts either."""
+def fit_fastfit(model: str, seed: int, rows: list[dict[str, Any]], folder: Path) -> Predict:
+    """Fit FastFit with the settings of its README. It has no pairs of texts either.
+
+    The time includes saving the result and reading it again, because only what is read predicts.
+    """
     import fastfit.train
     from datasets import Dataset, DatasetDict
     from transformers import AutoTokenizer, pipeline
@@ -66,7 +68,7 @@ def fit_fastfit(model: str, seed: int, rows: list[dict[str, Any]]) -> Predict:
         "text": [joined(row["text"]) for row in rows],
         "label": [str(row["label"]) for row in rows],
     }
-    support, place = Dataset.from_dict(columns), tempfile.mkdtemp()
+    support, place = Dataset.from_dict(columns), str(folder / "fastfit")
     trained = fastfit.train.FastFitTrainer(
         dataset=DatasetDict(train=support, validation=support, test=support),
         model_name_or_path=model,
@@ -86,10 +88,11 @@ def fit_fastfit(model: str, seed: int, rows: list[dict[str, Any]]) -> Predict:
     trained.save_pretrained(place)
     network = fastfit.FastFit.from_pretrained(place)
     inputs = ["input_ids", "attention_mask"]
-    tokenizer = AutoTokenizer.from_pretrained(model, model_input_names=inputs)
+    tokenizer = AutoTokenizer.from_pretrained(model, model_input_names=inputs, model_max_length=128)
     classify = pipeline("text-classification", model=network, tokenizer=tokenizer)
     return lambda texts: [
-        int(each["label"]) for each in classify([*map(joined, texts)], batch_size=64)
+        int(each["label"])
+        for each in classify([*map(joined, texts)], batch_size=64, truncation=True)
     ]
 
 
@@ -108,7 +111,7 @@ def main() -> None:
     if name == "setfit":
         predict = fit_setfit(model, seed, support, int(sys.argv[5]) if sys.argv[5:] else None)
     elif name == "fastfit":
-        predict = fit_fastfit(model, seed, support)
+        predict = fit_fastfit(model, seed, support, folder)
     else:
         predict = fit_metajax(name, model, seed, support, names)
     fitted = time.perf_counter()

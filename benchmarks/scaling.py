@@ -3,11 +3,12 @@
     python -m benchmarks.scaling
 
 Compute time is the counted arithmetic of the exact meta-gradient (`metajax.training.flops`) at
---share of a chip's peak. The default is what second order reached on an H100 (RESULTS.md). Traffic
-is one all-reduce of the float32 parameters on rings with the published link speeds. The compiled
-program sends nothing else (`tests/training/test_parallel.py` checks this). Compute and traffic do
-not overlap, so the sum is an upper bound. Efficiency is the share of compute time. Nothing is run.
-Prints a table; --output writes it as JSON.
+--share of a chip's peak. The default is what an earlier engine reached on an H100 (`low-memory` in
+RESULTS.md); the lower the share, the higher the efficiency. Traffic is one all-reduce of the
+float32 parameters on rings with the published link speeds. The compiled program sends nothing else
+(`tests/training/test_parallel.py` checks this). Compute and traffic do not overlap, so the sum is
+an upper bound. Efficiency is the share of compute time. Nothing is run. Prints a table; --output
+writes it as JSON.
 """
 
 import argparse
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", default=["base", "large"])
     parser.add_argument("--chip", nargs="+", choices=CHIPS, default=list(CHIPS))
     parser.add_argument("--count", nargs="+", type=int, default=[1, 8, 64, 256, 1024])
-    parser.add_argument("--share", type=float, default=0.12, help="share of the peak")
+    parser.add_argument("--share", type=float, default=0.12, help="assumed share of the peak")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--support", type=int, default=25)
     parser.add_argument("--query", type=int, default=25)

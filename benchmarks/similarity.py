@@ -52,18 +52,18 @@ def main() -> None:
         data.load_tasks(["glue:stsb"], glue_dir=Path(options.data) / "glue", split=split)[0]
         for split in ("train", "validation")
     )
-    own, others = ([*zip(task.texts, task.pairs)] for task in (train, dev))
-    tested = np.random.default_rng(0).permutation(len(others))[: options.tested]
-    test, numbers = [others[row] for row in tested], dev.labels[tested]
-    without = correlations(cosines(options.model, test), numbers)
+    pairs, dev_pairs = ([*zip(task.texts, task.pairs)] for task in (train, dev))
+    tested = np.random.default_rng(0).permutation(len(dev_pairs))[: options.tested]
+    test, numbers = [dev_pairs[row] for row in tested], dev.labels[tested]
+    of_cosine = correlations(cosines(options.model, test), numbers)
     for count in options.examples:
-        rows = {"cosine": [without] * len(options.seeds)}
+        rows = {"cosine": [of_cosine] * len(options.seeds)}
         for method in options.methods:
             rows[method] = []
             for seed in options.seeds:
-                drawn = np.random.default_rng(seed).permutation(len(own))[:count]
+                drawn = np.random.default_rng(seed).permutation(len(pairs))[:count]
                 regressor = metajax.FewShotRegressor(options.model, method=method, seed=seed)
-                regressor.fit([own[row] for row in drawn], train.labels[drawn])
+                regressor.fit([pairs[row] for row in drawn], train.labels[drawn])
                 rows[method].append(correlations(regressor.predict(test), numbers))
         show(f"STS-B, {count} pairs", rows)
 
