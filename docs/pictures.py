@@ -7,6 +7,7 @@ Requires `pip install -e '.[report]'`. The same results give the same files.
 """
 
 import argparse
+import math
 import re
 import tempfile
 from pathlib import Path
@@ -121,15 +122,15 @@ def few_shot(path: Path) -> None:
             rows = panels.setdefault(title[0], [])
         elif row := re.fullmatch(columns, line):
             rows.append(row)
-    figure = Figure(figsize=(8.8, 2.2), layout="constrained")
-    for axes, (title, (setfit, *rows)) in zip(figure.subplots(1, len(panels)), panels.items()):
+    figure = Figure(figsize=(8.8, 4), layout="constrained")
+    grid = figure.subplots(2, math.ceil(len(panels) / 2)).flat
+    for axes, (title, (setfit, *rows)) in zip(grid, panels.items()):
         places = range(len(rows))[::-1]
         leads, intervals = (np.array([float(row[column]) for row in rows]) for column in (4, 5))
         axes.axvline(0, color=GREY)
         axes.errorbar(leads, places, xerr=intervals, fmt="o", color=BLUE, capsize=3)
         axes.set_yticks(places, [f"{row[1]} ({float(row[6]):.0f} s)" for row in rows])
-        name = title.split(",")[0]
-        axes.set(title=f"{name} (SetFit: {float(setfit[6]):.0f} s)", xlabel="points ahead")
+        axes.set(title=f"{title} (SetFit: {float(setfit[6]):.0f} s)", xlabel="points ahead")
         axes.margins(y=0.15)
     save(figure, path)
 
