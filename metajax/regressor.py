@@ -157,7 +157,10 @@ def _numbers(given: Any) -> np.ndarray:
     try:
         numbers = np.asarray(given, np.float64)
     except (TypeError, ValueError):
-        raise InputError("labels: are not all numbers; give a number for each text") from None
+        raise InputError(
+            "labels: are not all numbers; give a number for each text, or use FewShotClassifier "
+            "for classes"
+        ) from None
     if numbers.ndim != 1:
         raise InputError(f"labels: have the shape {numbers.shape}; give a number for each text")
     wrong = np.flatnonzero(~(np.abs(numbers) <= np.finfo(np.float32).max))

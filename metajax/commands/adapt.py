@@ -21,14 +21,14 @@ from metajax.runs.dev_set import judge
 from metajax.runs.document_stream import adapt_to_stream, open_stream, steps_on
 from metajax.runs.document_tasks import are_documents
 from metajax.runs.few_shot import FewShot, open_few_shot
-from metajax.runs.label_names import read_label_names, with_label_names
+from metajax.runs.label_names import with_label_names
 from metajax.runs.method_choice import CANDIDATES, adapt_by
 from metajax.runs.methods import with_several_labels
 from metajax.runs.metrics import MetricsLog
 from metajax.runs.original import prepare_weights
 from metajax.runs.record import make_record
 from metajax.runs.source import describe
-from metajax.runs.task_data import fingerprints, load, relabel, tokenized
+from metajax.runs.task_data import fingerprints, load, relabel, tokenized, warn_of_numbers
 from metajax.runs.workdir import Run, begin, locked, open_run, read_results, write_results
 from metajax.training.checkpoint import Checkpoints
 from metajax.training.outer import OuterState
@@ -299,14 +299,15 @@ def _load_examples(settings: AdaptSettings) -> data.TaskData:
             f"--tasks: {len(settings.tasks)} tasks given, but adapt takes one; give one task, or "
             "--label-names"
         )
-    names = {} if named is None else read_label_names(named)
     if not settings.tasks:
         empty = data.TaskData(str(named), [], None, np.zeros(0, np.int32), ())
-        return with_label_names(empty, names)
+        return with_label_names(empty, str(named))
     (task,) = load(settings, split="train")
-    if names and not task.label_names:
+    if named is not None and not task.label_names:
         raise InputError(f"--label-names: {task.name} has numbers, which have no names; remove it")
-    return with_label_names(task, names) if names else task
+    if settings.label_separator is None:
+        warn_of_numbers(task)
+    return task if named is None else with_label_names(task, named)
 
 
 def _load_dev(settings: AdaptSettings, task: data.TaskData) -> data.TaskData | None:

@@ -68,7 +68,9 @@ def several_labels_column(table: Table, column: str, separator: str) -> list[lis
     """
     names: dict[str, str] = {}
     labels: list[list[str]] = []
-    for row, value in enumerate(table.column(column)):
+    values = table.column(column)
+    _warn_of_separator(table.source, values, separator)
+    for row, value in enumerate(values):
         listed = _listed(value, separator)
         own = [str(label) if isinstance(label, int) else label for label in listed]
         for label in own:
@@ -87,6 +89,12 @@ def several_labels_column(table: Table, column: str, separator: str) -> list[lis
     _warn_of_missing(table, column, alone, _PERHAPS_MISSING)
     _warn_of_labels(table.source, {label.strip(): name for label, name in names.items()})
     return labels
+
+
+def _warn_of_separator(source: str, values: Sequence[Any], separator: str) -> None:
+    """Say that no text has the separator, unless there are lists, which need none."""
+    if not any(isinstance(value, list) or separator in str(value) for value in values):
+        _log.warning("%s: the --label-separator %r is in no label; check it", source, separator)
 
 
 def _listed(value: Any, separator: str) -> list[Any]:

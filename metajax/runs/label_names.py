@@ -1,12 +1,17 @@
 """Names of labels as examples: `adapt --label-names`."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import numpy as np
 
 from metajax import data
-from metajax.errors import InputError
+from metajax.errors import InputError, printable
 from metajax.reading import parse_json, read_bytes
+
+_log = logging.getLogger("metajax")
+_NAMED = 5  # How many labels a message names.
 
 
 def read_label_names(path: str) -> dict[str, str]:
@@ -29,12 +34,24 @@ def read_label_names(path: str) -> dict[str, str]:
     return names
 
 
-def with_label_names(task: data.TaskData, names: Mapping[str, str]) -> data.TaskData:
-    """Add each name as an example of its label. Labels without examples become classes.
+def warn_of_unused(source: str, names: Iterable[Any], labels: Collection[Any]) -> None:
+    """Say which labels have a name but none of the examples, if there are any: a typing error?"""
+    unused = [label for label in names if label not in labels]
+    if unused and labels:
+        count = "1 label has" if len(unused) == 1 else f"{len(unused)} labels have"
+        some = printable(", ".join(map(repr, unused[:_NAMED])))
+        more = f" and {len(unused) - _NAMED} more" if len(unused) > _NAMED else ""
+        _log.warning("%s: %s a name but no example: %s%s", source, count, some, more)
+
+
+def with_label_names(task: data.TaskData, path: str) -> data.TaskData:
+    """Add each name in a file as an example of its label. Labels without examples become classes.
 
     Raises:
-        InputError: the examples are pairs, or there is only one class.
+        InputError: the file cannot be used, the examples are pairs, or there is only one class.
     """
+    names = read_label_names(path)
+    warn_of_unused(path, names, task.label_names)
     if task.pairs is not None:
         raise InputError(
             "--label-names: are single texts, but the examples are pairs; omit --label-names"

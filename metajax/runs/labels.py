@@ -7,6 +7,7 @@ import numpy as np
 
 from metajax import data
 from metajax.errors import InputError
+from metajax.runs.label_names import warn_of_unused
 
 Kind = Literal["single", "indicator", "lists"]
 _SEVERAL = (list, tuple, set, frozenset)
@@ -91,6 +92,9 @@ def read_examples(
         raise InputError(f"fit: {counts}; give one each")
     if len(classes) < 2:
         raise InputError(f"fit: only {len(classes)} class is given; give at least two")
+    used = numbers[: len(numbers) - len(names)]
+    used = np.unique(used) if used.ndim == 1 else used.any(0)
+    warn_of_unused("label_names", map(plain, names), classes[used].tolist())
     shown = tuple(map(str, classes))
     return data.TaskData("the examples", own, pairs, numbers, shown), kind, classes
 
@@ -179,8 +183,11 @@ def _sorted_classes(labels: Sequence[tuple[int, Any]]) -> tuple[np.ndarray, np.n
         if isinstance(label, float) and label.is_integer():
             continue
         if not isinstance(label, str | int):
+            finite = isinstance(label, float) and np.isfinite(label)
+            other = "; to predict numbers, use FewShotRegressor" if finite else ""
             raise InputError(
-                f"labels: number {number} is {label!r}; give strings, whole numbers or booleans"
+                f"labels: number {number} is {label!r}; give strings, whole numbers or "
+                f"booleans{other}"
             )
     if len({isinstance(label, str) for _, label in labels}) > 1:
         raise InputError("labels: some are strings and some are not; give labels of one type")

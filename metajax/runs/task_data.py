@@ -1,6 +1,7 @@
 """Load and tokenize the data sets of `--tasks`."""
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from metajax.runs.token_cache import TokenCache, tokens_directory
 
 _log = logging.getLogger("metajax")
 MANY = 50_000  # Texts that take seconds to tokenize.
+_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
 
 
 def load(
@@ -75,6 +77,18 @@ def _report_duplicates(task: data.TaskData, *, drawn: bool) -> None:
             "an episode uses each text once (unless you pass --keep-duplicates)"
             if left_out
             else "episodes may have it in both support and query set, so accuracies are too high",
+        )
+
+
+def warn_of_numbers(task: data.TaskData) -> None:
+    """Say that the labels are classes if all are numbers and some are not whole."""
+    names = task.label_names
+    fractions = [name for name in names if _DECIMAL.fullmatch(name) and float(name) % 1]
+    if fractions and all(map(_DECIMAL.fullmatch, names)):
+        _log.warning(
+            "%s: the labels are numbers, such as %s, but count as classes; to predict numbers, "
+            "give --regression",
+            *(task.name, fractions[0]),
         )
 
 

@@ -8,9 +8,11 @@ import pytest
 import scipy.stats
 import tiny
 
+from metajax import data
 from metajax.models import from_pretrained
 from metajax.runs.classifier import logits_of, open_classifier
 from metajax.runs.record import read_record
+from metajax.runs.task_data import warn_of_numbers
 
 TEXTS = ["w1 w9", "w2 w1", "w3", "w2 w3 w9", "w9", "w4 w4"]
 NUMBERS = [0.5, 2.0, 1.0, 4.5, 3.0, -1.0]
@@ -27,6 +29,16 @@ def adapt(material, folder, *given, method="linear", tasks=None):
     tasks = tasks or write(folder / "examples.csv")
     where = ("--tasks", tasks, "--workdir", folder / "run", "--method", method)
     return tiny.run("adapt", "--model", material.bert, *where, *given)
+
+
+def test_numbers_as_classes_are_reported(material, tmp_path, caplog):
+    """Whole numbers, and numbers next to words, are usual labels."""
+    assert "--regression" in adapt(material, tmp_path, method="prototypes").err
+    caplog.clear()
+    for names in (("1", "2.0"), ("1.5", "a"), ("1.5", "2", "-.5")):
+        warn_of_numbers(data.TaskData("a.csv", [], None, np.zeros(0, int), names))
+    said = "such as 1.5, but count as classes; to predict numbers, give --regression"
+    assert caplog.messages == [f"a.csv: the labels are numbers, {said}"]
 
 
 @pytest.mark.parametrize("method", ["linear", "finetune"])

@@ -179,6 +179,15 @@ def test_a_label_that_may_be_a_missing_value_is_named(tmp_path, caplog):
     assert "examples.csv:4: 'label' is 'none' (1 rows like this)" in caplog.text
 
 
+def test_a_separator_in_no_label_is_reported(tmp_path, caplog):
+    load_tasks([write(tmp_path)], label_separator=";")
+    load_tasks([write_values(tmp_path, "a", ["b", "c"])], label_separator="|")
+    assert not caplog.messages
+    file = write(tmp_path)
+    load_tasks([file], label_separator="|")
+    assert caplog.messages == [f"{file}: the --label-separator '|' is in no label; check it"]
+
+
 def test_a_later_stage_begins_with_its_own_head(material, tmp_path):
     """The head for several labels is not used for one label per text."""
     adapt.adapt(settings_of(material, tmp_path))

@@ -150,6 +150,8 @@ def test_it_works_in_a_thread(fitted):
         ([], [], "there are no examples; give texts, or label_names"),
         (["w1", "w2"], [1, None], "labels: number 1 is None"),
         (["w1", "w2"], [float("nan"), 1], "labels: number 0 is nan"),
+        (["w1", "w2"], [1, 2.5], "^number 1 is 2.5; .* use FewShotRegressor"),
+        (["w1", "w2"], [1, np.nan], "^labels: number 1 is nan; .* or booleans$"),
         (["w1", "w2"], [1, "a"], "some are strings and some are not"),
         (["w1", None], [1, 2], "number 1 is None, not a text"),
         (["w1", " "], [1, 2], "number 1 is ' ', not a text"),

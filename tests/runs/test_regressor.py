@@ -73,7 +73,7 @@ def test_a_saved_regressor_comes_back(fitted, tmp_path):
     ("texts", "numbers", "message"),
     [
         (TEXTS, NUMBERS[1:], "^fit: 7 texts have 6 numbers; give one each"),
-        (TEXTS[:2], ["a", "b"], "^labels: are not all numbers; give a number for each text"),
+        (TEXTS[:2], ["a", "b"], "^labels: are not all numbers; give .* FewShotClassifier"),
         (TEXTS[:2], [1.0, np.nan], "^labels: number 1 is nan; give finite numbers"),
         (
             TEXTS[:2],
