@@ -162,7 +162,10 @@ def _numbers(given: Any) -> np.ndarray:
             "for classes"
         ) from None
     if numbers.ndim != 1:
-        raise InputError(f"labels: have the shape {numbers.shape}; give a number for each text")
+        raise InputError(
+            f"labels: have the shape {numbers.shape}; give a number for each text, such as the "
+            'column frame["label"]'
+        )
     wrong = np.flatnonzero(~(np.abs(numbers) <= np.finfo(np.float32).max))
     if wrong.size:
         raise InputError(

@@ -44,7 +44,7 @@ def label_column(table: Table, column: str) -> list[str]:
     for row, value in enumerate(table.column(column)):
         label = str(value) if isinstance(value, int) else value
         if not isinstance(label, str) or label not in names:
-            _check_string(label, table, row, column)
+            _check_string(label, table, row, column, otherwise=_other_labels(value))
             names[label] = normalize(label)
         labels.append(names[label])
     missing = [name for name in names.values() if name.casefold() in _MISSING]
@@ -54,6 +54,13 @@ def label_column(table: Table, column: str) -> list[str]:
     _warn_of_missing(table, column, labels, _PERHAPS_MISSING)
     _warn_of_labels(table.source, {label.strip(): name for label, name in names.items()})
     return labels
+
+
+def _other_labels(value: Any) -> str:
+    """Return what else to do about a value that is not a label."""
+    if isinstance(value, float) and value == value:
+        return ", or give adapt --regression to predict numbers"
+    return ", or give adapt --label-separator if texts have several labels or none"
 
 
 def several_labels_column(table: Table, column: str, separator: str) -> list[list[str]]:
@@ -142,15 +149,18 @@ def sorted_names(names: set[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _check_string(value: Any, table: Table, row: int, column: str) -> None:
+def _check_string(value: Any, table: Table, row: int, column: str, *, otherwise: str = "") -> None:
     if isinstance(value, str) and value.isascii() and value.strip():
         return  # Most texts, decided without normalizing them.
     empty = value is None or value != value  # JSON's NaN.
     if empty or (isinstance(value, str) and not normalize(value)):
-        raise InputError(f"{table.place(row)}: no {column!r}; fill it in or remove the row")
+        raise InputError(
+            f"{table.place(row)}: no {column!r}; fill it in or remove the row{otherwise}"
+        )
     if not isinstance(value, str):
         raise InputError(
             f"{table.place(row)}: {column!r} is {type(value).__name__}, not text; write a string"
+            f"{otherwise}"
         )
     try:
         value.encode()

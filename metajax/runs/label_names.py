@@ -1,7 +1,7 @@
 """Names of labels as examples: `adapt --label-names`."""
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,18 +20,28 @@ def read_label_names(path: str) -> dict[str, str]:
     Raises:
         InputError: the file is not such an object, or a name is not a text.
     """
+    content = read_bytes(path)
     try:
-        names = parse_json(read_bytes(path).decode("utf-8-sig"), unique=True)
+        names = parse_json(content.decode("utf-8-sig"), unique=True)
     except ValueError as error:
         raise InputError(f"{path}: is not JSON ({error}); correct it") from None
     if not isinstance(names, dict) or not names:
         raise InputError(f'{path}: is not a JSON object; write {{"label": "its name"}}')
-    for label, name in names.items():
-        if not label.strip():
-            raise InputError(f"{path}: has an empty label; write one")
-        if not isinstance(name, str) or not name.strip():
-            raise InputError(f"{path}: the name of {label!r} is {name!r}, not a text; write one")
+    if not all(map(str.strip, names)):
+        raise InputError(f"{path}: has an empty label; write one")
+    check_names(path, names)
     return names
+
+
+def check_names(source: str, names: Mapping[Any, Any]) -> None:
+    """Check the names of labels.
+
+    Raises:
+        InputError: one is not a text.
+    """
+    for label, name in names.items():
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"{source}: the name of {label!r} is {name!r}, not a text; write one")
 
 
 def warn_of_unused(source: str, names: Iterable[Any], labels: Collection[Any]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from metajax import data
 from metajax.errors import InputError
-from metajax.runs.label_names import warn_of_unused
+from metajax.runs.label_names import check_names, warn_of_unused
 
 Kind = Literal["single", "indicator", "lists"]
 _SEVERAL = (list, tuple, set, frozenset)
@@ -44,8 +44,13 @@ def read_texts(given: Any) -> tuple[list[str], list[str] | None]:
     Raises:
         InputError: something else is given.
     """
-    if isinstance(given, str | bytes | Mapping) or hasattr(given, "columns"):
-        what = "a table" if hasattr(given, "columns") else f"a single {type(given).__name__}"
+    if hasattr(given, "columns"):
+        how = 'one column, such as frame["text"]'
+        if len(given.columns) == 2:
+            how += ", or list(zip(first, second)) of two columns for pairs"
+        raise InputError(f"texts: are a table; give {how}")
+    if isinstance(given, str | bytes | Mapping):
+        what = f"a single {type(given).__name__}"
         raise InputError(f"texts: are {what}; give a list of texts, or one column")
     try:
         rows = [row if isinstance(row, tuple | list | np.ndarray) else (row,) for row in given]
@@ -80,11 +85,12 @@ def read_examples(
     Raises:
         InputError: they are not labelled texts, or there is only one class.
     """
+    check_names("label_names", names)
     own, pairs = read_texts([] if texts is None else texts)
     kind, classes, numbers = read_labels([] if labels is None else labels, names)
     if names and pairs is not None:
         raise InputError("label_names: are single texts, but the examples are pairs; omit them")
-    own += read_texts(list(names.values()))[0]
+    own += names.values()
     if not own:
         raise InputError("fit: there are no examples; give texts, or label_names")
     if len(numbers) != len(own):
@@ -132,6 +138,10 @@ def read_labels(given: Any, names: Iterable[Any] = ()) -> Labels:
 
 
 def _of_matrix(given: np.ndarray, names: list[Any]) -> Labels:
+    if given.shape[1] == 1:
+        raise InputError(
+            'labels: are a table or matrix with one column; give the column, such as frame["label"]'
+        )
     wrong = [value for value in given.flat if value not in (0, 1)]
     if wrong:
         raise InputError(
@@ -190,7 +200,10 @@ def _sorted_classes(labels: Sequence[tuple[int, Any]]) -> tuple[np.ndarray, np.n
                 f"booleans{other}"
             )
     if len({isinstance(label, str) for _, label in labels}) > 1:
-        raise InputError("labels: some are strings and some are not; give labels of one type")
+        raise InputError(
+            "labels: some are strings and some are not, with those of label_names; give labels of "
+            "one type"
+        )
     return np.unique(np.array([label for _, label in labels]), return_inverse=True)
 
 

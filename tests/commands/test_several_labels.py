@@ -42,8 +42,12 @@ def test_a_column_with_several_labels(tmp_path):
     lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
     [same] = load_tasks([str(lines)], label_separator=";")
     np.testing.assert_array_equal(same.labels, task.labels)
-    with pytest.raises(InputError, match="'label' is list, not text"):
+    with pytest.raises(InputError, match=r"is list, not text; .* adapt --label-separator"):
         load_tasks([str(lines)])
+    with pytest.raises(InputError, match=r"csv:6: no 'label'; .* adapt --label-separator"):
+        load_tasks([write(tmp_path)])
+    with pytest.raises(InputError, match=r"'label' is float, not text; .* adapt --regression"):
+        load_tasks([write_values(tmp_path, 1.5)])
 
 
 def test_a_dev_set_has_the_label_numbers_of_the_training_file(tmp_path):

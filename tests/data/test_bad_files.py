@@ -111,7 +111,7 @@ def test_text_that_is_too_short(tokenizer):
     [
         (None, "^t.txt: no such file"),
         (b"", "^t.txt: is empty"),
-        (b"w1\n\nw2\n", "^t.txt:2: is not one text; give one text per line"),
+        (b"w1\n\nw2\n", "^t.txt:2: is empty; write a text or remove the line"),
         (b"\xff\n", "^t.txt:1: is not UTF-8"),
         (b"a\tb\tc\n", "^t.txt:1: is not one text; give one text per line"),
         (b"a\na\tb\n", "^t.txt:2: has 2 texts, unlike the first"),
@@ -122,6 +122,11 @@ def test_texts_to_label(tmp_path, monkeypatch, content, message):
     if content is not None:
         (tmp_path / "t.txt").write_bytes(content)
     check_refusal(message, read_texts, "t.txt")
+
+
+def test_blank_lines_after_the_texts_to_label(tmp_path):
+    (tmp_path / "t.txt").write_text("w1\nw2\n\n \n")
+    assert read_texts(str(tmp_path / "t.txt")) == (["w1", "w2"], None)
 
 
 def test_a_dev_set_of_another_kind():

@@ -138,7 +138,10 @@ def test_it_works_in_a_thread(fitted):
     ("texts", "labels", "said"),
     [
         ("w1 w2", [1], "a single str; give a list"),
-        (pandas.DataFrame({"text": ["w1", "w2"]}), [1, 2], "a table; give a list of texts, or one"),
+        (pandas.DataFrame({"text": ["w1", "w2"]}), [1, 2], r'a table; .* as frame\["text"\]$'),
+        (pandas.DataFrame({"a": ["w1"], "b": ["w2"]}), [1], r"or list\(zip\(first, second\)\)"),
+        (["w1", "w2"], pandas.DataFrame({"label": ["a", "b"]}), "with one column; give the column"),
+        (["w1", "w2"], np.ones((2, 1), int), "with one column; give the column"),
         (5, [1, 2], "texts: are 5; give a list"),
         (pandas.Series(["w1", None], index=[1, 0]), [1, 2], "number 1 is (None|nan), not a text"),
         ((text for text in ["w1", 3]), [1, 2], "number 1 is 3, not a text"),
@@ -150,7 +153,7 @@ def test_it_works_in_a_thread(fitted):
         ([], [], "there are no examples; give texts, or label_names"),
         (["w1", "w2"], [1, None], "labels: number 1 is None"),
         (["w1", "w2"], [float("nan"), 1], "labels: number 0 is nan"),
-        (["w1", "w2"], [1, 2.5], "^number 1 is 2.5; .* use FewShotRegressor"),
+        (["w1", "w2"], [1, 2.5], "number 1 is 2.5; .* use FewShotRegressor"),
         (["w1", "w2"], [1, np.nan], "^labels: number 1 is nan; .* or booleans$"),
         (["w1", "w2"], [1, "a"], "some are strings and some are not"),
         (["w1", None], [1, 2], "number 1 is None, not a text"),
@@ -169,6 +172,9 @@ def test_bad_settings_are_named(material, tmp_path):
     for changes, said in (
         ({"batch_size": 0}, "batch_size is 0; give at least 1"),
         ({"label_names": ["a"]}, "label_names is .*; give a dict"),
+        ({"label_names": {"a": ""}}, "^label_names: the name of 'a' is '', not a text; write one"),
+        ({"label_names": {5: None}}, "^label_names: the name of 5 is None, not a text; write one"),
+        ({"label_names": {"a": "w1"}}, "some are not, with those of label_names"),
     ):
         with pytest.raises(InputError, match=said):
             metajax.FewShotClassifier(str(material.bert), **changes).fit(TEXTS, LABELS)

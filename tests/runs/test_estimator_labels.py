@@ -147,7 +147,7 @@ def test_label_names_are_examples(material):
         ([[1, 0, 0], [0, 1]], "labels: number 0 has 0 twice; .*has to be a NumPy array"),
         ([np.array([0, 1]), np.array([1])], "labels: number 0 is array.*; give a matrix"),
         (np.array([[0, 2], [1, 0]]), "a matrix with the value 2; give 0 and 1, or a list of"),
-        (np.array([["a"], ["b"]]), "a matrix with the value 'a'"),
+        (np.array([["a", "b"], ["b", "a"]]), "a matrix with the value 'a'"),
         (np.array([[0.5, 1], [1, 0]]), "a matrix with the value 0.5"),
         (np.ones((3, 2), int), "2 texts have 3 labels"),
     ],

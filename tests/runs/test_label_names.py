@@ -72,6 +72,12 @@ def test_bad_names_are_refused(tmp_path, text, said):
         read_label_names(str(tmp_path / "names.json"))
 
 
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError) as caught:
+        read_label_names(str(tmp_path / "names.json"))
+    assert str(caught.value) == f"{tmp_path / 'names.json'}: no such file; check the path"
+
+
 def test_names_in_utf_8_with_or_without_its_mark(tmp_path):
     for start, text in ((b"", "caf\u00e9"), (b"\xef\xbb\xbf", "caf\u00e9")):
         content = start + json.dumps({"a": text}, ensure_ascii=False).encode()

@@ -80,7 +80,7 @@ def test_a_saved_regressor_comes_back(fitted, tmp_path):
             [1.0, -1e39],
             r"^labels: number 1 is -1e\+39; give finite numbers up to 3.4e38",
         ),
-        (TEXTS[:2], [[1.0], [2.0]], r"^labels: have the shape \(2, 1\); give a number for each"),
+        (TEXTS[:2], [[1.0], [2.0]], r"^labels: have the shape \(2, 1\); .*the column frame"),
         ([], [], "^fit: there are no examples; give texts"),
         (TEXTS[:1], [1.0], "^the examples: the label of all examples is 1; give examples with"),
     ],
