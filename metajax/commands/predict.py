@@ -24,7 +24,7 @@ class Prediction(NamedTuple):
 
     Attributes:
         label: the most probable label, or that of texts below a threshold. For a multi-label head,
-            all labels above 0.5, or "none". For a regression, "value".
+            a tuple of all labels above 0.5. For a regression, "value".
         scores: (label, probability) pairs of all labels, the most probable first; of a multi-label
             head in the head's order. For a regression, ("value", value), or (name, value) pairs of
             several values in the head's order.
@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
             False for a multi-label head and for a regression with several values.
     """
 
-    label: str
+    label: str | tuple[str, ...]
     scores: tuple[tuple[str, float], ...]
     ranked: bool
 
@@ -48,10 +48,11 @@ def predict(settings: PredictSettings) -> None:
     `settings.none_label`; in TSV it stands before this probability.
 
     As TSV, a line is `label<TAB>probability`, repeated for each of the `settings.top` labels. For a
-    multi-label head, the labels above 0.5 are followed by `label=probability` for all labels.
+    multi-label head, the labels above 0.5, or "none", are followed by `label=probability` for all.
     Characters of a label that do not print are written as escapes, so that each text has exactly
     one line. As JSON Lines, a line is an object with the `label` and the `scores`: pairs of label
-    and probability for the `settings.top` labels, or for all labels of a multi-label head.
+    and probability for the `settings.top` labels, the most probable first. For a multi-label head
+    it has the list `labels` instead of `label`, and the `scores` of all labels.
 
     Raises:
         InputError: the input cannot be used.
@@ -108,7 +109,8 @@ def _or_none(prediction: Prediction, settings: PredictSettings) -> Prediction:
 
 def _as_tsv(prediction: Prediction, top: int) -> str:
     scores = [(printable(name), f"{score:.4f}") for name, score in prediction.scores]
-    label = printable(prediction.label)
+    label = prediction.label
+    label = printable(label if isinstance(label, str) else ", ".join(label) or "none")
     if prediction.ranked:
         scores[0] = label, scores[0][1]
         return "\t".join(itertools.chain.from_iterable(scores[:top]))
@@ -116,8 +118,10 @@ def _as_tsv(prediction: Prediction, top: int) -> str:
 
 
 def _as_json(prediction: Prediction, top: int) -> str:
-    scores = prediction.scores[:top] if prediction.ranked else prediction.scores
-    row = {"label": prediction.label, "scores": scores}
+    label, scores, ranked = prediction
+    several = not isinstance(label, str)
+    shown = sorted(scores, key=lambda score: -score[1]) if several else scores
+    row = {"labels" if several else "label": label, "scores": shown[:top] if ranked else shown}
     return printable(json.dumps(row, ensure_ascii=False), as_json=True)
 
 
@@ -139,8 +143,8 @@ def _judged(problem_type: str | None, names: Sequence[str], logits: np.ndarray) 
     """Convert the logits of a text to a prediction, as the pipeline of transformers does."""
     if problem_type == "multi_label_classification":
         sigmoid = (1 + np.tanh(logits.astype(float) / 2)) / 2
-        above = [name for name, score in zip(names, sigmoid) if score > 0.5]
-        return Prediction(", ".join(above) or "none", tuple(zip(names, sigmoid.tolist())), False)
+        above = tuple(name for name, score in zip(names, sigmoid) if score > 0.5)
+        return Prediction(above, tuple(zip(names, sigmoid.tolist())), False)
     if problem_type == "regression":
         return Prediction("value", tuple(zip(names, logits.tolist())), False)
     if len(logits) == 1:

@@ -219,7 +219,7 @@ class PredictSettings(Settings):
     )
     output: str = option("file for one line per text; - is standard output", "-", metavar="FILE")
     format: str = option(
-        "tsv: label<TAB>probability; jsonl: a JSON object with label and scores",
+        "tsv: label<TAB>probability; jsonl: a JSON object with label (or labels) and scores",
         "tsv",
         choices=("tsv", "jsonl"),
     )

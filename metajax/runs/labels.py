@@ -98,9 +98,9 @@ def read_examples(
         raise InputError(f"fit: {counts}; give one each")
     if len(classes) < 2:
         raise InputError(f"fit: only {len(classes)} class is given; give at least two")
-    used = numbers[: len(numbers) - len(names)]
-    used = np.unique(used) if used.ndim == 1 else used.any(0)
-    warn_of_unused("label_names", map(plain, names), classes[used].tolist())
+    given = numbers[: len(numbers) - len(names)]
+    used = classes[np.unique(given) if given.ndim == 1 else given.any(0)]
+    warn_of_unused("label_names", map(plain, names), used.tolist())
     shown = tuple(map(str, classes))
     return data.TaskData("the examples", own, pairs, numbers, shown), kind, classes
 
