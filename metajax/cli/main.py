@@ -30,8 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # JAX reads this at import: a run loads what an earlier run compiled.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_directory() / "xla"))
-    # transformers would warn that PyTorch is missing.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     chosen = None
     try:
         name, chosen, level = parse(arguments)

@@ -243,6 +243,21 @@ def tokenizer_for(source: str | None, vocab_size: int) -> Any:
     return loaded
 
 
+def _import_transformers() -> Any:
+    """Import transformers without a warning that PyTorch is missing; tokenizers do not need it."""
+    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    known = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        import transformers
+    finally:
+        if known is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = known
+    return transformers
+
+
 @functools.lru_cache(maxsize=8)
 def tokenizer(source: str | None) -> Any:
     """The fast tokenizer in the directory `source`.
@@ -261,8 +276,7 @@ def tokenizer(source: str | None) -> Any:
             f"{source}: reading {_SENTENCEPIECE} needs sentencepiece; run pip install "
             "sentencepiece, or add the model's tokenizer.json"
         )
-    import transformers
-
+    transformers = _import_transformers()
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(
             source, use_fast=True, trust_remote_code=False, local_files_only=True

@@ -3,6 +3,8 @@
 import json
 import logging
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +36,15 @@ from tests.models.helpers import (
     write_tokenizer,
 )
 
+# PyTorch is hidden, as where it is not installed.
+READS_TOKENIZER = """
+import sys, os
+sys.modules["torch"] = None
+from metajax.models.files import tokenizer
+before = dict(os.environ)
+tokenizer(sys.argv[1])
+assert "transformers" in sys.modules and dict(os.environ) == before
+"""
 MODEL = Transformer(TINY)
 PARAMS = make_params(MODEL)
 LM = Transformer(TINY, head="masked_lm")
@@ -563,3 +574,10 @@ def test_settings_that_make_no_sense():
     for settings in ({"head": "lm"}, {"pooling": "max"}, {"num_labels": ()}, {"num_labels": (0,)}):
         with pytest.raises(InputError):
             Transformer(TINY, **settings)
+
+
+def test_reading_a_tokenizer_says_nothing_of_pytorch(tmp_path):
+    write_tokenizer(tmp_path)
+    command = [sys.executable, "-c", READS_TOKENIZER, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
