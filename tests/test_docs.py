@@ -131,6 +131,8 @@ def run_command(words: list[str], piped: bytes, run: bool) -> str:
         return tiny.succeed(*arguments, *small, stdin=piped)
     if program == "echo":
         return " ".join(arguments) + "\n"
+    if program == "printf":
+        return arguments[0].encode().decode("unicode_escape")
     if program == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
         wrong = {word for word in arguments if "=" not in word} - set(targets)
