@@ -201,7 +201,7 @@ def _sorted_classes(labels: Sequence[tuple[int, Any]]) -> tuple[np.ndarray, np.n
             )
     if len({isinstance(label, str) for _, label in labels}) > 1:
         raise InputError(
-            "labels: some are strings and some are not, with those of label_names; give labels of "
+            "labels: some are strings and some are not; give labels, and keys of label_names, of "
             "one type"
         )
     return np.unique(np.array([label for _, label in labels]), return_inverse=True)

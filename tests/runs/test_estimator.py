@@ -174,7 +174,7 @@ def test_bad_settings_are_named(material, tmp_path):
         ({"label_names": ["a"]}, "label_names is .*; give a dict"),
         ({"label_names": {"a": ""}}, "^label_names: the name of 'a' is '', not a text; write one"),
         ({"label_names": {5: None}}, "^label_names: the name of 5 is None, not a text; write one"),
-        ({"label_names": {"a": "w1"}}, "some are not, with those of label_names"),
+        ({"label_names": {"a": "w1"}}, "some are strings .*, and keys of label_names, of"),
     ):
         with pytest.raises(InputError, match=said):
             metajax.FewShotClassifier(str(material.bert), **changes).fit(TEXTS, LABELS)
