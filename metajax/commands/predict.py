@@ -177,16 +177,18 @@ def read_texts(
     else:
         raise InputError(f"{source}: no such file; give a text file, or - for standard input")
     content = content.removeprefix(codecs.BOM_UTF8)
-    lines = content.splitlines()
+    lines = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            lines.append(line.decode("utf-8"))
+        except UnicodeDecodeError:
+            raise InputError(f"{name}:{number}: is not UTF-8; save the file as UTF-8") from None
     while lines and not lines[-1].strip():
         lines.pop()
     rows: list[list[str]] = []
     for number, line in enumerate(lines, start=1):
-        try:
-            row = line.decode("utf-8").split("\t")
-        except UnicodeDecodeError:
-            raise InputError(f"{name}:{number}: is not UTF-8; save the file as UTF-8") from None
-        if not "".join(row).strip():
+        row = line.split("\t")
+        if not line.strip():
             raise InputError(f"{name}:{number}: is empty; write a text or remove the line")
         if not all(field.strip() for field in row) or len(row) > 2:
             raise InputError(

@@ -99,9 +99,12 @@ def several_labels_column(table: Table, column: str, separator: str) -> list[lis
 
 
 def _warn_of_separator(source: str, values: Sequence[Any], separator: str) -> None:
-    """Say that no text has the separator, unless there are lists, which need none."""
-    if not any(isinstance(value, list) or separator in str(value) for value in values):
-        _log.warning("%s: the --label-separator %r is in no label; check it", source, separator)
+    """Say that no text has the separator, if some have another one that is usual."""
+    given = [value for value in values if isinstance(value, str)]
+    others = [other for other in ";|," if any(other in value for value in given)]
+    if others and not any(separator in value for value in given):
+        found = f"the --label-separator {separator!r} is in no label, but {others[0]!r} is"
+        _log.warning("%s: %s; check it", source, found)
 
 
 def _listed(value: Any, separator: str) -> list[Any]:

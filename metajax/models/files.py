@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import json
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +30,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+_IMPORTING = threading.Lock()
 # Adapters in PEFT's format.
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _SENTENCEPIECE = "spm.model"
@@ -246,15 +248,16 @@ def tokenizer_for(source: str | None, vocab_size: int) -> Any:
 def _import_transformers() -> Any:
     """Import transformers without a warning that PyTorch is missing; tokenizers do not need it."""
     name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-    known = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        import transformers
-    finally:
-        if known is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = known
+    with _IMPORTING:  # Another thread must not see the variable and keep it.
+        known = os.environ.get(name)
+        os.environ[name] = "1"
+        try:
+            import transformers
+        finally:
+            if known is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = known
     return transformers
 
 

@@ -61,11 +61,11 @@ def with_label_names(task: data.TaskData, path: str) -> data.TaskData:
         InputError: the file cannot be used, the examples are pairs, or there is only one class.
     """
     names = read_label_names(path)
-    warn_of_unused(path, names, task.label_names)
     if task.pairs is not None:
         raise InputError(
             "--label-names: are single texts, but the examples are pairs; omit --label-names"
         )
+    warn_of_unused(path, names, task.label_names)
     classes = sorted({*task.label_names, *names})
     if len(classes) < 2:
         raise InputError("--label-names: only 1 class is given; give at least two")

@@ -140,7 +140,7 @@ def read_labels(given: Any, names: Iterable[Any] = ()) -> Labels:
 def _of_matrix(given: np.ndarray, names: list[Any]) -> Labels:
     if given.shape[1] == 1:
         raise InputError(
-            'labels: are a table or matrix with one column; give the column, such as frame["label"]'
+            'labels: are a table or matrix with one column; give frame["label"] or labels[:, 0]'
         )
     wrong = [value for value in given.flat if value not in (0, 1)]
     if wrong:

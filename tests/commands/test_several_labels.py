@@ -189,7 +189,9 @@ def test_a_separator_in_no_label_is_reported(tmp_path, caplog):
     assert not caplog.messages
     file = write(tmp_path)
     load_tasks([file], label_separator="|")
-    assert caplog.messages == [f"{file}: the --label-separator '|' is in no label; check it"]
+    assert caplog.messages == [
+        f"{file}: the --label-separator '|' is in no label, but ';' is; check it"
+    ]
 
 
 def test_a_later_stage_begins_with_its_own_head(material, tmp_path):
