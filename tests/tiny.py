@@ -182,8 +182,6 @@ def start(*arguments, cache: Path, **environment) -> subprocess.Popen:
     own = {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
         "XDG_CACHE_HOME": str(cache),
         "HF_HUB_OFFLINE": "1",
     }
