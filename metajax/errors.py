@@ -1,6 +1,7 @@
 """The errors of metajax, and functions that make their messages one printable line."""
 
 import re
+from collections.abc import Sequence
 
 # Control characters, line ends, changes of text direction, and lone surrogates.
 _UNPRINTABLE = re.compile(
@@ -41,6 +42,12 @@ def printable(text: str, *, as_json: bool = False) -> str:
         return f"\\u{ord(match[0]):04x}" if as_json else ascii(match[0])[1:-1]
 
     return _UNPRINTABLE.sub(escaped, text)
+
+
+def some(names: Sequence[str], most: int = 4) -> str:
+    """Join at most so many names for a message, and say how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def one_line(message: object) -> str:

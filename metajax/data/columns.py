@@ -10,7 +10,7 @@ import numpy as np
 
 from metajax.data.normalization import lookalike_key, normalize
 from metajax.data.readers import Table
-from metajax.errors import InputError, printable
+from metajax.errors import InputError, printable, some
 
 _log = logging.getLogger("metajax")
 _MISSING = {"nan", "<na>", "#n/a"}  # What pandas and Excel write for a missing value.
@@ -204,6 +204,5 @@ def _warn_of_labels(source: str, names: dict[str, str]) -> None:
     ):
         several = [group for group in groups.values() if len(group) > 1]
         if several:
-            some = ", ".join(" and ".join(map(repr, group)) for group in several[:_NAMED])
-            more = f" and {len(several) - _NAMED} more" if len(several) > _NAMED else ""
-            _log.warning("%s: the labels %s%s %s", source, printable(some), more, what)
+            named = some([" and ".join(map(repr, group)) for group in several], _NAMED)
+            _log.warning("%s: the labels %s %s", source, printable(named), what)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.errors import InputError
+from metajax.errors import InputError, some
 from metajax.models.stored import Stored
 
 Path = tuple[str, ...]
@@ -134,13 +134,13 @@ def from_hugging_face(
     unexpected = [name for name in tensors if name not in groups and not _IGNORED.match(name)]
     if unexpected:
         raise InputError(
-            f"{where}: unexpected tensors: {_some(unexpected)}; give the weights of a plain BERT"
+            f"{where}: unexpected tensors: {some(unexpected)}; give the weights of a plain BERT"
         )
     missing = [name for name in groups if name not in tensors]
     required = [name for name in missing if groups[name] in _REQUIRED]
     if required:
         raise InputError(
-            f"{where}: missing tensors: {_some(required)}; give complete weights that go with "
+            f"{where}: missing tensors: {some(required)}; give complete weights that go with "
             "config.json"
         )
     shapes = {name: shape for names in expected.values() for name, shape in names.items()}
@@ -152,7 +152,7 @@ def from_hugging_face(
     ]
     if wrong:
         raise InputError(
-            f"{where}: shapes do not fit config.json: {_some(wrong)}; give the weights' own config"
+            f"{where}: shapes do not fit config.json: {some(wrong)}; give the weights' own config"
         )
     absent = {groups[name] for name in (*missing, *unfit)}
     loaded: dict[str, Any] = {}
@@ -218,8 +218,3 @@ def _put(tree: dict[str, Any], path: Path, value: Any) -> None:
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = value
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

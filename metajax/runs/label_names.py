@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from metajax import data
-from metajax.errors import InputError, printable
+from metajax.errors import InputError, printable, some
 from metajax.reading import parse_json, read_bytes
 
 _log = logging.getLogger("metajax")
@@ -49,9 +49,8 @@ def warn_of_unused(source: str, names: Iterable[Any], labels: Collection[Any]) -
     unused = [label for label in names if label not in labels]
     if unused and labels:
         count = "1 label has" if len(unused) == 1 else f"{len(unused)} labels have"
-        some = printable(", ".join(map(repr, unused[:_NAMED])))
-        more = f" and {len(unused) - _NAMED} more" if len(unused) > _NAMED else ""
-        _log.warning("%s: %s a name but no example: %s%s", source, count, some, more)
+        named = printable(some([*map(repr, unused)], _NAMED))
+        _log.warning("%s: %s a name but no example: %s", source, count, named)
 
 
 def with_label_names(task: data.TaskData, path: str) -> data.TaskData:
