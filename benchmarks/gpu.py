@@ -52,6 +52,7 @@ class Engine(NamedTuple):
 
 ENGINES = {
     "default": Engine(),
+    "loop": Engine(loop=True),
     "low-memory": Engine(low_memory=True, remat=True, loop=True),
     "first-order": Engine(first_order=True),
 }

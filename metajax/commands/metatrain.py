@@ -122,16 +122,13 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
 
 
 def _stage(run: Run, settings: MetatrainSettings, tasks: _Tasks) -> Stage:
-    few_shot = tasks.few_shot
-    few_shot = few_shot._replace(
-        model=few_shot.model.replace(remat=settings.remat),
-        inner=few_shot.inner | {"low_memory": settings.low_memory},
-    )
+    few_shot = tasks.few_shot.for_run(settings.steps, low_memory=settings.low_memory)
+    few_shot = few_shot._replace(model=few_shot.model.replace(remat=settings.remat))
     return Stage(
         run=run,
         settings=settings,
         model=few_shot.model,
-        algorithm=few_shot.schedule(settings.steps, low_memory=settings.low_memory),
+        algorithm=few_shot.schedule(settings.steps),
         make_tasks=tasks.make_tasks,
         num_steps=settings.steps,
         measure=tasks.measure(few_shot, settings),

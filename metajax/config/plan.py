@@ -7,7 +7,7 @@ from metajax.algorithms import ALGORITHMS
 from metajax.config.fields import flag_and_value, option
 from metajax.config.groups import ModelSettings, ShardSettings, SizeSettings
 from metajax.config.inner import AlgorithmSettings, InnerSettings
-from metajax.config.settings import PretrainSettings
+from metajax.config.settings import MetatrainSettings, PretrainSettings
 from metajax.errors import InputError
 
 # Settings of `plan` that only some stages have; all have the others.
@@ -16,7 +16,7 @@ _ADAPT = [field.name for field in dataclasses.fields(InnerSettings)]
 _STAGES = {
     "pretrain": ("batch_size", "shards"),
     "finetune": ("batch_size", "shards", "ways"),
-    "metatrain": (*_METATRAIN, "ways", "shots", "queries", "shards", "documents"),
+    "metatrain": (*_METATRAIN, "steps", "ways", "shots", "queries", "shards", "documents"),
     "adapt": (*_ADAPT, "ways", "shots", "documents"),
 }
 
@@ -41,6 +41,13 @@ class PlanSettings(ModelSettings, SizeSettings, AlgorithmSettings, ShardSettings
         f"rows per step of pretrain and finetune (default {PretrainSettings.batch_size})",
         None,
         minimum=1,
+    )
+    steps: int = option(
+        "outer steps of metatrain: on a GPU or TPU, few have a program that compiles faster, but "
+        "takes longer and needs more memory",
+        MetatrainSettings.steps,
+        minimum=1,
+        advanced=True,
     )
     documents: bool = option(
         "tasks are documents, a chunk per inner step",

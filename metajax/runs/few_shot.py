@@ -23,6 +23,7 @@ from metajax.runs.described import describe_source, pooling_of
 from metajax.runs.inner import DEFAULTS, WHAT, resolve
 from metajax.runs.learner import (
     Learner,
+    has_loop,
     keeps_adapters,
     make_algorithm,
     make_learner,
@@ -141,12 +142,19 @@ class FewShot(NamedTuple):
         """Make the algorithm with these settings and some changes."""
         return make_algorithm(self.model, {**self.inner, **changes}, jax.random.key(self.seed))
 
+    def for_run(self, num_outer_steps: int, *, low_memory: bool) -> "FewShot":
+        """Return it with how a run of metatrain computes: with `low_memory` and `loop` in `inner`.
+
+        They do not change the results, up to rounding.
+        """
+        computation = {"low_memory": low_memory, "loop": has_loop(num_outer_steps)}
+        return self._replace(inner=self.inner | computation)
+
     def schedule(
-        self, num_outer_steps: int, *, low_memory: bool
+        self, num_outer_steps: int
     ) -> MetaAlgorithm | Callable[[jax.Array], MetaAlgorithm]:
         """Make the algorithm for the outer loop, or a function from the outer step to it."""
-        inner = self.inner | {"low_memory": low_memory}
-        made = make_schedule(self.model, inner, jax.random.key(self.seed), num_outer_steps)
+        made = make_schedule(self.model, self.inner, jax.random.key(self.seed), num_outer_steps)
         if isinstance(made, MetaAlgorithm):
             return self._continued(made)
         return lambda step: self._continued(made(step))

@@ -23,8 +23,6 @@ from metajax.runs.source import text_length
 from metajax.training.outer import AlgorithmOrSchedule, Frozen
 from metajax.types import Batch, Params, Task
 
-_OUTER_STEPS = 100  # Enough to include all variants of an algorithm that changes during training.
-
 
 class Training(NamedTuple):
     """A step of an outer loop.
@@ -157,10 +155,10 @@ def _finetune(settings: PlanSettings, devices: int) -> Training:
 
 
 def _metatrain(settings: PlanSettings, devices: int) -> Training:
-    few_shot = described(settings)
+    few_shot = described(settings).for_run(settings.steps, low_memory=settings.low_memory)
     return Training(
         few_shot.params,
-        few_shot.schedule(_OUTER_STEPS, low_memory=settings.low_memory),
+        few_shot.schedule(settings.steps),
         lambda params: _with(few_shot, params).start,
         _stream(settings, few_shot) if settings.on_documents else _episode(settings, few_shot),
         settings.meta_batch_size,

@@ -86,6 +86,7 @@ WIRING = {
     },
     "plan": {
         "--model": ("./nowhere", "./nowhere: no such directory"),
+        "--steps": (0, "--steps 0: out of range; give a number of at least 1"),
         "--memory": ("much", "--memory much: is not an amount of memory; give one such as 16GB"),
         "--output": NO_OUTPUT,
         "--config": NO_SETTINGS,

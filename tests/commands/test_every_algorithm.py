@@ -159,7 +159,7 @@ def test_further_meta_training_begins_with_what_was_learned(trained, caplog):
             model=str(meta), tasks=("t",), workdir="w", algorithm="maml++", **given
         )
         few_shot = open_few_shot(settings.model, settings, settings, 3)
-        schedule = few_shot.schedule(40, low_memory=False)
+        schedule = few_shot.schedule(40)
         state = initial_state(schedule, optax.sgd(1), few_shot.params, KEY)
         return state.meta_params["rates"]["layers"]["qkv"]["kernel"]
 

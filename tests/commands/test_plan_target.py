@@ -6,9 +6,11 @@ import jax
 import pytest
 import tiny
 
-from metajax.commands import plan
+from metajax.commands import metatrain, plan
 from metajax.config.plan import PlanSettings
+from metajax.config.settings import MetatrainSettings
 from metajax.errors import InputError
+from metajax.platforms import compiling_for
 from metajax.runs import cost, planning
 from metajax.runs.programs import describe_training
 from metajax.training.targets import CHIPS, Target
@@ -99,6 +101,26 @@ def test_a_program_that_the_compiler_refuses_does_not_fit(settings, monkeypatch)
     found = cost.measure(settings)
     assert (found.working, found.estimate) == (round(32.5 * 2**30), None)
     assert "seconds" not in found.as_json()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_a_plan_has_the_program_of_a_run_of_as_many_steps(material, tmp_path, monkeypatch, platform):
+    monkeypatch.setattr(metatrain, "train", lambda stage, params: stage)
+    common = SMALL | {"model": str(material.bert), "algorithm": "maml"}
+    programs = []
+    for steps in (1, 10_000):
+        run = {"tasks": (str(material.intents),), "workdir": str(tmp_path / str(steps))}
+        with tiny.one_device(), compiling_for(platform):
+            planned = describe_training(PlanSettings(**common, steps=steps), 1)
+            stage = metatrain.metatrain(MetatrainSettings(**common, **run, steps=steps))
+            programs += [
+                str(jax.make_jaxpr(algorithm.meta_grad)(planned.params, planned.task, None))
+                for algorithm in (planned.algorithm, stage.algorithm)
+            ]
+    short, short_run, long, long_run = programs
+    assert short == short_run
+    assert long == long_run
+    assert (short == long) == (platform == "cpu")
 
 
 @pytest.mark.usefixtures("two_devices")

@@ -120,7 +120,7 @@ DEFAULTS = {
     | INNER
     | ALGORITHM
     | {"memory": None, "output": None, "target": None, "shards": 1}
-    | {"stage": "metatrain", "batch_size": None, "documents": False},
+    | {"stage": "metatrain", "batch_size": None, "steps": 300, "documents": False},
 }
 # Where the work is done and what is kept of it: a run may be resumed with others.
 FREE = {

@@ -10,8 +10,12 @@ import pytest
 import metajax
 from metajax.algorithms import ALGORITHMS
 from metajax.models import Transformer, classification_loss, prototype_init
+from metajax.platforms import compiling_for
+from metajax.runs.adapters import make_adapters
+from metajax.runs.few_shot import FewShot
 from metajax.runs.inner import DEFAULTS
 from metajax.runs.learner import (
+    _SEPARATE_FROM,
     adapted_model,
     as_classifier,
     make_algorithm,
@@ -19,7 +23,8 @@ from metajax.runs.learner import (
     make_schedule,
 )
 from tests import tiny
-from tests.models.helpers import llama_settings
+from tests.models.helpers import TINY, llama_settings
+from tests.problems import relative_gap
 
 MODEL = Transformer(
     dataclasses.replace(tiny.CONFIG, num_hidden_layers=1),
@@ -166,3 +171,58 @@ def test_each_algorithm_for_documents_takes_one_chunk_a_step():
         )
         known = str(jax.make_jaxpr(online.meta_grad)(params, metajax.Task(support, None), None))
         assert programs[f"{prefix}test-time-training"] == known
+
+
+TWO_BLOCKS = Transformer(TINY, head="classification", num_labels=(3,))
+MANY = _SEPARATE_FROM  # Outer steps.
+
+
+def meta_grad_of_a_run(inner, num_steps):
+    """Return `(params, task) -> (grads, info)` as a run of so many outer steps computes it."""
+
+    def meta_grad(params, task):
+        run = FewShot(TWO_BLOCKS, params, inner, None).for_run(num_steps, low_memory=False)
+        start = make_adapters(TWO_BLOCKS, inner).split(params) if run.has_adapters else params
+        return run.schedule(num_steps).meta_grad(start, task, None)
+
+    return meta_grad
+
+
+@pytest.mark.parametrize("changes", [{}, {"layers": 1}, {"lora": 2, "freeze": True}], ids=str)
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_short_runs_on_an_accelerator_have_their_blocks_in_a_loop(platform, changes):
+    """Besides the loops over inner steps; on a CPU, all runs have the same program."""
+    inner, task = INNER | {"algorithm": "maml"} | changes, metajax.Task(batch(1), batch(2))
+    params = jax.eval_shape(TWO_BLOCKS.init, KEY)
+
+    def program(num_steps):
+        return str(jax.jit(meta_grad_of_a_run(inner, num_steps)).trace(params, task).jaxpr)
+
+    with compiling_for(platform):
+        shortest, short, long = map(program, (1, MANY - 1, MANY))
+    assert shortest == short
+    if platform == "cpu":
+        assert short == long
+    else:
+        assert short.count("scan[") > 2 == long.count("scan[")
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_an_algorithm_that_is_made_for_no_run_has_separate_blocks(platform):
+    inner, task = INNER | {"algorithm": "maml"}, metajax.Task(batch(1), batch(2))
+    params = jax.eval_shape(TWO_BLOCKS.init, KEY)
+    with compiling_for(platform):
+        made = make_algorithm(TWO_BLOCKS, inner, KEY).meta_grad
+        plain = jax.make_jaxpr(lambda params, task: made(params, task, None))(params, task)
+        long = jax.make_jaxpr(meta_grad_of_a_run(inner, MANY))(params, task)
+    assert str(plain) == str(long)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("algorithm", ["maml", "fomaml"])
+def test_short_and_long_runs_compute_the_same(algorithm):
+    inner, task = INNER | {"algorithm": algorithm}, metajax.Task(batch(1), batch(2))
+    params = jax.tree.map(lambda leaf: leaf.astype(float), TWO_BLOCKS.init(KEY))
+    with compiling_for("gpu"):
+        short, long = (jax.jit(meta_grad_of_a_run(inner, n))(params, task) for n in (1, MANY))
+    assert relative_gap(short, long) < 1e-12
