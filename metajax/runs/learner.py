@@ -45,8 +45,8 @@ from metajax.types import (
 # diverge with learned rates.
 _MULTI_STEP = 0.1
 # On an accelerator, separate blocks pay off from about this many outer steps on. For BERT-base they
-# take 128 CPU seconds more to compile for an H100 (a v5e: 270), and a step is estimated to take 0.18
-# (0.31) seconds less: 720 (860) steps.
+# take 128 more CPU seconds to compile for an H100 (270 for a v5e), and 0.18 (0.31) seconds less for
+# each step, by an estimate: 720 (860) steps.
 _SEPARATE_FROM = 800
 _DIRECTIONS = {
     "momentum": optax.trace(0.9),

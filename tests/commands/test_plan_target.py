@@ -104,7 +104,8 @@ def test_a_program_that_the_compiler_refuses_does_not_fit(settings, monkeypatch)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_a_plan_has_the_program_of_a_run_of_as_many_steps(material, tmp_path, monkeypatch, platform):
+def test_a_plan_has_the_program_of_a_run(material, tmp_path, monkeypatch, platform):
+    """A short one and a long one, which differ on an accelerator."""
     monkeypatch.setattr(metatrain, "train", lambda stage, params: stage)
     common = SMALL | {"model": str(material.bert), "algorithm": "maml"}
     programs = []
