@@ -24,9 +24,9 @@ Meta-training draws episodes from CoLA, MRPC, RTE, SST-2, QQP, QNLI and MNLI (fr
 square root of their size. As in LEOPARD, each pair of classes of a data set with three classes is a
 task too. The configs are also those of `metajax plan`, which shows that the step fits:
 
-    metajax plan --config experiments/leopard-h100.yaml --model bert-base-cased \\
+    metajax plan --config experiments/leopard-h100.yaml --model bert-base-cased \
         --steps 2000 --target h100
-    metajax plan --config experiments/leopard-v5e-8.yaml --model bert-base-cased \\
+    metajax plan --config experiments/leopard-v5e-8.yaml --model bert-base-cased \
         --steps 2000 --target v5e:2x4
 """
 

@@ -211,11 +211,11 @@ def test_short_runs_on_an_accelerator_have_their_blocks_in_a_loop(platform, chan
 def test_an_algorithm_that_is_made_for_no_run_has_separate_blocks(platform):
     inner, task = INNER | {"algorithm": "maml"}, metajax.Task(batch(1), batch(2))
     params = jax.eval_shape(TWO_BLOCKS.init, KEY)
+    few_shot = FewShot(TWO_BLOCKS, params, inner, None)
     with compiling_for(platform):
-        made = make_algorithm(TWO_BLOCKS, inner, KEY).meta_grad
-        plain = jax.make_jaxpr(lambda params, task: made(params, task, None))(params, task)
-        long = jax.make_jaxpr(meta_grad_of_a_run(inner, MANY))(params, task)
-    assert str(plain) == str(long)
+        made = few_shot.algorithm(), few_shot.for_run(MANY, low_memory=False).schedule(MANY)
+        plain, long = (str(jax.make_jaxpr(each.meta_grad)(params, task, None)) for each in made)
+    assert plain == long
 
 
 @pytest.mark.usefixtures("x64")
