@@ -296,7 +296,7 @@ def _with_head(
     if is_multi_label(model):
         head = one_vs_rest_head(features, given)
     elif is_regression(model):
-        head = ridge_head(features, given)
+        head = ridge_head(features, given, pairs=model.siamese)
     else:
         present, labels = np.unique(given, return_inverse=True)
         own, classes = make_head(features, {"labels": labels}, len(present)), model.num_labels[0]

@@ -45,18 +45,31 @@ def with_scale(params: Params, scale: Scale) -> Params:
     return {**params, "classifier": {"kernel": kernel, "bias": bias}}
 
 
-def ridge_head(features: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
+def ridge_head(
+    features: np.ndarray, targets: np.ndarray, *, pairs: bool = False
+) -> dict[str, np.ndarray]:
     """Fit scikit-learn's ridge regression, at the strength with the least leave-one-out error.
 
     Args:
         features: [N, H], N at least 2.
         targets: [N], with mean 0 and standard deviation 1.
+        pairs: whether features compare two texts, by |u - v| and u * v (see `Transformer`). Then
+            the cosine is a feature too, the sum of u * v up to a factor. It is so much larger
+            than the others that it is hardly regularized: with few examples the predictions
+            follow the cosine, which none of the other features does alone.
 
     Returns:
         `kernel` [H, 1] and `bias` [1], float64.
     """
     from sklearn.linear_model import RidgeCV  # Slow to import.
 
-    fitted = RidgeCV(alphas=_STRENGTHS).fit(features, targets)
+    products = np.zeros(features.shape[1])
+    if pairs:
+        products[len(products) // 2 :] = 1
+    # Without pairs the last feature is 0, and has no effect.
+    fitted = RidgeCV(alphas=_STRENGTHS).fit(
+        np.column_stack([features, features @ products]), targets
+    )
     _log.info("ridge regression: the strength %g has the least error", fitted.alpha_)
-    return {"kernel": fitted.coef_[:, None], "bias": np.array([fitted.intercept_])}
+    kernel = fitted.coef_[:-1] + fitted.coef_[-1] * products
+    return {"kernel": kernel[:, None], "bias": np.array([fitted.intercept_])}

@@ -61,6 +61,31 @@ def test_the_ridge_with_the_least_leave_one_out_error_is_scikit_learns():
     np.testing.assert_allclose(head["bias"], expected.intercept_, atol=1e-12)
 
 
+def test_the_ridge_of_pairs_also_has_the_sum_of_their_products_as_a_feature():
+    rng = np.random.default_rng(2)
+    features, targets = rng.normal(size=(12, 20)), rng.normal(size=12)
+    more = np.concatenate([features, features[:, 10:].sum(1, keepdims=True)], 1)
+    expected, head = ridge_head(more, targets), ridge_head(features, targets, pairs=True)
+    found = features @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(found, more @ expected["kernel"] + expected["bias"], rtol=1e-8)
+
+
+def test_a_few_pairs_are_enough_to_follow_the_cosine():
+    rng = np.random.default_rng(3)
+    first, second = rng.normal(size=(2, 60, 64))
+    second += first * rng.uniform(0, 3, (60, 1))
+    first, second = (8 * x / np.linalg.norm(x, axis=1, keepdims=True) for x in (first, second))
+    cosines = (first * second).sum(1) / 64
+    features = np.concatenate([np.abs(first - second), first * second], 1)
+    targets = (cosines[:8] - cosines[:8].mean()) / cosines[:8].std()
+    errors = []
+    for pairs in (False, True):
+        head = ridge_head(features[:8], targets, pairs=pairs)
+        found = (features[8:] @ head["kernel"] + head["bias"])[:, 0]
+        errors.append(1 - np.corrcoef(found, cosines[8:])[0, 1])
+    assert errors[1] < 0.01 < errors[0]
+
+
 @pytest.mark.usefixtures("x64")
 def test_linear_predicts_numbers_in_their_own_scale():
     few_shot, examples = network(jnp.float64), examples_of()
@@ -73,6 +98,20 @@ def test_linear_predicts_numbers_in_their_own_scale():
     found = logits_on(few_shot.model, adapted.params, examples)[:, 0]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     np.testing.assert_allclose(adapted.losses, [np.square(expected - NUMBERS).mean()], rtol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_linear_follows_the_cosine_of_pairs():
+    few_shot, examples = network(jnp.float64), examples_of()
+    few_shot = few_shot._replace(model=few_shot.model.replace(siamese=True))
+    types = np.repeat([[0, 0, 0, 1, 1, 1]], len(NUMBERS), 0).astype(np.int8)
+    tokens = examples.tokens._replace(token_type_ids=types, apart=True)
+    examples = examples._replace(tokens=tokens)
+    adapted = methods.adapt_to(few_shot, examples, methods.method_of("linear"), chooses=False)
+    features = features_of(few_shot.model, few_shot.params, examples)
+    targets = (NUMBERS - NUMBERS.mean(dtype=np.float64)) / NUMBERS.std(dtype=np.float64)
+    kernel = ridge_head(features, targets, pairs=True)["kernel"] * NUMBERS.std(dtype=np.float64)
+    np.testing.assert_allclose(adapted.params["classifier"]["kernel"][0], kernel, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("x64")
