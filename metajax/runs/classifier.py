@@ -21,6 +21,7 @@ from metajax.runs.task_data import tokenized
 from metajax.runs.workdir import read_json
 from metajax.types import Params
 
+_MANY = 1024  # Texts for which slower compilation pays off, on one core with a MiniLM.
 SAVED = "few_shot_classifier.json"  # The settings of a `FewShotClassifier`, beside its weights.
 SAVED_REGRESSOR = "few_shot_regressor.json"  # Of a `FewShotRegressor`.
 
@@ -132,8 +133,9 @@ def logits_of(
     (examples,) = tokenized([task], model, length, keep=False)
     left = len(texts)
     room = row_room(model, params)
+    compute = compiled_logits(model, many=len(texts) > _MANY)
     for batch in data.packed_eval_batches(examples, batch_size, head=head, room=room):
-        logits = np.asarray(compiled_logits(model)(params, batch))
+        logits = np.asarray(compute(params, batch))
         yield from logits[:left, : model.num_labels[head]]
         left -= batch_size
 

@@ -1,6 +1,7 @@
 """Predictions of transformers' heads, and the input files of predict."""
 
 import json
+from unittest import mock
 
 import jax
 import numpy as np
@@ -11,6 +12,8 @@ import tiny
 from metajax.commands.predict import read_texts
 from metajax.errors import InputError
 from metajax.models import from_pretrained, save_pretrained
+from metajax.runs import classifier as classifying
+from metajax.runs import features
 from tests.workdirs import write_workdir
 
 TEXTS = [text for text, _ in tiny.examples(3, 3, seed=4)]
@@ -66,6 +69,19 @@ def test_a_regression_of_several_values_has_no_probabilities(material, tmp_path)
     for values, (label, *each) in zip(logits_of(model), predicted(model), strict=True):
         assert label == "value"
         np.testing.assert_allclose([float(t.rpartition("=")[2]) for t in each], values, atol=1e-4)
+
+
+def test_many_texts_have_a_program_that_is_faster(material, tmp_path, monkeypatch):
+    classifier = classifying.open_classifier(str(write_head(material, tmp_path / "saved")), None)
+    quick = mock.Mock(wraps=features.quick_jit)
+    monkeypatch.setattr(features, "quick_jit", quick)
+    features.compiled_logits.cache_clear()
+    few = np.stack(list(classifying.logits_of(classifier, TEXTS, None, 4)))
+    assert quick.call_count == 1
+    monkeypatch.setattr(classifying, "_MANY", len(TEXTS) - 1)
+    many = np.stack(list(classifying.logits_of(classifier, TEXTS, None, 4)))
+    assert quick.call_count == 1
+    np.testing.assert_allclose(many, few, rtol=1e-4, atol=1e-4)
 
 
 def test_the_most_probable_labels_as_tsv_and_as_json_lines(material, tmp_path):
