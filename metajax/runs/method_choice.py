@@ -26,9 +26,11 @@ CANDIDATES = {
     "linear C=10": Method("linear", inverse_strength=10.0),
     "contrastive": method_of("contrastive"),
     "finetune": method_of("finetune"),
-    "contrastive 1e-4": Method("contrastive", RECIPES["contrastive"]._replace(learning_rate=1e-4)),
+    "contrastive 3e-5": Method("contrastive", RECIPES["contrastive"]._replace(learning_rate=3e-5)),
     "finetune 1e-4": Method("finetune", RECIPES["finetune"]._replace(learning_rate=1e-4)),
-    "contrastive 40 steps": Method("contrastive", RECIPES["contrastive"]._replace(steps=40)),
+    "contrastive twice as long": Method(
+        "contrastive", RECIPES["contrastive"]._replace(steps=20, epochs=8)
+    ),
 }
 _ORIGINAL = "original "  # Begins the name of a candidate with the original weights.
 

@@ -60,11 +60,11 @@ def epoch_rows(labels: np.ndarray, seed: int, step: int, batch_size: int) -> np.
 
 _PER_CLASS = 4
 RECIPES = {
-    "contrastive": Recipe(contrastive_loss, class_rows, 3e-5, steps=20, batch_size=64),
-    "finetune": Recipe(classification_loss, epoch_rows, 3e-5, steps=20, batch_size=64),
+    "contrastive": Recipe(contrastive_loss, class_rows, 1e-4, steps=10, batch_size=64, epochs=4),
+    "finetune": Recipe(classification_loss, epoch_rows, 3e-5, steps=20, batch_size=64, epochs=4),
 }
 # Of fine-tuning for texts with several labels, of which each has few examples.
-_SEVERAL_LABELS = Recipe(multi_label_loss, epoch_rows, 1e-4, steps=60, batch_size=64)
+_SEVERAL_LABELS = Recipe(multi_label_loss, epoch_rows, 1e-4, steps=60, batch_size=64, epochs=4)
 HEADS = ("linear", "prototypes")  # Methods that only train a head.
 TRAINED = (*RECIPES, *HEADS)  # All methods but the inner steps.
 

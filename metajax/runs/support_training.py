@@ -31,8 +31,9 @@ class Recipe(NamedTuple):
         make_loss: from the network to the loss.
         rows: `(labels, seed, step, batch size) -> rows of a step`.
         learning_rate: the peak of AdamW's, which warms up for a tenth of the steps and decays.
-        steps: number of steps.
+        steps: least number of steps.
         batch_size: largest number of examples in a step.
+        epochs: least number of times that training sees as many examples as there are.
     """
 
     make_loss: Callable[[Transformer], LossFn]
@@ -40,6 +41,11 @@ class Recipe(NamedTuple):
     learning_rate: float
     steps: int
     batch_size: int
+    epochs: int
+
+    def num_steps(self, count: int) -> int:
+        """Return the number of steps for so many examples."""
+        return max(self.steps, math.ceil(self.epochs * count / self.batch_size))
 
 
 def train(
@@ -74,10 +80,11 @@ def train(
     kept, small = _mentioned(examples, params["embeddings"]["word"].shape[0])
     plan = plan or plan_steps([small], recipe, seed)
     begin, step = _compiled(model, recipe.make_loss)
-    schedule = learning_rate(recipe.learning_rate, recipe.steps, math.ceil(recipe.steps / 10))
+    count = recipe.num_steps(len(examples.labels))
+    schedule = learning_rate(recipe.learning_rate, count, math.ceil(count / 10))
     own, state = begin(params, kept)
     losses = []
-    steps = range(recipe.steps)
+    steps = range(count)
     for number in steps if what is None else progress(steps, what, "step"):
         batch = data.packed_parts(_batch(small, recipe, seed, number, weights), 1, plan)
         key = jax.random.fold_in(jax.random.key(seed), number)
@@ -92,13 +99,14 @@ def plan_steps(
     tasks: Sequence[data.TokenizedTask], recipe: Recipe, seed: int
 ) -> tuple[Shapes, ...]:
     """Choose the shapes of the batches of all these tasks."""
+    steps = max(recipe.num_steps(len(task.labels)) for task in tasks)
     each = [
         _batch(task, recipe, seed, number)["attention_mask"].sum(1)
         for task in tasks
-        for number in range(min(recipe.steps, math.ceil(_PLANNED_STEPS / len(tasks))))
+        for number in range(min(steps, math.ceil(_PLANNED_STEPS / len(tasks))))
     ]
     longest = max(int(task.tokens.lengths.max()) for task in tasks)
-    return plan_shapes([(lengths[None],) for lengths in each], longest, recipe.steps)
+    return plan_shapes([(lengths[None],) for lengths in each], longest, steps)
 
 
 def _batch(

@@ -295,7 +295,7 @@ def test_the_time_limit_leaves_out_what_trains_all_weights(few_shot, monkeypatch
     assert (list(found), folds) == (list(FROZEN), 4)
     cut = method_choice._described(search, found, folds)["cut"]
     assert cut == [name for name in method_choice.CANDIDATES if name not in FROZEN]
-    assert "the time limit left out contrastive, finetune, contrastive 1e-4" in caplog.text
+    assert "the time limit left out contrastive, finetune, contrastive 3e-5" in caplog.text
 
 
 def test_one_example_of_each_class_takes_the_default(material, tmp_path, caplog):

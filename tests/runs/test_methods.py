@@ -65,7 +65,7 @@ def test_training_is_adamw_on_padded_batches(kind):
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model.init(jax.random.key(0)))
     if kind == "contrastive":
         params.pop("classifier")
-    recipe = methods.RECIPES[kind]._replace(steps=4, batch_size=5, learning_rate=0.01)
+    recipe = methods.RECIPES[kind]._replace(steps=4, batch_size=5, epochs=0, learning_rate=0.01)
     examples = examples_of()
     found, losses = train(model, params, examples, recipe, seed=3)
 
@@ -96,13 +96,25 @@ def test_tokens_that_no_text_has_keep_their_embeddings(monkeypatch):
     monkeypatch.setattr(support_training, "_ROUNDING", 10)
     model = Transformer(tiny.CONFIG, pooling="mean")
     params, examples = model.init(jax.random.key(0)), examples_of()
-    recipe = methods.RECIPES["contrastive"]._replace(steps=2, batch_size=5)
+    recipe = methods.RECIPES["contrastive"]._replace(steps=2, batch_size=5, epochs=0)
     found, _ = train(model, params, examples, recipe, seed=0)
     mentioned = np.unique(examples.tokens.input_ids)
     word, start = (np.asarray(tree["embeddings"]["word"]) for tree in (found, params))
     changed = np.flatnonzero((word != start).any(1))
     assert set(changed) >= set(mentioned)
     assert len(changed) == -(-len(mentioned) // 10) * 10 < len(start)
+
+
+def test_larger_support_sets_have_more_steps():
+    model = Transformer(tiny.CONFIG, pooling="mean")
+    params, examples = model.init(jax.random.key(0)), examples_of()
+    recipe = methods.RECIPES["contrastive"]._replace(steps=3, batch_size=4, epochs=2)
+    few = data.take_examples(examples, np.arange(4))
+    assert len(train(model, params, few, recipe, seed=0)[1]) == 3
+    expected = -(-2 * len(LABELS) // 4)
+    assert len(train(model, params, examples, recipe, seed=0)[1]) == expected > 3
+    sizes = [methods.RECIPES["contrastive"].num_steps(count) for count in (16, 160, 320, 1500)]
+    assert sizes == [10, 10, 20, 94]
 
 
 def test_contrastive_batches_have_several_examples_of_a_class():
