@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-# The older emitters of the CPU's compiler. Their programs are as fast.
+# The older emitters of the CPU's compiler. Their programs are somewhat slower.
 _QUICK = {"xla_cpu_use_fusion_emitters": False}
 
 # The caches of `jax.jit` tell its values apart.

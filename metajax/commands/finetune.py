@@ -58,7 +58,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     record = _record(settings, source, train_tasks)
     del train_tasks, dev_tasks  # The texts of large data sets take memory.
     plan = data.plan_batches(examples, settings.seed, settings.batch_size, parts, steps)
-    logits = compiled_logits(model, many=True)  # After every few steps.
+    logits = compiled_logits(model, many=True)  # Each measurement predicts the dev sets again.
 
     def make_tasks(step: int) -> Task:
         batch = data.supervised_batch(examples, settings.seed, step, settings.batch_size)

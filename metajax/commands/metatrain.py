@@ -44,6 +44,7 @@ from metajax.runs.workdir import Run, open_run
 from metajax.training import distributed
 from metajax.training.evaluation import run_episodes
 from metajax.training.outer import default_chunk_size
+from metajax.training.parallel import all_devices
 from metajax.types import Params, Task
 
 _PROTONET_LOGIT_SCALE = 20.0
@@ -122,7 +123,8 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
 
 
 def _stage(run: Run, settings: MetatrainSettings, tasks: _Tasks) -> Stage:
-    few_shot = tasks.few_shot.for_run(settings.steps, low_memory=settings.low_memory)
+    num_tasks = settings.steps * settings.meta_batch_size // len(all_devices())
+    few_shot = tasks.few_shot.for_run(num_tasks, low_memory=settings.low_memory)
     few_shot = few_shot._replace(model=few_shot.model.replace(remat=settings.remat))
     return Stage(
         run=run,

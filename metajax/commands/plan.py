@@ -106,7 +106,10 @@ def advice(report: dict[str, Any]) -> str:
         return "forward over reverse: exact; recomputes activations instead of storing them"
     if settings["remat"]:
         return "exact; computes blocks again; without --remat it is faster"
-    return "reverse over reverse: the fastest exact engine; --low-memory is exact and the smallest"
+    return (
+        "reverse over reverse: the fastest exact engine (on a GPU or TPU, faster still in a run of "
+        "many --steps, which takes longer to compile); --low-memory is exact and the smallest"
+    )
 
 
 def _smaller(settings: dict[str, Any]) -> str:

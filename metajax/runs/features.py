@@ -31,13 +31,12 @@ def _compiled(model: Transformer) -> Callable[..., jax.Array]:
 
 
 @functools.lru_cache(maxsize=4)
-def compiled_logits(model: Transformer, *, many: bool = False) -> Callable[..., jax.Array]:
+def compiled_logits(model: Transformer, *, many: bool) -> Callable[..., jax.Array]:
     """Return `(params, batch) -> logits` of a network, which compiles once for each shape.
 
     Args:
         model: the network.
-        many: whether there are so many texts that slower compilation pays off: with `quick_jit`, a
-            forward pass takes a sixth more time.
+        many: whether there are so many texts that slower compilation pays off.
     """
     jit = jax.jit if many else quick_jit
     return jit(lambda params, batch: model(params, batch).logits)
@@ -66,7 +65,7 @@ def _over_batches(
 def logits_on(model: Transformer, params: Params, examples: data.TokenizedTask) -> np.ndarray:
     """Return the logits of the only head of a network, float64 [N, C], by `features_of`."""
     if model.projection is not None:  # The head does not read the features themselves.
-        return _over_batches(compiled_logits(model), model, params, examples)
+        return _over_batches(compiled_logits(model, many=False), model, params, examples)
     kernel, bias = (np.asarray(params["classifier"][name][0]) for name in ("kernel", "bias"))
     return features_of(model, params, examples) @ kernel + bias
 

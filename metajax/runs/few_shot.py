@@ -142,12 +142,16 @@ class FewShot(NamedTuple):
         """Make the algorithm with these settings and some changes."""
         return make_algorithm(self.model, {**self.inner, **changes}, jax.random.key(self.seed))
 
-    def for_run(self, num_outer_steps: int, *, low_memory: bool) -> "FewShot":
+    def for_run(self, num_tasks: int, *, low_memory: bool) -> "FewShot":
         """Return it with how a run of metatrain computes: with `low_memory` and `loop` in `inner`.
 
         They do not change the results, up to rounding.
+
+        Args:
+            num_tasks: the number of tasks of all steps on each device.
+            low_memory: as the run has it.
         """
-        computation = {"low_memory": low_memory, "loop": has_loop(num_outer_steps)}
+        computation = {"low_memory": low_memory, "loop": has_loop(num_tasks)}
         return self._replace(inner=self.inner | computation)
 
     def schedule(

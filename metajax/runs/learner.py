@@ -44,10 +44,10 @@ from metajax.types import (
 # 2019, section 4; 15 of 150 epochs in their code). It does not begin with first order, which can
 # diverge with learned rates.
 _MULTI_STEP = 0.1
-# On an accelerator, separate blocks pay off from about this many outer steps on. For BERT-base they
-# take 128 more CPU seconds to compile for an H100 (270 for a v5e), and 0.18 (0.31) seconds less for
-# each step, by an estimate: 720 (860) steps.
-_SEPARATE_FROM = 800
+# On an accelerator, separate blocks pay off from about this many tasks on each device on. For
+# BERT-base they take 128 more CPU seconds to compile for an H100 (270 for a v5e), and 0.18 (0.31)
+# seconds less for four tasks of 64 texts, by an estimate: 2,900 (3,500) tasks.
+_SEPARATE_FROM = 3000
 _DIRECTIONS = {
     "momentum": optax.trace(0.9),
     "adam": optax.scale_by_adam(eps_root=1e-8),
@@ -136,12 +136,13 @@ def takes_low_memory(low_memory: bool, *, remat: bool) -> bool:
     return low_memory or (remat and target_platform() != "cpu")
 
 
-def has_loop(num_outer_steps: int) -> bool:
-    """Whether a run of so many outer steps on an accelerator has its blocks in a loop.
+def has_loop(num_tasks: int) -> bool:
+    """Whether a run has its blocks in a loop, if each device computes so many tasks in all.
 
-    A loop compiles faster, and separate blocks compute each step faster, in less memory.
+    On an accelerator, a loop compiles faster, and separate blocks compute each task faster, in less
+    memory.
     """
-    return target_platform() != "cpu" and num_outer_steps < _SEPARATE_FROM
+    return target_platform() != "cpu" and num_tasks < _SEPARATE_FROM
 
 
 def _unchanged(params: Params) -> Params:

@@ -155,7 +155,8 @@ def _finetune(settings: PlanSettings, devices: int) -> Training:
 
 
 def _metatrain(settings: PlanSettings, devices: int) -> Training:
-    few_shot = described(settings).for_run(settings.steps, low_memory=settings.low_memory)
+    num_tasks = settings.steps * settings.meta_batch_size // devices
+    few_shot = described(settings).for_run(num_tasks, low_memory=settings.low_memory)
     return Training(
         few_shot.params,
         few_shot.schedule(settings.steps),

@@ -54,22 +54,19 @@ def ridge_head(
         features: [N, H], N at least 2.
         targets: [N], with mean 0 and standard deviation 1.
         pairs: whether features compare two texts, by |u - v| and u * v (see `Transformer`). Then
-            the cosine is a feature too, the sum of u * v up to a factor. It is so much larger
-            than the others that it is hardly regularized: with few examples the predictions
-            follow the cosine, which none of the other features does alone.
+            the sum of u * v is a feature too, which is the cosine up to a factor, because all u and
+            v have the same length. It is so much larger than the others that it is hardly
+            regularized: with few examples the predictions follow the cosine.
 
     Returns:
         `kernel` [H, 1] and `bias` [1], float64.
     """
     from sklearn.linear_model import RidgeCV  # Slow to import.
 
-    products = np.zeros(features.shape[1])
-    if pairs:
-        products[len(products) // 2 :] = 1
-    # Without pairs the last feature is 0, and has no effect.
-    fitted = RidgeCV(alphas=_STRENGTHS).fit(
-        np.column_stack([features, features @ products]), targets
-    )
+    size = features.shape[1]
+    sums = np.zeros((size, 1 if pairs else 0))
+    sums[size // 2 :] = 1
+    fitted = RidgeCV(alphas=_STRENGTHS).fit(np.hstack([features, features @ sums]), targets)
     _log.info("ridge regression: the strength %g has the least error", fitted.alpha_)
-    kernel = fitted.coef_[:-1] + fitted.coef_[-1] * products
+    kernel = fitted.coef_[:size] + sums @ fitted.coef_[size:]
     return {"kernel": kernel[:, None], "bias": np.array([fitted.intercept_])}

@@ -174,16 +174,16 @@ def test_each_algorithm_for_documents_takes_one_chunk_a_step():
 
 
 TWO_BLOCKS = Transformer(TINY, head="classification", num_labels=(3,))
-MANY = _SEPARATE_FROM  # Outer steps.
+MANY = _SEPARATE_FROM  # Tasks.
 
 
-def meta_grad_of_a_run(inner, num_steps):
-    """Return `(params, task) -> (grads, info)` as a run of so many outer steps computes it."""
+def meta_grad_of_a_run(inner, num_tasks):
+    """Return `(params, task) -> (grads, info)` as a run of so many tasks computes it."""
 
     def meta_grad(params, task):
-        run = FewShot(TWO_BLOCKS, params, inner, None).for_run(num_steps, low_memory=False)
+        run = FewShot(TWO_BLOCKS, params, inner, None).for_run(num_tasks, low_memory=False)
         start = make_adapters(TWO_BLOCKS, inner).split(params) if run.has_adapters else params
-        return run.schedule(num_steps).meta_grad(start, task, None)
+        return run.schedule(10).meta_grad(start, task, None)
 
     return meta_grad
 
@@ -195,8 +195,8 @@ def test_short_runs_on_an_accelerator_have_their_blocks_in_a_loop(platform, chan
     inner, task = INNER | {"algorithm": "maml"} | changes, metajax.Task(batch(1), batch(2))
     params = jax.eval_shape(TWO_BLOCKS.init, KEY)
 
-    def program(num_steps):
-        return str(jax.jit(meta_grad_of_a_run(inner, num_steps)).trace(params, task).jaxpr)
+    def program(num_tasks):
+        return str(jax.jit(meta_grad_of_a_run(inner, num_tasks)).trace(params, task).jaxpr)
 
     with compiling_for(platform):
         shortest, short, long = map(program, (1, MANY - 1, MANY))
@@ -213,7 +213,7 @@ def test_an_algorithm_that_is_made_for_no_run_has_separate_blocks(platform):
     params = jax.eval_shape(TWO_BLOCKS.init, KEY)
     few_shot = FewShot(TWO_BLOCKS, params, inner, None)
     with compiling_for(platform):
-        made = few_shot.algorithm(), few_shot.for_run(MANY, low_memory=False).schedule(MANY)
+        made = few_shot.algorithm(), few_shot.for_run(MANY, low_memory=False).schedule(10)
         plain, long = (str(jax.make_jaxpr(each.meta_grad)(params, task, None)) for each in made)
     assert plain == long
 

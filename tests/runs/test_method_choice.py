@@ -280,6 +280,15 @@ def test_nothing_is_saved_before_the_dev_set_is_judged(material, tmp_path, monke
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_a_candidate_trains_twice_as_long():
+    usual, longer = (
+        method_choice.CANDIDATES[name].recipe
+        for name in ("contrastive", "contrastive twice as long")
+    )
+    for count in (16, 1500):
+        assert longer.num_steps(count) == pytest.approx(2 * usual.num_steps(count), abs=1)
+
+
 def test_the_time_limit_leaves_out_what_trains_all_weights(few_shot, monkeypatch, caplog):
     """No fold begins after the limit. Heads are always tried."""
     caplog.set_level("INFO", "metajax")

@@ -65,7 +65,7 @@ def test_training_is_adamw_on_padded_batches(kind):
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model.init(jax.random.key(0)))
     if kind == "contrastive":
         params.pop("classifier")
-    recipe = methods.RECIPES[kind]._replace(steps=4, batch_size=5, epochs=0, learning_rate=0.01)
+    recipe = methods.RECIPES[kind]._replace(steps=1, batch_size=4, epochs=2, learning_rate=0.01)
     examples = examples_of()
     found, losses = train(model, params, examples, recipe, seed=3)
 
@@ -75,7 +75,7 @@ def test_training_is_adamw_on_padded_batches(kind):
     state = scale.init(params)
     slope = jax.jit(jax.value_and_grad(lambda p, batch: loss_fn(p, batch, None)[0]))
     for step, rate in enumerate(rates):
-        batch = padded(examples, recipe.rows(LABELS, 3, step, 5))
+        batch = padded(examples, recipe.rows(LABELS, 3, step, 4))
         loss, grads = slope(expected, batch)
         np.testing.assert_allclose(losses[step], loss, rtol=1e-7)  # Rates are float32.
         updates, state = scale.update(grads, state)
