@@ -122,15 +122,19 @@ def few_shot(path: Path) -> None:
             rows = panels.setdefault(title[0], [])
         elif row := re.fullmatch(columns, line):
             rows.append(row)
-    figure = Figure(figsize=(8.8, 4), layout="constrained")
-    grid = figure.subplots(2, math.ceil(len(panels) / 2)).flat
+    height = math.ceil(len(panels) / 2)
+    figure = Figure(figsize=(8.8, 2 * height), layout="constrained")
+    grid = figure.subplots(height, 2).flat
+    for axes in grid[len(panels) :]:
+        axes.remove()
     for axes, (title, (setfit, *rows)) in zip(grid, panels.items()):
         places = range(len(rows))[::-1]
         leads, intervals = (np.array([float(row[column]) for row in rows]) for column in (4, 5))
         axes.axvline(0, color=GREY)
         axes.errorbar(leads, places, xerr=intervals, fmt="o", color=BLUE, capsize=3)
         axes.set_yticks(places, [f"{row[1]} ({float(row[6]):.0f} s)" for row in rows])
-        axes.set(title=f"{title} (SetFit: {float(setfit[6]):.0f} s)", xlabel="points ahead")
+        axes.set_title(f"{title} (SetFit: {float(setfit[6]):.0f} s)", loc="right")
+        axes.set_xlabel("points ahead")
         axes.margins(y=0.15)
     save(figure, path)
 

@@ -67,6 +67,7 @@ METHODS: dict[str, dict[str, Any]] = {  # All have 120 texts per step.
         "meta_batch_size": 1,
         "logit_scale": 10.0,
     },
+    "maml": {"algorithm": "maml"},
     "first-order maml": {"algorithm": "fomaml"},
     "first-order maml, similar classes": {"algorithm": "fomaml", "similar_classes": 10},
 }
