@@ -84,8 +84,8 @@ class Descent:
     """
 
     def __init__(self, few_shot: FewShot, parts: Batch, folds: int) -> None:
-        # low_memory puts the blocks in a loop, which compiles in half the time.
-        self._few_shot, learner = few_shot, few_shot.learner(low_memory=True)
+        # A loop over the blocks compiles in half the time.
+        self._few_shot, learner = few_shot, few_shot.learner(loop=True)
         self._folds = folds
         self._init_fn = learner.shared.init_fn
         self._trainable = learner.trainable or (lambda path: True)
@@ -244,7 +244,7 @@ def describe_gradient(
         The function; its arguments, of which it overwrites the first; and what a step keeps in
         memory besides the examples: the weights, those before and after the step, and the gradient.
     """
-    learner, count = few_shot.learner(low_memory=True), len(parts["labels"])
+    learner, count = few_shot.learner(loop=True), len(parts["labels"])
     rows = {key: parts[key].reshape(-1, parts[key].shape[-1]) for key in _TOKENS}
 
     def begin(weights: Params, rows: Batch) -> tuple[Params, Params, Batch]:

@@ -45,6 +45,7 @@ class InnerChanges(TypedDict, total=False):
 
     algorithm: str
     low_memory: bool
+    loop: bool
     inner_steps: int
     inner_lr: float
     head: str
