@@ -17,6 +17,7 @@ from metajax.runs.few_shot import FewShot
 from metajax.runs.methods import HEADS, RECIPES, Method, adapt_to, method_of
 
 _log = logging.getLogger("metajax")
+_CONTRASTIVE = RECIPES["contrastive"]
 # What `--method choose` compares, the cheapest first. Those before the default only train a head on
 # features that are computed once. Other rates and numbers of steps share the compiled steps.
 CANDIDATES = {
@@ -26,10 +27,11 @@ CANDIDATES = {
     "linear C=10": Method("linear", inverse_strength=10.0),
     "contrastive": method_of("contrastive"),
     "finetune": method_of("finetune"),
-    "contrastive 3e-5": Method("contrastive", RECIPES["contrastive"]._replace(learning_rate=3e-5)),
+    "contrastive 3e-5": Method("contrastive", _CONTRASTIVE._replace(learning_rate=3e-5)),
     "finetune 1e-4": Method("finetune", RECIPES["finetune"]._replace(learning_rate=1e-4)),
     "contrastive twice as long": Method(
-        "contrastive", RECIPES["contrastive"]._replace(steps=20, epochs=8)
+        "contrastive",
+        _CONTRASTIVE._replace(steps=2 * _CONTRASTIVE.steps, epochs=2 * _CONTRASTIVE.epochs),
     ),
 }
 _ORIGINAL = "original "  # Begins the name of a candidate with the original weights.
