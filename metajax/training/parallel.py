@@ -89,7 +89,7 @@ def outer_loop(
         devices: the devices to use; by default all.
         donate: let a step overwrite the state passed to it, which saves a copy. The caller must
             not use that state again, nor the params passed to `init`.
-        compiler_options: XLA's, as for `jax.jit`; ignored under `pmap`, which takes none.
+        compiler_options: XLA's, as for `jax.jit`.
         mesh: from `task_mesh`, in place of devices: shards the state if its axis "params" has more
             than one device. Each device still gathers all parameters in a step, because it adapts
             all of them.
@@ -123,7 +123,9 @@ def outer_loop(
         return _sharded(algorithm, outer_optimizer, mesh, chunk_size, donated, options, frozen)
     first, *others = mesh.devices.flat
     if others:
-        return _pmapped(algorithm, outer_optimizer, [first, *others], chunk_size, donated, frozen)
+        return _pmapped(
+            algorithm, outer_optimizer, [first, *others], chunk_size, donated, options, frozen
+        )
     return _one_device(algorithm, outer_optimizer, first, chunk_size, donated, options, frozen)
 
 
@@ -191,11 +193,13 @@ def _pmapped(
     devices: list[jax.Device],
     chunk_size: int | None,
     donated: Any,
+    options: dict[str, Any],
     frozen: Frozen,
 ) -> OuterLoop:
     """The outer loop under `jax.pmap`: each device has the whole state and its share of tasks."""
+    mesh = Mesh(np.array(devices), (_AXIS,))
     # Place the state where a step returns it; otherwise the second step compiles again.
-    home = NamedSharding(Mesh(np.array(devices), (_AXIS,)), PartitionSpec())
+    home = NamedSharding(mesh, PartitionSpec())
     # Replicated on the way in and out: the state looks the same on one device and on many.
     mapped = jax.pmap(
         outer_step(algorithm, optimizer, chunk_size=chunk_size, axis_name=_AXIS, frozen=frozen),
@@ -203,18 +207,28 @@ def _pmapped(
         in_axes=(None, 0),
         out_axes=None,
         devices=devices,
-        donate_argnums=donated,
     )
+
+    # `pmap` takes no compiler options. (`jax.jit(mapped)` would have its method `lower`.)
+    @functools.partial(
+        jax.jit,
+        in_shardings=(home, NamedSharding(mesh, PartitionSpec(_AXIS))),
+        out_shardings=home,
+        donate_argnums=donated,
+        compiler_options=options,
+    )
+    def compiled(state: OuterState, tasks: Task) -> tuple[OuterState, Metrics]:
+        return mapped(state, tasks)
 
     def init(params: Params, rng: Key) -> OuterState:
         return jax.device_put(initial_state(algorithm, optimizer, params, rng, frozen), home)
 
     def step(state: OuterState, tasks: Task) -> tuple[OuterState, Metrics]:
         # This copies only a state from elsewhere, such as a checkpoint.
-        return mapped(jax.device_put(state, home), split_tasks(tasks, len(devices)))
+        return compiled(jax.device_put(state, home), split_tasks(tasks, len(devices)))
 
     def lower(state: OuterState, tasks: Task) -> jax.stages.Lowered:
-        return mapped.lower(state, jax.eval_shape(lambda t: split_tasks(t, len(devices)), tasks))
+        return compiled.lower(state, jax.eval_shape(lambda t: split_tasks(t, len(devices)), tasks))
 
     return OuterLoop(init, step, lower)
 

@@ -54,6 +54,20 @@ def check_devices_agree(name, count, shards, tolerance):
     assert looks[0] == looks[1]
 
 
+@pytest.mark.parametrize(("count", "shards"), [(1, 0), (2, 0), (2, 2)])
+def test_a_step_is_compiled_with_the_given_options(count, shards):
+    devices = jax.devices()[:count]
+    place = {"mesh": task_mesh(shards, devices)} if shards else {"devices": devices}
+    outer = metajax.outer_loop(
+        MAML, optax.adam(0.01), compiler_options={"xla_that_is_not_there": True}, **place
+    )
+    state = outer.init(problems.mlp_params(), jax.random.key(0))
+    tasks = problems.mlp_tasks()
+    for compiled in (lambda: outer.step(state, tasks), outer.lower(state, tasks).compile):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="xla_that_is_not_there"):
+            compiled()
+
+
 @pytest.mark.parametrize(("count", "shards"), [(8, 0), (8, 4)])
 def test_devices_agree_after_ten_steps_in_float32(count, shards):
     check_devices_agree("maml", count, shards, 1e-6)
