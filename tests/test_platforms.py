@@ -100,6 +100,15 @@ def test_options_of_the_cpu_compiler(platform, count):
         assert len(loop.compiler_options(settings)) == count
 
 
+@pytest.mark.parametrize(
+    ("platform", "expected"), [("gpu", {}), ("tpu", {"exec_time_optimization_effort": -1.0})]
+)
+def test_a_short_run_compiles_quickly(platform, expected):
+    settings = MetatrainSettings(model="m", tasks=("t",), workdir="w", low_memory=True)
+    with compiling_for(platform):
+        assert loop.compiler_options(settings, short=True) == quick_options() == expected
+
+
 def test_quick_compilation_has_its_options_on_a_cpu(monkeypatch):
     given, jit = [], jax.jit
     monkeypatch.setattr(jax, "jit", lambda *a, **k: given.append(k) or jit(*a, **k))
@@ -107,13 +116,11 @@ def test_quick_compilation_has_its_options_on_a_cpu(monkeypatch):
     assert quick_jit(lambda x, y: x + y, donate_argnums=0)(x, 1).tolist() == [2, 2]
     assert x.is_deleted()
     assert given[-1]["compiler_options"] == {"xla_cpu_use_fusion_emitters": False}
-    with compiling_for("gpu"):
-        assert quick_options() == {}
 
 
 def test_quick_compilation_only_asks_for_what_xla_knows(monkeypatch, request):
     request.addfinalizer(platforms._is_known.cache_clear)
     platforms._is_known.cache_clear()
-    monkeypatch.setattr(platforms, "_QUICK", {"xla_cpu_that_is_not_there": False})
+    monkeypatch.setitem(platforms._QUICK, "cpu", {"xla_cpu_that_is_not_there": False})
     assert quick_options() == {}
     assert quick_jit(lambda x, y: x + y)(jnp.ones(2), 1).tolist() == [2, 2]

@@ -25,6 +25,7 @@ from metajax.runs.document_tasks import (
 )
 from metajax.runs.episodes import episode_sampler, episode_sources, episode_spec
 from metajax.runs.few_shot import LOGIT_SCALE, FewShot, open_few_shot
+from metajax.runs.learner import is_short
 from metajax.runs.loop import Stage, train
 from metajax.runs.memory_plan import choose_plan, device_memory, step_memory, with_plan
 from metajax.runs.parts import check_split
@@ -123,8 +124,8 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
 
 
 def _stage(run: Run, settings: MetatrainSettings, tasks: _Tasks) -> Stage:
-    num_tasks = settings.steps * settings.meta_batch_size // len(all_devices())
-    few_shot = tasks.few_shot.for_run(num_tasks, low_memory=settings.low_memory)
+    short = is_short(settings.steps * settings.meta_batch_size // len(all_devices()))
+    few_shot = tasks.few_shot.for_run(short=short, low_memory=settings.low_memory)
     few_shot = few_shot._replace(model=few_shot.model.replace(remat=settings.remat))
     return Stage(
         run=run,
@@ -144,6 +145,7 @@ def _stage(run: Run, settings: MetatrainSettings, tasks: _Tasks) -> Stage:
         and Validation(
             tasks.validate(few_shot, settings), settings.valid_every, tasks.valid_sources
         ),
+        short=short,
     )
 
 

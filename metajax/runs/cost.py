@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from metajax.config.plan import PlanSettings
-from metajax.platforms import compiling_for, quick_options
+from metajax.platforms import compiling_for, quick_jit
 from metajax.runs.loop import compiler_options
 from metajax.runs.parts import make_mesh
 from metajax.runs.programs import (
@@ -141,7 +141,8 @@ class _Program:
         """Compile the share of one of this machine's devices."""
         tasks = self.training.tasks(self.training.num_tasks // num_devices(settings))
         traced, flops = self.trace(tasks)
-        compiled = traced.lower().compile(_QUICKLY | compiler_options(settings))
+        options = compiler_options(settings, short=self.training.short)
+        compiled = traced.lower().compile(_QUICKLY | options)
         return Cost(_bytes(self.state), _bytes(tasks), working_bytes(compiled), flops)
 
     def cost_on(self, target: Target, settings: PlanSettings) -> Cost:
@@ -152,6 +153,7 @@ class _Program:
             self.optimizer,
             chunk_size=self.training.chunk_size,
             donate=True,
+            compiler_options=compiler_options(settings, short=self.training.short),
             mesh=mesh,
             frozen=self.training.frozen,
         )
@@ -175,12 +177,12 @@ def _cost_of_adaptation(
         home = SingleDeviceSharding(target.devices[0])
         arguments = jax.tree.map(lambda leaf: leaf.update(sharding=home), arguments)
     donated = 0 if adaptation.donates else ()
-    traced = jax.jit(adaptation.function, donate_argnums=donated).trace(*arguments)
+    traced = quick_jit(adaptation.function, donate_argnums=donated).trace(*arguments)
     flops = round(count_traced_flops(traced.jaxpr.jaxpr, 1))
     cost = Cost(_bytes(adaptation.kept), _bytes(adaptation.examples), 0, flops)
     if target is not None:
         return _on_target(cost, traced.lower(), target, settings.dtype, 1)
-    compiled = traced.lower().compile(_QUICKLY | quick_options())
+    compiled = traced.lower().compile(_QUICKLY)
     return cost._replace(working=working_bytes(compiled))
 
 

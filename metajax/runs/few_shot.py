@@ -143,16 +143,16 @@ class FewShot(NamedTuple):
         """Make the algorithm with these settings and some changes."""
         return make_algorithm(self.model, {**self.inner, **changes}, jax.random.key(self.seed))
 
-    def for_run(self, num_tasks: int, *, low_memory: bool) -> "FewShot":
+    def for_run(self, *, short: bool, low_memory: bool) -> "FewShot":
         """Return it with how a run of metatrain computes: with `low_memory` and `loop` in `inner`.
 
         They do not change the results, up to rounding.
 
         Args:
-            num_tasks: the number of tasks of all steps on each device.
+            short: see `is_short`.
             low_memory: as the run has it.
         """
-        computation = {"low_memory": low_memory, "loop": has_loop(num_tasks)}
+        computation = {"low_memory": low_memory, "loop": has_loop(short=short)}
         return self._replace(inner=self.inner | computation)
 
     def schedule(

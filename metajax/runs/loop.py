@@ -13,7 +13,7 @@ from metajax.config.groups import ModelSettings, TrainSettings
 from metajax.errors import InputError, StoppedError
 from metajax.models import Transformer, save_config
 from metajax.models.parts import unused_parts
-from metajax.platforms import target_platform
+from metajax.platforms import quick_options, target_platform
 from metajax.runs.best import (
     Validation,
     best_of,
@@ -62,6 +62,7 @@ class Stage(NamedTuple):
         sources: function from a step's number to the source of each task of all processes; None if
             there is only one source.
         validation: used instead of `measure`, also between the steps; the best checkpoint is kept.
+        short: see `is_short`.
     """
 
     run: Run
@@ -78,6 +79,7 @@ class Stage(NamedTuple):
     frozen: Frozen = None
     sources: Callable[[int], Sequence[str]] | None = None
     validation: Validation | None = None
+    short: bool = False
 
 
 def train(stage: Stage, params: Params) -> dict[str, Any]:
@@ -138,7 +140,7 @@ def _outer_loop(stage: Stage) -> OuterLoop:
         _optimizer(stage),
         chunk_size=stage.chunk_size,
         donate=True,
-        compiler_options=compiler_options(stage.settings),
+        compiler_options=compiler_options(stage.settings, short=stage.short),
         mesh=make_mesh(stage.settings.shards),
         frozen=stage.frozen,
     )
@@ -208,12 +210,13 @@ def _lost_line(run: Run, which: str, content: str) -> InputError:
     )
 
 
-def compiler_options(settings: ModelSettings) -> dict[str, bool]:
-    """Return XLA options that reduce the memory of a step, if the settings ask for it."""
-    saves_memory = settings.remat or getattr(settings, "low_memory", False)
-    if target_platform() != "cpu" or not saves_memory:
-        return {}
-    return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+def compiler_options(settings: ModelSettings, *, short: bool = False) -> dict[str, Any]:
+    """Return XLA's options for a step: to compile quickly in a short run, or to save memory."""
+    if short:
+        return quick_options()
+    if target_platform() == "cpu" and (settings.remat or getattr(settings, "low_memory", False)):
+        return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+    return {}
 
 
 def _optimizer(stage: Stage) -> Any:

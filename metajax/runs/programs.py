@@ -19,6 +19,7 @@ from metajax.runs.descent import describe_gradient, fold, pack
 from metajax.runs.described import describe_source, is_decoder, pooling_of
 from metajax.runs.document_tasks import stream_spec
 from metajax.runs.few_shot import FewShot, describe_few_shot
+from metajax.runs.learner import is_short
 from metajax.runs.source import text_length
 from metajax.training.outer import AlgorithmOrSchedule, Frozen
 from metajax.types import Batch, Params, Task
@@ -36,6 +37,7 @@ class Training(NamedTuple):
         chunk_size: see `metajax.outer_loop`.
         frozen: see `metajax.outer_loop`.
         repeated_steps: see `mean_recomputed_steps`.
+        short: see `is_short`.
     """
 
     params: Params
@@ -46,6 +48,7 @@ class Training(NamedTuple):
     chunk_size: int | None = None
     frozen: Frozen = None
     repeated_steps: float = 1
+    short: bool = False
 
     def tasks(self, count: int) -> Task:
         """Return a batch of tasks, with leaves [count, ...]."""
@@ -155,8 +158,8 @@ def _finetune(settings: PlanSettings, devices: int) -> Training:
 
 
 def _metatrain(settings: PlanSettings, devices: int) -> Training:
-    num_tasks = settings.steps * settings.meta_batch_size // devices
-    few_shot = described(settings).for_run(num_tasks, low_memory=settings.low_memory)
+    short = is_short(settings.steps * settings.meta_batch_size // devices)
+    few_shot = described(settings).for_run(short=short, low_memory=settings.low_memory)
     return Training(
         few_shot.params,
         few_shot.schedule(settings.steps),
@@ -166,6 +169,7 @@ def _metatrain(settings: PlanSettings, devices: int) -> Training:
         settings.chunk_size,
         few_shot.frozen,
         mean_recomputed_steps(few_shot.inner["inner_steps"]),
+        short,
     )
 
 

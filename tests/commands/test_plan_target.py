@@ -6,12 +6,14 @@ import jax
 import pytest
 import tiny
 
+from metajax import platforms
 from metajax.commands import metatrain, plan
 from metajax.config.plan import PlanSettings
 from metajax.config.settings import MetatrainSettings
 from metajax.errors import InputError
 from metajax.platforms import compiling_for
 from metajax.runs import cost, planning
+from metajax.runs.loop import compiler_options, lower_step
 from metajax.runs.programs import describe_training
 from metajax.training.targets import CHIPS, Target
 from tests.commands.test_plan import SMALL, command
@@ -103,9 +105,12 @@ def test_a_program_that_the_compiler_refuses_does_not_fit(settings, monkeypatch)
     assert "seconds" not in found.as_json()
 
 
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 def test_a_plan_has_the_program_of_a_run(material, tmp_path, monkeypatch, platform):
-    """A short one and a long one, which differ on an accelerator: 3000 tasks are many."""
+    """A short one and a long one, which differ on an accelerator: 3000 tasks are many.
+
+    On a GPU they are traced differently, and on a TPU they have other compiler options.
+    """
     monkeypatch.setattr(metatrain, "train", lambda stage, params: stage)
     common = SMALL | {"model": str(material.bert), "algorithm": "maml", "meta_batch_size": 2}
     programs = []
@@ -115,13 +120,43 @@ def test_a_plan_has_the_program_of_a_run(material, tmp_path, monkeypatch, platfo
             planned = describe_training(PlanSettings(**common, steps=steps), 1)
             stage = metatrain.metatrain(MetatrainSettings(**common, **run, steps=steps))
             programs += [
-                str(jax.make_jaxpr(algorithm.meta_grad)(planned.params, planned.task, None))
-                for algorithm in (planned.algorithm, stage.algorithm)
+                (
+                    str(
+                        jax.make_jaxpr(each.algorithm.meta_grad)(planned.params, planned.task, None)
+                    ),
+                    compiler_options(stage.settings, short=each.short),
+                )
+                for each in (planned, stage)
             ]
     short, short_run, long, long_run = programs
     assert short == short_run
     assert long == long_run
-    assert (short == long) == (platform == "cpu")
+    same = [short_part == long_part for short_part, long_part in zip(short, long, strict=True)]
+    assert same == [platform != "gpu", platform != "tpu"]
+
+
+@pytest.mark.parametrize("given", [SMALL, {"stage": "adapt"}], ids=["metatrain", "adapt"])
+def test_a_program_that_runs_a_few_times_is_compiled_quickly(material, monkeypatch, given):
+    """With the options of a TPU's compiler, which this machine's refuses."""
+    target = Target(CHIPS["v5e"], jax.devices()[:2])
+    monkeypatch.setattr(cost, "find_target", lambda text: target)
+    monkeypatch.setitem(platforms._QUICK, "tpu", {"xla_tpu_that_is_not_there": True})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_tpu_that_is_not_there"):
+        cost.measure(PlanSettings(model=str(material.bert), target="v5e:2", **given))
+
+
+def test_a_run_compiles_its_steps_quickly_if_it_is_short(material, tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(metatrain, "train", lambda stage, params: steps.append((stage, params)))
+    monkeypatch.setitem(platforms._QUICK, "tpu", {"xla_tpu_that_is_not_there": True})
+    common = SMALL | {"model": str(material.bert), "tasks": (str(material.intents),)}
+    with compiling_for("tpu"):
+        for name, changes in (("short", {"steps": 1}), ("long", {"steps": 1500})):
+            metatrain.metatrain(MetatrainSettings(**common | changes, workdir=str(tmp_path / name)))
+        (short, long) = (lower_step(*each) for each in steps)
+    long.compile()
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_tpu_that_is_not_there"):
+        short.compile()
 
 
 @pytest.mark.usefixtures("two_devices")
