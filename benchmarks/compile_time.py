@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 from jax.extend import core
 
-from benchmarks.gpu import meta_gradient
+from benchmarks.gpu import jitted
 from benchmarks.traffic import shapes_for, target_parser
 from metajax.platforms import compiling_for
 from metajax.training.targets import Target, compile_for_target, find_target
@@ -47,8 +47,8 @@ class Phase(NamedTuple):
 def phases_for(target: Target, shape: str, engine: str, options: Any) -> Iterator[Phase]:
     """Compile a meta-gradient for one device of a target; yield the three phases."""
     params, tasks = shapes_for(target, shape, options)
-    function = jax.jit(meta_gradient(shape, engine, options.dtype, options))
     with compiling_for(target.chip.platform):
+        function = jitted(shape, engine, options.dtype, options)
         traced, cpu, seconds = timed(lambda: function.trace(params, tasks))
         yield Phase("trace", cpu, seconds, count_equations(traced.jaxpr.jaxpr))
         lowered, cpu, seconds = timed(traced.lower)

@@ -10,8 +10,9 @@ vmap, or of --chunk tasks at a time. The texts are random and have --length toke
 is SGD on all blocks and the embeddings. Each row runs in a separate process, to measure its own
 peak memory. Utilization counts the products of the plain algorithm, without what an engine computes
 again, relative to --peak-tflops (known for some GPUs). The engine low-memory also checkpoints the
-blocks. The peer's parameters have the dtype of its computation; ours are float32. Rows that run out
-of memory are marked. Prints a table and, with --output, writes it as JSON.
+blocks, and plain-xla has none of the library's compiler options. The peer's parameters have the
+dtype of its computation; ours are float32. Rows that run out of memory are marked. Prints a table
+and, with --output, writes it as JSON.
 """
 
 import argparse
@@ -41,6 +42,7 @@ class Engine(NamedTuple):
         remat: whether blocks are checkpointed.
         loop: whether a loop runs over the blocks. Otherwise they are compiled one by one.
         keeps_all: whether second order stores all values of an inner step, as on a CPU.
+        plain: whether it has none of the library's compiler options.
     """
 
     first_order: bool = False
@@ -48,19 +50,20 @@ class Engine(NamedTuple):
     remat: bool = False
     loop: bool = False
     keeps_all: bool = False
+    plain: bool = False
 
 
 ENGINES = {
     "default": Engine(),
-    "loop": Engine(loop=True),
+    "plain-xla": Engine(plain=True),
     "low-memory": Engine(low_memory=True, remat=True, loop=True),
     "first-order": Engine(first_order=True),
 }
 # Those of 33d57cb that changed since; they were measured on an H100 (logs/gpu.md).
 EARLIER = {
-    "earlier-plain": Engine(loop=True, keeps_all=True),
-    "earlier-remat": Engine(remat=True, loop=True, keeps_all=True),
-    "earlier-first-order": Engine(first_order=True, remat=True, loop=True),
+    "earlier-plain": Engine(loop=True, keeps_all=True, plain=True),
+    "earlier-remat": Engine(remat=True, loop=True, keeps_all=True, plain=True),
+    "earlier-first-order": Engine(first_order=True, remat=True, loop=True, plain=True),
 }
 # Dense products in TFLOP/s, from data sheets. Float32 means TF32, JAX's default.
 PEAKS = {
@@ -111,6 +114,19 @@ def meta_gradient(shape: str, engine: str, dtype: str, options: argparse.Namespa
     return meta_grad
 
 
+def jitted(shape: str, engine: str, dtype: str, options: argparse.Namespace) -> Any:
+    """Return `meta_gradient` under `jax.jit`, with the compiler options of its engine."""
+    import jax
+
+    from metajax.platforms import xla_options
+
+    chosen = (ENGINES | EARLIER)[engine]
+    return jax.jit(
+        meta_gradient(shape, engine, dtype, options),
+        compiler_options={} if chosen.plain else xla_options(quick=False),
+    )
+
+
 def work(options: argparse.Namespace) -> None:
     """Measure one row in this process: compile, report this, and measure when asked."""
     import jax
@@ -138,7 +154,7 @@ def work(options: argparse.Namespace) -> None:
     exact = "first-order" if (ENGINES | EARLIER)[engine].first_order else "default"
     flops = count_flops(meta_gradient(shape, exact, dtype, options), shapes, tasks)
     begun = time.perf_counter()
-    run = jax.jit(meta_gradient(shape, engine, dtype, options)).lower(shapes, tasks).compile()
+    run = jitted(shape, engine, dtype, options).lower(shapes, tasks).compile()
     print(json.dumps({"compile_seconds": time.perf_counter() - begun, "flops": flops}), flush=True)
     sys.stdin.readline()
     params, tasks = init(jax.random.key(0)), jax.device_put(tasks)

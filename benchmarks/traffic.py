@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 import metajax
-from benchmarks.gpu import add_sizes, meta_gradient
+from benchmarks.gpu import add_sizes, jitted
 from benchmarks.memory import SHAPES, batch, bert
 from metajax.algorithms.inner_loop import mean_recomputed_steps
 from metajax.platforms import compiling_for
@@ -71,7 +71,7 @@ def compiled_for(target: Target, shape: str, engine: str, options: Any) -> dict[
     params, tasks = shapes_for(target, shape, options)
     repeated = mean_recomputed_steps(options.steps)
     with compiling_for(target.chip.platform):
-        traced = jax.jit(meta_gradient(shape, engine, options.dtype, options)).trace(params, tasks)
+        traced = jitted(shape, engine, options.dtype, options).trace(params, tasks)
         flops = count_traced_flops(traced.jaxpr.jaxpr, repeated)
         begun = time.perf_counter()
         compiled = compile_for_target(traced.lower())

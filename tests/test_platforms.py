@@ -8,7 +8,14 @@ import metajax
 from metajax import platforms
 from metajax.config.settings import MetatrainSettings
 from metajax.models import Transformer
-from metajax.platforms import compiling_for, quick_jit, quick_options, target_platform
+from metajax.platforms import (
+    _LONG_FROM,
+    compiling_for,
+    is_short,
+    quick_jit,
+    target_platform,
+    xla_options,
+)
 from metajax.runs import loop
 from metajax.runs.inner import DEFAULTS
 from metajax.runs.learner import make_algorithm, make_learner
@@ -93,20 +100,29 @@ def test_on_an_accelerator_remat_implies_low_memory(platform):
     assert (program(False) == program(True)) == (platform == "gpu")
 
 
-@pytest.mark.parametrize(("platform", "count"), [("cpu", 1), ("gpu", 0), ("tpu", 0)])
-def test_options_of_the_cpu_compiler(platform, count):
-    settings = MetatrainSettings(model="m", tasks=("t",), workdir="w", low_memory=True)
-    with compiling_for(platform):
-        assert len(loop.compiler_options(settings)) == count
-
-
 @pytest.mark.parametrize(
-    ("platform", "expected"), [("gpu", {}), ("tpu", {"exec_time_optimization_effort": -1.0})]
+    ("platform", "long", "short"),
+    [
+        ("cpu", *[{"xla_cpu_enable_concurrency_optimized_scheduler": False}] * 2),
+        ("gpu", *[{"xla_disable_hlo_passes": "triton-softmax-rewriter"}] * 2),
+        ("tpu", {}, {"exec_time_optimization_effort": -1.0}),
+        ("of tomorrow", {}, {}),
+    ],
 )
-def test_a_short_run_compiles_quickly(platform, expected):
+def test_compiler_options_of_a_run_that_saves_memory(platform, long, short):
     settings = MetatrainSettings(model="m", tasks=("t",), workdir="w", low_memory=True)
     with compiling_for(platform):
-        assert loop.compiler_options(settings, short=True) == quick_options() == expected
+        assert loop.compiler_options(settings) == long
+        assert loop.compiler_options(settings, short=True) == short
+        if platform != "cpu":
+            assert (xla_options(quick=False), xla_options(quick=True)) == (long, short)
+
+
+def test_runs_of_few_tasks_on_a_tpu_are_short():
+    for platform, shortest in (("cpu", False), ("gpu", False), ("tpu", True)):
+        with compiling_for(platform):
+            found = [is_short(number) for number in (1, _LONG_FROM - 1, _LONG_FROM)]
+        assert found == [shortest, shortest, False]
 
 
 def test_quick_compilation_has_its_options_on_a_cpu(monkeypatch):
@@ -122,5 +138,5 @@ def test_quick_compilation_only_asks_for_what_xla_knows(monkeypatch, request):
     request.addfinalizer(platforms._is_known.cache_clear)
     platforms._is_known.cache_clear()
     monkeypatch.setitem(platforms._QUICK, "cpu", {"xla_cpu_that_is_not_there": False})
-    assert quick_options() == {}
+    assert xla_options(quick=True) == {}
     assert quick_jit(lambda x, y: x + y)(jnp.ones(2), 1).tolist() == [2, 2]

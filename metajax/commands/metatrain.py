@@ -14,6 +14,7 @@ from metajax.algorithms import ALGORITHMS
 from metajax.config.inner import RATES_LEARNING_RATE
 from metajax.config.settings import MetatrainSettings
 from metajax.errors import InputError
+from metajax.platforms import is_short
 from metajax.runs.best import Validation, summary
 from metajax.runs.document_losses import adapted_losses
 from metajax.runs.document_tasks import (
@@ -25,7 +26,6 @@ from metajax.runs.document_tasks import (
 )
 from metajax.runs.episodes import episode_sampler, episode_sources, episode_spec
 from metajax.runs.few_shot import LOGIT_SCALE, FewShot, open_few_shot
-from metajax.runs.learner import is_short
 from metajax.runs.loop import Stage, train
 from metajax.runs.memory_plan import choose_plan, device_memory, step_memory, with_plan
 from metajax.runs.parts import check_split
@@ -124,9 +124,11 @@ def metatrain(settings: MetatrainSettings) -> dict[str, Any]:
 
 
 def _stage(run: Run, settings: MetatrainSettings, tasks: _Tasks) -> Stage:
-    short = is_short(settings.steps * settings.meta_batch_size // len(all_devices()))
-    few_shot = tasks.few_shot.for_run(short=short, low_memory=settings.low_memory)
-    few_shot = few_shot._replace(model=few_shot.model.replace(remat=settings.remat))
+    few_shot = tasks.few_shot
+    few_shot = few_shot._replace(
+        model=few_shot.model.replace(remat=settings.remat),
+        inner=few_shot.inner | {"low_memory": settings.low_memory},
+    )
     return Stage(
         run=run,
         settings=settings,
@@ -145,7 +147,7 @@ def _stage(run: Run, settings: MetatrainSettings, tasks: _Tasks) -> Stage:
         and Validation(
             tasks.validate(few_shot, settings), settings.valid_every, tasks.valid_sources
         ),
-        short=short,
+        short=is_short(settings.steps * settings.meta_batch_size // len(all_devices())),
     )
 
 

@@ -23,7 +23,6 @@ from metajax.runs.described import describe_source, pooling_of
 from metajax.runs.inner import DEFAULTS, WHAT, resolve
 from metajax.runs.learner import (
     Learner,
-    has_loop,
     keeps_adapters,
     make_algorithm,
     make_learner,
@@ -142,18 +141,6 @@ class FewShot(NamedTuple):
     def algorithm(self, **changes: Unpack[InnerChanges]) -> MetaAlgorithm:
         """Make the algorithm with these settings and some changes."""
         return make_algorithm(self.model, {**self.inner, **changes}, jax.random.key(self.seed))
-
-    def for_run(self, *, short: bool, low_memory: bool) -> "FewShot":
-        """Return it with how a run of metatrain computes: with `low_memory` and `loop` in `inner`.
-
-        They do not change the results, up to rounding.
-
-        Args:
-            short: see `is_short`.
-            low_memory: as the run has it.
-        """
-        computation = {"low_memory": low_memory, "loop": has_loop(short=short)}
-        return self._replace(inner=self.inner | computation)
 
     def schedule(
         self, num_outer_steps: int

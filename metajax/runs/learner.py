@@ -44,10 +44,6 @@ from metajax.types import (
 # 2019, section 4; 15 of 150 epochs in their code). It does not begin with first order, which can
 # diverge with learned rates.
 _MULTI_STEP = 0.1
-# On an accelerator, the faster program pays off from about this many tasks on each device on. For
-# BERT-base it takes 128 more CPU seconds to compile for an H100 (351 for a v5e), and 0.18 (0.54)
-# seconds less for four tasks of 64 texts, by an estimate: 2,900 (2,600) tasks.
-_LONG_FROM = 3000
 _DIRECTIONS = {
     "momentum": optax.trace(0.9),
     "adam": optax.scale_by_adam(eps_root=1e-8),
@@ -85,8 +81,8 @@ def make_learner(model: Transformer, inner: dict[str, Any]) -> Learner:
 
     Args:
         model: network with one head of C classes, or with a causal-LM head for streams of text.
-        inner: resolved settings of the inner loop, and optionally `low_memory` and `loop`; see
-            `FewShot.inner` and `FewShot.for_run`.
+        inner: resolved settings of the inner loop, see `FewShot.inner`, and optionally `low_memory`
+            and `loop`: whether a loop runs over the blocks.
     """
     documents = model.head == "causal_lm"
     loss_fn = without_dropout((causal_lm_loss if documents else classification_loss)(model))
@@ -134,20 +130,6 @@ def takes_low_memory(low_memory: bool, *, remat: bool) -> bool:
     Without it, the second derivatives would store the products in a block there.
     """
     return low_memory or (remat and target_platform() != "cpu")
-
-
-def is_short(num_tasks: int) -> bool:
-    """Whether a run should compile quickly, if each device computes so many tasks in all.
-
-    A TPU's compiler can be told to (`quick_options`). A GPU's cannot, but compiles a loop over the
-    blocks faster. Otherwise, each task takes less time.
-    """
-    return target_platform() != "cpu" and num_tasks < _LONG_FROM
-
-
-def has_loop(*, short: bool) -> bool:
-    """Whether a short run, or a long one, has its blocks in a loop."""
-    return short and target_platform() == "gpu"
 
 
 def _unchanged(params: Params) -> Params:

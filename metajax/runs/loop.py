@@ -13,7 +13,7 @@ from metajax.config.groups import ModelSettings, TrainSettings
 from metajax.errors import InputError, StoppedError
 from metajax.models import Transformer, save_config
 from metajax.models.parts import unused_parts
-from metajax.platforms import quick_options, target_platform
+from metajax.platforms import target_platform, xla_options
 from metajax.runs.best import (
     Validation,
     best_of,
@@ -211,12 +211,10 @@ def _lost_line(run: Run, which: str, content: str) -> InputError:
 
 
 def compiler_options(settings: ModelSettings, *, short: bool = False) -> dict[str, Any]:
-    """Return XLA's options for a step: to compile quickly in a short run, or to save memory."""
-    if short:
-        return quick_options()
+    """Return XLA's options for a step, which save memory if the settings ask for it."""
     if target_platform() == "cpu" and (settings.remat or getattr(settings, "low_memory", False)):
         return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-    return {}
+    return xla_options(quick=short)
 
 
 def _optimizer(stage: Stage) -> Any:

@@ -49,8 +49,7 @@ def choose_plan(
     """Find the fastest exact plan that fits: the settings as given, or the fewest changes.
 
     The changes, in this order: fewer tasks at once, then one at a time with `low_memory`, then with
-    `remat` too. What the settings ask for stays, and so does a short run's loop over blocks.
-    Several processes choose the same plan.
+    `remat` too. What the settings ask for stays. Several processes choose the same plan.
 
     Args:
         settings: the settings as given.

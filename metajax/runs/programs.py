@@ -15,11 +15,11 @@ from metajax.config.inner import InnerSettings
 from metajax.config.plan import PlanSettings
 from metajax.models import causal_lm_loss, classification_loss, masked_lm_loss
 from metajax.models.contracts import Pooling
+from metajax.platforms import is_short
 from metajax.runs.descent import describe_gradient, fold, pack
 from metajax.runs.described import describe_source, is_decoder, pooling_of
 from metajax.runs.document_tasks import stream_spec
 from metajax.runs.few_shot import FewShot, describe_few_shot
-from metajax.runs.learner import is_short
 from metajax.runs.source import text_length
 from metajax.training.outer import AlgorithmOrSchedule, Frozen
 from metajax.types import Batch, Params, Task
@@ -158,8 +158,8 @@ def _finetune(settings: PlanSettings, devices: int) -> Training:
 
 
 def _metatrain(settings: PlanSettings, devices: int) -> Training:
-    short = is_short(settings.steps * settings.meta_batch_size // devices)
-    few_shot = described(settings).for_run(short=short, low_memory=settings.low_memory)
+    few_shot = described(settings)
+    few_shot = few_shot._replace(inner=few_shot.inner | {"low_memory": settings.low_memory})
     return Training(
         few_shot.params,
         few_shot.schedule(settings.steps),
@@ -169,7 +169,7 @@ def _metatrain(settings: PlanSettings, devices: int) -> Training:
         settings.chunk_size,
         few_shot.frozen,
         mean_recomputed_steps(few_shot.inner["inner_steps"]),
-        short,
+        is_short(settings.steps * settings.meta_batch_size // devices),
     )
 
 

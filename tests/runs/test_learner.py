@@ -15,10 +15,8 @@ from metajax.runs.adapters import make_adapters
 from metajax.runs.few_shot import FewShot
 from metajax.runs.inner import DEFAULTS
 from metajax.runs.learner import (
-    _LONG_FROM,
     adapted_model,
     as_classifier,
-    is_short,
     make_algorithm,
     make_learner,
     make_schedule,
@@ -177,60 +175,41 @@ def test_each_algorithm_for_documents_takes_one_chunk_a_step():
 TWO_BLOCKS = Transformer(TINY, head="classification", num_labels=(3,))
 
 
-def meta_grad_of_a_run(inner, *, short):
-    """Return `(params, task) -> (grads, info)` as a short or long run computes it."""
+def meta_grad_with(inner):
+    """Return `(params, task) -> (grads, info)` with settings of the inner loop."""
 
     def meta_grad(params, task):
-        run = FewShot(TWO_BLOCKS, params, inner, None).for_run(short=short, low_memory=False)
-        start = make_adapters(TWO_BLOCKS, inner).split(params) if run.has_adapters else params
-        return run.schedule(10).meta_grad(start, task, None)
+        few_shot = FewShot(TWO_BLOCKS, params, INNER | {"algorithm": "maml"} | inner, None)
+        start = make_adapters(TWO_BLOCKS, few_shot.inner)
+        start = start.split(params) if few_shot.has_adapters else params
+        return few_shot.schedule(10).meta_grad(start, task, None)
 
     return meta_grad
 
 
-@pytest.mark.parametrize("changes", [{}, {"layers": 1}, {"lora": 2, "freeze": True}], ids=str)
-@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
-def test_short_runs_on_a_gpu_have_their_blocks_in_a_loop(platform, changes):
-    """Besides the loops over inner steps; elsewhere, all runs have the same program."""
-    inner, task = INNER | {"algorithm": "maml"} | changes, metajax.Task(batch(1), batch(2))
-    params = jax.eval_shape(TWO_BLOCKS.init, KEY)
-
-    def program(short):
-        return str(jax.jit(meta_grad_of_a_run(inner, short=short)).trace(params, task).jaxpr)
-
-    with compiling_for(platform):
-        short, long = map(program, (True, False))
-    if platform == "gpu":
-        assert short.count("scan[") > 2 == long.count("scan[")
-    else:
-        assert short == long
-
-
-def test_runs_of_few_tasks_on_an_accelerator_are_short():
-    for platform, shortest in (("cpu", False), ("gpu", True), ("tpu", True)):
-        with compiling_for(platform):
-            found = [is_short(number) for number in (1, _LONG_FROM - 1, _LONG_FROM)]
-        assert found == [shortest, shortest, False]
-
-
+@pytest.mark.parametrize("inner", [{}, {"layers": 1}, {"lora": 2, "freeze": True}], ids=str)
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_an_algorithm_that_is_made_for_no_run_has_separate_blocks(platform):
-    inner, task = INNER | {"algorithm": "maml"}, metajax.Task(batch(1), batch(2))
-    params = jax.eval_shape(TWO_BLOCKS.init, KEY)
-    few_shot = FewShot(TWO_BLOCKS, params, inner, None)
+def test_blocks_are_in_a_loop_only_if_asked_for(platform, inner):
+    """Besides the two loops over inner steps."""
+    params, task = jax.eval_shape(TWO_BLOCKS.init, KEY), metajax.Task(batch(1), batch(2))
+
+    def loops(changes):
+        program = jax.jit(meta_grad_with(inner | changes)).trace(params, task)
+        return str(program.jaxpr).count("scan[")
+
     with compiling_for(platform):
-        made = few_shot.algorithm(), few_shot.for_run(short=False, low_memory=False).schedule(10)
-        plain, long = (str(jax.make_jaxpr(each.meta_grad)(params, task, None)) for each in made)
-    assert plain == long
+        assert loops({}) == 2
+        assert loops({"loop": True}) > 2
+        assert loops({"low_memory": True}) > 2
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("algorithm", ["maml", "fomaml"])
-def test_short_and_long_runs_compute_the_same(algorithm):
-    inner, task = INNER | {"algorithm": algorithm}, metajax.Task(batch(1), batch(2))
+def test_blocks_in_a_loop_compute_the_same(algorithm):
     params = jax.tree.map(lambda leaf: leaf.astype(float), TWO_BLOCKS.init(KEY))
+    inner, task = {"algorithm": algorithm}, metajax.Task(batch(1), batch(2))
     with compiling_for("gpu"):
-        short, long = (
-            jax.jit(meta_grad_of_a_run(inner, short=short))(params, task) for short in (True, False)
+        separate, looped = (
+            jax.jit(meta_grad_with(inner | {"loop": loop}))(params, task) for loop in (False, True)
         )
-    assert relative_gap(short, long) < 1e-12
+    assert relative_gap(separate, looped) < 1e-12
