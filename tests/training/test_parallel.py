@@ -16,6 +16,7 @@ import pytest
 import tiny
 
 import metajax
+from metajax import platforms
 from metajax.training.parallel import split_tasks, task_mesh
 from tests.training.test_outer import MAML, take_steps
 
@@ -54,13 +55,15 @@ def check_devices_agree(name, count, shards, tolerance):
     assert looks[0] == looks[1]
 
 
+@pytest.mark.parametrize("given", [{"compiler_options": {"xla_that_is_not_there": True}}, {}])
 @pytest.mark.parametrize(("count", "shards"), [(1, 0), (2, 0), (2, 2)])
-def test_a_step_is_compiled_with_the_given_options(count, shards):
+def test_a_step_is_compiled_with_its_options(count, shards, given, monkeypatch):
+    """Those that are given, or those of the platform."""
+    if not given:
+        monkeypatch.setitem(platforms._ALWAYS, "cpu", {"xla_that_is_not_there": True})
     devices = jax.devices()[:count]
     place = {"mesh": task_mesh(shards, devices)} if shards else {"devices": devices}
-    outer = metajax.outer_loop(
-        MAML, optax.adam(0.01), compiler_options={"xla_that_is_not_there": True}, **place
-    )
+    outer = metajax.outer_loop(MAML, optax.adam(0.01), **given, **place)
     state = outer.init(problems.mlp_params(), jax.random.key(0))
     tasks = problems.mlp_tasks()
     for compiled in (lambda: outer.step(state, tasks), outer.lower(state, tasks).compile):
