@@ -63,6 +63,7 @@ ENGINES = {
 EARLIER = {
     "earlier-plain": Engine(loop=True, keeps_all=True, plain=True),
     "earlier-remat": Engine(remat=True, loop=True, keeps_all=True, plain=True),
+    "earlier-low-memory": Engine(low_memory=True, remat=True, loop=True, plain=True),
     "earlier-first-order": Engine(first_order=True, remat=True, loop=True, plain=True),
 }
 # Dense products in TFLOP/s, from data sheets. Float32 means TF32, JAX's default.

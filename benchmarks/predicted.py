@@ -1,7 +1,7 @@
 """Predict memory and time of the meta-gradients that were measured on an H100, without one.
 
     python -m benchmarks.predicted
-    python -m benchmarks.predicted --model minilm --engine low-memory
+    python -m benchmarks.predicted --model minilm --engine earlier-low-memory
 
 The measured rows are those of `benchmarks.gpu` by 33d57cb (logs/gpu.md). The H100's compiler
 compiles the same engines (extra plan-cuda), as for `metajax plan --target h100`. The predicted
@@ -25,13 +25,13 @@ from metajax.training.targets import find_target
 MEASURED = {
     ("minilm", "earlier-plain"): (20.79, 0.162),
     ("minilm", "earlier-remat"): (14.35, 0.163),
-    ("minilm", "low-memory"): (1.83, 0.165),
+    ("minilm", "earlier-low-memory"): (1.83, 0.165),
     ("minilm", "earlier-first-order"): (1.08, 0.049),
     ("base", "earlier-remat"): (58.43, 0.613),
-    ("base", "low-memory"): (8.93, 0.651),
+    ("base", "earlier-low-memory"): (8.93, 0.651),
     ("base", "earlier-first-order"): (4.70, 0.185),
 }
-ENGINES = ("earlier-plain", "earlier-remat", "low-memory", "earlier-first-order")
+ENGINES = ("earlier-plain", "earlier-remat", "earlier-low-memory", "earlier-first-order")
 
 
 def line(row: dict[str, Any]) -> str:
