@@ -1,5 +1,7 @@
 """A program that is traced for another platform makes that platform's choices."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -101,21 +103,24 @@ def test_on_an_accelerator_remat_implies_low_memory(platform):
 
 
 @pytest.mark.parametrize(
-    ("platform", "long", "short"),
+    ("platform", "long", "short", "small"),
     [
-        ("cpu", *[{"xla_cpu_enable_concurrency_optimized_scheduler": False}] * 2),
-        ("gpu", *[{"xla_disable_hlo_passes": "triton-softmax-rewriter"}] * 2),
-        ("tpu", {}, {"exec_time_optimization_effort": -1.0}),
-        ("of tomorrow", {}, {}),
+        ("cpu", {}, {}, {"xla_cpu_enable_concurrency_optimized_scheduler": False}),
+        ("gpu", *[{"xla_disable_hlo_passes": "triton-softmax-rewriter"}] * 3),
+        ("tpu", {}, {"exec_time_optimization_effort": -1.0}, {}),
+        ("of tomorrow", {}, {}, {}),
     ],
 )
-def test_compiler_options_of_a_run_that_saves_memory(platform, long, short):
-    settings = MetatrainSettings(model="m", tasks=("t",), workdir="w", low_memory=True)
+def test_compiler_options_of_a_run(platform, long, short, small):
+    """Of a long one, a short one, and of those that save memory."""
+    settings = MetatrainSettings(model="m", tasks=("t",), workdir="w")
     with compiling_for(platform):
         assert loop.compiler_options(settings) == long
-        assert loop.compiler_options(settings, short=True) == short
-        if platform != "cpu":
-            assert (xla_options(quick=False), xla_options(quick=True)) == (long, short)
+        assert loop.compiler_options(settings, short=is_short(1)) == short
+        for name in ("remat", "low_memory"):
+            saving = dataclasses.replace(settings, **{name: True})
+            assert loop.compiler_options(saving) == small
+            assert loop.compiler_options(saving, short=is_short(1)) == small
 
 
 def test_runs_of_few_tasks_on_a_tpu_are_short():

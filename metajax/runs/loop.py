@@ -211,10 +211,12 @@ def _lost_line(run: Run, which: str, content: str) -> InputError:
 
 
 def compiler_options(settings: ModelSettings, *, short: bool = False) -> dict[str, Any]:
-    """Return XLA's options for a step, which save memory if the settings ask for it."""
-    if target_platform() == "cpu" and (settings.remat or getattr(settings, "low_memory", False)):
+    """Return XLA's options for a step: for less memory if the settings ask for it."""
+    saves_memory = settings.remat or getattr(settings, "low_memory", False)
+    if saves_memory and target_platform() == "cpu":
         return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-    return xla_options(quick=short)
+    # Quickly compiled programs need more memory.
+    return xla_options(quick=short and not saves_memory)
 
 
 def _optimizer(stage: Stage) -> Any:
