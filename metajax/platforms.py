@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 # A GPU's compiler spends most of its time on a search for the tiles of fused softmaxes and norms.
-# Without it, BERT-base's meta-gradient compiles in a seventh of the time and moves no more bytes.
+# Without it, BERT-base's meta-gradient compiles in a seventh of the time and moves 2% fewer bytes.
 _ALWAYS: dict[str, dict[str, Any]] = {"gpu": {"xla_disable_hlo_passes": "triton-softmax-rewriter"}}
 # With the CPU's older emitters, programs are somewhat slower. With a TPU's lowest effort, the same
 # meta-gradient compiles in a seventh of the time, too, but takes 1.7 times as long by an estimate.
