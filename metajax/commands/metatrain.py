@@ -24,7 +24,12 @@ from metajax.runs.document_tasks import (
     open_windows,
     stream_spec,
 )
-from metajax.runs.episodes import episode_sampler, episode_sources, episode_spec
+from metajax.runs.episodes import (
+    check_sources,
+    episode_sampler,
+    episode_sources,
+    episode_spec,
+)
 from metajax.runs.few_shot import LOGIT_SCALE, FewShot, open_few_shot
 from metajax.runs.loop import Stage, train
 from metajax.runs.memory_plan import choose_plan, device_memory, step_memory, with_plan
@@ -154,7 +159,7 @@ def _stage(run: Run, settings: MetatrainSettings, tasks: _Tasks) -> Stage:
 def _episodes(settings: MetatrainSettings) -> _Tasks:
     tasks = load(settings, split="train")
     spec = episode_spec(settings)
-    data.check_episodes(tasks, spec)
+    check_sources(tasks, spec)
     given = load_validation(settings, tasks, spec)
     classes = spec.ways or max(len(task.label_names) for task in [*tasks, *given])
     few_shot = open_few_shot(settings.model, settings, settings, classes)

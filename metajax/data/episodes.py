@@ -17,8 +17,8 @@ class EpisodeSpec(NamedTuple):
     """The size of an episode.
 
     Attributes:
-        ways: classes per episode. None means all classes of the data set (Bansal et al. 2020,
-            https://arxiv.org/abs/1911.03863).
+        ways: classes per episode, or all of a data set that has fewer. None means all classes of
+            the data set (Bansal et al. 2020, https://arxiv.org/abs/1911.03863).
         shots: support examples per class.
         queries: query examples per class.
 
@@ -72,12 +72,16 @@ class Episodes(NamedTuple):
     classes: np.ndarray
 
 
-def check_episodes(tasks: Sequence[TaskData | TokenizedTask], spec: EpisodeSpec) -> None:
+def check_episodes(
+    tasks: Sequence[TaskData | TokenizedTask], spec: EpisodeSpec, *, mixed: bool = False
+) -> None:
     """Check that each class of the tasks has enough examples for an episode.
 
     Args:
         tasks: the data sets.
         spec: the size of an episode.
+        mixed: accept data sets with fewer classes than ways, if another has enough. All classes of
+            such a data set are in each of its episodes.
 
     Raises:
         InputError: a task is a regression, has fewer classes than ways, or has a class with
@@ -92,11 +96,12 @@ def check_episodes(tasks: Sequence[TaskData | TokenizedTask], spec: EpisodeSpec)
         metajax.errors.InputError: films: has 2 classes, fewer than 3 ways; ask for fewer ways ...
     """
     need = spec.shots + spec.queries
+    some = mixed and any(len(task.label_names) >= (spec.ways or 0) for task in tasks)
     for task in tasks:
         if not task.label_names:
             raise InputError(f"{task.name}: is a regression, but episodes need classes; remove it")
         classes = len(task.label_names)
-        if spec.ways is not None and classes < spec.ways:
+        if spec.ways is not None and classes < spec.ways and not some:
             raise InputError(
                 f"{task.name}: has {classes} classes, fewer than {spec.ways} ways; "
                 "ask for fewer ways or give more classes"

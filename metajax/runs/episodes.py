@@ -1,12 +1,30 @@
 """Sample the episodes of a step, as the settings define them."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from metajax import data
 from metajax.config.groups import EpisodeSettings
 from metajax.types import Task
+
+_log = logging.getLogger("metajax")
+
+
+def check_sources(tasks: Sequence[data.TaskData], spec: data.EpisodeSpec) -> None:
+    """Check that episodes can be drawn to train on, and log which have fewer classes than others.
+
+    Raises:
+        InputError: see `data.check_episodes`, with `mixed`.
+    """
+    data.check_episodes(tasks, spec, mixed=True)
+    for task in tasks:
+        if spec.ways is not None and len(task.label_names) < spec.ways:
+            _log.warning(
+                "%s: has %d classes, fewer than %d ways; its episodes have all of them",
+                *(task.name, len(task.label_names), spec.ways),
+            )
 
 
 def episode_sampler(

@@ -40,6 +40,21 @@ def rows_of(workdir):
     ]
 
 
+@pytest.mark.parametrize("algorithm", ["maml", "fomaml"])
+def test_a_source_with_fewer_classes_than_ways(files, material, tmp_path, algorithm):
+    two = tiny.write_rows(tmp_path / "two.csv", tiny.examples(2, 6, seed=2))
+    settings = {"ways": 3, "algorithm": algorithm, "held_out": 0, "meta_batch_size": 3}
+    done = tiny.run(*command_on([files[0], two], material, tmp_path / "run", **settings))
+    assert done.status == 0, done.err
+    assert f"{two}: has 2 classes, fewer than 3 ways; its episodes have all of them" in done.err
+    _, *rows = rows_of(tmp_path / "run")
+    assert {name for row in rows for name in row["sources"]} == {str(files[0]), str(two)}
+    assert all(np.isfinite(each["loss"]) for row in rows for each in row["sources"].values())
+    done = tiny.run(*command_on([two], material, tmp_path / "alone", **settings))
+    assert done.status == 2
+    assert "has 2 classes, fewer than 3 ways; ask for fewer" in done.err
+
+
 def test_each_source_is_measured(files, material, tmp_path):
     run, parts = tmp_path / "run", tmp_path / "parts"
     settings = {"held_out": 0.25, "valid_every": 3, "meta_batch_size": 3}

@@ -244,3 +244,20 @@ def test_check_episodes(glue, intents):
     regression = TaskData("s", ["t"], None, np.zeros(1, np.float32), ())
     with pytest.raises(InputError, match="s: is a regression"):
         check_episodes([regression], EpisodeSpec(None, 1, 1))
+
+
+def test_data_sets_with_fewer_classes_than_ways_train_beside_others(glue):
+    """All of their classes are in each episode. (`glue` has data sets of two and three.)"""
+    spec = EpisodeSpec(3, 1, 1)
+    with pytest.raises(InputError, match=r"two: has 2 classes, fewer than 3 ways"):
+        check_episodes(glue, spec)
+    check_episodes(glue, spec, mixed=True)
+    for alone in (glue[:1], glue[:1] * 2):
+        with pytest.raises(InputError, match=r"two: has 2 classes, fewer than 3 ways"):
+            check_episodes(alone, spec, mixed=True)
+    episodes = sample_episodes(glue, spec, 0, 0, 20)
+    two = episodes.task == 0
+    assert 0 < two.sum() < 20
+    assert (episodes.class_mask.sum(1) == np.where(two, 2, 3)).all()
+    assert (np.sort(episodes.classes[two]) == [-1, 0, 1]).all()
+    assert not episodes.query_mask[two][:, 2].any()
