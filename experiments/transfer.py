@@ -23,8 +23,8 @@ the training seeds. The last column has the lead of each seed.
 
 Sentences that a source shares with the target are left out of the source. `--valid` leaves one more
 data set out and tests on that one, to choose settings without the target. Finished parts are not
-run again. RESULTS.md explains DATA and BERT. GLUE's tasks have fewer classes than an episode
-here; experiments/unseen.py meta-trains on them.
+run again. RESULTS.md explains DATA and BERT. `--extra` adds further sources; an episode of one of
+GLUE's tasks has its two classes. experiments/unseen.py meta-trains on these alone.
 """
 
 import argparse
@@ -40,6 +40,7 @@ import optax
 import metajax
 from experiments.runs import SETS, Trained, command, exported, intent_sets, judged, percent, trained
 from experiments.unlabelled import letters
+from experiments.unseen import GLUE
 from metajax.config.settings import MetatrainSettings
 from metajax.data.seeding import generator
 from metajax.runs.demo_data import write_data
@@ -129,8 +130,8 @@ def _write(file: Path, rows: Sequence[Row]) -> str:
 
 
 def extra_sources(names: Sequence[str], files: Sequence[str], root: Path) -> list[str]:
-    """Return further tasks: the docstrings of Python, or words hidden in the sources' sentences."""
-    tasks = []
+    """Return further tasks: docstrings, words hidden in the sources' sentences, or GLUE's."""
+    tasks = [f"glue:{name}" for name in GLUE] if "glue" in names else []
     if "docstrings" in names:
         tasks.append(str(write_data(root / "docstrings", seed=0).tasks))
     if "words" in names:
@@ -166,13 +167,15 @@ def all_weights(
 ) -> dict[str, list[str]]:
     """Train each way with each seed; return the directories of the weights by name."""
     shared = {"model": options.model, "max_length": 32}
+    further = {"glue_dir": str(Path(options.data) / "glue")} if "glue" in options.extra else {}
     training = {"steps": options.steps, "learning_rate": options.learning_rate}
     defaults = {"held_out": MetatrainSettings.held_out}
     name = "-".join(Path(file).stem for file in files)
     weights = {"original": [options.model]}
     for seed in options.seeds:
         for method in options.methods:
-            settings = METHODS[method] | shared | {"seed": seed, "tasks": (*files, *extra)}
+            settings = METHODS[method] | shared | further
+            settings |= {"seed": seed, "tasks": (*files, *extra)}
             settings |= defaults if options.defaults else training
             if settings["algorithm"] != "protonet":  # It takes no inner steps.
                 settings["inner_lr"] = options.inner_lr
@@ -227,10 +230,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Train on all data sets but one, and print how the weights do on that one."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     made.add_argument("--model", required=True, help="the weights")
-    made.add_argument("--data", required=True, help="the folder with intents")
+    made.add_argument("--data", required=True, help="the folder with intents and glue")
     made.add_argument("--target", choices=SETS, default="BANKING77", help="the set left out")
     made.add_argument("--valid", action="store_true", help="test on a source instead")
-    made.add_argument("--extra", nargs="+", choices=("docstrings", "words"), default=[])
+    made.add_argument("--extra", nargs="+", choices=("docstrings", "words", "glue"), default=[])
     made.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     made.add_argument("--shares", type=float, nargs="+", default=[1, 0.5], help="of averages")
     made.add_argument("--multi-task", action="store_true", help="fine-tune on the sources too")

@@ -411,6 +411,16 @@ def test_transfer_has_the_defaults_of_metatrain(material, asked):
     assert not settings.keys() & {"steps", "learning_rate"}
 
 
+def test_glue_can_be_a_further_source_of_transfer(material, asked):
+    given = [*material.given, "--data", str(material.root), "--target", "HWU64", "--shares", "1"]
+    transfer.main([*given, "--seeds", "0", "--methods", "protonet", "--extra", "glue"])
+    (settings,) = (settings for settings in asked if "algorithm" in settings)
+    *intents, cola, mrpc, rte, sst2 = settings["tasks"]
+    assert len(intents) == 2
+    assert (cola, mrpc, rte, sst2) == ("glue:cola", "glue:mrpc", "glue:rte", "glue:sst2")
+    assert settings["glue_dir"] == str(material.root / "glue")
+
+
 def sentences(files):
     """Return the letters of the sentences of data sets and plain texts."""
     lines = [line for file in files for line in Path(file).read_text().splitlines()]
