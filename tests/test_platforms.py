@@ -4,6 +4,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import optax
+import problems
 import pytest
 
 import metajax
@@ -13,6 +15,7 @@ from metajax.models import Transformer
 from metajax.platforms import (
     _LONG_FROM,
     compiling_for,
+    full_jit,
     is_short,
     quick_jit,
     target_platform,
@@ -121,6 +124,34 @@ def test_compiler_options_of_a_run(platform, long, short, small):
             saving = dataclasses.replace(settings, **{name: True})
             assert loop.compiler_options(saving) == small
             assert loop.compiler_options(saving, short=is_short(1)) == small
+
+
+def test_options_that_the_user_has_set_stay(monkeypatch):
+    """XLA's own flag for passes would be replaced, not extended."""
+    with compiling_for("tpu"):
+        jax.config.update("jax_exec_time_optimization_effort", -0.5)
+        try:
+            assert xla_options(quick=True) == {}
+        finally:
+            jax.config.update("jax_exec_time_optimization_effort", 0.0)
+        assert xla_options(quick=True)
+    with compiling_for("gpu"):
+        monkeypatch.setenv(
+            "XLA_FLAGS", "--xla_disable_hlo_passes=algsimp --xla_cpu_enable_fast_math"
+        )
+        assert xla_options(quick=True) == {}
+        monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math")
+        assert xla_options(quick=True)
+
+
+def test_programs_that_run_often_have_their_options(monkeypatch):
+    monkeypatch.setitem(platforms._ALWAYS, "cpu", {"xla_that_is_not_there": True})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_that_is_not_there"):
+        full_jit(lambda x: x)(jnp.ones(2))
+    loss_fn, init_fn = problems.mlp_loss, problems.mlp_params
+    algorithm = metajax.maml(loss_fn, optax.sgd(0.1), 1)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_that_is_not_there"):
+        metajax.evaluate(algorithm, init_fn(), problems.mlp_tasks(), jax.random.key(0))
 
 
 def test_runs_of_few_tasks_on_a_tpu_are_short():

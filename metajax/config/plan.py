@@ -43,8 +43,8 @@ class PlanSettings(ModelSettings, SizeSettings, AlgorithmSettings, ShardSettings
         minimum=1,
     )
     steps: int = option(
-        "outer steps of metatrain: on a GPU or TPU, a short run has a program that compiles "
-        "faster, but takes longer and needs more memory",
+        "outer steps of metatrain: for a TPU, a run of few tasks is compiled quickly, and its "
+        "steps take longer and need more memory",
         MetatrainSettings.steps,
         minimum=1,
         advanced=True,

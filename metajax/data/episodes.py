@@ -84,8 +84,8 @@ def check_episodes(
             such a data set are in each of its episodes.
 
     Raises:
-        InputError: a task is a regression, has fewer classes than ways, or has a class with
-            fewer examples than shots plus queries.
+        InputError: a task is a regression, has fewer classes than ways (with `mixed`, each has),
+            or has a class with fewer examples than shots plus queries.
 
     Examples:
         >>> import metajax.data as data, numpy as np
@@ -96,12 +96,12 @@ def check_episodes(
         metajax.errors.InputError: films: has 2 classes, fewer than 3 ways; ask for fewer ways ...
     """
     need = spec.shots + spec.queries
-    some = mixed and any(len(task.label_names) >= (spec.ways or 0) for task in tasks)
+    fewer_allowed = mixed and any(len(task.label_names) >= (spec.ways or 0) for task in tasks)
     for task in tasks:
         if not task.label_names:
             raise InputError(f"{task.name}: is a regression, but episodes need classes; remove it")
         classes = len(task.label_names)
-        if spec.ways is not None and classes < spec.ways and not some:
+        if spec.ways is not None and classes < spec.ways and not fewer_allowed:
             raise InputError(
                 f"{task.name}: has {classes} classes, fewer than {spec.ways} ways; "
                 "ask for fewer ways or give more classes"

@@ -41,10 +41,10 @@ def hold_out_tasks(
     """Hold out a fraction of the data sets, or of the classes or examples of each.
 
     New data sets are the best measure, then new classes, then new examples. So whole data sets are
-    held out if there are at least three; those of hidden words count only if there are no others.
-    Otherwise classes are held out of those with enough of them for an episode of both parts, and
-    the others are trained on completely. If none has enough, or episodes have all classes of a data
-    set, then examples of each class are held out.
+    held out if there are at least three with enough classes for an episode; those of hidden words
+    count only if there are no others. Otherwise classes are held out of those with enough of them
+    for an episode of both parts, and the others are trained on completely. If none has enough, or
+    episodes have all classes of a data set, then examples of each class are held out.
 
     Only examples that episodes are sampled from count. So no text of a data set is in both parts,
     unless the data set keeps duplicates.
@@ -65,8 +65,8 @@ def hold_out_tasks(
         >>> held_out.kind, [len(task.label_names) for task in held_out.validation]
         ('classes', [2])
     """
-    labelled = [number for number, task in enumerate(tasks) if not task.hides_words]
-    sources = labelled or list(range(len(tasks)))
+    large = [n for n, task in enumerate(tasks) if len(task.label_names) >= (spec.ways or 0)]
+    sources = [number for number in large if not tasks[number].hides_words] or large
     if len(sources) >= _FEWEST_SOURCES:
         count = max(1, int(fraction * len(sources)))
         chosen = set(generator(seed, "validation").permutation(sources)[:count].tolist())

@@ -9,6 +9,7 @@ import numpy as np
 
 from metajax import data
 from metajax.models import Transformer, causal_lm_loss
+from metajax.platforms import full_jit
 from metajax.runs.document_tasks import Windows
 from metajax.runs.progress import progress
 from metajax.types import Batch, MetaAlgorithm, Params, Task
@@ -34,7 +35,7 @@ def adapted_losses(
         `(what, windows, meta_params) -> [D, C]`; `what` is the label of the progress bar.
     """
 
-    @jax.jit
+    @full_jit
     def run(meta_params: Params, tasks: Task) -> jax.Array:
         def one(task: Task) -> jax.Array:
             adapted, info = algorithm.adapt(meta_params, task.support, None)
@@ -70,7 +71,7 @@ def plain_losses(model: Transformer, *, with_context: bool = False) -> ChunkLoss
     Returns:
         `(what, windows, params) -> [D, C]`.
     """
-    run = jax.jit(lambda params, rows: row_losses(model, params, rows))
+    run = full_jit(lambda params, rows: row_losses(model, params, rows))
 
     def losses(what: str, windows: Windows, params: Params) -> np.ndarray:
         places = list(np.ndindex(windows.counts.shape))

@@ -9,6 +9,7 @@ import numpy as np
 from metajax import data
 from metajax.config.settings import AdaptSettings
 from metajax.errors import InputError
+from metajax.platforms import quick_jit
 from metajax.runs.document_losses import plain_losses
 from metajax.runs.document_tasks import Windows, as_windows, check_steps, load_documents
 from metajax.runs.few_shot import FewShot
@@ -107,7 +108,7 @@ def adapt_to_stream(few_shot: FewShot, stream: Stream, dev: Stream | None) -> St
     support = jax.tree.map(lambda leaf: leaf[0, :steps], task.support)
     with Progress(f"adapt in {steps} steps", "pass") as bar:
         bar.compiling()
-        adapt = jax.jit(few_shot.algorithm().adapt)
+        adapt = quick_jit(few_shot.algorithm().adapt)
         params, info = jax.block_until_ready(adapt(few_shot.meta_params, support, None))
     each = np.asarray(info.support_loss, np.float64)
     return Streamed(

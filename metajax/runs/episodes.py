@@ -13,7 +13,7 @@ _log = logging.getLogger("metajax")
 
 
 def check_sources(tasks: Sequence[data.TaskData], spec: data.EpisodeSpec) -> None:
-    """Check that episodes can be drawn to train on, and log which have fewer classes than others.
+    """Check that episodes can be drawn to train on, and log which tasks have too few classes.
 
     Raises:
         InputError: see `data.check_episodes`, with `mixed`.

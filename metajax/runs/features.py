@@ -9,7 +9,7 @@ import numpy as np
 from metajax import data
 from metajax.models import Transformer
 from metajax.models.attention import MASKED
-from metajax.platforms import quick_jit, xla_options
+from metajax.platforms import full_jit, quick_jit
 from metajax.training.evaluation import fit_logistic
 from metajax.types import Params
 
@@ -38,8 +38,8 @@ def compiled_logits(model: Transformer, *, many: bool) -> Callable[..., jax.Arra
         model: the network.
         many: whether there are so many texts that slower compilation pays off.
     """
-    options = xla_options(quick=not many)
-    return jax.jit(lambda params, batch: model(params, batch).logits, compiler_options=options)
+    jit = full_jit if many else quick_jit
+    return jit(lambda params, batch: model(params, batch).logits)
 
 
 def row_room(model: Transformer, params: Params) -> int | None:

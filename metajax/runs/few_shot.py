@@ -18,6 +18,7 @@ from metajax.errors import InputError
 from metajax.models import Transformer
 from metajax.models.contracts import TransformerChanges
 from metajax.models.prefix import prefix_length
+from metajax.platforms import full_jit
 from metajax.runs.adapters import is_frozen, lora_kernels, make_adapters
 from metajax.runs.described import describe_source, pooling_of
 from metajax.runs.inner import DEFAULTS, WHAT, resolve
@@ -178,7 +179,7 @@ class FewShot(NamedTuple):
 
             return jax.lax.scan(judge, params, jnp.arange(steps + 1))[1]
 
-        return jax.jit(lambda params, tasks: jax.lax.map(partial(one, params), tasks))
+        return full_jit(lambda params, tasks: jax.lax.map(partial(one, params), tasks))
 
 
 def not_meta_trained(spec: str) -> str:

@@ -62,7 +62,7 @@ class Stage(NamedTuple):
         sources: function from a step's number to the source of each task of all processes; None if
             there is only one source.
         validation: used instead of `measure`, also between the steps; the best checkpoint is kept.
-        short: see `is_short`.
+        short: whether to compile quickly; see `is_short`.
     """
 
     run: Run
@@ -215,7 +215,7 @@ def compiler_options(settings: ModelSettings, *, short: bool = False) -> dict[st
     saves_memory = settings.remat or getattr(settings, "low_memory", False)
     if saves_memory and target_platform() == "cpu":
         return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-    # Quickly compiled programs need more memory.
+    # A TPU's quickly compiled programs need more memory.
     return xla_options(quick=short and not saves_memory)
 
 

@@ -37,7 +37,7 @@ class Training(NamedTuple):
         chunk_size: see `metajax.outer_loop`.
         frozen: see `metajax.outer_loop`.
         repeated_steps: see `mean_recomputed_steps`.
-        short: see `is_short`.
+        short: whether to compile quickly; see `is_short`.
     """
 
     params: Params

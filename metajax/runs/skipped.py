@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.platforms import quick_jit
 from metajax.training import distributed
 from metajax.training.outer import (
     AlgorithmOrSchedule,
@@ -42,7 +43,7 @@ def diagnosis(
         grads, info = algorithm.meta_grad(params, *task_and_key)
         return jnp.isfinite(info.query_loss) & jnp.isfinite(global_norm(grads))
 
-    fine = np.asarray(jax.jit(lambda *each: jax.lax.map(finite, each))(tasks, keys))
+    fine = np.asarray(quick_jit(lambda *each: jax.lax.map(finite, each))(tasks, keys))
     named = ", ".join(map(str, first + np.flatnonzero(~fine)))
     which = f"task {named}" if named else "no single task"
     return (

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from metajax.algorithms.prototypes import prototype_head
+from metajax.platforms import full_jit
 from metajax.training.outer import map_tasks, num_tasks, task_keys
 from metajax.types import Key, MetaAlgorithm, MetaInfo, PyTree, Task
 
@@ -87,7 +88,7 @@ def _compiled(algorithm: MetaAlgorithm, chunk_size: int | None) -> Callable[...,
 
         return map_tasks(judge, tasks, keys, chunk_size)[1]
 
-    return jax.jit(run)
+    return full_jit(run)
 
 
 def run_episodes(

@@ -90,7 +90,8 @@ def outer_loop(
         devices: the devices to use; by default all.
         donate: let a step overwrite the state passed to it, which saves a copy. The caller must
             not use that state again, nor the params passed to `init`.
-        compiler_options: XLA's, as for `jax.jit`. By default one that compiles faster on a GPU.
+        compiler_options: XLA's, as for `jax.jit`. By default none, but where JAX's default backend
+            is a GPU, the pass `triton-softmax-rewriter` is left out, for faster compilation.
         mesh: from `task_mesh`, in place of devices: shards the state if its axis "params" has more
             than one device. Each device still gathers all parameters in a step, because it adapts
             all of them.
@@ -209,7 +210,7 @@ def _pmapped(
         out_axes=None,
         devices=devices,
     )
-    # `pmap` takes no compiler options. `jax.jit(mapped)` would only have the method `mapped.lower`.
+    # `pmap` takes no compiler options. `jax.jit` would copy the method `lower` of `mapped` itself.
     compiled = jax.jit(
         lambda state, tasks: mapped(state, tasks),
         in_shardings=(home, split),

@@ -68,6 +68,19 @@ def assert_apart(tasks, held_out):
     assert parts[0] | parts[1] == set().union(*map(labelled, tasks))
 
 
+@pytest.mark.parametrize(("large", "kind"), [(3, "data sets"), (2, "classes")])
+def test_data_sets_with_fewer_classes_than_ways_are_not_held_out(large, kind):
+    """They do not count as data sets for that either."""
+    small = [make_task(f"s{number}", 2) for number in range(5)]
+    tasks = [*small, *(make_task(f"l{number}", 6) for number in range(large))]
+    for seed in range(5):
+        held_out = hold_out_tasks(tasks, SPEC, seed, 0.3)
+        assert held_out.kind == kind
+        check_episodes(held_out.validation, SPEC)
+        check_episodes(held_out.training, SPEC, mixed=True)
+        assert {task.name for task in small} <= {task.name for task in held_out.training}
+
+
 @pytest.mark.parametrize(
     ("count", "fraction", "held"), [(3, 0.25, 1), (8, 0.25, 2), (3, 0.5, 1), (9, 0.3, 2)]
 )

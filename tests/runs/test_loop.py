@@ -19,7 +19,7 @@ from jax.custom_batching import custom_vmap
 from tensorboardX.proto.event_pb2 import Event
 
 from metajax.algorithms.supervised import supervised
-from metajax.config.settings import MetatrainSettings, PretrainSettings
+from metajax.config.settings import PretrainSettings
 from metajax.errors import InputError, StoppedError
 from metajax.models import Transformer
 from metajax.runs import best, loop, measurements
@@ -344,13 +344,6 @@ def test_shards_and_chunks_reach_the_outer_loop(make_stage, monkeypatch):
     loop.train(stage, initial_params())
     assert found.axes == {(2, 2)}
     assert found.chunks == {2}
-
-
-def test_memory_is_saved_where_it_is_asked_for():
-    option = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-    for settings, expected in (({}, {}), ({"remat": True}, option), ({"low_memory": True}, option)):
-        given = MetatrainSettings(model="m", tasks=("t",), workdir="w", **settings)
-        assert loop.compiler_options(given) == expected
 
 
 def test_a_step_is_timed_with_its_share_of_waiting(monkeypatch):
