@@ -5,14 +5,14 @@
 
 A text has 5 to 15 random words. A file has 10 classes, or one per 1,000 texts. In fresh processes,
 `metajax metatrain --steps 1` runs on one file of 1,000 texts, which shows what does not depend on
-the data; and then on all files, first with nothing on disk and then with the tokens and the
-compiled programs of the first run, as when a run resumes. The network is a tiny BERT, unless
+the data; and then on all files, first with nothing on disk and then, in a second run, with the
+tokens and the compiled programs of the first. The network is a tiny BERT, unless
 --model names another. CPU seconds are those of all threads, and memory is the largest resident set,
 which includes mapped files. Prints a Markdown table.
 
 Hardware and time: one CPU core, three minutes for a million texts and two for 200 files while other
-jobs run. Expected: 29 CPU seconds more for a million texts than for a thousand, and 14 in all when
-the run resumes; about 0.3 GB more memory.
+jobs run. Expected: 29 CPU seconds more for a million texts than for a thousand, and 14 in all for
+the second run; about 0.3 GB more memory.
 """
 
 import argparse

@@ -230,7 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Train on all data sets but one, and print how the weights do on that one."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     made.add_argument("--model", required=True, help="the weights")
-    made.add_argument("--data", required=True, help="the folder with intents and glue")
+    made.add_argument("--data", required=True, help="the folder with intents (and glue)")
     made.add_argument("--target", choices=SETS, default="BANKING77", help="the set left out")
     made.add_argument("--valid", action="store_true", help="test on a source instead")
     made.add_argument("--extra", nargs="+", choices=("docstrings", "words", "glue"), default=[])

@@ -3,13 +3,15 @@
 import importlib.util
 
 import jax
+import jax.numpy as jnp
 import optax
 import problems
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 import metajax
 from metajax.errors import InputError
-from metajax.platforms import compiling_for
+from metajax.platforms import compiling_for, xla_options
 from metajax.training import targets
 from metajax.training.outer import initial_state
 from metajax.training.parallel import task_mesh
@@ -130,3 +132,29 @@ def test_slices_that_do_not_exist(text):
 @pytest.mark.parametrize("name", GPUS)
 def test_a_step_on_four_gpus_has_one_all_reduce(name):
     check_one_mean(find_target(f"{name}:4"))
+
+
+def compiled_softmax(target, **options):
+    x = jax.ShapeDtypeStruct(
+        (4, 128, 128), jnp.bfloat16, sharding=SingleDeviceSharding(target.devices[0])
+    )
+    program = jax.jit(lambda x: jax.nn.softmax(2 * x), compiler_options=options)
+    return compile_for_target(program.trace(x).lower()).as_text()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_a_tpus_compiler_knows_its_options():
+    with compiling_for("tpu"):
+        options = xla_options(quick=True)
+    assert options
+    assert "HloModule" in compiled_softmax(find_target("v5e"), **options)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("jax_cuda13_plugin") is None, reason="needs CUDA")
+def test_a_gpus_compiler_leaves_out_the_fusions_whose_tiles_it_would_search():
+    target = find_target("h100")
+    with compiling_for("gpu"):
+        options = xla_options(quick=False)
+    assert "__triton" in compiled_softmax(target)
+    assert "__triton" not in compiled_softmax(target, **options)
