@@ -10,9 +10,8 @@ tokens and the compiled programs of the first. The network is a tiny BERT, unles
 --model names another. CPU seconds are those of all threads, and memory is the largest resident set,
 which includes mapped files. Prints a Markdown table.
 
-Hardware and time: one CPU core, three minutes for a million texts and two for 200 files while other
-jobs run. Expected: 29 CPU seconds more for a million texts than for a thousand, and 14 in all for
-the second run; about 0.3 GB more memory.
+Hardware and time: one CPU core, a minute for a million texts and less for 200 files. Expected: 36
+seconds for a million texts, 15 for a thousand, and 14 for the second run; 0.3 GB more memory.
 """
 
 import argparse
