@@ -355,6 +355,16 @@ def test_links_lead_somewhere(page):
     assert not [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
 
 
+def test_pages_of_the_site_link_to_pages_of_the_site():
+    site = set(re.findall(r"[\w/.-]+\.md", (ROOT / "mkdocs.yml").read_text()))
+    outside = site & {*RESULTS, "CONTRIBUTING.md"}
+    assert len(outside) > 20
+    for page in outside:
+        for link in re.findall(r"\]\(([^)#:]+\.md)", (ROOT / page).read_text()):
+            target = (ROOT / page).parent.joinpath(link).resolve().relative_to(ROOT)
+            assert str(target).removeprefix("docs/") in site, f"{page}: {link}"
+
+
 def test_results_link_to_every_log():
     for folder in ("experiments", "benchmarks"):
         page = (ROOT / folder / "RESULTS.md").read_text()
