@@ -27,7 +27,9 @@ CANDIDATES = {
     "linear C=10": Method("linear", inverse_strength=10.0),
     "contrastive": method_of("contrastive"),
     "finetune": method_of("finetune"),
-    "contrastive 3e-5": Method("contrastive", _CONTRASTIVE._replace(learning_rate=3e-5)),
+    "contrastive 3e-5": Method(
+        "contrastive", _CONTRASTIVE._replace(learning_rate=3e-5, width=math.inf)
+    ),
     "finetune 1e-4": Method("finetune", RECIPES["finetune"]._replace(learning_rate=1e-4)),
     "contrastive twice as long": Method(
         "contrastive",

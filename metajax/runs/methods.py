@@ -60,7 +60,9 @@ def epoch_rows(labels: np.ndarray, seed: int, step: int, batch_size: int) -> np.
 
 _PER_CLASS = 4
 RECIPES = {
-    "contrastive": Recipe(contrastive_loss, class_rows, 1e-4, steps=10, batch_size=64, epochs=4),
+    "contrastive": Recipe(
+        contrastive_loss, class_rows, 1e-4, steps=10, batch_size=64, epochs=4, width=384
+    ),
     "finetune": Recipe(classification_loss, epoch_rows, 3e-5, steps=20, batch_size=64, epochs=4),
 }
 # Of fine-tuning for texts with several labels, of which each has few examples.

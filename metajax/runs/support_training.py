@@ -34,6 +34,8 @@ class Recipe(NamedTuple):
         steps: least number of steps.
         batch_size: largest number of examples in a step.
         epochs: least number of times that training sees as many examples as there are.
+        width: the most features for which the learning rate holds. For networks with more, it falls
+            in proportion, as Adam's should (Yang et al. 2022, arXiv:2203.03466, table 3).
     """
 
     make_loss: Callable[[Transformer], LossFn]
@@ -42,10 +44,15 @@ class Recipe(NamedTuple):
     steps: int
     batch_size: int
     epochs: int
+    width: float = math.inf
 
     def num_steps(self, count: int) -> int:
         """Return the number of steps for so many examples."""
         return max(self.steps, math.ceil(self.epochs * count / self.batch_size))
+
+    def rate_for(self, hidden_size: int) -> float:
+        """Return the peak learning rate for networks with so many features."""
+        return self.learning_rate * min(1, self.width / hidden_size)
 
 
 def train(
@@ -81,7 +88,8 @@ def train(
     plan = plan or plan_steps([small], recipe, seed)
     begin, step = _compiled(model, recipe.make_loss)
     count = recipe.num_steps(len(examples.labels))
-    schedule = learning_rate(recipe.learning_rate, count, math.ceil(count / 10))
+    rate = recipe.rate_for(model.config.hidden_size)
+    schedule = learning_rate(rate, count, math.ceil(count / 10))
     own, state = begin(params, kept)
     losses = []
     steps = range(count)

@@ -117,6 +117,22 @@ def test_larger_support_sets_have_more_steps():
     assert sizes == [10, 10, 20, 94]
 
 
+@pytest.mark.parametrize("width", [3 * tiny.CONFIG.hidden_size, tiny.CONFIG.hidden_size / 4])
+def test_wide_networks_have_a_lower_rate(width):
+    model = Transformer(without_dropout(), pooling="mean")
+    params, examples = model.init(jax.random.key(0)), examples_of()
+    recipe = methods.RECIPES["contrastive"]._replace(steps=2, epochs=0, width=width)
+    rate = 1e-4 if width > tiny.CONFIG.hidden_size else 2.5e-5
+    same = recipe._replace(width=float("inf"), learning_rate=rate)
+    found, expected = (train(model, params, examples, each, seed=0)[0] for each in (recipe, same))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_contrastive_trains_common_encoders_at_these_rates():
+    rates = [methods.RECIPES["contrastive"].rate_for(size) for size in (128, 384, 768, 1024)]
+    np.testing.assert_allclose(rates, [1e-4, 1e-4, 5e-5, 3.75e-5])
+
+
 def test_contrastive_batches_have_several_examples_of_a_class():
     labels = np.repeat(np.arange(30), 6).astype(np.int32)
     seen = set()
