@@ -88,6 +88,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     mutants = chosen(arguments)
+    if not mutants:  # Without names of tests, pytest would run all.
+        parser.error(f"--match {arguments.match}: no fault has this in its file or new text")
     prepare()
     with tempfile.TemporaryDirectory() as folder:
         sound = copy_of_tree(Path(folder) / "sound")
