@@ -11,6 +11,7 @@ from metajax.data.tokens import Tokens
 
 _PLANNED_STEPS = 64
 _SAMPLED = 16  # Batches of an evaluation that its shapes are planned for.
+_DEALT = 16  # Batches among which the texts of an evaluation are dealt out.
 
 
 def token_batch(tokens: Tokens, rows: np.ndarray, length: int) -> dict[str, np.ndarray]:
@@ -215,20 +216,16 @@ def supervised_eval_batches(
     """
     size = len(task.labels)
     for begin in range(0, size, batch_size):
-        places = np.arange(begin, begin + batch_size)
-        rows = np.minimum(places, size - 1)
-        length = bucket(int(task.tokens.lengths[rows].max()), longest_text([task]))
-        yield token_batch(task.tokens, rows, length) | {
-            "labels": task.labels[rows],
-            "task": np.full(batch_size, head, np.int32),
-            "example_mask": (places < size).astype(np.float32),
-        }
+        yield _eval_batch(task, np.arange(begin, min(begin + batch_size, size)), batch_size, head)
 
 
 def packed_eval_batches(
     task: TokenizedTask, batch_size: int, *, head: int = 0, room: int | None = None
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield what `supervised_eval_batches` yields, packed, so that few shapes are compiled.
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Yield a task's examples in packed batches of few shapes, as each shape is compiled.
+
+    The batches have about equally many tokens, because long and short texts are dealt out to them:
+    so one shape has room for each of them, and little padding.
 
     Args:
         task: the examples.
@@ -239,7 +236,8 @@ def packed_eval_batches(
             texts for the network, and a row as long as the longest pair often holds only one.
 
     Yields:
-        Batches with the leaves of a part of `packed_parts`, and `example_mask` [B].
+        The indices, int64 [M] with M <= B, of a batch's examples, and the batch: the leaves of a
+        part of `packed_parts`, and example_mask float32 [B], 0 where there is no example.
 
     Examples:
         >>> import numpy as np
@@ -247,21 +245,52 @@ def packed_eval_batches(
         >>> ids, types = np.ones((3, 8), np.int32), np.zeros((3, 8), np.int8)
         >>> tokens = Tokens(ids, types, np.array([2, 8, 3]), truncated=0)
         >>> task = TokenizedTask("films", tokens, np.array([0, 1, 1]), ("bad", "good"), ())
-        >>> first, last = packed_eval_batches(task, batch_size=2)
-        >>> first["input_ids"].shape, last["first_token"].tolist(), last["example_mask"].tolist()
-        ((2, 8), [0, 0], [1.0, 0.0])
+        >>> (examples, batch), (_, last) = packed_eval_batches(task, batch_size=2)
+        >>> examples.tolist(), batch["first_token"].tolist(), last["example_mask"].tolist()
+        ([1, 0], [0, 8], [1.0, 0.0])
     """
-    size = len(task.labels)
-    lengths = np.zeros((-(-size // batch_size), 1, batch_size), np.int32)
-    lengths.reshape(-1)[:size] = task.tokens.lengths
+    dealt = _deal(task.tokens.lengths, batch_size)
+    lengths = np.zeros((len(dealt), 1, batch_size), np.int32)
+    for batch_lengths, rows in zip(lengths, dealt, strict=True):
+        batch_lengths[0, : len(rows)] = task.tokens.lengths[rows]
     spread = lengths[:: -(-len(lengths) // _SAMPLED)]
     longest = longest_text([task])
     widest = None if room is None else min(room, 2 * longest)
     plan = plan_shapes([(each,) for each in spread], longest, len(lengths), widest=widest)
     rounded = [(Shape(_round_up(shape.rows), shape.length),) for (shape,) in plan]
-    for batch in supervised_eval_batches(task, batch_size, head=head):
+    for rows in dealt:
+        batch = _eval_batch(task, rows, batch_size, head)
         batch["attention_mask"] *= batch["example_mask"][:, None].astype(np.int32)
-        yield {name: leaf[0] for name, leaf in packed_parts(batch, 1, rounded).items()}
+        yield rows, {name: leaf[0] for name, leaf in packed_parts(batch, 1, rounded).items()}
+
+
+def _deal(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Deal out texts to batches, the longest first, so that the batches have about as many tokens.
+
+    Each run of `_DEALT` batches has the texts of its place in the order, so that the results of
+    the first texts do not wait for all others.
+    """
+    dealt = []
+    for begin in range(0, len(lengths), _DEALT * batch_size):
+        window = lengths[begin : begin + _DEALT * batch_size]
+        longest_first = begin + np.argsort(-window, kind="stable")
+        count = -(-len(window) // batch_size)
+        dealt += [longest_first[first::count] for first in range(count)]
+    return dealt
+
+
+def _eval_batch(
+    task: TokenizedTask, rows: np.ndarray, batch_size: int, head: int
+) -> dict[str, np.ndarray]:
+    """Return some examples as a padded batch, which repeats the last one if they are too few."""
+    mask = (np.arange(batch_size) < len(rows)).astype(np.float32)
+    rows = np.pad(rows, (0, batch_size - len(rows)), mode="edge")
+    length = bucket(int(task.tokens.lengths[rows].max()), longest_text([task]))
+    return token_batch(task.tokens, rows, length) | {
+        "labels": task.labels[rows],
+        "task": np.full(batch_size, head, np.int32),
+        "example_mask": mask,
+    }
 
 
 def _round_up(count: int) -> int:

@@ -15,7 +15,7 @@ from metajax.models import Transformer
 from metajax.models.files import base_of
 from metajax.models.metadata import no_classifier
 from metajax.models.prefix import prefix_length
-from metajax.runs.features import compiled_logits, row_room
+from metajax.runs.features import compiled_logits, outputs_of
 from metajax.runs.source import find, open_source, text_length
 from metajax.runs.task_data import tokenized
 from metajax.runs.workdir import read_json
@@ -131,13 +131,9 @@ def logits_of(
     length = text_length(model, max_length, prefix=prefix_length(params))
     task = data.TaskData("the input", texts, pairs, np.zeros(len(texts), np.int32), ("",))
     (examples,) = tokenized([task], model, length, keep=False)
-    left = len(texts)
-    room = row_room(model, params)
     compute = compiled_logits(model, many=len(texts) > _MANY)
-    for batch in data.packed_eval_batches(examples, batch_size, head=head, room=room):
-        logits = np.asarray(compute(params, batch))
-        yield from logits[:left, : model.num_labels[head]]
-        left -= batch_size
+    for logits in outputs_of(compute, model, params, examples, batch_size, head=head):
+        yield logits[: model.num_labels[head]]
 
 
 def probabilities(

@@ -1,7 +1,7 @@
 """Frozen features of texts, and logistic regression on them."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -22,7 +22,8 @@ def features_of(
     """Return the features of N texts, float64 [N, H], scaled to `model.feature_norm`."""
     # Without a head, parameters have the same structure before training one and after.
     params = {name: value for name, value in params.items() if name != "classifier"}
-    return _over_batches(_compiled(model), model, params, examples, batch_size)
+    outputs = outputs_of(_compiled(model), model, params, examples, batch_size)
+    return np.stack(list(outputs)).astype(np.float64)
 
 
 @functools.lru_cache(maxsize=4)
@@ -42,30 +43,33 @@ def compiled_logits(model: Transformer, *, many: bool) -> Callable[..., jax.Arra
     return jit(lambda params, batch: model(params, batch).logits)
 
 
-def row_room(model: Transformer, params: Params) -> int | None:
-    """Return the `room` of `packed_eval_batches`, if a network reads the texts of pairs apart."""
-    if not model.siamese or "prefix" in params:
-        return None
-    return model.config.max_position_embeddings
-
-
-def _over_batches(
+def outputs_of(
     function: Callable[..., jax.Array],
     model: Transformer,
     params: Params,
     examples: data.TokenizedTask,
     batch_size: int = _BATCH,
-) -> np.ndarray:
-    room = row_room(model, params)
-    batches = data.packed_eval_batches(examples, batch_size, room=room)
-    batched = [np.asarray(function(params, batch), np.float64) for batch in batches]
-    return np.concatenate(batched)[: len(examples.labels)]
+    *,
+    head: int = 0,
+) -> Iterator[np.ndarray]:
+    """Yield what a compiled `(params, batch) -> [B, ...]` computes for each text, in order."""
+    # Only if a network reads the texts of pairs apart, may rows be longer than the longest pair.
+    apart = model.siamese and "prefix" not in params
+    room = model.config.max_position_embeddings if apart else None
+    waiting: dict[int, np.ndarray] = {}
+    done = 0
+    for rows, batch in data.packed_eval_batches(examples, batch_size, head=head, room=room):
+        waiting |= zip(rows.tolist(), np.asarray(function(params, batch)))
+        while done in waiting:
+            yield waiting.pop(done)
+            done += 1
 
 
 def logits_on(model: Transformer, params: Params, examples: data.TokenizedTask) -> np.ndarray:
     """Return the logits of the only head of a network, float64 [N, C], by `features_of`."""
     if model.projection is not None:  # The head does not read the features themselves.
-        return _over_batches(compiled_logits(model, many=False), model, params, examples)
+        outputs = outputs_of(compiled_logits(model, many=False), model, params, examples)
+        return np.stack(list(outputs)).astype(np.float64)
     kernel, bias = (np.asarray(params["classifier"][name][0]) for name in ("kernel", "bias"))
     return features_of(model, params, examples) @ kernel + bias
 

@@ -6,6 +6,7 @@ import pytest
 
 from metajax.data import (
     Shape,
+    packed_eval_batches,
     packed_parts,
     plan_batches,
     supervised_batch,
@@ -143,6 +144,41 @@ def test_evaluation_pads_to_few_lengths(make_task):
     task = make_task("long", [10, 11], longest=40)  # Of 3 to 23 tokens.
     found = [batch["input_ids"].shape for batch in supervised_eval_batches(task, 7)]
     assert found == [(7, 16), (7, 16), (7, 23)]
+
+
+def test_packed_evaluation_has_every_example_once(tasks):
+    task = tasks[1]
+    taken = []
+    for rows, batch in packed_eval_batches(task, 4, head=1):
+        taken += rows.tolist()
+        assert batch["example_mask"].tolist() == [row < len(rows) for row in range(4)]
+        assert batch["task"].tolist() == [1] * 4
+        for place, row in enumerate(rows):
+            inside = batch["example_ids"] == place
+            found = batch["input_ids"][inside], batch["token_type_ids"][inside]
+            label, *expected = example(task, row)
+            assert [tuple(part.tolist()) for part in found] == expected
+            assert batch["labels"][place] == label
+            assert batch["first_token"][place] == np.flatnonzero(inside)[0]
+        assert batch["example_ids"].max() == len(rows) - 1
+    assert sorted(taken) == list(range(10))
+
+
+def test_packed_evaluation_has_one_shape_with_little_padding(make_task):
+    """In the order of the texts, the last batch would need 16 rows of 64 tokens, and so all."""
+    task = make_task("grows", [62], longest=62)  # Of 3 to 64 tokens, each longer by one.
+    found = [batch["input_ids"].shape for _, batch in packed_eval_batches(task, 16)]
+    assert len(found) == 4
+    assert len(set(found)) == 1
+    assert task.tokens.lengths.sum() > 0.65 * sum(np.prod(shape) for shape in found)
+
+
+def test_evaluation_deals_within_a_part_of_many_texts(make_task):
+    """So that the results of the first texts do not wait for all others."""
+    task = make_task("many", [70], longest=72)
+    taken = [rows for rows, _ in packed_eval_batches(task, 2)]
+    assert sorted(np.concatenate(taken[:16])) == list(range(32))
+    assert sorted(np.concatenate(taken[32:])) == list(range(64, 70))
 
 
 def test_pairs_keep_their_token_types(tokenizer):

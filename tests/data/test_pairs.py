@@ -50,7 +50,7 @@ def test_a_packed_pair_is_two_texts(pairs, tokenizer):
 
 def test_pairs_stay_apart_in_batches(pairs):
     some = take_examples(pairs, np.array([2, 0]))
-    (batch,) = packed_eval_batches(some, 3)
+    ((_, batch),) = packed_eval_batches(some, 3)
     assert batch["first_token"].shape == (6,)  # Two of them belong to the missing pair.
     assert {*batch["example_ids"].reshape(-1).tolist()} - {-1} == {0, 1, 2, 3}
     assert batch["labels"].tolist() == [1, 0, 0]
@@ -65,6 +65,6 @@ def test_rows_are_longer_than_the_longest_pair(tokenizer):
     shapes = [
         batch["input_ids"].shape
         for room in (None, 10, 16, 512)
-        for batch in packed_eval_batches(pairs, 23, room=room)
+        for _, batch in packed_eval_batches(pairs, 23, room=room)
     ]
     assert shapes == [(24, 10), (24, 10), (12, 16), (12, 16)]

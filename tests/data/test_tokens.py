@@ -132,7 +132,7 @@ def test_all_batches_are_equal(joined):
             data.supervised_batch([task, task], 0, 2, 16),
             [few.tokens.input_ids, few.tokens.token_type_ids, few.tokens.lengths],
             *data.supervised_eval_batches(task, 16),
-            *data.packed_eval_batches(task, 16),
+            list(data.packed_eval_batches(task, 16)),
         ]
 
     assert_equal(batches(task), batches(same))
