@@ -21,9 +21,9 @@ import jax
 from jax.extend import core
 
 from benchmarks.gpu import jitted
-from benchmarks.traffic import shapes_for, target_parser
+from benchmarks.traffic import chosen_target, shapes_for, target_parser
 from metajax.platforms import compiling_for
-from metajax.training.targets import Target, compile_for_target, find_target
+from metajax.training.targets import Target, compile_for_target
 
 T = TypeVar("T")
 
@@ -79,7 +79,7 @@ def main() -> None:
     parser = target_parser(__doc__)
     parser.set_defaults(engine=["default"])
     options = parser.parse_args()
-    target = find_target(options.target)
+    target = chosen_target(parser, options.target)
     print("engine       phase    CPU seconds   seconds      size")
     rows = []
     for engine in options.engine:

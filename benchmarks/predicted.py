@@ -18,8 +18,7 @@ import jax
 
 from benchmarks.gpu import add_sizes
 from benchmarks.memory import SHAPES
-from benchmarks.traffic import compiled_for
-from metajax.training.targets import find_target
+from benchmarks.traffic import chosen_target, compiled_for
 
 # GB and seconds of four tasks. BERT-base ran out of memory with the engine earlier-plain.
 MEASURED = {
@@ -58,7 +57,7 @@ def main() -> None:
     add_sizes(parser)
     parser.set_defaults(engine=ENGINES)
     options = parser.parse_args()
-    target = find_target("h100")
+    target = chosen_target(parser, "h100")
     print("model   engine                     GB   measured  ratio    seconds   measured  ratio")
     rows = []
     for shape in options.model:

@@ -29,6 +29,7 @@ import metajax
 from benchmarks.gpu import add_sizes, jitted
 from benchmarks.memory import SHAPES, batch, bert
 from metajax.algorithms.inner_loop import mean_recomputed_steps
+from metajax.errors import InputError
 from metajax.platforms import compiling_for
 from metajax.training.flops import count_traced_flops
 from metajax.training.hlo import Instruction, Program, parse
@@ -143,12 +144,20 @@ def target_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def chosen_target(parser: argparse.ArgumentParser, text: str) -> Target:
+    """Return the target of a command line; exit if it is unknown or has no compiler here."""
+    try:
+        return find_target(text)
+    except InputError as error:
+        parser.error(str(error))
+
+
 def main() -> None:
     """Print a table for each engine."""
     parser = target_parser(__doc__)
     parser.add_argument("--kernels", type=int, default=0, help="number of operations to list")
     options = parser.parse_args()
-    target = find_target(options.target)
+    target = chosen_target(parser, options.target)
     print("engine             GB    TFLOP GB moved   kernels   seconds  to compile")
     rows = []
     for engine in options.engine:

@@ -14,6 +14,7 @@ import tiny
 import benchmarks
 from benchmarks import (
     choice,
+    compile_time,
     faults,
     few_shot,
     gpu,
@@ -196,6 +197,15 @@ def test_kernels_by_kind():
     kinds = [traffic.kind_of(program, named[each.name]) for each in read_traffic(text).kernels]
     assert set(kinds) >= {"products", "stacks of blocks or steps", "elementwise, sums and others"}
     assert kinds.count("products") == 1
+
+
+@pytest.mark.parametrize("benchmark", [traffic, compile_time])
+def test_an_unknown_target_gets_one_line(benchmark, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--target", "h99"])
+    with pytest.raises(SystemExit) as end:
+        benchmark.main()
+    assert end.value.code == 2
+    assert "--target h99: is not a known chip; choose from v4," in capsys.readouterr().err
 
 
 @pytest.mark.slow
