@@ -43,7 +43,8 @@ def plan(model: str, **settings: Value) -> dict[str, Any]:
     """Predict memory and arithmetic of a step by compiling it. Nothing runs.
 
     It needs no weights and no texts: all texts are assumed to have `max_length` tokens. With
-    `target`, such as `"h100"` or `"v5e:2x4"`, the step is compiled for that machine.
+    `target`, such as `"h100"` or `"v5e:2x4"`, the step is compiled for that machine; if this is the
+    process's first use of JAX, the process has only the CPU from then on.
 
     Args:
         model: hub id, Hugging Face directory or workdir.
@@ -97,6 +98,10 @@ def make_report(settings: PlanSettings) -> dict[str, Any]:
         trains = settings.stage == "metatrain"
         costs = _Costs(progress, described(settings).inner["inner_steps"] if trains else None)
         cost = costs.of(settings, "as given")
+        _log.info(
+            "plan: a step needs %.3g GB on a device; compiling it with other settings",
+            cost.total / 1e9,
+        )
         report: dict[str, Any] = {
             "settings": dataclasses.asdict(settings),
             "parameters": count_parameters(settings),
@@ -181,7 +186,7 @@ def _memory(settings: PlanSettings) -> float | None:
     if settings.memory is not None:
         return parse_memory(settings.memory)
     target = target_of(settings)
-    return None if target is None else target.chip.memory
+    return None if target is None else target.chip.available
 
 
 def parse_memory(text: str) -> float:

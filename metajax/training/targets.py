@@ -14,7 +14,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from metajax.errors import InputError, reason_of
 
 _GB, _TB = 1e9, 1e12
-
+# Of a GPU, the share that JAX takes by default (docs.jax.dev, "GPU memory allocation").
+_SHARE = 0.75
 
 # Otherwise libtpu asks a service that only TPU VMs have, warns of what it does not find there, and
 # refuses a second process.
@@ -74,6 +75,11 @@ class Chip(NamedTuple):
     def platform(self) -> str:
         """What JAX calls it: `gpu` or `tpu`."""
         return "gpu" if self.gpu else "tpu"
+
+    @property
+    def available(self) -> float:
+        """The bytes that programs can use by JAX's default."""
+        return _SHARE * self.memory if self.gpu else self.memory
 
     def seconds(self, flops: float, size: float, dtype: str) -> float:
         """Estimate a time from products and traffic, one after the other.
@@ -154,6 +160,8 @@ def find_target(text: str) -> Target:
     Args:
         text: a chip of `CHIPS`, and how many of them: a number of GPUs (`h100:8`), or the shape of
             a TPU slice (`v5e:2x4`). By default one.
+
+    If it is this process's first use of JAX, the process has only the CPU from then on.
 
     Raises:
         InputError: there is no such machine, or its compiler is not installed.
