@@ -224,10 +224,10 @@ class BatchSettings(Settings):
 class MemorySettings(Settings):
     """How much memory a step may use."""
 
-    memory: str | None = option(
+    memory: str = option(
         "memory of a device, such as 16GB: a new run takes --chunk-size, --low-memory and --remat "
-        "as far as needed to fit (default: that of the device; on a CPU, no limit)",
-        None,
+        "as far as needed to fit (auto: that of the device; on a CPU, no limit)",
+        "auto",
         metavar="SIZE",
         affects_results=False,
         advanced=True,

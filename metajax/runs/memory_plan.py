@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,7 @@ def device_memory(settings: MetatrainSettings) -> float | None:
     Raises:
         InputError: `--memory` is not an amount of memory.
     """
-    if settings.memory is not None:
+    if settings.memory != "auto":
         return parse_memory(settings.memory)
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
     return min(filter(None, limits), default=None)
@@ -63,7 +64,11 @@ def choose_plan(
     memory = -distributed.largest(-memory)
 
     def needed(plan: Plan) -> float:
-        return distributed.largest(step_memory(dataclasses.replace(settings, **plan)))
+        _log.info("metatrain: compiling a step%s to see if it fits", _with(plan))
+        begun = time.monotonic()
+        size = distributed.largest(step_memory(dataclasses.replace(settings, **plan)))
+        _log.info("metatrain: compiled in %.0f s", time.monotonic() - begun)
+        return size
 
     share = settings.meta_batch_size // len(all_devices())
     chunk = settings.chunk_size or default_chunk_size(share)
@@ -85,8 +90,8 @@ def choose_plan(
         smallest = min(smallest, size)
     if plan:
         _log.info(
-            "the step needs %.3g GB of %.3g; with %s it needs %.3g GB",
-            *(first / 1e9, memory / 1e9, _shown(plan), size / 1e9),
+            "the step needs %.3g GB of %.3g;%s it needs %.3g GB",
+            *(first / 1e9, memory / 1e9, _with(plan), size / 1e9),
         )
     return plan
 
@@ -124,8 +129,10 @@ def _divisor(number: int, limit: float) -> int:
     )
 
 
-def _shown(plan: Plan) -> str:
-    return " ".join(flag_and_value(*each) for each in plan.items())
+def _with(plan: Plan) -> str:
+    """Return how a log line names a plan: nothing for the settings as given."""
+    flags = " ".join(flag_and_value(*each) for each in plan.items())
+    return f" with {flags}" if flags else ""
 
 
 def _too_large(settings: MetatrainSettings, algorithm: str, smallest: float, memory: float) -> str:

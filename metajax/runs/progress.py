@@ -66,9 +66,9 @@ class Progress:
     def compiling(self) -> None:
         """Tell that the next item compiles first. Its time is not used for estimates."""
         self._compiles = True
-        self._bar.set_postfix_str("compiling")
+        last = "" if self._compiled_in is None else f" (last: {self._compiled_in:.0f} s)"
+        self._bar.set_postfix_str(f"compiling{last}")
         if self._lines:
-            last = "" if self._compiled_in is None else f" (last: {self._compiled_in:.0f} s)"
             _log.info("%s: compiling for %s %d%s", self._what, self._unit, self._done + 1, last)
 
     def update(self, note: str = "", *, count: int = 1) -> None:

@@ -105,7 +105,7 @@ DEFAULTS = {
     | INNER
     | ALGORITHM
     | {"whole_tasks": False, "keep_duplicates": False, "learning_rate": 2e-5, "steps": 300}
-    | {"memory": None, "valid": (), "valid_classes": None, "held_out": 0.25, "valid_every": 100}
+    | {"memory": "auto", "valid": (), "valid_classes": None, "held_out": 0.25, "valid_every": 100}
     | {"logit_scale": None, "source_weights": (), "similar_classes": 0},
     "adapt": MODEL
     | TASKS

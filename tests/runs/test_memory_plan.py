@@ -109,13 +109,18 @@ def test_the_smallest_step_is_not_always_the_last():
         search(4, size_of=lambda settings: gigabytes(settings) + 4e9 * settings.remat)
 
 
-def test_one_line_says_what_was_chosen_and_why(caplog):
+def test_the_log_says_what_is_compiled_and_what_was_chosen_and_why(caplog):
+    as_given = ["metatrain: compiling a step to see if it fits", "metatrain: compiled in 0 s"]
     with caplog.at_level(logging.INFO, "metajax"):
         search(66)
-        assert not caplog.messages
+        assert caplog.messages == as_given
+        caplog.clear()
         search(8.5)
-    assert caplog.messages == [
-        "the step needs 66 GB of 8.5; with --chunk-size 1 --low-memory it needs 5 GB"
+    assert caplog.messages[:2] == as_given
+    assert caplog.messages[-3:] == [
+        "metatrain: compiling a step with --chunk-size 1 --low-memory to see if it fits",
+        "metatrain: compiled in 0 s",
+        "the step needs 66 GB of 8.5; with --chunk-size 1 --low-memory it needs 5 GB",
     ]
 
 
@@ -237,5 +242,5 @@ def test_nothing_fits(refused, material, tmp_path):
     refused(
         "^metajax: error: metatrain: the smallest exact step needs 0.000[0-9]+ GB of 1e-06; use",
         *metatrain_command(material, tmp_path / "run"),
-        *("--memory", "1kB", "--low-memory", "--remat"),
+        *("--memory", "1kB", "--low-memory", "--remat", "--log-level", "error"),
     )
