@@ -168,6 +168,9 @@ def work(options: argparse.Namespace) -> None:
     device = jax.devices()[0]
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
     measurement = {"seconds": statistics.median(seconds), "peak_bytes": memory}
+    if options.profile:
+        with jax.profiler.trace(str(Path(options.profile) / f"{shape}-{engine}-{dtype}")):
+            jax.block_until_ready(run(params, tasks))
     print(json.dumps(measurement | {"device": device.device_kind, "jax": jax.__version__}))
 
 
@@ -175,7 +178,8 @@ def begun(options: argparse.Namespace, row: dict[str, str], log: Any) -> subproc
     """Start the process of one row, which compiles at once; its errors go to `log`."""
     sizes = ("support", "query", "length", "steps", "tasks", "turns")
     given = [x for name in sizes for x in (f"--{name}", str(getattr(options, name)))]
-    given += ["--chunk", str(options.chunk)] if options.chunk else []
+    for name in ("chunk", "profile"):
+        given += [f"--{name}", str(value)] if (value := getattr(options, name)) else []
     given += [x for name, value in row.items() for x in (f"--{name}", value)]
     command = [sys.executable, "-m", "benchmarks.gpu", "--work", *given]
     # Several processes share the device, so none allocates memory in advance.
@@ -285,6 +289,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=4, help="number of rows that compile at once")
     parser.add_argument("--peak-tflops", type=float)
     parser.add_argument("--peer-python", help="the Python of an environment with PyTorch")
+    parser.add_argument("--profile", help="write a profile of a step of each row to this folder")
     parser.add_argument("--output", help="write the rows as JSON")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()

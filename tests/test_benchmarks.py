@@ -133,8 +133,9 @@ def test_gpu_at_a_tiny_size(monkeypatch, capsys, tmp_path):
     command = ["gpu", "--model", "tiny", "--engine", "low-memory", "--dtype", "bfloat16"]
     command += ["--support", "4", "--query", "4", "--length", "8", "--steps", "2", "--turns", "2"]
     command += ["--tasks", "2", "--peak-tflops", "0.001", "--output", str(output)]
-    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(sys, "argv", [*command, "--profile", str(tmp_path / "profile")])
     gpu.main()
+    assert list(tmp_path.glob("profile/tiny-low-memory-bfloat16/**/*.xplane.pb"))
     (row,) = json.loads(output.read_text())["rows"]
     assert row["utilisation"] == pytest.approx(row["flops"] / row["seconds"] / 1e9)
     assert len(capsys.readouterr().out.splitlines()) == 2
