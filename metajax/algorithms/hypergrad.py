@@ -6,7 +6,8 @@ They differ in memory and time:
   all inner steps, forward and backward, or with `products_only` just the results of their matrix
   products; then elementwise operations are computed again, but no product.
 - forward over reverse: the Hessian is symmetric, so the derivative of an inner gradient along a
-  cotangent v is a Hessian-vector product. One `jvp` of the gradient computes it (Pearlmutter 1994).
+  cotangent v is a Hessian-vector product. One `jvp` of the gradient computes it (Pearlmutter 1994;
+  for meta-learning, MixFlow-MG: Kemaev et al. 2025, arXiv:2505.00793).
   This engine stores only the parameters of an inner step, and computes the gradient of the step
   twice. `scans.checkpointed_scan` then stores the parameters of only a few steps. It is not exact
   if the loss has derivative rules of its own that are not those of a function, such as a gradient
