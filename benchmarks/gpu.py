@@ -289,7 +289,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=4, help="number of rows that compile at once")
     parser.add_argument("--peak-tflops", type=float)
     parser.add_argument("--peer-python", help="the Python of an environment with PyTorch")
-    parser.add_argument("--profile", help="write a profile of a step of each row to this folder")
+    parser.add_argument("--profile", help="a folder for a profile of each row of metajax")
     parser.add_argument("--output", help="write the rows as JSON")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -1,11 +1,12 @@
 """The lists of planted faults fit the code; `make mutants` plants them."""
 
 import ast
+import sys
 from collections import Counter
 
 import pytest
 
-from tests.mutants import LISTS, ROOT, read
+from tests.mutants import LISTS, ROOT, __main__, read
 
 MUTANTS = [mutant for name in LISTS for mutant in read(name)]
 
@@ -24,6 +25,15 @@ def test_the_tests_named_exist():
 
 def test_no_mutant_is_listed_twice():
     assert max(Counter((each.file, each.old, each.new) for each in MUTANTS).values()) == 1
+
+
+def test_a_match_without_faults_is_refused(monkeypatch, capsys):
+    """Without names of tests, pytest would run all."""
+    monkeypatch.setattr(sys, "argv", ["mutants", "data", "--match", "no such text"])
+    with pytest.raises(SystemExit) as end:
+        __main__.main()
+    assert end.value.code == 2
+    assert "no fault has this in its file or new text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", LISTS)

@@ -53,9 +53,10 @@ class PlanSettings(ModelSettings, SizeSettings, AlgorithmSettings, ShardSettings
         "tasks are documents, a chunk per inner step",
         False,
     )
-    memory: str | None = option(
-        "memory of a device, such as 16GB: report what fits (default: that of --target)",
-        None,
+    memory: str = option(
+        "memory of a device, such as 16GB: report what fits (auto: what JAX lets programs use on "
+        "--target)",
+        "auto",
         metavar="SIZE",
     )
     target: str | None = option(

@@ -224,8 +224,8 @@ def packed_eval_batches(
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Yield a task's examples in packed batches of few shapes, as each shape is compiled.
 
-    The batches have about equally many tokens, because long and short texts are dealt out to them:
-    so one shape has room for each of them, and little padding.
+    Within every 16 batches, long and short texts are dealt out, so that these batches have
+    about equally many tokens: one shape then has room for each of them, and little padding.
 
     Args:
         task: the examples.
@@ -267,8 +267,8 @@ def packed_eval_batches(
 def _deal(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Deal out texts to batches, the longest first, so that the batches have about as many tokens.
 
-    Each run of `_DEALT` batches has the texts of its place in the order, so that the results of
-    the first texts do not wait for all others.
+    Texts are dealt within consecutive groups of `_DEALT` batches, so that the first results do not
+    wait for all texts.
     """
     dealt = []
     for begin in range(0, len(lengths), _DEALT * batch_size):

@@ -53,7 +53,7 @@ def outputs_of(
     head: int = 0,
 ) -> Iterator[np.ndarray]:
     """Yield what a compiled `(params, batch) -> [B, ...]` computes for each text, in order."""
-    # Only if a network reads the texts of pairs apart, may rows be longer than the longest pair.
+    # Rows are longer than the longest pair only if the network reads the texts of a pair apart.
     apart = model.siamese and "prefix" not in params
     room = model.config.max_position_embeddings if apart else None
     waiting: dict[int, np.ndarray] = {}

@@ -90,7 +90,7 @@ def choose_plan(
         smallest = min(smallest, size)
     if plan:
         _log.info(
-            "the step needs %.3g GB of %.3g;%s it needs %.3g GB",
+            "metatrain: the step needs %.3g GB of %.3g;%s it needs %.3g GB",
             *(first / 1e9, memory / 1e9, _with(plan), size / 1e9),
         )
     return plan

@@ -43,8 +43,8 @@ def plan(model: str, **settings: Value) -> dict[str, Any]:
     """Predict memory and arithmetic of a step by compiling it. Nothing runs.
 
     It needs no weights and no texts: all texts are assumed to have `max_length` tokens. With
-    `target`, such as `"h100"` or `"v5e:2x4"`, the step is compiled for that machine; if this is the
-    process's first use of JAX, the process has only the CPU from then on.
+    `target`, such as `"h100"` or `"v5e:2x4"`, the step is compiled for that machine. If JAX has
+    not been used yet, the process can then use only the CPU.
 
     Args:
         model: hub id, Hugging Face directory or workdir.
@@ -64,9 +64,9 @@ def plan(model: str, **settings: Value) -> dict[str, Any]:
         - with `target`: the number of `devices`, also as `chips`; `fits`, whether a step fits; and
           from `cost` the `flops`, the `collectives`, and the memory as `argument_bytes` (state and
           batch), `temporary_bytes` and `output_bytes` (the new state, which overwrites the old).
-        - with `memory` or `target`: the `memory` of a device in bytes, and the `largest` values
-          that fit: `chunk_size` (episodes at once on a device) and `inner_steps` of metatrain,
-          `batch_size` of pretrain and finetune.
+        - with `memory` or `target`: the bytes of `memory` that a program can use, and the `largest`
+          values that fit: `chunk_size` (episodes at once on a device) and `inner_steps` of
+          metatrain, `batch_size` of pretrain and finetune.
 
     Raises:
         InputError: the input cannot be used.
@@ -98,10 +98,7 @@ def make_report(settings: PlanSettings) -> dict[str, Any]:
         trains = settings.stage == "metatrain"
         costs = _Costs(progress, described(settings).inner["inner_steps"] if trains else None)
         cost = costs.of(settings, "as given")
-        _log.info(
-            "plan: a step needs %.3g GB on a device; compiling it with other settings",
-            cost.total / 1e9,
-        )
+        _log.info("plan: a step needs %.3g GB on a device", cost.total / 1e9)
         report: dict[str, Any] = {
             "settings": dataclasses.asdict(settings),
             "parameters": count_parameters(settings),
@@ -182,8 +179,8 @@ def _each_warning_once() -> Iterator[None]:
 
 
 def _memory(settings: PlanSettings) -> float | None:
-    """Return the bytes of a device, if known."""
-    if settings.memory is not None:
+    """Return the bytes that a program can use on a device, if known."""
+    if settings.memory != "auto":
         return parse_memory(settings.memory)
     target = target_of(settings)
     return None if target is None else target.chip.available

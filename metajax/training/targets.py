@@ -157,11 +157,11 @@ class Target(NamedTuple):
 def find_target(text: str) -> Target:
     """Return the machine `CHIP` or `CHIP:TOPOLOGY`.
 
+    If JAX has not been used yet, the process can then use only the CPU.
+
     Args:
         text: a chip of `CHIPS`, and how many of them: a number of GPUs (`h100:8`), or the shape of
             a TPU slice (`v5e:2x4`). By default one.
-
-    If it is this process's first use of JAX, the process has only the CPU from then on.
 
     Raises:
         InputError: there is no such machine, or its compiler is not installed.

@@ -119,7 +119,7 @@ DEFAULTS = {
     | SIZES
     | INNER
     | ALGORITHM
-    | {"memory": None, "output": None, "target": None, "shards": 1}
+    | {"memory": "auto", "output": None, "target": None, "shards": 1}
     | {"stage": "metatrain", "batch_size": None, "steps": 300, "documents": False},
 }
 # Where the work is done and what is kept of it: a run may be resumed with others.
