@@ -257,11 +257,12 @@ def packed_eval_batches(
     longest = longest_text([task])
     widest = None if room is None else min(room, 2 * longest)
     plan = plan_shapes([(each,) for each in spread], longest, len(lengths), widest=widest)
-    rounded = [(Shape(_round_up(shape.rows), shape.length),) for (shape,) in plan]
+    if len(dealt) <= _DEALT:  # For more batches, less padding is worth a program of their own.
+        plan = tuple((Shape(_round_up(shape.rows), shape.length),) for (shape,) in plan)
     for rows in dealt:
         batch = _eval_batch(task, rows, batch_size, head)
         batch["attention_mask"] *= batch["example_mask"][:, None].astype(np.int32)
-        yield rows, {name: leaf[0] for name, leaf in packed_parts(batch, 1, rounded).items()}
+        yield rows, {name: leaf[0] for name, leaf in packed_parts(batch, 1, plan).items()}
 
 
 def _deal(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -173,6 +173,16 @@ def test_packed_evaluation_has_one_shape_with_little_padding(make_task):
     assert task.tokens.lengths.sum() > 0.65 * sum(np.prod(shape) for shape in found)
 
 
+def test_packed_evaluation_rounds_the_rows_of_few_batches_only(make_task):
+    """Five texts fill five rows. Sets of few batches have six, so that they share programs."""
+    few, many = (make_task("even", [5 * count], longest=1) for count in (16, 17))
+    shapes = [
+        {batch["input_ids"].shape for _, batch in packed_eval_batches(task, 5)}
+        for task in (few, many)
+    ]
+    assert shapes == [{(6, 3)}, {(5, 3)}]
+
+
 def test_evaluation_deals_within_a_part_of_many_texts(make_task):
     """So that the results of the first texts do not wait for all others."""
     task = make_task("many", [70], longest=72)
