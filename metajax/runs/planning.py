@@ -98,7 +98,6 @@ def make_report(settings: PlanSettings) -> dict[str, Any]:
         trains = settings.stage == "metatrain"
         costs = _Costs(progress, described(settings).inner["inner_steps"] if trains else None)
         cost = costs.of(settings, "as given")
-        _log.info("plan: a step needs %.3g GB on a device", cost.total / 1e9)
         report: dict[str, Any] = {
             "settings": dataclasses.asdict(settings),
             "parameters": count_parameters(settings),
