@@ -30,6 +30,7 @@ def test_no_mutant_is_listed_twice():
 def test_a_match_without_faults_is_refused(monkeypatch, capsys):
     """Without names of tests, pytest would run all."""
     monkeypatch.setattr(sys, "argv", ["mutants", "data", "--match", "no such text"])
+    monkeypatch.setattr(__main__, "prepare", lambda: pytest.fail("tests would run"))
     with pytest.raises(SystemExit) as end:
         __main__.main()
     assert end.value.code == 2
