@@ -54,8 +54,7 @@ class PlanSettings(ModelSettings, SizeSettings, AlgorithmSettings, ShardSettings
         False,
     )
     memory: str = option(
-        "memory of a device, such as 16GB: report what fits (auto: what JAX lets programs use on "
-        "--target)",
+        "memory of a device, such as 16GB: report what fits (auto: what JAX lets programs use)",
         "auto",
         metavar="SIZE",
     )
