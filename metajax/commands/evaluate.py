@@ -216,7 +216,7 @@ def _run_trained(method: str, few_shot: FewShot, eval_set: EvalSet) -> np.ndarra
             key = np.asarray(support.tokens.input_ids).tobytes() + support.labels.tobytes()
             if key != known[0]:  # Published draws have several episodes with one support set.
                 own = few_shot._replace(model=_network_for(support, few_shot))
-                known = key, train_on(own, support, method_of(method), plan=plan)[0]
+                known = key, train_on(own, support, method_of(method), plan=plan).params
             rows = episodes.query[t][episodes.query_mask[t] > 0]
             query = data.take_examples(eval_set.examples[task], rows)
             logits = logits_on(_network_for(query, few_shot), known[1], query)

@@ -143,8 +143,8 @@ def hold_out(
             model = adapted_model(few_shot.model, few_shot.inner)
             held_out = logits_on(model, few_shot.merge(adapted.params), examples)[:, present]
         else:
-            params, _ = train_on(few_shot, examples, method, rows=rows, plan=plan)
-            held_out = logits_on(few_shot.model, params, examples)[:, present]
+            params, _, known = train_on(few_shot, examples, method, rows=rows, plan=plan)
+            held_out = logits_on(few_shot.model, params, examples, known)[:, present]
         logits[folds == fold] = held_out[folds == fold]
     weights = balanced_weights(labels) if method.class_weight else np.ones(len(labels))
     own = folds >= 0

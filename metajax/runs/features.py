@@ -65,13 +65,26 @@ def outputs_of(
             done += 1
 
 
-def logits_on(model: Transformer, params: Params, examples: data.TokenizedTask) -> np.ndarray:
-    """Return the logits of the only head of a network, float64 [N, C], by `features_of`."""
+def logits_on(
+    model: Transformer,
+    params: Params,
+    examples: data.TokenizedTask,
+    features: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the logits of the only head of a network, float64 [N, C].
+
+    Args:
+        model: the network.
+        params: its parameters.
+        examples: N texts.
+        features: what `features_of` returns for them, if it is known.
+    """
     if model.projection is not None:  # The head does not read the features themselves.
         outputs = outputs_of(compiled_logits(model, many=False), model, params, examples)
         return np.stack(list(outputs)).astype(np.float64)
     kernel, bias = (np.asarray(params["classifier"][name][0]) for name in ("kernel", "bias"))
-    return features_of(model, params, examples) @ kernel + bias
+    features = features_of(model, params, examples) if features is None else features
+    return features @ kernel + bias
 
 
 def logistic_head(

@@ -203,11 +203,11 @@ def _train(few_shot: FewShot, examples: data.TokenizedTask, method: Method) -> A
     """Train the network on the examples, or only a head on its frozen features."""
     if is_regression(few_shot.model):
         return _train_regression(few_shot, examples, method)
-    params, losses = train_on(few_shot, examples, method, what=method.name)
+    params, losses, features = train_on(few_shot, examples, method, what=method.name)
     if method.temperature != 1:
         head = {key: leaf / method.temperature for key, leaf in params["classifier"].items()}
         params = {**params, "classifier": head}
-    logits, labels = logits_on(few_shot.model, params, examples), examples.labels
+    logits, labels = logits_on(few_shot.model, params, examples, features), examples.labels
     if is_multi_label(few_shot.model):
         after = (np.logaddexp(0, logits) - labels * logits).mean()
     else:
@@ -218,11 +218,25 @@ def _train(few_shot: FewShot, examples: data.TokenizedTask, method: Method) -> A
 def _train_regression(few_shot: FewShot, examples: data.TokenizedTask, method: Method) -> Adapted:
     """Train the network on standardized numbers, and give its head their scale."""
     own, scale = standardized(examples)
-    params, losses = train_on(few_shot, own, method, what=method.name)
+    params, losses, features = train_on(few_shot, own, method, what=method.name)
     params = with_scale(params, scale)
-    errors = logits_on(few_shot.model, params, examples)[:, 0] - examples.labels
+    errors = logits_on(few_shot.model, params, examples, features)[:, 0] - examples.labels
     losses = [scale.deviation**2 * loss for loss in losses]
     return Adapted(params, [*losses, float(np.square(errors).mean())], None)
+
+
+class Trained(NamedTuple):
+    """A network that was trained on one task's examples.
+
+    Attributes:
+        params: its parameters, with a head.
+        losses: of the steps.
+        features: of all given examples, float64 [N, H]. None if the method does not need them.
+    """
+
+    params: Params
+    losses: list[float]
+    features: np.ndarray | None
 
 
 def train_on(
@@ -233,7 +247,7 @@ def train_on(
     rows: np.ndarray | None = None,
     what: str | None = None,
     plan: Sequence[Shapes] = (),
-) -> tuple[Params, list[float]]:
+) -> Trained:
     """Train a network on one task's examples, by another method than `steps`.
 
     Args:
@@ -243,9 +257,6 @@ def train_on(
         rows: numbers of the examples to train on. By default all.
         what: name of the progress bar. None: no bar and no log line.
         plan: shapes of the batches; see `train`.
-
-    Returns:
-        The parameters with a head, and the losses of the steps.
     """
     model, recipe = few_shot.model, method.recipe
     rows = np.arange(len(examples.labels)) if rows is None else rows
@@ -258,7 +269,8 @@ def train_on(
     elif recipe is not None:
         start, weights = params, None
         if method.name == "finetune":
-            start = _with_head(model, params, examples, rows, prototype_head)
+            features = features_of(model, params, examples)[rows]
+            start = _with_head(model, params, features, own.labels, prototype_head)
             if is_multi_label(model):
                 weights = balanced_label_weights(own.labels).astype(np.float32)
             elif method.class_weight == "balanced":
@@ -266,9 +278,12 @@ def train_on(
         params, losses = train(
             model, start, own, recipe, seed=few_shot.seed, weights=weights, what=what, plan=plan
         )
-    if method.name != "finetune":
-        params = _with_head(model, params, examples, rows, head_maker(method))
-    return params, losses
+    if method.name == "finetune":
+        return Trained(params, losses, None)
+    # Features of all examples have the same shapes for all rows, so that they are compiled once.
+    features = features_of(model, params, examples)
+    params = _with_head(model, params, features[rows], own.labels, head_maker(method))
+    return Trained(params, losses, features)
 
 
 def head_maker(method: Method) -> Callable[..., dict[str, Any]]:
@@ -283,26 +298,23 @@ def head_maker(method: Method) -> Callable[..., dict[str, Any]]:
 def _with_head(
     model: Transformer,
     params: Params,
-    examples: data.TokenizedTask,
-    rows: np.ndarray,
+    features: np.ndarray,
+    labels: np.ndarray,
     make_head: Callable[..., dict[str, Any]],
 ) -> Params:
     """Add a head for the features of some examples. Classes without any are never predicted.
 
-    A multi-label head is always logistic regression, one for each label. One for numbers is always
-    ridge regression.
+    A multi-label head is always logistic regression, and one for numbers ridge regression.
     """
-    # Features of all examples have the same shapes for all rows, so that they are compiled once.
-    features, dtype = features_of(model, params, examples)[rows], params["embeddings"]["word"].dtype
-    given = examples.labels[rows]
     if is_multi_label(model):
-        head = one_vs_rest_head(features, given)
+        head = one_vs_rest_head(features, labels)
     elif is_regression(model):
-        head = ridge_head(features, given, pairs=model.siamese)
+        head = ridge_head(features, labels, pairs=model.siamese)
     else:
-        present, labels = np.unique(given, return_inverse=True)
+        present, labels = np.unique(labels, return_inverse=True)
         own, classes = make_head(features, {"labels": labels}, len(present)), model.num_labels[0]
         head = {"kernel": np.zeros((features.shape[1], classes)), "bias": np.full(classes, MASKED)}
         head["kernel"][:, present], head["bias"][present] = own["kernel"], own["bias"]
+    dtype = params["embeddings"]["word"].dtype
     classifier = {name: jnp.asarray(leaf, dtype)[None] for name, leaf in head.items()}
     return {**params, "classifier": classifier}

@@ -86,21 +86,22 @@ def train(
     """
     kept, small = _mentioned(examples, params["embeddings"]["word"].shape[0])
     plan = plan or plan_steps([small], recipe, seed)
-    begin, step = _compiled(model, recipe.make_loss)
+    begin, step, end = _compiled(model, recipe.make_loss)
     count = recipe.num_steps(len(examples.labels))
     rate = recipe.rate_for(model.config.hidden_size)
     schedule = learning_rate(rate, count, math.ceil(count / 10))
+    # One program: outside of it, each operation of a schedule would be compiled by itself.
+    rates = np.asarray(jax.jit(jax.vmap(schedule))(np.arange(count)))
     own, state = begin(params, kept)
+    key = jax.random.key(seed)
     losses = []
     steps = range(count)
     for number in steps if what is None else progress(steps, what, "step"):
         batch = data.packed_parts(_batch(small, recipe, seed, number, weights), 1, plan)
-        key = jax.random.fold_in(jax.random.key(seed), number)
         part = {name: leaf[0] for name, leaf in batch.items()}
-        own, state, loss = step(own, state, part, key, schedule(number))
+        own, state, loss = step(own, state, part, key, number, rates[number])
         losses.append(loss)
-    table = params["embeddings"]["word"].at[kept].set(own["embeddings"]["word"])
-    return _with_table(own, table), [float(loss) for loss in losses]
+    return end(params, own, kept), [float(loss) for loss in losses]
 
 
 def plan_steps(
@@ -153,15 +154,16 @@ def _with_table(params: Params, table: jax.Array) -> Params:
 @functools.lru_cache(maxsize=8)
 def _compiled(
     model: Transformer, make_loss: Callable[[Transformer], LossFn]
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Compile the start of a training, and a step.
+) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """Compile the start of a training, a step, and the end.
 
     The rate is an argument, so that training with other rates and numbers of steps compiles nothing
     again.
 
     Returns:
-        `(params, kept) -> (params, state)`, with only the rows `kept` of the embedding table, and
-        `(params, state, batch, key, rate) -> (params, state, loss)`.
+        `(params, kept) -> (own, state)`, where `own` has only the rows `kept` of the embedding
+        table, `(own, state, batch, key, number of the step, rate) -> (own, state, loss)`, and
+        `(params, own, kept) -> params`.
     """
     fixed = tuple(f"{part}/" for part in unused_parts(model.head, model.pooling))
     optimizer = adamw(1.0, weight_decay=0.01, clip_norm=1.0, fixed=fixed)
@@ -175,11 +177,17 @@ def _compiled(
 
     @functools.partial(quick_jit, donate_argnums=(0, 1))
     def step(
-        params: Params, state: Any, batch: Batch, key: Key, rate: jax.Array
+        params: Params, state: Any, batch: Batch, key: Key, number: jax.Array, rate: jax.Array
     ) -> tuple[Params, Any, jax.Array]:
+        key = jax.random.fold_in(key, number)
         loss, grads = jax.value_and_grad(lambda params: loss_fn(params, batch, key)[0])(params)
         updates, state = optimizer.update(grads, state, params)
         updates = optax.tree.scale(rate, updates)
         return optax.apply_updates(params, updates), state, loss
 
-    return begin, step
+    @quick_jit
+    def end(params: Params, own: Params, kept: np.ndarray) -> Params:
+        table = params["embeddings"]["word"].at[kept].set(own["embeddings"]["word"])
+        return _with_table(own, table)
+
+    return begin, step, end

@@ -72,7 +72,7 @@ def test_an_example_has_the_logits_of_a_model_that_has_not_seen_it(few_shot, nam
     np.testing.assert_array_equal(held.labels, LABELS)
     for fold in range(4):
         own = data.take_examples(examples, np.flatnonzero(folds != fold))
-        params, _ = methods.train_on(few_shot, own, method)
+        params = methods.train_on(few_shot, own, method).params
         expected = logits_on(few_shot.model, params, examples)[folds == fold]
         np.testing.assert_allclose(held.logits[folds == fold], expected, rtol=2e-3, atol=2e-3)
 
@@ -238,7 +238,7 @@ def test_adapt_chooses_calibrates_and_repeats(material, tmp_path, monkeypatch):
     few_shot = open_few_shot(spec, ModelSettings(model=spec), InnerSettings(), 3)
     few_shot, model = methods.prepare(few_shot, "linear", example)
     (examples,) = tokenized([example], model, 16)
-    params, _ = methods.train_on(few_shot, examples, kept[choice["chosen"]])
+    params = methods.train_on(few_shot, examples, kept[choice["chosen"]]).params
     expected, calibrated = (
         probabilities(own, texts, None, 64)
         for own in (

@@ -20,7 +20,7 @@ from metajax.commands.evaluate import evaluate
 from metajax.config.groups import ModelSettings
 from metajax.config.inner import InnerSettings
 from metajax.config.settings import EvaluateSettings
-from metajax.models import Transformer
+from metajax.models import Transformer, classification_loss
 from metajax.runs import features, methods, support_training
 from metajax.runs.eval_set import choose_protocol
 from metajax.runs.features import features_of, logistic_head, one_vs_rest_head
@@ -90,6 +90,17 @@ def test_training_is_adamw_on_padded_batches(kind):
     # All rows of a small table are trained; those that no text mentions only decay.
     close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-8)
     jax.tree.map(close, (word, found), (own, expected))
+
+
+def test_dropout_differs_between_steps_and_follows_the_seed():
+    model = Transformer(tiny.CONFIG, pooling="mean")
+    recipe = methods.RECIPES["contrastive"]._replace(
+        rows=lambda labels, seed, step, size: np.arange(size), steps=2, epochs=0, learning_rate=0.0
+    )
+    params = model.init(jax.random.key(0))
+    losses = [train(model, params, examples_of(), recipe, seed=seed)[1] for seed in (0, 0, 1)]
+    assert losses[0] == losses[1]
+    assert len({*losses[0], *losses[2]}) == 4
 
 
 def test_tokens_that_no_text_has_keep_their_embeddings(monkeypatch):
@@ -237,7 +248,7 @@ def few_shot(tmp_path_factory):
 @pytest.mark.parametrize("absent", [1, 2])
 def test_a_class_without_examples_is_never_predicted(few_shot, method, absent):
     examples = examples_of(np.array([0, 3 - absent, 0, 3 - absent], np.int32))
-    params, _ = methods.train_on(few_shot, examples, methods.method_of(method))
+    params = methods.train_on(few_shot, examples, methods.method_of(method)).params
     logits = few_shot.model(params, padded(examples, np.arange(4))).logits
     assert logits.shape == (4, 3)
     assert logits[:, absent].max() < -1e6
@@ -257,6 +268,18 @@ def test_features_with_and_without_a_head_are_one_program(few_shot):
     assert features._compiled(few_shot.model)._cache_size() == 1
 
 
+@pytest.mark.parametrize("method", ["linear", "contrastive"])
+def test_the_last_loss_needs_no_features_but_those_of_the_head(few_shot, method, monkeypatch):
+    count = []
+    for module in (methods, features):
+        monkeypatch.setattr(module, "features_of", lambda *a: (count.append(1), features_of(*a))[1])
+    adapted = methods.adapt_to(few_shot, examples_of(), methods.method_of(method), chooses=False)
+    assert len(count) == 1
+    batch = padded(examples_of(), np.arange(7))
+    expected, _ = classification_loss(few_shot.model)(adapted.params, batch, None)
+    assert adapted.losses[-1] == pytest.approx(float(expected), rel=1e-4)
+
+
 @pytest.mark.parametrize("method", ["contrastive", "finetune"])
 def test_evaluate_trains_on_each_support_set(few_shot, material, method):
     settings = EvaluateSettings(
@@ -274,7 +297,7 @@ def test_evaluate_trains_on_each_support_set(few_shot, material, method):
         support = data.take_examples(own, episodes.support[t])._replace(
             labels=episodes.support_labels[t]
         )
-        params, _ = methods.train_on(few_shot, support, methods.method_of(method))
+        params = methods.train_on(few_shot, support, methods.method_of(method)).params
         batch = padded(own, episodes.query[t])
         guesses = few_shot.model(params, batch).logits.argmax(1)
         assert accuracy == pytest.approx(np.mean(guesses == episodes.query_labels[t]))
