@@ -20,8 +20,9 @@ from metajax.runs.document_tasks import are_documents
 from metajax.runs.eval_set import Choice, EvalSet, Row, choose_protocol
 from metajax.runs.features import features_of, logits_on
 from metajax.runs.few_shot import FewShot, not_meta_trained, open_few_shot
-from metajax.runs.methods import RECIPES, method_of, train_on
+from metajax.runs.methods import method_of, train_on
 from metajax.runs.original import open_original
+from metajax.runs.recipes import RECIPES
 from metajax.runs.source import text_length
 from metajax.runs.support_training import plan_steps
 from metajax.runs.task_data import load

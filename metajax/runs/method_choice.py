@@ -14,7 +14,8 @@ from metajax.runs.classifier import is_multi_label
 from metajax.runs.cross_validation import HeldOut, deal, hold_out
 from metajax.runs.features import features_of
 from metajax.runs.few_shot import FewShot
-from metajax.runs.methods import HEADS, RECIPES, Method, adapt_to, method_of
+from metajax.runs.methods import HEADS, Method, adapt_to, method_of
+from metajax.runs.recipes import RECIPES
 
 _log = logging.getLogger("metajax")
 _CONTRASTIVE = RECIPES["contrastive"]
@@ -31,10 +32,7 @@ CANDIDATES = {
         "contrastive", _CONTRASTIVE._replace(learning_rate=3e-5, width=math.inf)
     ),
     "finetune 1e-4": Method("finetune", RECIPES["finetune"]._replace(learning_rate=1e-4)),
-    "contrastive twice as long": Method(
-        "contrastive",
-        _CONTRASTIVE._replace(steps=2 * _CONTRASTIVE.steps, epochs=2 * _CONTRASTIVE.epochs),
-    ),
+    "contrastive twice as long": Method("contrastive", _CONTRASTIVE.longer(2)),
 }
 _ORIGINAL = "original "  # Begins the name of a candidate with the original weights.
 

@@ -14,8 +14,7 @@ from metajax import data
 from metajax.algorithms.prototypes import prototype_head
 from metajax.config.inner import MethodSettings, check_any_labels
 from metajax.data.packing import Shapes
-from metajax.data.seeding import generator, shuffled_rows
-from metajax.models import Transformer, classification_loss, contrastive_loss, multi_label_loss
+from metajax.models import Transformer, classification_loss
 from metajax.models.attention import MASKED
 from metajax.platforms import quick_jit
 from metajax.runs.choice import Adapted, choose, repeat, take_steps
@@ -24,49 +23,14 @@ from metajax.runs.descent import Descent, fold, pack
 from metajax.runs.features import features_of, logistic_head, logits_on, one_vs_rest_head
 from metajax.runs.few_shot import FewShot
 from metajax.runs.learner import adapted_model, as_classifier
+from metajax.runs.recipes import RECIPES, SEVERAL_LABELS, Recipe
 from metajax.runs.regression import ridge_head, standardized, with_scale
-from metajax.runs.support_training import Recipe, train
+from metajax.runs.support_training import train
 from metajax.types import Params
 
 _log = logging.getLogger("metajax")
 
 
-def class_rows(labels: np.ndarray, seed: int, step: int, batch_size: int) -> np.ndarray:
-    """Return the rows of a step of contrastive training: several examples of each class in it.
-
-    Args:
-        labels: [N] of 0..C-1.
-        seed: of the run.
-        step: number of the step.
-        batch_size: B, at most N.
-
-    Returns:
-        Rows int64 [B]. Classes are drawn at random, with up to `_PER_CLASS` examples of each.
-    """
-    rng = generator(seed, "classes", step)
-    order = rng.permutation(len(labels))
-    rank = np.empty(len(labels), int)  # Of an example in its class.
-    for label in np.unique(labels):
-        own = order[labels[order] == label]
-        rank[own] = np.arange(len(own))
-    group = rng.permutation(labels.max() + 1)[labels] + (rank // _PER_CLASS) * (labels.max() + 1)
-    return np.argsort(group, kind="stable")[:batch_size]
-
-
-def epoch_rows(labels: np.ndarray, seed: int, step: int, batch_size: int) -> np.ndarray:
-    """Return the rows of a step of fine-tuning: each epoch has every example once."""
-    return shuffled_rows(seed, step, batch_size, len(labels))
-
-
-_PER_CLASS = 4
-RECIPES = {
-    "contrastive": Recipe(
-        contrastive_loss, class_rows, 1e-4, steps=10, batch_size=64, epochs=4, width=384
-    ),
-    "finetune": Recipe(classification_loss, epoch_rows, 3e-5, steps=20, batch_size=64, epochs=4),
-}
-# Of fine-tuning for texts with several labels, of which each has few examples.
-_SEVERAL_LABELS = Recipe(multi_label_loss, epoch_rows, 1e-4, steps=60, batch_size=64, epochs=4)
 HEADS = ("linear", "prototypes")  # Methods that only train a head.
 TRAINED = (*RECIPES, *HEADS)  # All methods but the inner steps.
 
@@ -94,7 +58,7 @@ def method_of(
     name: str, class_weight: str | None = None, *, several_labels: bool = False
 ) -> Method:
     """Return a method with its usual settings, for one label per text or for several."""
-    recipe = _SEVERAL_LABELS if several_labels and name == "finetune" else RECIPES.get(name)
+    recipe = SEVERAL_LABELS if several_labels and name == "finetune" else RECIPES.get(name)
     return Method(name, recipe, class_weight=class_weight)
 
 

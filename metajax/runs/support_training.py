@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,42 +17,12 @@ from metajax.models import Transformer
 from metajax.models.parts import unused_parts
 from metajax.platforms import quick_jit
 from metajax.runs.progress import progress
+from metajax.runs.recipes import Recipe
 from metajax.training.optimizer import adamw, learning_rate
 from metajax.types import Batch, Key, LossFn, Params
 
 _ROUNDING = 512  # Of the number of embedding rows, so that tasks share a compiled step.
 _PLANNED_STEPS = 32
-
-
-class Recipe(NamedTuple):
-    """How a network is trained on one task's examples.
-
-    Attributes:
-        make_loss: from the network to the loss.
-        rows: `(labels, seed, step, batch size) -> rows of a step`.
-        learning_rate: the peak of AdamW's, which warms up for a tenth of the steps and decays.
-        steps: least number of steps.
-        batch_size: largest number of examples in a step.
-        epochs: least number of times that training sees as many examples as there are.
-        width: the most features for which the learning rate holds. For networks with more, it falls
-            in proportion, as Adam's should (Yang et al. 2022, arXiv:2203.03466, table 3).
-    """
-
-    make_loss: Callable[[Transformer], LossFn]
-    rows: Callable[[np.ndarray, int, int, int], np.ndarray]
-    learning_rate: float
-    steps: int
-    batch_size: int
-    epochs: int
-    width: float = math.inf
-
-    def num_steps(self, count: int) -> int:
-        """Return the number of steps for so many examples."""
-        return max(self.steps, math.ceil(self.epochs * count / self.batch_size))
-
-    def rate_for(self, hidden_size: int) -> float:
-        """Return the peak learning rate for networks with so many features."""
-        return self.learning_rate * min(1, self.width / hidden_size)
 
 
 def train(
@@ -87,7 +57,7 @@ def train(
     kept, small = _mentioned(examples, params["embeddings"]["word"].shape[0])
     plan = plan or plan_steps([small], recipe, seed)
     begin, step, end = _compiled(model, recipe.make_loss)
-    count = recipe.num_steps(len(examples.labels))
+    count = recipe.num_steps(examples.labels)
     rate = recipe.rate_for(model.config.hidden_size)
     schedule = learning_rate(rate, count, math.ceil(count / 10))
     # One program: outside of it, each operation of a schedule would be compiled by itself.
@@ -108,7 +78,7 @@ def plan_steps(
     tasks: Sequence[data.TokenizedTask], recipe: Recipe, seed: int
 ) -> tuple[Shapes, ...]:
     """Choose the shapes of the batches of all these tasks."""
-    steps = max(recipe.num_steps(len(task.labels)) for task in tasks)
+    steps = max(recipe.num_steps(task.labels) for task in tasks)
     each = [
         _batch(task, recipe, seed, number)["attention_mask"].sum(1)
         for task in tasks

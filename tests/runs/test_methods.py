@@ -25,6 +25,7 @@ from metajax.runs import features, methods, support_training
 from metajax.runs.eval_set import choose_protocol
 from metajax.runs.features import features_of, logistic_head, one_vs_rest_head
 from metajax.runs.few_shot import open_few_shot
+from metajax.runs.recipes import RECIPES
 from metajax.runs.support_training import train
 from metajax.runs.task_data import load
 
@@ -65,7 +66,7 @@ def test_training_is_adamw_on_padded_batches(kind):
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model.init(jax.random.key(0)))
     if kind == "contrastive":
         params.pop("classifier")
-    recipe = methods.RECIPES[kind]._replace(steps=1, batch_size=4, epochs=2, learning_rate=0.01)
+    recipe = RECIPES[kind]._replace(steps=1, batch_size=4, epochs=2, learning_rate=0.01)
     examples = examples_of()
     found, losses = train(model, params, examples, recipe, seed=3)
 
@@ -94,7 +95,7 @@ def test_training_is_adamw_on_padded_batches(kind):
 
 def test_dropout_differs_between_steps_and_follows_the_seed():
     model = Transformer(tiny.CONFIG, pooling="mean")
-    recipe = methods.RECIPES["contrastive"]._replace(
+    recipe = RECIPES["contrastive"]._replace(
         rows=lambda labels, seed, step, size: np.arange(size), steps=2, epochs=0, learning_rate=0.0
     )
     params = model.init(jax.random.key(0))
@@ -107,7 +108,7 @@ def test_tokens_that_no_text_has_keep_their_embeddings(monkeypatch):
     monkeypatch.setattr(support_training, "_ROUNDING", 10)
     model = Transformer(tiny.CONFIG, pooling="mean")
     params, examples = model.init(jax.random.key(0)), examples_of()
-    recipe = methods.RECIPES["contrastive"]._replace(steps=2, batch_size=5, epochs=0)
+    recipe = RECIPES["contrastive"]._replace(steps=2, batch_size=5, epochs=0)
     found, _ = train(model, params, examples, recipe, seed=0)
     mentioned = np.unique(examples.tokens.input_ids)
     word, start = (np.asarray(tree["embeddings"]["word"]) for tree in (found, params))
@@ -119,43 +120,22 @@ def test_tokens_that_no_text_has_keep_their_embeddings(monkeypatch):
 def test_larger_support_sets_have_more_steps():
     model = Transformer(tiny.CONFIG, pooling="mean")
     params, examples = model.init(jax.random.key(0)), examples_of()
-    recipe = methods.RECIPES["contrastive"]._replace(steps=3, batch_size=4, epochs=2)
+    recipe = RECIPES["contrastive"]._replace(steps=3, batch_size=4, epochs=2)
     few = data.take_examples(examples, np.arange(4))
     assert len(train(model, params, few, recipe, seed=0)[1]) == 3
     expected = -(-2 * len(LABELS) // 4)
     assert len(train(model, params, examples, recipe, seed=0)[1]) == expected > 3
-    sizes = [methods.RECIPES["contrastive"].num_steps(count) for count in (16, 160, 320, 1500)]
-    assert sizes == [10, 10, 20, 94]
 
 
 @pytest.mark.parametrize("width", [3 * tiny.CONFIG.hidden_size, tiny.CONFIG.hidden_size / 4])
 def test_wide_networks_have_a_lower_rate(width):
     model = Transformer(without_dropout(), pooling="mean")
     params, examples = model.init(jax.random.key(0)), examples_of()
-    recipe = methods.RECIPES["contrastive"]._replace(steps=2, epochs=0, width=width)
+    recipe = RECIPES["contrastive"]._replace(steps=2, epochs=0, width=width)
     rate = 1e-4 if width > tiny.CONFIG.hidden_size else 2.5e-5
     same = recipe._replace(width=float("inf"), learning_rate=rate)
     found, expected = (train(model, params, examples, each, seed=0)[0] for each in (recipe, same))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
-
-
-def test_contrastive_trains_common_encoders_at_these_rates():
-    rates = [methods.RECIPES["contrastive"].rate_for(size) for size in (128, 384, 768, 1024)]
-    np.testing.assert_allclose(rates, [1e-4, 1e-4, 5e-5, 3.75e-5])
-
-
-def test_contrastive_batches_have_several_examples_of_a_class():
-    labels = np.repeat(np.arange(30), 6).astype(np.int32)
-    seen = set()
-    for step in range(40):
-        rows = methods.class_rows(labels, seed=1, step=step, batch_size=24)
-        assert len(set(rows)) == 24
-        assert sorted(np.bincount(labels[rows])[np.bincount(labels[rows]) > 0]) == [4] * 6
-        np.testing.assert_array_equal(rows, methods.class_rows(labels, 1, step, 24))
-        seen |= set(rows.tolist())
-    assert len(seen) == len(labels)
-    few = methods.class_rows(np.array([0, 1, 0], np.int32), seed=0, step=0, batch_size=3)
-    assert sorted(few) == [0, 1, 2]
 
 
 def test_a_logistic_head_of_one_example_per_class_does_not_warn():
@@ -206,7 +186,7 @@ def test_balanced_fine_tuning_weighs_the_examples():
     model = Transformer(without_dropout(), "classification", "mean", 2.0, num_labels=(3,))
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model.init(jax.random.key(0)))
     examples = examples_of()
-    recipe = methods.RECIPES["finetune"]._replace(steps=1)
+    recipe = RECIPES["finetune"]._replace(steps=1)
     weights = methods.balanced_weights(LABELS)
     _, (loss,) = train(model, params, examples, recipe, seed=0, weights=weights)
     logits = torch.tensor(np.asarray(model(params, padded(examples, np.arange(7))).logits))

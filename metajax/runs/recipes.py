@@ -1,0 +1,102 @@
+"""How a network is trained on one task's examples: loss, batches, learning rate and steps."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from metajax.data.seeding import generator, shuffled_rows
+from metajax.models import Transformer, classification_loss, contrastive_loss, multi_label_loss
+from metajax.types import LossFn
+
+_MANY_SHOTS = 64  # Examples of a class, on average.
+
+
+class Recipe(NamedTuple):
+    """How a network is trained on one task's examples.
+
+    Attributes:
+        make_loss: from the network to the loss.
+        rows: `(labels, seed, step, batch size) -> rows of a step`.
+        learning_rate: the peak of AdamW's, which warms up for a tenth of the steps and decays.
+        steps: least number of steps.
+        batch_size: largest number of examples in a step.
+        epochs: least number of times that training sees as many examples as there are.
+        many_shot_steps: least number of steps if classes have many examples (`_MANY_SHOTS`). With
+            few, longer training gains nothing.
+        width: the most features for which the learning rate holds. For networks with more, it falls
+            in proportion, as Adam's should (Yang et al. 2022, arXiv:2203.03466, table 3).
+    """
+
+    make_loss: Callable[[Transformer], LossFn]
+    rows: Callable[[np.ndarray, int, int, int], np.ndarray]
+    learning_rate: float
+    steps: int
+    batch_size: int
+    epochs: int
+    many_shot_steps: int = 0
+    width: float = math.inf
+
+    def num_steps(self, labels: np.ndarray) -> int:
+        """Return the number of steps for examples with these labels, [N] or [N, C]."""
+        many = len(labels) >= _MANY_SHOTS * len(np.unique(labels))
+        by_epochs = math.ceil(self.epochs * len(labels) / self.batch_size)
+        return max(self.steps, self.many_shot_steps * many, by_epochs)
+
+    def longer(self, factor: int) -> "Recipe":
+        """Return the recipe with so many times the steps."""
+        return self._replace(
+            steps=factor * self.steps,
+            epochs=factor * self.epochs,
+            many_shot_steps=factor * self.many_shot_steps,
+        )
+
+    def rate_for(self, hidden_size: int) -> float:
+        """Return the peak learning rate for networks with so many features."""
+        return self.learning_rate * min(1, self.width / hidden_size)
+
+
+def class_rows(labels: np.ndarray, seed: int, step: int, batch_size: int) -> np.ndarray:
+    """Return the rows of a step of contrastive training: several examples of each class in it.
+
+    Args:
+        labels: [N] of 0..C-1.
+        seed: of the run.
+        step: number of the step.
+        batch_size: B, at most N.
+
+    Returns:
+        Rows int64 [B]. Classes are drawn at random, with up to `_PER_CLASS` examples of each.
+    """
+    rng = generator(seed, "classes", step)
+    order = rng.permutation(len(labels))
+    rank = np.empty(len(labels), int)  # Of an example in its class.
+    for label in np.unique(labels):
+        own = order[labels[order] == label]
+        rank[own] = np.arange(len(own))
+    group = rng.permutation(labels.max() + 1)[labels] + (rank // _PER_CLASS) * (labels.max() + 1)
+    return np.argsort(group, kind="stable")[:batch_size]
+
+
+def epoch_rows(labels: np.ndarray, seed: int, step: int, batch_size: int) -> np.ndarray:
+    """Return the rows of a step of fine-tuning: each epoch has every example once."""
+    return shuffled_rows(seed, step, batch_size, len(labels))
+
+
+_PER_CLASS = 4
+RECIPES = {
+    "contrastive": Recipe(
+        contrastive_loss,
+        class_rows,
+        1e-4,
+        steps=10,
+        batch_size=64,
+        epochs=4,
+        many_shot_steps=20,
+        width=384,
+    ),
+    "finetune": Recipe(classification_loss, epoch_rows, 3e-5, steps=20, batch_size=64, epochs=4),
+}
+# Of fine-tuning for texts with several labels, of which each has few examples.
+SEVERAL_LABELS = Recipe(multi_label_loss, epoch_rows, 1e-4, steps=60, batch_size=64, epochs=4)

@@ -1,0 +1,37 @@
+"""How a network is trained on one task's examples."""
+
+import numpy as np
+import pytest
+
+from metajax.runs.recipes import RECIPES, class_rows
+
+
+@pytest.mark.parametrize(
+    ("classes", "shots", "steps"),
+    [(2, 8, 10), (2, 63, 10), (2, 64, 20), (2, 128, 20), (32, 5, 10), (64, 5, 20), (150, 10, 94)],
+)
+def test_contrastive_takes_steps_by_examples_and_by_examples_of_a_class(classes, shots, steps):
+    labels = np.repeat(np.arange(classes), shots)
+    recipe = RECIPES["contrastive"]
+    assert recipe.num_steps(labels) == steps
+    assert recipe.longer(2).num_steps(labels) == pytest.approx(2 * steps, abs=1)
+    assert RECIPES["finetune"].num_steps(labels) == max(20, -(-len(labels) // 16))
+
+
+def test_contrastive_trains_common_encoders_at_these_rates():
+    rates = [RECIPES["contrastive"].rate_for(size) for size in (128, 384, 768, 1024)]
+    np.testing.assert_allclose(rates, [1e-4, 1e-4, 5e-5, 3.75e-5])
+
+
+def test_contrastive_batches_have_several_examples_of_a_class():
+    labels = np.repeat(np.arange(30), 6).astype(np.int32)
+    seen = set()
+    for step in range(40):
+        rows = class_rows(labels, seed=1, step=step, batch_size=24)
+        assert len(set(rows)) == 24
+        assert sorted(np.bincount(labels[rows])[np.bincount(labels[rows]) > 0]) == [4] * 6
+        np.testing.assert_array_equal(rows, class_rows(labels, 1, step, 24))
+        seen |= set(rows.tolist())
+    assert len(seen) == len(labels)
+    few = class_rows(np.array([0, 1, 0], np.int32), seed=0, step=0, batch_size=3)
+    assert sorted(few) == [0, 1, 2]
