@@ -128,8 +128,10 @@ def hold_out(
     parts = [np.flatnonzero(folds != fold) for fold in range(folds.max() + 1)]
     plan: tuple[Shapes, ...] = ()
     if method.recipe is not None:
+        recipe = method.recipe.for_labels(labels)
+        method = method._replace(recipe=recipe)
         supports = [data.take_examples(examples, rows) for rows in parts]
-        plan = plan_steps(supports, method.recipe, few_shot.seed)
+        plan = plan_steps(supports, recipe, few_shot.seed)
     for fold, rows in enumerate(parts):
         if time.monotonic() > until:
             return None
@@ -143,8 +145,9 @@ def hold_out(
             model = adapted_model(few_shot.model, few_shot.inner)
             held_out = logits_on(model, few_shot.merge(adapted.params), examples)[:, present]
         else:
-            params, _, known = train_on(few_shot, examples, method, rows=rows, plan=plan)
-            held_out = logits_on(few_shot.model, params, examples, known)[:, present]
+            trained = train_on(few_shot, examples, method, rows=rows, plan=plan)
+            held_out = logits_on(few_shot.model, trained.params, examples, trained.features)
+            held_out = held_out[:, present]
         logits[folds == fold] = held_out[folds == fold]
     weights = balanced_weights(labels) if method.class_weight else np.ones(len(labels))
     own = folds >= 0

@@ -30,7 +30,6 @@ from metajax.types import Params
 
 _log = logging.getLogger("metajax")
 
-
 HEADS = ("linear", "prototypes")  # Methods that only train a head.
 TRAINED = (*RECIPES, *HEADS)  # All methods but the inner steps.
 

@@ -10,6 +10,7 @@ from metajax.data.seeding import generator, shuffled_rows
 from metajax.models import Transformer, classification_loss, contrastive_loss, multi_label_loss
 from metajax.types import LossFn
 
+_PER_CLASS = 4  # Most examples of a class in a group of contrastive training.
 _MANY_SHOTS = 64  # Examples of a class, on average.
 
 
@@ -23,8 +24,7 @@ class Recipe(NamedTuple):
         steps: least number of steps.
         batch_size: largest number of examples in a step.
         epochs: least number of times that training sees as many examples as there are.
-        many_shot_steps: least number of steps if classes have many examples (`_MANY_SHOTS`). With
-            few, longer training gains nothing.
+        many_shot_steps: least number of steps if classes have many examples (`_MANY_SHOTS`).
         width: the most features for which the learning rate holds. For networks with more, it falls
             in proportion, as Adam's should (Yang et al. 2022, arXiv:2203.03466, table 3).
     """
@@ -39,13 +39,25 @@ class Recipe(NamedTuple):
     width: float = math.inf
 
     def num_steps(self, labels: np.ndarray) -> int:
-        """Return the number of steps for examples with these labels, [N] or [N, C]."""
-        many = len(labels) >= _MANY_SHOTS * len(np.unique(labels))
+        """Return the number of steps for a task's examples.
+
+        Args:
+            labels: [N] of classes. If `many_shot_steps` is 0, only N is used.
+        """
         by_epochs = math.ceil(self.epochs * len(labels) / self.batch_size)
-        return max(self.steps, self.many_shot_steps * many, by_epochs)
+        return max(self.for_labels(labels).steps, by_epochs)
+
+    def for_labels(self, labels: np.ndarray) -> "Recipe":
+        """Return the recipe with the least number of steps that these labels [N] need.
+
+        It also holds for a part of the examples, as in cross-validation.
+        """
+        many = len(labels) >= _MANY_SHOTS * len(np.unique(labels))
+        steps = max(self.steps, self.many_shot_steps) if many else self.steps
+        return self._replace(steps=steps, many_shot_steps=0)
 
     def longer(self, factor: int) -> "Recipe":
-        """Return the recipe with so many times the steps."""
+        """Return the recipe with `factor` times as many steps."""
         return self._replace(
             steps=factor * self.steps,
             epochs=factor * self.epochs,
@@ -84,7 +96,6 @@ def epoch_rows(labels: np.ndarray, seed: int, step: int, batch_size: int) -> np.
     return shuffled_rows(seed, step, batch_size, len(labels))
 
 
-_PER_CLASS = 4
 RECIPES = {
     "contrastive": Recipe(
         contrastive_loss,

@@ -56,12 +56,9 @@ def train(
     """
     kept, small = _mentioned(examples, params["embeddings"]["word"].shape[0])
     plan = plan or plan_steps([small], recipe, seed)
-    begin, step, end = _compiled(model, recipe.make_loss)
+    begin, step, set_rows = _compiled(model, recipe.make_loss)
     count = recipe.num_steps(examples.labels)
-    rate = recipe.rate_for(model.config.hidden_size)
-    schedule = learning_rate(rate, count, math.ceil(count / 10))
-    # One program: outside of it, each operation of a schedule would be compiled by itself.
-    rates = np.asarray(jax.jit(jax.vmap(schedule))(np.arange(count)))
+    rates = _rates(recipe.rate_for(model.config.hidden_size), count)
     own, state = begin(params, kept)
     key = jax.random.key(seed)
     losses = []
@@ -71,7 +68,8 @@ def train(
         part = {name: leaf[0] for name, leaf in batch.items()}
         own, state, loss = step(own, state, part, key, number, rates[number])
         losses.append(loss)
-    return end(params, own, kept), [float(loss) for loss in losses]
+    table = set_rows(params["embeddings"]["word"], kept, own["embeddings"]["word"])
+    return _with_table(own, table), [float(loss) for loss in losses]
 
 
 def plan_steps(
@@ -122,10 +120,17 @@ def _with_table(params: Params, table: jax.Array) -> Params:
 
 
 @functools.lru_cache(maxsize=8)
+def _rates(peak: float, count: int) -> np.ndarray:
+    """Return the learning rates of all steps, from one program for all operations."""
+    schedule = learning_rate(peak, count, math.ceil(count / 10))
+    return np.asarray(jax.jit(jax.vmap(schedule))(np.arange(count)))
+
+
+@functools.lru_cache(maxsize=8)
 def _compiled(
     model: Transformer, make_loss: Callable[[Transformer], LossFn]
 ) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    """Compile the start of a training, a step, and the end.
+    """Compile the functions that begin training, take a step and set rows of a table.
 
     The rate is an argument, so that training with other rates and numbers of steps compiles nothing
     again.
@@ -133,7 +138,7 @@ def _compiled(
     Returns:
         `(params, kept) -> (own, state)`, where `own` has only the rows `kept` of the embedding
         table, `(own, state, batch, key, number of the step, rate) -> (own, state, loss)`, and
-        `(params, own, kept) -> params`.
+        `(table, numbers of rows, rows) -> table`.
     """
     fixed = tuple(f"{part}/" for part in unused_parts(model.head, model.pooling))
     optimizer = adamw(1.0, weight_decay=0.01, clip_norm=1.0, fixed=fixed)
@@ -155,9 +160,5 @@ def _compiled(
         updates = optax.tree.scale(rate, updates)
         return optax.apply_updates(params, updates), state, loss
 
-    @quick_jit
-    def end(params: Params, own: Params, kept: np.ndarray) -> Params:
-        table = params["embeddings"]["word"].at[kept].set(own["embeddings"]["word"])
-        return _with_table(own, table)
-
-    return begin, step, end
+    set_rows = quick_jit(lambda table, numbers, rows: table.at[numbers].set(rows))
+    return begin, step, set_rows

@@ -18,7 +18,7 @@ from metajax.config.groups import ModelSettings
 from metajax.config.inner import InnerSettings, MethodSettings
 from metajax.config.settings import AdaptSettings
 from metajax.errors import InputError
-from metajax.runs import cross_validation, method_choice, methods
+from metajax.runs import cross_validation, features, method_choice, methods, recipes
 from metajax.runs.card import model_card
 from metajax.runs.classifier import Classifier, open_classifier, probabilities
 from metajax.runs.cross_validation import HeldOut, deal, hold_out
@@ -75,6 +75,24 @@ def test_an_example_has_the_logits_of_a_model_that_has_not_seen_it(few_shot, nam
         params = methods.train_on(few_shot, own, method).params
         expected = logits_on(few_shot.model, params, examples)[folds == fold]
         np.testing.assert_allclose(held.logits[folds == fold], expected, rtol=2e-3, atol=2e-3)
+
+
+def test_folds_train_for_the_steps_of_all_examples(few_shot, monkeypatch):
+    """And compute features once. Three quarters of the examples would be too few for more steps."""
+    monkeypatch.setattr(recipes, "_MANY_SHOTS", len(LABELS) // 3)
+    recipe = recipes.RECIPES["contrastive"]._replace(steps=1, many_shot_steps=3, epochs=0)
+    trained, count = [], []
+    monkeypatch.setattr(
+        cross_validation,
+        "train_on",
+        lambda *args, **rest: (trained.append(methods.train_on(*args, **rest)), trained[-1])[1],
+    )
+    for module in (methods, features):
+        monkeypatch.setattr(module, "features_of", lambda *a: (count.append(1), features_of(*a))[1])
+    method = methods.Method("contrastive", recipe)
+    hold_out(few_shot, examples_of(LABELS), method, deal(LABELS, 0), None)
+    assert [len(each.losses) for each in trained] == [3] * 4
+    assert len(count) == 4
 
 
 @pytest.mark.parametrize("name", ["prototypes", "linear", "contrastive"])
