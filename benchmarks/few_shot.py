@@ -22,8 +22,8 @@ labels' names, and with `--shots 0` nothing else. `--meta-trained RUN` adds rows
 start from a run's weights; the run must not have seen the data set (experiments/transfer.py leaves
 it out). Prints accuracies with their 95% intervals over draws, the paired difference to SetFit,
 seconds to adapt (with loading and compiling), seconds for 1,000 predictions, and peak memory.
-Before each timed run, another process imports the libraries, so that their bytecode is cached.
-With `--output`, finished rows are not run again.
+Before a contender's first run, another process imports its libraries, so that their bytecode is
+cached. With `--output`, finished rows are not run again.
 """
 
 import argparse
@@ -112,13 +112,19 @@ def run(
         script = Path(__file__).parent / "few_shot_contender.py"
         command = [python, str(script), name.removesuffix(META), model, str(seed), place]
         command += [str(options.setfit_iterations)] * (options.setfit_iterations is not None)
-        run_python(python, "-c", f"import {IMPORTS.get(name, OUR_IMPORTS)}")
+        cache_bytecode(python, IMPORTS.get(name, OUR_IMPORTS))
         run_python(*command)
         result = json.loads((Path(place) / "result.json").read_text())
     truth = np.array([row["label"] for row in rows[1]])
     result["accuracy"] = float(np.mean(np.array(result.pop("predictions")) == truth))
     result["predict"] *= 1000 / len(truth)
     return result
+
+
+@functools.cache
+def cache_bytecode(python: str, modules: str) -> None:
+    """Import modules once, so that no timed run compiles their sources."""
+    run_python(python, "-c", f"import {modules}")
 
 
 def run_python(*command: str) -> None:

@@ -123,7 +123,7 @@ def _with_table(params: Params, table: jax.Array) -> Params:
 def _rates(peak: float, count: int) -> np.ndarray:
     """Return the learning rates of all steps, from one program for all operations."""
     schedule = learning_rate(peak, count, math.ceil(count / 10))
-    return np.asarray(jax.jit(jax.vmap(schedule))(np.arange(count)))
+    return np.asarray(quick_jit(jax.vmap(schedule))(np.arange(count)))
 
 
 @functools.lru_cache(maxsize=8)
