@@ -3,10 +3,10 @@
 from metajax.models.causal import causal_lm_loss
 from metajax.models.config import TransformerConfig
 from metajax.models.contracts import DenseLayer, Outputs
+from metajax.models.contrastive import contrastive_loss, cosine_loss
 from metajax.models.hashing import hashes
 from metajax.models.losses import (
     classification_loss,
-    contrastive_loss,
     masked_lm_loss,
     multi_label_loss,
     prototype_init,
@@ -36,6 +36,7 @@ __all__ = [
     "classification_loss",
     "compose",
     "contrastive_loss",
+    "cosine_loss",
     "from_pretrained",
     "has_classifier",
     "hashes",

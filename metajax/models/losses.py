@@ -8,11 +8,8 @@ import numpy as np
 import optax
 
 from metajax.algorithms.prototypes import prototype_head
-from metajax.dtypes import widen
 from metajax.errors import InputError
-from metajax.models.attention import MASKED
 from metajax.models.contracts import Batch, Params
-from metajax.models.heads import rescale
 from metajax.models.model import Transformer
 from metajax.models.reparametrization import suits_layout
 from metajax.types import InitFn, LossFn
@@ -56,8 +53,8 @@ def masked_lm_loss(model: Transformer) -> LossFn:
             logits_BxMxV, jnp.maximum(targets_BxM, 0)
         )
         correct_BxM = logits_BxMxV.argmax(-1) == targets_BxM
-        return _mean(losses_BxM, weights_BxM), {
-            "accuracy": _mean(correct_BxM, weights_BxM),
+        return weighted_mean(losses_BxM, weights_BxM), {
+            "accuracy": weighted_mean(correct_BxM, weights_BxM),
             "count": weights_BxM.sum(),
         }
 
@@ -114,8 +111,8 @@ def classification_loss(model: Transformer) -> LossFn:
         entropy_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxC, classes_B)
         squared_B = jnp.square(logits_BxC[:, 0] - labels_B.astype(logits_BxC.dtype))
         correct_B = logits_BxC.argmax(-1) == classes_B
-        return _mean(jnp.where(regression_B, squared_B, entropy_B), weights_B), {
-            "accuracy": _mean(correct_B, jnp.where(regression_B, 0, weights_B)),
+        return weighted_mean(jnp.where(regression_B, squared_B, entropy_B), weights_B), {
+            "accuracy": weighted_mean(correct_B, jnp.where(regression_B, 0, weights_B)),
         }
 
     return suits_layout(loss_fn, model)
@@ -171,57 +168,11 @@ def multi_label_loss(model: Transformer) -> LossFn:
         if "label_weights" in batch:
             losses_BxC = losses_BxC * batch["label_weights"]
         correct_BxC = (logits_BxC > 0) == (labels_BxC > 0)
-        return _mean(losses_BxC.mean(1), weights_B), {
-            "accuracy": _mean(correct_BxC.mean(1), weights_B),
+        return weighted_mean(losses_BxC.mean(1), weights_B), {
+            "accuracy": weighted_mean(correct_BxC.mean(1), weights_B),
         }
 
     return suits_layout(loss_fn, model)
-
-
-def contrastive_loss(model: Transformer, *, temperature: float = 0.1) -> LossFn:
-    """Supervised contrastive loss over all pairs of a batch (Khosla et al. 2020, arXiv:2004.11362).
-
-    It draws the features of a class together and those of other classes apart: equation 2 of the
-    paper, the mean over the examples whose class has another example in the batch.
-
-    Args:
-        model: the model that computes `features`, which are scaled to unit length here. It needs no
-            head.
-        temperature: divides the cosines.
-
-    Returns:
-        `(params, batch, rng) -> (loss, aux)`. The batch is a batch for `features` with `labels` int
-        `[B]`. The loss is `[]`, 0 if no class has two examples. aux is empty.
-
-    Examples:
-        >>> import jax, jax.numpy as jnp
-        >>> from metajax.models import Transformer, TransformerConfig, contrastive_loss
-        >>> config = TransformerConfig(9, hidden_size=12, num_hidden_layers=1)
-        >>> model = Transformer(config, pooling="mean")
-        >>> ids = jnp.array([[1, 2], [1, 2], [5, 6], [7, 8]])
-        >>> batch = {"input_ids": ids, "attention_mask": 0 * ids + 1, "token_type_ids": 0 * ids}
-        >>> params = model.init(jax.random.key(0))
-        >>> loss_fn = contrastive_loss(model)
-        >>> same, mixed = jnp.array([0, 0, 1, 1]), jnp.array([0, 1, 0, 1])
-        >>> losses = [loss_fn(params, {**batch, "labels": y}, None)[0] for y in (same, mixed)]
-        >>> bool(losses[0] < losses[1])
-        True
-    """
-
-    def loss_fn(
-        params: Params, batch: Batch, rng: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        features_BxH = rescale(widen(model.features(params, batch, rng)), 1.0)
-        others_BxB = ~jnp.eye(len(features_BxH), dtype=bool)
-        cosines_BxB = features_BxH @ features_BxH.T / temperature
-        cosines_BxB = jnp.where(others_BxB, cosines_BxB, MASKED)
-        same_BxB = (batch["labels"][:, None] == batch["labels"]) & others_BxB
-        shares_BxB = jnp.where(same_BxB, jax.nn.log_softmax(cosines_BxB), 0)
-        count_B = same_BxB.sum(1)
-        losses_B = -shares_BxB.sum(1) / jnp.maximum(count_B, 1)
-        return _mean(losses_B, (count_B > 0).astype(losses_B.dtype)), {}
-
-    return loss_fn
 
 
 def prototype_init(model: Transformer) -> InitFn:
@@ -303,7 +254,7 @@ def _logits(model: Transformer, params: Params, batch: Batch, rng: jax.Array | N
     return logits
 
 
-def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
     """Return the weighted mean; 0 if all weights are 0."""
     total = weights.sum()
     return (values.astype(weights.dtype) * weights).sum() / jnp.where(total > 0, total, 1)

@@ -29,7 +29,7 @@ CANDIDATES = {
     "contrastive": method_of("contrastive"),
     "finetune": method_of("finetune"),
     "contrastive 3e-5": Method(
-        "contrastive", _CONTRASTIVE._replace(learning_rate=3e-5, width=math.inf)
+        "contrastive", _CONTRASTIVE._replace(learning_rate=3e-5, width=math.inf, many_shots=None)
     ),
     "finetune 1e-4": Method("finetune", RECIPES["finetune"]._replace(learning_rate=1e-4)),
     "contrastive twice as long": Method("contrastive", _CONTRASTIVE.longer(2)),

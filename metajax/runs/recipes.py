@@ -7,7 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from metajax.data.seeding import generator, shuffled_rows
-from metajax.models import Transformer, classification_loss, contrastive_loss, multi_label_loss
+from metajax.models import (
+    Transformer,
+    classification_loss,
+    contrastive_loss,
+    cosine_loss,
+    multi_label_loss,
+)
 from metajax.types import LossFn
 
 _PER_CLASS = 4  # Most examples of a class in a group of contrastive training.
@@ -24,9 +30,9 @@ class Recipe(NamedTuple):
         steps: least number of steps.
         batch_size: largest number of examples in a step.
         epochs: least number of times that training sees as many examples as there are.
-        many_shot_steps: least number of steps if classes have many examples (`_MANY_SHOTS`).
         width: the most features for which the learning rate holds. For networks with more, it falls
             in proportion, as Adam's should (Yang et al. 2022, arXiv:2203.03466, table 3).
+        many_shots: the recipe if classes have many examples (`_MANY_SHOTS`). None: this one.
     """
 
     make_loss: Callable[[Transformer], LossFn]
@@ -35,33 +41,34 @@ class Recipe(NamedTuple):
     steps: int
     batch_size: int
     epochs: int
-    many_shot_steps: int = 0
     width: float = math.inf
+    many_shots: "Recipe | None" = None
 
     def num_steps(self, labels: np.ndarray) -> int:
         """Return the number of steps for a task's examples.
 
         Args:
-            labels: [N] of classes. If `many_shot_steps` is 0, only N is used.
+            labels: [N] of classes. If `many_shots` is None, only N is used.
         """
-        by_epochs = math.ceil(self.epochs * len(labels) / self.batch_size)
-        return max(self.for_labels(labels).steps, by_epochs)
+        own = self.for_labels(labels)
+        return max(own.steps, math.ceil(own.epochs * len(labels) / own.batch_size))
 
     def for_labels(self, labels: np.ndarray) -> "Recipe":
-        """Return the recipe with the least number of steps that these labels [N] need.
+        """Return the recipe for classes with as many examples as these labels [N] have.
 
         It also holds for a part of the examples, as in cross-validation.
         """
+        if self.many_shots is None:
+            return self
         many = len(labels) >= _MANY_SHOTS * len(np.unique(labels))
-        steps = max(self.steps, self.many_shot_steps) if many else self.steps
-        return self._replace(steps=steps, many_shot_steps=0)
+        return self.many_shots if many else self._replace(many_shots=None)
 
     def longer(self, factor: int) -> "Recipe":
         """Return the recipe with `factor` times as many steps."""
         return self._replace(
             steps=factor * self.steps,
             epochs=factor * self.epochs,
-            many_shot_steps=factor * self.many_shot_steps,
+            many_shots=self.many_shots and self.many_shots.longer(factor),
         )
 
     def rate_for(self, hidden_size: int) -> float:
@@ -104,8 +111,8 @@ RECIPES = {
         steps=10,
         batch_size=64,
         epochs=4,
-        many_shot_steps=20,
         width=384,
+        many_shots=Recipe(cosine_loss, class_rows, 2e-5, steps=160, batch_size=32, epochs=4),
     ),
     "finetune": Recipe(classification_loss, epoch_rows, 3e-5, steps=20, batch_size=64, epochs=4),
 }

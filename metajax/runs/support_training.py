@@ -55,6 +55,7 @@ def train(
         The trained parameters, and the loss of each step.
     """
     kept, small = _mentioned(examples, params["embeddings"]["word"].shape[0])
+    recipe = recipe.for_labels(examples.labels)
     plan = plan or plan_steps([small], recipe, seed)
     begin, step, set_rows = _compiled(model, recipe.make_loss)
     count = recipe.num_steps(examples.labels)
@@ -78,8 +79,8 @@ def plan_steps(
     """Choose the shapes of the batches of all these tasks."""
     steps = max(recipe.num_steps(task.labels) for task in tasks)
     each = [
-        _batch(task, recipe, seed, number)["attention_mask"].sum(1)
-        for task in tasks
+        _batch(task, own, seed, number)["attention_mask"].sum(1)
+        for task, own in ((task, recipe.for_labels(task.labels)) for task in tasks)
         for number in range(min(steps, math.ceil(_PLANNED_STEPS / len(tasks))))
     ]
     longest = max(int(task.tokens.lengths.max()) for task in tasks)

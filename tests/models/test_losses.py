@@ -9,7 +9,6 @@ from metajax.errors import InputError
 from metajax.models import (
     Transformer,
     classification_loss,
-    contrastive_loss,
     masked_lm_loss,
     multi_label_loss,
     prototype_init,
@@ -168,35 +167,6 @@ def test_a_head_start_has_the_dtype_of_the_parameters(start):
     shapes = {name: leaf.shape for name, leaf in started.pop("classifier").items()}
     assert shapes == {"kernel": (1, 8, 3), "bias": (1, 3)}
     assert_equal(started, {key: value for key, value in low.items() if key != "classifier"})
-
-
-@pytest.mark.usefixtures("x64")
-def test_contrastive_loss_is_equation_2():
-    """Khosla et al. 2020; the class of the last example has no other example."""
-    model = Transformer(TINY, pooling="mean", feature_norm=3.0)
-    params = make_params(model, dtype=jnp.float64)
-    labels = np.array([0, 1, 0, 1, 0, 2])
-    batches = [make_batch(seed) for seed in (0, 1)]
-    batch = {name: jnp.concatenate([each[name] for each in batches]) for name in batches[0]}
-    batch["labels"] = jnp.asarray(labels)
-    features = np.asarray(jax.jit(model.features)(params, batch)) / 3
-    losses = []
-    for i in range(5):
-        others = [j for j in range(6) if j != i]
-        total = sum(np.exp(features[i] @ features[j] / 0.2) for j in others)
-        same = [j for j in others if labels[j] == labels[i]]
-        shares = [np.log(np.exp(features[i] @ features[j] / 0.2) / total) for j in same]
-        losses.append(-np.mean(shares))
-    loss_fn = contrastive_loss(model, temperature=0.2)
-    loss, aux = loss_fn(params, batch, None)
-    assert loss == pytest.approx(np.mean(losses), rel=1e-9)
-    assert aux == {}
-    alone = {**batch, "labels": jnp.arange(6)}
-    assert float(loss_fn(params, alone, None)[0]) == 0
-    assert all(
-        np.isfinite(g).all()
-        for g in jax.tree.leaves(jax.grad(lambda p: loss_fn(p, alone, None)[0])(params))
-    )
 
 
 @pytest.mark.usefixtures("x64")

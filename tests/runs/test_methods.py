@@ -20,8 +20,8 @@ from metajax.commands.evaluate import evaluate
 from metajax.config.groups import ModelSettings
 from metajax.config.inner import InnerSettings
 from metajax.config.settings import EvaluateSettings
-from metajax.models import Transformer, classification_loss
-from metajax.runs import features, methods, support_training
+from metajax.models import Transformer, classification_loss, cosine_loss
+from metajax.runs import features, methods, recipes, support_training
 from metajax.runs.eval_set import choose_protocol
 from metajax.runs.features import features_of, logistic_head, one_vs_rest_head
 from metajax.runs.few_shot import open_few_shot
@@ -125,6 +125,20 @@ def test_larger_support_sets_have_more_steps():
     assert len(train(model, params, few, recipe, seed=0)[1]) == 3
     expected = -(-2 * len(LABELS) // 4)
     assert len(train(model, params, examples, recipe, seed=0)[1]) == expected > 3
+
+
+def test_training_follows_the_recipe_for_many_examples(monkeypatch):
+    monkeypatch.setattr(recipes, "_MANY_SHOTS", 2)
+    model = Transformer(without_dropout(), pooling="mean")
+    params, examples = model.init(jax.random.key(0)), examples_of()
+    few = RECIPES["contrastive"]._replace(steps=1, epochs=0, many_shots=None)
+    many = few._replace(make_loss=cosine_loss, steps=2, batch_size=4, learning_rate=1e-3)
+    found, expected = (
+        train(model, params, examples, each, seed=0)
+        for each in (few._replace(many_shots=many), many)
+    )
+    assert len(found[1]) == 2
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize("width", [3 * tiny.CONFIG.hidden_size, tiny.CONFIG.hidden_size / 4])

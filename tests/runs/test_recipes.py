@@ -3,31 +3,37 @@
 import numpy as np
 import pytest
 
+from metajax.models import contrastive_loss, cosine_loss
 from metajax.runs.recipes import RECIPES, class_rows
 
 
 @pytest.mark.parametrize(
     ("classes", "shots", "steps"),
-    [(2, 8, 10), (2, 63, 10), (2, 64, 20), (2, 128, 20), (2, 512, 64), (32, 5, 10), (150, 10, 94)],
+    [(2, 8, 10), (2, 63, 10), (2, 64, 160), (2, 1000, 250), (32, 5, 10), (150, 10, 94)],
 )
 def test_contrastive_takes_steps_by_examples_and_by_examples_of_a_class(classes, shots, steps):
     labels = np.repeat(np.arange(classes), shots)
     recipe = RECIPES["contrastive"]
-    assert recipe.num_steps(labels) == steps
+    assert recipe.num_steps(labels) == recipe.for_labels(labels).num_steps(labels) == steps
     assert recipe.longer(2).num_steps(labels) == pytest.approx(2 * steps, abs=1)
     assert RECIPES["finetune"].num_steps(labels) == max(20, -(-len(labels) // 16))
 
 
-@pytest.mark.parametrize(("counts", "steps"), [((100, 10), 10), ((100, 28), 20), ((64, 0, 64), 20)])
-def test_the_mean_number_of_examples_of_the_classes_that_have_some_counts(counts, steps):
+@pytest.mark.parametrize(
+    ("counts", "many"), [((100, 10), False), ((100, 28), True), ((64, 0, 64), True)]
+)
+def test_the_mean_number_of_examples_of_the_classes_that_have_some_counts(counts, many):
     labels = np.repeat(np.arange(len(counts)), counts)
-    assert RECIPES["contrastive"].num_steps(labels) == steps
-
-
-def test_a_part_of_the_examples_can_have_the_steps_of_all():
-    labels = np.repeat(np.arange(2), 64)
     recipe = RECIPES["contrastive"].for_labels(labels)
-    assert recipe.num_steps(labels[:96]) == 20
+    assert recipe.make_loss is (cosine_loss if many else contrastive_loss)
+    assert (recipe.learning_rate, recipe.batch_size) == ((2e-5, 32) if many else (1e-4, 64))
+
+
+def test_a_part_of_the_examples_can_have_the_recipe_of_all():
+    labels = np.repeat(np.arange(2), 64)
+    for own, part in ((labels, labels[:96]), (labels[:96], labels)):
+        recipe = RECIPES["contrastive"].for_labels(own)
+        assert recipe.for_labels(part) is recipe
     assert RECIPES["contrastive"].num_steps(labels[:96]) == 10
 
 
