@@ -38,7 +38,7 @@ import optax
 import metajax
 from experiments.runs import SETS, command, digest, intent_sets, parser, percent
 from experiments.transfer import write_sources
-from metajax import data
+from metajax import data, lora
 from metajax.data.seeding import generator
 from metajax.models import Transformer
 from metajax.models.contracts import Pooling
@@ -64,46 +64,60 @@ class Variant(NamedTuple):
 
     Attributes:
         learning_rate: the peak.
-        ways: classes per episode.
+        ways: classes per episode; steps take turns with several numbers.
         shots: support examples per class.
         queries: query examples per class.
-        episodes: per step.
         logit_scale: the logits are about this many times a cosine.
         norms: train only normalizations and biases.
+        lora: rank of adapters, which are trained instead of the weights. 0: no adapters.
+        block_rates: the learning rate of a block relative to the next higher one, and of the
+            embeddings relative to the first block.
         pull: share of the distance to the start that each step takes back.
         similar_classes: as for `metatrain`.
+        mixed: an episode has classes of all data sets, not of one.
     """
 
     learning_rate: float = 5e-5
-    ways: int = 5
+    ways: tuple[int, ...] = (5,)
     shots: int = 1
     queries: int = 5
-    episodes: int = 4
     logit_scale: float = 10.0
     norms: bool = False
+    lora: int = 0
+    block_rates: float = 1.0
     pull: float = 0.0
     similar_classes: int = 0
+    mixed: bool = False
+
+    def episodes(self, ways: int) -> int:
+        """Return the number of episodes of a step, all of which have `TEXTS` texts together."""
+        return TEXTS // (ways * (self.shots + self.queries))
 
 
-VARIANTS = {  # All have 120 texts per step.
+TEXTS = 120  # Of a step.
+VARIANTS = {
     "tutorial": Variant(),
     "rate 2e-5": Variant(learning_rate=2e-5),
     "rate 1e-5": Variant(learning_rate=1e-5),
     "rate 2e-6": Variant(learning_rate=2e-6),
     "5 shots": Variant(shots=5, queries=1),
-    "20 ways": Variant(ways=20, episodes=1),
-    "40 ways": Variant(ways=40, queries=2, episodes=1),
+    "20 ways": Variant(ways=(20,)),
+    "40 ways": Variant(ways=(40,), queries=2),
     "logit scale 5": Variant(logit_scale=5.0),
     "logit scale 20": Variant(logit_scale=20.0),
     "logit scale 50": Variant(logit_scale=50.0),
     "norms only": Variant(norms=True),
     "norms only, rate 5e-4": Variant(norms=True, learning_rate=5e-4),
+    "5 to 20 ways": Variant(ways=(5, 10, 20)),
+    "lora 8, rate 5e-4": Variant(lora=8, learning_rate=5e-4),
+    "block rates 0.7": Variant(block_rates=0.7),
     "pull 0.05": Variant(pull=0.05),
+    "mixed sets": Variant(mixed=True),
     "similar classes": Variant(similar_classes=10),
     "similar classes, logit scale 20": Variant(similar_classes=10, logit_scale=20.0),
     "similar classes, logit scale 50": Variant(similar_classes=10, logit_scale=50.0),
-    "40 ways, logit scale 50": Variant(ways=40, queries=2, episodes=1, logit_scale=50.0),
-    "40 ways, logit scale 50, rate 1e-5": Variant(1e-5, 40, 1, 2, 1, 50.0),
+    "40 ways, logit scale 50": Variant(ways=(40,), queries=2, logit_scale=50.0),
+    "40 ways, logit scale 50, rate 1e-5": Variant(1e-5, (40,), 1, 2, 50.0),
 }
 
 
@@ -190,29 +204,85 @@ def train(
 ) -> Iterator[tuple[Params, Any]]:
     """Meta-train a prototypical network; yield the parameters and the metrics of each step."""
     examples = with_similar_classes(model, start, examples, variant.similar_classes)
+    if variant.mixed:
+        examples = [mix(examples)]
     model = model.replace(feature_norm=math.sqrt(variant.logit_scale))
-    algorithm = metajax.protonet(
-        lambda params, batch, rng: model.features(params, batch), variant.ways
-    )
+    key = jax.random.key(seed)
+    combine: Callable[[Params], Params] = lambda params: params  # noqa: E731
+    if variant.lora:
+        start = lora.init(start, rank=variant.lora, target=is_block_kernel, rng=key)
+        combine = lora.merge
+    frozen = lora.is_base if variant.lora else None
+    frozen = (lambda path: not is_norm_or_bias(path)) if variant.norms else frozen
+    optimizer = optimizer_of(variant, start, steps)
+    loops = []
+    for ways in variant.ways:
+        algorithm = metajax.protonet(
+            lambda params, batch, rng: model.features(combine(params), batch), ways
+        )
+        spec = data.EpisodeSpec(ways, variant.shots, variant.queries)
+        count = variant.episodes(ways)
+        sampler = episode_sampler(examples, spec, seed, count, steps, slice(0, count))
+        loops.append((metajax.outer_loop(algorithm, optimizer, frozen=frozen), sampler))
+    state = loops[0][0].init(start, key)
+    for step in range(steps):
+        outer, sampler = loops[step % len(loops)]
+        state, metrics = outer.step(state, sampler(step))
+        yield combine(state.meta_params), metrics
+
+
+def is_block_kernel(path: str) -> bool:
+    """Whether a path leads to a kernel of the blocks."""
+    return path.startswith("layers/") and path.endswith("/kernel")
+
+
+def optimizer_of(variant: Variant, start: Params, steps: int) -> optax.GradientTransformation:
+    """Return the optimizer of `metatrain`, with the pull and the rates of a variant."""
 
     def pulled(updates: Params, params: Params | None = None) -> Params:
         back = lambda update, now, begin: update - variant.pull * (now - begin)  # noqa: E731
         return jax.tree.map(back, updates, params, start)
 
+    def by_block(updates: Params, params: Params | None = None) -> Params:
+        count = len(jax.tree.leaves(updates["layers"])[0])
+        rates = variant.block_rates ** jnp.arange(count - 1.0, -1.0, -1.0)
+        lower = jax.tree.map(lambda leaf: variant.block_rates**count * leaf, updates["embeddings"])
+        blocks = jax.tree.map(
+            lambda leaf: rates.reshape(-1, *[1] * (leaf.ndim - 1)) * leaf, updates["layers"]
+        )
+        return {**updates, "layers": blocks, "embeddings": lower}
+
     schedule = learning_rate(variant.learning_rate, steps, math.ceil(0.1 * steps))
-    optimizer = adamw(schedule, weight_decay=0.01, clip_norm=1.0)  # As `metatrain`.
+    parts = [adamw(schedule, weight_decay=0.01, clip_norm=1.0)]  # As `metatrain`.
+    if variant.block_rates != 1:
+        parts.append(optax.stateless(by_block))
     if variant.pull:
-        optimizer = optax.chain(optimizer, optax.stateless(pulled))
-    frozen = (lambda path: not is_norm_or_bias(path)) if variant.norms else None
-    outer = metajax.outer_loop(algorithm, optimizer, frozen=frozen)
-    spec = data.EpisodeSpec(variant.ways, variant.shots, variant.queries)
-    sampler = episode_sampler(
-        examples, spec, seed, variant.episodes, steps, slice(0, variant.episodes)
+        parts.append(optax.stateless(pulled))
+    return optax.chain(*parts)
+
+
+def mix(examples: list[data.TokenizedTask]) -> data.TokenizedTask:
+    """Return the classes of all data sets as those of one."""
+    width = max(task.tokens.input_ids.shape[1] for task in examples)
+    firsts = np.cumsum([0] + [len(task.labels) for task in examples])
+    classes = np.cumsum([0] + [len(task.label_names) for task in examples])
+
+    def stacked(name: str) -> np.ndarray:
+        arrays = [getattr(task.tokens, name) for task in examples]
+        return np.concatenate([np.pad(a, [(0, 0), (0, width - a.shape[1])]) for a in arrays])
+
+    tokens = examples[0].tokens._replace(
+        input_ids=stacked("input_ids"),
+        token_type_ids=stacked("token_type_ids"),
+        lengths=np.concatenate([task.tokens.lengths for task in examples]),
     )
-    state = outer.init(start, jax.random.key(seed))
-    for step in range(steps):
-        state, metrics = outer.step(state, sampler(step))
-        yield state.meta_params, metrics
+    return data.TokenizedTask(
+        "mixed",
+        tokens,
+        np.concatenate([task.labels + first for task, first in zip(examples, classes)]),
+        tuple(f"{task.name} {label}" for task in examples for label in task.label_names),
+        tuple(rows + first for task, first in zip(examples, firsts) for rows in task.rows_by_class),
+    )
 
 
 class Material(NamedTuple):

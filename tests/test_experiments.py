@@ -36,7 +36,7 @@ from metajax.commands.evaluate import Row
 from metajax.config.files import read_config
 from metajax.config.plan import PlanSettings
 from metajax.config.settings import EvaluateSettings, MetatrainSettings
-from metajax.data import TaskData, load_tasks
+from metajax.data import TaskData, TokenizedTask, Tokens, load_tasks
 from metajax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -529,6 +529,54 @@ def test_drift_measures_cosines_within_and_between_classes(monkeypatch):
     np.testing.assert_allclose(measured["nearest"], np.mean(nearest))
 
 
+def test_drift_mixes_the_classes_of_data_sets():
+    parts = [
+        TokenizedTask("a", tokens_of([3, 1]), np.array([1, 0]), ("x", "y"), rows_of([1], [0])),
+        TokenizedTask(
+            "b", tokens_of([1, 2, 5]), np.array([0, 0, 1]), ("x", "z"), rows_of([0, 1], [2])
+        ),
+    ]
+    mixed = drift.mix(parts)
+    assert mixed.label_names == ("a x", "a y", "b x", "b z")
+    assert [rows.tolist() for rows in mixed.rows_by_class] == [[1], [0], [2, 3], [4]]
+    assert mixed.labels.tolist() == [1, 0, 2, 2, 3]
+    assert mixed.tokens.lengths.tolist() == [3, 1, 1, 2, 5]
+    expected = np.pad(parts[0].tokens.input_ids, [(0, 0), (0, 2)])
+    np.testing.assert_array_equal(mixed.tokens.input_ids[:2], expected)
+    np.testing.assert_array_equal(mixed.tokens.input_ids[2:], parts[1].tokens.input_ids)
+
+
+def tokens_of(lengths):
+    ids = np.tri(len(lengths), max(lengths), dtype=np.int32) + 5
+    ids[np.arange(max(lengths)) >= np.array(lengths)[:, None]] = 0
+    return Tokens(ids, np.zeros_like(ids, np.int8), np.array(lengths), truncated=0)
+
+
+def rows_of(*rows):
+    return tuple(map(np.array, rows))
+
+
+def test_drift_trains_lower_blocks_more_slowly():
+    params = {
+        "embeddings": {"word": jnp.ones((4, 3))},
+        "layers": {"kernel": jnp.ones((3, 2, 2)), "bias": jnp.ones((3, 2))},
+    }
+    updates = []
+    for rates in (1.0, 0.5):
+        optimizer = drift.optimizer_of(drift.Variant(block_rates=rates), params, 10)
+        state = optimizer.init(params)
+        for _ in range(2):  # The rate of the first step is 0.
+            update, state = optimizer.update(params, state, params)
+        updates.append(update)
+    plain, slower = updates
+    assert (plain["layers"]["bias"] < 0).all()
+    np.testing.assert_allclose(slower["embeddings"]["word"], plain["embeddings"]["word"] / 8)
+    for name in ("kernel", "bias"):
+        for block, share in enumerate((0.25, 0.5, 1)):
+            expected = share * plain["layers"][name][block]
+            np.testing.assert_allclose(slower["layers"][name][block], expected)
+
+
 @pytest.mark.slow
 def test_drift_and_transfer_take_a_step(material, capsys):
     for seed, name in enumerate(transfer.SETS):
@@ -538,7 +586,9 @@ def test_drift_and_transfer_take_a_step(material, capsys):
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (material.root / name / "full.jsonl").write_text(lines)
     given = [*material.given[:2], "--data", str(material.root), "--root", f"{material.root}/drift"]
-    asked = [*given, "--steps", "2", "--draws", "2", "--variants", "tutorial", "pull 0.05"]
+    asked = [*given, "--steps", "2", "--draws", "2", "--variants"]
+    asked += ["tutorial", "pull 0.05", "lora 8, rate 5e-4", "block rates 0.7", "5 to 20 ways"]
+    asked += ["mixed sets", "--train", "CLINC150", "HWU64"]
     drift.main(asked)
     table = capsys.readouterr().out
     assert "run pull 0.05 seed 0" in table
