@@ -6,7 +6,7 @@ BANKING77; more ways raise both changes. With fifty times a cosine it rises on b
 after training on the two others, both scales gain, and ten times gains more.)
 Paper: prototypical networks (Snell et al. 2017, arXiv:1703.05175); averages of the weights before
 and after training (Wortsman et al. 2022, arXiv:2109.01903); a pull to the start (Li et al. 2018,
-arXiv:1802.01483).
+arXiv:1802.01483); LoRA (Hu et al. 2021, arXiv:2106.09685).
 Command: python -m experiments.drift --model MINILM --data DATA --root runs/drift \
     --train CLINC150 --held-out BANKING77 --variants tutorial "40 ways" "logit scale 50"
 Hardware and time: two CPU cores, 140 s of CPU time per variant. On a machine with many other jobs a
@@ -55,6 +55,7 @@ from metajax.types import Params
 SHOTS = (1, 5, 10)
 COSINES = ("within", "between", "nearest")  # Of texts of the data set left out.
 CLASSES, PER_CLASS = 77, 15  # Of the texts to measure on.
+TEXTS = 120  # Of a step.
 Row = dict[str, Any]
 SHARES = (0.25, 0.5)  # Of the end, in averages with the start.
 
@@ -64,17 +65,18 @@ class Variant(NamedTuple):
 
     Attributes:
         learning_rate: the peak.
-        ways: classes per episode; steps take turns with several numbers.
+        ways: classes per episode. Several numbers alternate from step to step.
         shots: support examples per class.
         queries: query examples per class.
         logit_scale: the logits are about this many times a cosine.
         norms: train only normalizations and biases.
-        lora: rank of adapters, which are trained instead of the weights. 0: no adapters.
+        lora: rank of adapters, which are trained instead of the weights. 0: no adapters. It does
+            not go with `norms`, `block_rates` and `pull`.
         block_rates: the learning rate of a block relative to the next higher one, and of the
             embeddings relative to the first block.
         pull: share of the distance to the start that each step takes back.
         similar_classes: as for `metatrain`.
-        mixed: an episode has classes of all data sets, not of one.
+        mixed: an episode has classes of all data sets, not of one. Needs two data sets.
     """
 
     learning_rate: float = 5e-5
@@ -94,7 +96,6 @@ class Variant(NamedTuple):
         return TEXTS // (ways * (self.shots + self.queries))
 
 
-TEXTS = 120  # Of a step.
 VARIANTS = {
     "tutorial": Variant(),
     "rate 2e-5": Variant(learning_rate=2e-5),
@@ -117,7 +118,7 @@ VARIANTS = {
     "similar classes, logit scale 20": Variant(similar_classes=10, logit_scale=20.0),
     "similar classes, logit scale 50": Variant(similar_classes=10, logit_scale=50.0),
     "40 ways, logit scale 50": Variant(ways=(40,), queries=2, logit_scale=50.0),
-    "40 ways, logit scale 50, rate 1e-5": Variant(1e-5, (40,), 1, 2, 50.0),
+    "40 ways, logit scale 50, rate 1e-5": Variant(1e-5, (40,), queries=2, logit_scale=50.0),
 }
 
 
@@ -203,17 +204,17 @@ def train(
     seed: int,
 ) -> Iterator[tuple[Params, Any]]:
     """Meta-train a prototypical network; yield the parameters and the metrics of each step."""
+    examples = [mix(examples)] if variant.mixed else examples
     examples = with_similar_classes(model, start, examples, variant.similar_classes)
-    if variant.mixed:
-        examples = [mix(examples)]
     model = model.replace(feature_norm=math.sqrt(variant.logit_scale))
     key = jax.random.key(seed)
     combine: Callable[[Params], Params] = lambda params: params  # noqa: E731
-    if variant.lora:
+    frozen: Callable[[str], bool] | None = None
+    if variant.norms:
+        frozen = lambda path: not is_norm_or_bias(path)  # noqa: E731
+    elif variant.lora:
         start = lora.init(start, rank=variant.lora, target=is_block_kernel, rng=key)
-        combine = lora.merge
-    frozen = lora.is_base if variant.lora else None
-    frozen = (lambda path: not is_norm_or_bias(path)) if variant.norms else frozen
+        combine, frozen = lora.merge, lora.is_base
     optimizer = optimizer_of(variant, start, steps)
     loops = []
     for ways in variant.ways:
@@ -378,12 +379,16 @@ def main(arguments: list[str] | None = None) -> None:
     made = parser(__doc__, "drift", steps=40)
     made.add_argument("--train", nargs="+", choices=SETS, default=["CLINC150"])
     made.add_argument("--held-out", choices=SETS, default="BANKING77")
-    made.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    made.add_argument("--variants", nargs="+", choices=VARIANTS, help="default: all that apply")
     made.add_argument("--seeds", type=int, nargs="+", default=[0])
     made.add_argument("--draws", type=int, default=20)
     options = made.parse_args(arguments)
     if options.held_out in options.train:
         made.error(f"--held-out {options.held_out}: is in --train; remove it there")
+    apply = [name for name in VARIANTS if len(options.train) > 1 or not VARIANTS[name].mixed]
+    for name in options.variants or ():
+        if name not in apply:
+            made.error(f"--variants {name}: needs two data sets in --train")
     root = Path(options.root)
     root.mkdir(parents=True, exist_ok=True)
     files = write_sources(intent_sets(options), options.train, [options.held_out], root)
@@ -399,7 +404,7 @@ def main(arguments: list[str] | None = None) -> None:
     unit = {"at": "start", "distance": 0.0}
     begin = kept(options, "start", lambda: [unit | measure(model, start, pools, options.draws)])
     found: dict[str, list[list[Row]]] = {}
-    for name, seed in itertools.product(options.variants, options.seeds):
+    for name, seed in itertools.product(options.variants or apply, options.seeds):
         settings = VARIANTS[name]._asdict() | {"steps": options.steps, "seed": seed}
         make = partial(run, options, material, VARIANTS[name], seed)
         rows = begin + kept(options, f"{name} seed {seed}", make, **settings)

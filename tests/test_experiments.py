@@ -38,6 +38,8 @@ from metajax.config.plan import PlanSettings
 from metajax.config.settings import EvaluateSettings, MetatrainSettings
 from metajax.data import TaskData, TokenizedTask, Tokens, load_tasks
 from metajax.errors import InputError
+from metajax.models import Transformer
+from metajax.tree import paths
 
 ROOT = Path(__file__).parents[1]
 SHARED = {"numbers", "orders", "runs"}
@@ -544,6 +546,63 @@ def test_drift_mixes_the_classes_of_data_sets():
     expected = np.pad(parts[0].tokens.input_ids, [(0, 0), (0, 2)])
     np.testing.assert_array_equal(mixed.tokens.input_ids[:2], expected)
     np.testing.assert_array_equal(mixed.tokens.input_ids[2:], parts[1].tokens.input_ids)
+
+
+def train_tiny(monkeypatch, variant, steps):
+    """The start, and what each step of a variant yields, on two data sets of five classes."""
+    monkeypatch.setattr(drift, "TEXTS", 24)
+    tasks = []
+    for first in range(2):
+        tokens = tokens_of([4] * 40)
+        tokens = tokens._replace(input_ids=tokens.input_ids + 40 * first)
+        labels, names = np.arange(40) % 5, tuple("abcde")
+        rows = rows_of(*(np.flatnonzero(labels == label) for label in range(5)))
+        tasks.append(TokenizedTask(f"set {first}", tokens, labels, names, rows))
+    model = Transformer(tiny.CONFIG, pooling="mean")
+    start = model.init(jax.random.key(0))
+    return start, list(drift.train(model, start, tasks, variant, steps, 0))
+
+
+def watch(monkeypatch, variant, steps):
+    """The tasks of each step."""
+    fake = SimpleNamespace(
+        init=lambda start, key: SimpleNamespace(meta_params=start),
+        step=lambda state, tasks: (state, tasks),
+    )
+    monkeypatch.setattr(metajax, "outer_loop", lambda *args, **settings: fake)
+    return [tasks for _, tasks in train_tiny(monkeypatch, variant, steps)[1]]
+
+
+def test_drift_alternates_between_numbers_of_ways(monkeypatch):
+    steps = watch(monkeypatch, drift.Variant(ways=(2, 4), queries=2), 4)
+    assert [tasks.support["labels"].shape for tasks in steps] == [(4, 2), (2, 4)] * 2
+
+
+def test_all_variants_of_drift_have_as_many_texts_in_a_step():
+    for variant in drift.VARIANTS.values():
+        for ways in variant.ways:
+            assert drift.TEXTS % (ways * (variant.shots + variant.queries)) == 0
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_drift_mixes_data_sets_in_an_episode(monkeypatch, mixed):
+    steps = watch(monkeypatch, drift.Variant(ways=(4,), queries=2, mixed=mixed), 4)
+    sets = [
+        len(np.unique(ids[ids > 0] > 40))
+        for tasks in steps
+        for ids in np.asarray(tasks.support["input_ids"])
+    ]
+    assert max(sets) == (2 if mixed else 1)
+
+
+def test_drift_trains_only_adapters_with_lora(monkeypatch):
+    start, steps = train_tiny(monkeypatch, drift.Variant(ways=(4,), queries=2, lora=2), 2)
+    end, _ = steps[-1]
+    changed = {
+        path: bool((old != new).any())
+        for path, old, new in zip(paths(start), jax.tree.leaves(start), jax.tree.leaves(end))
+    }
+    assert changed == {path: drift.is_block_kernel(path) for path in changed}
 
 
 def tokens_of(lengths):

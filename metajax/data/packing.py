@@ -144,7 +144,7 @@ def plan_shapes(
         every step.
     """
     parts = list(zip(*samples, strict=True))
-    anything = tuple(Shape(part[0].shape[1], longest) for part in parts)
+    anything = tuple(Shape(max(row.shape[1] for row in part), longest) for part in parts)
     tables = [_needs(part, longest, widest or longest) for part in parts]
     common = tuple(_cheapest(table, _SHARE) for table in tables)
     seen = tuple(_cheapest(table, 1.0) for table in tables)

@@ -1,4 +1,4 @@
-"""Losses of the features of texts with classes."""
+"""Losses of features, over all pairs of a batch."""
 
 from typing import Any
 
@@ -47,9 +47,8 @@ def contrastive_loss(model: Transformer, *, temperature: float = 0.1) -> LossFn:
     def loss_fn(
         params: Params, batch: Batch, rng: jax.Array | None
     ) -> tuple[jax.Array, dict[str, Any]]:
-        features_BxH = rescale(widen(model.features(params, batch, rng)), 1.0)
-        others_BxB = ~jnp.eye(len(features_BxH), dtype=bool)
-        cosines_BxB = features_BxH @ features_BxH.T / temperature
+        cosines_BxB = _cosines(model, params, batch, rng) / temperature
+        others_BxB = ~jnp.eye(len(cosines_BxB), dtype=bool)
         cosines_BxB = jnp.where(others_BxB, cosines_BxB, MASKED)
         same_BxB = (batch["labels"][:, None] == batch["labels"]) & others_BxB
         shares_BxB = jnp.where(same_BxB, jax.nn.log_softmax(cosines_BxB), 0)
@@ -63,9 +62,8 @@ def contrastive_loss(model: Transformer, *, temperature: float = 0.1) -> LossFn:
 def cosine_loss(model: Transformer) -> LossFn:
     """Squared error of the cosines of all pairs of a batch.
 
-    The target is 1 for two examples of a class and 0 for others. Both kinds of pairs have half of
-    the weight. SetFit (Tunstall et al. 2022, arXiv:2209.11055, section 3.1) has the same loss of
-    pairs that it draws.
+    The target is 1 for two examples of a class and 0 for others. Each kind of pair has half of the
+    weight. SetFit (Tunstall et al. 2022, arXiv:2209.11055) computes this loss on sampled pairs.
 
     Args:
         model: as for `contrastive_loss`.
@@ -91,13 +89,16 @@ def cosine_loss(model: Transformer) -> LossFn:
     def loss_fn(
         params: Params, batch: Batch, rng: jax.Array | None
     ) -> tuple[jax.Array, dict[str, Any]]:
-        features_BxH = rescale(widen(model.features(params, batch, rng)), 1.0)
-        cosines_BxB = features_BxH @ features_BxH.T
-        same_BxB = batch["labels"][:, None] == batch["labels"]
-        pairs_BxB = same_BxB & ~jnp.eye(len(same_BxB), dtype=bool)
-        apart_BxB = ~same_BxB
-        of_same = weighted_mean((cosines_BxB - 1) ** 2, pairs_BxB.astype(cosines_BxB.dtype))
-        of_others = weighted_mean(cosines_BxB**2, apart_BxB.astype(cosines_BxB.dtype))
+        cosines_BxB = _cosines(model, params, batch, rng)
+        equal_BxB = batch["labels"][:, None] == batch["labels"]
+        same_BxB = equal_BxB & ~jnp.eye(len(equal_BxB), dtype=bool)
+        of_same = weighted_mean((cosines_BxB - 1) ** 2, same_BxB.astype(cosines_BxB.dtype))
+        of_others = weighted_mean(cosines_BxB**2, (~equal_BxB).astype(cosines_BxB.dtype))
         return (of_same + of_others) / 2, {}
 
     return loss_fn
+
+
+def _cosines(model: Transformer, params: Params, batch: Batch, rng: jax.Array | None) -> jax.Array:
+    features_BxH = rescale(widen(model.features(params, batch, rng)), 1.0)
+    return features_BxH @ features_BxH.T

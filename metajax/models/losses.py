@@ -241,6 +241,12 @@ def zero_init(model: Transformer) -> InitFn:
     return suits_layout(init_fn, model)
 
 
+def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """Return the weighted mean; 0 if all weights are 0."""
+    total = weights.sum()
+    return (values.astype(weights.dtype) * weights).sum() / jnp.where(total > 0, total, 1)
+
+
 def _with_classifier(params: Params, kernel_HxC: jax.Array, bias_C: jax.Array) -> Params:
     dtype = jax.tree.leaves(params)[0].dtype
     classifier = {"kernel": kernel_HxC[None].astype(dtype), "bias": bias_C[None].astype(dtype)}
@@ -252,9 +258,3 @@ def _logits(model: Transformer, params: Params, batch: Batch, rng: jax.Array | N
     if logits is None:
         raise ValueError("the model has no head; add one with with_head")
     return logits
-
-
-def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """Return the weighted mean; 0 if all weights are 0."""
-    total = weights.sum()
-    return (values.astype(weights.dtype) * weights).sum() / jnp.where(total > 0, total, 1)

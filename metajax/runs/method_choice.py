@@ -19,8 +19,8 @@ from metajax.runs.recipes import RECIPES
 
 _log = logging.getLogger("metajax")
 _CONTRASTIVE = RECIPES["contrastive"]
-# What `--method choose` compares, the cheapest first. Those before the default only train a head on
-# features that are computed once. Other rates and numbers of steps share the compiled steps.
+# What `--method choose` compares. Those before the default only train a head on features that are
+# computed once. Other rates and numbers of steps share the compiled steps.
 CANDIDATES = {
     "prototypes": Method("prototypes"),
     "linear C=0.1": Method("linear", inverse_strength=0.1),
@@ -28,10 +28,8 @@ CANDIDATES = {
     "linear C=10": Method("linear", inverse_strength=10.0),
     "contrastive": method_of("contrastive"),
     "finetune": method_of("finetune"),
-    "contrastive 3e-5": Method(
-        "contrastive", _CONTRASTIVE._replace(learning_rate=3e-5, width=math.inf, many_shots=None)
-    ),
-    "finetune 1e-4": Method("finetune", RECIPES["finetune"]._replace(learning_rate=1e-4)),
+    "contrastive 3e-5": Method("contrastive", _CONTRASTIVE.at_rate(3e-5)),
+    "finetune 1e-4": Method("finetune", RECIPES["finetune"].at_rate(1e-4)),
     "contrastive twice as long": Method("contrastive", _CONTRASTIVE.longer(2)),
 }
 _ORIGINAL = "original "  # Begins the name of a candidate with the original weights.

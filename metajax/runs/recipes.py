@@ -32,7 +32,8 @@ class Recipe(NamedTuple):
         epochs: least number of times that training sees as many examples as there are.
         width: the most features for which the learning rate holds. For networks with more, it falls
             in proportion, as Adam's should (Yang et al. 2022, arXiv:2203.03466, table 3).
-        many_shots: the recipe if classes have many examples (`_MANY_SHOTS`). None: this one.
+        many_shot_recipe: used instead if classes have many examples (`_MANY_SHOTS`). None: it is
+            not.
     """
 
     make_loss: Callable[[Transformer], LossFn]
@@ -42,13 +43,13 @@ class Recipe(NamedTuple):
     batch_size: int
     epochs: int
     width: float = math.inf
-    many_shots: "Recipe | None" = None
+    many_shot_recipe: "Recipe | None" = None
 
     def num_steps(self, labels: np.ndarray) -> int:
         """Return the number of steps for a task's examples.
 
         Args:
-            labels: [N] of classes. If `many_shots` is None, only N is used.
+            labels: [N] of classes. If `many_shot_recipe` is None, only N is used.
         """
         own = self.for_labels(labels)
         return max(own.steps, math.ceil(own.epochs * len(labels) / own.batch_size))
@@ -58,17 +59,27 @@ class Recipe(NamedTuple):
 
         It also holds for a part of the examples, as in cross-validation.
         """
-        if self.many_shots is None:
+        if self.many_shot_recipe is None:
             return self
         many = len(labels) >= _MANY_SHOTS * len(np.unique(labels))
-        return self.many_shots if many else self._replace(many_shots=None)
+        return self.many_shot_recipe if many else self._replace(many_shot_recipe=None)
 
     def longer(self, factor: int) -> "Recipe":
         """Return the recipe with `factor` times as many steps."""
+        many = self.many_shot_recipe
         return self._replace(
             steps=factor * self.steps,
             epochs=factor * self.epochs,
-            many_shots=self.many_shots and self.many_shots.longer(factor),
+            many_shot_recipe=None if many is None else many.longer(factor),
+        )
+
+    def at_rate(self, learning_rate: float) -> "Recipe":
+        """Return the recipe with this peak learning rate, for networks of any width."""
+        many = self.many_shot_recipe
+        return self._replace(
+            learning_rate=learning_rate,
+            width=math.inf,
+            many_shot_recipe=None if many is None else many.at_rate(learning_rate),
         )
 
     def rate_for(self, hidden_size: int) -> float:
@@ -112,7 +123,7 @@ RECIPES = {
         batch_size=64,
         epochs=4,
         width=384,
-        many_shots=Recipe(cosine_loss, class_rows, 2e-5, steps=160, batch_size=32, epochs=4),
+        many_shot_recipe=Recipe(cosine_loss, class_rows, 2e-5, steps=160, batch_size=32, epochs=4),
     ),
     "finetune": Recipe(classification_loss, epoch_rows, 3e-5, steps=20, batch_size=64, epochs=4),
 }

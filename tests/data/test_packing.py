@@ -86,6 +86,12 @@ def test_of_shapes_with_as_many_tokens_the_one_of_short_rows_is_taken():
     assert plan[0] == (Shape(4, 16),)
 
 
+def test_the_largest_of_samples_of_different_sizes_fits_the_last_choice():
+    for order in (1, -1):
+        samples = [(np.full((1, count), 5),) for count in (4, 9)][::order]
+        assert plan_shapes(samples, longest=40, steps=1000)[-1] == (Shape(9, 40),)
+
+
 def test_a_text_of_every_length_fits_the_last_choice():
     plan = plan_shapes([(np.full((1, 4), 5),)] * 3, longest=40, steps=1000)
     assert plan[0][0].rows * plan[0][0].length < 4 * 16

@@ -14,6 +14,7 @@ from metajax.models import (
     Transformer,
     classification_loss,
     contrastive_loss,
+    cosine_loss,
     from_pretrained,
     save_pretrained,
     with_head,
@@ -80,13 +81,17 @@ def test_contrastive_learning_of_pairs_uses_cosines_of_their_features():
     params, (batch, _) = model.init(jax.random.key(0)), make_pairs()
     features = np.asarray(jax.jit(model.features)(params, batch), float)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    scores = unit @ unit.T / 0.1
+    cosines = unit @ unit.T
     labels, losses = np.array([0, 1, 1]), []
     for row, other in ((1, 2), (2, 1)):
-        rest = np.delete(scores[row], row)
-        losses.append(np.log(np.exp(rest).sum()) - scores[row, other])
-    found, _ = jax.jit(contrastive_loss(model))(params, batch | {"labels": labels}, None)
+        rest = np.delete(cosines[row] / 0.1, row)
+        losses.append(np.log(np.exp(rest).sum()) - cosines[row, other] / 0.1)
+    batch |= {"labels": labels}
+    found, _ = jax.jit(contrastive_loss(model))(params, batch, None)
     np.testing.assert_allclose(found, np.mean(losses), rtol=1e-4)
+    found, _ = jax.jit(cosine_loss(model))(params, batch, None)
+    expected = ((1 - cosines[1, 2]) ** 2 + np.mean(cosines[0, 1:] ** 2)) / 2
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_a_siamese_classifier_is_saved_and_its_encoder_is_a_plain_one(tmp_path):

@@ -80,8 +80,8 @@ def test_an_example_has_the_logits_of_a_model_that_has_not_seen_it(few_shot, nam
 def test_folds_train_for_the_steps_of_all_examples(few_shot, monkeypatch):
     """And compute features once. Three quarters of the examples would be too few for more steps."""
     monkeypatch.setattr(recipes, "_MANY_SHOTS", len(LABELS) // 3)
-    few = recipes.RECIPES["contrastive"]._replace(steps=1, epochs=0, many_shots=None)
-    recipe = few._replace(many_shots=few._replace(steps=3))
+    few = recipes.RECIPES["contrastive"]._replace(steps=1, epochs=0, many_shot_recipe=None)
+    recipe = few._replace(many_shot_recipe=few._replace(steps=3))
     trained, count = [], []
     monkeypatch.setattr(
         cross_validation,

@@ -131,14 +131,24 @@ def test_training_follows_the_recipe_for_many_examples(monkeypatch):
     monkeypatch.setattr(recipes, "_MANY_SHOTS", 2)
     model = Transformer(without_dropout(), pooling="mean")
     params, examples = model.init(jax.random.key(0)), examples_of()
-    few = RECIPES["contrastive"]._replace(steps=1, epochs=0, many_shots=None)
+    few = RECIPES["contrastive"]._replace(steps=1, epochs=0, many_shot_recipe=None)
     many = few._replace(make_loss=cosine_loss, steps=2, batch_size=4, learning_rate=1e-3)
     found, expected = (
         train(model, params, examples, each, seed=0)
-        for each in (few._replace(many_shots=many), many)
+        for each in (few._replace(many_shot_recipe=many), many)
     )
     assert len(found[1]) == 2
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_plan_of_several_tasks_has_the_batches_of_their_own_recipes(monkeypatch):
+    monkeypatch.setattr(recipes, "_MANY_SHOTS", 4)
+    few = RECIPES["contrastive"]._replace(steps=4, batch_size=6, epochs=0, many_shot_recipe=None)
+    recipe = few._replace(many_shot_recipe=few._replace(batch_size=3))
+    many = data.take_examples(examples_of(), np.array([1, 3, 6, 1]))  # Of one class.
+    for tasks in ([many, examples_of()], [examples_of(), many]):
+        assert support_training.plan_steps(tasks, recipe, 0)[-1][0].rows == 6
+    assert support_training.plan_steps([many], recipe, 0)[-1][0].rows == 3
 
 
 @pytest.mark.parametrize("width", [3 * tiny.CONFIG.hidden_size, tiny.CONFIG.hidden_size / 4])

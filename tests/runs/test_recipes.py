@@ -38,8 +38,13 @@ def test_a_part_of_the_examples_can_have_the_recipe_of_all():
 
 
 def test_contrastive_trains_common_encoders_at_these_rates():
-    rates = [RECIPES["contrastive"].rate_for(size) for size in (128, 384, 768, 1024)]
+    sizes, recipe = (128, 384, 768, 1024), RECIPES["contrastive"]
+    rates = [recipe.rate_for(size) for size in sizes]
     np.testing.assert_allclose(rates, [1e-4, 1e-4, 5e-5, 3.75e-5])
+    many = recipe.for_labels(np.zeros(64))
+    assert {many.rate_for(size) for size in sizes} == {2e-5}
+    for each in (recipe.at_rate(3e-5), recipe.at_rate(3e-5).for_labels(np.zeros(64))):
+        assert {each.rate_for(size) for size in sizes} == {3e-5}
 
 
 def test_contrastive_batches_have_several_examples_of_a_class():
