@@ -128,7 +128,7 @@ def hold_out(
     parts = [np.flatnonzero(folds != fold) for fold in range(folds.max() + 1)]
     plan: tuple[Shapes, ...] = ()
     if method.recipe is not None:
-        recipe = method.recipe.for_labels(labels)
+        recipe = method.recipe.for_examples(examples)
         method = method._replace(recipe=recipe)
         supports = [data.take_examples(examples, rows) for rows in parts]
         plan = plan_steps(supports, recipe, few_shot.seed)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from metajax.data import TokenizedTask
 from metajax.data.seeding import generator, shuffled_rows
 from metajax.models import (
     Transformer,
@@ -32,8 +33,8 @@ class Recipe(NamedTuple):
         epochs: least number of times that training sees as many examples as there are.
         width: the most features for which the learning rate holds. For networks with more, it falls
             in proportion, as Adam's should (Yang et al. 2022, arXiv:2203.03466, table 3).
-        many_shot_recipe: used instead if classes have many examples (`_MANY_SHOTS`). None: it is
-            not.
+        many_shot_recipe: used instead if classes have many examples (`_MANY_SHOTS`), which are not
+            pairs of texts that are read apart. None: it is not.
     """
 
     make_loss: Callable[[Transformer], LossFn]
@@ -45,23 +46,19 @@ class Recipe(NamedTuple):
     width: float = math.inf
     many_shot_recipe: "Recipe | None" = None
 
-    def num_steps(self, labels: np.ndarray) -> int:
-        """Return the number of steps for a task's examples.
+    def num_steps(self, count: int) -> int:
+        """Return the number of steps for so many examples."""
+        return max(self.steps, math.ceil(self.epochs * count / self.batch_size))
 
-        Args:
-            labels: [N] of classes. If `many_shot_recipe` is None, only N is used.
-        """
-        own = self.for_labels(labels)
-        return max(own.steps, math.ceil(own.epochs * len(labels) / own.batch_size))
-
-    def for_labels(self, labels: np.ndarray) -> "Recipe":
-        """Return the recipe for classes with as many examples as these labels [N] have.
+    def for_examples(self, examples: TokenizedTask) -> "Recipe":
+        """Return the recipe for a task's examples, which may be `many_shot_recipe`.
 
         It also holds for a part of the examples, as in cross-validation.
         """
         if self.many_shot_recipe is None:
             return self
-        many = len(labels) >= _MANY_SHOTS * len(np.unique(labels))
+        labels = examples.labels
+        many = len(labels) >= _MANY_SHOTS * len(np.unique(labels)) and not examples.tokens.apart
         return self.many_shot_recipe if many else self._replace(many_shot_recipe=None)
 
     def longer(self, factor: int) -> "Recipe":

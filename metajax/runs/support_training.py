@@ -55,10 +55,10 @@ def train(
         The trained parameters, and the loss of each step.
     """
     kept, small = _mentioned(examples, params["embeddings"]["word"].shape[0])
-    recipe = recipe.for_labels(examples.labels)
+    recipe = recipe.for_examples(examples)
     plan = plan or plan_steps([small], recipe, seed)
     begin, step, set_rows = _compiled(model, recipe.make_loss)
-    count = recipe.num_steps(examples.labels)
+    count = recipe.num_steps(len(examples.labels))
     rates = _rates(recipe.rate_for(model.config.hidden_size), count)
     own, state = begin(params, kept)
     key = jax.random.key(seed)
@@ -77,10 +77,11 @@ def plan_steps(
     tasks: Sequence[data.TokenizedTask], recipe: Recipe, seed: int
 ) -> tuple[Shapes, ...]:
     """Choose the shapes of the batches of all these tasks."""
-    steps = max(recipe.num_steps(task.labels) for task in tasks)
+    recipes = [recipe.for_examples(task) for task in tasks]
+    steps = max(own.num_steps(len(task.labels)) for task, own in zip(tasks, recipes))
     each = [
         _batch(task, own, seed, number)["attention_mask"].sum(1)
-        for task, own in ((task, recipe.for_labels(task.labels)) for task in tasks)
+        for task, own in zip(tasks, recipes)
         for number in range(min(steps, math.ceil(_PLANNED_STEPS / len(tasks))))
     ]
     longest = max(int(task.tokens.lengths.max()) for task in tasks)
