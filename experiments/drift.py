@@ -2,7 +2,7 @@ r"""Find out why meta-training on some data sets can harm the accuracy on anothe
 
 Claim: harm depends on the scale of the logits and on the data sets. With logits of ten times a
 cosine, training on CLINC150 raises the accuracy of a sentence encoder there and lowers it on
-BANKING77; more ways raise both changes. With fifty times a cosine it rises on both. (On HWU64,
+BANKING77; 40 ways raise both changes. With fifty times a cosine it rises on both. (On HWU64,
 after training on the two others, both scales gain, and ten times gains more.)
 Paper: prototypical networks (Snell et al. 2017, arXiv:1703.05175); averages of the weights before
 and after training (Wortsman et al. 2022, arXiv:2109.01903); a pull to the start (Li et al. 2018,
@@ -388,7 +388,7 @@ def main(arguments: list[str] | None = None) -> None:
     apply = [name for name in VARIANTS if len(options.train) > 1 or not VARIANTS[name].mixed]
     for name in options.variants or ():
         if name not in apply:
-            made.error(f"--variants {name}: needs two data sets in --train")
+            made.error(f"--variants {name}: needs two data sets; name two in --train")
     root = Path(options.root)
     root.mkdir(parents=True, exist_ok=True)
     files = write_sources(intent_sets(options), options.train, [options.held_out], root)

@@ -563,7 +563,7 @@ def train_tiny(monkeypatch, variant, steps):
     return start, list(drift.train(model, start, tasks, variant, steps, 0))
 
 
-def watch(monkeypatch, variant, steps):
+def tasks_of_steps(monkeypatch, variant, steps):
     """The tasks of each step."""
     fake = SimpleNamespace(
         init=lambda start, key: SimpleNamespace(meta_params=start),
@@ -573,8 +573,33 @@ def watch(monkeypatch, variant, steps):
     return [tasks for _, tasks in train_tiny(monkeypatch, variant, steps)[1]]
 
 
+def with_different_sets(material):
+    """Write sets of intents that share no sentence; return the flags to read them."""
+    for seed, name in enumerate(transfer.SETS):
+        rows = [
+            {"sentence": x, "label": y} for x, y in tiny.examples(classes=6, each=40, seed=seed)
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (material.root / name / "full.jsonl").write_text(lines)
+    return [*material.given[:2], "--data", str(material.root), "--root", f"{material.root}/drift"]
+
+
+def test_drift_mixes_only_where_there_are_two_data_sets(material, monkeypatch, capsys):
+    monkeypatch.setattr(drift, "run", lambda *_: [])
+    monkeypatch.setattr(drift, "measure", lambda *_: {})
+    monkeypatch.setattr(drift, "show", lambda title, *_: print(title))
+    monkeypatch.setattr(drift, "summary", lambda *_: None)
+    given = with_different_sets(material)
+    for sets in (["CLINC150"], ["CLINC150", "HWU64"]):
+        drift.main([*given, "--train", *sets])
+        assert ("mixed sets, seed 0" in capsys.readouterr().out) == (len(sets) == 2)
+    with pytest.raises(SystemExit):
+        drift.main([*given, "--variants", "mixed sets"])
+    assert "--variants mixed sets: needs two data sets; name two" in capsys.readouterr().err
+
+
 def test_drift_alternates_between_numbers_of_ways(monkeypatch):
-    steps = watch(monkeypatch, drift.Variant(ways=(2, 4), queries=2), 4)
+    steps = tasks_of_steps(monkeypatch, drift.Variant(ways=(2, 4), queries=2), 4)
     assert [tasks.support["labels"].shape for tasks in steps] == [(4, 2), (2, 4)] * 2
 
 
@@ -586,7 +611,7 @@ def test_all_variants_of_drift_have_as_many_texts_in_a_step():
 
 @pytest.mark.parametrize("mixed", [False, True])
 def test_drift_mixes_data_sets_in_an_episode(monkeypatch, mixed):
-    steps = watch(monkeypatch, drift.Variant(ways=(4,), queries=2, mixed=mixed), 4)
+    steps = tasks_of_steps(monkeypatch, drift.Variant(ways=(4,), queries=2, mixed=mixed), 4)
     sets = [
         len(np.unique(ids[ids > 0] > 40))
         for tasks in steps
@@ -638,13 +663,7 @@ def test_drift_trains_lower_blocks_more_slowly():
 
 @pytest.mark.slow
 def test_drift_and_transfer_take_a_step(material, capsys):
-    for seed, name in enumerate(transfer.SETS):
-        rows = [
-            {"sentence": x, "label": y} for x, y in tiny.examples(classes=6, each=40, seed=seed)
-        ]
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (material.root / name / "full.jsonl").write_text(lines)
-    given = [*material.given[:2], "--data", str(material.root), "--root", f"{material.root}/drift"]
+    given = with_different_sets(material)
     asked = [*given, "--steps", "2", "--draws", "2", "--variants"]
     asked += ["tutorial", "pull 0.05", "lora 8, rate 5e-4", "block rates 0.7", "5 to 20 ways"]
     asked += ["mixed sets", "--train", "CLINC150", "HWU64"]

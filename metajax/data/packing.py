@@ -133,7 +133,8 @@ def plan_shapes(
     """Choose the few shapes to which the steps of a run are packed; each is compiled once.
 
     Args:
-        samples: typical steps. For each part of a step, the lengths [T, B] of its texts.
+        samples: typical steps. For each part of a step, the lengths [T, B] of its texts; B may
+            differ between samples.
         longest: the longest possible text.
         steps: steps of the run.
         widest: the longest row to choose from. By default, the longest text.

@@ -95,7 +95,7 @@ class _Search(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """The names of all candidates, the cheapest first."""
+        """The names of all candidates, in the order of `CANDIDATES`."""
         return [start + method for method in self.methods for start in self.starts]
 
     def weights(self, choice: dict[str, Any] | None) -> FewShot:

@@ -33,8 +33,8 @@ class Recipe(NamedTuple):
         epochs: least number of times that training sees as many examples as there are.
         width: the most features for which the learning rate holds. For networks with more, it falls
             in proportion, as Adam's should (Yang et al. 2022, arXiv:2203.03466, table 3).
-        many_shot_recipe: used instead if classes have many examples (`_MANY_SHOTS`), which are not
-            pairs of texts that are read apart. None: it is not.
+        many_shot_recipe: replaces this recipe for tasks with at least `_MANY_SHOTS` examples per
+            class on average, except pairs of texts that are read apart. None: no replacement.
     """
 
     make_loss: Callable[[Transformer], LossFn]
@@ -47,7 +47,7 @@ class Recipe(NamedTuple):
     many_shot_recipe: "Recipe | None" = None
 
     def num_steps(self, count: int) -> int:
-        """Return the number of steps for so many examples."""
+        """Return the number of steps for this number of examples."""
         return max(self.steps, math.ceil(self.epochs * count / self.batch_size))
 
     def for_examples(self, examples: TokenizedTask) -> "Recipe":

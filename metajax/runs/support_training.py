@@ -77,7 +77,7 @@ def plan_steps(
     tasks: Sequence[data.TokenizedTask], recipe: Recipe, seed: int
 ) -> tuple[Shapes, ...]:
     """Choose the shapes of the batches of all these tasks."""
-    recipes = [recipe.for_examples(task) for task in tasks]
+    recipes = [recipe.for_examples(task) for task in tasks]  # Their batch sizes can differ.
     steps = max(own.num_steps(len(task.labels)) for task, own in zip(tasks, recipes))
     each = [
         _batch(task, own, seed, number)["attention_mask"].sum(1)

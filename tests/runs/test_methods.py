@@ -133,12 +133,12 @@ def test_training_follows_the_recipe_for_many_examples(monkeypatch):
     params, examples = model.init(jax.random.key(0)), examples_of()
     few = RECIPES["contrastive"]._replace(steps=1, epochs=0, many_shot_recipe=None)
     many = few._replace(make_loss=cosine_loss, steps=2, batch_size=4, learning_rate=1e-3)
-    found, expected = (
+    trained, expected = (
         train(model, params, examples, each, seed=0)
         for each in (few._replace(many_shot_recipe=many), many)
     )
-    assert len(found[1]) == 2
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert len(trained[1]) == 2
+    jax.tree.map(np.testing.assert_array_equal, trained, expected)
 
 
 def test_a_plan_of_several_tasks_has_the_batches_of_their_own_recipes(monkeypatch):
