@@ -247,10 +247,8 @@ def optimizer_of(variant: Variant, start: Params, steps: int) -> optax.GradientT
     def by_block(updates: Params, params: Params | None = None) -> Params:
         count = len(jax.tree.leaves(updates["layers"])[0])
         rates = variant.block_rates ** jnp.arange(count - 1.0, -1.0, -1.0)
-        lower = jax.tree.map(lambda leaf: variant.block_rates**count * leaf, updates["embeddings"])
-        blocks = jax.tree.map(
-            lambda leaf: rates.reshape(-1, *[1] * (leaf.ndim - 1)) * leaf, updates["layers"]
-        )
+        blocks = jax.vmap(optax.tree.scale)(rates, updates["layers"])
+        lower = optax.tree.scale(variant.block_rates**count, updates["embeddings"])
         return {**updates, "layers": blocks, "embeddings": lower}
 
     schedule = learning_rate(variant.learning_rate, steps, math.ceil(0.1 * steps))
