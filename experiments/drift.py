@@ -77,6 +77,7 @@ class Variant(NamedTuple):
         pull: share of the distance to the start that each step takes back.
         similar_classes: as for `metatrain`.
         mixed: an episode has classes of all data sets, not of one. Needs two data sets.
+        names: the support example of a class is its name, as in zero-shot classification.
     """
 
     learning_rate: float = 5e-5
@@ -90,6 +91,7 @@ class Variant(NamedTuple):
     pull: float = 0.0
     similar_classes: int = 0
     mixed: bool = False
+    names: bool = False
 
     def episodes(self, ways: int) -> int:
         """Return the number of episodes of a step, all of which have `TEXTS` texts together."""
@@ -114,6 +116,8 @@ VARIANTS = {
     "block rates 0.7": Variant(block_rates=0.7),
     "pull 0.05": Variant(pull=0.05),
     "mixed sets": Variant(mixed=True),
+    "label names": Variant(names=True),
+    "label names, logit scale 20": Variant(names=True, logit_scale=20.0),
     "similar classes": Variant(similar_classes=10),
     "similar classes, logit scale 20": Variant(similar_classes=10, logit_scale=20.0),
     "similar classes, logit scale 50": Variant(similar_classes=10, logit_scale=50.0),
@@ -205,6 +209,8 @@ def train(
 ) -> Iterator[tuple[Params, Any]]:
     """Meta-train a prototypical network; yield the parameters and the metrics of each step."""
     examples = [mix(examples)] if variant.mixed else examples
+    if variant.names:
+        examples = [with_names(task, model.tokenizer) for task in examples]
     examples = with_similar_classes(model, start, examples, variant.similar_classes)
     model = model.replace(feature_norm=math.sqrt(variant.logit_scale))
     key = jax.random.key(seed)
@@ -223,7 +229,10 @@ def train(
         )
         spec = data.EpisodeSpec(ways, variant.shots, variant.queries)
         count = variant.episodes(ways)
-        sampler = episode_sampler(examples, spec, seed, count, steps, slice(0, count))
+        if variant.names:
+            sampler = name_sampler(examples, spec, seed, count, steps)
+        else:
+            sampler = episode_sampler(examples, spec, seed, count, steps, slice(0, count))
         loops.append((metajax.outer_loop(algorithm, optimizer, frozen=frozen), sampler))
     state = loops[0][0].init(start, key)
     for step in range(steps):
@@ -262,26 +271,69 @@ def optimizer_of(variant: Variant, start: Params, steps: int) -> optax.GradientT
 
 def mix(examples: list[data.TokenizedTask]) -> data.TokenizedTask:
     """Return the classes of all data sets as those of one."""
-    width = max(task.tokens.input_ids.shape[1] for task in examples)
     firsts = np.cumsum([0] + [len(task.labels) for task in examples])
     classes = np.cumsum([0] + [len(task.label_names) for task in examples])
-
-    def stacked(name: str) -> np.ndarray:
-        arrays = [getattr(task.tokens, name) for task in examples]
-        return np.concatenate([np.pad(a, [(0, 0), (0, width - a.shape[1])]) for a in arrays])
-
-    tokens = examples[0].tokens._replace(
-        input_ids=stacked("input_ids"),
-        token_type_ids=stacked("token_type_ids"),
-        lengths=np.concatenate([task.tokens.lengths for task in examples]),
-    )
     return data.TokenizedTask(
         "mixed",
-        tokens,
+        join_tokens([task.tokens for task in examples]),
         np.concatenate([task.labels + first for task, first in zip(examples, classes)]),
         tuple(f"{task.name} {label}" for task in examples for label in task.label_names),
         tuple(rows + first for task, first in zip(examples, firsts) for rows in task.rows_by_class),
     )
+
+
+def join_tokens(parts: Sequence[data.Tokens]) -> data.Tokens:
+    """Return the texts of all parts, padded to the same length."""
+    width = max(part.input_ids.shape[1] for part in parts)
+
+    def stacked(name: str) -> np.ndarray:
+        arrays = [getattr(part, name) for part in parts]
+        return np.concatenate([np.pad(a, [(0, 0), (0, width - a.shape[1])]) for a in arrays])
+
+    return parts[0]._replace(
+        input_ids=stacked("input_ids"),
+        token_type_ids=stacked("token_type_ids"),
+        lengths=np.concatenate([part.lengths for part in parts]),
+    )
+
+
+def with_names(task: data.TokenizedTask, tokenizer: Any) -> data.TokenizedTask:
+    """Append the names of a data set's classes to its texts, for `name_sampler` only."""
+    names = [name.replace("_", " ") for name in task.label_names]
+    classes = np.arange(len(names))
+    named = data.TaskData(task.name, names, None, classes, task.label_names)
+    tokens = join_tokens([task.tokens, data.tokenize_task(named, tokenizer, 32).tokens])
+    return task._replace(tokens=tokens, labels=np.concatenate([task.labels, classes]))
+
+
+def name_sampler(
+    examples: list[data.TokenizedTask], spec: data.EpisodeSpec, seed: int, count: int, steps: int
+) -> Callable[[int], Any]:
+    """Return a function from a step to its episodes, with names as support examples.
+
+    Args:
+        examples: the data sets, from `with_names`.
+        spec: the size of an episode, with one support example per class.
+        seed: of the episodes.
+        count: number of episodes per step.
+        steps: number of steps.
+    """
+
+    def sample(step: int) -> data.Episodes:
+        episodes = data.sample_episodes(examples, spec, seed, step, count)
+        support = [
+            len(task.labels) - len(task.label_names) + task.labels[rows]
+            for task, rows in zip([examples[i] for i in episodes.task], episodes.support)
+        ]
+        return episodes._replace(support=np.stack(support))
+
+    plan = data.plan_drawn(examples, [sample(step) for step in range(8)], steps)
+
+    def episodes(step: int) -> Any:
+        drawn = sample(step)
+        return data.gather(examples, drawn, [data.fit_episodes(examples, drawn, plan)])
+
+    return episodes
 
 
 class Material(NamedTuple):

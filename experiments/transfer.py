@@ -15,11 +15,12 @@ Expect: BANKING77, 5 examples per class, prototypes: 53 after meta-training, 45 
 fine-tuning, 39 with the original weights.
 
 Each row is a set of weights with a classifier: prototypes, logistic regression, or three gradient
-steps from prototypes. The weights are the original ones, those of a multi-task fine-tuning, and
-those of each way of meta-training, with averages of the weights before and after it. The tests are
-draws of a support set with all classes of the target, and episodes of five of its classes. All rows
-have the same ones. The interval of a lead is that of the difference of each draw, in the mean over
-the training seeds. The last column has the lead of each seed.
+steps from prototypes (`same-steps`; those of maml++ have its learned rates). The weights are the
+original ones, those of a multi-task fine-tuning, and those of each way of meta-training, with
+averages of the weights before and after it (none for maml++). The tests are draws of a support set
+with all classes of the target, and episodes of five of its classes. All rows have the same ones.
+The interval of a lead is that of the difference of each draw, in the mean over the training seeds.
+The last column has the lead of each seed.
 
 Sentences that a source shares with the target are left out of the source. `--valid` leaves one more
 data set out and tests on that one, to choose settings without the target. Finished parts are not
@@ -41,6 +42,7 @@ import metajax
 from experiments.runs import SETS, Trained, command, exported, intent_sets, judged, percent, trained
 from experiments.unlabelled import letters
 from experiments.unseen import GLUE
+from metajax import data
 from metajax.config.settings import MetatrainSettings
 from metajax.data.seeding import generator
 from metajax.runs.demo_data import write_data
@@ -69,9 +71,11 @@ METHODS: dict[str, dict[str, Any]] = {  # All have 120 texts per step.
         "logit_scale": 10.0,
     },
     "maml": {"algorithm": "maml"},
+    "maml++": {"algorithm": "maml++"},
     "first-order maml": {"algorithm": "fomaml"},
     "first-order maml, similar classes": {"algorithm": "fomaml", "similar_classes": 10},
 }
+LEARNED_RATES = ("maml++",)  # Methods that learn the rates of the steps too.
 HEADS = ("prototypes", "linear", "same-steps")
 BASELINES = ("knn", "finetune", "contrastive")
 PER_CLASS = 30  # Texts of a class of the target.
@@ -143,6 +147,11 @@ def extra_sources(names: Sequence[str], files: Sequence[str], root: Path) -> lis
     return tasks
 
 
+def source_weights(tasks: Sequence[str], power: float, **reading: Any) -> tuple[float, ...]:
+    """Return the weight of each source: its number of examples to a power."""
+    return tuple(float(len(task.labels)) ** power for task in data.load_tasks(tasks, **reading))
+
+
 def averaged(start: str, run: Trained, share: float) -> str:
     """Export the average of the weights before and after a run; return the directory.
 
@@ -170,6 +179,8 @@ def all_weights(
     further = {"glue_dir": str(Path(options.data) / "glue")} if "glue" in options.extra else {}
     training = {"steps": options.steps, "learning_rate": options.learning_rate}
     defaults = {"held_out": MetatrainSettings.held_out}
+    if options.power is not None:
+        further["source_weights"] = source_weights((*files, *extra), options.power, **further)
     name = "-".join(Path(file).stem for file in files)
     weights = {"original": [options.model]}
     for seed in options.seeds:
@@ -180,6 +191,9 @@ def all_weights(
             if settings["algorithm"] != "protonet":  # It takes no inner steps.
                 settings["inner_lr"] = options.inner_lr
             run = trained(root, f"{name}-{method.replace(' ', '-')}", "metatrain", **settings)
+            if method in LEARNED_RATES:
+                weights.setdefault(method, []).append(run.path)
+                continue
             for share in options.shares:
                 part = "" if share == 1 else f", {share:g} of the way"
                 weights.setdefault(f"{method}{part}", []).append(
@@ -214,7 +228,9 @@ def compare(
     print(f"{title:<48}{'accuracy':>16}{'ahead of original':>20}  by seed")
     for name, directories in weights.items():
         heads = (*options.heads, *(options.baselines if name == "original" else ()))
-        by_seed = [judged(root, directory, *heads, **asked) for directory in directories]
+        own = {"same-steps": "checkpoint"} if name in LEARNED_RATES else {}
+        methods = [own.get(head, head) for head in heads]
+        by_seed = [judged(root, directory, *methods, **asked) for directory in directories]
         for number, head in enumerate(heads):
             accuracies = np.array([results[number].accuracies for results in by_seed])
             plain.setdefault(head, accuracies[0])
@@ -236,6 +252,12 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("--extra", nargs="+", choices=("docstrings", "words", "glue"), default=[])
     made.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     made.add_argument("--shares", type=float, nargs="+", default=[1, 0.5], help="of averages")
+    made.add_argument(
+        "--power",
+        type=float,
+        help="an episode comes from a source in proportion to its number of examples to this power "
+        "(default: 0.5, as in metatrain)",
+    )
     made.add_argument("--multi-task", action="store_true", help="fine-tune on the sources too")
     made.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
     made.add_argument("--baselines", nargs="*", choices=BASELINES, default=["knn"])

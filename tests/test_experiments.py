@@ -36,7 +36,14 @@ from metajax.commands.evaluate import Row
 from metajax.config.files import read_config
 from metajax.config.plan import PlanSettings
 from metajax.config.settings import EvaluateSettings, MetatrainSettings
-from metajax.data import TaskData, TokenizedTask, Tokens, load_tasks
+from metajax.data import (
+    EpisodeSpec,
+    TaskData,
+    TokenizedTask,
+    Tokens,
+    load_tasks,
+    sample_episodes,
+)
 from metajax.errors import InputError
 from metajax.models import Transformer
 from metajax.tree import paths
@@ -423,6 +430,38 @@ def test_glue_can_be_a_further_source_of_transfer(material, asked):
     assert settings["glue_dir"] == str(material.root / "glue")
 
 
+def test_sources_of_transfer_are_drawn_by_a_power_of_their_size(material, asked):
+    given = [*with_different_sets(material), "--target", "HWU64", "--shares", "1"]
+    file = material.root / "CLINC150" / "full.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:30]))
+    for power in ("0", "2"):
+        transfer.main([*given, "--seeds", "0", "--methods", "protonet", "--power", power])
+    weights = [settings["source_weights"] for settings in asked if "algorithm" in settings]
+    assert weights == [(1.0, 1.0), (240.0**2, 30.0**2)]
+
+
+def test_transfer_tests_learned_rates_with_the_run_that_learned_them(material, monkeypatch, capsys):
+    judged = []
+
+    def judge(root, model, *methods, **settings):
+        judged.append((model, *methods))
+        return [runs.Result(np.zeros(2), 1.0) for _ in methods]
+
+    monkeypatch.setattr(transfer, "trained", lambda root, *_, **__: runs.Trained("run", 1.0))
+    monkeypatch.setattr(transfer, "averaged", lambda start, run, share: f"{run.path}-{share}")
+    monkeypatch.setattr(transfer, "judged", judge)
+    given = [*material.given, "--data", str(material.root), "--seeds", "0", "--shots", "1"]
+    given += ["--heads", "prototypes", "same-steps", "--baselines", "--episodes", "0"]
+    transfer.main([*given, "--methods", "maml", "maml++", "--shares", "0.5"])
+    assert [row[1:] for row in judged] == [
+        ("prototypes", "same-steps"),
+        ("prototypes", "same-steps"),
+        ("prototypes", "checkpoint"),
+    ]
+    assert [row[0] for row in judged[1:]] == ["run-0.5", "run"]
+    assert "maml++, same-steps" in capsys.readouterr().out
+
+
 def sentences(files):
     """Return the letters of the sentences of data sets and plain texts."""
     lines = [line for file in files for line in Path(file).read_text().splitlines()]
@@ -620,6 +659,29 @@ def test_drift_mixes_data_sets_in_an_episode(monkeypatch, mixed):
     assert max(sets) == (2 if mixed else 1)
 
 
+def test_drift_has_the_names_of_classes_as_support_examples(tmp_path):
+    model, _ = metajax.from_pretrained(tiny.write_model(tmp_path))
+    tasks, names = [], ("w80_w90", "w81_w90", "w82_w90")
+    for first in range(2):
+        tokens = tokens_of([3, 5, 4] * 4)
+        tokens = tokens._replace(input_ids=tokens.input_ids + first)
+        labels = np.arange(12) // 3 % 3
+        rows = rows_of(*(np.flatnonzero(labels == label) for label in range(3)))
+        plain = TokenizedTask(f"set {first}", tokens, labels, names[::-1] if first else names, rows)
+        tasks.append(drift.with_names(plain, model.tokenizer))
+    spec = EpisodeSpec(ways=2, shots=1, queries=2)
+    sampler = drift.name_sampler(tasks, spec, 0, 3, 10)
+    for step in range(4):
+        drawn, found = sample_episodes(tasks, spec, 0, step, 3), sampler(step)
+        for t, task in enumerate(drawn.task):
+            ids = found.support["input_ids"][t].reshape(-1)
+            named = [int(ids[first + 1]) - 5 for first in found.support["first_token"][t]]
+            for way, word in enumerate(named):
+                [label] = {*tasks[task].labels[drawn.query[t][drawn.query_labels[t] == way]]}
+                assert tasks[task].label_names[label] == f"w{word}_w90"
+            assert set(np.asarray(found.query["input_ids"][t]).flat) <= {*range(8)}
+
+
 def test_drift_trains_only_adapters_with_lora(monkeypatch):
     start, steps = train_tiny(monkeypatch, drift.Variant(ways=(4,), queries=2, lora=2), 2)
     end, _ = steps[-1]
@@ -666,7 +728,7 @@ def test_drift_and_transfer_take_a_step(material, capsys):
     given = with_different_sets(material)
     asked = [*given, "--steps", "2", "--draws", "2", "--variants"]
     asked += ["tutorial", "pull 0.05", "lora 8, rate 5e-4", "block rates 0.7", "5 to 20 ways"]
-    asked += ["mixed sets", "--train", "CLINC150", "HWU64"]
+    asked += ["mixed sets", "label names", "--train", "CLINC150", "HWU64"]
     drift.main(asked)
     table = capsys.readouterr().out
     assert "run pull 0.05 seed 0" in table
