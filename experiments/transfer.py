@@ -176,7 +176,9 @@ def all_weights(
 ) -> dict[str, list[str]]:
     """Train each way with each seed; return the directories of the weights by name."""
     shared = {"model": options.model, "max_length": 32}
-    further = {"glue_dir": str(Path(options.data) / "glue")} if "glue" in options.extra else {}
+    further: dict[str, Any] = (
+        {"glue_dir": str(Path(options.data) / "glue")} if "glue" in options.extra else {}
+    )
     training = {"steps": options.steps, "learning_rate": options.learning_rate}
     defaults = {"held_out": MetatrainSettings.held_out}
     if options.power is not None:

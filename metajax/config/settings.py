@@ -93,6 +93,14 @@ class MetatrainSettings(
         minimum=0,
         advanced=True,
     )
+    named_episodes: float = option(
+        "fraction of the episodes in which the name of each class takes the place of its first "
+        "support example, where labels are words and texts are no pairs",
+        0.0,
+        minimum=0,
+        maximum=1,
+        advanced=True,
+    )
     source_weights: tuple[float, ...] = option(
         "for each of --tasks, how often episodes come from it, relative to the others; 0: never "
         "(default: the square root of its number of examples)",

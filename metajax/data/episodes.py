@@ -21,6 +21,8 @@ class EpisodeSpec(NamedTuple):
             the data set (Bansal et al. 2020, https://arxiv.org/abs/1911.03863).
         shots: support examples per class.
         queries: query examples per class.
+        named: fraction of the episodes in which the name of each class takes the place of its first
+            support example, if the data set has names.
 
     Examples:
         >>> import metajax.data as data
@@ -32,6 +34,7 @@ class EpisodeSpec(NamedTuple):
     ways: int | None
     shots: int
     queries: int
+    named: float = 0.0
 
 
 class Episodes(NamedTuple):
@@ -213,6 +216,9 @@ def sample_episodes(
         classes[t, : len(drawn)] = drawn
         for way, label in enumerate(drawn):
             rows[t, way] = rng.choice(by_class[label], rows.shape[2], replace=False)
+        names = tasks[which[t]].name_rows
+        if spec.named and names is not None and rng.random() < spec.named:
+            rows[t, : len(drawn), 0] = names[drawn]
         rows[t, len(drawn) :] = rows[t, 0, 0]
 
     present = classes >= 0

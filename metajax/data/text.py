@@ -29,6 +29,8 @@ class TokenizedTask(NamedTuple):
         similar: int64 [C, M]; the classes that are similar to each class. An episode draws a class,
             and then its classes from those similar to it; it need not be one of them.
             None means any.
+        name_rows: int64 [C]; the row of each class's name, which is no example; see
+            `EpisodeSpec.named`. None: there are no names.
 
     Examples:
         >>> import metajax.data as data, numpy as np
@@ -48,6 +50,7 @@ class TokenizedTask(NamedTuple):
     weight: float | None = None
     hides_words: bool = False
     similar: np.ndarray | None = None
+    name_rows: np.ndarray | None = None
 
     @property
     def num_examples(self) -> int:

@@ -1,14 +1,17 @@
-"""Names of labels as examples: `adapt --label-names`."""
+"""Names of labels as examples: `adapt --label-names` and `metatrain --named-episodes`."""
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from metajax import data
+from metajax.data.tokens import append
 from metajax.errors import InputError, printable, some
+from metajax.models import Transformer
 from metajax.reading import parse_json, read_bytes
+from metajax.runs.task_data import tokenized
 
 _log = logging.getLogger("metajax")
 _NAMED = 5  # How many labels a message names.
@@ -80,3 +83,65 @@ def with_label_names(task: data.TaskData, path: str) -> data.TaskData:
     return task._replace(
         texts=[*task.texts, *names.values()], labels=labels, label_names=tuple(classes)
     )
+
+
+def name_classes(task: data.TokenizedTask, model: Transformer, length: int) -> data.TokenizedTask:
+    """Append the names of a data set's classes to its tokens; see `data.EpisodeSpec.named`.
+
+    Underscores become spaces.
+
+    Args:
+        task: the data set.
+        model: a model with its tokenizer.
+        length: largest number of tokens of a name.
+    """
+    names = [name.replace("_", " ") for name in task.label_names]
+    classes = np.arange(len(names), dtype=np.int32)
+    as_texts = data.TaskData(task.name, names, None, classes, task.label_names)
+    (extra,) = tokenized([as_texts], model, length, keep=False)
+    assert model.tokenizer is not None
+    return task._replace(
+        tokens=append(task.tokens, extra.tokens, model.tokenizer.pad_token_id),
+        labels=np.concatenate([task.labels, np.full_like(classes, -1)]),
+        name_rows=len(task.labels) + classes.astype(np.int64),
+    )
+
+
+def with_class_names(
+    examples: Sequence[data.TokenizedTask],
+    tasks: Sequence[data.TaskData],
+    model: Transformer,
+    length: int,
+) -> list[data.TokenizedTask]:
+    """Append the names of the classes to the tokens of the data sets that have them.
+
+    Pairs of texts, hidden words, and labels of which one has no letter
+    have no names.
+
+    Args:
+        examples: the data sets.
+        tasks: their texts.
+        model: a model with its tokenizer.
+        length: largest number of tokens of a name.
+
+    Raises:
+        InputError: no data set has names.
+    """
+    named = [
+        task.pairs is None
+        and not task.hides_words
+        and all(any(map(str.isalpha, name)) for name in task.label_names)
+        for task in tasks
+    ]
+    if not any(named):
+        raise InputError(
+            "--named-episodes: no data set of single texts has words as labels; give one, or "
+            "remove --named-episodes"
+        )
+    unnamed = [task.name for task, has_names in zip(examples, named) if not has_names]
+    if unnamed:
+        _log.warning("--named-episodes: does not apply to %s", ", ".join(unnamed))
+    return [
+        name_classes(task, model, length) if has_names else task
+        for task, has_names in zip(examples, named)
+    ]

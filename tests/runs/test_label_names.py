@@ -1,17 +1,25 @@
-"""Check that names of labels count as examples, on the command line as in memory."""
+"""Check that names of labels count as examples: of a task, and of episodes to meta-train on."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 
 import metajax
+from metajax import data
 from metajax.commands import adapt
+from metajax.commands import metatrain as training
 from metajax.config.settings import AdaptSettings
 from metajax.errors import InputError
+from metajax.models import from_pretrained
 from metajax.runs.classifier import open_classifier, probabilities
-from metajax.runs.label_names import read_label_names
+from metajax.runs.label_names import name_classes, read_label_names, with_class_names
 from metajax.runs.labels import read_examples
+from metajax.runs.task_data import tokenized
+from tests.stage_commands import metatrain_command
 
 NAMES = {"b": "w1", "a": "w0", "c": "w2"}
 EXAMPLES = "text,label\nw3 w4,b\nw5 w6,d\n"  # d has no name; a and c have no examples.
@@ -86,3 +94,95 @@ def test_names_in_utf_8_with_or_without_its_mark(tmp_path):
     (tmp_path / "names.json").write_bytes(content[:-3])
     with pytest.raises(InputError, match="is not JSON"):
         read_label_names(str(tmp_path / "names.json"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    directory = tiny.write_model(tmp_path_factory.mktemp("model"))
+    return from_pretrained(str(directory), pooling="mean")[0]
+
+
+def task_of(name, labels, **changes):
+    """A data set with two texts of each label."""
+    texts = [f"w{number}" for number in range(2 * len(labels))]
+    numbers = np.repeat(np.arange(len(labels)), 2).astype(np.int32)
+    pairs = changes.pop("pairs", None) and texts[::-1]
+    return data.TaskData(name, texts, pairs, numbers, labels, **changes)
+
+
+@pytest.mark.parametrize("prompt", ["", "w89 "])
+def test_names_of_classes_are_tokenized_like_texts(model, prompt):
+    task = task_of("a", ("w80_w81", "w82"))
+    opened = model.replace(prompt=prompt)
+    (plain,) = tokenized([task], opened, 16)
+    found = name_classes(plain, opened, 16)
+    assert found.name_rows.tolist() == [4, 5]
+    assert found.labels.tolist() == [0, 0, 1, 1, -1, -1]
+    assert found._replace(tokens=None, labels=None, name_rows=None) == (
+        plain._replace(tokens=None, labels=None)
+    )
+    expected = model.tokenizer([prompt + text for text in (*task.texts, "w80 w81", "w82")])
+    rows = zip(found.tokens.input_ids, found.tokens.lengths, strict=True)
+    assert [ids[:length].tolist() for ids, length in rows] == expected["input_ids"]
+
+
+def test_only_data_sets_of_single_texts_with_words_as_labels_have_names(model, caplog):
+    tasks = [
+        task_of("words", ("a1", "b")),
+        task_of("numbers", ("a", "1.5")),
+        task_of("pairs", ("a", "b"), pairs=True),
+        task_of("hidden", ("a", "b"), hides_words=True),
+    ]
+    examples = [tokenized([task], model, 16)[0] for task in tasks[:3]]
+    examples.append(examples[0]._replace(name="hidden", hides_words=True))
+    found = with_class_names(examples, tasks, model, 16)
+    assert [task.name_rows is None for task in found] == [False, True, True, True]
+    assert found[1:] == examples[1:]
+    assert "--named-episodes: does not apply to numbers, pairs, hidden" in caplog.messages
+    with pytest.raises(InputError, match="--named-episodes: no data set of single texts has words"):
+        with_class_names(examples[1:], tasks[1:], model, 16)
+
+
+def support_texts(monkeypatch, material, workdir, **changes):
+    """Return the rows of support examples that training takes, and those that it measures on."""
+    drawn = []
+    sampler = training.episode_sampler
+
+    def noting(examples, spec, *given):
+        drawn.append((examples, spec))
+        return sampler(examples, spec, *given)
+
+    infos = SimpleNamespace(query_aux={"accuracy": np.zeros(4)})
+    stages = []
+    monkeypatch.setattr(training, "train", lambda stage, params: stages.append(stage) or {})
+    monkeypatch.setattr(training, "episode_sampler", noting)
+    monkeypatch.setattr(training, "run_episodes", lambda *given, **settings: infos)
+    command = metatrain_command(material, workdir, named_episodes=1.0, **changes)
+    tiny.succeed(*command)
+    stages[0].measure({})
+    return [data.sample_episodes(examples, spec, 0, 0, 20) for examples, spec in drawn], drawn
+
+
+@pytest.mark.parametrize("held_out", [0, 0.25])
+def test_metatrain_takes_names_but_is_not_measured_on_them(
+    material, tmp_path, monkeypatch, held_out
+):
+    (trained, measured), drawn = support_texts(
+        monkeypatch, material, tmp_path / "run", ways=2, held_out=held_out
+    )
+    (task,) = drawn[0][0]
+    assert (trained.support == task.name_rows[trained.classes]).all()
+    assert (measured.support < task.name_rows.min()).all()
+
+
+def test_a_run_with_names_resumes_and_differs_from_one_without(material, tmp_path):
+    changes = {"algorithm": "protonet", "inner_steps": 0, "named_episodes": 0.5}
+    whole, resumed, plain = (tmp_path / name for name in ("whole", "resumed", "plain"))
+    tiny.succeed(*metatrain_command(material, whole, **changes))
+    shutil.copytree(whole, resumed)
+    (resumed / "results.json").unlink()
+    shutil.rmtree(resumed / "checkpoints" / "4")
+    tiny.succeed(*metatrain_command(material, resumed, **changes))
+    tiny.succeed(*metatrain_command(material, plain, **changes | {"named_episodes": 0.0}))
+    losses = [[row.get("loss") for row in tiny.rows_of(run)] for run in (whole, resumed, plain)]
+    assert losses[0] == losses[1] != losses[2]
