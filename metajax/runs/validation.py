@@ -71,7 +71,7 @@ def training_and_validation(
             f"--source-weights: {_named(held_out)} is held out for validation, and the others have "
             "the weight 0; give another a weight above 0, or --valid"
         )
-    validation = [task._replace(weight=None, name_rows=None) for task in held_out.validation]
+    validation = [task._replace(weight=None) for task in held_out.validation]
     return held_out._replace(validation=validation)
 
 
