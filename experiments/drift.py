@@ -121,13 +121,9 @@ VARIANTS = {
     "mixed sets": Variant(mixed=True),
     "label names": Variant(named=1.0),
     "label names, logit scale 20": Variant(named=1.0, logit_scale=20.0),
-    "half label names": Variant(named=0.5),
     "half label names, logit scale 20": Variant(named=0.5, logit_scale=20.0),
     "similar classes, label names, logit scale 20": Variant(
         similar_classes=10, named=1.0, logit_scale=20.0
-    ),
-    "similar classes, half label names, logit scale 20": Variant(
-        similar_classes=10, named=0.5, logit_scale=20.0
     ),
     "similar classes": Variant(similar_classes=10),
     "similar classes, logit scale 20": Variant(similar_classes=10, logit_scale=20.0),
