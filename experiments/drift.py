@@ -40,13 +40,13 @@ from experiments.runs import SETS, command, digest, intent_sets, parser, percent
 from experiments.transfer import write_sources
 from metajax import data, lora
 from metajax.data.seeding import generator
-from metajax.data.tokens import append
+from metajax.data.tokens import concatenate
 from metajax.models import Transformer
 from metajax.models.contracts import Pooling
 from metajax.runs.described import pooling_of
 from metajax.runs.episodes import episode_sampler
 from metajax.runs.features import features_of
-from metajax.runs.label_names import name_classes
+from metajax.runs.label_names import append_label_names
 from metajax.runs.similar_classes import with_similar_classes
 from metajax.training.evaluation import estimate, nearest_prototype
 from metajax.training.optimizer import adamw, learning_rate
@@ -217,7 +217,7 @@ def train(
     """Meta-train a prototypical network; yield the parameters and the metrics of each step."""
     examples = [mix(examples)] if variant.mixed else examples
     if variant.named:
-        examples = [name_classes(task, model, 32) for task in examples]
+        examples = append_label_names(examples, model, 32)
     examples = with_similar_classes(model, start, examples, variant.similar_classes)
     model = model.replace(feature_norm=math.sqrt(variant.logit_scale))
     key = jax.random.key(seed)
@@ -279,15 +279,15 @@ def mix(examples: list[data.TokenizedTask]) -> data.TokenizedTask:
     classes = np.cumsum([0] + [len(task.label_names) for task in examples])
     return data.TokenizedTask(
         "mixed",
-        functools.reduce(_appended, [task.tokens for task in examples]),
+        functools.reduce(_concatenated, [task.tokens for task in examples]),
         np.concatenate([task.labels + first for task, first in zip(examples, classes)]),
         tuple(f"{task.name} {label}" for task in examples for label in task.label_names),
         tuple(rows + first for task, first in zip(examples, firsts) for rows in task.rows_by_class),
     )
 
 
-def _appended(tokens: data.Tokens, more: data.Tokens) -> data.Tokens:
-    return append(tokens, more, pad_id=0)  # Padding is masked, so any number will do.
+def _concatenated(tokens: data.Tokens, other: data.Tokens) -> data.Tokens:
+    return concatenate(tokens, other, pad_id=0)  # Padding is masked, so any number will do.
 
 
 class Material(NamedTuple):

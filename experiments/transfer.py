@@ -15,12 +15,12 @@ Expect: BANKING77, 5 examples per class, prototypes: 53 after meta-training, 45 
 fine-tuning, 39 with the original weights.
 
 Each row is a set of weights with a classifier: prototypes, logistic regression, or three gradient
-steps from prototypes (`same-steps`; those of maml++ have its learned rates). The weights are the
-original ones, those of a multi-task fine-tuning, and those of each way of meta-training, with
-averages of the weights before and after it (none for maml++). The tests are draws of a support set
-with all classes of the target, and episodes of five of its classes. All rows have the same ones.
-The interval of a lead is that of the difference of each draw, in the mean over the training seeds.
-The last column has the lead of each seed.
+steps from prototypes (not with the rates that maml++ learns). The weights are the original ones,
+those of a multi-task fine-tuning, and those of each way of meta-training, with averages of the
+weights before and after it. The tests are draws of a support set with all classes of the target,
+and episodes of five of its classes. All rows have the same ones. The interval of a lead is that of
+the difference of each draw, in the mean over the training seeds. The last column has the lead of
+each seed.
 
 Sentences that a source shares with the target are left out of the source. `--valid` leaves one more
 data set out and tests on that one, to choose settings without the target. Finished parts are not
@@ -77,7 +77,6 @@ METHODS: dict[str, dict[str, Any]] = {  # All have 120 texts per step.
     "first-order maml": {"algorithm": "fomaml"},
     "first-order maml, similar classes": {"algorithm": "fomaml", "similar_classes": 10},
 }
-LEARNED_RATES = ("maml++",)  # Methods that learn the rates of the steps too.
 HEADS = ("prototypes", "linear", "same-steps")
 BASELINES = ("knn", "finetune", "contrastive")
 PER_CLASS = 30  # Texts of a class of the target.
@@ -150,7 +149,7 @@ def extra_sources(names: Sequence[str], files: Sequence[str], root: Path) -> lis
 
 
 def source_weights(tasks: Sequence[str], power: float, **reading: Any) -> tuple[float, ...]:
-    """Return the weight of each source: its number of examples to a power."""
+    """Return the weight of each source: its number of texts to a power."""
     return tuple(float(len(task.labels)) ** power for task in data.load_tasks(tasks, **reading))
 
 
@@ -195,9 +194,6 @@ def all_weights(
             if settings["algorithm"] != "protonet":  # It takes no inner steps.
                 settings["inner_lr"] = options.inner_lr
             run = trained(root, f"{name}-{method.replace(' ', '-')}", "metatrain", **settings)
-            if method in LEARNED_RATES:
-                weights.setdefault(method, []).append(run.path)
-                continue
             for share in options.shares:
                 part = "" if share == 1 else f", {share:g} of the way"
                 weights.setdefault(f"{method}{part}", []).append(
@@ -232,9 +228,7 @@ def compare(
     print(f"{title:<48}{'accuracy':>16}{'ahead of original':>20}  by seed")
     for name, directories in weights.items():
         heads = (*options.heads, *(options.baselines if name == "original" else ()))
-        own = {"same-steps": "checkpoint"} if name in LEARNED_RATES else {}
-        methods = [own.get(head, head) for head in heads]
-        by_seed = [judged(root, directory, *methods, **asked) for directory in directories]
+        by_seed = [judged(root, directory, *heads, **asked) for directory in directories]
         for number, head in enumerate(heads):
             accuracies = np.array([results[number].accuracies for results in by_seed])
             plain.setdefault(head, accuracies[0])
@@ -259,8 +253,8 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument(
         "--power",
         type=float,
-        help="an episode comes from a source in proportion to its number of examples to this power "
-        "(default: 0.5, as in metatrain)",
+        help="draw each source in proportion to its number of texts to this power (default: as "
+        "metatrain, to the square root of the number of examples that episodes use)",
     )
     made.add_argument("--multi-task", action="store_true", help="fine-tune on the sources too")
     made.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))

@@ -433,28 +433,6 @@ def test_sources_of_transfer_are_drawn_by_a_power_of_their_size(material, asked)
     assert weights == [(1.0, 1.0), (240.0**2, 30.0**2)]
 
 
-def test_transfer_tests_learned_rates_with_the_run_that_learned_them(material, monkeypatch, capsys):
-    judged = []
-
-    def judge(root, model, *methods, **settings):
-        judged.append((model, *methods))
-        return [runs.Result(np.zeros(2), 1.0) for _ in methods]
-
-    monkeypatch.setattr(transfer, "trained", lambda root, *_, **__: runs.Trained("run", 1.0))
-    monkeypatch.setattr(transfer, "averaged", lambda start, run, share: f"{run.path}-{share}")
-    monkeypatch.setattr(transfer, "judged", judge)
-    given = [*material.given, "--data", str(material.root), "--seeds", "0", "--shots", "1"]
-    given += ["--heads", "prototypes", "same-steps", "--baselines", "--episodes", "0"]
-    transfer.main([*given, "--methods", "maml", "maml++", "--shares", "0.5"])
-    assert [row[1:] for row in judged] == [
-        ("prototypes", "same-steps"),
-        ("prototypes", "same-steps"),
-        ("prototypes", "checkpoint"),
-    ]
-    assert [row[0] for row in judged[1:]] == ["run-0.5", "run"]
-    assert "maml++, same-steps" in capsys.readouterr().out
-
-
 def sentences(files):
     """Return the letters of the sentences of data sets and plain texts."""
     lines = [line for file in files for line in Path(file).read_text().splitlines()]

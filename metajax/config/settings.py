@@ -94,8 +94,8 @@ class MetatrainSettings(
         advanced=True,
     )
     named_episodes: float = option(
-        "fraction of the episodes in which the name of each class takes the place of its first "
-        "support example, where labels are words and texts are no pairs",
+        "fraction of the training episodes in which the name of each label replaces its first "
+        "support example; only of data sets of single texts whose labels have letters",
         0.0,
         minimum=0,
         maximum=1,

@@ -108,13 +108,14 @@ def join(
     return Tokens(*rows, lengths, truncated)
 
 
-def append(tokens: Tokens, more: Tokens, pad_id: int) -> Tokens:
-    """Return the texts of both, one after the other; padded arrays if the first are."""
-    parts = (tokens, more)
+def concatenate(tokens: Tokens, other: Tokens, pad_id: int) -> Tokens:
+    """Return the texts of both, one after the other, in memory; padded arrays if the first are."""
+    parts = (tokens, other)
     ids = np.concatenate([_joined(part.input_ids, part.lengths) for part in parts])
     types = np.concatenate([_joined(part.token_type_ids, part.lengths) for part in parts])
     lengths = np.concatenate([part.lengths for part in parts])
-    both = join(ids, types, lengths, pad_id, tokens.truncated + more.truncated)
+    both = join(ids, types, lengths, pad_id, tokens.truncated + other.truncated)
+    both = both._replace(apart=tokens.apart)
     return both if isinstance(tokens.input_ids, JoinedRows) else pad(both)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from metajax import data
-from metajax.data.tokens import append
+from metajax.data.tokens import concatenate
 from metajax.errors import InputError, printable, some
 from metajax.models import Transformer
 from metajax.reading import parse_json, read_bytes
@@ -85,63 +85,83 @@ def with_label_names(task: data.TaskData, path: str) -> data.TaskData:
     )
 
 
-def name_classes(task: data.TokenizedTask, model: Transformer, length: int) -> data.TokenizedTask:
-    """Append the names of a data set's classes to its tokens; see `data.EpisodeSpec.named`.
+def append_label_names(
+    examples: Sequence[data.TokenizedTask], model: Transformer, length: int
+) -> list[data.TokenizedTask]:
+    """Append the names of the labels to the tokens of data sets.
 
-    Underscores become spaces.
+    See `data.EpisodeSpec.named_fraction`. Underscores become spaces.
 
     Args:
-        task: the data set.
+        examples: the data sets.
         model: a model with its tokenizer.
         length: largest number of tokens of a name.
     """
-    names = [name.replace("_", " ") for name in task.label_names]
-    classes = np.arange(len(names), dtype=np.int32)
-    as_texts = data.TaskData(task.name, names, None, classes, task.label_names)
-    (extra,) = tokenized([as_texts], model, length, keep=False)
+    names = [
+        data.TaskData(
+            task.name,
+            [name.replace("_", " ") for name in task.label_names],
+            None,
+            np.arange(len(task.label_names), dtype=np.int32),
+            task.label_names,
+        )
+        for task in examples
+    ]
     assert model.tokenizer is not None
-    return task._replace(
-        tokens=append(task.tokens, extra.tokens, model.tokenizer.pad_token_id),
-        labels=np.concatenate([task.labels, np.full_like(classes, -1)]),
-        name_rows=len(task.labels) + classes.astype(np.int64),
-    )
+    pad_id = model.tokenizer.pad_token_id
+    return [
+        task._replace(
+            tokens=concatenate(task.tokens, extra.tokens, pad_id),
+            labels=np.concatenate([task.labels, np.full_like(extra.labels, -1)]),
+            name_rows=len(task.labels) + np.arange(len(extra.labels)),
+        )
+        for task, extra in zip(examples, tokenized(names, model, length, keep=False))
+    ]
 
 
-def with_class_names(
+def with_usable_names(
     examples: Sequence[data.TokenizedTask],
     tasks: Sequence[data.TaskData],
     model: Transformer,
     length: int,
 ) -> list[data.TokenizedTask]:
-    """Append the names of the classes to the tokens of the data sets that have them.
+    """Append the names of the labels to the tokens of those data sets whose labels can be names.
 
-    Pairs of texts, hidden words, and labels of which one has no letter
-    have no names.
+    The others, which the log names, have pairs of texts, hide words, or have a label without a
+    letter.
 
     Args:
         examples: the data sets.
         tasks: their texts.
         model: a model with its tokenizer.
         length: largest number of tokens of a name.
-
-    Raises:
-        InputError: no data set has names.
     """
-    named = [
+    usable = [
         task.pairs is None
         and not task.hides_words
         and all(any(map(str.isalpha, name)) for name in task.label_names)
         for task in tasks
     ]
-    if not any(named):
-        raise InputError(
-            "--named-episodes: no data set of single texts has words as labels; give one, or "
-            "remove --named-episodes"
-        )
-    unnamed = [task.name for task, has_names in zip(examples, named) if not has_names]
+    unnamed = ", ".join(task.name for task, can in zip(examples, usable) if not can)
     if unnamed:
-        _log.warning("--named-episodes: does not apply to %s", ", ".join(unnamed))
-    return [
-        name_classes(task, model, length) if has_names else task
-        for task, has_names in zip(examples, named)
-    ]
+        _log.warning(
+            "--named-episodes: does not apply to %s (pairs of texts, hidden words, or a label "
+            "without a letter)",
+            unnamed,
+        )
+    chosen = [task for task, can in zip(examples, usable) if can]
+    named = iter(append_label_names(chosen, model, length))
+    return [next(named) if can else task for task, can in zip(examples, usable)]
+
+
+def check_any_names(training: Sequence[data.TokenizedTask]) -> None:
+    """Check that some of the data sets to train on have names.
+
+    Raises:
+        InputError: none has.
+    """
+    if all(task.name_rows is None or task.weight == 0 for task in training):
+        raise InputError(
+            "--named-episodes: no data set to train on has single texts and labels with letters; "
+            "give one, or remove --named-episodes"
+        )

@@ -84,7 +84,7 @@ def test_names_take_the_place_of_first_support_examples(intents, glue):
     named = [intents[0]._replace(name_rows=100 + np.arange(6)), intents[1]]
     plain = sample_episodes(named, SPEC, 0, 0, 4000)
     assert_same(plain, sample_episodes(intents, SPEC, 0, 0, 4000))
-    found = sample_episodes(named, SPEC._replace(named=0.25), 0, 0, 4000)
+    found = sample_episodes(named, SPEC._replace(named_fraction=0.25), 0, 0, 4000)
     first = found.support[:, :: SPEC.shots]
     chosen = (first == 100 + found.classes).all(1)
     assert not chosen[found.task == 1].any()
@@ -97,7 +97,7 @@ def test_names_take_the_place_of_first_support_examples(intents, glue):
 def test_all_names_take_part_in_episodes_of_different_sizes(glue):
     """Padding is the first example of an episode, also if that is a name."""
     named = [task._replace(name_rows=100 + np.arange(len(task.label_names))) for task in glue]
-    episodes = sample_episodes(named, WHOLE._replace(named=1.0), 0, 0, 50)
+    episodes = sample_episodes(named, WHOLE._replace(named_fraction=1.0), 0, 0, 50)
     first = episodes.support[:, :: WHOLE.shots]
     present = episodes.classes >= 0
     assert (first[present] == 100 + episodes.classes[present]).all()

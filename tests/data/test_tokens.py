@@ -8,7 +8,7 @@ import pytest
 
 from metajax import data
 from metajax.data.batches import longest_text, token_batch
-from metajax.data.tokens import Tokens, append, join, pad
+from metajax.data.tokens import Tokens, concatenate, join, pad
 
 PAD = 9
 
@@ -52,7 +52,7 @@ def test_joined_rows_are_padded_when_they_are_read(joined):
 
 
 @pytest.mark.parametrize("long", [3, 20])
-def test_texts_are_appended_to_arrays_and_to_joined_rows(joined, long):
+def test_texts_are_added_to_arrays_and_to_joined_rows(joined, long):
     lengths = np.array([2, long], np.int32)
     ids = 10 + np.arange(lengths.sum(), dtype=np.int32)
     more = join(ids, np.ones(ids.size, np.int8), lengths, PAD, truncated=1)
@@ -68,9 +68,10 @@ def test_texts_are_appended_to_arrays_and_to_joined_rows(joined, long):
     expected = Tokens(*arrays, np.concatenate([joined.lengths, lengths]), truncated=3)
     for first in (joined, pad(joined)):
         for second in (more, pad(more)):
-            found = append(first, second, PAD)
+            found = concatenate(first, second, PAD)
             assert isinstance(found.input_ids, type(first.input_ids))
             assert_equal(pad(found), expected)
+            assert concatenate(first._replace(apart=True), second, PAD).apart
 
 
 SELECTIONS = {

@@ -13,10 +13,17 @@ from metajax import data
 from metajax.commands import adapt
 from metajax.commands import metatrain as training
 from metajax.config.settings import AdaptSettings
+from metajax.data.tokens import JoinedRows
 from metajax.errors import InputError
 from metajax.models import from_pretrained
+from metajax.runs import task_data
 from metajax.runs.classifier import open_classifier, probabilities
-from metajax.runs.label_names import name_classes, read_label_names, with_class_names
+from metajax.runs.label_names import (
+    append_label_names,
+    check_any_names,
+    read_label_names,
+    with_usable_names,
+)
 from metajax.runs.labels import read_examples
 from metajax.runs.task_data import tokenized
 from tests.stage_commands import metatrain_command
@@ -111,36 +118,70 @@ def task_of(name, labels, **changes):
 
 
 @pytest.mark.parametrize("prompt", ["", "w89 "])
-def test_names_of_classes_are_tokenized_like_texts(model, prompt):
-    task = task_of("a", ("w80_w81", "w82"))
+@pytest.mark.parametrize("keep", [False, True])
+def test_names_of_labels_are_tokenized_like_texts(
+    model, prompt, keep, monkeypatch, tmp_path, caplog
+):
+    """Also where the tokens of the texts are mapped from disk; the log speaks once of all sets."""
+    monkeypatch.setattr(task_data, "MANY", 1)
+    monkeypatch.setattr(task_data, "tokens_directory", lambda: tmp_path)
+    tasks = [task_of("a", ("w80_w81", "w82")), task_of("b", ("w83",))]
     opened = model.replace(prompt=prompt)
-    (plain,) = tokenized([task], opened, 16)
-    found = name_classes(plain, opened, 16)
+    plain = tokenized(tasks, opened, 16, keep=keep)
+    assert isinstance(plain[0].tokens.input_ids, JoinedRows) == keep
+    caplog.clear()
+    with caplog.at_level("INFO", logger="metajax"):
+        found, other = append_label_names(plain, opened, 16)
+    assert len(caplog.messages) == bool(prompt)
+    assert other.name_rows.tolist() == [2]
     assert found.name_rows.tolist() == [4, 5]
     assert found.labels.tolist() == [0, 0, 1, 1, -1, -1]
     assert found._replace(tokens=None, labels=None, name_rows=None) == (
-        plain._replace(tokens=None, labels=None)
+        plain[0]._replace(tokens=None, labels=None)
     )
-    expected = model.tokenizer([prompt + text for text in (*task.texts, "w80 w81", "w82")])
-    rows = zip(found.tokens.input_ids, found.tokens.lengths, strict=True)
+    expected = model.tokenizer([prompt + text for text in (*tasks[0].texts, "w80 w81", "w82")])
+    rows = zip(np.asarray(found.tokens.input_ids), found.tokens.lengths, strict=True)
     assert [ids[:length].tolist() for ids, length in rows] == expected["input_ids"]
 
 
-def test_only_data_sets_of_single_texts_with_words_as_labels_have_names(model, caplog):
+def test_only_data_sets_of_single_texts_and_labels_with_letters_have_names(model, caplog):
     tasks = [
-        task_of("words", ("a1", "b")),
+        task_of("letters", ("a1", "b")),
         task_of("numbers", ("a", "1.5")),
         task_of("pairs", ("a", "b"), pairs=True),
         task_of("hidden", ("a", "b"), hides_words=True),
     ]
     examples = [tokenized([task], model, 16)[0] for task in tasks[:3]]
     examples.append(examples[0]._replace(name="hidden", hides_words=True))
-    found = with_class_names(examples, tasks, model, 16)
+    found = with_usable_names(examples, tasks, model, 16)
     assert [task.name_rows is None for task in found] == [False, True, True, True]
     assert found[1:] == examples[1:]
-    assert "--named-episodes: does not apply to numbers, pairs, hidden" in caplog.messages
-    with pytest.raises(InputError, match="--named-episodes: no data set of single texts has words"):
-        with_class_names(examples[1:], tasks[1:], model, 16)
+    assert "--named-episodes: does not apply to numbers, pairs, hidden (" in caplog.text
+    check_any_names(found)
+    message = "--named-episodes: no data set to train on has single texts and labels with letters"
+    for others in (found[1:], [found[0]._replace(weight=0), *found[1:]]):
+        with pytest.raises(InputError, match=message):
+            check_any_names(others)
+
+
+def test_names_that_no_training_takes_are_refused(material, tmp_path):
+    """Of four data sets one is held out; here it is the only one with names."""
+    files = []
+    for number in range(4):
+        rows = [(text, label if number == 1 else label[5:]) for text, label in tiny.examples(3, 8)]
+        rows = [(f"{text} w{number}", label) for text, label in rows]
+        files.append(tiny.write_rows(tmp_path / f"{number}.jsonl", rows))
+    statuses = set()
+    for seed in range(8):
+        command = metatrain_command(
+            material, tmp_path / f"run{seed}", named_episodes=0.5, held_out=0.25, seed=seed, steps=1
+        )
+        where = command.index("--tasks")
+        done = tiny.run(*command[: where + 1], *files, *command[where + 2 :])
+        statuses.add(done.status)
+        if done.status:
+            assert "--named-episodes: no data set to train on has single texts" in done.err
+    assert statuses == {0, 2}
 
 
 def support_texts(monkeypatch, material, workdir, **changes):
