@@ -22,11 +22,11 @@ RESULTS.md explains DATA and MINILM.
 """
 
 import argparse
-import functools
 import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -40,13 +40,11 @@ from experiments.runs import SETS, command, digest, intent_sets, parser, percent
 from experiments.transfer import write_sources
 from metajax import data, lora
 from metajax.data.seeding import generator
-from metajax.data.tokens import concatenate
 from metajax.models import Transformer
 from metajax.models.contracts import Pooling
 from metajax.runs.described import pooling_of
 from metajax.runs.episodes import episode_sampler
 from metajax.runs.features import features_of
-from metajax.runs.label_names import append_label_names
 from metajax.runs.similar_classes import with_similar_classes
 from metajax.training.evaluation import estimate, nearest_prototype
 from metajax.training.optimizer import adamw, learning_rate
@@ -79,7 +77,7 @@ class Variant(NamedTuple):
         pull: share of the distance to the start that each step takes back.
         similar_classes: as for `metatrain`.
         mixed: an episode has classes of all data sets, not of one. Needs two data sets.
-        named: as `named_episodes` of `metatrain`.
+        names: the support example of a class is its name, as in zero-shot classification.
     """
 
     learning_rate: float = 5e-5
@@ -93,7 +91,7 @@ class Variant(NamedTuple):
     pull: float = 0.0
     similar_classes: int = 0
     mixed: bool = False
-    named: float = 0.0
+    names: bool = False
 
     def episodes(self, ways: int, shots: int) -> int:
         """Return the number of episodes of a step, all of which have `TEXTS` texts together."""
@@ -119,11 +117,10 @@ VARIANTS = {
     "block rates 0.7": Variant(block_rates=0.7),
     "pull 0.05": Variant(pull=0.05),
     "mixed sets": Variant(mixed=True),
-    "label names": Variant(named=1.0),
-    "label names, logit scale 20": Variant(named=1.0, logit_scale=20.0),
-    "half label names, logit scale 20": Variant(named=0.5, logit_scale=20.0),
+    "label names": Variant(names=True),
+    "label names, logit scale 20": Variant(names=True, logit_scale=20.0),
     "similar classes, label names, logit scale 20": Variant(
-        similar_classes=10, named=1.0, logit_scale=20.0
+        similar_classes=10, names=True, logit_scale=20.0
     ),
     "similar classes": Variant(similar_classes=10),
     "similar classes, logit scale 20": Variant(similar_classes=10, logit_scale=20.0),
@@ -216,8 +213,8 @@ def train(
 ) -> Iterator[tuple[Params, Any]]:
     """Meta-train a prototypical network; yield the parameters and the metrics of each step."""
     examples = [mix(examples)] if variant.mixed else examples
-    if variant.named:
-        examples = append_label_names(examples, model, 32)
+    if variant.names:
+        examples = [with_names(task, model.tokenizer) for task in examples]
     examples = with_similar_classes(model, start, examples, variant.similar_classes)
     model = model.replace(feature_norm=math.sqrt(variant.logit_scale))
     key = jax.random.key(seed)
@@ -234,9 +231,11 @@ def train(
         algorithm = metajax.protonet(
             lambda params, batch, rng: model.features(combine(params), batch), ways
         )
-        spec = data.EpisodeSpec(ways, shots, variant.queries, variant.named)
-        count = variant.episodes(ways, shots)
-        sampler = episode_sampler(examples, spec, seed, count, steps, slice(0, count))
+        spec, count = data.EpisodeSpec(ways, shots, variant.queries), variant.episodes(ways, shots)
+        if variant.names:
+            sampler = name_sampler(examples, spec, seed, count, steps)
+        else:
+            sampler = episode_sampler(examples, spec, seed, count, steps, slice(0, count))
         loops.append((metajax.outer_loop(algorithm, optimizer, frozen=frozen), sampler))
     state = loops[0][0].init(start, key)
     for step in range(steps):
@@ -279,15 +278,65 @@ def mix(examples: list[data.TokenizedTask]) -> data.TokenizedTask:
     classes = np.cumsum([0] + [len(task.label_names) for task in examples])
     return data.TokenizedTask(
         "mixed",
-        functools.reduce(_concatenated, [task.tokens for task in examples]),
+        join_tokens([task.tokens for task in examples]),
         np.concatenate([task.labels + first for task, first in zip(examples, classes)]),
         tuple(f"{task.name} {label}" for task in examples for label in task.label_names),
         tuple(rows + first for task, first in zip(examples, firsts) for rows in task.rows_by_class),
     )
 
 
-def _concatenated(tokens: data.Tokens, other: data.Tokens) -> data.Tokens:
-    return concatenate(tokens, other, pad_id=0)  # Padding is masked, so any number will do.
+def join_tokens(parts: Sequence[data.Tokens]) -> data.Tokens:
+    """Return the texts of all parts, padded to the same length."""
+    width = max(part.input_ids.shape[1] for part in parts)
+
+    def stacked(name: str) -> np.ndarray:
+        arrays = [getattr(part, name) for part in parts]
+        return np.concatenate([np.pad(a, [(0, 0), (0, width - a.shape[1])]) for a in arrays])
+
+    return parts[0]._replace(
+        input_ids=stacked("input_ids"),
+        token_type_ids=stacked("token_type_ids"),
+        lengths=np.concatenate([part.lengths for part in parts]),
+    )
+
+
+def with_names(task: data.TokenizedTask, tokenizer: Any) -> data.TokenizedTask:
+    """Append the names of a data set's classes to its texts, for `name_sampler` only."""
+    names = [name.replace("_", " ") for name in task.label_names]
+    classes = np.arange(len(names))
+    named = data.TaskData(task.name, names, None, classes, task.label_names)
+    tokens = join_tokens([task.tokens, data.tokenize_task(named, tokenizer, 32).tokens])
+    return task._replace(tokens=tokens, labels=np.concatenate([task.labels, classes]))
+
+
+def name_sampler(
+    examples: list[data.TokenizedTask], spec: data.EpisodeSpec, seed: int, count: int, steps: int
+) -> Callable[[int], Any]:
+    """Return a function from a step to its episodes, with names as support examples.
+
+    Args:
+        examples: the data sets, from `with_names`.
+        spec: the size of an episode, with one support example per class.
+        seed: of the episodes.
+        count: number of episodes per step.
+        steps: number of steps.
+    """
+
+    def sample(step: int) -> data.Episodes:
+        episodes = data.sample_episodes(examples, spec, seed, step, count)
+        support = [
+            len(task.labels) - len(task.label_names) + task.labels[rows]
+            for task, rows in zip([examples[i] for i in episodes.task], episodes.support)
+        ]
+        return episodes._replace(support=np.stack(support))
+
+    plan = data.plan_drawn(examples, [sample(step) for step in range(8)], steps)
+
+    def episodes(step: int) -> Any:
+        drawn = sample(step)
+        return data.gather(examples, drawn, [data.fit_episodes(examples, drawn, plan)])
+
+    return episodes
 
 
 class Material(NamedTuple):
@@ -412,7 +461,7 @@ def main(arguments: list[str] | None = None) -> None:
     found: dict[str, list[list[Row]]] = {}
     for name, seed in itertools.product(options.variants or apply, options.seeds):
         settings = VARIANTS[name]._asdict() | {"steps": options.steps, "seed": seed}
-        make = functools.partial(run, options, material, VARIANTS[name], seed)
+        make = partial(run, options, material, VARIANTS[name], seed)
         rows = begin + kept(options, f"{name} seed {seed}", make, **settings)
         show(f"{name}, seed {seed}", rows, list(pools))
         found.setdefault(name, []).append(rows)

@@ -63,8 +63,6 @@ METHODS: dict[str, dict[str, Any]] = {  # All have 120 texts per step.
         "similar_classes": 10,
         "logit_scale": 50.0,
     },
-    "protonet, label names": {"algorithm": "protonet", "named_episodes": 1.0},
-    "protonet, half label names": {"algorithm": "protonet", "named_episodes": 0.5},
     "protonet, 40 ways": {
         "algorithm": "protonet",
         "ways": 40,

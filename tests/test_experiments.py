@@ -36,7 +36,14 @@ from metajax.commands.evaluate import Row
 from metajax.config.files import read_config
 from metajax.config.plan import PlanSettings
 from metajax.config.settings import EvaluateSettings, MetatrainSettings
-from metajax.data import TaskData, TokenizedTask, Tokens, load_tasks
+from metajax.data import (
+    EpisodeSpec,
+    TaskData,
+    TokenizedTask,
+    Tokens,
+    load_tasks,
+    sample_episodes,
+)
 from metajax.errors import InputError
 from metajax.models import Transformer
 from metajax.tree import paths
@@ -633,6 +640,29 @@ def test_drift_mixes_data_sets_in_an_episode(monkeypatch, mixed):
         for ids in np.asarray(tasks.support["input_ids"])
     ]
     assert max(sets) == (2 if mixed else 1)
+
+
+def test_drift_has_the_names_of_classes_as_support_examples(tmp_path):
+    model, _ = metajax.from_pretrained(tiny.write_model(tmp_path))
+    tasks, names = [], ("w80_w90", "w81_w90", "w82_w90")
+    for first in range(2):
+        tokens = tokens_of([3, 5, 4] * 4)
+        tokens = tokens._replace(input_ids=tokens.input_ids + first)
+        labels = np.arange(12) // 3 % 3
+        rows = rows_of(*(np.flatnonzero(labels == label) for label in range(3)))
+        plain = TokenizedTask(f"set {first}", tokens, labels, names[::-1] if first else names, rows)
+        tasks.append(drift.with_names(plain, model.tokenizer))
+    spec = EpisodeSpec(ways=2, shots=1, queries=2)
+    sampler = drift.name_sampler(tasks, spec, 0, 3, 10)
+    for step in range(4):
+        drawn, found = sample_episodes(tasks, spec, 0, step, 3), sampler(step)
+        for t, task in enumerate(drawn.task):
+            ids = found.support["input_ids"][t].reshape(-1)
+            named = [int(ids[first + 1]) - 5 for first in found.support["first_token"][t]]
+            for way, word in enumerate(named):
+                [label] = {*tasks[task].labels[drawn.query[t][drawn.query_labels[t] == way]]}
+                assert tasks[task].label_names[label] == f"w{word}_w90"
+            assert set(np.asarray(found.query["input_ids"][t]).flat) <= {*range(8)}
 
 
 def test_drift_trains_only_adapters_with_lora(monkeypatch):

@@ -31,7 +31,6 @@ from metajax.runs.episodes import (
     episode_spec,
 )
 from metajax.runs.few_shot import LOGIT_SCALE, FewShot, open_few_shot
-from metajax.runs.label_names import with_usable_names
 from metajax.runs.loop import Stage, train
 from metajax.runs.memory_plan import choose_plan, device_memory, step_memory, with_plan
 from metajax.runs.parts import check_split
@@ -172,8 +171,6 @@ def _episodes(settings: MetatrainSettings) -> _Tasks:
     names = _names_as_begun(settings)
     examples = [task._replace(name=names.get(task.name, task.name)) for task in examples]
     whole, given_examples = examples[: len(tasks)], examples[len(tasks) :]
-    if settings.named_episodes:
-        whole = with_usable_names(whole, tasks, few_shot.model, length)
     held_out = training_and_validation(settings, whole, given_examples, spec)
     training, validation = held_out.training, held_out.validation
     spec = spec._replace(ways=classes)  # Episodes of all tasks have the same shapes.
@@ -183,7 +180,7 @@ def _episodes(settings: MetatrainSettings) -> _Tasks:
         )
     make_tasks = episode_sampler(
         similar,
-        spec._replace(named_fraction=settings.named_episodes),
+        spec,
         settings.seed,
         settings.meta_batch_size,
         settings.steps,

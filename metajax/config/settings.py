@@ -93,14 +93,6 @@ class MetatrainSettings(
         minimum=0,
         advanced=True,
     )
-    named_episodes: float = option(
-        "fraction of the training episodes in which the name of each label replaces its first "
-        "support example; only of data sets of single texts whose labels have letters",
-        0.0,
-        minimum=0,
-        maximum=1,
-        advanced=True,
-    )
     source_weights: tuple[float, ...] = option(
         "for each of --tasks, how often episodes come from it, relative to the others; 0: never "
         "(default: the square root of its number of examples)",

@@ -21,8 +21,6 @@ class EpisodeSpec(NamedTuple):
             the data set (Bansal et al. 2020, https://arxiv.org/abs/1911.03863).
         shots: support examples per class.
         queries: query examples per class.
-        named_fraction: fraction of the episodes in which the name of each class replaces its first
-            support example, if the data set has names.
 
     Examples:
         >>> import metajax.data as data
@@ -34,7 +32,6 @@ class EpisodeSpec(NamedTuple):
     ways: int | None
     shots: int
     queries: int
-    named_fraction: float = 0.0
 
 
 class Episodes(NamedTuple):
@@ -47,7 +44,7 @@ class Episodes(NamedTuple):
         task: int64 [T]; index of the data set.
         support: int64 [T, S]; rows of this data set.
         query: int64 [T, Q]; rows of this data set. None of them is in the support set, and none has
-            a text of the support set, unless the data set keeps duplicates or a name is a text.
+            a text of the support set unless the data set keeps duplicates.
         support_labels: int32 [T, S]; class within the episode, 0 at padding.
         query_labels: int32 [T, Q].
         support_mask: float32 [T, S]; 0 at padding.
@@ -216,9 +213,6 @@ def sample_episodes(
         classes[t, : len(drawn)] = drawn
         for way, label in enumerate(drawn):
             rows[t, way] = rng.choice(by_class[label], rows.shape[2], replace=False)
-        names = tasks[which[t]].name_rows
-        if spec.named_fraction and names is not None and rng.random() < spec.named_fraction:
-            rows[t, : len(drawn), 0] = names[drawn]
         rows[t, len(drawn) :] = rows[t, 0, 0]
 
     present = classes >= 0

@@ -20,7 +20,7 @@ class TokenizedTask(NamedTuple):
         name: the task's name.
         tokens: the examples.
         labels: int32 [N], or as in `TaskData`; -1 for examples that belong to another part of the
-            data set (see `hold_out_tasks`), and for names.
+            data set (see `hold_out_tasks`).
         label_names: the classes in the order of their ids; empty for a regression.
         rows_by_class: the rows of each class that episodes are sampled from, int64 [n_c].
         weight: how often episodes come from the task, relative to other tasks; None means the
@@ -29,8 +29,6 @@ class TokenizedTask(NamedTuple):
         similar: int64 [C, M]; the classes that are similar to each class. An episode draws a class,
             and then its classes from those similar to it; it need not be one of them.
             None means any.
-        name_rows: int64 [C]; the row of each class's name among the tokens, which has the label -1
-            and is no example; see `EpisodeSpec.named_fraction`. None: there are no names.
 
     Examples:
         >>> import metajax.data as data, numpy as np
@@ -50,7 +48,6 @@ class TokenizedTask(NamedTuple):
     weight: float | None = None
     hides_words: bool = False
     similar: np.ndarray | None = None
-    name_rows: np.ndarray | None = None
 
     @property
     def num_examples(self) -> int:

@@ -108,23 +108,6 @@ def join(
     return Tokens(*rows, lengths, truncated)
 
 
-def concatenate(tokens: Tokens, other: Tokens, pad_id: int) -> Tokens:
-    """Return the texts of both, one after the other, in memory; padded arrays if the first are."""
-    parts = (tokens, other)
-    ids = np.concatenate([_joined(part.input_ids, part.lengths) for part in parts])
-    types = np.concatenate([_joined(part.token_type_ids, part.lengths) for part in parts])
-    lengths = np.concatenate([part.lengths for part in parts])
-    both = join(ids, types, lengths, pad_id, tokens.truncated + other.truncated)
-    both = both._replace(apart=tokens.apart)
-    return both if isinstance(tokens.input_ids, JoinedRows) else pad(both)
-
-
-def _joined(rows: np.ndarray | JoinedRows, lengths: np.ndarray) -> np.ndarray:
-    if isinstance(rows, JoinedRows):
-        return rows.values
-    return rows[np.arange(rows.shape[1]) < lengths[:, None]]
-
-
 def pad(tokens: Tokens) -> Tokens:
     """Return tokens as padded arrays."""
     return tokens._replace(

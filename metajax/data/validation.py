@@ -99,9 +99,8 @@ def _split_classes(
     order = rng.permutation(total)
 
     def part(classes: np.ndarray) -> TokenizedTask:
-        rows, names, name_rows = task.rows_by_class, task.label_names, task.name_rows
-        own = _part(task, [rows[n] for n in classes], [names[n] for n in classes])
-        return own._replace(name_rows=None if name_rows is None else name_rows[classes])
+        rows, names = task.rows_by_class, task.label_names
+        return _part(task, [rows[n] for n in classes], [names[n] for n in classes])
 
     return part(np.sort(order[count:])), part(np.sort(order[:count]))
 

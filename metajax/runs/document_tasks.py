@@ -27,7 +27,7 @@ _OF_LABELS = (
     *("ways", "shots", "whole_tasks", "keep_duplicates", "head", "layers", "classes", "glue_dir"),
     *("text_column", "pair_column", "label_column", "splits", "curve", "episodes"),
     *("label_names", "label_separator", "regression", "valid", "held_out", "valid_every"),
-    *("logit_scale", "source_weights", "similar_classes", "named_episodes"),
+    *("logit_scale", "source_weights", "similar_classes"),
 )
 _QUERIES = EpisodeSettings.queries
 _HELD_OUT, _MOST_HELD_OUT = 0.05, 32

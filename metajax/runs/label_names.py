@@ -1,17 +1,14 @@
-"""Names of labels as examples: `adapt --label-names` and `metatrain --named-episodes`."""
+"""Names of labels as examples: `adapt --label-names`."""
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from metajax import data
-from metajax.data.tokens import concatenate
 from metajax.errors import InputError, printable, some
-from metajax.models import Transformer
 from metajax.reading import parse_json, read_bytes
-from metajax.runs.task_data import tokenized
 
 _log = logging.getLogger("metajax")
 _NAMED = 5  # How many labels a message names.
@@ -83,85 +80,3 @@ def with_label_names(task: data.TaskData, path: str) -> data.TaskData:
     return task._replace(
         texts=[*task.texts, *names.values()], labels=labels, label_names=tuple(classes)
     )
-
-
-def append_label_names(
-    examples: Sequence[data.TokenizedTask], model: Transformer, length: int
-) -> list[data.TokenizedTask]:
-    """Append the names of the labels to the tokens of data sets.
-
-    See `data.EpisodeSpec.named_fraction`. Underscores become spaces.
-
-    Args:
-        examples: the data sets.
-        model: a model with its tokenizer.
-        length: largest number of tokens of a name.
-    """
-    names = [
-        data.TaskData(
-            task.name,
-            [name.replace("_", " ") for name in task.label_names],
-            None,
-            np.arange(len(task.label_names), dtype=np.int32),
-            task.label_names,
-        )
-        for task in examples
-    ]
-    assert model.tokenizer is not None
-    pad_id = model.tokenizer.pad_token_id
-    return [
-        task._replace(
-            tokens=concatenate(task.tokens, extra.tokens, pad_id),
-            labels=np.concatenate([task.labels, np.full_like(extra.labels, -1)]),
-            name_rows=len(task.labels) + np.arange(len(extra.labels)),
-        )
-        for task, extra in zip(examples, tokenized(names, model, length, keep=False))
-    ]
-
-
-def with_usable_names(
-    examples: Sequence[data.TokenizedTask],
-    tasks: Sequence[data.TaskData],
-    model: Transformer,
-    length: int,
-) -> list[data.TokenizedTask]:
-    """Append the names of the labels to the tokens of those data sets whose labels can be names.
-
-    The others, which the log names, have pairs of texts, hide words, or have a label without a
-    letter.
-
-    Args:
-        examples: the data sets.
-        tasks: their texts.
-        model: a model with its tokenizer.
-        length: largest number of tokens of a name.
-    """
-    usable = [
-        task.pairs is None
-        and not task.hides_words
-        and all(any(map(str.isalpha, name)) for name in task.label_names)
-        for task in tasks
-    ]
-    unnamed = ", ".join(task.name for task, can in zip(examples, usable) if not can)
-    if unnamed:
-        _log.warning(
-            "--named-episodes: does not apply to %s (pairs of texts, hidden words, or a label "
-            "without a letter)",
-            unnamed,
-        )
-    chosen = [task for task, can in zip(examples, usable) if can]
-    named = iter(append_label_names(chosen, model, length))
-    return [next(named) if can else task for task, can in zip(examples, usable)]
-
-
-def check_any_names(training: Sequence[data.TokenizedTask]) -> None:
-    """Check that some of the data sets to train on have names.
-
-    Raises:
-        InputError: none has.
-    """
-    if all(task.name_rows is None or task.weight == 0 for task in training):
-        raise InputError(
-            "--named-episodes: no data set to train on has single texts and labels with letters; "
-            "give one, or remove --named-episodes"
-        )

@@ -27,7 +27,6 @@ class MetaFitSettings(TypedDict, total=False):
     inner_lr: float
     logit_scale: float
     similar_classes: int
-    named_episodes: float
     held_out: float
     valid_every: int
 

@@ -34,7 +34,6 @@ _BEFORE = {
     "weights": "checkpoint",
     "source_weights": [],
     "similar_classes": 0,
-    "named_episodes": 0.0,
     "regression": False,
     "calibrate": False,
     "time_limit": 300.0,

@@ -11,7 +11,6 @@ from metajax import data
 from metajax.config.settings import MetatrainSettings
 from metajax.data.duplicates import are_among, hashes
 from metajax.errors import InputError
-from metajax.runs.label_names import check_any_names
 from metajax.runs.task_data import load
 
 _log = logging.getLogger("metajax")
@@ -55,21 +54,8 @@ def training_and_validation(
         spec: the size of an episode.
 
     Raises:
-        InputError: only tasks of weight 0 are left to train on, or, with `--named-episodes`, only
-            tasks without names.
+        InputError: only tasks of weight 0 are left to train on.
     """
-    held_out = _hold_out(settings, tasks, given, spec)
-    if settings.named_episodes:
-        check_any_names(held_out.training)
-    return held_out
-
-
-def _hold_out(
-    settings: MetatrainSettings,
-    tasks: Sequence[data.TokenizedTask],
-    given: Sequence[data.TokenizedTask],
-    spec: data.EpisodeSpec,
-) -> data.HeldOut:
     if settings.source_weights:
         tasks = [
             task._replace(weight=weight) for task, weight in zip(tasks, settings.source_weights)

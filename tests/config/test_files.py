@@ -106,7 +106,7 @@ DEFAULTS = {
     | ALGORITHM
     | {"whole_tasks": False, "keep_duplicates": False, "learning_rate": 2e-5, "steps": 300}
     | {"memory": "auto", "valid": (), "valid_classes": None, "held_out": 0.25, "valid_every": 100}
-    | {"logit_scale": None, "source_weights": (), "similar_classes": 0, "named_episodes": 0.0},
+    | {"logit_scale": None, "source_weights": (), "similar_classes": 0},
     "adapt": MODEL
     | TASKS
     | INNER
@@ -179,7 +179,6 @@ BOUNDS = {
         "held_out": (0.5, 0.51),
         "valid_every": (1, 0),
         "logit_scale": (1e-9, 0.0),
-        "named_episodes": (1.0, 1.01),
     },
     "finetune": {"epochs": (0.01, 0.0), "batch_size": (1, 0), "steps": (1, 0)},
 }

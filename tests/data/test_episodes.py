@@ -79,32 +79,6 @@ def test_similar_classes_share_an_episode(intents):
         assert found[three] == pytest.approx(count, abs=5 * count**0.5)
 
 
-def test_names_take_the_place_of_first_support_examples(intents, glue):
-    """In a fraction of the episodes of a data set with names; all else is drawn as without them."""
-    named = [intents[0]._replace(name_rows=100 + np.arange(6)), intents[1]]
-    plain = sample_episodes(named, SPEC, 0, 0, 4000)
-    assert_same(plain, sample_episodes(intents, SPEC, 0, 0, 4000))
-    found = sample_episodes(named, SPEC._replace(named_fraction=0.25), 0, 0, 4000)
-    first = found.support[:, :: SPEC.shots]
-    chosen = (first == 100 + found.classes).all(1)
-    assert not chosen[found.task == 1].any()
-    assert chosen[found.task == 0].mean() == pytest.approx(0.25, abs=0.04)
-    expected = plain.support.copy()
-    expected[chosen, :: SPEC.shots] = 100 + found.classes[chosen]
-    assert_same(found, plain._replace(support=expected))
-
-
-def test_all_names_take_part_in_episodes_of_different_sizes(glue):
-    """Padding is the first example of an episode, also if that is a name."""
-    named = [task._replace(name_rows=100 + np.arange(len(task.label_names))) for task in glue]
-    episodes = sample_episodes(named, WHOLE._replace(named_fraction=1.0), 0, 0, 50)
-    first = episodes.support[:, :: WHOLE.shots]
-    present = episodes.classes >= 0
-    assert (first[present] == 100 + episodes.classes[present]).all()
-    assert not present.all()
-    assert (first == np.where(present, first, first[:, :1])).all()
-
-
 @pytest.mark.parametrize("weights", [(1, 3), (0.5, 1.5), (2, 0), (0, 0.1)])
 def test_sources_are_drawn_by_their_weights(intents, weights):
     weighted = [task._replace(weight=weight) for task, weight in zip(intents, weights)]

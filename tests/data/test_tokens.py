@@ -8,7 +8,7 @@ import pytest
 
 from metajax import data
 from metajax.data.batches import longest_text, token_batch
-from metajax.data.tokens import Tokens, concatenate, join, pad
+from metajax.data.tokens import Tokens, join, pad
 
 PAD = 9
 
@@ -49,29 +49,6 @@ def test_joined_rows_are_padded_when_they_are_read(joined):
         assert_equal(a[rows], b[rows])
     for length in (5, 12, 20):
         assert_equal(token_batch(joined, rows, length), token_batch(expected, rows, length))
-
-
-@pytest.mark.parametrize("long", [3, 20])
-def test_texts_are_added_to_arrays_and_to_joined_rows(joined, long):
-    lengths = np.array([2, long], np.int32)
-    ids = 10 + np.arange(lengths.sum(), dtype=np.int32)
-    more = join(ids, np.ones(ids.size, np.int8), lengths, PAD, truncated=1)
-    expected = pad(joined)
-    width = max(12, long)
-    arrays = [
-        np.pad(old, [(0, 2), (0, width - 12)], constant_values=fill)
-        for old, fill in zip(expected[:2], (PAD, 0))
-    ]
-    for row, begin, length in ((40, 0, 2), (41, 2, long)):
-        arrays[0][row, :length] = ids[begin : begin + length]
-        arrays[1][row, :length] = 1
-    expected = Tokens(*arrays, np.concatenate([joined.lengths, lengths]), truncated=3)
-    for first in (joined, pad(joined)):
-        for second in (more, pad(more)):
-            found = concatenate(first, second, PAD)
-            assert isinstance(found.input_ids, type(first.input_ids))
-            assert_equal(pad(found), expected)
-            assert concatenate(first._replace(apart=True), second, PAD).apart
 
 
 SELECTIONS = {

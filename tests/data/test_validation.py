@@ -124,13 +124,6 @@ def test_no_text_is_in_both_parts_whatever_its_labels(keep_duplicates):
     assert sum(sizes) == (len(texts) if keep_duplicates else len(texts) - 16)
 
 
-def test_names_stay_with_their_classes():
-    task = make_task("a", 20)._replace(name_rows=100 + np.arange(20))
-    held_out = hold_out_tasks([task], SPEC, 0, 0.5)
-    for part in (*held_out.training, *held_out.validation):
-        assert part.name_rows.tolist() == [100 + int(name[1:]) for name in part.label_names]
-
-
 @pytest.mark.parametrize(
     ("classes", "fraction", "held"), [(20, 0.25, 5), (20, 0.5, 10), (8, 0.25, 3), (6, 0.25, 3)]
 )

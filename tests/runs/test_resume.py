@@ -194,8 +194,7 @@ def old_metatrain(chain, material, tmp_path):
     run = shutil.copytree(chain.metatrain, tmp_path / "run")
     record = json.loads((run / "run.json").read_text())
     names = ("keep_duplicates", "lora_kernels", "held_out", "valid_every", "logit_scale")
-    names += ("valid", "valid_classes", "source_weights", "similar_classes", "named_episodes")
-    for name in names:
+    for name in (*names, "valid", "valid_classes", "source_weights", "similar_classes"):
         del record["settings"][name]
     (run / "run.json").write_text(json.dumps(record))
     (run / "results.json").unlink()
@@ -254,7 +253,6 @@ def test_a_changed_prompt_or_dense_layer_is_refused(material, tmp_path):
     [
         ("--source-weights", 2, [], [2.0]),
         ("--similar-classes", 4, 0, 4),
-        ("--named-episodes", 0.5, 0.0, 0.5),
         ("--held-out", 0.5, 0.0, 0.5),
     ],
 )
