@@ -14,10 +14,11 @@ variant took ten to fifteen minutes.
 Expect: BANKING77 with 5 examples per class: 76.45 at the start, 74.19 after 40 steps, 77.20 at a
 logit scale of 50.
 
-A variant changes a setting of a prototypical network. Before, during and after its training, and
-for averages of the weights with the start, the nearest prototype classifies among the first 77
-classes of each data set: 20 draws of 1, 5 and 10 examples per class, from 15 texts per class; the
-other texts are the queries. All rows have the same draws. A finished run is kept in `--root`.
+A variant changes a setting of a prototypical network. Before, during and after its training, for
+the mean of the weights after each step, and for averages of the last with the start, the nearest
+prototype classifies among the first 77 classes of each data set: 20 draws of 1, 5 and 10 examples
+per class, from 15 texts per class; the other texts are the queries. All rows have the same draws. A
+finished run is kept in `--root`.
 RESULTS.md explains DATA and MINILM.
 """
 
@@ -77,7 +78,8 @@ class Variant(NamedTuple):
         pull: share of the distance to the start that each step takes back.
         similar_classes: as for `metatrain`.
         mixed: an episode has classes of all data sets, not of one. Needs two data sets.
-        names: the support example of a class is its name, as in zero-shot classification.
+        names: the support example of a class is its name, as in zero-shot classification. Not with
+            `mixed`.
     """
 
     learning_rate: float = 5e-5
@@ -321,15 +323,17 @@ def name_sampler(
         count: number of episodes per step.
         steps: number of steps.
     """
+    firsts = [len(task.labels) - len(task.label_names) for task in examples]
 
     def sample(step: int) -> data.Episodes:
         episodes = data.sample_episodes(examples, spec, seed, step, count)
         support = [
-            len(task.labels) - len(task.label_names) + task.labels[rows]
-            for task, rows in zip([examples[i] for i in episodes.task], episodes.support)
+            firsts[number] + examples[number].labels[rows]
+            for number, rows in zip(episodes.task, episodes.support)
         ]
         return episodes._replace(support=np.stack(support))
 
+    # The first steps show how long names and texts are, as in `plan_episodes`.
     plan = data.plan_drawn(examples, [sample(step) for step in range(8)], steps)
 
     def episodes(step: int) -> Any:
@@ -356,7 +360,7 @@ class Material(NamedTuple):
 
 
 def run(options: argparse.Namespace, material: Material, variant: Variant, seed: int) -> list[Row]:
-    """Train a variant, and measure along the way and between the start and the end."""
+    """Train a variant, and measure along the way, its mean, and between the start and the end."""
     model, start, examples, pools = material
     rows: list[Row] = []
 

@@ -644,7 +644,7 @@ def test_drift_mixes_data_sets_in_an_episode(monkeypatch, mixed):
 
 def test_drift_has_the_names_of_classes_as_support_examples(tmp_path):
     model, _ = metajax.from_pretrained(tiny.write_model(tmp_path))
-    tasks, names = [], ("w80_w90", "w81_w90", "w82_w90")
+    tasks, names = [], ("w80_w70", "w81_w70", "w82_w70")
     for first in range(2):
         tokens = tokens_of([3, 5, 4] * 4)
         tokens = tokens._replace(input_ids=tokens.input_ids + first)
@@ -658,11 +658,25 @@ def test_drift_has_the_names_of_classes_as_support_examples(tmp_path):
         drawn, found = sample_episodes(tasks, spec, 0, step, 3), sampler(step)
         for t, task in enumerate(drawn.task):
             ids = found.support["input_ids"][t].reshape(-1)
-            named = [int(ids[first + 1]) - 5 for first in found.support["first_token"][t]]
+            firsts = found.support["first_token"][t]
+            named = [int(ids[first + 1]) - 5 for first in firsts]
+            assert {int(ids[first + 2]) - 5 for first in firsts} == {70}
             for way, word in enumerate(named):
                 [label] = {*tasks[task].labels[drawn.query[t][drawn.query_labels[t] == way]]}
-                assert tasks[task].label_names[label] == f"w{word}_w90"
+                assert tasks[task].label_names[label] == f"w{word}_w70"
             assert set(np.asarray(found.query["input_ids"][t]).flat) <= {*range(8)}
+
+
+def test_drift_measures_the_mean_of_the_weights_after_each_step(monkeypatch):
+    metrics = SimpleNamespace(query_loss=0.0, query_aux={"accuracy": 0.0})
+    steps = [({"w": jnp.array([value])}, metrics) for value in (1.0, 2.0, 6.0)]
+    monkeypatch.setattr(drift, "train", lambda *_: iter(steps))
+    monkeypatch.setattr(drift, "measure", lambda model, params, *_: {"w": float(params["w"][0])})
+    material = drift.Material(None, {"w": jnp.array([2.0])}, [], {})
+    rows = drift.run(Namespace(steps=3, draws=1), material, drift.Variant(), 0)
+    found = {row["at"]: row["w"] for row in rows}
+    assert found["mean of all steps"] == pytest.approx(3.0)
+    assert found["0.5 of the way"] == pytest.approx(4.0)
 
 
 def test_drift_trains_only_adapters_with_lora(monkeypatch):
