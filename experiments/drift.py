@@ -318,20 +318,17 @@ def name_sampler(
 
     Args:
         examples: the data sets, from `with_names`.
-        spec: the size of an episode, with one support example per class.
+        spec: the size of an episode, with one support example per class, and no more classes than
+            the smallest data set.
         seed: of the episodes.
         count: number of episodes per step.
         steps: number of steps.
     """
-    firsts = [len(task.labels) - len(task.label_names) for task in examples]
+    firsts = np.array([len(task.labels) - len(task.label_names) for task in examples])
 
     def sample(step: int) -> data.Episodes:
         episodes = data.sample_episodes(examples, spec, seed, step, count)
-        support = [
-            firsts[number] + examples[number].labels[rows]
-            for number, rows in zip(episodes.task, episodes.support)
-        ]
-        return episodes._replace(support=np.stack(support))
+        return episodes._replace(support=firsts[episodes.task][:, None] + episodes.classes)
 
     # The first steps show how long names and texts are, as in `plan_episodes`.
     plan = data.plan_drawn(examples, [sample(step) for step in range(8)], steps)
