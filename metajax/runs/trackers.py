@@ -134,7 +134,11 @@ class Profile:
     def before(self, step: int) -> None:
         """Call this before each step. Leaving the context ends an open trace."""
         if self._steps and step == self._steps.start:
-            jax.profiler.start_trace(str(self._path), create_perfetto_trace=True)
+            options = jax.profiler.ProfileOptions()
+            # Its hook in all threads fails if one starts meanwhile, such as a checkpoint's.
+            options.python_tracer_level = 0
+            path = str(self._path)
+            jax.profiler.start_trace(path, create_perfetto_trace=True, profiler_options=options)
             self._open = True
         elif step == self._steps.stop:
             self._stop()

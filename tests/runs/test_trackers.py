@@ -52,7 +52,10 @@ def test_a_run_is_followed(material, tmp_path, capfd):
     assert list(run.glob("profile/plugins/profile/*/*.xplane.pb"))
     (trace,) = run.glob("profile/plugins/profile/*/perfetto_trace.json.gz")
     with gzip.open(trace) as file:
-        assert json.load(file)["traceEvents"]
+        names = {event.get("name", "") for event in json.load(file)["traceEvents"]}
+    # It has the operations of the programs, and no functions of Python ("$file:line name").
+    assert any("fusion" in name for name in names)
+    assert not any(name.startswith("$") for name in names)
 
 
 def logged(workdir):
