@@ -120,7 +120,7 @@ RECIPES = {
         batch_size=64,
         epochs=4,
         width=384,
-        many_shot_recipe=Recipe(cosine_loss, class_rows, 2e-5, steps=160, batch_size=32, epochs=4),
+        many_shot_recipe=Recipe(cosine_loss, class_rows, 2e-5, steps=320, batch_size=16, epochs=4),
     ),
     "finetune": Recipe(classification_loss, epoch_rows, 3e-5, steps=20, batch_size=64, epochs=4),
 }

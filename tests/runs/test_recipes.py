@@ -16,7 +16,7 @@ def examples_of(labels, apart=False):
 
 @pytest.mark.parametrize(
     ("classes", "shots", "steps"),
-    [(2, 8, 10), (2, 63, 10), (2, 64, 160), (2, 1000, 250), (32, 5, 10), (150, 10, 94)],
+    [(2, 8, 10), (2, 63, 10), (2, 64, 320), (2, 1000, 500), (32, 5, 10), (150, 10, 94)],
 )
 def test_contrastive_takes_steps_by_examples_and_by_examples_of_a_class(classes, shots, steps):
     examples, count = examples_of(np.repeat(np.arange(classes), shots)), classes * shots
@@ -33,7 +33,7 @@ def test_the_mean_number_of_examples_of_the_classes_that_have_some_counts(counts
     examples = examples_of(np.repeat(np.arange(len(counts)), counts))
     recipe = RECIPES["contrastive"].for_examples(examples)
     assert recipe.make_loss is (cosine_loss if many else contrastive_loss)
-    assert (recipe.learning_rate, recipe.batch_size) == ((2e-5, 32) if many else (1e-4, 64))
+    assert (recipe.learning_rate, recipe.batch_size) == ((2e-5, 16) if many else (1e-4, 64))
 
 
 def test_pairs_that_are_read_apart_have_the_usual_recipe():
