@@ -33,8 +33,8 @@ class Recipe(NamedTuple):
         epochs: least number of times that training sees as many examples as there are.
         width: the most features for which the learning rate holds. For networks with more, it falls
             in proportion, as Adam's should (Yang et al. 2022, arXiv:2203.03466, table 3).
-        many_shot_recipe: replaces this recipe for tasks with at least `_MANY_SHOTS` examples per
-            class on average, except pairs of texts that are read apart. None: no replacement.
+        many_shot_recipe: replaces this recipe for two classes with at least `_MANY_SHOTS` examples
+            each on average, except pairs of texts that are read apart. None: no replacement.
     """
 
     make_loss: Callable[[Transformer], LossFn]
@@ -57,8 +57,8 @@ class Recipe(NamedTuple):
         """
         if self.many_shot_recipe is None:
             return self
-        labels = examples.labels
-        many = len(labels) >= _MANY_SHOTS * len(np.unique(labels)) and not examples.tokens.apart
+        two = len(np.unique(examples.labels)) == 2
+        many = two and len(examples.labels) >= 2 * _MANY_SHOTS and not examples.tokens.apart
         return self.many_shot_recipe if many else self._replace(many_shot_recipe=None)
 
     def longer(self, factor: int) -> "Recipe":

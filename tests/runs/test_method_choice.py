@@ -79,7 +79,8 @@ def test_an_example_has_the_logits_of_a_model_that_has_not_seen_it(few_shot, nam
 
 def test_folds_train_for_the_steps_of_all_examples(few_shot, monkeypatch):
     """And compute features once. Three quarters of the examples would be too few for more steps."""
-    monkeypatch.setattr(recipes, "_MANY_SHOTS", len(LABELS) // 3)
+    labels = LABELS % 2
+    monkeypatch.setattr(recipes, "_MANY_SHOTS", len(labels) // 2)
     few = recipes.RECIPES["contrastive"]._replace(steps=1, epochs=0, many_shot_recipe=None)
     recipe = few._replace(many_shot_recipe=few._replace(steps=3))
     trained, count = [], []
@@ -91,7 +92,7 @@ def test_folds_train_for_the_steps_of_all_examples(few_shot, monkeypatch):
     for module in (methods, features):
         monkeypatch.setattr(module, "features_of", lambda *a: (count.append(1), features_of(*a))[1])
     method = methods.Method("contrastive", recipe)
-    hold_out(few_shot, examples_of(LABELS), method, deal(LABELS, 0), None)
+    hold_out(few_shot, examples_of(labels), method, deal(labels, 0), None)
     assert [len(each.losses) for each in trained] == [3] * 4
     assert len(count) == 4
 

@@ -130,7 +130,7 @@ def test_larger_support_sets_have_more_steps():
 def test_training_follows_the_recipe_for_many_examples(monkeypatch):
     monkeypatch.setattr(recipes, "_MANY_SHOTS", 2)
     model = Transformer(without_dropout(), pooling="mean")
-    params, examples = model.init(jax.random.key(0)), examples_of()
+    params, examples = model.init(jax.random.key(0)), examples_of(LABELS // 2)
     few = RECIPES["contrastive"]._replace(steps=1, epochs=0, many_shot_recipe=None)
     many = few._replace(make_loss=cosine_loss, steps=2, batch_size=4, learning_rate=1e-3)
     trained, expected = (
@@ -142,10 +142,10 @@ def test_training_follows_the_recipe_for_many_examples(monkeypatch):
 
 
 def test_a_plan_of_several_tasks_has_the_batches_of_their_own_recipes(monkeypatch):
-    monkeypatch.setattr(recipes, "_MANY_SHOTS", 4)
+    monkeypatch.setattr(recipes, "_MANY_SHOTS", 2)
     few = RECIPES["contrastive"]._replace(steps=4, batch_size=6, epochs=0, many_shot_recipe=None)
     recipe = few._replace(many_shot_recipe=few._replace(batch_size=3))
-    many = data.take_examples(examples_of(), np.array([1, 3, 6, 1]))  # Of one class.
+    many = data.take_examples(examples_of(), np.array([1, 3, 2, 5]))  # Of two classes.
     for tasks in ([many, examples_of()], [examples_of(), many]):
         assert support_training.plan_steps(tasks, recipe, 0)[-1][0].rows == 6
     assert support_training.plan_steps([many], recipe, 0)[-1][0].rows == 3

@@ -16,7 +16,7 @@ def examples_of(labels, apart=False):
 
 @pytest.mark.parametrize(
     ("classes", "shots", "steps"),
-    [(2, 8, 10), (2, 63, 10), (2, 64, 320), (2, 1000, 500), (32, 5, 10), (150, 10, 94)],
+    [(2, 8, 10), (2, 63, 10), (2, 64, 320), (2, 1000, 500), (3, 64, 12), (32, 5, 10), (150, 10, 94)],
 )
 def test_contrastive_takes_steps_by_examples_and_by_examples_of_a_class(classes, shots, steps):
     examples, count = examples_of(np.repeat(np.arange(classes), shots)), classes * shots
@@ -29,7 +29,7 @@ def test_contrastive_takes_steps_by_examples_and_by_examples_of_a_class(classes,
 @pytest.mark.parametrize(
     ("counts", "many"), [((100, 10), False), ((100, 28), True), ((64, 0, 64), True)]
 )
-def test_the_mean_number_of_examples_of_the_classes_that_have_some_counts(counts, many):
+def test_the_mean_number_of_examples_of_the_two_classes_that_have_some_counts(counts, many):
     examples = examples_of(np.repeat(np.arange(len(counts)), counts))
     recipe = RECIPES["contrastive"].for_examples(examples)
     assert recipe.make_loss is (cosine_loss if many else contrastive_loss)
@@ -37,7 +37,7 @@ def test_the_mean_number_of_examples_of_the_classes_that_have_some_counts(counts
 
 
 def test_pairs_that_are_read_apart_have_the_usual_recipe():
-    recipe = RECIPES["contrastive"].for_examples(examples_of([0] * 64, apart=True))
+    recipe = RECIPES["contrastive"].for_examples(examples_of([0, 1] * 64, apart=True))
     assert recipe.make_loss is contrastive_loss
 
 
@@ -52,7 +52,7 @@ def test_contrastive_trains_common_encoders_at_these_rates():
     sizes, recipe = (128, 384, 768, 1024), RECIPES["contrastive"]
     rates = [recipe.rate_for(size) for size in sizes]
     np.testing.assert_allclose(rates, [1e-4, 1e-4, 5e-5, 3.75e-5])
-    examples = examples_of([0] * 64)
+    examples = examples_of([0, 1] * 64)
     many = recipe.for_examples(examples)
     assert {many.rate_for(size) for size in sizes} == {2e-5}
     for each in (recipe.at_rate(3e-5), recipe.at_rate(3e-5).for_examples(examples)):
