@@ -110,6 +110,8 @@ def test_clipping_is_that_of_optax_and_has_a_derivative_at_zero(x64):
         found, wanted = clipped(ours, grads), clipped(theirs, grads)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-14), found, wanted)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-14), *slopes)
+        curves = [jax.hessian(lambda g, by=by: clipped(by, g)["b"])(grads) for by in (ours, theirs)]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-14), *curves)
     zero = jax.jacobian(lambda g: clipped(ours, g))(jnp.zeros(2))
     np.testing.assert_array_equal(zero, np.eye(2))
 

@@ -31,7 +31,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
         wide = widen(grads)
         squared = optax.tree.norm(wide, squared=True)
         norm = jnp.sqrt(jnp.where(squared > 0, squared, 1))
-        # One factor: XLA would store what a division of the whole gradient gives.
+        # Multiply by one scalar. If a gradient is divided by the norm, XLA stores a second copy.
         factor = jnp.where(norm < max_norm, 1, max_norm / norm)
         return narrow(optax.tree.scale(factor, wide), grads), state
 

@@ -135,7 +135,7 @@ class Profile:
         """Call this before each step. Leaving the context ends an open trace."""
         if self._steps and step == self._steps.start:
             options = jax.profiler.ProfileOptions()
-            # Its hook in all threads fails if one starts meanwhile, such as a checkpoint's.
+            # Python's tracer installs a hook in all threads, which fails if a thread starts then.
             options.python_tracer_level = 0
             path = str(self._path)
             jax.profiler.start_trace(path, create_perfetto_trace=True, profiler_options=options)

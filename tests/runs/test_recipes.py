@@ -16,7 +16,15 @@ def examples_of(labels, apart=False):
 
 @pytest.mark.parametrize(
     ("classes", "shots", "steps"),
-    [(2, 8, 10), (2, 63, 10), (2, 64, 320), (2, 1000, 500), (3, 64, 12), (32, 5, 10), (150, 10, 94)],
+    [
+        (2, 8, 10),
+        (2, 63, 10),
+        (2, 64, 320),
+        (2, 1000, 500),
+        (3, 64, 12),
+        (32, 5, 10),
+        (150, 10, 94),
+    ],
 )
 def test_contrastive_takes_steps_by_examples_and_by_examples_of_a_class(classes, shots, steps):
     examples, count = examples_of(np.repeat(np.arange(classes), shots)), classes * shots
