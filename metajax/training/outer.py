@@ -247,13 +247,14 @@ def apply_meta_grad(
     norm = global_norm(grads)
     usable = jnp.isfinite(norm) & jnp.isfinite(info.query_loss)
     before, fixed = split_trained(state.meta_params, frozen)
-    updates, opt_state = optimizer.update(narrow(grads, before), state.opt_state, before)
-    after = optax.apply_updates(before, updates)
-    after, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(usable, new, old),
-        (after, opt_state),
-        (before, state.opt_state),
-    )
+    own = narrow(grads, before)
+
+    def update(params: PyTree, opt_state: PyTree) -> tuple[PyTree, PyTree]:
+        updates, opt_state = optimizer.update(own, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    # Not a select of each array, for which XLA copies parameters and state.
+    after, opt_state = jax.lax.cond(usable, update, lambda *same: same, before, state.opt_state)
     meta_params = combine(after, fixed)
     means = (info.query_loss, info.query_aux, info.support_loss)
     metrics = Metrics(*means, norm, ~usable, infos)

@@ -7,6 +7,7 @@ import pytest
 
 import metajax
 from metajax.platforms import compiling_for
+from metajax.training.optimizer import adamw
 from metajax.training.outer import (
     OuterState,
     apply_meta_grad,
@@ -183,3 +184,17 @@ def test_the_loss_and_the_gradient_have_to_be_finite(grad, loss, skipped):
     assert after.opt_state[0].count == (0 if skipped else 1)
     np.testing.assert_allclose(after.opt_state[0].mu["w"], [0, 0] if skipped else [0.1, 0.2])
     np.testing.assert_allclose(metrics.grad_norm, np.sqrt(5 + grad**2))
+
+
+def test_a_step_that_may_be_skipped_copies_no_state():
+    """The step overwrites parameters and optimizer state, and stores only the gradient."""
+    params = {"kernel": jnp.ones((256, 256))}
+
+    def loss_fn(params, batch, rng):
+        return ((batch @ params["kernel"]) ** 2).sum(), {}
+
+    optimizer = adamw(0.1, weight_decay=0.1, clip_norm=1.0)
+    outer = metajax.outer_loop(metajax.supervised(loss_fn), optimizer, donate=True)
+    state, tasks = outer.init(params, jax.random.key(0)), metajax.Task(None, jnp.ones((1, 8, 256)))
+    memory = outer.lower(state, tasks).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 1.3 * params["kernel"].nbytes
