@@ -202,7 +202,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         few_shot, model, original = prepare_weights(few_shot, settings, how, task)
         (examples,) = tokenized([task], model, few_shot.text_length(self.max_length))
         chooses = few_shot.can_choose_rate
-        adapted = adapt_by(few_shot, examples, how, original=original, chooses=chooses)
+        own = self._start is None  # What `meta_fit` has trained stays for other calls.
+        adapted = adapt_by(few_shot, examples, how, original=original, chooses=chooses, donate=own)
         params = few_shot.merge(adapted.params)
         self._classifier = Classifier(model, params, 0, self.max_length, task.pairs is not None)
         self.classes_, self._kind = classes, kind

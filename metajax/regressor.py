@@ -96,7 +96,8 @@ class FewShotRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # 
         task = data.TaskData("the examples", texts, pairs, numbers, ())
         few_shot, model = prepare(few_shot, self.method, task)
         (examples,) = tokenized([task], model, few_shot.text_length(self.max_length))
-        adapted = adapt_to(few_shot, examples, method_of(self.method), chooses=False)
+        method = method_of(self.method)
+        adapted = adapt_to(few_shot, examples, method, chooses=False, donate=True)
         params = few_shot.merge(adapted.params)
         self._fitted = Classifier(model, params, 0, self.max_length, pairs is not None)
         return self

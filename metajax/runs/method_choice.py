@@ -43,6 +43,7 @@ def adapt_by(
     original: FewShot | None = None,
     chooses: bool = False,
     known: dict[str, Any] | None = None,
+    donate: bool = False,
 ) -> Adapted:
     """Adapt to one task's examples, as `adapt` does.
 
@@ -53,13 +54,14 @@ def adapt_by(
         original: the same with the original weights, to choose between them; see `with_weights`.
         chooses: as for `adapt_to`.
         known: results of an earlier run. If given, its choices are repeated.
+        donate: as for `adapt_to`, also with `original.params`.
     """
     search = _Search(few_shot, original, examples, settings, chooses)
     method, choice, calibration = _settled(search, known)
     if calibration is not None and calibration.temperature is not None:
         method = method._replace(temperature=calibration.temperature)
     few_shot = search.weights(choice)
-    adapted = adapt_to(few_shot, examples, method, chooses=chooses, known=known)
+    adapted = adapt_to(few_shot, examples, method, chooses=chooses, known=known, donate=donate)
     return adapted._replace(choice=choice, calibration=calibration)
 
 

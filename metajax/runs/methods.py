@@ -125,6 +125,7 @@ def adapt_to(
     *,
     chooses: bool,
     known: dict[str, Any] | None = None,
+    donate: bool = False,
 ) -> Adapted:
     """Adapt to one task's examples, as `adapt` does.
 
@@ -135,9 +136,10 @@ def adapt_to(
         method: the method.
         chooses: whether to choose the rate of plain inner steps, and between them and prototypes.
         known: results of an earlier run. If given, its choice is repeated.
+        donate: as for `train`: the caller must not use `few_shot.params` afterwards.
     """
     if method.name != "steps":
-        return _train(few_shot, examples, method)
+        return _train(few_shot, examples, method, donate)
     if not few_shot.entry.plain_steps:
         return _adapt_whole(few_shot, examples)
     descent = Descent(few_shot, *fold(examples))
@@ -162,11 +164,13 @@ def _adapt_whole(few_shot: FewShot, examples: data.TokenizedTask) -> Adapted:
     return Adapted(params, losses, rate)
 
 
-def _train(few_shot: FewShot, examples: data.TokenizedTask, method: Method) -> Adapted:
+def _train(
+    few_shot: FewShot, examples: data.TokenizedTask, method: Method, donate: bool
+) -> Adapted:
     """Train the network on the examples, or only a head on its frozen features."""
     if is_regression(few_shot.model):
-        return _train_regression(few_shot, examples, method)
-    params, losses, features = train_on(few_shot, examples, method, what=method.name)
+        return _train_regression(few_shot, examples, method, donate)
+    params, losses, features = train_on(few_shot, examples, method, what=method.name, donate=donate)
     if method.temperature != 1:
         head = {key: leaf / method.temperature for key, leaf in params["classifier"].items()}
         params = {**params, "classifier": head}
@@ -178,10 +182,12 @@ def _train(few_shot: FewShot, examples: data.TokenizedTask, method: Method) -> A
     return Adapted(params, [*losses, float(after)], None)
 
 
-def _train_regression(few_shot: FewShot, examples: data.TokenizedTask, method: Method) -> Adapted:
+def _train_regression(
+    few_shot: FewShot, examples: data.TokenizedTask, method: Method, donate: bool
+) -> Adapted:
     """Train the network on standardized numbers, and give its head their scale."""
     own, scale = standardized(examples)
-    params, losses, features = train_on(few_shot, own, method, what=method.name)
+    params, losses, features = train_on(few_shot, own, method, what=method.name, donate=donate)
     params = with_scale(params, scale)
     errors = logits_on(few_shot.model, params, examples, features)[:, 0] - examples.labels
     losses = [scale.deviation**2 * loss for loss in losses]
@@ -210,6 +216,7 @@ def train_on(
     rows: np.ndarray | None = None,
     what: str | None = None,
     plan: Sequence[Shapes] = (),
+    donate: bool = False,
 ) -> Trained:
     """Train a network on one task's examples, by another method than `steps`.
 
@@ -220,6 +227,7 @@ def train_on(
         rows: numbers of the examples to train on. By default all.
         what: name of the progress bar. None: no bar and no log line.
         plan: shapes of the batches; see `train`.
+        donate: as for `adapt_to`.
     """
     model, recipe = few_shot.model, method.recipe
     rows = np.arange(len(examples.labels)) if rows is None else rows
@@ -239,7 +247,15 @@ def train_on(
             elif method.class_weight == "balanced":
                 weights = balanced_weights(own.labels).astype(np.float32)
         params, losses = train(
-            model, start, own, recipe, seed=few_shot.seed, weights=weights, what=what, plan=plan
+            model,
+            start,
+            own,
+            recipe,
+            seed=few_shot.seed,
+            weights=weights,
+            what=what,
+            plan=plan,
+            donate=donate,
         )
     if method.name == "finetune":
         return Trained(params, losses, None)

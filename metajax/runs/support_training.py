@@ -35,6 +35,7 @@ def train(
     weights: np.ndarray | None = None,
     what: str | None = None,
     plan: Sequence[Shapes] = (),
+    donate: bool = False,
 ) -> tuple[Params, list[float]]:
     """Train all parameters.
 
@@ -50,6 +51,8 @@ def train(
             all are 1.
         what: name of the progress bar. None: no bar.
         plan: shapes to pack batches to, from `plan_steps`. By default they fit the examples.
+        donate: free the memory of `params`, but for its table of word embeddings. The caller must
+            not use `params` afterwards.
 
     Returns:
         The trained parameters, and the loss of each step.
@@ -61,6 +64,9 @@ def train(
     count = recipe.num_steps(len(examples.labels))
     rates = _rates(recipe.rate_for(model.config.hidden_size), count)
     own, state = begin(params, kept)
+    if donate:
+        for leaf in jax.tree.leaves(_with_table(params, None)):
+            leaf.delete()
     key = jax.random.key(seed)
     losses = []
     steps = range(count)
@@ -117,7 +123,7 @@ def _mentioned(
     return kept, examples._replace(tokens=examples.tokens._replace(input_ids=places))
 
 
-def _with_table(params: Params, table: jax.Array) -> Params:
+def _with_table(params: Params, table: jax.Array | None) -> Params:
     return {**params, "embeddings": {**params["embeddings"], "word": table}}
 
 

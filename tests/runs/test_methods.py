@@ -117,6 +117,21 @@ def test_tokens_that_no_text_has_keep_their_embeddings(monkeypatch):
     assert len(changed) == -(-len(mentioned) // 10) * 10 < len(start)
 
 
+@pytest.mark.parametrize("method", ["contrastive", "finetune"])
+def test_the_start_is_only_used_up_when_donated(method, tmp_path):
+    directory = str(tiny.write_model(tmp_path, head="encoder"))
+    few_shot = open_few_shot(directory, ModelSettings(model=directory), InnerSettings(), 3)
+    examples, how = examples_of(), methods.method_of(method)
+    kept = methods.adapt_to(few_shot, examples, how, chooses=False)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(few_shot.params))
+    donated = methods.adapt_to(few_shot, examples, how, chooses=False, donate=True)
+    table = few_shot.params["embeddings"]["word"]
+    for leaf in jax.tree.leaves(few_shot.params):
+        assert leaf.is_deleted() == (leaf is not table)
+    jax.tree.map(np.testing.assert_array_equal, donated.params, kept.params)
+    assert donated.losses == kept.losses
+
+
 def test_larger_support_sets_have_more_steps():
     model = Transformer(tiny.CONFIG, pooling="mean")
     params, examples = model.init(jax.random.key(0)), examples_of()
