@@ -104,13 +104,7 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     known = _read_choice(run.path, settings, chooses=chooses)
     _log.info("%s: compiling for %d examples", run.path, len(task.labels))
     adapted = adapt_by(
-        few_shot,
-        examples,
-        settings,
-        original=original,
-        chooses=chooses,
-        known=known,
-        donate=True,
+        few_shot, examples, settings, original=original, chooses=chooses, known=known, donate=True
     )
     _check_finite(adapted, task.name)
     results = _results(adapted, task)

@@ -54,7 +54,8 @@ def adapt_by(
         original: the same with the original weights, to choose between them; see `with_weights`.
         chooses: as for `adapt_to`.
         known: results of an earlier run. If given, its choices are repeated.
-        donate: as for `adapt_to`, also with `original.params`.
+        donate: whether to free the weights that are trained, as in `adapt_to`. The caller must not
+            use `few_shot.params` or `original.params` afterwards.
     """
     search = _Search(few_shot, original, examples, settings, chooses)
     method, choice, calibration = _settled(search, known)

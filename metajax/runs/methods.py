@@ -136,7 +136,8 @@ def adapt_to(
         method: the method.
         chooses: whether to choose the rate of plain inner steps, and between them and prototypes.
         known: results of an earlier run. If given, its choice is repeated.
-        donate: as for `train`: the caller must not use `few_shot.params` afterwards.
+        donate: whether to free the weights that are trained, as in `train`. The caller must not use
+            `few_shot.params` afterwards.
     """
     if method.name != "steps":
         return _train(few_shot, examples, method, donate)
@@ -227,7 +228,7 @@ def train_on(
         rows: numbers of the examples to train on. By default all.
         what: name of the progress bar. None: no bar and no log line.
         plan: shapes of the batches; see `train`.
-        donate: as for `adapt_to`.
+        donate: as in `adapt_to`.
     """
     model, recipe = few_shot.model, method.recipe
     rows = np.arange(len(examples.labels)) if rows is None else rows

@@ -51,8 +51,8 @@ def train(
             all are 1.
         what: name of the progress bar. None: no bar.
         plan: shapes to pack batches to, from `plan_steps`. By default they fit the examples.
-        donate: free the memory of `params`, but for its table of word embeddings. The caller must
-            not use `params` afterwards.
+        donate: whether to free the memory of `params`, except the table of word embeddings. The
+            caller must not use `params` afterwards.
 
     Returns:
         The trained parameters, and the loss of each step.

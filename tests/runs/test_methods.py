@@ -15,11 +15,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.utils.class_weight import compute_sample_weight
 
-from metajax import data
+from metajax import data, estimator, regressor
+from metajax.commands import adapt
 from metajax.commands.evaluate import evaluate
 from metajax.config.groups import ModelSettings
 from metajax.config.inner import InnerSettings
-from metajax.config.settings import EvaluateSettings
+from metajax.config.settings import AdaptSettings, EvaluateSettings
 from metajax.models import Transformer, classification_loss, cosine_loss
 from metajax.runs import features, methods, recipes, support_training
 from metajax.runs.eval_set import choose_protocol
@@ -130,6 +131,29 @@ def test_the_start_is_only_used_up_when_donated(method, tmp_path):
         assert leaf.is_deleted() == (leaf is not table)
     jax.tree.map(np.testing.assert_array_equal, donated.params, kept.params)
     assert donated.losses == kept.losses
+
+
+@pytest.mark.parametrize("caller", ["adapt", "estimator", "regressor"])
+def test_who_opens_the_weights_frees_them(caller, material, tmp_path, monkeypatch):
+    opened = []
+    module = {"adapt": adapt, "estimator": estimator, "regressor": regressor}[caller]
+    monkeypatch.setattr(
+        module, "open_few_shot", lambda *a: (opened.append(open_few_shot(*a)), opened[-1])[1]
+    )
+    texts, labels, model = ["w1 w9", "w2 w1", "w3", "w4"], [0, 1, 0, 1], str(material.bert)
+    if caller == "adapt":
+        rows = tmp_path / "rows.csv"
+        rows.write_text("".join(f"{t},{n}\n" for t, n in zip(["text", *texts], ["label", *labels])))
+        settings = {"tasks": (str(rows),), "method": "finetune", "workdir": str(tmp_path / "run")}
+        adapt.adapt(AdaptSettings(model=model, max_length=16, **settings))
+    elif caller == "estimator":
+        estimator.FewShotClassifier(model, method="finetune", max_length=16).fit(texts, labels)
+    else:
+        numbers = np.float32(labels)
+        regressor.FewShotRegressor(model, method="finetune", max_length=16).fit(texts, numbers)
+    table = opened[0].params["embeddings"]["word"]
+    for leaf in jax.tree.leaves(opened[0].params):
+        assert leaf.is_deleted() == (leaf is not table)
 
 
 def test_larger_support_sets_have_more_steps():
