@@ -118,6 +118,12 @@ def test_tokens_that_no_text_has_keep_their_embeddings(monkeypatch):
     assert len(changed) == -(-len(mentioned) // 10) * 10 < len(start)
 
 
+def assert_freed(params):
+    table = params["embeddings"]["word"]
+    for leaf in jax.tree.leaves(params):
+        assert leaf.is_deleted() == (leaf is not table)
+
+
 @pytest.mark.parametrize("method", ["contrastive", "finetune"])
 def test_the_start_is_only_used_up_when_donated(method, tmp_path):
     directory = str(tiny.write_model(tmp_path, head="encoder"))
@@ -126,9 +132,7 @@ def test_the_start_is_only_used_up_when_donated(method, tmp_path):
     kept = methods.adapt_to(few_shot, examples, how, chooses=False)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(few_shot.params))
     donated = methods.adapt_to(few_shot, examples, how, chooses=False, donate=True)
-    table = few_shot.params["embeddings"]["word"]
-    for leaf in jax.tree.leaves(few_shot.params):
-        assert leaf.is_deleted() == (leaf is not table)
+    assert_freed(few_shot.params)
     jax.tree.map(np.testing.assert_array_equal, donated.params, kept.params)
     assert donated.losses == kept.losses
 
@@ -151,9 +155,7 @@ def test_who_opens_the_weights_frees_them(caller, material, tmp_path, monkeypatc
     else:
         numbers = np.float32(labels)
         regressor.FewShotRegressor(model, method="finetune", max_length=16).fit(texts, numbers)
-    table = opened[0].params["embeddings"]["word"]
-    for leaf in jax.tree.leaves(opened[0].params):
-        assert leaf.is_deleted() == (leaf is not table)
+    assert_freed(opened[0].params)
 
 
 def test_larger_support_sets_have_more_steps():
