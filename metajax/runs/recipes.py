@@ -28,13 +28,14 @@ class Recipe(NamedTuple):
         make_loss: from the network to the loss.
         rows: `(labels, seed, step, batch size) -> rows of a step`.
         learning_rate: the peak of AdamW's, which warms up for a tenth of the steps and decays.
-        steps: least number of steps.
+        steps: least number of steps of a network.
         batch_size: largest number of examples in a step.
-        epochs: least number of times that training sees as many examples as there are.
+        epochs: least number of times that a network sees as many examples as there are.
         width: the most features for which the learning rate holds. For networks with more, it falls
             in proportion, as Adam's should (Yang et al. 2022, arXiv:2203.03466, table 3).
         many_shot_recipe: replaces this recipe for two classes with at least `_MANY_SHOTS` examples
             each on average, except pairs of texts that are read apart. None: no replacement.
+        networks: number of networks to train, of which the parameters are averaged.
     """
 
     make_loss: Callable[[Transformer], LossFn]
@@ -45,9 +46,10 @@ class Recipe(NamedTuple):
     epochs: int
     width: float = math.inf
     many_shot_recipe: "Recipe | None" = None
+    networks: int = 1
 
     def num_steps(self, count: int) -> int:
-        """Return the number of steps for this number of examples."""
+        """Return the number of steps of each network for this number of examples."""
         return max(self.steps, math.ceil(self.epochs * count / self.batch_size))
 
     def for_examples(self, examples: TokenizedTask) -> "Recipe":
@@ -120,7 +122,9 @@ RECIPES = {
         batch_size=64,
         epochs=4,
         width=384,
-        many_shot_recipe=Recipe(cosine_loss, class_rows, 2e-5, steps=320, batch_size=16, epochs=4),
+        many_shot_recipe=Recipe(
+            cosine_loss, class_rows, 2e-5, steps=160, batch_size=16, epochs=2, networks=2
+        ),
     ),
     "finetune": Recipe(classification_loss, epoch_rows, 3e-5, steps=20, batch_size=64, epochs=4),
 }

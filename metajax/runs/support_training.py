@@ -39,7 +39,9 @@ def train(
 ) -> tuple[Params, list[float]]:
     """Train all parameters.
 
-    Only the embedding rows that the texts mention are trained: the others have no gradient.
+    Only the embedding rows that the texts mention are trained: the others have no gradient. Several
+    networks of a recipe start from the same parameters and have their own batches and dropout
+    masks; the result is the mean of their parameters (Wortsman et al. 2022, arXiv:2203.05482).
 
     Args:
         model: the network.
@@ -55,28 +57,33 @@ def train(
             caller must not use `params` afterwards.
 
     Returns:
-        The trained parameters, and the loss of each step.
+        The trained parameters, and the loss of each step of one network after the other.
     """
     kept, small = _mentioned(examples, params["embeddings"]["word"].shape[0])
     recipe = recipe.for_examples(examples)
     plan = plan or plan_steps([small], recipe, seed)
-    begin, step, set_rows = _compiled(model, recipe.make_loss)
+    begin, step, merge, set_rows = _compiled(model, recipe.make_loss)
     count = recipe.num_steps(len(examples.labels))
     rates = _rates(recipe.rate_for(model.config.hidden_size), count)
-    own, state = begin(params, kept)
-    if donate:
-        for leaf in jax.tree.leaves(_with_table(params, None)):
-            leaf.delete()
     key = jax.random.key(seed)
     losses = []
-    steps = range(count)
+    steps = range(recipe.networks * count)
     for number in steps if what is None else progress(steps, what, "step"):
+        network, own_number = divmod(number, count)
+        if own_number == 0:
+            own, state = begin(params, kept)
+            if donate and network == recipe.networks - 1:
+                for leaf in jax.tree.leaves(_with_table(params, None)):
+                    leaf.delete()
         batch = data.packed_parts(_batch(small, recipe, seed, number, weights), 1, plan)
         part = {name: leaf[0] for name, leaf in batch.items()}
-        own, state, loss = step(own, state, part, key, number, rates[number])
+        own, state, loss = step(own, state, part, key, number, rates[own_number])
         losses.append(loss)
-    table = set_rows(params["embeddings"]["word"], kept, own["embeddings"]["word"])
-    return _with_table(own, table), [float(loss) for loss in losses]
+        if own_number == count - 1:
+            mean = merge(mean, own, network) if network else own
+            del own, state  # Before the next network begins.
+    table = set_rows(params["embeddings"]["word"], kept, mean["embeddings"]["word"])
+    return _with_table(mean, table), [float(loss) for loss in losses]
 
 
 def plan_steps(
@@ -84,7 +91,7 @@ def plan_steps(
 ) -> tuple[Shapes, ...]:
     """Choose the shapes of the batches of all these tasks."""
     recipes = [recipe.for_examples(task) for task in tasks]  # Their batch sizes can differ.
-    steps = max(own.num_steps(len(task.labels)) for task, own in zip(tasks, recipes))
+    steps = max(own.networks * own.num_steps(len(task.labels)) for task, own in zip(tasks, recipes))
     each = [
         _batch(task, own, seed, number)["attention_mask"].sum(1)
         for task, own in zip(tasks, recipes)
@@ -137,16 +144,16 @@ def _rates(peak: float, count: int) -> np.ndarray:
 @functools.lru_cache(maxsize=8)
 def _compiled(
     model: Transformer, make_loss: Callable[[Transformer], LossFn]
-) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    """Compile the functions that begin training, take a step and set rows of a table.
+) -> tuple[Callable[..., Any], ...]:
+    """Compile the functions that begin training, take a step, average and set rows of a table.
 
     The rate is an argument, so that training with other rates and numbers of steps compiles nothing
     again.
 
     Returns:
         `(params, kept) -> (own, state)`, where `own` has only the rows `kept` of the embedding
-        table, `(own, state, batch, key, number of the step, rate) -> (own, state, loss)`, and
-        `(table, numbers of rows, rows) -> table`.
+        table, `(own, state, batch, key, number of the step, rate) -> (own, state, loss)`,
+        `(mean of n networks, own, n) -> mean`, and `(table, numbers of rows, rows) -> table`.
     """
     fixed = tuple(f"{part}/" for part in unused_parts(model.head, model.pooling))
     optimizer = adamw(1.0, weight_decay=0.01, clip_norm=1.0, fixed=fixed)
@@ -168,5 +175,9 @@ def _compiled(
         updates = optax.tree.scale(rate, updates)
         return optax.apply_updates(params, updates), state, loss
 
+    @functools.partial(quick_jit, donate_argnums=0)
+    def merge(mean: Params, own: Params, count: int) -> Params:
+        return jax.tree.map(lambda old, new: old + (new - old) / (count + 1), mean, own)
+
     set_rows = quick_jit(lambda table, numbers, rows: table.at[numbers].set(rows))
-    return begin, step, set_rows
+    return begin, step, merge, set_rows

@@ -94,6 +94,28 @@ def test_training_is_adamw_on_padded_batches(kind):
     jax.tree.map(close, (word, found), (own, expected))
 
 
+@pytest.mark.usefixtures("x64")
+def test_several_networks_are_averaged():
+    """Each has its own batches and an optimizer and rates that start again."""
+    model = Transformer(without_dropout(), pooling="mean")
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model.init(jax.random.key(0)))
+    own = RECIPES["contrastive"]._replace(steps=2, batch_size=4, epochs=0, learning_rate=0.01)
+    examples, rows = examples_of(), own.rows
+
+    def later(first):
+        return lambda labels, seed, step, size: rows(labels, seed, first + step, size)
+
+    each = [
+        train(model, params, examples, own._replace(rows=later(2 * network)), seed=1)
+        for network in range(3)
+    ]
+    found, losses = train(model, params, examples, own._replace(networks=3), seed=1, donate=True)
+    expected = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *(own for own, _ in each))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9)
+    jax.tree.map(close, (found, losses), (expected, sum((own for _, own in each), [])))
+    assert_freed(params)
+
+
 def test_dropout_differs_between_steps_and_follows_the_seed():
     model = Transformer(tiny.CONFIG, pooling="mean")
     recipe = RECIPES["contrastive"]._replace(
@@ -190,6 +212,15 @@ def test_a_plan_of_several_tasks_has_the_batches_of_their_own_recipes(monkeypatc
     for tasks in ([many, examples_of()], [examples_of(), many]):
         assert support_training.plan_steps(tasks, recipe, 0)[-1][0].rows == 6
     assert support_training.plan_steps([many], recipe, 0)[-1][0].rows == 3
+
+
+def test_a_plan_counts_the_steps_of_all_networks(monkeypatch):
+    steps = []
+    monkeypatch.setattr(support_training, "plan_shapes", lambda *args: steps.append(args[2]))
+    recipe = RECIPES["contrastive"]._replace(steps=5, epochs=0, many_shot_recipe=None)
+    for networks in (1, 3):
+        support_training.plan_steps([examples_of()], recipe._replace(networks=networks), 0)
+    assert steps == [5, 15]
 
 
 @pytest.mark.parametrize("width", [3 * tiny.CONFIG.hidden_size, tiny.CONFIG.hidden_size / 4])

@@ -19,8 +19,8 @@ def examples_of(labels, apart=False):
     [
         (2, 8, 10),
         (2, 63, 10),
-        (2, 64, 320),
-        (2, 1000, 500),
+        (2, 64, 160),
+        (2, 1000, 250),
         (3, 64, 12),
         (32, 5, 10),
         (150, 10, 94),
@@ -47,6 +47,14 @@ def test_the_mean_number_of_examples_of_the_two_classes_that_have_some_counts(co
 def test_pairs_that_are_read_apart_have_the_usual_recipe():
     recipe = RECIPES["contrastive"].for_examples(examples_of([0, 1] * 64, apart=True))
     assert recipe.make_loss is contrastive_loss
+
+
+def test_two_networks_learn_many_examples_of_two_classes():
+    usual = RECIPES["contrastive"]
+    for recipe in (usual, usual.longer(2), usual.at_rate(1e-5)):
+        for shots, networks in ((63, 1), (64, 2)):
+            examples = examples_of(np.repeat([0, 1], shots))
+            assert recipe.for_examples(examples).networks == networks
 
 
 def test_a_part_of_the_examples_can_have_the_recipe_of_all():
