@@ -46,7 +46,7 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         - `examples`: number of examples.
         - `inner_lr`: rate of the inner steps. None if the prototypes were kept.
         - `loss`: loss on the examples before each step; with `contrastive` or `finetune`, the
-          training loss of each step.
+          training loss of each step, as a mean over the networks if several are averaged.
         - `loss_after`: loss on the examples after the steps; with numbers, the mean squared error.
         - `left_out`, if prototypes and steps were compared by cross-validation: number of
           `examples`, and the accuracies of the `prototypes` and of the `steps` at rate `inner_lr`.

@@ -35,7 +35,7 @@ class Recipe(NamedTuple):
             in proportion, as Adam's should (Yang et al. 2022, arXiv:2203.03466, table 3).
         many_shot_recipe: replaces this recipe for two classes with at least `_MANY_SHOTS` examples
             each on average, except pairs of texts that are read apart. None: no replacement.
-        networks: number of networks to train, of which the parameters are averaged.
+        networks: number of networks to train; the result is the mean of their parameters.
     """
 
     make_loss: Callable[[Transformer], LossFn]

@@ -41,7 +41,8 @@ def train(
 
     Only the embedding rows that the texts mention are trained: the others have no gradient. Several
     networks of a recipe start from the same parameters and have their own batches and dropout
-    masks; the result is the mean of their parameters (Wortsman et al. 2022, arXiv:2203.05482).
+    masks; the result is the mean of their parameters (a model soup: Wortsman et al. 2022,
+    arXiv:2203.05482, section 2).
 
     Args:
         model: the network.
@@ -53,11 +54,11 @@ def train(
             all are 1.
         what: name of the progress bar. None: no bar.
         plan: shapes to pack batches to, from `plan_steps`. By default they fit the examples.
-        donate: whether to free the memory of `params`, except the table of word embeddings. The
-            caller must not use `params` afterwards.
+        donate: whether to free the memory of `params`, except the table of word embeddings, when
+            the last network begins. The caller must not use `params` afterwards.
 
     Returns:
-        The trained parameters, and the loss of each step of one network after the other.
+        The trained parameters, and the loss of each step: the mean over the networks.
     """
     kept, small = _mentioned(examples, params["embeddings"]["word"].shape[0])
     recipe = recipe.for_examples(examples)
@@ -66,9 +67,11 @@ def train(
     count = recipe.num_steps(len(examples.labels))
     rates = _rates(recipe.rate_for(model.config.hidden_size), count)
     key = jax.random.key(seed)
+    mean: Params = None
     losses = []
     steps = range(recipe.networks * count)
-    for number in steps if what is None else progress(steps, what, "step"):
+    several = "" if recipe.networks == 1 else f", {recipe.networks} networks"
+    for number in steps if what is None else progress(steps, what + several, "step"):
         network, own_number = divmod(number, count)
         if own_number == 0:
             own, state = begin(params, kept)
@@ -83,7 +86,8 @@ def train(
             mean = merge(mean, own, network) if network else own
             del own, state  # Before the next network begins.
     table = set_rows(params["embeddings"]["word"], kept, mean["embeddings"]["word"])
-    return _with_table(mean, table), [float(loss) for loss in losses]
+    mean_losses = np.reshape(losses, (recipe.networks, count)).mean(0)
+    return _with_table(mean, table), mean_losses.tolist()
 
 
 def plan_steps(
@@ -144,7 +148,7 @@ def _rates(peak: float, count: int) -> np.ndarray:
 @functools.lru_cache(maxsize=8)
 def _compiled(
     model: Transformer, make_loss: Callable[[Transformer], LossFn]
-) -> tuple[Callable[..., Any], ...]:
+) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
     """Compile the functions that begin training, take a step, average and set rows of a table.
 
     The rate is an argument, so that training with other rates and numbers of steps compiles nothing
@@ -176,8 +180,8 @@ def _compiled(
         return optax.apply_updates(params, updates), state, loss
 
     @functools.partial(quick_jit, donate_argnums=0)
-    def merge(mean: Params, own: Params, count: int) -> Params:
-        return jax.tree.map(lambda old, new: old + (new - old) / (count + 1), mean, own)
+    def merge(mean: Params, own: Params, networks: int) -> Params:
+        return jax.tree.map(lambda old, new: old + (new - old) / (networks + 1), mean, own)
 
     set_rows = quick_jit(lambda table, numbers, rows: table.at[numbers].set(rows))
     return begin, step, merge, set_rows

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from statistics import mean
 
 import jax
 import jax.numpy as jnp
@@ -109,14 +110,36 @@ def test_several_networks_are_averaged():
         train(model, params, examples, own._replace(rows=later(2 * network)), seed=1)
         for network in range(3)
     ]
-    found, losses = train(model, params, examples, own._replace(networks=3), seed=1, donate=True)
-    expected = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *(own for own, _ in each))
+    found = train(model, params, examples, own._replace(networks=3), seed=1, donate=True)
+    expected = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *each)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9)
-    jax.tree.map(close, (found, losses), (expected, sum((own for _, own in each), [])))
+    jax.tree.map(close, found, expected)
     assert_freed(params)
 
 
-def test_dropout_differs_between_steps_and_follows_the_seed():
+def test_a_network_begins_without_the_optimizer_state_of_the_last(monkeypatch):
+    sizes, compiled = [], support_training._compiled
+
+    def watched(*args):
+        begin, *others = compiled(*args)
+
+        def watch(*args):
+            sizes.append(sum(leaf.nbytes for leaf in jax.live_arrays()))
+            return begin(*args)
+
+        return watch, *others
+
+    monkeypatch.setattr(support_training, "_compiled", watched)
+    model = Transformer(tiny.CONFIG, pooling="mean")
+    params = model.init(jax.random.key(0))
+    recipe = RECIPES["contrastive"]._replace(steps=1, epochs=0, networks=3)
+    train(model, params, examples_of(), recipe, seed=0)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    for later in sizes[1:]:  # There is the mean besides the start.
+        assert later - sizes[0] < 1.5 * size
+
+
+def test_dropout_differs_between_steps_and_networks_and_follows_the_seed():
     model = Transformer(tiny.CONFIG, pooling="mean")
     recipe = RECIPES["contrastive"]._replace(
         rows=lambda labels, seed, step, size: np.arange(size), steps=2, epochs=0, learning_rate=0.0
@@ -125,6 +148,8 @@ def test_dropout_differs_between_steps_and_follows_the_seed():
     losses = [train(model, params, examples_of(), recipe, seed=seed)[1] for seed in (0, 0, 1)]
     assert losses[0] == losses[1]
     assert len({*losses[0], *losses[2]}) == 4
+    two = recipe._replace(steps=1, networks=2)
+    assert train(model, params, examples_of(), two, seed=0)[1] == pytest.approx([mean(losses[0])])
 
 
 def test_tokens_that_no_text_has_keep_their_embeddings(monkeypatch):
