@@ -83,7 +83,7 @@ def train(
         own, state, loss = step(own, state, part, key, number, rates[own_number])
         losses.append(loss)
         if own_number == count - 1:
-            mean = merge(mean, own, network) if network else own
+            mean = merge(own, mean, 1 / (network + 1)) if network else own
             del own, state  # Before the next network begins.
     table = set_rows(params["embeddings"]["word"], kept, mean["embeddings"]["word"])
     mean_losses = np.reshape(losses, (recipe.networks, count)).mean(0)
@@ -157,7 +157,7 @@ def _compiled(
     Returns:
         `(params, kept) -> (own, state)`, where `own` has only the rows `kept` of the embedding
         table, `(own, state, batch, key, number of the step, rate) -> (own, state, loss)`,
-        `(mean of n networks, own, n) -> mean`, and `(table, numbers of rows, rows) -> table`.
+        `(own, mean, share of own) -> mean`, and `(table, numbers of rows, rows) -> table`.
     """
     fixed = tuple(f"{part}/" for part in unused_parts(model.head, model.pooling))
     optimizer = adamw(1.0, weight_decay=0.01, clip_norm=1.0, fixed=fixed)
@@ -179,9 +179,6 @@ def _compiled(
         updates = optax.tree.scale(rate, updates)
         return optax.apply_updates(params, updates), state, loss
 
-    @functools.partial(quick_jit, donate_argnums=0)
-    def merge(mean: Params, own: Params, networks: int) -> Params:
-        return jax.tree.map(lambda old, new: old + (new - old) / (networks + 1), mean, own)
-
+    merge = quick_jit(optax.incremental_update, donate_argnums=1)
     set_rows = quick_jit(lambda table, numbers, rows: table.at[numbers].set(rows))
     return begin, step, merge, set_rows
